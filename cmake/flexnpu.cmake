@@ -1,0 +1,47 @@
+# Helpers for the rooms' CMakeLists.
+
+# flexnpu_output_dir(VAR PACKAGE_DIR): where an artefact of PACKAGE_DIR (relative to the repository) is built.
+function(flexnpu_output_dir var package_dir)
+  if(FLEXNPU_INPLACE)
+    set(${var} ${PROJECT_SOURCE_DIR}/${package_dir} PARENT_SCOPE)
+  else()
+    set(${var} ${PROJECT_BINARY_DIR}/${package_dir} PARENT_SCOPE)
+  endif()
+endfunction()
+
+# flexnpu_library(TARGET OUTPUT_NAME PACKAGE_DIR): place a shared library, without version suffix, in PACKAGE_DIR.
+function(flexnpu_place target output_name package_dir)
+  flexnpu_output_dir(dir ${package_dir})
+  set_target_properties(${target} PROPERTIES
+    OUTPUT_NAME ${output_name}
+    LIBRARY_OUTPUT_DIRECTORY ${dir}
+    BUILD_RPATH "$ORIGIN" INSTALL_RPATH "$ORIGIN" BUILD_WITH_INSTALL_RPATH ON)
+  install(TARGETS ${target} LIBRARY DESTINATION ${package_dir})
+endfunction()
+
+# flexnpu_python_module(TARGET PACKAGE_DIR sources...): a nanobind extension module in PACKAGE_DIR.
+function(flexnpu_python_module target package_dir)
+  if(NOT COMMAND nanobind_add_module)
+    execute_process(COMMAND ${Python_EXECUTABLE} -m nanobind --cmake_dir
+                    OUTPUT_STRIP_TRAILING_WHITESPACE OUTPUT_VARIABLE nanobind_ROOT)
+    find_package(nanobind CONFIG REQUIRED)
+  endif()
+  nanobind_add_module(${target} NB_STATIC ${ARGN})
+  # nanobind's own sources are not held to our warnings.
+  target_compile_options(nanobind-static PRIVATE -w)
+  flexnpu_output_dir(dir ${package_dir})
+  set_target_properties(${target} PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${dir})
+  install(TARGETS ${target} LIBRARY DESTINATION ${package_dir})
+endfunction()
+
+# flexnpu_test(NAME sources... LIBS libs...): a doctest executable, run by ctest and by tests/test_native.py.
+function(flexnpu_test name)
+  if(NOT FLEXNPU_TESTS)
+    return()
+  endif()
+  cmake_parse_arguments(T "" "" "LIBS" ${ARGN})
+  add_executable(${name} ${T_UNPARSED_ARGUMENTS})
+  target_link_libraries(${name} PRIVATE ${T_LIBS} Threads::Threads)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/unit)
+  add_test(NAME ${name} COMMAND ${name})
+endfunction()
