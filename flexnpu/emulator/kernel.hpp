@@ -1,0 +1,58 @@
+// What passes between the emulated operators (libopapi) and the emulated runtime (libacl_rt).
+//
+// An operator's second call launches a Kernel:
+//
+//     Kernel kernel{...};
+//     aclrtLaunchKernelWithHostArgs(func, blocks, stream, nullptr, &kernel, sizeof(kernel), nullptr, 0);
+//
+// The Kernel struct is copied. When the launch returns ACL_SUCCESS the runtime owns `self` and calls destroy(self) once,
+// after the last run, on a thread of its own or inside the launch; when it returns an error the caller still owns it.
+// run(self) is called on a worker thread of the stream, never concurrently with itself, and possibly several times
+// (graph replay), so it must not consume its arguments. In `time` mode run is never called.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace flexnpu::emulator {
+
+// Inputs of the roofline: what the operator asks of the chip, not how long it takes.
+struct KernelCost {
+    double cube_flops = 0;    // floating-point (or integer) operations on the matrix unit: 2*M*N*K for a product
+    int32_t cube_dtype = 0;   // aclDataType of the product's inputs: chooses the matrix unit's peak
+    double vector_flops = 0;  // operations on the vector unit, in elements processed times passes
+    double bytes = 0;         // bytes read from and written to device memory
+};
+
+struct Kernel {
+    uint32_t op = 0;             // row in the operator table (kOps)
+    const char* name = nullptr;  // static storage; appears in error messages
+    KernelCost cost;
+    bool has_body = true;             // false: takes its time, computes nothing
+    int (*run)(void* self) = nullptr;  // returns an ACL error, which becomes the stream's asynchronous error
+    void (*destroy)(void* self) = nullptr;
+    void* self = nullptr;
+};
+
+enum Mode : int32_t { kModeCompute = 0, kModeTime = 1 };
+enum Missing : int32_t { kMissingError = 0, kMissingTime = 1 };
+
+}  // namespace flexnpu::emulator
+
+extern "C" {
+
+// FLEXNPU_EMU_MODE and FLEXNPU_EMU_MISSING as the runtime read them.
+int32_t flexnpu_emu_mode(void);
+int32_t flexnpu_emu_missing(void);
+
+// Sets the message that aclGetRecentErrMsg gives to the calling thread (printf-like). Returns `error`, so that a
+// caller can write `return flexnpu_emu_fail(ACL_ERROR_..., "...", ...)`.
+int32_t flexnpu_emu_fail(int32_t error, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+// 1 when [p, p+size) lies wholly inside one allocation of device memory of this process, else 0.
+int32_t flexnpu_emu_is_device_range(const void* p, size_t size);
+
+// Nanoseconds that the device's compute engine has been busy since the first user opened it, over all processes.
+// Returns an ACL error when the device does not exist.
+int32_t flexnpu_emu_device_busy_ns(int32_t device, uint64_t* out);
+}
