@@ -1,0 +1,166 @@
+"""What the probes publish: one `Step` a model step, one `RequestTiming` a streamed request, and `Losses`.
+
+Every event has one JSON form, a single line with ``"v"`` (the version of the form, `VERSION`) and
+``"type"`` (``step``, ``request`` or ``losses``). A reader ignores fields that it does not know, so fields
+may be added without a new version. A measurement that could not be made is ``null``, never zero.
+
+All times are nanoseconds of CLOCK_MONOTONIC on the traced machine (Python's `time.monotonic_ns`), so
+steps and requests share one axis.
+
+>>> line = Losses(t_ns=1, source="steps", counts={"steps_lost": 0}).to_json()
+>>> from_json(line).counts
+{'steps_lost': 0}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+VERSION = 1
+
+Phase = Literal["prefill", "decode", "mixed", "other"]
+
+# Strict: a string that merely looks like a number is a malformed line.
+_NonNegative = Annotated[int, Field(ge=0, strict=True)]
+_Fraction = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
+_Microseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
+_Flag = Annotated[bool, Field(strict=True)]
+
+
+class EventError(ValueError):
+    """A line that is not an event: not JSON, another version, an unknown type, or a wrong field."""
+
+
+class _Event:
+    """What all events share: the JSON form."""
+
+    __slots__: ClassVar[tuple[str, ...]] = ()
+    type: ClassVar[str]
+
+    def to_json(self) -> str:
+        """The event as one line of JSON, without the newline."""
+        fields = {slot: getattr(self, slot) for slot in self.__slots__}
+        return json.dumps({"v": VERSION, "type": self.type, **fields}, separators=(",", ":"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step(_Event):
+    """One forward pass of a model, or another run of launches between two boundaries, on one lane.
+
+    A lane is a stream of a process. `phases` says how the phase and the tokens are found, and what
+    `evidence` and `confidence` mean.
+    """
+
+    type: ClassVar[str] = "step"
+
+    t_start_ns: _NonNegative
+    """First call that belongs to the step (its first copy, embedding or launch), CLOCK_MONOTONIC."""
+    t_end_ns: _NonNegative
+    """Return of the synchronise that ended the step; for one ended otherwise, its last launch."""
+    pid: _NonNegative
+    comm: str
+    stream: _NonNegative
+    """The stream's handle as the traced process sees it."""
+    phase: Phase
+    tokens: _NonNegative | None
+    """Tokens processed over all sequences, padding included; None when nothing showed them."""
+    batch: _NonNegative | None
+    """Sequences in the step; None when nothing showed them."""
+    launches: _NonNegative
+    """Operator launches seen on the lane."""
+    graph_launches: _NonNegative
+    h2d_bytes: _NonNegative
+    d2h_bytes: _NonNegative
+    evidence: str
+    """What the phase rests on, e.g. ``embedding[1,37]``."""
+    confidence: _Fraction
+    gated_us: _Microseconds | None = None
+    """Time for which the daemon's gate held the lane's head during the step; None without a daemon."""
+    kv_len: _NonNegative | None = None
+    """Longest KV length of any sequence, where an attention operator showed it."""
+    ended_by: str = "sync"
+    """``sync``, ``copy``, ``embedding`` (the next step began), ``graph``, ``gap``, or ``detach``."""
+
+    @property
+    def duration_us(self) -> float:
+        return (self.t_end_ns - self.t_start_ns) / 1e3
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestTiming(_Event):
+    """One streamed HTTP request as seen on the server's socket."""
+
+    type: ClassVar[str] = "request"
+
+    pid: _NonNegative
+    comm: str
+    fd: _NonNegative
+    t_arrival_ns: _NonNegative
+    """First byte of the request read by the server."""
+    t_first_ns: _NonNegative | None
+    """First chunk with content (not the role chunk) written; None when none was."""
+    t_end_ns: _NonNegative | None
+    """End of the response written; None while it runs, or when it was cut off."""
+    chunk_ns: list[_NonNegative]
+    """When each content chunk was written, the first included."""
+    path: str
+    status: _NonNegative | None
+    prompt_chars: _NonNegative | None
+    complete: _Flag
+    """The whole exchange was seen: no byte of it was lost by the tracer and it ended as HTTP says."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Losses(_Event):
+    """What a tracer could not deliver or decide, counted since it started.
+
+    Counters only grow; an absent key was not counted. Keys of ``source="steps"`` are listed in
+    `tracer.COUNTERS`, those of ``source="wire"`` in `wire`; ``source="feed"`` has ``feed_dropped``, the
+    lines that this subscriber of a feed was too slow for.
+    """
+
+    type: ClassVar[str] = "losses"
+
+    t_ns: _NonNegative
+    source: str
+    counts: dict[str, _NonNegative]
+
+
+Event = Step | RequestTiming | Losses
+
+_TYPES: dict[str, type[Step] | type[RequestTiming] | type[Losses]] = {
+    "step": Step,
+    "request": RequestTiming,
+    "losses": Losses,
+}
+
+
+@cache
+def _adapter(kind: str) -> TypeAdapter[Event]:
+    return TypeAdapter(_TYPES[kind])
+
+
+def from_json(line: str | bytes) -> Event:
+    """Read one event. Raises `EventError`, which says what is wrong with the line."""
+    try:
+        raw: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise EventError(f"not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise EventError(f"not a JSON object: {type(raw).__name__}")
+    version, kind = raw.pop("v", None), raw.pop("type", None)
+    if version != VERSION:
+        raise EventError(f"version {version!r}, this program reads version {VERSION}")
+    if not isinstance(kind, str) or kind not in _TYPES:
+        raise EventError(f"unknown type {kind!r}")
+    try:
+        return _adapter(kind).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise EventError(f"{kind}: {where}: {first['msg']}") from None
