@@ -1,0 +1,59 @@
+# The project's entry points. `make setup` once; then `make demo`, `make test`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := $(CURDIR)/.venv
+PYTHON := $(VENV)/bin/python
+BUILD_DIR := $(CURDIR)/build
+# Natives compile in parallel, but a small machine must not swap: about 1 GB a job.
+JOBS ?= $(shell nproc)
+PYTEST_ARGS ?=
+
+.PHONY: help setup build demo test lint bench dashboards wheel clean
+
+help:
+	@echo "make setup       install system packages (as root), a venv, the build and the commands; safe to repeat"
+	@echo "make build       compile the natives in place (after a change to C++)"
+	@echo "make demo        two LLM servers on one emulated NPU, traced and gated; writes demo-report.json"
+	@echo "make test        lint, unit tests and end-to-end tests (PYTEST_ARGS='-k gate' for a part)"
+	@echo "make lint        ruff and mypy only"
+	@echo "make bench       the benchmarks, one JSON object each"
+	@echo "make dashboards  write the Grafana dashboards to dashboards/out"
+	@echo "make wheel       build a wheel into dist/"
+	@echo "make clean       remove what the build made"
+
+setup:
+	@scripts/setup
+
+build: $(PYTHON)
+	@cmake -S . -B $(BUILD_DIR) -G Ninja -DFLEXNPU_INPLACE=ON -DPython_EXECUTABLE=$(PYTHON) --log-level=WARNING >/dev/null
+	@cmake --build $(BUILD_DIR) --parallel $(JOBS)
+
+$(PYTHON):
+	@echo "make: no $(VENV): run 'make setup' first" >&2; exit 1
+
+demo: $(PYTHON)
+	@$(VENV)/bin/flexnpu demo
+
+test: build
+	@$(MAKE) --no-print-directory lint
+	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+lint: $(PYTHON)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+bench: build
+	@scripts/bench
+
+dashboards: $(PYTHON)
+	@$(PYTHON) -m dashboards
+
+wheel: $(PYTHON)
+	@$(VENV)/bin/pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:
+	@rm -rf build dist dashboards/out demo-report.json flexnpu/client/lib flexnpu/emulator/lib
+	@find flexnpu probes collectors controllers -name '*.so' -delete

@@ -1,0 +1,209 @@
+"""Tiny language models with random weights, made offline, for servers that nobody here wrote.
+
+The weights mean nothing; the computation is a real Llama's and a real Qwen2's. Two properties make the text of
+such a model usable as a measuring instrument:
+
+- every vocabulary entry is printable ASCII, so each decoded token is at once a piece of text, and a server that
+  streams by text sends one content chunk a token;
+- the output rows of the special tokens are zero, hence their logits are 0 while the largest of some hundred
+  random logits is positive: greedy decoding never emits one, and a request ends at its ``max_tokens``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import string
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flexnpu.cli import paths as cli_paths
+
+#: In their order of ids; the first is also the padding token.
+SPECIAL_TOKENS = ("<|pad|>", "<|begin|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+
+CHAT_TEMPLATE = (
+    "{{ '<|begin|>' }}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """The shape of a model; ``family`` is ``llama`` or ``qwen2``."""
+
+    family: str
+    hidden: int = 64
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate: int = 256
+    vocabulary: int = 512
+    max_positions: int = 4096
+    seed: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, embeddings included (biases and norms left out: under one percent)."""
+        head_dim = self.hidden // self.heads
+        attention = self.hidden * head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return (
+            self.layers * (attention + 3 * self.hidden * self.intermediate)
+            + 2 * self.vocabulary * self.hidden
+        )
+
+
+def training_text() -> str:
+    """Text that the vocabulary is learned from: this package's own sources, printable ASCII only."""
+    root = Path(__file__).resolve().parent
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(root.glob("*.py")))
+    return "".join(char for char in text if char in string.printable)
+
+
+def make_tokenizer(directory: Path, vocabulary: int) -> None:
+    """Write a byte-pair tokenizer of ``vocabulary`` printable entries, and a chat template, to ``directory``."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=[],
+        max_token_length=8,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([training_text()], trainer)
+    if tokenizer.get_vocab_size() != vocabulary:
+        raise ValueError(
+            f"the training text yields {tokenizer.get_vocab_size()} entries, {vocabulary} wanted"
+        )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    _write_json(
+        directory / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": SPECIAL_TOKENS[0],
+            "bos_token": SPECIAL_TOKENS[1],
+            "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
+
+
+def make_model(directory: Path, spec: TinyModel) -> None:
+    """Write config, random weights (float32) and generation config of ``spec`` to ``directory``.
+
+    Done without transformers: it would import the NPU backend, and making a model needs no NPU.
+    """
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    architectures = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+    if spec.family not in architectures:
+        raise ValueError(f"unknown model family {spec.family!r}: {' or '.join(architectures)}")
+    random = np.random.default_rng(spec.seed)
+    head_dim = spec.hidden // spec.heads
+    weights: dict[str, Any] = {}
+
+    def matrix(name: str, rows: int, columns: int) -> None:
+        # Larger than a trained model's, so that greedy choices lie far apart and do not hang on rounding.
+        weights[f"{name}.weight"] = random.normal(0.0, 0.1, (rows, columns)).astype(np.float32)
+
+    matrix("model.embed_tokens", spec.vocabulary, spec.hidden)
+    for index in range(spec.layers):
+        layer = f"model.layers.{index}"
+        for name, heads in (("q_proj", spec.heads), ("k_proj", spec.kv_heads), ("v_proj", spec.kv_heads)):
+            matrix(f"{layer}.self_attn.{name}", heads * head_dim, spec.hidden)
+            if spec.family == "qwen2":
+                bias = random.normal(0.0, 0.1, heads * head_dim)
+                weights[f"{layer}.self_attn.{name}.bias"] = bias.astype(np.float32)
+        matrix(f"{layer}.self_attn.o_proj", spec.hidden, spec.heads * head_dim)
+        matrix(f"{layer}.mlp.gate_proj", spec.intermediate, spec.hidden)
+        matrix(f"{layer}.mlp.up_proj", spec.intermediate, spec.hidden)
+        matrix(f"{layer}.mlp.down_proj", spec.hidden, spec.intermediate)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{layer}.{name}.weight"] = np.ones(spec.hidden, np.float32)
+    weights["model.norm.weight"] = np.ones(spec.hidden, np.float32)
+    matrix("lm_head", spec.vocabulary, spec.hidden)
+    weights["lm_head.weight"][: len(SPECIAL_TOKENS)] = 0
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+    special = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
+    _write_json(
+        directory / "config.json",
+        {
+            "architectures": [architectures[spec.family]],
+            "model_type": spec.family,
+            "hidden_size": spec.hidden,
+            "intermediate_size": spec.intermediate,
+            "num_hidden_layers": spec.layers,
+            "num_attention_heads": spec.heads,
+            "num_key_value_heads": spec.kv_heads,
+            "vocab_size": spec.vocabulary,
+            "max_position_embeddings": spec.max_positions,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": False,
+            "dtype": "float32",
+            **special,
+        },
+    )
+    _write_json(directory / "generation_config.json", {"do_sample": False, **special})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def ensure(spec: TinyModel, cache: Path | None = None) -> Path:
+    """Return a directory with the model and tokenizer of ``spec``, made offline on first use."""
+    cache = cache or cli_paths.cache_dir() / "models"
+    name = f"{spec.family}-h{spec.hidden}-l{spec.layers}-v{spec.vocabulary}-s{spec.seed}"
+    directory = cache / name
+    description = json.dumps(asdict(spec), sort_keys=True)
+    marker = directory / "flexnpu.json"
+    if marker.is_file() and marker.read_text(encoding="utf-8") == description:
+        return directory
+    cache.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=cache))
+    try:
+        make_tokenizer(building, spec.vocabulary)
+        make_model(building, spec)
+        (building / "flexnpu.json").write_text(description, encoding="utf-8")
+        shutil.rmtree(directory, ignore_errors=True)
+        building.rename(directory)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return directory
+
+
+def main() -> None:
+    """Make the models named on the command line (families) and print their directories."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description="make tiny random-weight models and print where they are")
+    parser.add_argument("family", nargs="+", choices=("llama", "qwen2"))
+    parser.add_argument("--hidden", type=int, default=TinyModel.hidden)
+    parser.add_argument("--layers", type=int, default=TinyModel.layers)
+    parser.add_argument("--intermediate", type=int, default=TinyModel.intermediate)
+    parser.add_argument("--cache", type=Path)
+    arguments = parser.parse_args()
+    for family in arguments.family:
+        spec = TinyModel(
+            family,
+            hidden=arguments.hidden,
+            layers=arguments.layers,
+            intermediate=arguments.intermediate,
+        )
+        print(ensure(spec, arguments.cache))
+
+
+if __name__ == "__main__":
+    main()
