@@ -1,10 +1,10 @@
 """Tiny language models with random weights, made offline, for servers that nobody here wrote.
 
-The weights mean nothing; the computation is a real Llama's and a real Qwen2's. Two properties make the text of
-such a model usable as a measuring instrument:
+The weights mean nothing; the computation is a real Llama's and a real Qwen2's. Two properties make the text
+of such a model usable as a measuring instrument:
 
-- every vocabulary entry is printable ASCII, so each decoded token is at once a piece of text, and a server that
-  streams by text sends one content chunk a token;
+- every vocabulary entry is printable ASCII, so each decoded token is at once a piece of text, and a server
+  that streams by text sends one content chunk a token;
 - the output rows of the special tokens are zero, hence their logits are 0 while the largest of some hundred
   random logits is positive: greedy decoding never emits one, and a request ends at its ``max_tokens``.
 """
@@ -26,7 +26,9 @@ SPECIAL_TOKENS = ("<|pad|>", "<|begin|>", "<|system|>", "<|user|>", "<|assistant
 
 CHAT_TEMPLATE = (
     "{{ '<|begin|>' }}"
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
@@ -64,7 +66,7 @@ def training_text() -> str:
 
 
 def make_tokenizer(directory: Path, vocabulary: int) -> None:
-    """Write a byte-pair tokenizer of ``vocabulary`` printable entries, and a chat template, to ``directory``."""
+    """Write a tokenizer of ``vocabulary`` printable entries, and a chat template, to ``directory``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())

@@ -1,0 +1,305 @@
+"""Replay real request arrivals at an OpenAI-compatible endpoint; time the answers by the client's clock.
+
+Arrivals and token counts come from a production trace (``benchmarks/data``), scaled: ``rate`` stretches time,
+``prompt_scale`` and ``output_scale`` shrink token counts to what a small model is served with. Times are
+CLOCK_MONOTONIC nanoseconds, the clock that the probes use, so that both sides can be laid over each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import hashlib
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+DATA = Path(__file__).resolve().parent / "data"
+WORDS = ("the", "model", "reads", "one", "page", "of", "text", "and", "writes", "a", "word", "after", "it")
+TRACES = {"conv": DATA / "azure_2023_conv.csv", "code": DATA / "azure_2023_code.csv"}
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How a trace becomes a load.
+
+    ``rate``: arrivals a second relative to the trace's. ``prompt_scale`` and ``output_scale`` multiply token
+    counts, which are then kept inside ``prompt_limits`` and ``output_limits`` (tokens, both ends included).
+    """
+
+    rate: float = 1.0
+    prompt_scale: float = 1.0
+    output_scale: float = 1.0
+    prompt_limits: tuple[int, int] = (8, 4000)
+    output_limits: tuple[int, int] = (1, 1024)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request to send ``at_s`` seconds after the start."""
+
+    at_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass
+class Record:
+    """What the client saw of one request, in CLOCK_MONOTONIC ns; ``chunk_ns`` has content chunks only."""
+
+    server: str
+    sent_ns: int
+    chunk_ns: list[int] = field(default_factory=list)
+    end_ns: int | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    text_sha256: str | None = None
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the stream ended by itself with the server's own token counts."""
+        return self.error is None and self.end_ns is not None and self.output_tokens is not None
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """Time to first token: from sending to the first chunk with content; None if none came."""
+        return (self.chunk_ns[0] - self.sent_ns) / 1e6 if self.chunk_ns else None
+
+    @property
+    def intervals_ms(self) -> list[float]:
+        """Times between successive content chunks, which are tokens for the models of `benchmarks.models`."""
+        return [(b - a) / 1e6 for a, b in zip(self.chunk_ns, self.chunk_ns[1:], strict=False)]
+
+
+def load_arrivals(path: Path, duration_s: float, scaling: Scaling, skip_s: float = 0.0) -> list[Arrival]:
+    """Read the arrivals of ``duration_s`` seconds of replay, from ``skip_s`` seconds of trace time onwards.
+
+    Raises ValueError for a file that is not such a trace, naming the line.
+    """
+    arrivals: list[Arrival] = []
+    start: datetime | None = None
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                # Seven fractional digits in the file; datetime takes six.
+                at = datetime.fromisoformat(row["TIMESTAMP"][:26])
+                prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path}:{number}: not a row of TIMESTAMP,ContextTokens,GeneratedTokens"
+                ) from error
+            start = start or at
+            at_s = ((at - start).total_seconds() - skip_s) / scaling.rate
+            if at_s < 0:
+                continue
+            if at_s >= duration_s:
+                break
+            arrivals.append(
+                Arrival(
+                    at_s,
+                    _clip(prompt * scaling.prompt_scale, scaling.prompt_limits),
+                    _clip(output * scaling.output_scale, scaling.output_limits),
+                )
+            )
+    return arrivals
+
+
+def _clip(value: float, limits: tuple[int, int]) -> int:
+    return min(max(round(value), limits[0]), limits[1])
+
+
+class PromptMaker:
+    """Makes prompts of a wanted length in tokens, different from each other, the same for the same seed."""
+
+    def __init__(self, model_dir: Path, seed: int = 0) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+        self._random = random.Random(seed)
+        self._words = list(WORDS)
+        # What the chat template adds around one user message: begin, role, end, role.
+        self._overhead = 4
+
+    def count(self, text: str) -> int:
+        """Tokens of ``text`` as the only user message of a chat, chat template included."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids) + self._overhead
+
+    def make(self, tokens: int) -> str:
+        """A text whose chat is about ``tokens`` tokens long (at most one word short)."""
+        words: list[str] = []
+        # One word is one to four tokens: guess, then correct by measuring.
+        while self.count(" ".join(words)) < tokens:
+            missing = tokens - self.count(" ".join(words))
+            words.extend(self._random.choices(self._words, k=max(1, missing // 4)))
+        while len(words) > 1 and self.count(" ".join(words)) > tokens:
+            words.pop()
+        return " ".join(words)
+
+
+async def request(
+    client: httpx.AsyncClient, server: str, url: str, prompt: str, output_tokens: int
+) -> Record:
+    """Stream one chat completion and time it. Errors are recorded, not raised."""
+    body = {"messages": [{"role": "user", "content": prompt}], "stream": True, "max_tokens": output_tokens}
+    record = Record(server, time.monotonic_ns())
+    digest = hashlib.sha256()
+    try:
+        async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+            if response.status_code != 200:
+                detail = (await response.aread()).decode(errors="replace")[:200]
+                record.error = f"HTTP {response.status_code}: {detail}"
+                return record
+            async for line in response.aiter_lines():
+                if line.startswith("data:"):
+                    _take_chunk(record, digest, line.removeprefix("data:").strip())
+        record.end_ns = time.monotonic_ns()
+        record.text_sha256 = digest.hexdigest()
+    except (httpx.HTTPError, OSError) as error:
+        record.error = f"{type(error).__name__}: {error}"
+    return record
+
+
+def _take_chunk(record: Record, digest: Any, data: str) -> None:
+    now = time.monotonic_ns()
+    if data == "[DONE]":
+        return
+    try:
+        chunk = json.loads(data)
+    except ValueError:
+        record.error = f"not a JSON chunk: {data[:80]}"
+        return
+    if "error" in chunk:
+        record.error = str(chunk["error"])
+        return
+    for choice in chunk.get("choices", ()):
+        content = choice.get("delta", {}).get("content")
+        if content:
+            record.chunk_ns.append(now)
+            digest.update(content.encode())
+    usage = chunk.get("usage")
+    if usage:
+        record.prompt_tokens = usage["prompt_tokens"]
+        record.output_tokens = usage["completion_tokens"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server and the load it gets."""
+
+    name: str
+    url: str
+    arrivals: Sequence[Arrival]
+    prompts: Sequence[str]
+
+
+async def replay(
+    targets: Iterable[Target],
+    drain_s: float = 30.0,
+    on_record: Callable[[Record], None] | None = None,
+) -> list[Record]:
+    """Send every arrival of every target at its time, without waiting for earlier answers.
+
+    Once the last arrival is sent, answers still missing after ``drain_s`` seconds are cancelled and come back as
+    records with the error ``drain``. Records are in the order of sending.
+    """
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with httpx.AsyncClient(timeout=httpx.Timeout(None, connect=10.0), limits=limits) as client:
+        start = time.monotonic()
+
+        async def one(target: Target, arrival: Arrival, prompt: str) -> Record:
+            await asyncio.sleep(max(0.0, start + arrival.at_s - time.monotonic()))
+            sent_ns = time.monotonic_ns()
+            try:
+                record = await request(client, target.name, target.url, prompt, arrival.output_tokens)
+            except asyncio.CancelledError:
+                record = Record(target.name, sent_ns, error="drain")
+            if on_record is not None:
+                on_record(record)
+            return record
+
+        last = 0.0
+        tasks = []
+        for target in targets:
+            for arrival, prompt in zip(target.arrivals, target.prompts, strict=True):
+                last = max(last, arrival.at_s)
+                tasks.append(asyncio.create_task(one(target, arrival, prompt)))
+        if not tasks:
+            return []
+        _, pending = await asyncio.wait(tasks, timeout=last + drain_s)
+        for task in pending:
+            task.cancel()
+        records = await asyncio.gather(*tasks)
+    return sorted(records, key=lambda record: record.sent_ns)
+
+
+def quantile(values: Sequence[float], q: float) -> float | None:
+    """The ``q`` quantile (0..1), linear between order statistics; None of nothing."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    position = q * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def summarise(records: Sequence[Record], window_s: float) -> dict[str, Any]:
+    """Client-side figures of one server over ``window_s`` seconds; absent quantities are None."""
+    done = [record for record in records if record.ok]
+    ttft = [record.ttft_ms for record in done if record.ttft_ms is not None]
+    intervals = [value for record in done for value in record.intervals_ms]
+    end_to_end = [(record.end_ns - record.sent_ns) / 1e6 for record in done if record.end_ns is not None]
+    return {
+        "requests": len(records),
+        "completed": len(done),
+        "errors": sorted({record.error for record in records if record.error}),
+        "ttft_ms": {"p50": quantile(ttft, 0.5), "p99": quantile(ttft, 0.99)},
+        "token_interval_ms": {"p50": quantile(intervals, 0.5), "p99": quantile(intervals, 0.99)},
+        "end_to_end_ms": {"p50": quantile(end_to_end, 0.5), "p99": quantile(end_to_end, 0.99)},
+        "output_tokens_per_s": sum(record.output_tokens or 0 for record in done) / window_s,
+        "prompt_tokens_per_s": sum(record.prompt_tokens or 0 for record in done) / window_s,
+        "requests_per_s": len(done) / window_s,
+    }
+
+
+def main() -> None:
+    """Replay one trace at one server and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("url", help="e.g. http://127.0.0.1:8000")
+    parser.add_argument("--model-dir", type=Path, required=True, help="where the server's tokenizer.json is")
+    parser.add_argument("--trace", choices=sorted(TRACES), default="conv")
+    parser.add_argument("--duration", type=float, default=30.0, help="seconds (default 30)")
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="arrival rate relative to the trace (default 1)"
+    )
+    parser.add_argument("--prompt-scale", type=float, default=1.0)
+    parser.add_argument("--output-scale", type=float, default=1.0)
+    parser.add_argument("--skip", type=float, default=0.0, help="seconds of the trace to skip")
+    parser.add_argument("--records", action="store_true", help="add every request's times")
+    arguments = parser.parse_args()
+    scaling = Scaling(arguments.rate, arguments.prompt_scale, arguments.output_scale)
+    arrivals = load_arrivals(TRACES[arguments.trace], arguments.duration, scaling, arguments.skip)
+    maker = PromptMaker(arguments.model_dir)
+    prompts = [maker.make(arrival.prompt_tokens) for arrival in arrivals]
+    records = asyncio.run(replay([Target("server", arguments.url, arrivals, prompts)]))
+    result = summarise(records, arguments.duration)
+    if arguments.records:
+        result["records"] = [asdict(record) for record in records]
+    json.dump(result, sys.stdout, indent=2)
+    print()
+    if result["completed"] < result["requests"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
