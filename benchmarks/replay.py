@@ -209,8 +209,8 @@ async def replay(
 ) -> list[Record]:
     """Send every arrival of every target at its time, without waiting for earlier answers.
 
-    Once the last arrival is sent, answers still missing after ``drain_s`` seconds are cancelled and come back as
-    records with the error ``drain``. Records are in the order of sending.
+    Answers still missing ``drain_s`` seconds after the last arrival are cancelled and come back as records with
+    the error ``drain``. Records are in the order of sending.
     """
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(timeout=httpx.Timeout(None, connect=10.0), limits=limits) as client:
