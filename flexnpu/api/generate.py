@@ -1,20 +1,20 @@
 """Generate the C++ that follows from the API table.
 
-Reads `functions.tsv` (every AscendCL function outside aclnn: name, library, return type, parameter types, class),
-`types.tsv` (what each type is in C) and `aclnn.tsv` (every aclnn operator with its argument kinds, see
-`aclnn_arg.hpp`), and writes into OUT_DIR:
+Reads `functions.tsv` (every AscendCL function outside aclnn: name, library, return type, parameter types,
+class), `types.tsv` (what each type is in C) and `aclnn.tsv` (every aclnn operator with its argument kinds,
+see `aclnn_arg.hpp`), and writes into OUT_DIR:
 
     acl.gen.h                   prototypes and types of every function
     fn_ids.gen.h, .gen.cpp      FnId, kFnNames, kOps, find_op
     aclnn_front.gen.cpp         exported aclnnX/aclnnXGetWorkspaceSize over the two flexnpu_aclnn_* hooks
     aclnn_invoke.gen.cpp        calls a vendor's first call from a list of AclnnArg
     emu_fallback_<lib>.gen.cpp  weak definition of every function of one library: a named ACL error
-    client_stubs.gen.cpp        weak definition of every function: forwarded, or refused with a named ACL error
+    client_stubs.gen.cpp        weak definition of every function: forwarded, or a named ACL error
     daemon_handlers.gen.cpp     the daemon's end of every forwarded function
     exports.gen.map             version script: the symbols that a client library exports
 
 A function's class says who serves it under interposition:
-    forward  generated: by-value parameters and plain outputs cross to the daemon, which calls the vendor's function
+    forward  generated: values and plain outputs cross to the daemon, which calls the vendor's
     hand     written by hand in flexnpu/client (a strong definition replaces the weak stub)
     local    host objects, answered in the caller's process by flexnpu/api/host_objects.cpp
     refuse   fails with an ACL error that names the function
@@ -239,7 +239,8 @@ const uint64_t kTableHash = {digest:#x}ull;
 
 int find_op(std::string_view name) {{
     auto end = kOps + kOpCount;
-    auto it = std::lower_bound(kOps, end, name, [](const OpInfo& a, std::string_view b) {{ return a.name < b; }});
+    auto before = [](const OpInfo& a, std::string_view b) {{ return a.name < b; }};
+    auto it = std::lower_bound(kOps, end, name, before);
     return it != end && it->name == name ? int(it - kOps) : -1;
 }}
 
@@ -298,8 +299,7 @@ def failing_body(f: Function, hook: str) -> str:
 
 
 def weak(f: Function, body: str) -> str:
-    args = ", ".join([f"{p} a{i}" for i, p in enumerate(f.parameters or ())] + (["..."] if f.variadic else []))
-    return f"__attribute__((weak)) {f.returns} {f.name}({args}) {body}"
+    return f"__attribute__((weak)) {f.prototype} {body}"
 
 
 def emu_fallback(functions: list[Function], library: str) -> str:
@@ -329,7 +329,9 @@ class Forwarded:
 
 def forwarded(f: Function, types: dict[str, str]) -> list[Forwarded]:
     if f.parameters is None or f.variadic or f.returns != "aclError":
-        raise TableError(f"functions.tsv: {f.name}: class forward needs a known signature that returns aclError")
+        raise TableError(
+            f"functions.tsv: {f.name}: class forward needs a known signature, returning aclError"
+        )
     result = []
     for p in f.parameters:
         base, stars, const = split_pointer(p)
@@ -342,7 +344,7 @@ def forwarded(f: Function, types: dict[str, str]) -> list[Forwarded]:
             result.append(Forwarded("out", base))
         else:
             raise TableError(
-                f"functions.tsv: {f.name}: parameter {p!r} cannot be forwarded; give the function class hand or refuse"
+                f"functions.tsv: {f.name}: parameter {p!r} cannot be forwarded; use class hand or refuse"
             )
     return result
 
@@ -355,7 +357,8 @@ def client_stubs(functions: list[Function], types: dict[str, str]) -> str:
         '#pragma GCC diagnostic ignored "-Wunused-parameter"',
         'extern "C" {',
         "// Sends the 8-byte words of the arguments and copies the answer's words back; an ACL error.",
-        "aclError fx_call(uint16_t fn, const uint64_t* in, uint32_t in_words, uint64_t* out, uint32_t out_words);",
+        "aclError fx_call(uint16_t fn, const uint64_t* in, uint32_t in_words, "
+        "uint64_t* out, uint32_t out_words);",
         "// Records that FlexNPU does not interpose the function and returns an ACL error.",
         "aclError fx_refuse(const char* function);",
     ]
@@ -395,7 +398,8 @@ def daemon_handlers(functions: list[Function], types: dict[str, str]) -> str:
             if p.how == "value":
                 args.append(f"{p.base}(in[{i}])")
             elif p.how == "stream":
-                decl.append(f"void* s{i} = nullptr; if (!ctx.stream(in[{i}], &s{i})) return acl::RT_INVALID_HANDLE;")
+                decl.append(f"void* s{i} = nullptr;")
+                decl.append(f"if (!ctx.stream(in[{i}], &s{i})) return acl::RT_INVALID_HANDLE;")
                 args.append(f"s{i}")
             else:
                 decl.append(f"{p.base} o{i}{{}};")
