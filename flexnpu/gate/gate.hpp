@@ -126,6 +126,7 @@ private:
         std::array<float, kRecent> recent{};
         float us = 0;
         uint32_t samples = 0;
+        uint32_t asked = 0;  // first samples asked for, then how far they have thinned out
         uint32_t uses_until_sample = 0;
     };
     struct Hash {
@@ -192,10 +193,12 @@ private:
     double slack_us(const Lane& lane, uint64_t now_ns) const;
     double target_us(const Lane& lane) const;
     double prefill_remaining_us(uint64_t now_ns) const;
-    bool fits(double cost, double remaining, double window, bool idle) const;
-    enum class Verdict { Hold, Go, Force };
-    Verdict judge(const Lane& lane, uint64_t now_ns) const;
-    Decision dispatch(Lane& lane, uint64_t now_ns, bool forced);
+    struct View;
+    View look(uint64_t now_ns) const;
+    double room_us(const View& view, double cost) const;
+    enum class Verdict : uint8_t { Hold, Go, Force };
+    Verdict judge(const View& view, const Lane& lane, uint64_t now_ns) const;
+    Decision dispatch(Lane& lane, uint64_t now_ns);
     void retire(Lane& lane, size_t n, uint64_t now_ns);
     void drop_stale(uint64_t now_ns);
     void learn_step(Lane& lane, uint64_t now_ns);

@@ -1,0 +1,119 @@
+#include "flexnpu/gate/gate.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+namespace flexnpu::gate {
+
+namespace {
+
+constexpr double kPriorBaseUs = 4;        // launch of a small operator
+constexpr double kPriorBytesPerUs = 1e6;  // 1 TB/s
+constexpr double kPriorMaxUs = 500;       // a guess never blocks more than that
+constexpr uint32_t kFirstSamples = 3;
+constexpr uint32_t kSampleEvery = 16;
+constexpr uint32_t kSampleRarest = 1024;
+
+uint64_t mix(uint64_t h, uint64_t v) {
+    h ^= v + 0x9e3779b97f4a7c15ULL + (h << 6) + (h >> 2);
+    h *= 0xff51afd7ed558ccdULL;
+    return h ^ (h >> 33);
+}
+
+// Keep the 3 leading significant bits.
+uint64_t rounded(uint64_t v) {
+    const int width = std::bit_width(v);
+    return width <= 3 ? v : (v >> (width - 3)) << (width - 3);
+}
+
+double prior_us(OpKey key) {
+    const double bytes = std::exp2(static_cast<double>(key.bucket & 0xff) / 4);
+    return kPriorBaseUs + bytes / kPriorBytesPerUs;
+}
+
+}  // namespace
+
+void ShapeBucket::tensor(std::span<const int64_t> dims, size_t item_size) {
+    double n = static_cast<double>(item_size);
+    hash_ = mix(hash_, dims.size() + (static_cast<uint64_t>(item_size) << 32));
+    for (const int64_t d : dims) {
+        const uint64_t size = d > 0 ? static_cast<uint64_t>(d) : 0;
+        hash_ = mix(hash_, rounded(size));
+        n *= static_cast<double>(size);
+    }
+    // Dimensions come from a client: their product may be anything.
+    const uint64_t add = n < 1e18 ? static_cast<uint64_t>(n) : static_cast<uint64_t>(1e18);
+    bytes_ = std::min<uint64_t>(bytes_ + add, 1ULL << 60);
+}
+
+uint64_t ShapeBucket::value() const {
+    const double quarter_octaves = std::round(4 * std::log2(static_cast<double>(bytes_) + 1));
+    return (hash_ & ~0xffULL) | static_cast<uint64_t>(std::clamp(quarter_octaves, 0.0, 255.0));
+}
+
+size_t CostModel::Hash::operator()(const OpKey& k) const noexcept {
+    return static_cast<size_t>(mix(k.bucket, k.op));
+}
+
+double CostModel::estimate(OpKey key) const {
+    if (const auto it = costs_.find(key); it != costs_.end() && it->second.samples > 0) {
+        return it->second.us;
+    }
+    double us = prior_us(key);
+    if (const auto it = scales_.find(key.op); it != scales_.end()) {
+        us *= std::exp(it->second.log_ratio);
+    }
+    return std::clamp(us, 0.5, kPriorMaxUs);
+}
+
+bool CostModel::wants_sample(OpKey key) {
+    auto it = costs_.find(key);
+    if (it == costs_.end()) {
+        if (costs_.size() >= kMaxKeys) {
+            costs_.erase(costs_.begin());
+            ++evicted_;
+        }
+        it = costs_.emplace(key, Cost{}).first;
+    }
+    Cost& cost = it->second;
+    if (cost.asked < kFirstSamples) {
+        ++cost.asked;
+        cost.uses_until_sample = kSampleEvery;
+        return true;
+    }
+    if (--cost.uses_until_sample > 0) {
+        return false;
+    }
+    const uint32_t rounds = std::min<uint32_t>(cost.asked - kFirstSamples, 6);
+    cost.asked = std::min<uint32_t>(cost.asked + 1, kFirstSamples + 6);
+    cost.uses_until_sample = std::min(kSampleEvery << rounds, kSampleRarest);
+    return true;
+}
+
+void CostModel::learn(OpKey key, double measured_us) {
+    if (!(measured_us >= 0) || measured_us > 60e6) {
+        return;
+    }
+    const auto it = costs_.find(key);
+    if (it == costs_.end()) {
+        return;  // evicted since it was asked for
+    }
+    Cost& cost = it->second;
+    cost.recent[cost.samples % kRecent] = static_cast<float>(measured_us);
+    ++cost.samples;
+    ++samples_;
+    std::array<float, kRecent> sorted = cost.recent;
+    const size_t n = std::min<size_t>(cost.samples, kRecent);
+    std::sort(sorted.begin(), sorted.begin() + n);
+    cost.us = sorted[(n - 1) / 4];
+
+    if (scales_.size() < kMaxKeys || scales_.contains(key.op)) {
+        Scale& scale = scales_[key.op];
+        const double log_ratio = std::log(std::max<double>(cost.us, 0.1) / prior_us(key));
+        scale.samples = std::min<uint32_t>(scale.samples + 1, 16);
+        scale.log_ratio += (log_ratio - scale.log_ratio) / scale.samples;
+    }
+}
+
+}  // namespace flexnpu::gate
