@@ -1,8 +1,9 @@
 """Replay real request arrivals at an OpenAI-compatible endpoint; time the answers by the client's clock.
 
-Arrivals and token counts come from a production trace (``benchmarks/data``), scaled: ``rate`` stretches time,
-``prompt_scale`` and ``output_scale`` shrink token counts to what a small model is served with. Times are
-CLOCK_MONOTONIC nanoseconds, the clock that the probes use, so that both sides can be laid over each other.
+Arrivals and token counts come from a production trace (``benchmarks/data``), scaled: ``rate`` stretches
+time, ``prompt_scale`` and ``output_scale`` shrink token counts to what a small model is served with.
+Times are CLOCK_MONOTONIC nanoseconds, the clock that the probes use, so that both sides can be laid over
+each other.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ TRACES = {"conv": DATA / "azure_2023_conv.csv", "code": DATA / "azure_2023_code.
 class Scaling:
     """How a trace becomes a load.
 
-    ``rate``: arrivals a second relative to the trace's. ``prompt_scale`` and ``output_scale`` multiply token
-    counts, which are then kept inside ``prompt_limits`` and ``output_limits`` (tokens, both ends included).
+    ``rate``: arrivals a second relative to the trace's. ``prompt_scale`` and ``output_scale`` multiply
+    token counts, which are then kept inside ``prompt_limits`` and ``output_limits`` (tokens, both ends
+    included).
     """
 
     rate: float = 1.0
@@ -58,6 +60,7 @@ class Record:
 
     server: str
     sent_ns: int
+    due_ns: int | None = None
     chunk_ns: list[int] = field(default_factory=list)
     end_ns: int | None = None
     prompt_tokens: int | None = None
@@ -146,19 +149,18 @@ class PromptMaker:
         return " ".join(words)
 
 
-async def request(
-    client: httpx.AsyncClient, server: str, url: str, prompt: str, output_tokens: int
-) -> Record:
-    """Stream one chat completion and time it. Errors are recorded, not raised."""
+async def stream(
+    client: httpx.AsyncClient, record: Record, url: str, prompt: str, output_tokens: int
+) -> None:
+    """Stream one chat completion into ``record``. Errors of the exchange are recorded, not raised."""
     body = {"messages": [{"role": "user", "content": prompt}], "stream": True, "max_tokens": output_tokens}
-    record = Record(server, time.monotonic_ns())
     digest = hashlib.sha256()
     try:
         async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
                 detail = (await response.aread()).decode(errors="replace")[:200]
                 record.error = f"HTTP {response.status_code}: {detail}"
-                return record
+                return
             async for line in response.aiter_lines():
                 if line.startswith("data:"):
                     _take_chunk(record, digest, line.removeprefix("data:").strip())
@@ -166,7 +168,6 @@ async def request(
         record.text_sha256 = digest.hexdigest()
     except (httpx.HTTPError, OSError) as error:
         record.error = f"{type(error).__name__}: {error}"
-    return record
 
 
 def _take_chunk(record: Record, digest: Any, data: str) -> None:
@@ -194,51 +195,61 @@ def _take_chunk(record: Record, digest: Any, data: str) -> None:
 
 @dataclass(frozen=True)
 class Target:
-    """A server and the load it gets."""
+    """A server and the load it gets.
+
+    With ``max_in_flight``, arrivals wait here while that many requests are unanswered, as behind a
+    balancer that knows the server's capacity; without, each is sent at its time.
+    """
 
     name: str
     url: str
     arrivals: Sequence[Arrival]
     prompts: Sequence[str]
+    max_in_flight: int | None = None
 
 
 async def replay(
     targets: Iterable[Target],
+    window_s: float,
     drain_s: float = 30.0,
     on_record: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """Send every arrival of every target at its time, without waiting for earlier answers.
+    """Send the arrivals of every target at their times, without waiting for earlier answers.
 
-    Answers still missing ``drain_s`` seconds after the last arrival are cancelled and come back as records with
-    the error ``drain``. Records are in the order of sending.
+    Nothing is sent after ``window_s`` seconds: arrivals that still wait for their turn then are left out.
+    Answers missing ``drain_s`` seconds later are cancelled and come back with the error ``drain``.
+    Records are in the order of sending.
     """
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    records: list[Record] = []
     async with httpx.AsyncClient(timeout=httpx.Timeout(None, connect=10.0), limits=limits) as client:
         start = time.monotonic()
 
-        async def one(target: Target, arrival: Arrival, prompt: str) -> Record:
-            await asyncio.sleep(max(0.0, start + arrival.at_s - time.monotonic()))
-            sent_ns = time.monotonic_ns()
-            try:
-                record = await request(client, target.name, target.url, prompt, arrival.output_tokens)
-            except asyncio.CancelledError:
-                record = Record(target.name, sent_ns, error="drain")
-            if on_record is not None:
-                on_record(record)
-            return record
+        async def one(target: Target, turn: asyncio.Semaphore, arrival: Arrival, prompt: str) -> None:
+            due = start + arrival.at_s
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            async with turn:
+                if time.monotonic() - start >= window_s:
+                    return
+                record = Record(target.name, time.monotonic_ns(), due_ns=round(due * 1e9))
+                records.append(record)
+                try:
+                    await stream(client, record, target.url, prompt, arrival.output_tokens)
+                except asyncio.CancelledError:
+                    record.error = "drain"
+                if on_record is not None:
+                    on_record(record)
 
-        last = 0.0
         tasks = []
         for target in targets:
+            turn = asyncio.Semaphore(target.max_in_flight or len(target.arrivals) + 1)
             for arrival, prompt in zip(target.arrivals, target.prompts, strict=True):
-                last = max(last, arrival.at_s)
-                tasks.append(asyncio.create_task(one(target, arrival, prompt)))
-        if not tasks:
-            return []
-        _, pending = await asyncio.wait(tasks, timeout=last + drain_s)
-        for task in pending:
-            task.cancel()
-        records = await asyncio.gather(*tasks)
+                tasks.append(asyncio.create_task(one(target, turn, arrival, prompt)))
+        if tasks:
+            _, pending = await asyncio.wait(tasks, timeout=window_s + drain_s)
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*tasks)
     return sorted(records, key=lambda record: record.sent_ns)
 
 
@@ -256,6 +267,7 @@ def quantile(values: Sequence[float], q: float) -> float | None:
 def summarise(records: Sequence[Record], window_s: float) -> dict[str, Any]:
     """Client-side figures of one server over ``window_s`` seconds; absent quantities are None."""
     done = [record for record in records if record.ok]
+    waits = [(record.sent_ns - record.due_ns) / 1e6 for record in records if record.due_ns is not None]
     ttft = [record.ttft_ms for record in done if record.ttft_ms is not None]
     intervals = [value for record in done for value in record.intervals_ms]
     end_to_end = [(record.end_ns - record.sent_ns) / 1e6 for record in done if record.end_ns is not None]
@@ -263,6 +275,7 @@ def summarise(records: Sequence[Record], window_s: float) -> dict[str, Any]:
         "requests": len(records),
         "completed": len(done),
         "errors": sorted({record.error for record in records if record.error}),
+        "wait_before_sending_ms": {"p50": quantile(waits, 0.5), "p99": quantile(waits, 0.99)},
         "ttft_ms": {"p50": quantile(ttft, 0.5), "p99": quantile(ttft, 0.99)},
         "token_interval_ms": {"p50": quantile(intervals, 0.5), "p99": quantile(intervals, 0.99)},
         "end_to_end_ms": {"p50": quantile(end_to_end, 0.5), "p99": quantile(end_to_end, 0.99)},
@@ -276,29 +289,21 @@ def main() -> None:
     """Replay one trace at one server and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("url", help="e.g. http://127.0.0.1:8000")
-    parser.add_argument("--model-dir", type=Path, required=True, help="where the server's tokenizer.json is")
-    parser.add_argument("--trace", choices=sorted(TRACES), default="conv")
+    parser.add_argument("--model-dir", type=Path, required=True, help="where the server's tokenizer.json
+    is") parser.add_argument("--trace", choices=sorted(TRACES), default="conv")
     parser.add_argument("--duration", type=float, default=30.0, help="seconds (default 30)")
-    parser.add_argument(
-        "--rate", type=float, default=1.0, help="arrival rate relative to the trace (default 1)"
-    )
-    parser.add_argument("--prompt-scale", type=float, default=1.0)
-    parser.add_argument("--output-scale", type=float, default=1.0)
-    parser.add_argument("--skip", type=float, default=0.0, help="seconds of the trace to skip")
-    parser.add_argument("--records", action="store_true", help="add every request's times")
-    arguments = parser.parse_args()
-    scaling = Scaling(arguments.rate, arguments.prompt_scale, arguments.output_scale)
-    arrivals = load_arrivals(TRACES[arguments.trace], arguments.duration, scaling, arguments.skip)
-    maker = PromptMaker(arguments.model_dir)
-    prompts = [maker.make(arrival.prompt_tokens) for arrival in arrivals]
-    records = asyncio.run(replay([Target("server", arguments.url, arrivals, prompts)]))
-    result = summarise(records, arguments.duration)
-    if arguments.records:
-        result["records"] = [asdict(record) for record in records]
-    json.dump(result, sys.stdout, indent=2)
-    print()
-    if result["completed"] < result["requests"]:
-        sys.exit(1)
+    parser.add_argument( "--rate", type=float, default=1.0, help="arrival rate relative to the trace
+    (default 1)" ) parser.add_argument("--prompt-scale", type=float, default=1.0)
+    parser.add_argument("--output-scale", type=float, default=1.0) parser.add_argument("--skip",
+    type=float, default=0.0, help="seconds of the trace to skip") parser.add_argument("--records",
+    action="store_true", help="add every request's times") arguments = parser.parse_args() scaling =
+    Scaling(arguments.rate, arguments.prompt_scale, arguments.output_scale) arrivals =
+    load_arrivals(TRACES[arguments.trace], arguments.duration, scaling, arguments.skip) maker =
+    PromptMaker(arguments.model_dir) prompts = [maker.make(arrival.prompt_tokens) for arrival in arrivals]
+    target = Target("server", arguments.url, arrivals, prompts) records = asyncio.run(replay([target],
+    arguments.duration)) result = summarise(records, arguments.duration) if arguments.records:
+    result["records"] = [asdict(record) for record in records] json.dump(result, sys.stdout, indent=2)
+    print() if result["completed"] < result["requests"]: sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a run of the chain has left behind: shared memory, sockets, processes and probes without an owner.
 
-Other runs may be alive on the same machine, so nothing is judged by its name alone: a process counts by the tag
-that it inherited, shared memory when no process has it open or mapped, a socket when nobody listens on it.
+Other runs may be alive on the same machine, so nothing is judged by its name alone: a process counts by the
+tag that it inherited, shared memory when no process has it open or mapped, a socket when nobody listens.
 """
 
 from __future__ import annotations

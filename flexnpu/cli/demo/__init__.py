@@ -1,0 +1,1 @@
+"""`flexnpu demo`: the whole chain on one machine, checked link by link."""
