@@ -288,22 +288,30 @@ def summarise(records: Sequence[Record], window_s: float) -> dict[str, Any]:
 def main() -> None:
     """Replay one trace at one server and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("url", help="e.g. http://127.0.0.1:8000")
-    parser.add_argument("--model-dir", type=Path, required=True, help="where the server's tokenizer.json
-    is") parser.add_argument("--trace", choices=sorted(TRACES), default="conv")
-    parser.add_argument("--duration", type=float, default=30.0, help="seconds (default 30)")
-    parser.add_argument( "--rate", type=float, default=1.0, help="arrival rate relative to the trace
-    (default 1)" ) parser.add_argument("--prompt-scale", type=float, default=1.0)
-    parser.add_argument("--output-scale", type=float, default=1.0) parser.add_argument("--skip",
-    type=float, default=0.0, help="seconds of the trace to skip") parser.add_argument("--records",
-    action="store_true", help="add every request's times") arguments = parser.parse_args() scaling =
-    Scaling(arguments.rate, arguments.prompt_scale, arguments.output_scale) arrivals =
-    load_arrivals(TRACES[arguments.trace], arguments.duration, scaling, arguments.skip) maker =
-    PromptMaker(arguments.model_dir) prompts = [maker.make(arrival.prompt_tokens) for arrival in arrivals]
-    target = Target("server", arguments.url, arrivals, prompts) records = asyncio.run(replay([target],
-    arguments.duration)) result = summarise(records, arguments.duration) if arguments.records:
-    result["records"] = [asdict(record) for record in records] json.dump(result, sys.stdout, indent=2)
-    print() if result["completed"] < result["requests"]: sys.exit(1)
+    add = parser.add_argument
+    add("url", help="e.g. http://127.0.0.1:8000")
+    add("--model-dir", type=Path, required=True, help="where the server's tokenizer.json is")
+    add("--trace", choices=sorted(TRACES), default="conv")
+    add("--duration", type=float, default=30.0, help="seconds (default 30)")
+    add("--rate", type=float, default=1.0, help="arrival rate relative to the trace (default 1)")
+    add("--prompt-scale", type=float, default=1.0)
+    add("--output-scale", type=float, default=1.0)
+    add("--skip", type=float, default=0.0, help="seconds of the trace to skip")
+    add("--records", action="store_true", help="add every request's times")
+    arguments = parser.parse_args()
+    scaling = Scaling(arguments.rate, arguments.prompt_scale, arguments.output_scale)
+    arrivals = load_arrivals(TRACES[arguments.trace], arguments.duration, scaling, arguments.skip)
+    maker = PromptMaker(arguments.model_dir)
+    prompts = [maker.make(arrival.prompt_tokens) for arrival in arrivals]
+    target = Target("server", arguments.url, arrivals, prompts)
+    records = asyncio.run(replay([target], arguments.duration))
+    result = summarise(records, arguments.duration)
+    if arguments.records:
+        result["records"] = [asdict(record) for record in records]
+    json.dump(result, sys.stdout, indent=2)
+    print()
+    if result["completed"] < result["requests"]:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ Label = tuple[str, int | None]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Steps compared (expected or invented), those with the right phase, and those with phase and tokens right."""
+    """Steps compared (expected or invented), those of the right phase, and those of right phase and tokens."""
 
     compared: int
     phase_right: int
