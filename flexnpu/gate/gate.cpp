@@ -279,8 +279,9 @@ double Gate::target_us(const Lane& lane) const {
     return kInf;  // nothing known: the window alone protects it
 }
 
-// What a decode lane amid a step can still spare. Which kind of step it is shows only as it grows, so the tightest of the
-// kinds that it can still become counts; a short one (a synchronise for one scalar) gets a share of the target in proportion.
+// What a decode lane amid a step can still spare. Which kind of step it is shows only as it grows, so the
+// tightest of the kinds that it can still become counts; a short one (a synchronise for one scalar) gets a
+// share of the target in proportion.
 double Gate::slack_us(const Lane& lane, uint64_t now_ns) const {
     const Step& step = lane.step;
     const double target = target_us(lane);
@@ -306,7 +307,8 @@ double Gate::slack_us(const Lane& lane, uint64_t now_ns) const {
     return slack < kInf ? slack : target - elapsed - known;
 }
 
-// Prefill work in flight less what its oldest operator has had time for. Only one front is credited: the device runs one at a time.
+// Prefill work in flight less what its oldest operator has had time for. Only one front is credited: the
+// device runs one at a time.
 double Gate::prefill_remaining_us(uint64_t now_ns) const {
     double credit = 0;
     for (const Lane* lane : prefill_) {

@@ -1,16 +1,20 @@
 // The dispatch gate: which lane's head operator is dispatched next, or that none may yet.
 //
-// A pure state machine. Times (ns of one monotonic clock) and events come in as arguments, decisions go out; there is no clock, no
-// thread and no I/O in here, and no locking: the caller serialises the calls. Costs are device times in us; launches are never counted.
+// A pure state machine. Times (ns of one monotonic clock) and events come in as arguments, decisions go
+// out; there is no clock, no thread and no I/O in here, and no locking: the caller serialises the calls.
+// Costs are device times in us; launches are never counted.
 //
-// Without a policy, or when the policy's lease has run out, the gate is transparent: first come, first dispatched.
+// Without a policy, or when the policy's lease has run out, the gate is transparent: first come, first
+// dispatched.
 //
 // The policy protects decode. With T a decode lane's step target, a prefill head of estimated cost c goes if
-//     k * (in flight + c) <= s,   s = T - elapsed - remaining device work of the step,     for every decode lane amid a step, and
+//     k * (in flight + c) <= s,   s = T - elapsed - remaining device work of the step,     for every decode
+// lane amid a step, and
 //     in flight + c <= W          (prefill work in flight, us)
-// An operator larger than W goes alone. A decode lane between two steps lends its share within W; one idle for decode_idle_us lends all
-// (kLendWindows * W, which is enough to keep a device busy). A head is never held longer than max_hold_us after it could first have gone,
-// plus the time that the work in flight needs to drain: then it goes, with up to W us of what follows it ("forced", counted).
+// An operator larger than W goes alone. A decode lane between two steps lends its share within W; one idle
+// for decode_idle_us lends all (kLendWindows * W, which is enough to keep a device busy). A head is never
+// held longer than max_hold_us after it could first have gone, plus the time that the work in flight needs
+// to drain: then it goes, with up to W us of what follows it ("forced", counted).
 #pragma once
 
 #include <array>
@@ -46,8 +50,9 @@ struct OpKey {
     bool operator==(const OpKey&) const = default;
 };
 
-// Builds OpKey::bucket from an operator's tensors: a hash of rounded dimensions (3 significant bits each, so that a growing KV cache moves
-// to a new bucket every 12 to 25 %) with the operator's bytes, in quarter octaves, in the low 8 bits, from which an unseen shape's cost is guessed.
+// Builds OpKey::bucket from an operator's tensors: a hash of rounded dimensions (3 significant bits each,
+// so that a growing KV cache moves to a new bucket every 12 to 25 %) with the operator's bytes, in quarter
+// octaves, in the low 8 bits, from which an unseen shape's cost is guessed.
 class ShapeBucket {
 public:
     void tensor(std::span<const int64_t> dims, size_t item_size);
@@ -107,9 +112,9 @@ struct Counters {
     uint64_t cost_evicted = 0;         // pairs forgotten because the table was full
 };
 
-// Device time of an operator, learned by (operator, shape bucket). A measured time contains whatever another stream's operators took in between, so
-// the estimate is a low quantile of the last samples. Unseen shapes: bytes over a nominal bandwidth, scaled by how the same operator
-// has behaved in other shapes.
+// Device time of an operator, learned by (operator, shape bucket). A measured time contains whatever
+// another stream's operators took in between, so the estimate is a low quantile of the last samples. Unseen
+// shapes: bytes over a nominal bandwidth, scaled by how the same operator has behaved in other shapes.
 class CostModel {
 public:
     double estimate(OpKey key) const;
@@ -153,7 +158,8 @@ public:
     Gate(const Gate&) = delete;
     Gate& operator=(const Gate&) = delete;
 
-    // Lane numbers are the caller's. Adding a lane twice and naming an unknown one return false and change nothing.
+    // Lane numbers are the caller's. Adding a lane twice and naming an unknown one return false and change
+    // nothing.
     bool add_lane(uint32_t lane);
     bool remove_lane(uint32_t lane);  // with all that it has queued and in flight
     bool set_phase(uint32_t lane, Phase phase, double target_us = 0);
@@ -166,7 +172,8 @@ public:
     std::optional<Decision> next(uint64_t now_ns);
     // When next() may change its mind without another event; kNever if it cannot.
     uint64_t wake_at(uint64_t now_ns) const;
-    // A marked item, and so everything of its lane dispatched before it, is complete. measured_us < 0: not measured.
+    // A marked item, and so everything of its lane dispatched before it, is complete. measured_us < 0: not
+    // measured.
     void completed(uint64_t now_ns, uint32_t lane, uint64_t ticket, double measured_us = -1);
     // The client's synchronise of this lane was answered: its step is over, and nothing of it is in flight.
     void step_end(uint64_t now_ns, uint32_t lane);

@@ -1,0 +1,205 @@
+"""Client of a daemon's control socket.
+
+>>> ControlClient("/nonexistent/npu0.ctl").status()
+Traceback (most recent call last):
+    ...
+flexnpu.control.client.NoDaemonError: no daemon at /nonexistent/npu0.ctl: start one with: flexnpud --device 0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import struct
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from flexnpu.control import paths
+from flexnpu.control.messages import (
+    MAX_REPLY_BYTES,
+    DaemonStatus,
+    ErrorReply,
+    GateStatus,
+    MessageError,
+    Reply,
+    Request,
+    SetGate,
+    StatusRequest,
+    decode_reply,
+    encode,
+)
+
+
+class ControlError(RuntimeError):
+    """The daemon could not be asked, or its answer not read."""
+
+
+class NoDaemonError(ControlError):
+    """Nobody listens there."""
+
+
+class RefusedError(ControlError):
+    """The daemon refused. `code` is that of `ErrorReply`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
+    """(pid, uid, gid) of the process at the other end of a unix socket."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("3i", raw)
+    return pid, uid, gid
+
+
+class ControlClient:
+    """Asks one daemon. Connects when first used, and again after the daemon was restarted. Not for several
+    threads.
+
+    `timeout_s` bounds each request, connecting included.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], timeout_s: float = 2.0) -> None:
+        self.path = Path(path)
+        self.timeout_s = timeout_s
+        self._socket: socket.socket | None = None
+        self._buffer = bytearray()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self._buffer.clear()
+
+    def connect(self) -> None:
+        """Connect now. Raises `NoDaemonError`, or another `ControlError`."""
+        self._connect(time.monotonic() + self.timeout_s)
+
+    def status(self) -> DaemonStatus:
+        """Sessions, lanes, gate and counters. Raises `ControlError`."""
+        reply = self._ask(StatusRequest())
+        if not isinstance(reply, DaemonStatus):
+            raise ControlError(f"{self.path}: the daemon answered a status request with {reply.type}")
+        return reply
+
+    def set_gate(self, request: SetGate) -> GateStatus:
+        """Set the gate for a lease. Raises `RefusedError` when the daemon will not, else `ControlError`."""
+        reply = self._ask(request)
+        if not isinstance(reply, GateStatus):
+            raise ControlError(f"{self.path}: the daemon answered a gate setting with {reply.type}")
+        return reply
+
+    def _ask(self, request: Request) -> Reply:
+        deadline = time.monotonic() + self.timeout_s
+        reused = self._socket is not None
+        try:
+            reply = self._exchange(request, deadline)
+        except (ConnectionError, EOFError) as error:
+            self.close()
+            if not reused:
+                raise ControlError(f"{self.path}: the daemon closed the connection: {error}") from None
+            # The daemon may have been restarted since the last request.
+            try:
+                reply = self._exchange(request, deadline)
+            except (ConnectionError, EOFError) as again:
+                self.close()
+                raise ControlError(f"{self.path}: the daemon closed the connection: {again}") from None
+        except BaseException:
+            # A reply may still come: it must not be taken for the next request's.
+            self.close()
+            raise
+        if isinstance(reply, ErrorReply):
+            raise RefusedError(reply.code, reply.message)
+        return reply
+
+    def _exchange(self, request: Request, deadline: float) -> Reply:
+        connection = self._connect(deadline)
+        try:
+            self._limit(connection, deadline)
+            connection.sendall(encode(request))
+            while (end := self._buffer.find(b"\n")) < 0:
+                if len(self._buffer) > MAX_REPLY_BYTES:
+                    raise ControlError(
+                        f"{self.path}: the daemon's reply is longer than {MAX_REPLY_BYTES} bytes"
+                    )
+                self._limit(connection, deadline)
+                data = connection.recv(1 << 16)
+                if not data:
+                    raise EOFError("end of stream")
+                self._buffer += data
+        except TimeoutError:
+            raise ControlError(
+                f"{self.path}: no answer from the daemon within {self.timeout_s:g} s"
+            ) from None
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        try:
+            return decode_reply(line)
+        except MessageError as error:
+            raise ControlError(f"{self.path}: the daemon's reply cannot be read: {error}") from None
+
+    def _limit(self, connection: socket.socket, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
+
+    def _connect(self, deadline: float) -> socket.socket:
+        if self._socket is not None:
+            return self._socket
+        device = re.fullmatch(r"npu(\d+)\.ctl", self.path.name)
+        start = f"start one with: flexnpud --device {device[1] if device else 'N'}"
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self._limit(connection, deadline)
+            connection.connect(os.fspath(self.path))
+            _, uid, _ = peer_credentials(connection)
+        except TimeoutError:
+            connection.close()
+            raise ControlError(
+                f"{self.path}: no answer from the daemon within {self.timeout_s:g} s"
+            ) from None
+        except PermissionError:
+            connection.close()
+            raise ControlError(
+                f"{self.path}: permission denied; run as root or as the daemon's user, "
+                f"or start it with --allow-uid {os.geteuid()}"
+            ) from None
+        except OSError as error:
+            connection.close()
+            if isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
+                raise NoDaemonError(f"no daemon at {self.path}: {start}") from None
+            raise ControlError(f"{self.path}: {error.strerror or error}") from None
+        if uid not in (0, os.geteuid()):
+            connection.close()
+            raise ControlError(
+                f"{self.path}: whoever listens there is user {uid}, neither root nor you; not used"
+            )
+        self._socket = connection
+        return connection
+
+
+def connect_all(directories: list[Path] | None = None, timeout_s: float = 2.0) -> list[ControlClient]:
+    """A connected client for every daemon that listens in `directories` (default: `paths.search_dirs`), by
+    device.
+    """
+    clients: list[ControlClient] = []
+    for path in paths.control_sockets(directories):
+        client = ControlClient(path, timeout_s)
+        with contextlib.suppress(NoDaemonError):
+            client.connect()
+            clients.append(client)
+    return clients
