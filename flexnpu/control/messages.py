@@ -141,7 +141,7 @@ class StatusRequest(_Request):
 
 
 class SetGate(_Request):
-    """Sets the gate for `lease_s` seconds; when they are over without another one, it is transparent again."""
+    """Sets the gate for `lease_s` seconds; if they pass without another one, it is transparent again."""
 
     type: Literal["set_gate"] = "set_gate"
     policy: Policy

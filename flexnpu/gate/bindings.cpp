@@ -21,8 +21,8 @@ NB_MODULE(_gate, m) {
     nb::class_<Settings>(m, "Settings")
         .def(
             "__init__",
-            [](Settings* self, bool enabled, double window_us, double overlap_slowdown, uint64_t lease_until_ns,
-               double decode_idle_us, double max_hold_us, double default_stretch) {
+            [](Settings* self, bool enabled, double window_us, double overlap_slowdown,
+               uint64_t lease_until_ns, double decode_idle_us, double max_hold_us, double default_stretch) {
                 new (self) Settings{enabled,        window_us,   overlap_slowdown, lease_until_ns,
                                     decode_idle_us, max_hold_us, default_stretch};
             },
@@ -81,17 +81,19 @@ NB_MODULE(_gate, m) {
         .def("policy_active", &Gate::policy_active, "now_ns"_a)
         .def(
             "enqueue",
-            [](Gate& self, uint64_t now_ns, uint32_t lane, uint64_t ticket, uint32_t op, uint64_t bucket, bool costed,
-               bool step_end) {
+            [](Gate& self, uint64_t now_ns, uint32_t lane, uint64_t ticket, uint32_t op, uint64_t bucket,
+               bool costed, bool step_end) {
                 return self.enqueue(now_ns, lane, Item{OpKey{op, bucket}, ticket, costed, step_end});
             },
-            "now_ns"_a, "lane"_a, "ticket"_a, "op"_a = 0, "bucket"_a = 0, "costed"_a = true, "step_end"_a = false)
+            "now_ns"_a, "lane"_a, "ticket"_a, "op"_a = 0, "bucket"_a = 0, "costed"_a = true,
+            "step_end"_a = false)
         .def("next", &Gate::next, "now_ns"_a)
         .def("wake_at", &Gate::wake_at, "now_ns"_a)
         .def("completed", &Gate::completed, "now_ns"_a, "lane"_a, "ticket"_a, "measured_us"_a = -1.0)
         .def("step_end", &Gate::step_end, "now_ns"_a, "lane"_a)
         .def(
-            "estimate", [](const Gate& self, uint32_t op, uint64_t bucket) { return self.estimate({op, bucket}); },
+            "estimate",
+            [](const Gate& self, uint32_t op, uint64_t bucket) { return self.estimate({op, bucket}); },
             "op"_a, "bucket"_a = 0)
         .def("stats", &Gate::stats, "lane"_a)
         .def("counters", &Gate::counters)

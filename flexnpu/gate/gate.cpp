@@ -313,7 +313,8 @@ double Gate::prefill_remaining_us(uint64_t now_ns) const {
     double credit = 0;
     for (const Lane* lane : prefill_) {
         if (!lane->flight.empty()) {
-            credit = std::max(credit, std::min(lane->flight.front().est_us, since_us(now_ns, lane->front_since_ns)));
+            const double run_us = since_us(now_ns, lane->front_since_ns);
+            credit = std::max(credit, std::min(lane->flight.front().est_us, run_us));
         }
     }
     return std::max(0.0, prefill_in_flight_us_ - credit);
@@ -389,8 +390,8 @@ std::optional<Decision> Gate::next(uint64_t now_ns) {
     }
     if (!free_.empty()) {
         const auto& [arrival, lane] = *free_.begin();
-        const bool overtakes = chosen != nullptr && lane->phase != Phase::Decode && chosen->at->first < arrival;
-        if (!overtakes) {
+        const bool older = chosen != nullptr && chosen->at->first < arrival;
+        if (!older || lane->phase == Phase::Decode) {
             return dispatch(*lane, now_ns);
         }
     }
@@ -448,7 +449,8 @@ Decision Gate::dispatch(Lane& lane, uint64_t now_ns) {
             if (lane.flight.empty()) {
                 lane.front_since_ns = now_ns;
             }
-            lane.flight.push_back({queued.item.ticket, queued.item.key, queued.est_us, now_ns, d.mark, false});
+            lane.flight.push_back(
+                {queued.item.ticket, queued.item.key, queued.est_us, now_ns, d.mark, false});
             lane.flight_us += queued.est_us;
             if (lane.phase == Phase::Prefill) {
                 prefill_in_flight_us_ += queued.est_us;

@@ -37,11 +37,11 @@ enum class Phase : uint8_t { Unknown, Prefill, Decode };
 struct Settings {
     bool enabled = false;
     double window_us = 300;         // W
-    double overlap_slowdown = 1.0;  // k; <= 0: learn it from decode steps with and without prefill work beside them
+    double overlap_slowdown = 1.0;  // k; <= 0: learned from decode steps with and without prefill beside them
     uint64_t lease_until_ns = 0;    // the policy ends here; 0 with enabled set is a lease that has run out
     double decode_idle_us = 20000;  // a decode lane silent for longer is idle
     double max_hold_us = 10000;     // longest hold of a head by the slack rule
-    double default_stretch = 1.5;   // target of a decode lane without one: this times its uncontended step time
+    double default_stretch = 1.5;   // target of a decode lane without one: this times its step time alone
 };
 
 struct OpKey {
@@ -68,7 +68,7 @@ private:
 struct Item {
     OpKey key;
     uint64_t ticket = 0;    // the caller's name for it, unique within the lane
-    bool costed = true;     // false: order only (event record or wait, callback, copy): never held at the head of its lane
+    bool costed = true;     // false: order only (event record or wait, callback, copy): never held as head
     bool step_end = false;  // a synchronise of the lane: its host launches nothing more in this step
 };
 
@@ -78,14 +78,14 @@ struct Decision {
     double est_us = 0;     // estimated device time; 0 for order-only items
     uint64_t held_ns = 0;  // how long the gate held it at the head of its lane
     bool mark = false;     // put a completion marker behind it and report it with completed()
-    bool timed = false;    // measure its device time (two events around it) and report that with completed(); implies mark
+    bool timed = false;    // measure its device time (two events around it) too; implies mark
 };
 
 struct LaneStats {
     Phase phase = Phase::Unknown;
     double target_us = 0;       // as set; 0: the gate's own
     uint64_t queued = 0;
-    uint64_t in_flight = 0;     // dispatched and marked or before a mark, not known to be complete (0 for what went by transparently)
+    uint64_t in_flight = 0;     // not known to be complete; what goes by transparently is not tracked
     double in_flight_us = 0;
     uint64_t enqueued = 0;
     uint64_t dispatched = 0;
@@ -150,8 +150,8 @@ private:
 class Gate {
 public:
     static constexpr double kLendWindows = 4;                  // window of an idle decode phase, in W
-    static constexpr double kPipelineUs = 60;                  // remainder of work in flight behind which an oversize operator may queue
-    static constexpr uint64_t kMarkTimeoutNs = 2'000'000'000;  // a completion not reported for that long is taken for lost
+    static constexpr double kPipelineUs = 60;  // an oversize operator may queue behind so much work in flight
+    static constexpr uint64_t kMarkTimeoutNs = 2'000'000'000;  // a completion so late is taken for lost
 
     Gate();
     ~Gate();
@@ -165,7 +165,9 @@ public:
     bool set_phase(uint32_t lane, Phase phase, double target_us = 0);
     void set_settings(uint64_t now_ns, const Settings& settings);
     const Settings& settings() const { return settings_; }
-    bool policy_active(uint64_t now_ns) const { return settings_.enabled && now_ns < settings_.lease_until_ns; }
+    bool policy_active(uint64_t now_ns) const {
+        return settings_.enabled && now_ns < settings_.lease_until_ns;
+    }
 
     bool enqueue(uint64_t now_ns, uint32_t lane, const Item& item);
     // The next item to dispatch, now; call until it says none. O(log lanes) when transparent.
