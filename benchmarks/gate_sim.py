@@ -14,6 +14,7 @@ hardware queues do (``ready``), or whatever was submitted first (``fifo``).
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import json
@@ -24,8 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import click
-
-from flexnpu.gate import _gate
+import flexnpu.gate._gate as _gate
 
 PREFILL, DECODE = 1, 2
 DISPATCH_US = 2.0  # of the dispatcher, an operator
@@ -186,7 +186,6 @@ class Simulation:
         for lane in self.hosts:
             self.gate.add_lane(lane)
         self.dispatcher_free = 0.0
-        self.device_free_at_last_sample = 0.0
 
     def at(self, when: float, what: Callable[[], None]) -> None:
         heapq.heappush(self.events, (when, next(self.serial), what))
@@ -229,12 +228,14 @@ class Simulation:
             op.mark, op.timed = decision.mark, decision.timed
             self.dispatcher_free = max(self.dispatcher_free, self.now) + DISPATCH_US
             submit_at = self.dispatcher_free
-            self.at(submit_at, lambda op=op: self.device.submit(self.now, op, self.done))  # type:
-            ignore[misc]
+            self.at(submit_at, functools.partial(self.submit, op))
         wake = self.gate.wake_at(self._ns())
         if wake != _gate.NEVER and wake / 1e3 < self.wake:
             self.wake = wake / 1e3
             self.at(self.wake, self.woken)
+
+    def submit(self, op: _Op) -> None:
+        self.device.submit(self.now, op, self.done)
 
     def woken(self) -> None:
         if self.now >= self.wake:
