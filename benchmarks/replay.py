@@ -56,11 +56,15 @@ class Arrival:
 
 @dataclass
 class Record:
-    """What the client saw of one request, in CLOCK_MONOTONIC ns; ``chunk_ns`` has content chunks only."""
+    """What the client saw of one request, in CLOCK_MONOTONIC ns; ``chunk_ns`` has content chunks only.
+
+    ``index`` is the number of the arrival in its trace slice, the same in every replay of that slice.
+    """
 
     server: str
     sent_ns: int
     due_ns: int | None = None
+    index: int = 0
     chunk_ns: list[int] = field(default_factory=list)
     end_ns: int | None = None
     prompt_tokens: int | None = None
@@ -225,26 +229,26 @@ async def replay(
     async with httpx.AsyncClient(timeout=httpx.Timeout(None, connect=10.0), limits=limits) as client:
         start = time.monotonic()
 
-        async def one(target: Target, turn: asyncio.Semaphore, arrival: Arrival, prompt: str) -> None:
+        async def one(target: Target, turn: asyncio.Semaphore, index: int) -> None:
+            arrival = target.arrivals[index]
             due = start + arrival.at_s
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             async with turn:
                 if time.monotonic() - start >= window_s:
                     return
-                record = Record(target.name, time.monotonic_ns(), due_ns=round(due * 1e9))
+                record = Record(target.name, time.monotonic_ns(), due_ns=round(due * 1e9), index=index)
                 records.append(record)
                 try:
-                    await stream(client, record, target.url, prompt, arrival.output_tokens)
+                    await stream(client, record, target.url, target.prompts[index], arrival.output_tokens)
                 except asyncio.CancelledError:
                     record.error = "drain"
                 if on_record is not None:
                     on_record(record)
 
-        tasks = []
+        tasks: list[asyncio.Task[None]] = []
         for target in targets:
             turn = asyncio.Semaphore(target.max_in_flight or len(target.arrivals) + 1)
-            for arrival, prompt in zip(target.arrivals, target.prompts, strict=True):
-                tasks.append(asyncio.create_task(one(target, turn, arrival, prompt)))
+            tasks += [asyncio.create_task(one(target, turn, index)) for index in range(len(target.arrivals))]
         if tasks:
             _, pending = await asyncio.wait(tasks, timeout=window_s + drain_s)
             for task in pending:

@@ -23,7 +23,7 @@ Label = tuple[str, int | None]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Steps compared (expected or invented), those of the right phase, and those of right phase and tokens."""
+    """Steps compared (expected or invented), of the right phase, and of right phase and token count."""
 
     compared: int
     phase_right: int
@@ -49,7 +49,9 @@ class Accuracy:
 
 def expected_run(prompt_tokens: int, output_tokens: int) -> list[Label]:
     """The steps that one request must have caused."""
-    return [("prefill", prompt_tokens)] + [("decode", 1)] * (output_tokens - 1)
+    prefill: Label = ("prefill", prompt_tokens)
+    decode: Label = ("decode", 1)
+    return [prefill, *[decode] * (output_tokens - 1)]
 
 
 def split_runs(labels: Sequence[Label]) -> list[list[Label]]:

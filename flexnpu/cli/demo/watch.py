@@ -1,0 +1,149 @@
+"""What the probes publish, collected while the demo runs, and one line of it every few seconds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from probes.feed import FeedClient
+
+from benchmarks.replay import quantile
+from probes.events import Event, Losses, RequestTiming, Step
+
+_LINE_EVERY_S = 3.0
+
+
+@dataclass(frozen=True)
+class Window:
+    """An interval of CLOCK_MONOTONIC, ns."""
+
+    start_ns: int
+    end_ns: int
+
+    @property
+    def seconds(self) -> float:
+        return (self.end_ns - self.start_ns) / 1e9
+
+    def holds(self, t_ns: int) -> bool:
+        return self.start_ns <= t_ns < self.end_ns
+
+
+class Watch:
+    """Reads the feed in a thread, keeps every event, and writes each as a line of JSON to ``log``."""
+
+    def __init__(self, feed: Path, log: Path) -> None:
+        self._client = FeedClient(feed)
+        self._log = log.open("w", encoding="utf-8")
+        self._lock = threading.Lock()
+        self._steps: list[Step] = []
+        self._requests: list[RequestTiming] = []
+        self._losses: dict[str, dict[str, int]] = {}
+        self._thread = threading.Thread(target=self._read, name="feed", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        for event in self._client:
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
+        with self._lock:
+            if not self._log.closed:
+                self._log.write(event.to_json() + "\n")
+            match event:
+                case Step():
+                    self._steps.append(event)
+                case RequestTiming():
+                    self._requests.append(event)
+                case Losses():
+                    self._losses[event.source] = dict(event.counts)
+
+    def steps(self, pid: int, window: Window | None = None, phase: str | None = None) -> list[Step]:
+        """The steps of a process that ended inside the window, in order of their start."""
+        with self._lock:
+            found = [
+                step
+                for step in self._steps
+                if step.pid == pid
+                and (window is None or window.holds(step.t_end_ns))
+                and (phase is None or step.phase == phase)
+            ]
+        return sorted(found, key=lambda step: step.t_start_ns)
+
+    def requests(self, pid: int, window: Window | None = None) -> list[RequestTiming]:
+        """The requests of a process that arrived inside the window, in order of arrival."""
+        with self._lock:
+            found = [
+                request
+                for request in self._requests
+                if request.pid == pid and (window is None or window.holds(request.t_arrival_ns))
+            ]
+        return sorted(found, key=lambda request: request.t_arrival_ns)
+
+    @property
+    def losses(self) -> dict[str, dict[str, int]]:
+        """The last published loss counters by source (``steps``, ``wire``, ``feed``)."""
+        with self._lock:
+            return {source: dict(counts) for source, counts in self._losses.items()}
+
+    def close(self) -> None:
+        self._client.close()
+        self._thread.join(timeout=5.0)
+        with self._lock:
+            self._log.close()
+
+
+class Ticker:
+    """Prints a line about the last seconds, every few seconds, while it is entered."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        pids: Sequence[tuple[str, int]],
+        busy: Callable[[], float | None],
+        write: Callable[[str], None],
+    ) -> None:
+        self._watch = watch
+        self._pids = pids
+        self._busy = busy
+        self._write = write
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
+
+    def __enter__(self) -> Ticker:
+        self._start = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10.0)
+
+    def _run(self) -> None:
+        last, busy = time.monotonic_ns(), self._busy()
+        while not self._stop.wait(_LINE_EVERY_S):
+            now = time.monotonic_ns()
+            parts = [self._describe(name, pid, Window(last, now)) for name, pid in self._pids]
+            busy_now = self._busy()
+            if busy is not None and busy_now is not None:
+                parts.append(f"device busy {(busy_now - busy) / (now - last) * 1e5:3.0f} %")
+            self._write(f"  {time.monotonic() - self._start:4.0f} s  " + "  |  ".join(parts))
+            last, busy = now, busy_now
+
+    def _describe(self, name: str, pid: int, window: Window) -> str:
+        parts = []
+        for phase in ("prefill", "decode"):
+            times = [step.duration_us / 1e3 for step in self._watch.steps(pid, window, phase)]
+            if times:
+                p50 = quantile(times, 0.5) or 0.0
+                parts.append(f"{len(times)} {phase} (p50 {p50:.1f}, max {max(times):.1f} ms)")
+        first = [
+            (request.t_first_ns - request.t_arrival_ns) / 1e6
+            for request in self._watch.requests(pid, window)
+            if request.t_first_ns is not None
+        ]
+        if first:
+            parts.append(f"TTFT p50 {quantile(first, 0.5) or 0.0:.0f} ms")
+        return f"{name}: " + (", ".join(parts) or "idle")
