@@ -1,0 +1,99 @@
+"""What a daemon is started with, checked before anything is touched."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Mode = Literal["compute", "time"]
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CLIENT_LIB = PACKAGE / "client" / "lib"
+EMULATOR_LIB = PACKAGE / "emulator" / "lib"
+PROFILES = PACKAGE / "emulator" / "profiles"
+MAX_DEVICE = 1023
+
+_VENDOR_ROOTS = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
+_VENDOR_DEFAULT = Path("/usr/local/Ascend/ascend-toolkit/latest")
+
+
+class ConfigError(ValueError):
+    """Something that the daemon was told cannot be; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One daemon's settings; made by `checked`."""
+
+    device: int
+    run_dir: Path
+    vendor_lib: Path
+    """The directory of libascendcl.so and its family: the vendor's or the emulated ones."""
+    emulated: bool
+    profile: str | None = None
+    mode: Mode | None = None
+    allow_uids: frozenset[int] = frozenset()
+    """Users who may connect besides root and the daemon's own."""
+
+    def environment(self) -> dict[str, str]:
+        """Variables that the emulated libraries read when they are loaded."""
+        if not self.emulated:
+            return {}
+        chosen = {"FLEXNPU_EMU_PROFILE": self.profile, "FLEXNPU_EMU_MODE": self.mode}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+def checked(
+    device: int,
+    run_dir: Path,
+    *,
+    vendor_lib: Path | None = None,
+    emulated: bool = False,
+    profile: str | None = None,
+    mode: Mode | None = None,
+    allow_uids: frozenset[int] = frozenset(),
+) -> Config:
+    """Settings that can work. Raises `ConfigError`."""
+    if not 0 <= device <= MAX_DEVICE:
+        raise ConfigError(f"device {device}: a device number is 0 to {MAX_DEVICE}")
+    if emulated and vendor_lib is not None:
+        raise ConfigError("--emulated and --vendor-lib exclude each other: leave one out")
+    if not emulated and (profile or mode):
+        raise ConfigError("--profile and --mode are for the emulated NPU: add --emulated")
+    if profile is not None:
+        _check_profile(profile)
+    _check_not_interposed()
+    lib = EMULATOR_LIB if emulated else (vendor_lib or _installed_vendor_lib())
+    if not (lib / "libascendcl.so").exists():
+        build, give = "build it with: make build", "give CANN's lib64 with --vendor-lib, or use --emulated"
+        raise ConfigError(f"no libascendcl.so in {lib}: {build if emulated else give}")
+    return Config(device, run_dir, lib.resolve(), emulated, profile, mode, allow_uids)
+
+
+def _installed_vendor_lib() -> Path:
+    for name in _VENDOR_ROOTS:
+        if os.environ.get(name):
+            return Path(os.environ[name]) / "lib64"
+    return _VENDOR_DEFAULT / "lib64"
+
+
+def _check_profile(profile: str) -> None:
+    if "/" in profile or profile.endswith(".toml"):
+        if not Path(profile).is_file():
+            raise ConfigError(f"profile {profile}: no such file")
+        return
+    known = sorted(path.stem for path in PROFILES.glob("*.toml"))
+    if profile not in known:
+        raise ConfigError(f"profile {profile}: not one of {', '.join(known)}; or give a path to a TOML file")
+
+
+def _check_not_interposed() -> None:
+    """The daemon must reach the device itself, not through another daemon."""
+    entries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    if any(entry and Path(entry).resolve() == CLIENT_LIB for entry in entries):
+        raise ConfigError(
+            "LD_LIBRARY_PATH holds FlexNPU's client libraries (flexnpud was started under flexnpu run): "
+            "start it outside"
+        )

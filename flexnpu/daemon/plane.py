@@ -1,0 +1,37 @@
+"""The native data plane as the Python around it sees it, and its settings."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from flexnpu.daemon.config import Config
+
+
+class Plane(Protocol):
+    """`flexnpu.daemon._plane.Plane`. Dicts carry the fields of the control messages' models."""
+
+    def start(self) -> None:
+        """Load the libraries, open the device, bind the data socket. Raises RuntimeError."""
+
+    def stop(self) -> None:
+        """Close all sessions and the device; at most a few seconds."""
+
+    def sessions(self) -> list[dict[str, Any]]: ...
+
+    def lanes(self) -> list[dict[str, Any]]: ...
+
+    def counters(self) -> dict[str, int]: ...
+
+    def set_gate(self, settings: dict[str, Any]) -> None:
+        """Fields of gate::Settings (gate.hpp); `lease_until_ns` on CLOCK_MONOTONIC."""
+
+    def set_lane(self, lane: int, phase: str, target_us: float) -> bool:
+        """False when there is no such lane."""
+
+
+def make(config: Config, data_socket: str) -> Plane:
+    """The plane for `config`, not started. Raises ImportError when it was not built."""
+    import flexnpu.daemon._plane as _plane
+
+    plane: Plane = _plane.Plane(str(config.vendor_lib), config.device, data_socket, sorted(config.allow_uids))
+    return plane

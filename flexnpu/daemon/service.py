@@ -1,0 +1,165 @@
+"""One daemon, from its start to its end: the plane, the control socket, the gate's lease, the signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from flexnpu import __version__
+from flexnpu.control.messages import (
+    DaemonStatus,
+    ErrorReply,
+    GateStatus,
+    LaneStatus,
+    Reply,
+    Request,
+    SessionStatus,
+    SetGate,
+    StatusRequest,
+)
+from flexnpu.daemon import plane as planes
+from flexnpu.daemon.config import Config
+from flexnpu.daemon.control_server import ControlServer
+from flexnpu.daemon.files import DaemonFiles
+from flexnpu.daemon.log import log
+
+_TRANSPARENT = SetGate(policy="transparent", lease_s=1.0)
+
+
+class Service:
+    """Answers control requests for `plane`. Time is CLOCK_MONOTONIC ns, from `clock`."""
+
+    def __init__(
+        self, config: Config, plane: planes.Plane, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self.config = config
+        self.plane = plane
+        self.clock = clock
+        self.started_ns = clock()
+        self.gate = _TRANSPARENT
+        self.lease_until_ns = 0
+        self.expired_leases = 0
+        self.server_counters: dict[str, int] = {}
+
+    def handle(self, request: Request) -> Reply:
+        self.expire()
+        if isinstance(request, StatusRequest):
+            return self.status()
+        return self.set_gate(request)
+
+    def expire(self) -> float | None:
+        """Note a lease that ran out (the gate itself has stopped gating by then). Seconds until that, or
+        None.
+        """
+        if self.gate.policy == "transparent":
+            return None
+        left_ns = self.lease_until_ns - self.clock()
+        if left_ns > 0:
+            return left_ns / 1e9
+        self.expired_leases += 1
+        log("lease-expired", policy=self.gate.policy, lease_s=self.gate.lease_s)
+        self.gate = _TRANSPARENT
+        return None
+
+    def set_gate(self, request: SetGate) -> Reply:
+        known = {lane["lane"]: lane["phase"] for lane in self.plane.lanes()}
+        unknown = sorted(set(request.lanes) - set(known))
+        if unknown:
+            text = f"lane {unknown[0]}: no such lane; the lanes are in the daemon's status"
+            return ErrorReply(code="unknown-lane", message=text)
+        if request.policy != self.gate.policy:
+            log("policy", policy=request.policy, window_us=request.window_us, lease_s=request.lease_s)
+        target_us = request.decode_target_us or 0.0
+        for lane, phase in known.items():
+            phase = request.lanes.get(lane, phase)
+            if lane in request.lanes or phase == "decode":
+                self.plane.set_lane(lane, phase, target_us if phase == "decode" else 0.0)
+        self.lease_until_ns = self.clock() + int(request.lease_s * 1e9)
+        self.plane.set_gate(
+            {
+                "enabled": request.policy != "transparent",
+                "window_us": request.window_us,
+                "overlap_slowdown": request.overlap_slowdown or 0.0,
+                "lease_until_ns": self.lease_until_ns,
+            }
+        )
+        self.gate = request
+        return self.gate_status(self.plane.counters())
+
+    def gate_status(self, counters: dict[str, int]) -> GateStatus:
+        on = self.gate.policy != "transparent"
+        learned = counters.get("overlap_slowdown_milli", 1000) / 1000
+        return GateStatus(
+            policy=self.gate.policy,
+            window_us=self.gate.window_us,
+            decode_target_us=self.gate.decode_target_us,
+            overlap_slowdown=self.gate.overlap_slowdown or learned,
+            lease_left_s=max(0.0, (self.lease_until_ns - self.clock()) / 1e9) if on else 0.0,
+            expired_leases=self.expired_leases,
+        )
+
+    def status(self) -> DaemonStatus:
+        counters = self.plane.counters()
+        # Not a count but a reading, and absent where the device does not give one.
+        busy_us = counters.pop("device_busy_us", None)
+        return DaemonStatus(
+            version=__version__,
+            pid=os.getpid(),
+            device=self.config.device,
+            soc=getattr(self.plane, "soc", "") or "unknown",
+            uptime_s=(self.clock() - self.started_ns) / 1e9,
+            sessions=[SessionStatus.model_validate(session) for session in self.plane.sessions()],
+            lanes=[LaneStatus.model_validate(lane) for lane in self.plane.lanes()],
+            gate=self.gate_status(counters),
+            device_busy_us=busy_us,
+            counters={**counters, **self.server_counters},
+        )
+
+
+def serve(config: Config) -> None:
+    """Run the daemon until SIGTERM or SIGINT. Raises FilesError, OSError, ImportError or RuntimeError at
+    the start.
+    """
+    files = DaemonFiles(config.device, config.run_dir)
+    try:
+        # First, while there is one thread: it forks.
+        for path in files.claim():
+            log("stale-socket-removed", path=str(path))
+        os.environ.update(config.environment())
+        plane = planes.make(config, str(files.data_path))
+        service = Service(config, plane)
+        server = ControlServer(files.control_path, service.handle, config.allow_uids)
+        service.server_counters = server.counters
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            log("stopping", signal=signal.Signals(number).name)
+            server.stop()
+
+        signal.set_wakeup_fd(server.wake_writer.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, on_signal)
+        try:
+            plane.start()
+            try:
+                server.open()
+                log(
+                    "serving",
+                    device=config.device,
+                    pid=os.getpid(),
+                    vendor_lib=str(config.vendor_lib),
+                    emulated=config.emulated,
+                    control=str(files.control_path),
+                    data=str(files.data_path),
+                )
+                server.run(service.expire)
+            finally:
+                plane.stop()
+        finally:
+            signal.set_wakeup_fd(-1)
+            server.close()
+    finally:
+        files.release()
+    log("stopped")
