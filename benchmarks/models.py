@@ -11,6 +11,7 @@ of such a model usable as a measuring instrument:
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import string
@@ -180,7 +181,12 @@ def ensure(spec: TinyModel, cache: Path | None = None) -> Path:
         make_model(building, spec)
         (building / "flexnpu.json").write_text(description, encoding="utf-8")
         shutil.rmtree(directory, ignore_errors=True)
-        building.rename(directory)
+        try:
+            building.rename(directory)
+        except OSError as error:
+            # Another process has just made the same: then that one serves.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return directory

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import csv
 import hashlib
+import itertools
 import json
 import random
 import sys
@@ -85,7 +86,7 @@ class Record:
     @property
     def intervals_ms(self) -> list[float]:
         """Times between successive content chunks, which are tokens for the models of `benchmarks.models`."""
-        return [(b - a) / 1e6 for a, b in zip(self.chunk_ns, self.chunk_ns[1:], strict=False)]
+        return [(b - a) / 1e6 for a, b in itertools.pairwise(self.chunk_ns)]
 
 
 def load_arrivals(path: Path, duration_s: float, scaling: Scaling, skip_s: float = 0.0) -> list[Arrival]:
