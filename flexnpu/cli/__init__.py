@@ -1,1 +1,1 @@
-"""."""
+"""The commands: the only place that puts the rooms together."""

@@ -1,29 +1,3 @@
-"""Typed, versioned control messages of the daemon, the paths of its sockets, and the client."""
-
-from flexnpu.control.client import ControlClient, ControlError, NoDaemonError, RefusedError, connect_all
-from flexnpu.control.messages import (
-    VERSION,
-    DaemonStatus,
-    ErrorReply,
-    GateStatus,
-    LaneStatus,
-    SessionStatus,
-    SetGate,
-    StatusRequest,
-)
-
-__all__ = [
-    "VERSION",
-    "ControlClient",
-    "ControlError",
-    "DaemonStatus",
-    "ErrorReply",
-    "GateStatus",
-    "LaneStatus",
-    "NoDaemonError",
-    "RefusedError",
-    "SessionStatus",
-    "SetGate",
-    "StatusRequest",
-    "connect_all",
-]
+"""Typed, versioned control messages of the daemon (`messages`), the paths of its sockets (`paths`), and the
+client (`client`).
+"""

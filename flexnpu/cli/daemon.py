@@ -1,0 +1,83 @@
+"""`flexnpud`: the daemon of one device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from flexnpu import __version__
+from flexnpu.control import paths
+from flexnpu.daemon.config import ConfigError, Mode, checked
+from flexnpu.daemon.files import FilesError
+from flexnpu.daemon.service import serve
+
+
+@click.command("flexnpud", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--device", type=click.IntRange(0, 1023), default=0, show_default=True, metavar="N")
+@click.option(
+    "--vendor-lib",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="CANN's lib64; default: that of $ASCEND_HOME_PATH, else of /usr/local/Ascend.",
+)
+@click.option("--emulated", is_flag=True, help="An emulated NPU instead.")
+@click.option("--profile", metavar="P", help="Emulated chip: a name, or a path to a TOML file.")
+@click.option(
+    "--mode",
+    type=click.Choice(get_args(Mode)),
+    help="Emulated: compute (numerics and time) or time (time only).",
+)
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), metavar="D", help="Where the sockets go; see below."
+)
+@click.option(
+    "--allow-uid",
+    "allow_uids",
+    type=click.IntRange(0, 2**32 - 2),
+    multiple=True,
+    metavar="UID",
+    help="A user who may connect, besides root and the daemon's own. May be given several times.",
+)
+@click.version_option(__version__)
+def main(
+    device: int,
+    vendor_lib: Path | None,
+    emulated: bool,
+    profile: str | None,
+    mode: Mode | None,
+    run_dir: Path | None,
+    allow_uids: tuple[int, ...],
+) -> None:
+    """Own device N, and dispatch what the programs started with flexnpu run launch on it.
+
+    Its sockets are npuN.sock (programs) and npuN.ctl (control) in the run directory: $FLEXNPU_RUN_DIR, else
+    /run/flexnpu for root and $XDG_RUNTIME_DIR/flexnpu for another user. It runs until SIGTERM or SIGINT, logs
+    JSON lines to stderr, and leaves nothing behind.
+
+    \b
+    Examples:
+      flexnpud --device 0                            the vendor's CANN
+      flexnpud --device 0 --emulated                 one emulated Ascend 910C die
+      flexnpud --emulated --profile small.toml --mode time
+    """
+    try:
+        config = checked(
+            device,
+            run_dir or paths.run_dir(),
+            vendor_lib=vendor_lib,
+            emulated=emulated,
+            profile=profile,
+            mode=mode,
+            allow_uids=frozenset(allow_uids),
+        )
+        serve(config)
+    except (ConfigError, FilesError, paths.NoRunDirError) as error:
+        raise click.ClickException(str(error)) from None
+    except ImportError as error:
+        raise click.ClickException(
+            f"the native data plane cannot be loaded: {error}; run: make build"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise click.ClickException(f"device {device}: {error}") from None

@@ -1,0 +1,100 @@
+"""`flexnpu run -- CMD`: CMD with FlexNPU's client libraries in the place of the vendor's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from flexnpu.control import paths
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CLIENT_HOME = PACKAGE / "client"
+EMULATOR_HOME = PACKAGE / "emulator"
+
+#: Programs look for more libraries below these: they must find none of the vendor's there.
+_HOMES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_OPP_PATH")
+
+
+def listening(path: Path) -> bool:
+    """Whether somebody accepts connections at `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2.0)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError as error:
+            return error.errno in (errno.EAGAIN, errno.EACCES)  # busy, or said better by the client library
+    return True
+
+
+def find_daemon(device: int) -> Path:
+    """The data socket of the daemon of `device`. Raises ClickException."""
+    found = [paths.data_socket(device, directory) for directory in paths.search_dirs()]
+    for path in found:
+        if path.exists() and listening(path):
+            return path
+    others = sorted({path.stem.removeprefix("npu") for path in paths.control_sockets()})
+    hint = f" (there are sockets for device {', '.join(others)})" if others else ""
+    tried = " or ".join(str(path) for path in found)
+    raise click.ClickException(
+        f"no daemon for device {device} at {tried}{hint}: start one with: flexnpud --device {device}, "
+        f"or flexnpud --device {device} --emulated without an NPU"
+    )
+
+
+def environment(home: Path, data_socket: Path | None, base: Mapping[str, str]) -> dict[str, str]:
+    """`base` changed so that programs load the libraries in `home`/lib."""
+    result = dict(base)
+    ours = {CLIENT_HOME / "lib", EMULATOR_HOME / "lib"}
+    rest = [
+        entry for entry in base.get("LD_LIBRARY_PATH", "").split(":") if entry and Path(entry) not in ours
+    ]
+    result["LD_LIBRARY_PATH"] = ":".join([str(home / "lib"), *rest])
+    for name in _HOMES:
+        result[name] = str(home)
+    result.pop("FLEXNPU_SOCKET", None)
+    if data_socket is not None:
+        result["FLEXNPU_SOCKET"] = str(data_socket)
+    return result
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    short_help="Run a program on an NPU that it shares through FlexNPU.",
+)
+@click.option("--device", type=click.IntRange(0, 1023), default=0, show_default=True, metavar="N")
+@click.option("--emulated", is_flag=True, help="Straight on an emulated NPU, without a daemon.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def run(device: int, emulated: bool, command: tuple[str, ...]) -> None:
+    """Run COMMAND on an NPU that it shares with others through the daemon of device N.
+
+    COMMAND is not changed: it finds FlexNPU's libraries where it looks for CANN's. It sees one NPU, number 0.
+    With --emulated it finds the emulated CANN instead; FLEXNPU_EMU_PROFILE, FLEXNPU_EMU_MODE and
+    FLEXNPU_EMU_DEVICES then choose the chip, compute or time, and how many.
+
+    \b
+    Examples:
+      flexnpu run -- python train.py
+      flexnpu run --device 1 -- transformers serve MODEL --device npu:0
+    """
+    if not command:
+        raise click.UsageError("no command given: flexnpu run -- COMMAND [ARGUMENT...]")
+    home = EMULATOR_HOME if emulated else CLIENT_HOME
+    if not (home / "lib" / "libascendcl.so").exists():
+        raise click.ClickException(f"no libascendcl.so in {home / 'lib'}: build it with: make build")
+    data_socket = None if emulated else find_daemon(device)
+    env = environment(home, data_socket, os.environ)
+    program = shutil.which(command[0])
+    if program is None:
+        click.echo(f"Error: {command[0]}: command not found", err=True)
+        raise SystemExit(127)
+    try:
+        os.execve(program, list(command), env)
+    except OSError as error:
+        click.echo(f"Error: {command[0]}: {error.strerror}", err=True)
+        raise SystemExit(126) from None

@@ -1,0 +1,144 @@
+"""`flexnpu status`: what the daemons say about themselves."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flexnpu.control import paths
+from flexnpu.control.client import ControlClient, ControlError, connect_all
+from flexnpu.control.messages import DaemonStatus, GateStatus
+
+
+def _us(value: float) -> str:
+    """A time in us, in the unit that keeps it short."""
+    for limit, unit, scale in ((1e3, "us", 1.0), (1e6, "ms", 1e3)):
+        if abs(value) < limit:
+            return f"{value / scale:.0f} {unit}" if unit == "us" else f"{value / scale:.1f} {unit}"
+    return f"{value / 1e6:.1f} s"
+
+
+def _bytes(value: int) -> str:
+    size = float(value)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _gate(gate: GateStatus) -> str:
+    expired = f", {gate.expired_leases} leases expired" if gate.expired_leases else ""
+    if gate.policy == "transparent":
+        return f"transparent{expired}"
+    target = _us(gate.decode_target_us) if gate.decode_target_us else "its own"
+    return (
+        f"{gate.policy}, window {_us(gate.window_us)}, decode target {target}, "
+        f"slowdown {gate.overlap_slowdown:.2f}, lease {gate.lease_left_s:.1f} s{expired}"
+    )
+
+
+def _session_table(status: DaemonStatus) -> Table:
+    table = Table(title="sessions", title_justify="left", box=None, pad_edge=False)
+    for name in ("session", "pid", "command", "user", "memory", "rings", "calls", "refused", "ring full"):
+        table.add_column(name, justify="left" if name == "command" else "right")
+    for s in status.sessions:
+        row = (s.session, s.pid, Text(s.comm), s.uid, _bytes(s.memory_bytes), s.rings, s.calls, s.refused)
+        table.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row), str(s.ring_full))
+    return table
+
+
+def _lane_table(status: DaemonStatus) -> Table:
+    table = Table(title="lanes", title_justify="left", box=None, pad_edge=False)
+    for name in (
+        "lane",
+        "pid",
+        "command",
+        "stream",
+        "phase",
+        "queued",
+        "in flight",
+        "launched",
+        "device",
+        "gated",
+    ):
+        table.add_column(name, justify="left" if name in ("command", "phase") else "right")
+    for lane in status.lanes:
+        table.add_row(
+            str(lane.lane),
+            str(lane.pid),
+            Text(lane.comm),
+            f"{lane.stream:#x}",
+            lane.phase,
+            str(lane.queued),
+            f"{lane.in_flight} ({_us(lane.in_flight_us)})",
+            str(lane.launched),
+            _us(lane.device_us),
+            _us(lane.gated_us) + (" held" if lane.held_now else ""),
+        )
+    return table
+
+
+def show(status: DaemonStatus, console: Console) -> None:
+    """Print one daemon's status as tables."""
+    busy = ""
+    if status.device_busy_us is not None and status.uptime_s > 0:
+        busy = f", busy {status.device_busy_us / (status.uptime_s * 1e4):.1f} % of it"
+    console.print(
+        f"[bold]device {status.device}[/bold] ({status.soc}), flexnpud {status.version} pid {status.pid}, "
+        f"up {status.uptime_s:.0f} s{busy}",
+        highlight=False,
+    )
+    console.print(f"gate: {_gate(status.gate)}", highlight=False)
+    if not status.sessions:
+        console.print("no sessions", highlight=False)
+        return
+    console.print(_session_table(status))
+    if status.lanes:
+        console.print(_lane_table(status))
+
+
+@click.command(short_help="Show who uses the NPUs, their lanes and the gate.")
+@click.option("--device", type=click.IntRange(0, 1023), metavar="N", help="Only this device's daemon.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON array, one object a daemon.")
+def status(device: int | None, as_json: bool) -> None:
+    """Show every daemon's sessions, lanes (one a client stream) and gate.
+
+    \b
+    Examples:
+      flexnpu status
+      flexnpu status --device 0 --json | jq '.[0].lanes[] | {pid, phase, gated_us}'
+    """
+    clients = connect_all() if device is None else _of_device(device)
+    if not clients:
+        tried = ", ".join(str(directory) for directory in paths.search_dirs())
+        raise click.ClickException(f"no daemon listens in {tried}: start one with: flexnpud --device 0")
+    found: list[DaemonStatus] = []
+    failed = False
+    for client in clients:
+        with client:
+            try:
+                found.append(client.status())
+            except ControlError as error:
+                click.echo(f"Error: {error}", err=True)
+                failed = True
+    if as_json:
+        click.echo(json.dumps([one.model_dump() for one in found], indent=2))
+    else:
+        console = Console()
+        for i, one in enumerate(found):
+            if i:
+                console.print()
+            show(one, console)
+    if failed:
+        raise SystemExit(1)
+
+
+def _of_device(device: int) -> list[ControlClient]:
+    candidates = [paths.control_socket(device, directory) for directory in paths.search_dirs()]
+    path = next((path for path in candidates if path.exists()), candidates[0])
+    return [ControlClient(path)]
