@@ -6,15 +6,15 @@ import os
 import time
 import uuid
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flexnpu.cli import leftovers
+from flexnpu.control import paths as control_paths
 
 _TAG = uuid.uuid4().hex
-_RUN_DIRS = (Path("/run/flexnpu"), Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent")) / "flexnpu")
+_RUN_DIRS = tuple(control_paths.search_dirs())
 
 
 def _ebpf_required() -> bool:
@@ -23,6 +23,8 @@ def _ebpf_required() -> bool:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     os.environ[leftovers.TAG_VARIABLE] = _TAG
+    # An emulated machine of this run's own: another run beside it must not share its devices.
+    os.environ.setdefault("FLEXNPU_EMU_MACHINE", f"test-{_TAG[:8]}")
     session.config.stash[_BEFORE] = leftovers.survey(None, _RUN_DIRS)
 
 

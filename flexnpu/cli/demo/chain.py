@@ -100,6 +100,8 @@ class Chain:
                 *("--device", str(DEVICE), "--emulated", "--profile", self.plan.profile),
                 *("--mode", "compute", "--run-dir", str(self.run_dir)),
             ],
+            # An emulated machine of its own: no other program on this one uses the same device.
+            {"FLEXNPU_EMU_MACHINE": self.directory.name},
         )
         return self.supervisor.wait_until("flexnpud answers", lambda: self.status() is not None, 30)
 
