@@ -1,8 +1,8 @@
-"""What the probes publish: one `Step` a model step, one `RequestTiming` a streamed request, and `Losses`.
+"""What the probes publish: a `Step` a model step, a `RequestTiming` a streamed request, and `Losses`.
 
 Every event has one JSON form, a single line with ``"v"`` (the version of the form, `VERSION`) and
-``"type"`` (``step``, ``request`` or ``losses``). A reader ignores fields that it does not know, so fields
-may be added without a new version. A measurement that could not be made is ``null``, never zero.
+``"type"`` (``step``, ``begin``, ``request`` or ``losses``). A reader ignores fields that it does not know, so
+fields may be added without a new version. A measurement that could not be made is ``null``, never zero.
 
 All times are nanoseconds of CLOCK_MONOTONIC on the traced machine (Python's `time.monotonic_ns`), so
 steps and requests share one axis.
@@ -92,6 +92,27 @@ class Step(_Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class StepBegin(_Event):
+    """A step has just opened on a lane; its `Step` follows when it is over. For who must act while it runs.
+
+    Fields mean what they mean in `Step`; evidence that comes later in the step may still change the phase
+    there.
+    """
+
+    type: ClassVar[str] = "begin"
+
+    t_ns: _NonNegative
+    pid: _NonNegative
+    comm: str
+    stream: _NonNegative
+    phase: Phase
+    tokens: _NonNegative | None
+    batch: _NonNegative | None
+    evidence: str
+    confidence: _Fraction
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RequestTiming(_Event):
     """One streamed HTTP request as seen on the server's socket."""
 
@@ -131,10 +152,11 @@ class Losses(_Event):
     counts: dict[str, _NonNegative]
 
 
-Event = Step | RequestTiming | Losses
+Event = Step | StepBegin | RequestTiming | Losses
 
-_TYPES: dict[str, type[Step] | type[RequestTiming] | type[Losses]] = {
+_TYPES: dict[str, type[Step] | type[StepBegin] | type[RequestTiming] | type[Losses]] = {
     "step": Step,
+    "begin": StepBegin,
     "request": RequestTiming,
     "losses": Losses,
 }

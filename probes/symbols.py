@@ -1,0 +1,261 @@
+"""Which mapped file of a process defines a symbol, and where in the file to put a probe.
+
+Nothing is assumed about library names: `resolve` reads /proc/PID/maps and looks into the dynamic symbol
+table of every mapped shared object. So it finds `aclrt*` in libacl_rt.so on current CANN, in
+libascendcl.so on an older one, in the emulated CANN's libraries, or in FlexNPU's client, and it finds
+them in containers too.
+
+When several mapped files define a symbol, a compatibility library usually forwards to the one that it needs
+(CANN keeps `aclrt*` in libascendcl.so, forwarding to libacl_rt.so). Probing both would count twice, so
+definers that (transitively) need another definer are left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """An executable mapping of a file: `path` as the process names it, `real` as this process can open it."""
+
+    path: str
+    real: str
+    start: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A symbol's definition: the file that holds it, the file offset of its first instruction, its first
+    bytes."""
+
+    symbol: str
+    library: Mapped
+    offset: int
+    size: int
+    code: bytes
+    machine: str
+
+
+class ProcessGone(RuntimeError):
+    """The process ended, or never was."""
+
+
+def mapped_files(pid: int) -> list[Mapped]:
+    """The files mapped executable into process `pid`. Raises `ProcessGone` or PermissionError."""
+    try:
+        text = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGone(f"no process {pid}") from None
+    found: dict[str, Mapped] = {}
+    for line in text.splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) < 6 or "x" not in fields[1] or not fields[5].startswith("/"):
+            continue
+        path = fields[5].removesuffix(" (deleted)")
+        if path in found:
+            continue
+        real = _reachable(pid, path, fields[0])
+        if real is not None:
+            found[path] = Mapped(path, real, int(fields[0].split("-")[0], 16), int(fields[4]))
+    return list(found.values())
+
+
+def _reachable(pid: int, path: str, span: str) -> str | None:
+    """A name under which this process can open the file that `pid` has mapped, in `pid`'s own root.
+
+    A library replaced on disk since it was mapped has the same path and another inode. The kernel's
+    map_files link always leads to the file that is mapped, so it decides, and serves when the path no
+    longer leads there.
+    """
+    by_path = f"/proc/{pid}/root{path}"
+    by_map = f"/proc/{pid}/map_files/{span}"
+    try:
+        mapped = os.stat(by_map)
+    except OSError:
+        return by_path if os.path.exists(by_path) else None
+    try:
+        named = os.stat(by_path)
+    except OSError:
+        return by_map
+    return by_path if (named.st_dev, named.st_ino) == (mapped.st_dev, mapped.st_ino) else by_map
+
+
+class _Library:
+    """The dynamic symbols of one ELF file."""
+
+    def __init__(self, real: str) -> None:
+        self._file = open(real, "rb")  # noqa: SIM115 (closed by `close`)
+        self.elf: Any = ELFFile(self._file)
+        self.machine = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}.get(
+            self.elf.header.e_machine, str(self.elf.header.e_machine)
+        )
+        self.needed: tuple[str, ...] = ()
+        self.soname = ""
+        self._segment: Any = None
+        for segment in self.elf.iter_segments("PT_DYNAMIC"):
+            self._segment = segment
+        if self._segment is not None:
+            for tag in self._segment.iter_tags():
+                if tag.entry.d_tag == "DT_NEEDED":
+                    self.needed += (tag.needed,)
+                elif tag.entry.d_tag == "DT_SONAME":
+                    self.soname = tag.soname
+
+    def close(self) -> None:
+        self._file.close()
+
+    def find(self, name: str) -> Any | None:
+        """The defined function `name`, through the hash table that the dynamic linker uses."""
+        for section in (".gnu.hash", ".hash"):
+            table = self.elf.get_section_by_name(section)
+            if table is not None:
+                symbol = table.get_symbol(name)
+                return symbol if symbol is not None and _is_definition(symbol) else None
+        if self._segment is not None:  # section headers stripped
+            for symbol in self._segment.iter_symbols():
+                if symbol.name == name and _is_definition(symbol):
+                    return symbol
+        return None
+
+    def file_offset(self, address: int) -> int | None:
+        for segment in self.elf.iter_segments("PT_LOAD"):
+            start = segment["p_vaddr"]
+            if start <= address < start + segment["p_filesz"]:
+                return int(address - start + segment["p_offset"])
+        return None
+
+    def read(self, offset: int, size: int) -> bytes:
+        self._file.seek(offset)
+        return self._file.read(size)
+
+
+def _is_definition(symbol: Any) -> bool:
+    return (
+        symbol["st_shndx"] != "SHN_UNDEF"
+        and symbol["st_info"]["type"] == "STT_FUNC"
+        and symbol["st_value"] != 0
+    )
+
+
+@dataclass(frozen=True)
+class _Scan:
+    found: tuple[tuple[str, int, int, bytes], ...]
+    needed: tuple[str, ...]
+    soname: str
+    machine: str
+
+
+_cache: dict[tuple[tuple[int, int, int, int], tuple[str, ...]], _Scan] = {}
+
+
+def _scan(identity: tuple[int, int, int, int], real: str, names: tuple[str, ...]) -> _Scan:
+    """What one file defines of `names`. Cached by the file's identity; `real` is one way to open it."""
+    key = (identity, names)
+    if key not in _cache:
+        if len(_cache) >= 4096:
+            _cache.clear()
+        _cache[key] = _read(real, names)
+    return _cache[key]
+
+
+def _read(real: str, names: tuple[str, ...]) -> _Scan:
+    try:
+        library = _Library(real)
+    except (OSError, ELFError):
+        return _Scan((), (), "", "")
+    try:
+        found = []
+        for name in names:
+            symbol = library.find(name)
+            if symbol is None:
+                continue
+            offset = library.file_offset(symbol["st_value"])
+            if offset is not None:
+                size = int(symbol["st_size"])
+                found.append((name, offset, size, library.read(offset, min(size or 64, 64))))
+        return _Scan(tuple(found), library.needed, library.soname, library.machine)
+    except (ELFError, OSError, ValueError, KeyError, UnicodeDecodeError):
+        return _Scan((), (), "", "")
+    finally:
+        library.close()
+
+
+def _identity(real: str) -> tuple[int, int, int, int] | None:
+    try:
+        stat = os.stat(real)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def resolve(
+    pid: int, names: Iterable[str], *, only: Collection[str] | None = None
+) -> dict[str, tuple[Definition, ...]]:
+    """For each of `names` that a file mapped into `pid` defines: its definitions to probe (mostly one).
+
+    `only`, if given, restricts the search to libraries whose path or file name is in it.
+    Raises `ProcessGone`, or PermissionError when the process's maps may not be read.
+    """
+    wanted = tuple(sorted(set(names)))
+    scans: list[tuple[Mapped, _Scan]] = []
+    needs: dict[str, tuple[str, ...]] = {}
+    for mapping in mapped_files(pid):
+        if only is not None and mapping.path not in only and os.path.basename(mapping.path) not in only:
+            continue
+        identity = _identity(mapping.real)
+        if identity is None:
+            continue
+        scan = _scan(identity, mapping.real, wanted)
+        needs[_soname(mapping, scan)] = scan.needed
+        if scan.found:
+            scans.append((mapping, scan))
+    result: dict[str, tuple[Definition, ...]] = {}
+    for name in wanted:
+        definers = [
+            (mapping, scan, entry) for mapping, scan in scans for entry in scan.found if entry[0] == name
+        ]
+        sonames = {_soname(mapping, scan) for mapping, scan, _ in definers}
+        kept = tuple(
+            Definition(name, mapping, entry[1], entry[2], entry[3], scan.machine)
+            for mapping, scan, entry in definers
+            if not _forwards(_soname(mapping, scan), sonames, needs)
+        )
+        if kept:
+            result[name] = kept
+    return result
+
+
+def _soname(mapping: Mapped, scan: _Scan) -> str:
+    return scan.soname or os.path.basename(mapping.path)
+
+
+def _forwards(name: str, definers: set[str], needs: dict[str, tuple[str, ...]]) -> bool:
+    """Whether library `name` needs, directly or not, another definer that does not need it in turn."""
+    return any(
+        other in _closure(name, needs) and name not in _closure(other, needs) for other in definers - {name}
+    )
+
+
+def _closure(start: str, needs: dict[str, tuple[str, ...]]) -> set[str]:
+    seen: set[str] = set()
+    todo = list(needs.get(start, ()))
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo.extend(needs.get(name, ()))
+    return seen
+
+
+def processes() -> list[int]:
+    """Ids of all processes that this one can see."""
+    return sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit())

@@ -1,0 +1,720 @@
+"""Trace steps of running processes.
+
+    with Tracer(print) as tracer:
+        tracer.attach(pid)
+        while True:
+            tracer.poll(0.1)
+
+`Tracer` loads `bpf/steps.c` through bcc, places its programs on whichever libraries of a process define
+the AscendCL functions of `SITES`, decodes the records and hands `Step`s to a callback. The callback runs
+inside `poll`.
+
+Needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE), bcc, and kernel headers; `check` says what is
+missing. A probe costs the traced thread 1 to 6 us a hit; `flexnpu-probe attach --help` has the figures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from probes import headers, symbols
+from probes.attach import AttachError, Uprobe, close_all
+from probes.events import Event, Losses, Step, StepBegin
+from probes.phases import IDLE_NS, Evidence, Lengths, Verdict, classify
+from probes.sites import cheap_offset
+
+GAP_NS = 1_000_000_000
+"""Silence on a lane, without a synchronise, that ends a plain step."""
+
+STALL_NS = 2_000_000_000
+"""Like `phases.IDLE_NS`, for a step that has so far launched less than half of the one before it."""
+
+COUNTERS = (
+    "steps_sent",
+    "steps_lost",
+    "begins_lost",
+    "map_full",
+    "no_first_call",
+    "bad_reads",
+    "lanes_untracked",
+)
+"""Counted in the kernel, in the order of its enum: records delivered to the ring; step and begin records
+that found it full; calls dropped because a map was full; embeddings whose first call was not seen; user
+memory that could not
+be read; streams of a process beyond those that a device synchronise ends."""
+
+OWN_COUNTERS = ("unclassified", "reopened", "foreign")
+"""Counted here: steps without evidence of their phase; steps that went on after they were published as
+idle; records
+of processes that are no longer attached."""
+
+_RING_PAGES = 256
+_SWEEP_S = 0.1
+_REFRESH_S = 1.0
+_INIT_PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel
+
+_BETWEEN, _EMBEDDING, _GRAPH, _PLAIN, _BEGIN, _CAPTURE = range(6)
+_ENDED_BY = ("sync", "embedding", "graph", "gap", "none")
+_HAS_INDICES, _HAS_TABLE, _HAS_OUTPUT, _FROM_CAPTURE = 1, 2, 4, 8
+_DIMS = 4
+_ARRAYS = 3
+
+
+@dataclass(frozen=True)
+class Site:
+    """A function to probe, the BPF program at its entry, and the one at its return if there is one."""
+
+    symbol: str
+    entry: str
+    on_return: str | None = None
+
+
+SITES = (
+    Site("aclrtLaunchKernelWithHostArgs", "on_kernel_launch"),
+    Site("flexnpu_launch", "on_client_launch"),
+    Site("aclCreateTensor", "on_create_tensor"),
+    Site("aclCreateIntArray", "on_create_int_array"),
+    Site("aclnnEmbeddingGetWorkspaceSize", "on_embedding_first", "on_embedding_first_return"),
+    Site("aclnnEmbedding", "on_embedding_second"),
+    Site("aclmdlRIExecuteAsync", "on_graph"),
+    Site("aclmdlRICaptureBegin", "on_capture_begin"),
+    Site("aclmdlRICaptureEnd", "on_capture_end", "on_capture_end_return"),
+    Site("aclrtSynchronizeStream", "on_sync_stream", "on_sync_return"),
+    Site("aclrtSynchronizeStreamWithTimeout", "on_sync_stream", "on_sync_return"),
+    Site("aclrtSynchronizeDevice", "on_sync_device", "on_sync_return"),
+    Site("aclrtSynchronizeDeviceWithTimeout", "on_sync_device", "on_sync_return"),
+    Site("aclrtMemcpy", "on_copy", "on_copy_return"),
+    Site("aclrtMemcpyAsync", "on_copy_async"),
+)
+"""What is probed. A process need not define all of them; without any of `FUNNELS` there is nothing to
+trace."""
+
+FUNNELS = frozenset({"aclrtLaunchKernelWithHostArgs", "flexnpu_launch"})
+"""Functions through which every operator launch passes: CANN's (and the emulated CANN's), and FlexNPU's
+client's."""
+
+
+class TracerError(RuntimeError):
+    """Tracing is not possible here; the message says what is missing and what to type."""
+
+
+_TOTALS = ("launches", "graphs", "h2d", "d2h", "h2d_copies")
+
+
+class _Totals(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in _TOTALS)
+
+
+class _Array(ctypes.Structure):
+    _fields_ = (
+        ("n", ctypes.c_uint32),
+        ("seen", ctypes.c_uint32),
+        ("ones", ctypes.c_uint32),
+        ("rising", ctypes.c_uint32),
+        ("first", ctypes.c_int64),
+        ("last", ctypes.c_int64),
+        ("max", ctypes.c_int64),
+        ("sum", ctypes.c_int64),
+    )
+
+
+class _Evidence(ctypes.Structure):
+    _fields_ = (
+        ("t_first", ctypes.c_uint64),
+        ("model", ctypes.c_uint64),
+        ("ndim", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("dims", ctypes.c_int64 * _DIMS),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("arrays", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("array", _Array * _ARRAYS),
+    )
+
+
+class _Record(ctypes.Structure):
+    _fields_ = (
+        ("t_start", ctypes.c_uint64),
+        ("t_end", ctypes.c_uint64),
+        ("seq", ctypes.c_uint64),
+        ("tgid", ctypes.c_uint64),
+        ("stream", ctypes.c_uint64),
+        ("kind", ctypes.c_uint32),
+        ("ended_by", ctypes.c_uint32),
+        ("work", _Totals),
+        ("evidence", _Evidence),
+    )
+
+
+RECORD_SIZE = ctypes.sizeof(_Record)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A decoded record of the kernel side: one step, or the beginning of one."""
+
+    t_start: int
+    t_end: int
+    seq: int
+    pid: int
+    stream: int
+    kind: int
+    ended_by: str
+    launches: int
+    graphs: int
+    h2d: int
+    d2h: int
+    evidence: Evidence
+
+    @property
+    def lane(self) -> tuple[int, int]:
+        return self.pid, self.stream
+
+
+class RecordError(ValueError):
+    """Bytes from the ring that are not a record."""
+
+
+def _evidence(kind: int, raw: Any, work: Any) -> Evidence:
+    indices = None
+    if raw.flags & _HAS_INDICES and 0 <= raw.ndim <= _DIMS:
+        indices = tuple(raw.dims[: raw.ndim])
+    agreed = bool(raw.flags & _HAS_TABLE and raw.flags & _HAS_OUTPUT)
+    arrays = tuple(
+        Lengths(a.n, a.seen, a.ones, bool(a.rising), a.first, a.last, a.max, a.sum)
+        for a in raw.array[: min(raw.arrays, _ARRAYS)]
+    )
+    return Evidence(
+        embedding=kind == _EMBEDDING,
+        indices=indices,
+        agreed=agreed,
+        graph=kind == _GRAPH,
+        from_capture=bool(raw.flags & _FROM_CAPTURE),
+        capture=kind == _CAPTURE,
+        h2d_bytes=work.h2d,
+        h2d_copies=work.h2d_copies,
+        arrays=arrays,
+    )
+
+
+def decode(data: bytes) -> Record:
+    """Decode one record of `bpf/steps.c`. Raises `RecordError`."""
+    if len(data) < RECORD_SIZE:
+        raise RecordError(f"{len(data)} bytes, a record has {RECORD_SIZE}")
+    raw = _Record.from_buffer_copy(data)
+    if not _EMBEDDING <= raw.kind <= _CAPTURE:
+        raise RecordError(f"unknown kind {raw.kind}")
+    if raw.ended_by >= len(_ENDED_BY):
+        raise RecordError(f"unknown end {raw.ended_by}")
+    kind = raw.kind
+    if kind == _BEGIN:
+        kind = _GRAPH if raw.evidence.model else _EMBEDDING
+    return Record(
+        t_start=raw.t_start,
+        t_end=raw.t_end,
+        seq=raw.seq,
+        pid=raw.tgid,
+        stream=raw.stream,
+        kind=raw.kind,
+        ended_by=_ENDED_BY[raw.ended_by],
+        launches=raw.work.launches,
+        graphs=raw.work.graphs,
+        h2d=raw.work.h2d,
+        d2h=raw.work.d2h,
+        evidence=_evidence(kind, raw.evidence, raw.work),
+    )
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One probe that was placed."""
+
+    symbol: str
+    library: str
+    offset: int
+    instruction: str
+    on_return: bool
+
+
+@dataclass
+class Target:
+    """An attached process."""
+
+    pid: int
+    comm: str
+    start_time: int
+    placed: list[Placed] = field(default_factory=list)
+    maps: frozenset[str] = frozenset()
+    _probes: dict[tuple[str, str, int, bool], Uprobe] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> list[str]:
+        """Symbols of `SITES` that no mapped library defines (yet)."""
+        have = {placed.symbol for placed in self.placed}
+        return [site.symbol for site in SITES if site.symbol not in have]
+
+    @property
+    def kind(self) -> str:
+        """Whose libraries they are: ``client`` (FlexNPU's) or ``cann``."""
+        return "client" if any(p.symbol == "flexnpu_launch" for p in self.placed) else "cann"
+
+
+@dataclass
+class _Lane:
+    published: int = -1
+    """Sequence number of the last step that was published before the kernel side closed it."""
+    published_launches: int = 0
+    published_graphs: int = 0
+    usual: int = 0
+    """Launches of the last model step."""
+
+
+def check() -> None:
+    """Raise `TracerError` unless this process may trace: root, bcc, headers."""
+    if os.geteuid() != 0:
+        raise TracerError(
+            "tracing needs root: it reads other processes' memory. Type: sudo flexnpu-probe ..."
+        )
+    _bcc()
+    try:
+        headers.prepare()
+    except headers.HeadersMissing as error:
+        raise TracerError(str(error)) from None
+
+
+def _bcc() -> Any:
+    try:
+        return importlib.import_module("bcc")
+    except ImportError as error:
+        raise TracerError(
+            f"bcc's Python module is missing ({error}). Type: sudo apt-get install python3-bpfcc\n"
+            "A virtual environment sees it only if it was made with --system-site-packages."
+        ) from None
+
+
+def comm_of(pid: int) -> str:
+    """The name of process `pid`, empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def start_time_of(pid: int) -> int | None:
+    """When `pid` started, in clock ticks since boot (tells apart two processes that had the same id)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _pid_namespace() -> os.stat_result | None:
+    stat = os.stat("/proc/self/ns/pid")
+    return None if stat.st_ino == _INIT_PIDNS else stat
+
+
+def find_processes(*, only: Collection[str] | None = None) -> list[int]:
+    """Processes that map a library through which operators are launched, other than this one and
+    FlexNPU's daemon.
+
+    The daemon launches on behalf of its clients, who are listed themselves; name it with `attach` to see
+    its lanes.
+    """
+    found = []
+    for pid in symbols.processes():
+        if pid == os.getpid():
+            continue
+        try:
+            if is_daemon(pid):
+                continue
+            if symbols.resolve(pid, FUNNELS, only=only):
+                found.append(pid)
+        except (symbols.ProcessGone, PermissionError, OSError):
+            continue
+    return found
+
+
+def is_daemon(pid: int) -> bool:
+    """Whether `pid` is a FlexNPU daemon, by its data plane module."""
+    return any("/flexnpu/daemon/_plane." in mapping.path for mapping in symbols.mapped_files(pid))
+
+
+class Tracer:
+    """Attach to processes and deliver their steps.
+
+    `on_event` gets `Step`s, and `StepBegin`s when `begins` is set. It must not block.
+    Not thread-safe: use one thread, or a lock.
+    """
+
+    def __init__(
+        self,
+        on_event: Callable[[Event], None],
+        *,
+        begins: bool = False,
+        only: Collection[str] | None = None,
+        ring_pages: int = _RING_PAGES,
+    ) -> None:
+        check()
+        self._on_event = on_event
+        self._begins = begins
+        self._only = only
+        self._targets: dict[int, Target] = {}
+        self._lanes: dict[tuple[int, int], _Lane] = {}
+        self._own = dict.fromkeys(OWN_COUNTERS, 0)
+        self._perf_lost = 0
+        self._delivered = 0
+        self._next_sweep = 0.0
+        self._next_refresh = 0.0
+        self._closed = False
+        bcc = _bcc()
+        flags = [f"-DGAP_NS={GAP_NS}ULL", f"-DRING_PAGES={ring_pages}", "-Wno-macro-redefined"]
+        self._ring = bool(bcc.BPF.kernel_struct_has_field(b"bpf_ringbuf", b"waitq") == 1)
+        if self._ring:
+            flags.append("-DEVENTS_RING")
+        namespace = _pid_namespace()
+        if namespace is not None:
+            flags += [
+                f"-DTARGET_PIDNS_DEV={namespace.st_dev}ULL",
+                f"-DTARGET_PIDNS_INO={namespace.st_ino}ULL",
+            ]
+        source = Path(__file__).parent / "bpf" / "steps.c"
+        try:
+            self._bpf = bcc.BPF(text=source.read_text(), cflags=flags)
+            names = {site.entry for site in SITES} | {site.on_return for site in SITES if site.on_return}
+            self._programs = {name: self._bpf.load_func(name, bcc.BPF.KPROBE) for name in sorted(names)}
+        except Exception as error:  # bcc raises bare Exception
+            raise TracerError(
+                f"the BPF program does not load: {error}. The kernel's log above says why; kernel lockdown "
+                "(/sys/kernel/security/lockdown) and seccomp forbid it as well."
+            ) from None
+        events = self._bpf["events"]
+        if self._ring:
+            events.open_ring_buffer(self._on_ring)
+        else:
+            events.open_perf_buffer(self._on_perf, page_cnt=ring_pages, lost_cb=self._on_perf_lost)
+
+    # -- attaching ------------------------------------------------------------------------------------------
+
+    @property
+    def targets(self) -> list[Target]:
+        return list(self._targets.values())
+
+    def attach(self, pid: int) -> Target:
+        """Place the probes in process `pid`, which goes on running.
+
+        Raises `AttachError` when there is no such process, or it maps no library to trace.
+        """
+        if pid in self._targets:
+            return self._targets[pid]
+        started = start_time_of(pid)
+        if started is None:
+            raise AttachError(f"no process {pid}")
+        target = Target(pid, comm_of(pid), started)
+        try:
+            self._place(target)
+        except BaseException:
+            self._remove(target)
+            raise
+        have = {placed.symbol for placed in target.placed}
+        if not have & FUNNELS:
+            self._remove(target)
+            where = f" among {', '.join(sorted(self._only))}" if self._only else ""
+            raise AttachError(
+                f"process {pid} ({target.comm}) maps no library{where} that defines any of "
+                f"{', '.join(sorted(FUNNELS))}: it does not use an NPU, or has not loaded AscendCL yet"
+            )
+        self._targets[pid] = target
+        return target
+
+    def detach(self, pid: int) -> None:
+        """Publish the running steps of `pid`, then remove its probes."""
+        target = self._targets.get(pid)
+        if target is None:
+            return
+        self._remove(target)
+        self._drain()
+        self._flush(pid)
+        del self._targets[pid]
+
+    def _place(self, target: Target) -> None:
+        try:
+            mapped = frozenset(mapping.path for mapping in symbols.mapped_files(target.pid))
+            found = symbols.resolve(target.pid, [site.symbol for site in SITES], only=self._only)
+        except symbols.ProcessGone:
+            raise AttachError(f"no process {target.pid}") from None
+        except PermissionError as error:
+            raise AttachError(f"may not read the memory map of process {target.pid}: {error}") from None
+        target.maps = mapped
+        for site in SITES:
+            for definition in found.get(site.symbol, ()):
+                # Returns first: an entry without its return would leave a call open.
+                if site.on_return is not None:
+                    self._probe(target, definition, site.on_return, on_return=True)
+                self._probe(target, definition, site.entry, on_return=False)
+
+    def _probe(
+        self, target: Target, definition: symbols.Definition, program: str, *, on_return: bool
+    ) -> None:
+        key = (definition.symbol, definition.library.path, definition.library.inode, on_return)
+        if key in target._probes:
+            return
+        # A return probe must see the return address where the call left it, on top of the stack.
+        step, instruction = (0, "") if on_return else cheap_offset(definition.code, definition.machine)
+        offset = definition.offset + step
+        fd = self._programs[program].fd
+        target._probes[key] = Uprobe(fd, definition.library.real, offset, target.pid, on_return=on_return)
+        target.placed.append(
+            Placed(definition.symbol, definition.library.path, offset, instruction, on_return)
+        )
+
+    def _remove(self, target: Target) -> None:
+        close_all(target._probes.values())
+        target._probes.clear()
+
+    # -- delivering -----------------------------------------------------------------------------------------
+
+    def poll(self, timeout_s: float) -> None:
+        """Deliver what there is; wait up to `timeout_s` for it. Call it often: it also publishes idle
+        steps."""
+        timeout_ms = max(0, int(timeout_s * 1000))
+        if self._ring:
+            self._bpf.ring_buffer_poll(timeout_ms)
+        else:
+            self._bpf.perf_buffer_poll(timeout_ms)
+        now = time.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_S
+            self._sweep()
+        if now >= self._next_refresh:
+            self._next_refresh = now + _REFRESH_S
+            self._refresh()
+
+    def _drain(self) -> None:
+        if self._ring:
+            self._bpf.ring_buffer_consume()
+        else:
+            self._bpf.perf_buffer_poll(0)
+
+    def _on_ring(self, _context: Any, data: Any, size: int) -> None:
+        self._on_record(decode(ctypes.string_at(data, size)))
+
+    def _on_perf(self, _cpu: int, data: Any, size: int) -> None:
+        self._on_record(decode(ctypes.string_at(data, size)))
+
+    def _on_perf_lost(self, lost: int) -> None:
+        self._perf_lost += lost
+
+    def _on_record(self, record: Record) -> None:
+        target = self._targets.get(record.pid)
+        if target is None:
+            self._own["foreign"] += 1
+            return
+        if record.kind == _BEGIN:
+            if self._begins:
+                self._on_event(self._begin(target, record))
+            return
+        self._delivered += 1
+        lane = self._lanes.setdefault(record.lane, _Lane())
+        if record.seq == lane.published:
+            rest = record.launches - lane.published_launches, record.graphs - lane.published_graphs
+            lane.published = -1
+            if rest == (0, 0):
+                return
+            # It went on after it was taken to be over. What came later must not be lost, nor counted twice.
+            self._own["reopened"] += 1
+            late = replace(record, launches=rest[0], graphs=rest[1], h2d=0, d2h=0, evidence=Evidence())
+            verdict = Verdict("other", None, None, "rest of a step that had fallen silent", 0.0)
+            self._publish(target, late, verdict)
+            return
+        self._publish(target, record, classify(record.evidence))
+        if record.evidence.embedding:
+            lane.usual = record.launches
+
+    def _begin(self, target: Target, record: Record) -> StepBegin:
+        verdict = classify(record.evidence)
+        return StepBegin(
+            t_ns=record.t_start,
+            pid=record.pid,
+            comm=target.comm,
+            stream=record.stream,
+            phase=verdict.phase,
+            tokens=verdict.tokens,
+            batch=verdict.batch,
+            evidence=verdict.evidence,
+            confidence=verdict.confidence,
+        )
+
+    def _publish(self, target: Target, record: Record, verdict: Verdict) -> None:
+        if verdict.unclassified:
+            self._own["unclassified"] += 1
+        self._on_event(
+            Step(
+                t_start_ns=record.t_start,
+                t_end_ns=max(record.t_end, record.t_start),
+                pid=record.pid,
+                comm=target.comm,
+                stream=record.stream,
+                phase=verdict.phase,
+                tokens=verdict.tokens,
+                batch=verdict.batch,
+                launches=record.launches,
+                graph_launches=record.graphs,
+                h2d_bytes=record.h2d,
+                d2h_bytes=record.d2h,
+                evidence=verdict.evidence,
+                confidence=verdict.confidence,
+                kv_len=verdict.kv_len,
+                ended_by=record.ended_by,
+            )
+        )
+
+    # -- steps that nothing follows -------------------------------------------------------------------------
+
+    def _running(self) -> Iterator[tuple[int, int, Any]]:
+        for key, value in self._bpf["lanes"].items():
+            yield int(key.tgid), int(key.stream), value
+
+    def _sweep(self) -> None:
+        """Publish steps that have been over for a while without another one opening on their lane."""
+        now = time.monotonic_ns()
+        for pid, stream, raw in self._running():
+            if pid not in self._targets or raw.capturing or raw.t_sync_in > raw.t_sync_out:
+                continue
+            lane = self._lanes.setdefault((pid, stream), _Lane())
+            if raw.seq == lane.published:
+                continue
+            silent = now - max(raw.t_last, raw.t_sync_out)
+            if raw.kind == _EMBEDDING and raw.cand_t:
+                launches = raw.cand.launches - raw.base.launches
+                if silent > (IDLE_NS if launches * 2 >= lane.usual else STALL_NS):
+                    self._publish_running(pid, stream, raw, "sync")
+            elif raw.kind == _BETWEEN and not raw.has_model and raw.t_open and silent > GAP_NS:
+                self._publish_running(pid, stream, raw, "gap")
+
+    def _publish_running(self, pid: int, stream: int, raw: Any, ended_by: str) -> None:
+        self._drain()  # records of earlier steps come first
+        target = self._targets[pid]
+        lane = self._lanes.setdefault((pid, stream), _Lane())
+        end, t_end = (raw.cand, raw.cand_t) if raw.cand_t else (raw.now, raw.t_last)
+        record = self._record_of(pid, stream, raw, raw.base, end, t_end, ended_by)
+        lane.published = raw.seq
+        lane.published_launches, lane.published_graphs = record.launches, record.graphs
+        self._publish(target, record, classify(record.evidence))
+
+    def _record_of(
+        self, pid: int, stream: int, raw: Any, start: Any, end: Any, t_end: int, ended_by: str
+    ) -> Record:
+        kind = int(raw.kind) or _PLAIN
+        evidence = Evidence()
+        work = _Totals(*(getattr(end, name) - getattr(start, name) for name in _TOTALS))
+        if raw.evidence:
+            with contextlib.suppress(KeyError):
+                found = self._bpf["evidences"][ctypes.c_uint64(raw.evidence)]
+                evidence = _evidence(kind, found, work)
+        if kind == _EMBEDDING and not evidence.embedding:
+            evidence = Evidence(embedding=True)
+        return Record(
+            t_start=raw.t_open,
+            t_end=t_end,
+            seq=raw.seq,
+            pid=pid,
+            stream=stream,
+            kind=kind,
+            ended_by=ended_by,
+            launches=work.launches,
+            graphs=work.graphs,
+            h2d=work.h2d,
+            d2h=work.d2h,
+            evidence=evidence,
+        )
+
+    def _flush(self, pid: int) -> None:
+        """Publish whatever the lanes of `pid` hold, and forget them."""
+        target = self._targets[pid]
+        for owner, stream, raw in list(self._running()):
+            if owner != pid:
+                continue
+            lane = self._lanes.setdefault((pid, stream), _Lane())
+            rest = raw.base
+            if raw.kind != _BETWEEN:
+                if raw.seq != lane.published:
+                    self._publish_running(pid, stream, raw, "sync" if raw.cand_t else "detach")
+                rest = raw.cand if raw.cand_t else raw.now
+                if raw.seq == lane.published and not raw.cand_t:
+                    rest = raw.now
+            elif raw.seq == lane.published:
+                rest = raw.now
+            if raw.now.launches != rest.launches or raw.now.graphs != rest.graphs:
+                record = self._record_of(pid, stream, raw, rest, raw.now, raw.t_last, "detach")
+                record = replace(record, kind=_PLAIN, evidence=Evidence())
+                self._publish(target, record, classify(record.evidence))
+        self._forget(pid)
+
+    def _forget(self, pid: int) -> None:
+        for name, owner in (("lanes", "tgid"), ("executors", "tgid"), ("models", "tgid")):
+            table = self._bpf[name]
+            for key in [key for key in table if getattr(key, owner) == pid]:
+                with contextlib.suppress(KeyError):
+                    del table[key]
+        for name, shift in (("threads", 32), ("processes", 0)):
+            table = self._bpf[name]
+            for key in [key for key in table if key.value >> shift == pid]:
+                with contextlib.suppress(KeyError):
+                    del table[key]
+        for lane in [lane for lane in self._lanes if lane[0] == pid]:
+            del self._lanes[lane]
+
+    def _refresh(self) -> None:
+        """Notice processes that ended, and libraries that were loaded since."""
+        for target in self.targets:
+            if start_time_of(target.pid) != target.start_time:
+                self.detach(target.pid)
+                continue
+            target.comm = comm_of(target.pid) or target.comm
+            if not target.missing:
+                continue
+            with contextlib.suppress(symbols.ProcessGone, AttachError, OSError):
+                if frozenset(m.path for m in symbols.mapped_files(target.pid)) != target.maps:
+                    self._place(target)
+
+    # -- accounts -------------------------------------------------------------------------------------------
+
+    def losses(self) -> Losses:
+        """What was counted so far; see `COUNTERS` and `OWN_COUNTERS`."""
+        table = self._bpf["counters"]
+        counts = {name: sum(table[ctypes.c_int(index)]) for index, name in enumerate(COUNTERS)}
+        counts["steps_lost"] += self._perf_lost
+        counts |= self._own
+        counts["steps_received"] = self._delivered
+        return Losses(t_ns=time.monotonic_ns(), source="steps", counts=counts)
+
+    def close(self) -> None:
+        """Detach from everything and unload. Running steps are published first. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for pid in list(self._targets):
+                self.detach(pid)
+        finally:
+            self._bpf.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,84 @@
+// A vendor library set in one file: functions with the ABI of CANN's that do nothing but wait where CANN would.
+// Compiled into several libraries with -DRT, -DNNOPBASE or -DOPAPI, so that symbols live where CANN keeps them.
+#include <stdint.h>
+#include <stdlib.h>
+#include <time.h>
+
+#define API __attribute__((visibility("default"), noinline))
+
+static inline void wait_us(long us)
+{
+    struct timespec t = {0, us * 1000};
+    nanosleep(&t, 0);
+}
+
+#ifdef RT
+volatile uint64_t sink;
+API int aclrtLaunchKernelWithHostArgs(void *func, uint32_t blocks, void *stream, void *config, void *args, size_t size,
+                                      void *places, size_t count)
+{
+    sink += (uint64_t)func + blocks + (uint64_t)stream + (uint64_t)config + (uint64_t)args + size + (uint64_t)places +
+            count;
+    return 0;
+}
+API int aclrtSynchronizeStream(void *stream) { sink += (uint64_t)stream; wait_us(20); return 0; }
+API int aclrtSynchronizeStreamWithTimeout(void *stream, int32_t ms) { sink += ms; return aclrtSynchronizeStream(stream); }
+API int aclrtSynchronizeDevice(void) { wait_us(20); return 0; }
+API int aclrtSynchronizeDeviceWithTimeout(int32_t ms) { sink += ms; return aclrtSynchronizeDevice(); }
+API int aclrtMemcpy(void *dst, size_t max, const void *src, size_t n, int32_t kind)
+{
+    sink += (uint64_t)dst + max + (uint64_t)src + n + kind;
+    return 0;
+}
+API int aclrtMemcpyAsync(void *dst, size_t max, const void *src, size_t n, int32_t kind, void *stream)
+{
+    sink += (uint64_t)dst + max + (uint64_t)src + n + kind + (uint64_t)stream;
+    return 0;
+}
+API int aclmdlRICaptureBegin(void *stream, int32_t mode) { sink += (uint64_t)stream + mode; return 0; }
+API int aclmdlRICaptureEnd(void *stream, void **model)
+{
+    static uint64_t next = 0x7010;
+    sink += (uint64_t)stream;
+    *model = (void *)(next += 0x10);
+    return 0;
+}
+API int aclmdlRIExecuteAsync(void *model, void *stream) { sink += (uint64_t)model + (uint64_t)stream; return 0; }
+#endif
+
+#ifdef NNOPBASE
+volatile uint64_t sink;
+API void *aclCreateTensor(const int64_t *dims, uint64_t n, int32_t type, const int64_t *strides, int64_t offset,
+                          int32_t format, const int64_t *storage, uint64_t storage_n, void *data)
+{
+    sink += type + (uint64_t)strides + offset + format + (uint64_t)storage + storage_n;
+    sink += n ? dims[0] : 0;
+    return malloc(64 + ((uintptr_t)data & 0));
+}
+API void *aclCreateIntArray(const int64_t *values, uint64_t n) { sink += n ? values[0] : 0; return malloc(32); }
+API int aclDestroyTensor(void *t) { free(t); return 0; }
+#endif
+
+#ifdef OPAPI
+extern int aclrtLaunchKernelWithHostArgs(void *, uint32_t, void *, void *, void *, size_t, void *, size_t);
+API int aclnnEmbeddingGetWorkspaceSize(void *weight, void *indices, void *out, uint64_t *size, void **executor)
+{
+    *size = (uint64_t)weight + (uint64_t)indices + (uint64_t)out ? 0 : 1;
+    *executor = malloc(16);
+    return 0;
+}
+API int aclnnEmbedding(void *workspace, uint64_t size, void *executor, void *stream)
+{
+    (void)workspace;
+    (void)size;
+    free(executor);
+    return aclrtLaunchKernelWithHostArgs((void *)1, 1, stream, 0, 0, 0, 0, 0);
+}
+API int aclnnMatmul(void *workspace, uint64_t size, void *executor, void *stream)
+{
+    (void)workspace;
+    (void)size;
+    (void)executor;
+    return aclrtLaunchKernelWithHostArgs((void *)2, 24, stream, 0, 0, 0, 0, 0);
+}
+#endif
