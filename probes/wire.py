@@ -1,0 +1,410 @@
+"""Wire latency: when streamed requests reach a server and when their tokens leave it, from its sockets.
+
+`WireTracer` watches the HTTP/1.1 connections of running processes through syscall tracepoints, without a proxy
+and without the program's help, and delivers one `events.RequestTiming` a request. What a request and a content
+chunk are is said by `http_stream`.
+
+Method. The kernel part (bpf/wire.c) copies a bounded prefix of what the process reads from and writes to its
+HTTP connections. A write is dated by the start of the call. A read is dated by the arrival of its first byte at
+the socket where the kernel shows that (tracepoints sock:sk_data_ready and sock:sock_recv_length, Linux 6.3), so
+that a server which is slow to read does not look fast; else by the return of the call. `arrival` says which.
+
+Limits. TLS, HTTP/2 and io_uring are out of scope: connections that do not begin with an HTTP/1 method are
+counted (``wire_unsupported``), traffic through io_uring makes no syscall and is not seen at all. A connection
+that was open before the tracer is picked up at its next request; a read in which a thread already waited when the
+tracer attached is not seen, so a thread-per-connection server may miss the first request of each such
+connection. Connections closed by close_range or replaced by dup2 are noticed when their fd is accepted again.
+Without root, or with tracefs unmounted and unmountable, there is a `WireError` that says what is missing.
+
+Overhead. While attached, every traced syscall of every process on the machine runs a BPF program that looks its
+process up in a hash; a traced process pays two to three look-ups a read or write, and on its HTTP connections
+also the copy. User space pays for each copied record.
+
+Losses, as delivered to `on_loss` and published as ``Losses(source="wire")``:
+
+    wire_lost               records that found the ring full
+    wire_calls_lost         calls not followed, too many threads inside one at once
+    wire_connections_lost   connections not followed, too many at once
+    wire_unreadable_bytes   bytes that the kernel could not copy (paged out)
+    wire_truncated_bytes    bytes beyond the copy limit of a call; a request's long prompt mostly
+    wire_unsupported        accepted connections that do not speak HTTP/1 (TLS, HTTP/2)
+    wire_desyncs            connections on which a hole hid the start of a message; their open requests are cut
+    wire_malformed          connections given up because they did not follow HTTP
+    wire_opaque_streams     event streams not read because they were compressed
+    wire_events_unread      events not read, too long or not JSON
+    wire_cut_requests       requests whose end was not seen: closed early, lost, or still open at detach
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from probes import events, headers
+from probes.http_stream import Exchange, HttpStream
+
+SOURCE: Final = Path(__file__).with_name("bpf") / "wire.c"
+TRACEFS: Final = Path("/sys/kernel/tracing")
+SLICE: Final = 4096
+RING_PAGES: Final = 1024
+MAX_PATH_CHARS: Final = 256
+
+# (syscall, function at entry, function at exit); the transfers first.
+_CALLS: Final = (
+    ("read", "enter_read", "exit_transfer"),
+    ("recvfrom", "enter_read", "exit_transfer"),
+    ("readv", "enter_readv", "exit_transfer"),
+    ("recvmsg", "enter_recvmsg", "exit_transfer"),
+    ("write", "enter_write", "exit_transfer"),
+    ("sendto", "enter_write", "exit_transfer"),
+    ("writev", "enter_writev", "exit_transfer"),
+    ("sendmsg", "enter_sendmsg", "exit_transfer"),
+    ("accept", None, "exit_accept"),
+    ("accept4", None, "exit_accept"),
+    ("close", "enter_close", None),
+)
+_SOCKET_TIME: Final = ("sock/sk_data_ready", "sock/sock_recv_length", "tcp/tcp_destroy_sock")
+
+# In the order of the enum in wire.c.
+_KERNEL_LOSSES: Final = (
+    "wire_lost",
+    "wire_calls_lost",
+    "wire_connections_lost",
+    "wire_unreadable_bytes",
+    "wire_truncated_bytes",
+    "wire_unsupported",
+)
+_STREAM_LOSSES: Final = ("desyncs", "malformed", "opaque_streams", "events_unread")
+
+_OPEN, _DATA, _CLOSE = 1, 2, 3
+_IN = 0
+
+
+class WireError(RuntimeError):
+    """The wire tracer cannot run here. The message names what is missing and the remedy."""
+
+
+class _Record(ctypes.Structure):
+    _fields_ = (
+        ("t", ctypes.c_uint64),
+        ("connection", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+        ("tgid", ctypes.c_uint32),
+        ("fd", ctypes.c_uint32),
+        ("span", ctypes.c_uint32),
+        ("length", ctypes.c_uint32),
+        ("kind", ctypes.c_uint8),
+        ("direction", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 6),
+    )
+
+
+def ensure_tracefs() -> Path:
+    """Mount tracefs where it belongs if it is not mounted. Returns its folder; raises `WireError`."""
+    if (TRACEFS / "events").is_dir():
+        return TRACEFS
+    done = subprocess.run(
+        ["mount", "-t", "tracefs", "tracefs", str(TRACEFS)],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    if not (TRACEFS / "events").is_dir():
+        why = done.stderr.strip() or "no events folder in it"
+        raise WireError(
+            f"tracefs is not mounted and cannot be: {why}. Type: mount -t tracefs tracefs {TRACEFS}"
+        )
+    return TRACEFS
+
+
+class _Connection:
+    """One connection: puts the records' slices into the byte streams of an `HttpStream`."""
+
+    def __init__(self, stream: HttpStream) -> None:
+        self.stream = stream
+        self._expected = [0, 0]
+
+    def data(self, t: int, direction: int, offset: int, data: bytes, span: int) -> None:
+        feed = self.stream.received if direction == _IN else self.stream.sent
+        missing = offset - self._expected[direction]
+        if missing > 0:
+            feed(t, b"", missing)
+        self._expected[direction] = max(self._expected[direction], offset + span)
+        feed(t, data, span - len(data))
+
+
+class WireTracer:
+    """Traces the streamed HTTP requests of processes.
+
+    `pids`: processes to watch, in the tracer's own PID namespace; more with `add`. `on_request` gets every
+    finished request; without it, iterate over the tracer. `on_loss` gets the counters listed in the module's
+    docstring, whenever one has grown. Both are called from `poll`, which the owner calls a few times a second at
+    least (the ring holds 4 MiB), in any one thread. A process that ends is dropped, and its open requests are
+    delivered as incomplete.
+
+        with WireTracer([pid], on_request=print) as tracer:
+            while True:
+                tracer.poll(200)
+
+    Raises `WireError` when the machine cannot trace, `ProcessLookupError` for a pid that does not exist.
+    """
+
+    def __init__(
+        self,
+        pids: Iterable[int] = (),
+        on_request: Callable[[events.RequestTiming], None] | None = None,
+        on_loss: Callable[[dict[str, int]], None] | None = None,
+    ) -> None:
+        self._on_request = on_request
+        self._on_loss = on_loss
+        self._ready: list[events.RequestTiming] = []
+        self._counts: dict[str, int] = dict.fromkeys(_STREAM_LOSSES, 0)
+        self._cut = 0
+        self._reported: dict[str, int] = {}
+        self._connections: dict[tuple[int, int], tuple[int, _Connection]] = {}
+        self._watched: dict[int, tuple[int, str]] = {}
+        self._exits = select.poll()
+        self._failure: BaseException | None = None
+        self._last_drain = 0.0
+        self.arrival: Literal["socket", "read"]
+        self._bpf = self._load()
+        try:
+            for pid in pids:
+                self.add(pid)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self) -> Any:
+        if os.geteuid() != 0:
+            raise WireError("tracing sockets needs root. Type the same command behind sudo")
+        folder = ensure_tracefs() / "events"
+        try:
+            from bcc import BPF
+        except ImportError:
+            raise WireError("bcc's Python module is missing. Type: apt-get install python3-bpfcc") from None
+        try:
+            headers.prepare()
+        except headers.HeadersMissing as error:
+            raise WireError(str(error)) from error
+        socket_time = all((folder / name).is_dir() for name in _SOCKET_TIME)
+        self.arrival = "socket" if socket_time else "read"
+        flags = [f"-DRING_PAGES={RING_PAGES}", "-DMAX_IN_SLICES=16", "-DMAX_OUT_SLICES=8"]
+        if socket_time:
+            flags.append("-DSOCKET_TIME")
+        try:
+            bpf = BPF(text=SOURCE.read_text(), cflags=flags)
+        except Exception as error:  # bcc raises bare Exception for a failed compile or load
+            raise WireError(f"the wire probe's BPF program did not load: {error}") from error
+        missing = []
+        for call, at_entry, at_exit in _CALLS:
+            if not (folder / "syscalls" / f"sys_exit_{call}").is_dir():
+                missing.append(call)
+                continue
+            if at_entry:
+                bpf.attach_tracepoint(tp=f"syscalls:sys_enter_{call}", fn_name=at_entry)
+            if at_exit:
+                bpf.attach_tracepoint(tp=f"syscalls:sys_exit_{call}", fn_name=at_exit)
+        if {"read", "write", "recvfrom", "sendto"} & set(missing):
+            bpf.cleanup()
+            raise WireError(
+                f"this kernel has no syscall tracepoints for {', '.join(missing)} (CONFIG_FTRACE_SYSCALLS is off)"
+            )
+        bpf["records"].open_ring_buffer(self._record)
+        return bpf
+
+    # Processes.
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that are watched now."""
+        return [pid for pid, _ in self._watched.values()]
+
+    def add(self, pid: int) -> None:
+        """Watch a process, by the id of its thread group. Raises `ProcessLookupError` when it does not exist."""
+        if pid in self.pids:
+            return
+        fd = os.pidfd_open(pid)
+        try:
+            comm = Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+        except OSError:
+            comm = ""
+        self._watched[fd] = (pid, comm)
+        self._exits.register(fd, select.POLLIN)
+        targets = self._bpf["targets"]
+        targets[targets.Key(pid)] = targets.Leaf(1)
+
+    def remove(self, pid: int) -> None:
+        """Stop watching a process. Its open requests are delivered as incomplete."""
+        for fd, (watched, _) in list(self._watched.items()):
+            if watched == pid:
+                self._exits.unregister(fd)
+                os.close(fd)
+                targets = self._bpf["targets"]
+                try:
+                    del targets[targets.Key(pid)]
+                except KeyError:
+                    pass
+                self._bpf.ring_buffer_consume()
+                self._give_up(pid)
+                del self._watched[fd]
+
+    def _give_up(self, pid: int) -> None:
+        for key in [key for key in self._connections if key[0] == pid]:
+            self._connections.pop(key)[1].stream.close(None)
+        kernel = self._bpf["connections"]
+        for leaf in [key for key in kernel if key.value >> 32 == pid]:
+            try:
+                del kernel[leaf]
+            except KeyError:
+                pass
+
+    # Records.
+
+    def poll(self, timeout_ms: int = 100) -> int:
+        """Take what the kernel has recorded, waiting up to `timeout_ms`; returns the requests finished.
+
+        An error raised by a callback is raised here.
+        """
+        before = len(self._ready)
+        try:
+            self._bpf.ring_buffer_poll(max(0, timeout_ms))
+        except OSError as error:
+            if error.errno != errno.EINTR:
+                raise
+        self._bpf.ring_buffer_consume()
+        for fd, _ in self._exits.poll(0):
+            self.remove(self._watched[fd][0])
+        self._raise()
+        done = self._deliver(before)
+        self._tell_losses()
+        return done
+
+    def _deliver(self, before: int) -> int:
+        done = len(self._ready) - before
+        if self._on_request is not None:
+            ready, self._ready = self._ready, []
+            for timing in ready:
+                self._on_request(timing)
+        return done
+
+    def _raise(self) -> None:
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _record(self, _context: Any, address: int, size: int) -> None:
+        try:
+            self._take(address, size)
+        except BaseException as error:
+            # An exception must not cross the C frames of the ring buffer's reader.
+            self._failure = error
+
+    def _take(self, address: int, size: int) -> None:
+        record = _Record.from_address(address)
+        key = (record.tgid, record.fd)
+        known = self._connections.get(key)
+        if known is not None and known[0] != record.connection:
+            # Its close was lost, or seen as the next one's opening.
+            known[1].stream.close(None)
+            known = None
+        if record.kind == _CLOSE:
+            if known is not None:
+                known[1].stream.close(record.t)
+                del self._connections[key]
+            return
+        if known is None:
+            known = self._connections[key] = (record.connection, self._connect(*key))
+        if record.kind == _DATA:
+            length = min(record.length, size - ctypes.sizeof(_Record))
+            data = ctypes.string_at(address + ctypes.sizeof(_Record), length)
+            known[1].data(record.t, record.direction, record.offset, data, record.span)
+
+    def _connect(self, pid: int, fd: int) -> _Connection:
+        comm = next((comm for watched, comm in self._watched.values() if watched == pid), "")
+
+        def finished(exchange: Exchange) -> None:
+            self._cut += exchange.t_end is None
+            self._ready.append(timing(pid, comm, fd, exchange))
+
+        return _Connection(HttpStream(finished, self._counts))
+
+    # Losses.
+
+    @property
+    def losses(self) -> dict[str, int]:
+        """The counters since the tracer started, by the names in the module's docstring."""
+        table = self._bpf["losses"]
+        counts = {name: int(sum(table[table.Key(i)])) for i, name in enumerate(_KERNEL_LOSSES)}
+        counts |= {f"wire_{name}": self._counts[name] for name in _STREAM_LOSSES}
+        return counts | {"wire_cut_requests": self._cut}
+
+    def _tell_losses(self) -> None:
+        if self._on_loss is None:
+            return
+        now = time.monotonic()
+        if now - self._last_drain < 0.5:
+            return
+        self._last_drain = now
+        counts = self.losses
+        if counts != self._reported:
+            self._reported = counts
+            self._on_loss(dict(counts))
+
+    # Life.
+
+    def __iter__(self) -> Iterator[events.RequestTiming]:
+        """The requests as they end; ends when no watched process is left."""
+        while True:
+            self.poll(100)
+            ready, self._ready = self._ready, []
+            yield from ready
+            if not self._watched and not self._ready:
+                return
+
+    def close(self) -> None:
+        """Detach. Open requests are delivered as incomplete. May be called twice."""
+        if self._bpf is None:
+            return
+        before = len(self._ready)
+        for pid in list(self.pids):
+            self.remove(pid)
+        self._deliver(before)
+        self._last_drain = 0.0
+        self._tell_losses()
+        self._bpf.cleanup()
+        self._bpf = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def timing(pid: int, comm: str, fd: int, exchange: Exchange) -> events.RequestTiming:
+    """The published form of an exchange."""
+    return events.RequestTiming(
+        pid=pid,
+        comm=comm,
+        fd=fd,
+        t_arrival_ns=exchange.t_arrival,
+        t_first_ns=exchange.t_first,
+        t_end_ns=exchange.t_end,
+        chunk_ns=exchange.chunks,
+        path=exchange.path[:MAX_PATH_CHARS],
+        status=exchange.status,
+        prompt_chars=exchange.prompt_chars,
+        complete=exchange.complete,
+    )
