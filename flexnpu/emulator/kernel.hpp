@@ -24,6 +24,8 @@ struct KernelCost {
     double bytes = 0;         // bytes read from and written to device memory
 };
 
+inline constexpr uint64_t kKernelMagic = 0x666c65786b65726eull;
+
 struct Kernel {
     uint32_t op = 0;             // row in the operator table (kOps)
     const char* name = nullptr;  // static storage; appears in error messages
@@ -32,6 +34,7 @@ struct Kernel {
     int (*run)(void* self) = nullptr;  // returns an ACL error, which becomes the stream's asynchronous error
     void (*destroy)(void* self) = nullptr;
     void* self = nullptr;
+    uint64_t magic = kKernelMagic;  // a launch of anything else is refused
 };
 
 enum Mode : int32_t { kModeCompute = 0, kModeTime = 1 };
@@ -39,6 +42,7 @@ enum Missing : int32_t { kMissingError = 0, kMissingTime = 1 };
 
 }  // namespace flexnpu::emulator
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // FLEXNPU_EMU_MODE and FLEXNPU_EMU_MISSING as the runtime read them.
@@ -56,3 +60,4 @@ int32_t flexnpu_emu_is_device_range(const void* p, size_t size);
 // Returns an ACL error when the device does not exist.
 int32_t flexnpu_emu_device_busy_ns(int32_t device, uint64_t* out);
 }
+#pragma GCC visibility pop

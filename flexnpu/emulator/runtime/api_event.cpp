@@ -1,0 +1,254 @@
+// Events.
+#include "acl.gen.h"
+#include "flexnpu/emulator/runtime/runtime.hpp"
+
+namespace emu = flexnpu::emulator;
+namespace acl = flexnpu::acl;
+using emu::fail;
+using emu::Runtime;
+
+namespace {
+
+int32_t create(const char* function, aclrtEvent* handle, uint32_t flags) {
+    if (handle == nullptr) {
+        return fail(acl::INVALID_PARAM, "%s: the output is null", function);
+    }
+    Runtime& runtime = Runtime::get();
+    if (!runtime.current_context()) {
+        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
+    }
+    *handle = runtime.events.add(std::make_shared<emu::Event>(flags, runtime.next_event_id++));
+    return *handle != nullptr ? int32_t(acl::SUCCESS) : fail(acl::RT_INTERNAL, "%s: no more events", function);
+}
+
+int32_t find(const char* function, aclrtEvent handle, std::shared_ptr<emu::Event>* event) {
+    *event = Runtime::get().events.get(handle);
+    if (!*event) {
+        return fail(acl::RT_INVALID_HANDLE, "%s: %p is not an event", function, handle);
+    }
+    return acl::SUCCESS;
+}
+
+int32_t find_both(const char* function, aclrtEvent event_handle, aclrtStream stream_handle,
+                  std::shared_ptr<emu::Event>* event, std::shared_ptr<emu::Stream>* stream) {
+    if (int32_t error = find(function, event_handle, event)) {
+        return error;
+    }
+    *stream = Runtime::get().stream(stream_handle);
+    if (*stream) {
+        return acl::SUCCESS;
+    }
+    if (stream_handle == nullptr) {
+        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
+    }
+    return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, stream_handle);
+}
+
+int32_t append(const char* function, emu::Stream& stream, emu::Task&& task) {
+    if (!stream.enqueue(std::move(task))) {
+        return fail(acl::RT_INVALID_HANDLE, "%s: the stream is being destroyed", function);
+    }
+    return acl::SUCCESS;
+}
+
+int32_t stream_wait(const char* function, aclrtStream stream_handle, aclrtEvent handle) {
+    std::shared_ptr<emu::Event> event;
+    std::shared_ptr<emu::Stream> stream;
+    if (int32_t error = find_both(function, handle, stream_handle, &event, &stream)) {
+        return error;
+    }
+    uint64_t record = event->current();
+    if (record == 0) {
+        return acl::SUCCESS;  // nothing was recorded: nothing to wait for
+    }
+    emu::Task task;
+    task.kind = emu::TaskKind::EventWait;
+    task.event = event;
+    task.record = record;
+    event->pending_waits.fetch_add(1);
+    int32_t error = append(function, *stream, std::move(task));
+    if (error != 0) {
+        event->pending_waits.fetch_sub(1);
+    }
+    return error;
+}
+
+int32_t host_wait(const char* function, aclrtEvent handle, int32_t timeout_ms) {
+    std::shared_ptr<emu::Event> event;
+    if (int32_t error = find(function, handle, &event)) {
+        return error;
+    }
+    uint64_t record = event->current();
+    if (record == 0) {
+        return acl::SUCCESS;
+    }
+    std::optional<emu::Clock::time_point> deadline;
+    if (timeout_ms > 0) {
+        deadline = emu::Clock::now() + std::chrono::milliseconds(timeout_ms);
+    }
+    if (!event->wait(record, deadline)) {
+        return fail(acl::RT_WAIT_TIMEOUT, "%s: the event is not recorded after %d ms", function, timeout_ms);
+    }
+    return acl::SUCCESS;
+}
+
+}  // namespace
+
+extern "C" {
+
+aclError aclrtCreateEvent(aclrtEvent* event) { return create("aclrtCreateEvent", event, acl::EVENT_TIME_LINE); }
+aclError aclrtCreateEventWithFlag(aclrtEvent* event, uint32_t flags) {
+    return create("aclrtCreateEventWithFlag", event, flags);
+}
+aclError aclrtCreateEventExWithFlag(aclrtEvent* event, uint32_t flags) {
+    return create("aclrtCreateEventExWithFlag", event, flags);
+}
+
+aclError aclrtDestroyEvent(aclrtEvent handle) {
+    if (!Runtime::get().events.remove(handle)) {
+        return fail(acl::RT_INVALID_HANDLE, "aclrtDestroyEvent: %p is not an event", handle);
+    }
+    return acl::SUCCESS;  // streams that still hold it keep it
+}
+
+aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream stream_handle) {
+    std::shared_ptr<emu::Event> event;
+    std::shared_ptr<emu::Stream> stream;
+    if (int32_t error = find_both("aclrtRecordEvent", handle, stream_handle, &event, &stream)) {
+        return error;
+    }
+    emu::Task task;
+    task.kind = emu::TaskKind::EventRecord;
+    task.event = event;
+    task.record = event->next_record();
+    uint64_t record = task.record;
+    int32_t error = append("aclrtRecordEvent", *stream, std::move(task));
+    if (error != 0) {
+        event->complete(record, emu::now_ns());  // it will never run: nobody may wait for it
+    }
+    return error;
+}
+aclError aclrtRecordEventWithFlag(aclrtEvent event, aclrtStream stream, uint32_t) {
+    return aclrtRecordEvent(event, stream);
+}
+
+aclError aclrtResetEvent(aclrtEvent handle, aclrtStream stream_handle) {
+    std::shared_ptr<emu::Event> event;
+    std::shared_ptr<emu::Stream> stream;
+    if (int32_t error = find_both("aclrtResetEvent", handle, stream_handle, &event, &stream)) {
+        return error;
+    }
+    emu::Task task;
+    task.kind = emu::TaskKind::EventReset;
+    task.event = event;
+    task.record = event->current();
+    return append("aclrtResetEvent", *stream, std::move(task));
+}
+
+aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent event) {
+    return stream_wait("aclrtStreamWaitEvent", stream, event);
+}
+// The wait in the stream has no bound of its own: a record that was called always completes.
+aclError aclrtStreamWaitEventWithTimeout(aclrtStream stream, aclrtEvent event, int32_t) {
+    return stream_wait("aclrtStreamWaitEventWithTimeout", stream, event);
+}
+
+aclError aclrtSynchronizeEvent(aclrtEvent event) { return host_wait("aclrtSynchronizeEvent", event, -1); }
+aclError aclrtSynchronizeEventWithTimeout(aclrtEvent event, int32_t ms) {
+    if (ms < -1 || ms == 0) {
+        return fail(acl::RT_PARAM_INVALID, "aclrtSynchronizeEventWithTimeout: %d ms is not a timeout", ms);
+    }
+    return host_wait("aclrtSynchronizeEventWithTimeout", event, ms);
+}
+
+aclError aclrtQueryEvent(aclrtEvent handle, aclrtEventStatus* status) {
+    std::shared_ptr<emu::Event> event;
+    if (status == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtQueryEvent: the output is null");
+    }
+    if (int32_t error = find("aclrtQueryEvent", handle, &event)) {
+        return error;
+    }
+    *status = event->recorded_and_complete() ? acl::EVENT_COMPLETE : acl::EVENT_NOT_READY;
+    return acl::SUCCESS;
+}
+
+aclError aclrtQueryEventStatus(aclrtEvent handle, aclrtEventRecordedStatus* status) {
+    std::shared_ptr<emu::Event> event;
+    if (status == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtQueryEventStatus: the output is null");
+    }
+    if (int32_t error = find("aclrtQueryEventStatus", handle, &event)) {
+        return error;
+    }
+    *status = event->recorded_and_complete() ? acl::EVENT_RECORDED_COMPLETE : acl::EVENT_RECORDED_NOT_READY;
+    return acl::SUCCESS;
+}
+
+aclError aclrtQueryEventWaitStatus(aclrtEvent handle, aclrtEventWaitStatus* status) {
+    std::shared_ptr<emu::Event> event;
+    if (status == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtQueryEventWaitStatus: the output is null");
+    }
+    if (int32_t error = find("aclrtQueryEventWaitStatus", handle, &event)) {
+        return error;
+    }
+    *status = event->pending_waits.load() == 0 ? acl::EVENT_WAIT_COMPLETE : acl::EVENT_WAIT_NOT_READY;
+    return acl::SUCCESS;
+}
+
+aclError aclrtEventElapsedTime(float* ms, aclrtEvent begin_handle, aclrtEvent end_handle) {
+    std::shared_ptr<emu::Event> begin, end;
+    if (ms == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtEventElapsedTime: the output is null");
+    }
+    if (int32_t error = find("aclrtEventElapsedTime", begin_handle, &begin)) {
+        return error;
+    }
+    if (int32_t error = find("aclrtEventElapsedTime", end_handle, &end)) {
+        return error;
+    }
+    auto from = begin->timestamp(), to = end->timestamp();
+    if (!from || !to) {
+        return fail(emu::kEventTimestampInvalid, "aclrtEventElapsedTime: an event is not recorded or not reached yet");
+    }
+    *ms = float(double(int64_t(*to - *from)) / 1e6);
+    return acl::SUCCESS;
+}
+
+aclError aclrtEventGetTimestamp(aclrtEvent handle, uint64_t* us) {
+    std::shared_ptr<emu::Event> event;
+    if (us == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtEventGetTimestamp: the output is null");
+    }
+    if (int32_t error = find("aclrtEventGetTimestamp", handle, &event)) {
+        return error;
+    }
+    auto at = event->timestamp();
+    if (!at) {
+        return fail(emu::kEventTimestampInvalid, "aclrtEventGetTimestamp: the event is not recorded or not reached yet");
+    }
+    *us = *at / 1000;
+    return acl::SUCCESS;
+}
+
+aclError aclrtGetEventId(aclrtEvent handle, uint32_t* id) {
+    std::shared_ptr<emu::Event> event;
+    if (id == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtGetEventId: the output is null");
+    }
+    if (int32_t error = find("aclrtGetEventId", handle, &event)) {
+        return error;
+    }
+    *id = event->id;
+    return acl::SUCCESS;
+}
+
+aclError aclrtGetEventAvailNum(uint32_t* count) {
+    if (count == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtGetEventAvailNum: the output is null");
+    }
+    *count = 65535;
+    return acl::SUCCESS;
+}
+}

@@ -1,0 +1,64 @@
+// Events: a record marks a place in a stream; others wait for it.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "flexnpu/emulator/runtime/clock.hpp"
+
+namespace flexnpu::emulator {
+
+// Something that must be told when an event may have become complete.
+class Waiter {
+public:
+    virtual ~Waiter() = default;
+    virtual void wake() = 0;
+};
+
+// Records are numbered as they are called; a wait is for the number that was the last at its own call. An event that was
+// never recorded, or was reset since, holds nobody up.
+class Event {
+public:
+    explicit Event(uint32_t flags, uint32_t id) : flags(flags), id(id) {}
+    const uint32_t flags;
+    const uint32_t id;
+
+    // At the call of record: its number.
+    uint64_t next_record() { return recorded_.fetch_add(1) + 1; }
+    // The number that a wait called now is for; 0: none.
+    uint64_t current() const;
+    // When a stream reaches the record: `device_ns` is the device's time of it.
+    void complete(uint64_t record, uint64_t device_ns);
+    // When a stream reaches a reset that was called while `record` was the last.
+    void reset(uint64_t record);
+
+    bool is_complete(uint64_t record) const { return completed_.load() >= record; }
+    // Whether a record was called and the last one is complete.
+    bool recorded_and_complete() const;
+    // Device time of the last complete record.
+    std::optional<uint64_t> timestamp() const;
+    // Blocks until `record` is complete; false at the deadline.
+    bool wait(uint64_t record, std::optional<Clock::time_point> deadline);
+
+    // Calls waiter.wake() at the next completion unless remove_waiter comes first.
+    void add_waiter(Waiter* waiter);
+    void remove_waiter(Waiter* waiter);
+
+    // Waits in streams that have not been passed yet.
+    std::atomic<uint32_t> pending_waits{0};
+
+private:
+    std::atomic<uint64_t> recorded_{0};
+    std::atomic<uint64_t> completed_{0};
+    std::atomic<uint64_t> reset_{0};
+    std::atomic<uint64_t> timestamp_{0};
+    mutable std::mutex mutex_;
+    std::condition_variable changed_;
+    std::vector<Waiter*> waiters_;
+};
+
+}  // namespace flexnpu::emulator

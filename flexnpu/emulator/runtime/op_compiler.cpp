@@ -1,0 +1,68 @@
+// libacl_op_compiler: compile options are kept; there is no compiler behind them.
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "acl.gen.h"
+#include "flexnpu/emulator/kernel.hpp"
+
+namespace acl = flexnpu::acl;
+
+namespace {
+
+std::mutex& options_mutex() {
+    static auto* mutex = new std::mutex;
+    return *mutex;
+}
+
+// What an option holds before it is set; torch_npu needs each to be a non-empty string.
+std::map<aclCompileOpt, std::string>& options() {
+    static auto* values = new std::map<aclCompileOpt, std::string>;
+    return *values;
+}
+
+std::string option(aclCompileOpt which) {
+    std::lock_guard lock(options_mutex());
+    auto at = options().find(which);
+    return at != options().end() ? at->second : "0";
+}
+
+}  // namespace
+
+extern "C" {
+
+aclError aclSetCompileopt(aclCompileOpt which, const char* value) {
+    if (value == nullptr) {
+        return flexnpu_emu_fail(acl::INVALID_PARAM, "aclSetCompileopt: the value is null");
+    }
+    std::lock_guard lock(options_mutex());
+    options()[which] = value;
+    return acl::SUCCESS;
+}
+
+size_t aclGetCompileoptSize(aclCompileOpt which) { return option(which).size() + 1; }
+
+aclError aclGetCompileopt(aclCompileOpt which, char* value, size_t size) {
+    std::string text = option(which);
+    if (value == nullptr || size < text.size() + 1) {
+        return flexnpu_emu_fail(acl::INVALID_PARAM, "aclGetCompileopt: %zu bytes are needed", text.size() + 1);
+    }
+    std::memcpy(value, text.c_str(), text.size() + 1);
+    return acl::SUCCESS;
+}
+
+aclError aclopCompileAndExecute(const char* type, int, const aclTensorDesc* const*, const aclDataBuffer* const*, int,
+                                const aclTensorDesc* const*, aclDataBuffer* const*, const aclopAttr*, aclopEngineType,
+                                aclopCompileType, const char*, aclrtStream) {
+    return flexnpu_emu_fail(acl::OP_NOT_FOUND, "operator %s cannot be compiled: the emulated CANN has no compiler",
+                            type != nullptr ? type : "(null)");
+}
+
+aclError aclopCompileAndExecuteV2(const char* type, int, aclTensorDesc**, aclDataBuffer**, int, aclTensorDesc**,
+                                  aclDataBuffer**, aclopAttr*, aclopEngineType, aclopCompileType, const char*,
+                                  aclrtStream) {
+    return flexnpu_emu_fail(acl::OP_NOT_FOUND, "operator %s cannot be compiled: the emulated CANN has no compiler",
+                            type != nullptr ? type : "(null)");
+}
+}

@@ -1,0 +1,45 @@
+// The modelled chip, and the time that it takes for an operator or a copy.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "flexnpu/emulator/kernel.hpp"
+
+namespace flexnpu::emulator {
+
+// Figures of one device, read from a TOML profile (flexnpu/emulator/profiles/). Rates are per second.
+struct Profile {
+    std::string name;
+    std::string soc;  // answer of aclrtGetSocName
+    uint64_t memory_bytes = 0;
+    uint64_t l2_bytes = 0;
+    int64_t cube_cores = 0;
+    int64_t vector_cores = 0;
+    // Peak rates in operations a second.
+    double fp16 = 0, bf16 = 0, fp32 = 0, int8 = 0;
+    double vector = 0;
+    double memory_rate = 0;  // bytes a second
+    // The share of a peak that an operator reaches.
+    double compute_efficiency = 1, memory_efficiency = 1;
+    // What every operator costs before its work: by kind, in nanoseconds.
+    double mma_static_ns = 0, vector_static_ns = 0;
+    // Copies between host and device.
+    double h2d_rate = 0, d2h_rate = 0;  // bytes a second
+    double copy_static_ns = 0;
+    uint32_t stream_depth = 4096;  // launches that a stream holds before a launch blocks
+
+    // Device time of an operator in nanoseconds: the roofline (Williams, Waterman, Patterson, CACM 52(4), 2009)
+    //     static(kind) + max(cube/(peak*eff), vector/(peak*eff), bytes/(rate*eff)),
+    // kind mma when it uses the matrix unit.
+    uint64_t kernel_ns(const KernelCost& cost) const;
+    enum class Copy { HostToDevice, DeviceToHost, DeviceToDevice };
+    // Device time of a copy or a fill of that many bytes; a copy within the device reads and writes.
+    uint64_t copy_ns(Copy direction, uint64_t bytes) const;
+};
+
+// Reads a profile. `which` is a path, or the name of a file in `directory` without its suffix.
+// Throws std::runtime_error that names the file and the field.
+Profile load_profile(const std::string& which, const std::string& directory);
+
+}  // namespace flexnpu::emulator

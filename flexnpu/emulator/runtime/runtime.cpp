@@ -1,0 +1,457 @@
+#include "flexnpu/emulator/runtime/runtime.hpp"
+
+#include <cstdio>
+#include <cstdlib>
+#include <dlfcn.h>
+#include <filesystem>
+#include <stdexcept>
+
+#include "flexnpu/emulator/runtime/fork.hpp"
+
+namespace flexnpu::emulator {
+
+namespace {
+
+std::atomic<Runtime*> g_runtime{nullptr};
+std::mutex& creation_mutex() {
+    static auto* mutex = new std::mutex;
+    return *mutex;
+}
+
+thread_local void* t_context = nullptr;
+
+// How long a stream that is destroyed or a process that ends waits for work in flight.
+constexpr auto kDrain = std::chrono::seconds(600);
+constexpr auto kDrainAtExit = std::chrono::seconds(2);
+
+// Profiles lie beside the folder of this library: lib/libacl_rt.so, profiles/NAME.toml.
+std::string profile_directory() {
+    Dl_info info{};
+    if (dladdr(reinterpret_cast<void*>(&profile_directory), &info) == 0 || info.dli_fname == nullptr) {
+        return "profiles";
+    }
+    std::error_code ignored;
+    auto file = std::filesystem::canonical(info.dli_fname, ignored);
+    return (file.parent_path().parent_path() / "profiles").string();
+}
+
+std::string variable(const char* name, const char* fallback) {
+    const char* value = std::getenv(name);
+    return value != nullptr && *value != '\0' ? value : fallback;
+}
+
+[[noreturn]] void refuse_variable(const char* name, const std::string& value, const char* allowed) {
+    throw std::runtime_error(std::string(name) + "=" + value + ": must be " + allowed);
+}
+
+}  // namespace
+
+Settings read_settings() {
+    Settings settings;
+    settings.profile = load_profile(variable("FLEXNPU_EMU_PROFILE", "ascend910c-die"), profile_directory());
+    std::string mode = variable("FLEXNPU_EMU_MODE", "compute");
+    if (mode != "compute" && mode != "time") {
+        refuse_variable("FLEXNPU_EMU_MODE", mode, "compute or time");
+    }
+    settings.mode = mode == "time" ? kModeTime : kModeCompute;
+    std::string missing = variable("FLEXNPU_EMU_MISSING", "error");
+    if (missing != "error" && missing != "time") {
+        refuse_variable("FLEXNPU_EMU_MISSING", missing, "error or time");
+    }
+    settings.missing = missing == "time" ? kMissingTime : kMissingError;
+    std::string devices = variable("FLEXNPU_EMU_DEVICES", "1");
+    char* end = nullptr;
+    long count = std::strtol(devices.c_str(), &end, 10);
+    if (*end != '\0' || count < 1 || count > 64) {
+        refuse_variable("FLEXNPU_EMU_DEVICES", devices, "a number from 1 to 64");
+    }
+    settings.devices = int32_t(count);
+    settings.machine = variable("FLEXNPU_EMU_MACHINE", "default");
+    if (settings.machine.size() > 40 ||
+        settings.machine.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") !=
+            std::string::npos) {
+        refuse_variable("FLEXNPU_EMU_MACHINE", settings.machine, "at most 40 letters, digits, '_', '.' or '-'");
+    }
+    return settings;
+}
+
+Runtime& Runtime::get() {
+    Runtime* runtime = g_runtime.load(std::memory_order_acquire);
+    if (runtime == nullptr) {
+        std::lock_guard lock(creation_mutex());
+        runtime = g_runtime.load(std::memory_order_acquire);
+        if (runtime == nullptr) {
+            install_fork_handlers(&Runtime::forget_after_fork);
+            runtime = new Runtime;
+            g_runtime.store(runtime, std::memory_order_release);
+            static std::once_flag at_exit;
+            std::call_once(at_exit, [] {
+                std::atexit([] {
+                    if (Runtime* last = g_runtime.load(std::memory_order_acquire)) {
+                        last->exit();
+                    }
+                });
+            });
+        }
+    }
+    return *runtime;
+}
+
+Runtime::Runtime() {
+    try {
+        settings_ = read_settings();
+    } catch (const std::exception& error) {
+        settings_error_ = error.what();
+        settings_.devices = 0;
+        std::fprintf(stderr, "flexnpu emulator: %s\n", error.what());
+    }
+    devices_.resize(size_t(settings_.devices));
+}
+
+// In the child only the forking thread exists: no lock of the old state can be taken, no worker joined. What maps the
+// device is dropped, the rest is left behind.
+void Runtime::forget_after_fork() {
+    Runtime* old = g_runtime.load(std::memory_order_acquire);
+    g_runtime.store(nullptr, std::memory_order_release);
+    new (&creation_mutex()) std::mutex;
+    t_context = nullptr;
+    if (old == nullptr) {
+        return;
+    }
+    for (Slot& slot : old->devices_) {
+        if (slot.device) {
+            slot.device->memory.abandon();
+            slot.device->shared.abandon();
+        }
+    }
+}
+
+int32_t Runtime::init() {
+    if (!settings_error_.empty()) {
+        return fail(acl::INVALID_PARAM, "%s", settings_error_.c_str());
+    }
+    std::unique_lock lock(mutex_);
+    if (init_count_ > 0) {
+        return fail(acl::REPEAT_INITIALIZE, "aclInit was called already");
+    }
+    init_count_ = 1;
+    return acl::SUCCESS;
+}
+
+int32_t Runtime::finalize() {
+    {
+        std::unique_lock lock(mutex_);
+        if (init_count_ == 0) {
+            return fail(kRepeatFinalize, "aclFinalize without aclInit");
+        }
+        init_count_ = 0;
+    }
+    for (const auto& stream : streams(-1)) {
+        stream->synchronize(Clock::now() + kDrainAtExit);
+    }
+    close_all_devices();
+    return acl::SUCCESS;
+}
+
+// Work in flight gets a moment; then the workers stop, so that none runs while the process's libraries are taken down.
+// The shared page is left by the process's end itself if a worker does not come back.
+void Runtime::exit() {
+    auto deadline = Clock::now() + kDrainAtExit;
+    for (const auto& stream : streams(-1)) {
+        if (stream->synchronize(deadline) == Stream::Wait::TimedOut) {
+            stream->abort(0, "");
+            if (stream->synchronize(deadline + kDrainAtExit) == Stream::Wait::TimedOut) {
+                return;
+            }
+        }
+    }
+    close_all_devices();
+}
+
+void Runtime::close_all_devices() {
+    std::vector<std::shared_ptr<Stream>> detached;
+    {
+        std::unique_lock lock(mutex_);
+        for (size_t i = 0; i < devices_.size(); ++i) {
+            detach_device_locked(int32_t(i), detached);
+        }
+    }
+    for (const auto& stream : detached) {
+        stream->shut_down(true);
+    }
+}
+
+std::shared_ptr<Device> Runtime::device(int32_t index) const {
+    std::shared_lock lock(mutex_);
+    return index >= 0 && size_t(index) < devices_.size() ? devices_[size_t(index)].device : nullptr;
+}
+
+std::shared_ptr<Device> Runtime::open_device(int32_t index) {
+    if (!settings_error_.empty()) {
+        fail(acl::INVALID_PARAM, "%s", settings_error_.c_str());
+        return nullptr;
+    }
+    if (index < 0 || index >= settings_.devices) {
+        fail(acl::RT_INVALID_DEVICE, "there is no device %d: this machine has %d (FLEXNPU_EMU_DEVICES)", index,
+             settings_.devices);
+        return nullptr;
+    }
+    if (auto open = device(index)) {
+        return open;
+    }
+    std::unique_lock lock(mutex_);
+    Slot& slot = devices_[size_t(index)];
+    if (!slot.device) {
+        try {
+            slot.device = std::make_shared<Device>(settings_, index);
+        } catch (const std::exception& error) {
+            fail(acl::RT_INTERNAL, "%s", error.what());
+            std::fprintf(stderr, "flexnpu emulator: %s\n", error.what());
+            return nullptr;
+        }
+    }
+    return slot.device;
+}
+
+std::shared_ptr<Context> Runtime::make_context_locked(std::shared_ptr<Device> device, bool primary) {
+    auto context = std::make_shared<Context>();
+    context->device = std::move(device);
+    context->primary = primary;
+    context->handle = contexts_.add(context);
+    if (context->handle == nullptr) {
+        return nullptr;
+    }
+    DeviceModel model{settings_.profile, context->device->shared, settings_.mode, context->device};
+    auto stream = std::make_shared<Stream>(model, next_stream_id_++, 0, 0);
+    stream->context = context->handle;
+    stream->device = context->device->index;
+    stream->handle = context->default_stream = streams_.add(stream);
+    return context;
+}
+
+int32_t Runtime::set_device(int32_t index) {
+    auto device = open_device(index);
+    if (!device) {
+        return index < 0 || index >= settings_.devices ? acl::RT_INVALID_DEVICE : acl::RT_INTERNAL;
+    }
+    std::unique_lock lock(mutex_);
+    Slot& slot = devices_[size_t(index)];
+    if (slot.device != device) {
+        return fail(acl::RT_INVALID_DEVICE, "device %d was reset by another thread", index);
+    }
+    if (slot.primary == nullptr) {
+        auto context = make_context_locked(device, true);
+        if (!context) {
+            return fail(acl::RT_INTERNAL, "no more contexts");
+        }
+        slot.primary = context->handle;
+    }
+    ++slot.references;
+    t_context = slot.primary;
+    return acl::SUCCESS;
+}
+
+int32_t Runtime::reset_device(int32_t index, bool force) {
+    if (index < 0 || index >= settings_.devices) {
+        return fail(acl::RT_INVALID_DEVICE, "there is no device %d", index);
+    }
+    for (const auto& stream : streams(index)) {
+        stream->synchronize(Clock::now() + kDrain);
+    }
+    std::vector<std::shared_ptr<Stream>> detached;
+    {
+        std::unique_lock lock(mutex_);
+        Slot& slot = devices_[size_t(index)];
+        if (slot.references == 0) {
+            return fail(acl::RT_INVALID_DEVICE, "device %d is not set", index);
+        }
+        if (--slot.references > 0 && !force) {
+            return acl::SUCCESS;
+        }
+        detach_device_locked(index, detached);
+    }
+    // Not under the lock: what a worker runs may call the runtime.
+    for (const auto& stream : detached) {
+        stream->shut_down(true);
+    }
+    return acl::SUCCESS;
+}
+
+void Runtime::detach_device_locked(int32_t index, std::vector<std::shared_ptr<Stream>>& streams) {
+    Slot& slot = devices_[size_t(index)];
+    if (!slot.device) {
+        return;
+    }
+    for (const auto& stream : streams_.all()) {
+        if (stream->device == index && streams_.remove(stream->handle)) {
+            streams.push_back(stream);
+        }
+    }
+    for (const auto& context : contexts_.all()) {
+        if (context->device == slot.device) {
+            contexts_.remove(context->handle);
+        }
+    }
+    slot = Slot{};
+}
+
+bool Runtime::primary_active(int32_t index) const {
+    std::shared_lock lock(mutex_);
+    return index >= 0 && size_t(index) < devices_.size() && devices_[size_t(index)].references > 0;
+}
+
+int32_t Runtime::create_context(void** handle, int32_t index) {
+    auto device = open_device(index);
+    if (!device) {
+        return index < 0 || index >= settings_.devices ? acl::RT_INVALID_DEVICE : acl::RT_INTERNAL;
+    }
+    std::unique_lock lock(mutex_);
+    auto context = make_context_locked(device, false);
+    if (!context) {
+        return fail(acl::RT_INTERNAL, "no more contexts");
+    }
+    *handle = t_context = context->handle;
+    return acl::SUCCESS;
+}
+
+int32_t Runtime::destroy_context(void* handle) {
+    auto context = contexts_.get(handle);
+    if (!context) {
+        return fail(acl::RT_INVALID_HANDLE, "%p is not a context", handle);
+    }
+    if (context->primary) {
+        return fail(acl::RT_PARAM_INVALID, "the default context of device %d ends with aclrtResetDevice",
+                    context->device->index);
+    }
+    contexts_.remove(handle);
+    for (const auto& stream : streams_.all()) {
+        if (stream->context == handle && streams_.remove(stream->handle)) {
+            stream->synchronize(Clock::now() + kDrain);
+            stream->shut_down(true);
+        }
+    }
+    if (t_context == handle) {
+        t_context = nullptr;
+    }
+    return acl::SUCCESS;
+}
+
+std::shared_ptr<Context> Runtime::current_context() const {
+    return t_context != nullptr ? contexts_.get(t_context) : nullptr;
+}
+
+void* Runtime::current_context_handle() const { return current_context() ? t_context : nullptr; }
+
+int32_t Runtime::set_current_context(void* handle) {
+    if (!contexts_.get(handle)) {
+        return fail(acl::RT_INVALID_HANDLE, "%p is not a context", handle);
+    }
+    t_context = handle;
+    return acl::SUCCESS;
+}
+
+int32_t Runtime::create_stream(void** handle, uint32_t priority, uint32_t flags) {
+    auto context = current_context();
+    if (!context) {
+        return fail(acl::RT_CONTEXT_NULL, "this thread has no device: call aclrtSetDevice first");
+    }
+    DeviceModel model{settings_.profile, context->device->shared, settings_.mode, context->device};
+    auto stream = std::make_shared<Stream>(model, next_stream_id_++, priority, flags);
+    stream->context = context->handle;
+    stream->device = context->device->index;
+    std::unique_lock lock(mutex_);
+    stream->handle = streams_.add(stream);
+    if (stream->handle == nullptr) {
+        return fail(acl::RT_NO_STREAM_RESOURCE, "no more streams");
+    }
+    *handle = stream->handle;
+    return acl::SUCCESS;
+}
+
+int32_t Runtime::destroy_stream(void* handle, bool force) {
+    auto stream = handle != nullptr ? streams_.get(handle) : nullptr;
+    if (!stream) {
+        return fail(acl::RT_INVALID_HANDLE, "%p is not a stream", handle);
+    }
+    auto context = contexts_.get(stream->context);
+    if (context && context->default_stream == handle) {
+        return fail(acl::RT_INVALID_HANDLE, "%p is a context's default stream", handle);
+    }
+    if (!streams_.remove(handle)) {
+        return fail(acl::RT_INVALID_HANDLE, "%p is not a stream", handle);
+    }
+    if (!force) {
+        stream->synchronize(Clock::now() + kDrain);
+    }
+    stream->shut_down(true);
+    return acl::SUCCESS;
+}
+
+std::shared_ptr<Stream> Runtime::stream(void* handle) const {
+    if (handle != nullptr) {
+        return streams_.get(handle);
+    }
+    auto context = current_context();
+    return context ? streams_.get(context->default_stream) : nullptr;
+}
+
+std::vector<std::shared_ptr<Stream>> Runtime::streams(int32_t device) const {
+    auto all = streams_.all();
+    if (device >= 0) {
+        std::erase_if(all, [device](const auto& stream) { return stream->device != device; });
+    }
+    return all;
+}
+
+std::shared_ptr<Device> Runtime::owner(const void* p) const {
+    std::shared_lock lock(mutex_);
+    for (const Slot& slot : devices_) {
+        if (slot.device && slot.device->memory.contains_address(p)) {
+            return slot.device;
+        }
+    }
+    return nullptr;
+}
+
+bool Runtime::is_device_range(const void* p, uint64_t size) const {
+    auto device = owner(p);
+    return device && device->memory.contains_range(p, size);
+}
+
+void Runtime::add_host(void* p, uint64_t size, bool ours) {
+    std::unique_lock lock(host_mutex_);
+    host_[reinterpret_cast<uintptr_t>(p)] = {size, ours};
+}
+
+bool Runtime::remove_host(void* p, bool ours) {
+    std::unique_lock lock(host_mutex_);
+    auto at = host_.find(reinterpret_cast<uintptr_t>(p));
+    if (at == host_.end() || at->second.ours != ours) {
+        return false;
+    }
+    host_.erase(at);
+    return true;
+}
+
+bool Runtime::is_pinned(const void* p, uint64_t size) const {
+    auto address = reinterpret_cast<uintptr_t>(p);
+    std::shared_lock lock(host_mutex_);
+    auto at = host_.upper_bound(address);
+    if (at == host_.begin()) {
+        return false;
+    }
+    --at;
+    uint64_t into = address - at->first;
+    return into < at->second.size && size <= at->second.size - into;
+}
+
+std::shared_ptr<ReportQueue> Runtime::report_queue(uint64_t thread, bool create) {
+    std::lock_guard lock(report_mutex_);
+    auto& queue = reports_[thread];
+    if (!queue && create) {
+        queue = std::make_shared<ReportQueue>();
+    }
+    return queue;
+}
+
+}  // namespace flexnpu::emulator

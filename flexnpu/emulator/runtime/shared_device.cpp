@@ -1,0 +1,301 @@
+#include "flexnpu/emulator/runtime/shared_device.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <chrono>
+#include <cstddef>
+#include <cstring>
+#include <dirent.h>
+#include <fcntl.h>
+#include <fstream>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <signal.h>
+#include <stdexcept>
+#include <string_view>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <thread>
+#include <unistd.h>
+
+#include "flexnpu/emulator/runtime/clock.hpp"
+#include "flexnpu/emulator/runtime/fork.hpp"
+
+namespace flexnpu::emulator {
+
+namespace {
+
+[[noreturn]] void throw_errno(const std::string& what) {
+    throw std::runtime_error(what + ": " + std::strerror(errno));
+}
+
+// Field 22 of /proc/PID/stat: with the pid it names a process for good. 0 when there is none.
+uint64_t process_start_time(int32_t pid) {
+    std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+    std::string text;
+    if (!std::getline(file, text)) {
+        return 0;
+    }
+    size_t at = text.rfind(')');  // the command name may hold anything, spaces and parentheses too
+    if (at == std::string::npos) {
+        return 0;
+    }
+    // After ')' come " S ppid ...": field 3 is the first.
+    for (int field = 3; field <= 22 && at != std::string::npos; ++field) {
+        at = text.find(' ', at + 1);
+        if (field == 22 && at != std::string::npos) {
+            if (text[text.rfind(')') + 2] == 'Z') {
+                return 0;  // a zombie holds nothing any more
+            }
+            uint64_t value = 0;
+            std::from_chars(text.data() + at + 1, text.data() + text.size(), value);
+            return value;
+        }
+    }
+    return 0;
+}
+
+// Held while a process looks for the device and makes it. An abstract socket's name: the kernel frees it with its holder.
+class NameLock {
+public:
+    explicit NameLock(const std::string& name) : fd_(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+        if (fd_ < 0) {
+            throw_errno("cannot make a socket");
+        }
+        sockaddr_un address{};
+        address.sun_family = AF_UNIX;
+        size_t length = std::min(name.size(), sizeof(address.sun_path) - 1);
+        std::memcpy(address.sun_path + 1, name.data(), length);
+        auto size = socklen_t(offsetof(sockaddr_un, sun_path) + 1 + length);
+        uint64_t give_up = now_ns() + 10'000'000'000ull;
+        while (bind(fd_, reinterpret_cast<sockaddr*>(&address), size) != 0) {
+            if (errno != EADDRINUSE || now_ns() > give_up) {
+                int error = errno;
+                close(fd_);
+                errno = error;
+                throw_errno("cannot lock " + name);
+            }
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+    }
+    ~NameLock() { close(fd_); }
+    NameLock(const NameLock&) = delete;
+    NameLock& operator=(const NameLock&) = delete;
+
+private:
+    int fd_;
+};
+
+struct CloseDirectory {
+    void operator()(DIR* directory) const { closedir(directory); }
+};
+using Directory = std::unique_ptr<DIR, CloseDirectory>;
+
+// An open descriptor of the memfd `name` that another process of this user holds, or -1.
+int find_memfd(const std::string& name) {
+    std::string target = "/memfd:" + name + " (deleted)";
+    Directory processes(opendir("/proc"));
+    if (!processes) {
+        throw_errno("cannot read /proc, which processes need to find the emulated device");
+    }
+    uid_t self = geteuid();
+    while (dirent* process = readdir(processes.get())) {
+        if (process->d_name[0] < '0' || process->d_name[0] > '9') {
+            continue;
+        }
+        std::string folder = std::string("/proc/") + process->d_name + "/fd";
+        struct stat owner {};
+        if (stat(folder.c_str(), &owner) != 0 || owner.st_uid != self) {
+            continue;
+        }
+        Directory files(opendir(folder.c_str()));
+        if (!files) {
+            continue;
+        }
+        while (dirent* file = readdir(files.get())) {
+            char link[256];
+            ssize_t length = readlinkat(dirfd(files.get()), file->d_name, link, sizeof(link));
+            if (length < 0 || std::string_view(link, size_t(length)) != target) {
+                continue;
+            }
+            int fd = openat(dirfd(files.get()), file->d_name, O_RDWR | O_CLOEXEC);
+            if (fd >= 0) {
+                return fd;
+            }
+        }
+    }
+    return -1;
+}
+
+}  // namespace
+
+class SharedDevice::Lock {
+public:
+    explicit Lock(DevicePage* page) : page_(page) {
+        if (pthread_mutex_lock(&page_->mutex) == EOWNERDEAD) {
+            // The holder died inside. Every change of the table is one word, so the table is as good as before.
+            pthread_mutex_consistent(&page_->mutex);
+        }
+    }
+    ~Lock() { pthread_mutex_unlock(&page_->mutex); }
+    Lock(const Lock&) = delete;
+    Lock& operator=(const Lock&) = delete;
+
+private:
+    DevicePage* page_;
+};
+
+SharedDevice::SharedDevice(const std::string& machine, int index, uint64_t capacity_bytes) {
+    std::string name =
+        "flexnpu-emu-" + std::to_string(geteuid()) + "-" + machine + "-npu" + std::to_string(index);
+    NoFork no_fork;  // a child must not inherit the lock's socket
+    NameLock lock(name);
+    fd_ = find_memfd(name);
+    bool create = fd_ < 0;
+    if (create) {
+        fd_ = memfd_create(name.c_str(), MFD_CLOEXEC);
+        if (fd_ < 0 || ftruncate(fd_, sizeof(DevicePage)) != 0) {
+            throw_errno("cannot make the emulated device's shared page");
+        }
+    }
+    void* memory = mmap(nullptr, sizeof(DevicePage), PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0);
+    if (memory == MAP_FAILED) {
+        int error = errno;
+        close(fd_);
+        errno = error;
+        throw_errno("cannot map the emulated device's shared page");
+    }
+    page_ = static_cast<DevicePage*>(memory);
+    if (page_->magic.load(std::memory_order_acquire) != DevicePage::kMagic) {
+        // New, or its maker died before it was ready; the lock is ours.
+        new (memory) DevicePage{};
+        page_->size = sizeof(DevicePage);
+        page_->capacity_bytes = capacity_bytes;
+        page_->created_ns = now_ns();
+        pthread_mutexattr_t attributes;
+        pthread_mutexattr_init(&attributes);
+        pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+        pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+        pthread_mutex_init(&page_->mutex, &attributes);
+        pthread_mutexattr_destroy(&attributes);
+        page_->magic.store(DevicePage::kMagic, std::memory_order_release);
+    }
+    try {
+        enter(capacity_bytes, name);
+    } catch (...) {
+        abandon();
+        throw;
+    }
+}
+
+void SharedDevice::enter(uint64_t capacity_bytes, const std::string& name) {
+    if (page_->size != sizeof(DevicePage)) {
+        throw std::runtime_error("device " + name + " is in use by another version of the emulator");
+    }
+    if (page_->capacity_bytes != capacity_bytes) {
+        throw std::runtime_error("device " + name + " is in use with " + std::to_string(page_->capacity_bytes >> 20) +
+                                 " MiB of memory, this profile has " + std::to_string(capacity_bytes >> 20) +
+                                 " MiB: use the same FLEXNPU_EMU_PROFILE, or another FLEXNPU_EMU_MACHINE");
+    }
+    Lock lock(page_);
+    sum_locked(true);
+    for (uint32_t i = 0; i < DevicePage::kMaxUsers; ++i) {
+        DevicePage::User& user = page_->users[i];
+        if (user.pid == 0) {
+            user.bytes = 0;
+            user.start_time = process_start_time(getpid());
+            user.pid = getpid();
+            slot_ = i;
+            return;
+        }
+    }
+    throw std::runtime_error("device " + name + " has " + std::to_string(DevicePage::kMaxUsers) +
+                             " users already, which is the most that it serves");
+}
+
+SharedDevice::~SharedDevice() {
+    if (page_ == nullptr) {
+        return;
+    }
+    {
+        Lock lock(page_);
+        page_->users[slot_].pid = 0;
+    }
+    abandon();
+}
+
+void SharedDevice::abandon() {
+    if (page_ != nullptr) {
+        munmap(page_, sizeof(DevicePage));
+        close(fd_);
+        page_ = nullptr;
+        fd_ = -1;
+    }
+}
+
+uint64_t SharedDevice::reserve(Engine engine, uint64_t ready, uint64_t duration) {
+    EngineLine& line = page_->engines[engine];
+    uint64_t free = line.free_ns.load(std::memory_order_relaxed);
+    uint64_t start;
+    do {
+        start = std::max(ready, free);
+    } while (!line.free_ns.compare_exchange_weak(free, start + duration, std::memory_order_relaxed));
+    line.busy_ns.fetch_add(duration, std::memory_order_relaxed);
+    return start;
+}
+
+void SharedDevice::extend(Engine engine, uint64_t extra) {
+    page_->engines[engine].free_ns.fetch_add(extra, std::memory_order_relaxed);
+    page_->engines[engine].busy_ns.fetch_add(extra, std::memory_order_relaxed);
+}
+
+// Memory held by all users; with `reap`, entries of dead processes are freed first.
+uint64_t SharedDevice::sum_locked(bool reap) {
+    uint64_t sum = 0;
+    for (DevicePage::User& user : page_->users) {
+        if (user.pid == 0) {
+            continue;
+        }
+        if (reap && user.pid != getpid() && process_start_time(user.pid) != user.start_time) {
+            user.pid = 0;
+            continue;
+        }
+        sum += user.bytes;
+    }
+    return sum;
+}
+
+bool SharedDevice::take_memory(uint64_t bytes) {
+    Lock lock(page_);
+    for (bool reap : {false, true}) {
+        uint64_t used = sum_locked(reap);
+        if (used <= page_->capacity_bytes && bytes <= page_->capacity_bytes - used) {
+            page_->users[slot_].bytes += bytes;
+            return true;
+        }
+    }
+    return false;
+}
+
+void SharedDevice::give_memory(uint64_t bytes) {
+    Lock lock(page_);
+    page_->users[slot_].bytes -= std::min(bytes, page_->users[slot_].bytes);
+}
+
+uint64_t SharedDevice::used() {
+    Lock lock(page_);
+    return sum_locked(true);
+}
+
+uint32_t SharedDevice::users() {
+    Lock lock(page_);
+    sum_locked(true);
+    return uint32_t(std::count_if(std::begin(page_->users), std::end(page_->users),
+                                  [](const DevicePage::User& user) { return user.pid != 0; }));
+}
+
+}  // namespace flexnpu::emulator

@@ -1,0 +1,87 @@
+// What the processes that use one emulated device share: its engines' timelines and the memory that each process holds.
+//
+// The state lives in a memfd that every user of the device has open. A process that opens the device looks for it in
+// the file descriptors of its user's processes (/proc/PID/fd) and makes it when there is none, so that nothing is left
+// on the machine when the last user ends, however it ends. Timelines are single atomic words: a process may be
+// killed between any two instructions and leaves them usable. The table of users is under a robust mutex.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <pthread.h>
+#include <string>
+
+namespace flexnpu::emulator {
+
+enum Engine : uint32_t {
+    kCompute = 0,
+    kHostToDevice = 1,
+    kDeviceToHost = 2,
+    kDeviceToDevice = 3,
+    kEngines = 4,
+};
+
+// A device engine does one thing at a time, for all processes, in the order of reservation.
+struct EngineLine {
+    std::atomic<uint64_t> free_ns;  // when what is reserved so far ends
+    std::atomic<uint64_t> busy_ns;  // sum of all reservations
+};
+
+struct DevicePage {
+    static constexpr uint64_t kMagic = 0x666c6578656d7531ull;
+    static constexpr uint32_t kMaxUsers = 256;
+    struct User {
+        int32_t pid;  // 0: slot is free
+        uint64_t start_time;
+        uint64_t bytes;
+    };
+
+    std::atomic<uint64_t> magic;  // set last, when the page is ready
+    uint64_t size;
+    uint64_t capacity_bytes;
+    uint64_t created_ns;
+    EngineLine engines[kEngines];
+    std::atomic<uint64_t> cube_ns;  // the part of the compute engine's busy time that used the matrix unit
+    pthread_mutex_t mutex;          // robust; guards users
+    User users[kMaxUsers];
+};
+
+class SharedDevice {
+public:
+    // Joins device `index` of the emulated machine `machine`. Throws std::runtime_error.
+    SharedDevice(const std::string& machine, int index, uint64_t capacity_bytes);
+    ~SharedDevice();
+    SharedDevice(const SharedDevice&) = delete;
+    SharedDevice& operator=(const SharedDevice&) = delete;
+
+    // Takes the engine for `duration` at the first free time from `ready` on; the start in CLOCK_MONOTONIC ns.
+    uint64_t reserve(Engine engine, uint64_t ready, uint64_t duration);
+    // The reservation made last turned out to take `extra` longer: everything reserved later moves on.
+    void extend(Engine engine, uint64_t extra);
+    void count_cube(uint64_t ns) { page_->cube_ns.fetch_add(ns, std::memory_order_relaxed); }
+    uint64_t busy_ns(Engine engine) const { return page_->engines[engine].busy_ns.load(std::memory_order_relaxed); }
+    uint64_t cube_ns() const { return page_->cube_ns.load(std::memory_order_relaxed); }
+
+    // Counts `bytes` as held by this process; false when the device has not that much left.
+    bool take_memory(uint64_t bytes);
+    void give_memory(uint64_t bytes);
+    uint64_t capacity() const { return page_->capacity_bytes; }
+    // Bytes held by all live processes.
+    uint64_t used();
+    // Live processes that have the device open.
+    uint32_t users();
+
+    // In a forked child: drops the mapping without touching the parent's entry.
+    void abandon();
+
+private:
+    class Lock;
+    uint64_t sum_locked(bool reap);
+    void enter(uint64_t capacity_bytes, const std::string& name);
+
+    DevicePage* page_ = nullptr;
+    int fd_ = -1;
+    uint32_t slot_ = 0;
+};
+
+}  // namespace flexnpu::emulator

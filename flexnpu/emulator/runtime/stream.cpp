@@ -1,0 +1,341 @@
+#include "flexnpu/emulator/runtime/stream.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <utility>
+
+#include "flexnpu/emulator/runtime/errors.hpp"
+
+namespace flexnpu::emulator {
+
+namespace {
+
+// How far device time may run ahead of the clock before the worker sleeps. Operators of a few microseconds then need no
+// sleep of their own and still have exact times; a completion shows at most this much too early, never in the sum.
+constexpr uint64_t kAheadNs = 50'000;
+// A sleep ends this much before its target: about what waking up takes.
+constexpr uint64_t kWakeNs = 25'000;
+
+// The stream whose worker the calling thread is.
+thread_local const Stream* t_current = nullptr;
+
+}  // namespace
+
+Stream::Stream(DeviceModel model, int32_t id, uint32_t priority, uint32_t flags)
+    : id(id), priority(priority), flags(flags), model_(model) {}
+
+Stream::~Stream() {
+    if (worker_.joinable()) {
+        worker_.detach();  // only when the worker itself lets go of the last reference
+    }
+}
+
+bool Stream::enqueue(Task&& task) {
+    std::unique_lock lock(mutex_);
+    if (queue_.size() >= model_.profile.stream_depth && t_current != this) {
+        done_.wait(lock, [&] { return queue_.size() < model_.profile.stream_depth || stopping_; });
+    }
+    if (stopping_) {
+        return false;
+    }
+    task.submit_ns = now_ns();
+    task.number = enqueued_.load() + 1;
+    enqueued_.store(task.number);
+    queue_.push_back(std::move(task));
+    if (!worker_.joinable()) {
+        // The program's signals stay with the program's threads.
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        worker_ = std::thread([self = shared_from_this()] { self->work(); });
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    }
+    bool wake_worker = idle_;
+    lock.unlock();
+    if (wake_worker) {
+        work_.notify_one();
+    }
+    return true;
+}
+
+void Stream::work() {
+    t_current = this;
+    prctl(PR_SET_TIMERSLACK, 1);
+    pthread_setname_np(pthread_self(), ("npu-stream-" + std::to_string(id)).substr(0, 15).c_str());
+    std::unique_lock lock(mutex_);
+    for (;;) {
+        idle_ = true;
+        work_.wait(lock, [&] { return !queue_.empty() || stopping_; });
+        idle_ = false;
+        if (queue_.empty()) {
+            return;
+        }
+        Task task = std::move(queue_.front());
+        queue_.pop_front();
+        bool was_full = queue_.size() + 1 == model_.profile.stream_depth;
+        lock.unlock();
+        uint64_t number = task.number;
+        if (skipping(task)) {
+            skip(task);
+        } else {
+            run(task);
+        }
+        task = Task{};
+        completed_.store(number);
+        if (number >= notify_at_.load()) {
+            std::lock_guard notify_lock(mutex_);
+            done_.notify_all();
+        } else if (was_full) {
+            done_.notify_all();
+        }
+        lock.lock();
+    }
+}
+
+bool Stream::skipping(const Task& task) const {
+    return task.number <= skip_until_.load() || (failed_.load() && failure_mode.load() == 1);
+}
+
+// What others wait for happens even when the task does not run: nobody may hang on a stream that was aborted.
+void Stream::skip(Task& task) {
+    switch (task.kind) {
+        case TaskKind::Kernel:
+            if (task.kernel.destroy != nullptr) {
+                task.kernel.destroy(task.kernel.self);
+            }
+            break;
+        case TaskKind::EventRecord: task.event->complete(task.record, std::max(device_ns_, task.submit_ns)); break;
+        case TaskKind::EventReset: task.event->reset(task.record); break;
+        case TaskKind::EventWait: task.event->pending_waits.fetch_sub(1); break;
+        default: break;
+    }
+}
+
+void Stream::run(Task& task) {
+    switch (task.kind) {
+        case TaskKind::Kernel: run_kernel(task); break;
+        case TaskKind::Copy: run_copy(task); break;
+        case TaskKind::EventRecord:
+            device_ns_ = std::max(device_ns_, task.submit_ns);
+            task.event->complete(task.record, device_ns_);
+            break;
+        case TaskKind::EventWait: wait_event(task); break;
+        case TaskKind::EventReset: task.event->reset(task.record); break;
+        case TaskKind::HostFunction:
+            follow_clock(task.number);
+            task.function(task.argument);
+            device_ns_ = now_ns();
+            break;
+        case TaskKind::Callback: run_callback(task); break;
+        case TaskKind::ValueWrite:
+            if (model_.mode == kModeCompute) {
+                std::atomic_ref(*static_cast<uint64_t*>(task.argument)).store(task.value);
+            }
+            break;
+        case TaskKind::ValueWait: wait_value(task); break;
+    }
+}
+
+void Stream::run_kernel(Task& task) {
+    Kernel& kernel = task.kernel;
+    uint64_t duration = model_.profile.kernel_ns(kernel.cost);
+    uint64_t start = model_.shared.reserve(kCompute, std::max(device_ns_, task.submit_ns), duration);
+    if (model_.mode == kModeCompute && kernel.has_body && kernel.run != nullptr) {
+        uint64_t begin = now_ns();
+        int error = kernel.run(kernel.self);
+        uint64_t real = now_ns() - begin;
+        if (real > duration) {
+            model_.shared.extend(kCompute, real - duration);
+            duration = real;
+        }
+        if (error != 0) {
+            std::string message = take_message();
+            set_error(error, message.empty() ? std::string(kernel.name) + " failed on the device" : message);
+        }
+    }
+    if (kernel.cost.cube_flops > 0) {
+        model_.shared.count_cube(duration);
+    }
+    device_ns_ = start + duration;
+    if (kernel.destroy != nullptr) {
+        kernel.destroy(kernel.self);
+    }
+    follow_clock(task.number);
+}
+
+void Stream::run_copy(Task& task) {
+    uint64_t duration = model_.profile.copy_ns(copy_direction(task.engine), task.copy.bytes());
+    uint64_t start = model_.shared.reserve(task.engine, std::max(device_ns_, task.submit_ns), duration);
+    uint64_t begin = now_ns();
+    task.copy.perform(model_.mode, task.engine);
+    uint64_t real = now_ns() - begin;
+    if (real > duration) {
+        model_.shared.extend(task.engine, real - duration);
+        duration = real;
+    }
+    device_ns_ = start + duration;
+    follow_clock(task.number);
+}
+
+void Stream::run_callback(Task& task) {
+    follow_clock(task.number);
+    std::shared_ptr<ReportQueue> queue = report_queue();
+    if (!queue || queue->closed()) {
+        set_error(kStreamNoCallback, "a callback was launched on a stream that no thread subscribed to");
+        return;
+    }
+    auto report = std::make_shared<Report>();
+    report->function = task.function;
+    report->argument = task.argument;
+    queue->push(report, task.blocking ? this : nullptr);
+    if (task.blocking) {
+        wait_until(task.number, std::nullopt, [&] { return report->done.load() || queue->closed(); });
+        queue->forget(this);
+        device_ns_ = std::max(device_ns_, now_ns());
+    }
+}
+
+void Stream::wait_event(Task& task) {
+    Event& event = *task.event;
+    if (!event.is_complete(task.record)) {
+        event.add_waiter(this);
+        wait_until(task.number, std::nullopt, [&] { return event.is_complete(task.record); });
+        event.remove_waiter(this);
+    }
+    if (auto at = event.timestamp()) {
+        device_ns_ = std::max(device_ns_, *at);
+    }
+    event.pending_waits.fetch_sub(1);
+    follow_clock(task.number);
+}
+
+// Waits by looking again now and then: nothing tells when a program or a kernel writes to device memory.
+void Stream::wait_value(Task& task) {
+    if (model_.mode != kModeCompute) {
+        return;
+    }
+    auto satisfied = [&] {
+        uint64_t value = std::atomic_ref(*static_cast<uint64_t*>(task.argument)).load();
+        switch (task.flag) {
+            case 0: return int64_t(value - task.value) >= 0;
+            case 1: return value == task.value;
+            case 2: return (value & task.value) != 0;
+            default: return ~(value | task.value) != 0;
+        }
+    };
+    uint64_t pause = 20'000;
+    while (!satisfied() && !skipping(task)) {
+        wait_until(task.number, now_ns() + pause, [] { return false; });
+        pause = std::min<uint64_t>(pause * 2, 1'000'000);
+    }
+    device_ns_ = std::max(device_ns_, now_ns());
+}
+
+void Stream::follow_clock(uint64_t number) {
+    if (device_ns_ > now_ns() + kAheadNs) {
+        wait_until(number, device_ns_ - kWakeNs, [] { return false; });
+    }
+}
+
+void Stream::wait_until(uint64_t number, std::optional<uint64_t> deadline_ns, const std::function<bool()>& done) {
+    std::unique_lock lock(mutex_);
+    auto over = [&] { return number <= skip_until_.load() || done(); };
+    if (deadline_ns) {
+        wakeup_.wait_until(lock, time_point(*deadline_ns), over);
+    } else {
+        wakeup_.wait(lock, over);
+    }
+}
+
+void Stream::wake() {
+    std::lock_guard lock(mutex_);
+    wakeup_.notify_all();
+}
+
+Stream::Wait Stream::synchronize(std::optional<Clock::time_point> deadline) {
+    uint64_t target = enqueued_.load();
+    if (completed_.load() >= target || t_current == this) {
+        return Wait::Done;
+    }
+    std::unique_lock lock(mutex_);
+    auto done = [&] {
+        if (completed_.load() >= target) {
+            return true;
+        }
+        // Stored before `completed_` is read again: either this thread sees the completion or the worker sees this.
+        notify_at_.store(std::min(notify_at_.load(), target));
+        return completed_.load() >= target;
+    };
+    bool in_time = true;
+    if (deadline) {
+        in_time = done_.wait_until(lock, *deadline, done);
+    } else {
+        done_.wait(lock, done);
+    }
+    // Others that still wait store their own number again when this wakes them.
+    notify_at_.store(UINT64_MAX);
+    done_.notify_all();
+    return in_time ? Wait::Done : Wait::TimedOut;
+}
+
+void Stream::set_error(int32_t error, std::string message) {
+    std::lock_guard lock(mutex_);
+    failed_ = true;
+    if (error_ == 0) {
+        error_ = error;
+        error_message_ = std::move(message);
+    }
+}
+
+int32_t Stream::take_error(std::string* message) {
+    std::lock_guard lock(mutex_);
+    *message = std::move(error_message_);
+    error_message_.clear();
+    failed_ = false;
+    return std::exchange(error_, 0);
+}
+
+void Stream::abort(int32_t error, const char* message) {
+    if (error != 0) {
+        set_error(error, message);
+    }
+    std::lock_guard lock(mutex_);
+    skip_until_.store(enqueued_.load());
+    wakeup_.notify_all();
+}
+
+void Stream::shut_down(bool skip_rest) {
+    {
+        std::unique_lock lock(mutex_);
+        stopping_ = true;
+        if (skip_rest) {
+            skip_until_.store(enqueued_.load());
+            wakeup_.notify_all();
+        }
+        work_.notify_all();
+        done_.notify_all();
+        if (!worker_.joinable()) {
+            return;
+        }
+    }
+    if (t_current == this) {
+        worker_.detach();  // a host function destroys its own stream: the worker ends after it
+    } else {
+        worker_.join();
+    }
+}
+
+std::shared_ptr<ReportQueue> Stream::report_queue() const {
+    std::lock_guard lock(mutex_);
+    return report_queue_;
+}
+
+void Stream::set_report_queue(std::shared_ptr<ReportQueue> queue) {
+    std::lock_guard lock(mutex_);
+    report_queue_ = std::move(queue);
+}
+
+}  // namespace flexnpu::emulator
