@@ -86,7 +86,8 @@ class _Malformed(Exception):
 
 
 class _Lines:
-    """Cuts a text stream into lines ended by LF, CRLF or CR, as SSE wants; a line is bounded by `MAX_EVENT`."""
+    """Cuts a text stream into lines ended by LF, CRLF or CR, as SSE wants; a line is bounded by
+    `MAX_EVENT`."""
 
     def __init__(self, on_line: Callable[[int, bytes], None], on_overflow: Callable[[], None]) -> None:
         self._on_line, self._on_overflow = on_line, on_overflow
@@ -501,9 +502,9 @@ class HttpStream:
     """One connection of a server.
 
     `on_exchange` is called once for each request whose head was read, when its response ended or the
-    connection was lost, in the order of the requests. `counts` collects what could not be read: ``desyncs`` (holes that hid the
-    start of a message), ``malformed`` (connections given up), ``opaque_streams`` (compressed event
-    streams), ``events_unread`` (events that are too long or not JSON).
+    connection was lost, in the order of the requests. `counts` collects what could not be read: ``desyncs``
+    (holes that hid the start of a message), ``malformed`` (connections given up), ``opaque_streams``
+    (compressed event streams), ``events_unread`` (events that are too long or not JSON).
     """
 
     def __init__(self, on_exchange: Callable[[Exchange], None], counts: dict[str, int] | None = None) -> None:

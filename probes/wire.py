@@ -1,24 +1,26 @@
 """Wire latency: when streamed requests reach a server and when their tokens leave it, from its sockets.
 
-`WireTracer` watches the HTTP/1.1 connections of running processes through syscall tracepoints, without a proxy
-and without the program's help, and delivers one `events.RequestTiming` a request. What a request and a content
-chunk are is said by `http_stream`.
+`WireTracer` watches the HTTP/1.1 connections of running processes through syscall tracepoints, without a
+proxy and without the program's help, and delivers one `events.RequestTiming` a request. What a request and
+a content chunk are is said by `http_stream`.
 
-Method. The kernel part (bpf/wire.c) copies a bounded prefix of what the process reads from and writes to its
-HTTP connections. A write is dated by the start of the call. A read is dated by the arrival of its first byte at
-the socket where the kernel shows that (tracepoints sock:sk_data_ready and sock:sock_recv_length, Linux 6.3), so
-that a server which is slow to read does not look fast; else by the return of the call. `arrival` says which.
+Method. The kernel part (bpf/wire.c) copies a bounded prefix of what the process reads from and writes to
+its HTTP connections. A write is dated by the start of the call. A read is dated by the arrival of its first
+byte at the socket where the kernel shows that (tracepoints sock:sk_data_ready and sock:sock_recv_length,
+Linux 6.3), so that a server which is slow to read does not look fast; else by the return of the call.
+`arrival` says which.
 
 Limits. TLS, HTTP/2 and io_uring are out of scope: connections that do not begin with an HTTP/1 method are
-counted (``wire_unsupported``), traffic through io_uring makes no syscall and is not seen at all. A connection
-that was open before the tracer is picked up at its next request; a read in which a thread already waited when the
-tracer attached is not seen, so a thread-per-connection server may miss the first request of each such
-connection. Connections closed by close_range or replaced by dup2 are noticed when their fd is accepted again.
-Without root, or with tracefs unmounted and unmountable, there is a `WireError` that says what is missing.
+counted (``wire_unsupported``), traffic through io_uring makes no syscall and is not seen at all. A
+connection that was open before the tracer is picked up at its next request; a read in which a thread
+already waited when the tracer attached is not seen, so a thread-per-connection server may miss the first
+request of each such connection. Connections closed by close_range or replaced by dup2 are noticed when
+their fd is accepted again. Without root, or with tracefs unmounted and unmountable, there is a `WireError`
+that says what is missing.
 
-Overhead. While attached, every traced syscall of every process on the machine runs a BPF program that looks its
-process up in a hash; a traced process pays two to three look-ups a read or write, and on its HTTP connections
-also the copy. User space pays for each copied record.
+Overhead. While attached, every traced syscall of every process on the machine runs a BPF program that looks
+its process up in a hash; a traced process pays two to three look-ups a read or write, and on its HTTP
+connections also the copy. User space pays for each copied record.
 
 Losses, as delivered to `on_loss` and published as ``Losses(source="wire")``:
 
@@ -28,7 +30,7 @@ Losses, as delivered to `on_loss` and published as ``Losses(source="wire")``:
     wire_unreadable_bytes   bytes that the kernel could not copy (paged out)
     wire_truncated_bytes    bytes beyond the copy limit of a call; a request's long prompt mostly
     wire_unsupported        accepted connections that do not speak HTTP/1 (TLS, HTTP/2)
-    wire_desyncs            connections on which a hole hid the start of a message; their open requests are cut
+    wire_desyncs            holes that hid the start of a message; the connection's open requests are cut
     wire_malformed          connections given up because they did not follow HTTP
     wire_opaque_streams     event streams not read because they were compressed
     wire_events_unread      events not read, too long or not JSON
@@ -37,8 +39,10 @@ Losses, as delivered to `on_loss` and published as ``Losses(source="wire")``:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import importlib
 import os
 import select
 import subprocess
@@ -84,8 +88,9 @@ _KERNEL_LOSSES: Final = (
 )
 _STREAM_LOSSES: Final = ("desyncs", "malformed", "opaque_streams", "events_unread")
 
-_OPEN, _DATA, _CLOSE = 1, 2, 3
+_DATA, _CLOSE = 2, 3
 _IN = 0
+_FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO in linux/proc_ns.h
 
 
 class WireError(RuntimeError):
@@ -146,10 +151,10 @@ class WireTracer:
     """Traces the streamed HTTP requests of processes.
 
     `pids`: processes to watch, in the tracer's own PID namespace; more with `add`. `on_request` gets every
-    finished request; without it, iterate over the tracer. `on_loss` gets the counters listed in the module's
-    docstring, whenever one has grown. Both are called from `poll`, which the owner calls a few times a second at
-    least (the ring holds 4 MiB), in any one thread. A process that ends is dropped, and its open requests are
-    delivered as incomplete.
+    finished request; without it, iterate over the tracer. `on_loss` gets the counters listed in the
+    module's docstring, whenever one has grown. Both are called from `poll`, which the owner calls a few
+    times a second at least (the ring holds 4 MiB), in any one thread. A process that ends is dropped, and
+    its open requests are delivered as incomplete.
 
         with WireTracer([pid], on_request=print) as tracer:
             while True:
@@ -189,7 +194,7 @@ class WireTracer:
             raise WireError("tracing sockets needs root. Type the same command behind sudo")
         folder = ensure_tracefs() / "events"
         try:
-            from bcc import BPF
+            bcc: Any = importlib.import_module("bcc")
         except ImportError:
             raise WireError("bcc's Python module is missing. Type: apt-get install python3-bpfcc") from None
         try:
@@ -201,8 +206,11 @@ class WireTracer:
         flags = [f"-DRING_PAGES={RING_PAGES}", "-DMAX_IN_SLICES=16", "-DMAX_OUT_SLICES=8"]
         if socket_time:
             flags.append("-DSOCKET_TIME")
+        namespace = os.stat("/proc/self/ns/pid")
+        if namespace.st_ino != _FIRST_PID_NAMESPACE:
+            flags += [f"-DTARGET_PIDNS_DEV={namespace.st_dev}ULL", f"-DTARGET_PIDNS_INO={namespace.st_ino}ULL"]
         try:
-            bpf = BPF(text=SOURCE.read_text(), cflags=flags)
+            bpf = bcc.BPF(text=SOURCE.read_text(), cflags=flags)
         except Exception as error:  # bcc raises bare Exception for a failed compile or load
             raise WireError(f"the wire probe's BPF program did not load: {error}") from error
         missing = []
@@ -217,7 +225,8 @@ class WireTracer:
         if {"read", "write", "recvfrom", "sendto"} & set(missing):
             bpf.cleanup()
             raise WireError(
-                f"this kernel has no syscall tracepoints for {', '.join(missing)} (CONFIG_FTRACE_SYSCALLS is off)"
+                f"this kernel has no syscall tracepoints for {', '.join(missing)}: "
+                "it was built without CONFIG_FTRACE_SYSCALLS"
             )
         bpf["records"].open_ring_buffer(self._record)
         return bpf
@@ -230,7 +239,7 @@ class WireTracer:
         return [pid for pid, _ in self._watched.values()]
 
     def add(self, pid: int) -> None:
-        """Watch a process, by the id of its thread group. Raises `ProcessLookupError` when it does not exist."""
+        """Watch a process, by its thread group. Raises `ProcessLookupError` when there is none."""
         if pid in self.pids:
             return
         fd = os.pidfd_open(pid)
@@ -250,10 +259,8 @@ class WireTracer:
                 self._exits.unregister(fd)
                 os.close(fd)
                 targets = self._bpf["targets"]
-                try:
+                with contextlib.suppress(KeyError):
                     del targets[targets.Key(pid)]
-                except KeyError:
-                    pass
                 self._bpf.ring_buffer_consume()
                 self._give_up(pid)
                 del self._watched[fd]
@@ -263,10 +270,8 @@ class WireTracer:
             self._connections.pop(key)[1].stream.close(None)
         kernel = self._bpf["connections"]
         for leaf in [key for key in kernel if key.value >> 32 == pid]:
-            try:
+            with contextlib.suppress(KeyError):
                 del kernel[leaf]
-            except KeyError:
-                pass
 
     # Records.
 

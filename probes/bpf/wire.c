@@ -7,7 +7,8 @@
 //
 // Compiled by bcc. -DMAX_IN_SLICES, -DMAX_OUT_SLICES: slices copied of one call. -DSOCKET_TIME: the tracepoints
 // sock:sk_data_ready, sock:sock_recv_length and tcp:tcp_destroy_sock exist, so that a read can be dated by when
-// its first byte reached the socket rather than by when the program came round to it.
+// its first byte reached the socket rather than by when the program came round to it. -DTARGET_PIDNS_DEV, _INO: the
+// tracer does not run in the first pid namespace.
 //
 // The argument block of a syscall tracepoint is the same on every architecture with 64-bit longs.
 
@@ -80,6 +81,16 @@ static __always_inline void lose(int what, u64 n)
     u64 *count = losses.lookup(&what);
     if (count)
         *count += n;
+}
+
+static __always_inline u64 pid_tgid(void)
+{
+#ifdef TARGET_PIDNS_INO
+    struct bpf_pidns_info ns = {};
+    if (bpf_get_ns_current_pid_tgid(TARGET_PIDNS_DEV, TARGET_PIDNS_INO, &ns, sizeof(ns)) == 0)
+        return ((u64)ns.tgid << 32) | ns.pid;
+#endif
+    return bpf_get_current_pid_tgid();
 }
 
 static __always_inline int is_target(u64 id)
@@ -216,7 +227,7 @@ static __always_inline int is_request(struct call *call, u64 total)
 
 static __always_inline int enter(struct enter_ctx *ctx, u8 direction, u64 addr, u64 count, u8 vector)
 {
-    u64 id = bpf_get_current_pid_tgid();
+    u64 id = pid_tgid();
     if (!is_target(id))
         return 0;
     u64 key = connection_key(id, ctx->args[0]);
@@ -239,7 +250,7 @@ static __always_inline int enter(struct enter_ctx *ctx, u8 direction, u64 addr, 
 
 static __always_inline int enter_message(struct enter_ctx *ctx, u8 direction)
 {
-    if (!is_target(bpf_get_current_pid_tgid()))
+    if (!is_target(pid_tgid()))
         return 0;
     struct user_msg m = {};
     if (bpf_probe_read_user(&m, sizeof(m), (void *)ctx->args[1]))
@@ -256,7 +267,7 @@ int enter_sendmsg(struct enter_ctx *ctx) { return enter_message(ctx, OUT); }
 
 int exit_transfer(struct exit_ctx *ctx)
 {
-    u64 id = bpf_get_current_pid_tgid();
+    u64 id = pid_tgid();
     struct call *saved = calls.lookup(&id);
     if (!saved)
         return 0;
@@ -310,7 +321,7 @@ static __always_inline void forget(u64 id, u32 fd)
 
 int exit_accept(struct exit_ctx *ctx)
 {
-    u64 id = bpf_get_current_pid_tgid();
+    u64 id = pid_tgid();
     if (ctx->ret < 0 || !is_target(id))
         return 0;
     // An fd that is open here was closed in a way that was not seen.
@@ -326,7 +337,7 @@ int exit_accept(struct exit_ctx *ctx)
 
 int enter_close(struct enter_ctx *ctx)
 {
-    u64 id = bpf_get_current_pid_tgid();
+    u64 id = pid_tgid();
     if (is_target(id))
         forget(id, ctx->args[0]);
     return 0;
@@ -357,7 +368,7 @@ TRACEPOINT_PROBE(sock, sock_recv_length)
     u64 *arrived = ready.lookup(&sock);
     if (!arrived)
         return 0;
-    u64 id = bpf_get_current_pid_tgid();
+    u64 id = pid_tgid();
     struct call *call = calls.lookup(&id);
     if (call && call->direction == IN)
         call->arrived = *arrived;
