@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -13,6 +14,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+import dashboards
 from benchmarks import models
 from flexnpu.cli.demo.plan import Plan, ServerPlan
 from flexnpu.cli.demo.processes import DemoError, Supervisor, free_port
@@ -50,6 +52,11 @@ def system_program(name: str, package: str) -> str:
     if found is None:
         raise DemoError(f"no program {name}: apt-get install {package}, or make setup")
     return found
+
+
+def alert_rules() -> list[Path]:
+    """The alert rules that are shipped."""
+    return sorted((Path(dashboards.__file__).parent / "alerts").glob("*.y*ml"))
 
 
 @dataclass
@@ -127,10 +134,16 @@ class Chain:
         command = [own_program("flexnpu-probe"), "attach"]
         for server in self.servers.values():
             command += ["--pid", str(server.pid)]
-        child = self.supervisor.start("flexnpu-probe", [*command, "--feed"], self._environment)
-        took = self.supervisor.wait_until("the probe publishes its feed", self.feed.exists, 60)
-        self.supervisor.children[child.name] = child
-        return took
+        child = self.supervisor.start(
+            "flexnpu-probe",
+            [*command, "--feed", "--feed-socket", str(self.feed), "--quiet"],
+            self._environment,
+        )
+
+        def publishing() -> bool:
+            return "publishing on" in child.tail()
+
+        return self.supervisor.wait_until("the probe publishes its feed", publishing, 60)
 
     def start_collector(self) -> float:
         self.collector_port = free_port()
@@ -145,6 +158,37 @@ class Chain:
         )
         url = f"http://127.0.0.1:{self.collector_port}/metrics"
         return self.supervisor.wait_until("the collector answers", lambda: _answers(url), 30)
+
+    def start_prometheus(self) -> float:
+        """A Prometheus of the demo's own: its port, its data and its end are the demo's."""
+        self.prometheus_port = free_port()
+        config = self.directory / "prometheus.yml"
+        config.write_text(
+            json.dumps(
+                {
+                    "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+                    "rule_files": [str(path) for path in alert_rules()],
+                    "scrape_configs": [
+                        {
+                            "job_name": "flexnpu",
+                            "static_configs": [{"targets": [f"127.0.0.1:{self.collector_port}"]}],
+                        }
+                    ],
+                }
+            ),
+            encoding="utf-8",
+        )
+        self.supervisor.start(
+            "prometheus",
+            [
+                system_program("prometheus", "prometheus"),
+                f"--config.file={config}",
+                f"--storage.tsdb.path={self.directory / 'prometheus'}",
+                f"--web.listen-address=127.0.0.1:{self.prometheus_port}",
+            ],
+        )
+        url = f"http://127.0.0.1:{self.prometheus_port}/-/ready"
+        return self.supervisor.wait_until("Prometheus is ready", lambda: _answers(url), 30)
 
     def start_controller(self) -> float:
         self.supervisor.start(

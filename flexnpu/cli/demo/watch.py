@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probes.feed import FeedClient
-
 from benchmarks.replay import quantile
 from probes.events import Event, Losses, RequestTiming, Step
+from probes.feed import FeedClient
 
 _LINE_EVERY_S = 3.0
 
@@ -38,6 +37,7 @@ class Watch:
         self._client = FeedClient(feed)
         self._log = log.open("w", encoding="utf-8")
         self._lock = threading.Lock()
+        self._stop = threading.Event()
         self._steps: list[Step] = []
         self._requests: list[RequestTiming] = []
         self._losses: dict[str, dict[str, int]] = {}
@@ -45,8 +45,10 @@ class Watch:
         self._thread.start()
 
     def _read(self) -> None:
-        for event in self._client:
-            self._take(event)
+        while not (self._stop.is_set() or self._client.ended):
+            event = self._client.read(0.5)
+            if event is not None:
+                self._take(event)
 
     def _take(self, event: Event) -> None:
         with self._lock:
@@ -59,6 +61,8 @@ class Watch:
                     self._requests.append(event)
                 case Losses():
                     self._losses[event.source] = dict(event.counts)
+                case _:
+                    pass
 
     def steps(self, pid: int, window: Window | None = None, phase: str | None = None) -> list[Step]:
         """The steps of a process that ended inside the window, in order of their start."""
@@ -82,6 +86,15 @@ class Watch:
             ]
         return sorted(found, key=lambda request: request.t_arrival_ns)
 
+    def ended_requests(self, pid: int, window: Window) -> list[RequestTiming]:
+        """The requests of a process whose answer ended inside the window."""
+        with self._lock:
+            return [
+                request
+                for request in self._requests
+                if request.pid == pid and request.t_end_ns is not None and window.holds(request.t_end_ns)
+            ]
+
     @property
     def losses(self) -> dict[str, dict[str, int]]:
         """The last published loss counters by source (``steps``, ``wire``, ``feed``)."""
@@ -89,8 +102,9 @@ class Watch:
             return {source: dict(counts) for source, counts in self._losses.items()}
 
     def close(self) -> None:
-        self._client.close()
+        self._stop.set()
         self._thread.join(timeout=5.0)
+        self._client.close()
         with self._lock:
             self._log.close()
 
@@ -141,7 +155,7 @@ class Ticker:
                 parts.append(f"{len(times)} {phase} (p50 {p50:.1f}, max {max(times):.1f} ms)")
         first = [
             (request.t_first_ns - request.t_arrival_ns) / 1e6
-            for request in self._watch.requests(pid, window)
+            for request in self._watch.ended_requests(pid, window)
             if request.t_first_ns is not None
         ]
         if first:
