@@ -6,19 +6,16 @@ included. (The older way, writing to tracefs' uprobe_events, leaves probes behin
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import fcntl
 import os
 import platform
-from collections.abc import Iterable
 from pathlib import Path
 
 _UNIT = Path("/sys/bus/event_source/devices/uprobe")
 _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 _IOC_ENABLE = 0x2400
-_IOC_DISABLE = 0x2401
 _IOC_SET_BPF = 0x40042408
 _FLAG_FD_CLOEXEC = 8
 
@@ -95,29 +92,11 @@ class Uprobe:
             where = f"{path}+{offset:#x} in process {pid}"
             raise AttachError(f"cannot bind a BPF program to {where}: {_explain(error.errno or 0)}") from None
 
-    def disable(self) -> None:
-        """Stop firing, at once."""
-        if self._fd >= 0:
-            with contextlib.suppress(OSError):  # the process is gone
-                fcntl.ioctl(self._fd, _IOC_DISABLE, 0)
-
     def close(self) -> None:
-        """Remove the probe. May be called again."""
+        """Remove the probe; the kernel takes about 0.1 s for it. May be called again."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def close_all(probes: Iterable[Uprobe]) -> None:
-    """Remove many probes: first silence all of them, then give them back.
-
-    The kernel takes about 0.1 s to give one back, one at a time; the traced process must not pay meanwhile.
-    """
-    todo = list(probes)
-    for probe in todo:
-        probe.disable()
-    for probe in todo:
-        probe.close()
 
 
 def _explain(code: int) -> str:

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from probes import headers, symbols
-from probes.attach import AttachError, Uprobe, close_all
+from probes.attach import AttachError, Uprobe
 from probes.events import Event, Losses, Step, StepBegin
 from probes.phases import IDLE_NS, Evidence, Lengths, Verdict, classify
 from probes.sites import cheap_offset
@@ -378,6 +378,7 @@ class Tracer:
         self._next_sweep = 0.0
         self._next_refresh = 0.0
         self._closed = False
+        self._final: Losses | None = None
         bcc = _bcc()
         flags = [f"-DGAP_NS={GAP_NS}ULL", f"-DRING_PAGES={ring_pages}", "-Wno-macro-redefined"]
         self._ring = bool(bcc.BPF.kernel_struct_has_field(b"bpf_ringbuf", b"waitq") == 1)
@@ -480,7 +481,8 @@ class Tracer:
         )
 
     def _remove(self, target: Target) -> None:
-        close_all(target._probes.values())
+        for probe in target._probes.values():  # the order of SITES: the dearest first
+            probe.close()
         target._probes.clear()
 
     # -- delivering -----------------------------------------------------------------------------------------
@@ -692,7 +694,9 @@ class Tracer:
     # -- accounts -------------------------------------------------------------------------------------------
 
     def losses(self) -> Losses:
-        """What was counted so far; see `COUNTERS` and `OWN_COUNTERS`."""
+        """What was counted so far; see `COUNTERS` and `OWN_COUNTERS`. After `close`, what was counted by then."""
+        if self._final is not None:
+            return self._final
         table = self._bpf["counters"]
         counts = {name: sum(table[ctypes.c_int(index)]) for index, name in enumerate(COUNTERS)}
         counts["steps_lost"] += self._perf_lost
@@ -708,6 +712,7 @@ class Tracer:
         try:
             for pid in list(self._targets):
                 self.detach(pid)
+            self._final = self.losses()
         finally:
             self._bpf.cleanup()
 
