@@ -29,6 +29,11 @@ uint64_t after(uint64_t ns, double us) {
     return ns + static_cast<uint64_t>(std::max(us, 0.0) * 1e3);
 }
 
+// An operator is not taken for done before its end is reported: the estimate may be short.
+double creditable(double est_us) {
+    return est_us - std::min(0.25 * est_us, Gate::kPipelineUs / 2);
+}
+
 double at_least_zero(double v) {
     return v > 0 ? v : 0;  // NaN becomes 0 too
 }
@@ -314,7 +319,7 @@ double Gate::prefill_remaining_us(uint64_t now_ns) const {
     for (const Lane* lane : prefill_) {
         if (!lane->flight.empty()) {
             const double run_us = since_us(now_ns, lane->front_since_ns);
-            credit = std::max(credit, std::min(lane->flight.front().est_us, run_us));
+            credit = std::max(credit, std::min(creditable(lane->flight.front().est_us), run_us));
         }
     }
     return std::max(0.0, prefill_in_flight_us_ - credit);
@@ -590,14 +595,35 @@ void Gate::learn_step(Lane& lane, uint64_t now_ns) {
 void Gate::drop_stale(uint64_t now_ns) {
     for (const auto* lanes : {&prefill_, &decode_}) {
         for (Lane* lane : *lanes) {
-            if (!lane->flight.empty() && now_ns > lane->flight.front().dispatched_ns + kMarkTimeoutNs &&
-                now_ns > lane->front_since_ns + kMarkTimeoutNs) {
+            if (!lane->flight.empty() && now_ns >= lane->flight.front().dispatched_ns + kMarkTimeoutNs &&
+                now_ns >= lane->front_since_ns + kMarkTimeoutNs) {
                 counters_.lost_completions += lane->flight.front().mark ? 1 : 0;
                 retire(*lane, 1, now_ns);
                 lane->front_since_ns = now_ns > kMarkTimeoutNs ? now_ns - kMarkTimeoutNs : 0;
             }
         }
     }
+}
+
+// When the operator now running should be so far that this head may go; kNever if its end must be reported
+// first.
+uint64_t Gate::room_at(const View& v, const Lane& lane) const {
+    const double cost = lane.queue.front().est_us;
+    const double k = overlap_slowdown();
+    double wait_us = std::max(0.0, v.remaining - room_us(v, cost));
+    const double lack_us = v.amid ? k * (v.remaining + cost) - v.slack : 0;
+    if (lack_us > 0) {
+        // Both sides shrink with time, the left one k times as fast.
+        wait_us = k > 1 ? std::max(wait_us, lack_us / (k - 1)) : kInf;
+    }
+    const double done_us = prefill_in_flight_us_ - v.remaining + wait_us;
+    uint64_t at = kNever;
+    for (const Lane* other : prefill_) {
+        if (!other->flight.empty() && creditable(other->flight.front().est_us) >= done_us) {
+            at = std::min(at, after(other->front_since_ns, done_us));
+        }
+    }
+    return at;
 }
 
 uint64_t Gate::wake_at(uint64_t now_ns) const {
@@ -623,12 +649,7 @@ uint64_t Gate::wake_at(uint64_t now_ns) const {
     }
     for (const auto& [arrival, lane] : gated_) {
         consider(after(lane->head_since_ns, settings_.max_hold_us));
-        // When the operator now running should be done far enough to make room.
-        const double cost = lane->queue.front().est_us;
-        const double wait_us = v.remaining - room_us(v, cost);
-        if (wait_us > 0 && (!v.amid || overlap_slowdown() * (room_us(v, cost) + cost) <= v.slack)) {
-            consider(after(now_ns, wait_us));
-        }
+        consider(room_at(v, *lane));
     }
     return std::max(wake, now_ns + kMinWakeNs);
 }

@@ -207,6 +207,7 @@ private:
     double room_us(const View& view, double cost) const;
     enum class Verdict : uint8_t { Hold, Go, Force };
     Verdict judge(const View& view, const Lane& lane, uint64_t now_ns) const;
+    uint64_t room_at(const View& view, const Lane& lane) const;
     Decision dispatch(Lane& lane, uint64_t now_ns);
     void retire(Lane& lane, size_t n, uint64_t now_ns);
     void drop_stale(uint64_t now_ns);

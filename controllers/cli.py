@@ -1,0 +1,117 @@
+"""`flexnpu-controller`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from controllers.loop import Loop
+from controllers.policies import Policy
+from controllers.policies.protect_decode import ProtectDecode
+from flexnpu import __version__
+from flexnpu.control import paths
+from flexnpu.control.client import ControlClient, ControlError
+from flexnpu.control.messages import MAX_LEASE_S
+from probes.events import Event
+from probes.feed import FeedClient
+
+
+@click.command("flexnpu-controller", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--feed", type=click.Path(path_type=Path), help="The tracer's socket.  [default: probe.sock]")
+@click.option(
+    "--ctl", type=click.Path(path_type=Path), help="The daemon's socket.  [default: the only npu*.ctl]"
+)
+@click.option("--policy", "policy_name", type=click.Choice(["protect-decode"]), default="protect-decode")
+@click.option(
+    "--window-us",
+    type=click.FloatRange(0, 1e6, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Prefill work in flight beside decode.",
+)
+@click.option(
+    "--lease-s",
+    type=click.FloatRange(0.1, MAX_LEASE_S),
+    default=2.0,
+    show_default=True,
+    help="How long a setting outlives this program.",
+)
+@click.option(
+    "--target-ms",
+    type=click.FloatRange(0, 1e6, min_open=True),
+    help="Decode step target.  [default: from steps alone]",
+)
+@click.option(
+    "--factor",
+    type=click.FloatRange(1, 100),
+    default=1.3,
+    show_default=True,
+    help="Without --target-ms: target = factor x the decode step alone.",
+)
+@click.version_option(__version__)
+def main(
+    feed: Path | None,
+    ctl: Path | None,
+    policy_name: str,
+    window_us: float,
+    lease_s: float,
+    target_ms: float | None,
+    factor: float,
+) -> None:
+    """Set the gate of a daemon from what the probes see.
+
+    Needs no privilege of its own: only the tracer's feed (flexnpu-probe attach --feed) and the daemon's
+    control socket. Prints its decisions as JSON lines. When it ends or dies, the gate is transparent within
+    --lease-s.
+
+    \b
+    Examples:
+      flexnpu-controller
+      flexnpu-controller --target-ms 25 --window-us 200
+    """
+    try:
+        feed = feed or paths.probe_socket()
+        ctl = ctl or _only_daemon()
+        client = ControlClient(ctl)
+        client.status()
+    except (paths.NoRunDirError, ControlError) as error:
+        raise click.ClickException(str(error)) from None
+    if not feed.exists():
+        raise click.ClickException(
+            f"no feed at {feed}: start one with: sudo flexnpu-probe attach --all --feed"
+        )
+    policy: Policy = ProtectDecode(
+        lease_s=lease_s,
+        window_us=window_us,
+        target_us=target_ms * 1e3 if target_ms is not None else None,
+        factor=factor,
+    )
+    loop = Loop(policy, client, lambda: _events(feed), lease_s)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        loop.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    with client:
+        loop.run()
+
+
+def _events(feed: Path) -> Iterator[Event]:
+    with FeedClient(feed) as client:
+        yield from client
+
+
+def _only_daemon() -> Path:
+    found = paths.control_sockets()
+    if not found:
+        tried = ", ".join(str(directory) for directory in paths.search_dirs())
+        raise click.ClickException(f"no daemon in {tried}: start one with: flexnpud --device 0")
+    if len(found) > 1:
+        names = ", ".join(str(path) for path in found)
+        raise click.ClickException(f"several daemons: {names}: choose one with --ctl")
+    return found[0]

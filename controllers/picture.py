@@ -1,0 +1,143 @@
+"""What a controller knows of the lanes: their recent steps, folded into roles and step times.
+
+A lane is a stream of a process, ``(pid, stream handle)``; steps come as they end, lanes as the daemon names
+them.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flexnpu.control.messages import LaneStatus
+from probes.events import Step
+
+Key = tuple[int, int]
+Role = Literal["unknown", "prefill", "decode"]
+
+MEMORY_S = 30.0
+"""Steps older than this are forgotten."""
+MAX_STEPS = 4096
+MIN_STEPS = 5
+"""Fewer steps than this say nothing about a role."""
+PREFILL_SHARE = 0.6
+DECODE_SHARE = 0.4
+"""A lane is a prefill lane from this share of prefill in its step time on, and a decode lane up to that;
+between them it keeps the role it has, so that a server that does both does not flip with every request."""
+SOLO_STEPS = 256
+
+
+def quantile(values: Iterable[float], q: float) -> float | None:
+    """The value below which a fraction `q` of `values` lies; None of nothing."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else None
+
+
+@dataclass
+class LaneView:
+    """One lane's recent steps."""
+
+    key: Key
+    steps: deque[Step] = field(default_factory=lambda: deque(maxlen=MAX_STEPS))
+    role: Role = "unknown"
+    solo_us: deque[float] = field(default_factory=lambda: deque(maxlen=SOLO_STEPS))
+    """Durations of decode steps beside which no other lane's prefill ran; they outlive `MEMORY_S`, for
+    under a lasting flood there are no new ones.
+    """
+    judged_ns: int = 0
+    """End of the last decode step of which it is settled whether it was alone."""
+
+    def prefill_share(self) -> float | None:
+        """Share of prefill in the time of the steps that are remembered; None when they are too few."""
+        prefill = [step.duration_us for step in self.steps if step.phase == "prefill"]
+        decode = [step.duration_us for step in self.steps if step.phase in ("decode", "mixed")]
+        total = sum(prefill) + sum(decode)
+        if len(prefill) + len(decode) < MIN_STEPS or total <= 0:
+            return None
+        return sum(prefill) / total
+
+    def decode_us(self) -> list[float]:
+        return [step.duration_us for step in self.steps if step.phase == "decode"]
+
+    def vote(self) -> Role:
+        """Settle the role, with hysteresis."""
+        share = self.prefill_share()
+        if share is not None:
+            if share >= PREFILL_SHARE:
+                self.role = "prefill"
+            elif share <= DECODE_SHARE:
+                self.role = "decode"
+        return self.role
+
+
+class Picture:
+    """All lanes of one daemon. `update` with the daemon's lanes first: steps of others are counted and left
+    out.
+    """
+
+    def __init__(self) -> None:
+        self.lanes: dict[Key, LaneView] = {}
+        self.numbers: dict[Key, int] = {}
+        self.steps = 0
+        self.unmapped = 0
+        """Steps of streams that are no lanes of this daemon."""
+
+    def update(self, lanes: Iterable[LaneStatus]) -> None:
+        """Take over which lanes there are."""
+        self.numbers = {(lane.pid, lane.stream): lane.lane for lane in lanes}
+        self.lanes = {key: self.lanes.get(key) or LaneView(key) for key in self.numbers}
+
+    def add(self, step: Step) -> None:
+        view = self.lanes.get((step.pid, step.stream))
+        if view is None:
+            self.unmapped += 1
+            return
+        self.steps += 1
+        view.steps.append(step)
+
+    def settle(self, now_ns: int) -> None:
+        """Forget old steps, vote on roles, and find the decode steps that ran alone."""
+        for view in self.lanes.values():
+            while view.steps and view.steps[0].t_end_ns < now_ns - int(MEMORY_S * 1e9):
+                view.steps.popleft()
+            view.vote()
+        for view in self.lanes.values():
+            self._find_solo(view, now_ns)
+
+    def _find_solo(self, view: LaneView, now_ns: int) -> None:
+        """A prefill is reported when it ends: a decode step is settled once no prefill that began before
+        its end can still be running, taking the longest seen for the longest there is.
+        """
+        others = sorted(
+            (step.t_start_ns, step.t_end_ns)
+            for other in self.lanes.values()
+            if other is not view
+            for step in other.steps
+            if step.phase in ("prefill", "mixed")
+        )
+        longest = max((end - start for start, end in others), default=0)
+        settled_until = now_ns - longest - longest // 2
+        starts = [start for start, _ in others]
+        # Ends in order of start: the latest end so far tells whether any of them reaches a given time.
+        latest: list[int] = []
+        for _, end in others:
+            latest.append(max(end, latest[-1] if latest else 0))
+        for step in view.steps:
+            if step.phase != "decode" or step.t_end_ns <= view.judged_ns:
+                continue
+            if step.t_end_ns > settled_until:
+                break
+            view.judged_ns = step.t_end_ns
+            before = bisect.bisect_left(starts, step.t_end_ns)
+            if not before or latest[before - 1] <= step.t_start_ns:
+                view.solo_us.append(step.duration_us)
+
+    def last_step_ns(self) -> int:
+        """End of the last step of any lane; 0 when there is none."""
+        return max((view.steps[-1].t_end_ns for view in self.lanes.values() if view.steps), default=0)
+
+    def with_role(self, role: Role) -> list[LaneView]:
+        return [view for view in self.lanes.values() if view.role == role]

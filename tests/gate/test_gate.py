@@ -1,0 +1,421 @@
+"""Properties of the dispatch gate, through its Python binding."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+_gate = pytest.importorskip("flexnpu.gate._gate", reason="run make build")
+Phase = _gate.Phase
+
+MS = 1_000_000
+LONG = 10**15
+
+
+def bucket(quarter_octaves: int, salt: int = 0) -> int:
+    """A bucket whose guessed cost is 4 us + 2^(q/4) bytes over 1 TB/s: 40 is 4 us, 108 is 138 us, 114 is
+    384 us.
+    """
+    return salt << 8 | quarter_octaves
+
+
+def protecting(**changes: float) -> object:
+    return _gate.Settings(**{"enabled": True, "lease_until_ns": LONG, **changes})
+
+
+def drain(gate: object, now: int) -> list[object]:
+    out = []
+    while (decision := gate.next(now)) is not None:  # type: ignore[attr-defined]
+        out.append(decision)
+    return out
+
+
+def pair(target_us: float = 0, **changes: float) -> object:
+    """A gate with prefill lane 1 and decode lane 2, protecting."""
+    gate = _gate.Gate()
+    for lane in (1, 2):
+        assert gate.add_lane(lane)
+    gate.set_phase(1, Phase.Prefill)
+    gate.set_phase(2, Phase.Decode, target_us)
+    gate.set_settings(0, protecting(**changes))
+    return gate
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 1000)), max_size=200))
+def test_transparent_is_first_come_first_dispatched(items: list[tuple[int, bool, int]]) -> None:
+    gate = _gate.Gate()
+    for lane in range(6):
+        gate.add_lane(lane)
+        gate.set_phase(lane, list((Phase.Unknown, Phase.Prefill, Phase.Decode))[lane % 3])
+    now, expected = 1, []
+    for ticket, (lane, costed, wait) in enumerate(items):
+        now += wait
+        gate.enqueue(now, lane, ticket, bucket=bucket(114), costed=costed)
+        expected.append((lane, ticket))
+    assert [(d.lane, d.ticket) for d in drain(gate, now)] == expected
+    assert gate.wake_at(now) == _gate.NEVER
+
+
+@given(st.integers(1, 10 * MS))
+def test_lease_expiry_makes_it_transparent(late: int) -> None:
+    gate = pair(target_us=1.0, max_hold_us=1e9)
+    gate.set_settings(0, _gate.Settings(enabled=True, lease_until_ns=5 * MS, max_hold_us=1e9))
+    gate.enqueue(1000, 2, 0)
+    assert [d.lane for d in drain(gate, 1000)] == [2]
+    for ticket in range(10):
+        gate.enqueue(2000, 1, ticket, bucket=bucket(108))
+    assert drain(gate, 2000) == []
+    assert gate.stats(1).held_now
+    assert gate.wake_at(2000) <= 5 * MS
+    gone = drain(gate, 5 * MS + late)
+    assert [d.ticket for d in gone] == list(range(10))
+    assert gone[0].held_ns == 5 * MS + late - 2000
+    assert gate.counters().expired_leases == 1
+    # A lease that has run out before it is set is no policy either.
+    gate.set_settings(20 * MS, _gate.Settings(enabled=True, lease_until_ns=0))
+    assert not gate.policy_active(20 * MS)
+    assert gate.counters().expired_leases == 2
+
+
+def test_a_withdrawn_policy_is_no_expired_lease() -> None:
+    gate = pair(target_us=1.0)
+    gate.set_settings(MS, _gate.Settings(enabled=False))
+    gate.next(2 * LONG)
+    assert gate.counters().expired_leases == 0
+
+
+def test_without_a_decode_lane_nothing_is_held() -> None:
+    gate = _gate.Gate()
+    gate.add_lane(1)
+    gate.set_phase(1, Phase.Prefill)
+    gate.set_settings(0, protecting())
+    for ticket in range(100):
+        gate.enqueue(1, 1, ticket, bucket=bucket(114))
+    assert len(drain(gate, 1)) == 100
+
+
+def test_an_order_only_head_is_never_held() -> None:
+    gate = pair(target_us=1.0)
+    gate.enqueue(1000, 2, 0)
+    gate.enqueue(1000, 1, 0, costed=False)
+    gate.enqueue(1000, 1, 1, bucket=bucket(108))
+    gate.enqueue(1000, 1, 2, costed=False)
+    # The event before the operator goes, the one behind it waits for its turn in the lane.
+    assert {(d.lane, d.ticket) for d in drain(gate, 1000)} == {(2, 0), (1, 0)}
+
+
+def test_a_step_with_room_takes_prefill_and_one_without_does_not() -> None:
+    gate = pair(target_us=5000, max_hold_us=1e9)
+    gate.enqueue(1000, 2, 0)
+    gate.enqueue(1000, 1, 0, bucket=bucket(108))
+    assert len(drain(gate, 1000)) == 2  # 138 us fit into 5 ms
+    gate.completed(MS, 1, 0)
+    late = 1000 + 4950 * 1000
+    gate.enqueue(late, 1, 1, bucket=bucket(108))
+    assert drain(gate, late) == []  # but not into the last 50 us
+    gate.step_end(late + 1000, 2)
+    assert [d.ticket for d in drain(gate, late + 1000)] == [1]  # between steps its share is lent
+
+
+def test_an_idle_decode_lane_lends_all() -> None:
+    gate = pair(target_us=1.0, decode_idle_us=1000, max_hold_us=1e9)
+    gate.enqueue(1000, 2, 0)
+    drain(gate, 1000)
+    gate.step_end(2000, 2)
+    for ticket in range(20):
+        gate.enqueue(3000, 1, ticket, bucket=bucket(108))
+    at_gap = len(drain(gate, 3000))
+    assert at_gap == 2  # W = 300 us
+    wake = gate.wake_at(3000)
+    assert wake < 3 * MS
+    idle = len(drain(gate, 3 * MS))
+    assert idle >= 6
+    assert gate.window_used_us() <= 300 * _gate.Gate.LEND_WINDOWS + 138
+
+
+def test_an_operator_larger_than_the_window_goes_alone() -> None:
+    gate = pair(target_us=1e6, window_us=100)
+    gate.enqueue(1000, 2, 0)
+    for ticket in range(3):
+        gate.enqueue(1000, 1, ticket, bucket=bucket(114))
+    assert [(d.lane, d.ticket) for d in drain(gate, 1000)] == [(2, 0), (1, 0)]
+    assert drain(gate, 2000) == []
+    gate.completed(400_000, 1, 0)
+    assert [d.ticket for d in drain(gate, 400_000)] == [1]
+    assert gate.counters().oversize == 2
+
+
+def test_lost_completions_do_not_close_the_window_for_ever() -> None:
+    gate = pair(target_us=1e9, window_us=100)
+    gate.enqueue(1000, 2, 0)
+    gate.enqueue(1000, 1, 0, bucket=bucket(114))
+    for ticket in (1, 2):
+        gate.enqueue(1000, 1, ticket, bucket=bucket(114))
+    assert len(drain(gate, 1000)) == 2
+    now = 1000
+    dispatched = 1
+    while dispatched < 3:
+        now = gate.wake_at(now)
+        assert now != _gate.NEVER
+        dispatched += len(drain(gate, now))
+    # The second goes when the first should be nearly done, for only its end was not heard of.
+    assert 2_000 * MS < now < 2_100 * MS
+    assert gate.counters().lost_completions >= 1
+
+
+def test_stray_completions_are_counted_and_change_nothing() -> None:
+    gate = pair()
+    gate.completed(1, 1, 99)
+    gate.completed(1, 77, 0, 5.0)
+    gate.step_end(1, 77)
+    assert gate.counters().unknown_completions == 2
+    assert not gate.enqueue(1, 77, 0)
+    assert not gate.remove_lane(77)
+    assert not gate.set_phase(77, Phase.Decode)
+    assert not gate.add_lane(1)
+    assert gate.stats(77) is None
+
+
+def test_costs_are_learned_and_outliers_left_out() -> None:
+    gate = _gate.Gate()
+    gate.add_lane(1)
+    guess = gate.estimate(7, bucket(40))
+    now = seen = 0
+    for ticket in range(2000):
+        now += 1000
+        gate.enqueue(now, 1, ticket, op=7, bucket=bucket(40))
+        for decision in drain(gate, now):
+            assert decision.mark or not decision.timed
+            if decision.timed:
+                # Half of the measurements contain somebody else's operators.
+                seen += 1
+                gate.completed(now, 1, decision.ticket, 100.0 if seen % 2 else 900.0)
+    assert guess < 10
+    assert gate.estimate(7, bucket(40)) == pytest.approx(100.0)
+    # An unseen shape of the same operator is guessed from how its other shapes behaved.
+    assert gate.estimate(7, bucket(44)) > 5 * gate.estimate(8, bucket(44))
+    samples = gate.counters().cost_samples
+    assert 5 <= samples <= 40, "timing must be rare"
+
+
+def test_shape_buckets() -> None:
+    assert _gate.shape_bucket([[1, 37, 256]]) == _gate.shape_bucket([[1, 37, 256]])
+    assert _gate.shape_bucket([[1, 37, 256]]) != _gate.shape_bucket([[1, 1, 256]])
+    assert _gate.shape_bucket([[1, 1000]]) == _gate.shape_bucket([[1, 1001]])
+    assert _gate.shape_bucket([[2**62, 2**62, 2**62]]) != 0
+    assert _gate.shape_bucket([[-5, 3]]) == _gate.shape_bucket([[0, 3]])
+
+
+def test_a_decode_lane_of_unknown_target_learns_its_own() -> None:
+    gate = pair(target_us=0, max_hold_us=1e9)
+    now = 1000
+    ticket = 0
+    for _ in range(10):  # steps of 50 operators, 1 ms long
+        for i in range(50):
+            gate.enqueue(now + i * 20_000, 2, (ticket := ticket + 1))
+            drain(gate, now + i * 20_000)
+        gate.step_end(now + MS, 2)
+        now += 2 * MS
+    stats = gate.stats(2)
+    assert stats.steps == 10
+    assert stats.step_ops == 50
+    assert stats.step_solo_us == pytest.approx(1000)
+    # 1.5 times that is the target: at 1.4 ms there is no room for 138 us.
+    for i in range(45):
+        gate.enqueue(now + i * 31_000, 2, (ticket := ticket + 1))
+        drain(gate, now + i * 31_000)
+    late = now + 1_400_000
+    gate.enqueue(late, 1, 0, bucket=bucket(108))
+    assert drain(gate, late) == []
+
+
+@given(
+    costs=st.lists(st.integers(40, 116), min_size=1, max_size=60),
+    durations=st.lists(st.floats(0.2, 3.0), min_size=1, max_size=20),
+    window=st.sampled_from([50.0, 200.0, 300.0, 500.0]),
+    target=st.sampled_from([1.0, 5000.0, 1e6]),
+    max_hold=st.sampled_from([1000.0, 10000.0]),
+)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+def test_window_and_starvation_bound_amid_a_step(
+    costs: list[int], durations: list[float], window: float, target: float, max_hold: float
+) -> None:
+    """Decode is amid an endless step; prefill work in flight never exceeds W, and every head goes within
+    the bound.
+    """
+    gate = pair(target_us=target, window_us=window, max_hold_us=max_hold)
+    for ticket, cost in enumerate(costs):
+        gate.enqueue(1000, 1, ticket, op=1, bucket=bucket(cost, salt=ticket))
+    now, decode_ticket = 1000, 0
+    flight: deque[tuple[int, float, int]] = deque()  # ticket, estimate, when it ends
+    front_since = device_free = now
+    head_since = now
+    dispatched: list[int] = []
+    while len(dispatched) < len(costs):
+        # Decode launches something every 100 us, so that it is amid its step all the time.
+        gate.enqueue(now, 2, (decode_ticket := decode_ticket + 1))
+        while flight and flight[0][2] <= now:
+            gate.completed(now, 1, flight.popleft()[0])
+            front_since = now
+        while (decision := gate.next(now)) is not None:
+            if decision.lane == 2:
+                gate.completed(now, 2, decision.ticket) if decision.mark else None
+                continue
+            assert decision.mark
+            running = min(flight[0][1], (now - front_since) / 1e3) if flight else 0
+            ahead = max(0.0, sum(est for _, est, _ in flight) - running)
+            if decision.est_us <= window:
+                assert ahead + decision.est_us <= window + 1e-6
+            else:
+                assert ahead <= min(_gate.Gate.PIPELINE_US, window) + 1e-6
+            # It waits for the bound, and then for what is in flight to drain.
+            slowest = 3.0 * 500 * 2 + 200
+            assert (now - head_since) / 1e3 <= max_hold + slowest + 100
+            head_since = now
+            if not flight:
+                front_since = now
+            takes = decision.est_us * durations[decision.ticket % len(durations)]
+            device_free = max(device_free, now) + int(takes * 1e3)
+            flight.append((decision.ticket, decision.est_us, device_free))
+            dispatched.append(decision.ticket)
+        now += 100_000
+    assert dispatched == list(range(len(costs)))
+
+
+class GateMachine(RuleBasedStateMachine):
+    """Whatever happens: order within a lane is kept, nothing is lost or invented, and none waits for ever."""
+
+    @initialize()
+    def start(self) -> None:
+        self.gate = _gate.Gate()
+        self.now = 1000
+        self.tickets = 0
+        self.queued: dict[int, deque[tuple[int, bool]]] = {}
+        self.marked: dict[int, deque[int]] = defaultdict(deque)
+        self.phase: dict[int, object] = {}
+        self.enabled = False
+
+    def lanes(self) -> list[int]:
+        return sorted(self.queued)
+
+    @rule(lane=st.integers(0, 4))
+    def add(self, lane: int) -> None:
+        assert self.gate.add_lane(lane) == (lane not in self.queued)
+        self.queued.setdefault(lane, deque())
+        self.phase.setdefault(lane, Phase.Unknown)
+
+    @rule(lane=st.integers(0, 4))
+    def remove(self, lane: int) -> None:
+        assert self.gate.remove_lane(lane) == (lane in self.queued)
+        for known in (self.queued, self.phase, self.marked):
+            known.pop(lane, None)  # type: ignore[attr-defined]
+
+    @rule(
+        lane=st.integers(0, 4),
+        phase=st.sampled_from([Phase.Unknown, Phase.Prefill, Phase.Decode]),
+        target_us=st.sampled_from([0.0, 1.0, 1000.0, 1e6]),
+    )
+    def set_phase(self, lane: int, phase: object, target_us: float) -> None:
+        if self.gate.set_phase(lane, phase, target_us):
+            self.phase[lane] = phase
+
+    @rule(
+        enabled=st.booleans(),
+        window=st.sampled_from([0.0, 50.0, 300.0]),
+        k=st.sampled_from([0.0, 1.0, 2.5]),
+        lease=st.integers(0, 30 * MS),
+    )
+    def set_policy(self, enabled: bool, window: float, k: float, lease: int) -> None:
+        made = _gate.Settings(
+            enabled=enabled, window_us=window, overlap_slowdown=k, lease_until_ns=self.now + lease
+        )
+        self.gate.set_settings(self.now, made)
+
+    @rule(lane=st.integers(0, 4), q=st.integers(0, 120), costed=st.booleans(), step_end=st.booleans())
+    def enqueue(self, lane: int, q: int, costed: bool, step_end: bool) -> None:
+        step_end = step_end and not costed
+        known = self.gate.enqueue(
+            self.now, lane, self.tickets, op=lane, bucket=bucket(q), costed=costed, step_end=step_end
+        )
+        assert known == (lane in self.queued)
+        if known:
+            self.queued[lane].append((self.tickets, costed))
+        self.tickets += 1
+
+    @rule(microseconds=st.integers(0, 30_000))
+    def advance(self, microseconds: int) -> None:
+        self.now += microseconds * 1000
+
+    def take(self, decision: object) -> None:
+        lane, ticket = decision.lane, decision.ticket  # type: ignore[attr-defined]
+        assert self.queued[lane].popleft()[0] == ticket
+        if decision.mark:  # type: ignore[attr-defined]
+            self.marked[lane].append(ticket)
+
+    @rule()
+    def pump(self) -> None:
+        while (decision := self.gate.next(self.now)) is not None:
+            self.take(decision)
+        # What is left is held by the policy, and only costed heads of prefill lanes are.
+        for lane, queue in self.queued.items():
+            if queue:
+                assert self.gate.policy_active(self.now)
+                assert self.phase[lane] == Phase.Prefill
+                assert queue[0][1]
+                assert Phase.Decode in self.phase.values()
+
+    @precondition(lambda self: any(self.marked.values()))
+    @rule(data=st.data(), measured=st.sampled_from([-1.0, 0.0, 3.0, 400.0]))
+    def complete(self, data: st.DataObject, measured: float) -> None:
+        lane = data.draw(st.sampled_from(sorted(lane for lane, marks in self.marked.items() if marks)))
+        self.gate.completed(self.now, lane, self.marked[lane].popleft(), measured)
+
+    @rule(lane=st.integers(0, 4))
+    def step_end(self, lane: int) -> None:
+        self.gate.step_end(self.now, lane)
+
+    @rule(fraction=st.floats(0, 1))
+    def asleep_until_wake_at(self, fraction: float) -> None:
+        """Between now and wake_at, nothing becomes dispatchable by itself."""
+        self.pump()
+        wake = self.gate.wake_at(self.now)
+        assert wake > self.now
+        if wake != _gate.NEVER and wake - self.now > 41_000:
+            then = self.now + int((wake - 21_000 - self.now) * fraction)
+            assert self.gate.next(then) is None
+            self.now = then
+
+    @invariant()
+    def counts_agree(self) -> None:
+        for lane, queue in getattr(self, "queued", {}).items():
+            stats = self.gate.stats(lane)
+            assert stats.queued == len(queue)
+            assert stats.enqueued == stats.dispatched + stats.queued
+            assert stats.in_flight_us >= -1e-6
+            assert not stats.held_now or queue
+
+    def teardown(self) -> None:
+        if not hasattr(self, "gate"):
+            return
+        # Complete what is in flight and wait as told: everything goes.
+        for _ in range(2000):
+            self.pump()
+            if not any(self.queued.values()):
+                break
+            for lane, marks in self.marked.items():
+                while marks:
+                    self.gate.completed(self.now, lane, marks.popleft())
+            self.pump()
+            if any(self.queued.values()):
+                wake = self.gate.wake_at(self.now)
+                assert wake != _gate.NEVER
+                self.now = wake
+        assert not any(self.queued.values())
+
+
+TestGateMachine = GateMachine.TestCase
+TestGateMachine.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
