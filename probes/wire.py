@@ -153,7 +153,7 @@ class WireTracer:
     `pids`: processes to watch, in the tracer's own PID namespace; more with `add`. `on_request` gets every
     finished request; without it, iterate over the tracer. `on_loss` gets the counters listed in the
     module's docstring, whenever one has grown. Both are called from `poll`, which the owner calls a few
-    times a second at least (the ring holds 4 MiB), in any one thread. A process that ends is dropped, and
+    times a second at least, in any one thread. The ring holds `ring_pages` (a power of two) of 4 KiB. A process that ends is dropped, and
     its open requests are delivered as incomplete.
 
         with WireTracer([pid], on_request=print) as tracer:
@@ -168,6 +168,8 @@ class WireTracer:
         pids: Iterable[int] = (),
         on_request: Callable[[events.RequestTiming], None] | None = None,
         on_loss: Callable[[dict[str, int]], None] | None = None,
+        *,
+        ring_pages: int = RING_PAGES,
     ) -> None:
         self._on_request = on_request
         self._on_loss = on_loss
@@ -181,7 +183,7 @@ class WireTracer:
         self._failure: BaseException | None = None
         self._last_drain = 0.0
         self.arrival: Literal["socket", "read"]
-        self._bpf = self._load()
+        self._bpf = self._load(ring_pages)
         try:
             for pid in pids:
                 self.add(pid)
@@ -189,7 +191,7 @@ class WireTracer:
             self.close()
             raise
 
-    def _load(self) -> Any:
+    def _load(self, ring_pages: int) -> Any:
         if os.geteuid() != 0:
             raise WireError("tracing sockets needs root. Type the same command behind sudo")
         folder = ensure_tracefs() / "events"
@@ -203,14 +205,17 @@ class WireTracer:
             raise WireError(str(error)) from error
         socket_time = all((folder / name).is_dir() for name in _SOCKET_TIME)
         self.arrival = "socket" if socket_time else "read"
-        flags = [f"-DRING_PAGES={RING_PAGES}", "-DMAX_IN_SLICES=16", "-DMAX_OUT_SLICES=8"]
+        flags = [f"-DRING_PAGES={ring_pages}", "-DMAX_IN_SLICES=16", "-DMAX_OUT_SLICES=8"]
         if socket_time:
             flags.append("-DSOCKET_TIME")
         namespace = os.stat("/proc/self/ns/pid")
         if namespace.st_ino != _FIRST_PID_NAMESPACE:
-            flags += [f"-DTARGET_PIDNS_DEV={namespace.st_dev}ULL", f"-DTARGET_PIDNS_INO={namespace.st_ino}ULL"]
+            flags += [
+                f"-DTARGET_PIDNS_DEV={namespace.st_dev}ULL",
+                f"-DTARGET_PIDNS_INO={namespace.st_ino}ULL",
+            ]
         try:
-            bpf = bcc.BPF(text=SOURCE.read_text(), cflags=flags)
+            bpf = bcc.BPF(text=SOURCE.read_bytes(), cflags=flags)
         except Exception as error:  # bcc raises bare Exception for a failed compile or load
             raise WireError(f"the wire probe's BPF program did not load: {error}") from error
         missing = []
@@ -219,16 +224,16 @@ class WireTracer:
                 missing.append(call)
                 continue
             if at_entry:
-                bpf.attach_tracepoint(tp=f"syscalls:sys_enter_{call}", fn_name=at_entry)
+                bpf.attach_tracepoint(tp=f"syscalls:sys_enter_{call}".encode(), fn_name=at_entry.encode())
             if at_exit:
-                bpf.attach_tracepoint(tp=f"syscalls:sys_exit_{call}", fn_name=at_exit)
+                bpf.attach_tracepoint(tp=f"syscalls:sys_exit_{call}".encode(), fn_name=at_exit.encode())
         if {"read", "write", "recvfrom", "sendto"} & set(missing):
             bpf.cleanup()
             raise WireError(
                 f"this kernel has no syscall tracepoints for {', '.join(missing)}: "
                 "it was built without CONFIG_FTRACE_SYSCALLS"
             )
-        bpf["records"].open_ring_buffer(self._record)
+        bpf[b"records"].open_ring_buffer(self._record)
         return bpf
 
     # Processes.
@@ -249,7 +254,7 @@ class WireTracer:
             comm = ""
         self._watched[fd] = (pid, comm)
         self._exits.register(fd, select.POLLIN)
-        targets = self._bpf["targets"]
+        targets = self._bpf[b"targets"]
         targets[targets.Key(pid)] = targets.Leaf(1)
 
     def remove(self, pid: int) -> None:
@@ -258,7 +263,7 @@ class WireTracer:
             if watched == pid:
                 self._exits.unregister(fd)
                 os.close(fd)
-                targets = self._bpf["targets"]
+                targets = self._bpf[b"targets"]
                 with contextlib.suppress(KeyError):
                     del targets[targets.Key(pid)]
                 self._bpf.ring_buffer_consume()
@@ -268,7 +273,7 @@ class WireTracer:
     def _give_up(self, pid: int) -> None:
         for key in [key for key in self._connections if key[0] == pid]:
             self._connections.pop(key)[1].stream.close(None)
-        kernel = self._bpf["connections"]
+        kernel = self._bpf[b"connections"]
         for leaf in [key for key in kernel if key.value >> 32 == pid]:
             with contextlib.suppress(KeyError):
                 del kernel[leaf]
@@ -348,7 +353,7 @@ class WireTracer:
     @property
     def losses(self) -> dict[str, int]:
         """The counters since the tracer started, by the names in the module's docstring."""
-        table = self._bpf["losses"]
+        table = self._bpf[b"losses"]
         counts = {name: int(sum(table[table.Key(i)])) for i, name in enumerate(_KERNEL_LOSSES)}
         counts |= {f"wire_{name}": self._counts[name] for name in _STREAM_LOSSES}
         return counts | {"wire_cut_requests": self._cut}

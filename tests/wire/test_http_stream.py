@@ -185,7 +185,8 @@ def test_compressed_stream_is_not_measured_but_counted() -> None:
     r.put(IN, request({}))
     r.put(
         OUT,
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\n"
+        b"Content-Length: 3\r\n\r\nabc",
     )
     assert (r.done[0].t_first, r.done[0].complete) == (None, False)
     assert r.stream.counts == {"opaque_streams": 1}

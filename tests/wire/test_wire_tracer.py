@@ -1,0 +1,276 @@
+"""The wire tracer on real servers: system calls, timing against the client's own clock, losses, detaching."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from probes import wire
+from probes.events import RequestTiming
+from probes.wire import WireError, WireTracer
+
+SERVERS = Path(__file__).with_name("servers.py")
+TOKENS = 5
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[str]
+    port: int
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+
+@contextlib.contextmanager
+def serving(kind: str) -> Iterator[Server]:
+    process = subprocess.Popen([sys.executable, str(SERVERS), kind], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield Server(process, int(process.stdout.readline()))
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@dataclass
+class Seen:
+    """A request by the client's clock: sent, first content, end."""
+
+    sent: int
+    first: int
+    end: int
+
+
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, prompt: str) -> Seen:
+    body = json.dumps({"messages": [{"role": "user", "content": prompt}], "stream": True}).encode()
+    data = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    sent = time.monotonic_ns()
+    writer.write(data)
+    first = 0
+    while True:
+        line = await reader.readline()
+        now = time.monotonic_ns()
+        if b'"content": "tok' in line and not first:
+            first = now
+        if line == b"0\r\n":
+            await reader.readline()
+            return Seen(sent, first, now)
+        assert line, "the server closed the connection"
+
+
+async def converse(port: int, requests: int, prompt: str) -> list[Seen]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        return [await ask(reader, writer, prompt) for _ in range(requests)]
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def load(port: int, connections: int, requests: int, prompt: str = "x" * 37) -> list[Seen]:
+    async def run() -> list[Seen]:
+        every = await asyncio.gather(*(converse(port, requests, prompt) for _ in range(connections)))
+        return [seen for one in every for seen in one]
+
+    return asyncio.run(asyncio.wait_for(run(), 120))
+
+
+def wait_for(tracer: WireTracer, done: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        tracer.poll(50)
+
+
+def kinds() -> list[str]:
+    found = ["asyncio", "read-write", "readv-writev", "recv-send", "recvmsg-sendmsg"]
+    return found + (["uvicorn"] if importlib.util.find_spec("uvicorn") else [])
+
+
+@pytest.mark.ebpf
+@pytest.mark.parametrize("kind", kinds())
+def test_every_request_is_seen_as_the_client_saw_it(kind: str) -> None:
+    got: list[RequestTiming] = []
+    with serving(kind) as server, WireTracer([server.pid], on_request=got.append) as tracer:
+        seen = load(server.port, connections=4, requests=5)
+        wait_for(tracer, lambda: len(got) >= 20)
+        losses = tracer.losses
+    assert len(got) == 20
+    assert not any(losses.values()), losses
+    by_arrival = sorted(got, key=lambda r: r.t_arrival_ns)
+    for request, truth in zip(by_arrival, sorted(seen, key=lambda s: s.sent), strict=True):
+        assert (request.path, request.status, request.prompt_chars) == ("/v1/chat/completions", 200, 37)
+        assert request.complete
+        assert request.pid == server.pid
+        assert len(request.chunk_ns) == TOKENS
+        assert request.chunk_ns == sorted(request.chunk_ns)
+        assert request.chunk_ns[0] == request.t_first_ns
+        # The server cannot see a request before it was sent, nor can the client see a token before it was written.
+        assert request.t_first_ns is not None
+        assert request.t_end_ns is not None
+        assert truth.sent <= request.t_arrival_ns < request.t_first_ns <= truth.first
+        assert request.t_first_ns < request.t_end_ns <= truth.end
+        # The token was 20 ms in the making, whatever the machine's load.
+        assert request.t_first_ns - request.t_arrival_ns >= 15_000_000
+
+
+@pytest.mark.ebpf
+def test_arrival_is_when_the_socket_had_it_not_when_the_server_read_it() -> None:
+    if not all((wire.TRACEFS / "events" / name).is_dir() for name in wire._SOCKET_TIME):
+        pytest.skip("this kernel does not show when a socket's data arrive")
+    got: list[RequestTiming] = []
+    with serving("recv-send") as server, WireTracer([server.pid], on_request=got.append) as tracer:
+        assert tracer.arrival == "socket"
+        os.kill(server.pid, 19)  # SIGSTOP: the server is busy
+        try:
+            with socket.create_connection(("127.0.0.1", server.port)) as client:
+                client.settimeout(10)
+                client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+                sent = time.monotonic_ns()
+                time.sleep(0.3)
+                os.kill(server.pid, 18)
+                while not client.recv(65536).endswith(b"0\r\n\r\n"):
+                    pass
+            wait_for(tracer, lambda: bool(got))
+        finally:
+            os.kill(server.pid, 18)
+    assert got[0].t_arrival_ns < sent + 100_000_000
+    assert got[0].t_first_ns is not None
+    assert got[0].t_first_ns > sent + 300_000_000
+
+
+@pytest.mark.ebpf
+def test_long_prompts_are_cut_in_the_copy_and_that_is_counted() -> None:
+    got: list[RequestTiming] = []
+    with serving("asyncio") as server, WireTracer([server.pid], on_request=got.append) as tracer:
+        load(server.port, 1, 2, prompt="y" * 3_000_000)
+        wait_for(tracer, lambda: len(got) >= 2)
+        assert tracer.losses["wire_truncated_bytes"] > 0
+    assert [r.prompt_chars for r in got] == [None, None]
+    assert [len(r.chunk_ns) for r in got] == [TOKENS, TOKENS]
+    assert all(r.complete for r in got)
+
+
+@pytest.mark.ebpf
+def test_a_full_ring_is_counted_and_its_requests_are_not_called_whole() -> None:
+    got: list[RequestTiming] = []
+    with serving("asyncio") as server:
+        with WireTracer([server.pid], on_request=got.append, ring_pages=1) as tracer:
+            load(server.port, 8, 4)
+            tracer.poll(50)
+            lost = tracer.losses["wire_lost"]
+            assert lost > 0
+            # It recovers: what is drained in time is whole again.
+            before = len(got)
+            with socket.create_connection(("127.0.0.1", server.port)) as client:
+                client.settimeout(10)
+                client.sendall(b"POST /again HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+                seen = b""
+                while not seen.endswith(b"0\r\n\r\n"):
+                    seen += client.recv(65536)
+                    tracer.poll(0)
+            wait_for(tracer, lambda: any(r.path == "/again" for r in got))
+    assert not any(r.complete for r in got[:before])
+    assert [len(r.chunk_ns) for r in got if r.path == "/again"] == [TOKENS]
+
+
+@pytest.mark.ebpf
+@pytest.mark.parametrize("kind", ["tls", "greedy"])
+def test_what_does_not_begin_like_http_is_counted(kind: str) -> None:
+    with serving(kind) as server, WireTracer([server.pid]) as tracer:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.settimeout(10)
+            client.sendall(
+                b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+                if kind == "tls"
+                else b"GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
+            )
+            assert client.recv(100)
+        tracer.poll(50)
+        assert tracer.losses["wire_unsupported"] == 1
+
+
+@pytest.mark.ebpf
+def test_other_processes_and_plain_files_are_left_alone() -> None:
+    with serving("asyncio") as server, serving("asyncio") as other, WireTracer([server.pid]) as tracer:
+        load(other.port, 1, 2)
+        tracer.poll(50)
+        assert tracer._ready == []
+        assert len(list(tracer._bpf[b"connections"])) == 0
+
+
+@pytest.mark.ebpf
+def test_a_killed_server_ends_its_requests_and_the_iteration() -> None:
+    with serving("asyncio") as server, WireTracer([server.pid]) as tracer:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.settimeout(10)
+            client.sendall(b"POST /cut HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+            client.recv(100)
+            server.process.kill()
+            server.process.wait(10)
+            (request,) = list(tracer)
+        assert tracer.pids == []
+        assert len(list(tracer._bpf[b"connections"])) == 0
+        assert tracer.losses["wire_cut_requests"] == 1
+    assert (request.path, request.complete, request.t_end_ns) == ("/cut", False, None)
+
+
+@pytest.mark.ebpf
+def test_detaching_delivers_what_is_open_and_leaves_no_program() -> None:
+    def programs() -> int:
+        return sum("bpf-prog" in os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink())
+
+    got: list[RequestTiming] = []
+    losses: list[dict[str, int]] = []
+    with serving("asyncio") as server:
+        tracer = WireTracer([server.pid], on_request=got.append, on_loss=losses.append)
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.settimeout(10)
+            client.sendall(b"POST /open HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+            client.recv(100)
+            tracer.close()
+        tracer.close()
+    assert [(r.path, r.complete) for r in got] == [("/open", False)]
+    assert losses[-1]["wire_cut_requests"] == 1
+    with contextlib.suppress(FileNotFoundError):
+        assert programs() == 0
+
+
+@pytest.mark.ebpf
+def test_a_callback_error_reaches_the_caller_of_poll() -> None:
+    def fail(request: RequestTiming) -> None:
+        raise RuntimeError(f"no room for {request.path}")
+
+    with serving("asyncio") as server:
+        tracer = WireTracer([server.pid], on_request=fail)
+        try:
+            load(server.port, 1, 1)
+            with pytest.raises(RuntimeError, match="no room for /v1/chat"):
+                wait_for(tracer, lambda: False)
+        finally:
+            tracer.close()
+
+
+@pytest.mark.ebpf
+def test_a_pid_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ProcessLookupError):
+        WireTracer([2**22 - 1])
+
+
+def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(WireError, match="sudo"):
+        WireTracer([os.getpid()])
