@@ -164,8 +164,13 @@ class ControlClient:
         start = f"start one with: flexnpud --device {device[1] if device else 'N'}"
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            self._limit(connection, deadline)
-            connection.connect(os.fspath(self.path))
+            while True:
+                self._limit(connection, deadline)
+                try:
+                    connection.connect(os.fspath(self.path))
+                    break
+                except BlockingIOError:  # as many as it lets wait are waiting
+                    time.sleep(0.01)
             _, uid, _ = peer_credentials(connection)
         except TimeoutError:
             connection.close()

@@ -73,7 +73,7 @@ class ControlServer:
                 os.umask(mask)
             if self.open_to_others:
                 os.chmod(self.path, 0o666)
-            listener.listen(16)
+            listener.listen(128)
             listener.setblocking(False)
         except BaseException:
             listener.close()

@@ -1,0 +1,214 @@
+"""The control server through real sockets: what it answers, and what it withstands."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexnpu.control.client import ControlClient, ControlError, NoDaemonError, RefusedError, connect_all
+from flexnpu.control.messages import MAX_REQUEST_BYTES, SetGate, StatusRequest, encode
+from flexnpu.daemon.control_server import MAX_CONNECTIONS, ControlServer
+
+
+@pytest.fixture
+def client(served: ControlServer) -> ControlClient:
+    return ControlClient(served.path)
+
+
+def raw(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(5)
+    connection.connect(str(path))
+    return connection
+
+
+def line(connection: socket.socket) -> dict[str, Any]:
+    data = b""
+    while not data.endswith(b"\n"):
+        more = connection.recv(65536)
+        assert more, f"closed after {data!r}"
+        data += more
+    reply = json.loads(data)
+    assert isinstance(reply, dict)
+    return reply
+
+
+def test_status(client: ControlClient, served: ControlServer) -> None:
+    status = client.status()
+    assert status.soc == "Ascend910B3"
+    assert [lane.lane for lane in status.lanes] == [1, 2]
+    assert status.device_busy_us == 77
+    assert "device_busy_us" not in status.counters
+    assert status.counters["records"] == 5
+    assert status.gate.policy == "transparent"
+    assert status.pid == os.getpid()
+    assert client.status().counters["control_requests"] == 2
+
+
+def test_set_gate(client: ControlClient, plane: Any) -> None:
+    reply = client.set_gate(
+        SetGate(policy="protect-decode", lease_s=30, decode_target_us=5000, lanes={1: "prefill", 2: "decode"})
+    )
+    assert reply.policy == "protect-decode"
+    assert 29 < reply.lease_left_s <= 30
+    assert plane.targets == {1: 0.0, 2: 5000.0}
+    assert plane.gates[-1]["enabled"] is True
+    left_ns = plane.gates[-1]["lease_until_ns"] - time.monotonic_ns()
+    assert 29e9 < left_ns <= 30e9
+    assert [lane.phase for lane in client.status().lanes] == ["prefill", "decode"]
+    # A new target reaches decode lanes that are not named again.
+    client.set_gate(SetGate(policy="protect-decode", lease_s=30, decode_target_us=7000))
+    assert plane.targets[2] == 7000.0
+
+
+def test_a_lease_runs_out(client: ControlClient) -> None:
+    client.set_gate(SetGate(policy="protect-decode", lease_s=0.2))
+    time.sleep(0.3)
+    gate = client.status().gate
+    assert (gate.policy, gate.expired_leases, gate.lease_left_s) == ("transparent", 1, 0.0)
+
+
+def test_a_withdrawn_policy_does_not_count_as_expired(client: ControlClient) -> None:
+    client.set_gate(SetGate(policy="protect-decode", lease_s=0.2))
+    client.set_gate(SetGate(policy="transparent", lease_s=1))
+    time.sleep(0.3)
+    assert client.status().gate.expired_leases == 0
+
+
+def test_an_unknown_lane_is_refused_and_nothing_set(client: ControlClient, plane: Any) -> None:
+    with pytest.raises(RefusedError, match="lane 9") as caught:
+        client.set_gate(SetGate(policy="protect-decode", lease_s=1, lanes={1: "decode", 9: "prefill"}))
+    assert caught.value.code == "unknown-lane"
+    assert plane.gates == []
+    assert plane.targets == {}
+
+
+def test_garbage_is_answered_and_the_connection_lives(served: ControlServer) -> None:
+    with raw(served.path) as connection:
+        for bad in (b"\n", b"{}\n", b"\xff\xfe\n", b'{"v":9,"type":"status"}\n', b"[" * 5000 + b"\n"):
+            connection.sendall(bad)
+            reply = line(connection)
+            assert reply["type"] == "error"
+            assert reply["message"]
+        connection.sendall(encode(StatusRequest()))
+        assert line(connection)["type"] == "daemon_status"
+
+
+def test_requests_in_pieces_and_together(served: ControlServer) -> None:
+    request = encode(StatusRequest())
+    with raw(served.path) as connection:
+        for byte in request:
+            connection.sendall(bytes([byte]))
+        assert line(connection)["type"] == "daemon_status"
+        connection.sendall(request * 3)
+        data = b""
+        while data.count(b"\n") < 3:
+            data += connection.recv(65536)
+
+
+def test_an_endless_line_is_cut(served: ControlServer) -> None:
+    with raw(served.path) as connection:
+        sent = 0
+        try:
+            while sent < 4 * MAX_REQUEST_BYTES:
+                sent += connection.send(b"x" * 65536)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        received = b""
+        try:
+            while data := connection.recv(65536):
+                received += data
+        except ConnectionResetError:
+            pass
+    assert ControlClient(served.path).status().counters["control_refused"] == 1
+
+
+def _send_for_ever(connection: socket.socket, data: bytes) -> None:
+    while True:
+        connection.sendall(data)
+
+
+def test_one_that_asks_and_never_reads_is_dropped(served: ControlServer) -> None:
+    request = encode(StatusRequest()) * 200
+    with raw(served.path) as connection:
+        connection.settimeout(10)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            _send_for_ever(connection, request)
+    assert ControlClient(served.path).status()
+
+
+def test_more_connections_than_allowed(served: ControlServer) -> None:
+    held = [raw(served.path) for _ in range(MAX_CONNECTIONS + 20)]
+    assert ControlClient(served.path).status()
+    # The oldest gave way.
+    held[0].settimeout(5)
+    assert held[0].recv(1) == b""
+    for connection in held:
+        connection.close()
+
+
+def test_another_user_is_refused(served: ControlServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flexnpu.daemon.control_server.peer_credentials", lambda sock: (1, 4242, 4242))
+    with pytest.raises(ControlError, match="4242"):
+        ControlClient(served.path).status()
+
+
+def test_the_client_does_not_trust_another_user(
+    served: ControlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flexnpu.control.client.peer_credentials", lambda sock: (1, 4242, 4242))
+    with pytest.raises(ControlError, match="user 4242"):
+        ControlClient(served.path).status()
+
+
+def test_the_socket_is_the_owners_alone(served: ControlServer) -> None:
+    assert served.path.stat().st_mode & 0o077 == 0
+
+
+def test_a_failing_plane_is_an_error_reply(
+    client: ControlClient, plane: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> list[dict[str, Any]]:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(plane, "sessions", broken)
+    with pytest.raises(RefusedError, match="device lost"):
+        client.status()
+    monkeypatch.undo()
+    assert client.status()
+
+
+def test_the_client_reconnects_to_a_new_daemon(client: ControlClient, served: ControlServer) -> None:
+    client.status()
+    for connection in list(served._connections.values()):
+        connection.sock.shutdown(socket.SHUT_RDWR)
+    assert client.status()
+
+
+def test_no_answer_is_an_error_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "npu3.ctl"
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(path))
+        deaf.listen(8)
+        started = time.monotonic()
+        with pytest.raises(ControlError, match=r"within 0\.3 s"):
+            ControlClient(path, timeout_s=0.3).status()
+        assert time.monotonic() - started < 3
+    with pytest.raises(NoDaemonError, match="flexnpud --device 3"):
+        ControlClient(path).status()
+
+
+def test_connect_all_leaves_stale_sockets_out(served: ControlServer, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "npu1.ctl"))
+    (tmp_path / "npuX.ctl").touch()
+    clients = connect_all([tmp_path, tmp_path / "missing"])
+    assert [client.path.name for client in clients] == ["npu0.ctl"]
+    for client in clients:
+        client.close()
