@@ -1,0 +1,146 @@
+// The emulated runtime in time mode: device time follows the profile exactly, and nothing is computed.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <chrono>
+#include <fstream>
+#include <string>
+#include <sys/resource.h>
+#include <thread>
+#include <vector>
+
+#include "support.hpp"
+
+using namespace flexnpu;
+using namespace flexnpu::emulator::test;
+using namespace std::chrono_literals;
+
+namespace {
+
+double cpu_seconds() {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    auto seconds = [](timeval t) { return double(t.tv_sec) + double(t.tv_usec) / 1e6; };
+    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+size_t resident_bytes() {
+    std::ifstream file("/proc/self/statm");
+    size_t total = 0, resident = 0;
+    file >> total >> resident;
+    return resident * 4096;
+}
+
+float elapsed_ms(aclrtEvent from, aclrtEvent to) {
+    float ms = -1;
+    REQUIRE(aclrtEventElapsedTime(&ms, from, to) == 0);
+    return ms;
+}
+
+}  // namespace
+
+TEST_CASE("operators in a busy stream take exactly the model's time") {
+    StreamOwner stream;
+    EventOwner begin, middle, end;
+    REQUIRE(launch(stream, 50000) == 0);  // keeps the device busy while the rest is launched
+    REQUIRE(aclrtRecordEvent(begin, stream) == 0);
+    for (int i = 0; i < 500; ++i) {
+        REQUIRE(launch(stream, 7) == 0);
+    }
+    REQUIRE(aclrtRecordEvent(middle, stream) == 0);
+    REQUIRE(launch(stream, 3000) == 0);
+    REQUIRE(aclrtRecordEvent(end, stream) == 0);
+    REQUIRE(aclrtSynchronizeStream(stream) == 0);
+    CHECK(elapsed_ms(begin, middle) == doctest::Approx(3.5).epsilon(1e-5));
+    CHECK(elapsed_ms(middle, end) == doctest::Approx(3.0).epsilon(1e-5));
+}
+
+TEST_CASE("streams share one compute engine; copies have their own") {
+    StreamOwner first, second, copies;
+    EventOwner begin, end_first, end_second, copy_begin, copy_end;
+    std::vector<char> host(1 << 20);
+    void* p = nullptr;
+    REQUIRE(aclrtMalloc(&p, host.size(), 0) == 0);
+    uint64_t busy_before = 0, busy_after = 0;
+    REQUIRE(flexnpu_emu_device_busy_ns(0, &busy_before) == 0);
+    REQUIRE(launch(first, 30000) == 0);
+    REQUIRE(aclrtRecordEvent(begin, first) == 0);
+    REQUIRE(aclrtStreamWaitEvent(second, begin) == 0);
+    REQUIRE(aclrtRecordEvent(copy_begin, copies) == 0);
+    REQUIRE(aclrtMemcpyAsync(p, host.size(), host.data(), 1000000, acl::HOST_TO_DEVICE, copies) == 0);
+    REQUIRE(aclrtRecordEvent(copy_end, copies) == 0);
+    for (int i = 0; i < 10; ++i) {
+        REQUIRE(launch(first, 1000) == 0);
+        REQUIRE(launch(second, 1000) == 0);
+    }
+    REQUIRE(aclrtRecordEvent(end_first, first) == 0);
+    REQUIRE(aclrtRecordEvent(end_second, second) == 0);
+    REQUIRE(aclrtSynchronizeDevice() == 0);
+    REQUIRE(flexnpu_emu_device_busy_ns(0, &busy_after) == 0);
+    float last = std::max(elapsed_ms(begin, end_first), elapsed_ms(begin, end_second));
+    CHECK(last == doctest::Approx(20.0).epsilon(1e-4));
+    // Each got the engine in turn: neither ended much before the other.
+    CHECK(std::min(elapsed_ms(begin, end_first), elapsed_ms(begin, end_second)) > 15.0f);
+    CHECK(elapsed_ms(copy_begin, copy_end) == doctest::Approx(1.0).epsilon(0.2));
+    CHECK(busy_after - busy_before == 50'000'000);
+    REQUIRE(aclrtFree(p) == 0);
+}
+
+TEST_CASE("the caller's clock agrees with the device's") {
+    StreamOwner stream;
+    auto begin = std::chrono::steady_clock::now();
+    for (int i = 0; i < 200; ++i) {
+        REQUIRE(launch(stream, 500) == 0);
+    }
+    auto launched = std::chrono::steady_clock::now();
+    REQUIRE(aclrtSynchronizeStream(stream) == 0);
+    auto ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+    CHECK(launched - begin < 80ms);  // launching does not wait
+    CHECK(ms > 99.9);                // at most 50 us early
+    CHECK(ms < 200);                 // and late only by the machine's own noise
+}
+
+TEST_CASE("nothing is computed and device memory stays untouched") {
+    size_t before = resident_bytes();
+    void* p = nullptr;
+    constexpr size_t size = 900u << 20;
+    REQUIRE(aclrtMalloc(&p, size, 0) == 0);
+    StreamOwner stream;
+    std::atomic<int> ran{0};
+    REQUIRE(launch(stream, 10, [&] { ran++; return 0; }) == 0);
+    REQUIRE(aclrtMemset(p, size, 1, size) == 0);
+    std::vector<char> host(4096, 'x');
+    REQUIRE(aclrtMemcpy(p, size, host.data(), host.size(), acl::HOST_TO_DEVICE) == 0);
+    REQUIRE(aclrtMemcpyAsync(host.data(), host.size(), p, host.size(), acl::DEVICE_TO_HOST, stream) == 0);
+    REQUIRE(aclrtSynchronizeStream(stream) == 0);
+    CHECK(ran == 0);
+    CHECK(host == std::vector<char>(4096, 0));
+    CHECK(resident_bytes() < before + (32 << 20));
+    REQUIRE(aclrtFree(p) == 0);
+}
+
+TEST_CASE("an idle device and a waiting one use no processor time") {
+    StreamOwner stream, other;
+    REQUIRE(launch(stream, 1) == 0);
+    REQUIRE(aclrtSynchronizeStream(stream) == 0);
+    double before = cpu_seconds();
+    std::this_thread::sleep_for(300ms);  // idle
+    REQUIRE(launch(stream, 300000) == 0);
+    EventOwner event;
+    REQUIRE(aclrtRecordEvent(event, stream) == 0);
+    REQUIRE(aclrtStreamWaitEvent(other, event) == 0);
+    REQUIRE(aclrtSynchronizeStream(other) == 0);  // a kernel in flight, a stream and a thread that wait
+    CHECK(cpu_seconds() - before < 0.03);
+}
+
+TEST_CASE("a reserved engine is not lost when launches are aborted") {
+    StreamOwner stream;
+    for (int i = 0; i < 20; ++i) {
+        REQUIRE(launch(stream, 20000) == 0);
+    }
+    std::this_thread::sleep_for(5ms);
+    REQUIRE(aclrtStreamAbort(stream) == 0);
+    auto begin = std::chrono::steady_clock::now();
+    CHECK(aclrtSynchronizeStream(stream) == acl::RT_STREAM_ABORT);
+    CHECK(std::chrono::steady_clock::now() - begin < 200ms);  // not 400 ms: one kernel was in flight
+}
