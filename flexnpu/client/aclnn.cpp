@@ -1,0 +1,453 @@
+#include "flexnpu/client/aclnn.hpp"
+
+#include "acl.gen.h"
+#include "flexnpu/api/host_objects.hpp"
+#include "flexnpu/client/error.hpp"
+#include "flexnpu/client/session.hpp"
+#include "fn_ids.gen.h"
+
+namespace acl = flexnpu::acl;
+namespace api = flexnpu::api;
+namespace wire = flexnpu::wire;
+using flexnpu::client::Channel;
+using flexnpu::client::fail;
+using flexnpu::client::Session;
+using flexnpu::client::Shape;
+using flexnpu::client::ShapeCache;
+using wire::Kind;
+
+namespace {
+constexpr uint32_t kExecutorMagic = 0x45584543;
+constexpr uint32_t kDeadExecutor = 0x44454144;
+constexpr int32_t kNullParameter = 161001;  // aclnn's code for a null pointer
+constexpr int32_t kBadParameter = 161002;   // and for a bad value
+}  // namespace
+
+struct aclOpExecutor {
+    uint32_t magic;
+    uint32_t op;
+    Shape* shape;
+    uint32_t count;
+    bool repeatable;
+    aclOpExecutor* next;               // in the free list
+    uint64_t few[24];
+    std::vector<uint64_t> many;        // used instead when there are more
+    uint64_t* addresses() { return count <= std::size(few) ? few : many.data(); }
+};
+
+namespace flexnpu::client {
+
+// Eight bytes a step; the metadata's length is a multiple of eight.
+uint64_t hash_bytes(std::span<const uint8_t> bytes) {
+    constexpr uint64_t k = 0x9e3779b97f4a7c15ull;
+    uint64_t h = bytes.size() * k;
+    const uint8_t* p = bytes.data();
+    size_t n = bytes.size() / 8;
+    uint64_t a = h ^ 0x8ebc6af09c88c6e3ull;
+    auto mix = [](uint64_t x, uint64_t y) {
+        const unsigned __int128 m = static_cast<unsigned __int128>(x) * y;
+        return uint64_t(m) ^ uint64_t(m >> 64);
+    };
+    for (; n >= 2; n -= 2, p += 16) {
+        uint64_t x, y;
+        std::memcpy(&x, p, 8);
+        std::memcpy(&y, p + 8, 8);
+        a = mix(a ^ x, k ^ y);
+    }
+    if (n) {
+        uint64_t x;
+        std::memcpy(&x, p, 8);
+        a = mix(a ^ x, k);
+    }
+    h = mix(a ^ h, 0xd6e8feb86659fd93ull);
+    return h ? h : 1;
+}
+
+ShapeCache::ShapeCache() : sets_(kSets) {
+    for (uint32_t i = kOverflow; i > 0; i--) overflow_free_.push_back(kTable + i - 1);
+}
+
+Shape* ShapeCache::find(uint64_t hash, std::span<const uint8_t> key) {
+    Set& set = sets_[hash % kSets];
+    std::lock_guard lock(set.mutex);
+    for (uint32_t w = 0; w < kWays; w++) {
+        if (set.hashes[w] != hash) continue;
+        Shape* s = set.ways[w].get();
+        if (s->key.size() != key.size() || std::memcmp(s->key.data(), key.data(), key.size()) != 0) continue;
+        s->stamp = ++set.clock;
+        s->users.fetch_add(1, std::memory_order_relaxed);
+        return s;
+    }
+    return nullptr;
+}
+
+std::unique_ptr<Shape> ShapeCache::reserve(uint64_t hash, std::span<const uint8_t> key) {
+    auto shape = std::make_unique<Shape>();
+    shape->hash = hash;
+    shape->key.assign(key.begin(), key.end());
+    shape->users.store(1);
+    const uint32_t index = uint32_t(hash % kSets);
+    Set& set = sets_[index];
+    {
+        std::lock_guard lock(set.mutex);
+        uint32_t best = kWays;
+        for (uint32_t w = 0; w < kWays; w++) {
+            if (set.busy[w]) continue;
+            if (!set.ways[w]) {
+                best = w;
+                break;
+            }
+            // Acquire: the last user's launch was written before it let go.
+            if (set.ways[w]->users.load(std::memory_order_acquire) != 0) continue;
+            if (best == kWays || set.ways[w]->stamp < set.ways[best]->stamp) best = w;
+        }
+        if (best != kWays) {
+            set.ways[best].reset();
+            set.hashes[best] = 0;
+            set.busy[best] = true;
+            shape->number = (index * kWays + best) | uint64_t(++set.generation[best]) << 32;
+            return shape;
+        }
+    }
+    std::lock_guard lock(overflow_mutex_);
+    if (overflow_free_.empty()) return nullptr;
+    shape->overflow = true;
+    shape->number = overflow_free_.back() | uint64_t(++overflow_generation_) << 32;
+    overflow_free_.pop_back();
+    return shape;
+}
+
+Shape* ShapeCache::insert(std::unique_ptr<Shape> shape) {
+    if (shape->overflow) return shape.release();
+    Set& set = sets_[shape->hash % kSets];
+    const uint32_t way = uint32_t(shape->number) % kWays;
+    std::lock_guard lock(set.mutex);
+    set.busy[way] = false;
+    set.hashes[way] = shape->hash;
+    shape->stamp = ++set.clock;
+    set.ways[way] = std::move(shape);
+    return set.ways[way].get();
+}
+
+void ShapeCache::discard(std::unique_ptr<Shape> shape) {
+    if (shape->overflow) {
+        std::lock_guard lock(overflow_mutex_);
+        overflow_free_.push_back(uint32_t(shape->number));
+        return;
+    }
+    Set& set = sets_[shape->hash % kSets];
+    std::lock_guard lock(set.mutex);
+    set.busy[uint32_t(shape->number) % kWays] = false;
+}
+
+uint64_t ShapeCache::release(Shape* shape) {
+    // Read first: at zero users a table entry may be evicted by another thread.
+    const bool overflow = shape->overflow;
+    const uint64_t number = shape->number;
+    if (shape->users.fetch_sub(1, std::memory_order_acq_rel) != 1 || !overflow) return 0;
+    delete shape;
+    std::lock_guard lock(overflow_mutex_);
+    overflow_free_.push_back(uint32_t(number));
+    return number;
+}
+
+namespace {
+
+// Of one session: a child of fork() starts with empty caches because its session is another.
+struct Operators {
+    ShapeCache cache;
+    std::mutex free_mutex;
+    aclOpExecutor* free = nullptr;
+};
+
+std::atomic<Operators*> the_operators{nullptr};
+std::atomic<Session*> operators_of{nullptr};
+std::mutex operators_mutex;
+
+Operators& operators(Session* session) {
+    if (operators_of.load(std::memory_order_acquire) == session) return *the_operators.load(std::memory_order_relaxed);
+    std::lock_guard lock(operators_mutex);
+    if (operators_of.load(std::memory_order_acquire) != session) {
+        the_operators.store(new Operators, std::memory_order_relaxed);
+        operators_of.store(session, std::memory_order_release);
+    }
+    return *the_operators.load(std::memory_order_relaxed);
+}
+
+aclOpExecutor* new_executor(Operators& ops) {
+    {
+        std::lock_guard lock(ops.free_mutex);
+        if (aclOpExecutor* e = ops.free) {
+            ops.free = e->next;
+            return e;
+        }
+    }
+    return new aclOpExecutor{};
+}
+
+void free_executor(Operators& ops, aclOpExecutor* e) {
+    e->magic = kDeadExecutor;
+    std::lock_guard lock(ops.free_mutex);
+    e->next = ops.free;
+    ops.free = e;
+}
+
+struct Scratch {
+    wire::MetaWriter meta;
+    std::vector<uint64_t> addresses;
+};
+
+template <class Dims>
+std::span<const int64_t> span_of(const Dims& d) {
+    return {d.data(), size_t(d.size())};
+}
+
+void put_tensor(Scratch& s, char kind, const aclTensor* t) {
+    s.meta.tensor(kind, t->dtype, t->format, t->offset, span_of(t->dims), span_of(t->strides), span_of(t->storage_dims));
+    s.addresses.push_back(reinterpret_cast<uint64_t>(t->data));
+}
+
+void put_scalar(Scratch& s, const aclScalar* v) {
+    s.meta.head('S', true, v->dtype, 0, 0);
+    s.meta.raw(v->value, sizeof(v->value));
+}
+
+// False if an argument is not the object that its kind says.
+bool put(Scratch& s, const AclnnArg& a) {
+    if (api::is_object(a.kind) && !a.p) {
+        s.meta.head(a.kind, false, 0, 0, 0);
+        return true;
+    }
+    switch (a.kind) {
+        case 'T': case 't': {
+            auto* t = static_cast<const aclTensor*>(a.p);
+            if (!api::valid(t) || t->dims.size() > wire::kMaxDims || t->strides.size() > wire::kMaxDims || t->storage_dims.size() > wire::kMaxDims) return false;
+            put_tensor(s, a.kind, t);
+            return true;
+        }
+        case 'L': case 'l': {
+            auto* l = static_cast<const aclTensorList*>(a.p);
+            if (!api::valid(l)) return false;
+            s.meta.head(a.kind, true, 0, 0, uint32_t(l->tensors.size()));
+            for (const aclTensor* t : l->tensors) {
+                if (!t) s.meta.head('T', false, 0, 0, 0);
+                else if (api::valid(t) && t->dims.size() <= wire::kMaxDims) put_tensor(s, 'T', t);
+                else return false;
+            }
+            return true;
+        }
+        case 'S': {
+            auto* v = static_cast<const aclScalar*>(a.p);
+            if (!api::valid(v)) return false;
+            put_scalar(s, v);
+            return true;
+        }
+        case 'C': {
+            auto* l = static_cast<const aclScalarList*>(a.p);
+            if (!api::valid(l)) return false;
+            s.meta.head('C', true, 0, 0, uint32_t(l->scalars.size()));
+            for (const aclScalar* v : l->scalars) {
+                if (!v) s.meta.head('S', false, 0, 0, 0);
+                else if (api::valid(v)) put_scalar(s, v);
+                else return false;
+            }
+            return true;
+        }
+        case 'I': {
+            auto* v = static_cast<const aclIntArray*>(a.p);
+            if (!api::valid(v)) return false;
+            s.meta.array('I', v->values.data(), uint32_t(v->values.size()), 8);
+            return true;
+        }
+        case 'F': {
+            auto* v = static_cast<const aclFloatArray*>(a.p);
+            if (!api::valid(v)) return false;
+            s.meta.array('F', v->values.data(), uint32_t(v->values.size()), 4);
+            return true;
+        }
+        case 'B': {
+            auto* v = static_cast<const aclBoolArray*>(a.p);
+            if (!api::valid(v)) return false;
+            s.meta.array('B', v->values.data(), uint32_t(v->values.size()), 1);
+            return true;
+        }
+        case 's':
+            if (a.s) s.meta.array('s', a.s, uint32_t(strlen(a.s)), 1);
+            else s.meta.head('s', false, 0, 0, 0);
+            return true;
+        case 'd': case 'f':
+            s.meta.word(a.kind, &a.d);
+            return true;
+        default:
+            s.meta.word(a.kind, &a.i);
+            return true;
+    }
+}
+
+const char* name_of(uint32_t op) { return api::kOps[op].name; }
+
+// Asks the daemon about a shape that it has not seen. nullptr with the error recorded.
+Shape* define(Channel& c, Operators& ops, uint32_t op, uint64_t hash, const Scratch& s, int32_t* error) {
+    std::unique_ptr<Shape> shape = ops.cache.reserve(hash, s.meta.bytes());
+    if (!shape) {
+        *error = fail(acl::RT_INTERNAL, "%sGetWorkspaceSize: FlexNPU holds %u executors that were never launched or destroyed", name_of(op),
+                      ShapeCache::kOverflow);
+        return nullptr;
+    }
+    const std::span<const uint8_t> meta = s.meta.bytes().subspan(8);
+    const wire::DefineShape head{shape->number, op, uint32_t(s.addresses.size()), uint32_t(meta.size()), 0};
+    *error = c.call(Kind::define_shape, &head, sizeof(head), s.addresses.data(), s.addresses.size() * 8, meta.data(), meta.size());
+    if (*error) {
+        ops.cache.discard(std::move(shape));
+        return nullptr;
+    }
+    shape->workspace = c.words()[0];
+    return ops.cache.insert(std::move(shape));
+}
+
+void let_go(Channel& c, Operators& ops, aclOpExecutor* e) {
+    if (const uint64_t dropped = ops.cache.release(e->shape)) c.post(Kind::drop_shape, wire::DropShape{dropped});
+    free_executor(ops, e);
+}
+
+bool live(const aclOpExecutor* e) { return e && e->magic == kExecutorMagic; }
+
+// Position of the tensor argument `index` of an executor in its address list, counting only arguments for which `counts` holds; the
+// number of its tensors in *n. -1: there is none.
+template <class Counts>
+int64_t position(const aclOpExecutor* e, size_t index, size_t* n, Counts counts) {
+    std::vector<wire::ArgMeta> args;
+    const std::vector<uint8_t>& key = e->shape->key;
+    if (!wire::decode_meta(std::span(key).subspan(8), api::kOps[e->op].kinds, &args)) return -1;
+    int64_t at = 0;
+    for (const wire::ArgMeta& a : args) {
+        size_t here = 0;
+        for (const auto& t : a.tensors) here += t.present;
+        if (counts(a.kind)) {
+            if (index == 0) {
+                *n = here;
+                return at;
+            }
+            index--;
+        }
+        at += int64_t(here);
+    }
+    return -1;
+}
+
+template <class Counts>
+aclnnStatus set_address(const char* function, aclOpExecutor* e, size_t index, size_t in_list, void* address, Counts counts) {
+    if (!live(e)) return fail(kNullParameter, "%s: not an executor", function);
+    size_t n = 0;
+    const int64_t at = position(e, index, &n, counts);
+    if (at < 0 || in_list >= n) return fail(kBadParameter, "%s: %s has no tensor %zu", function, name_of(e->op), index);
+    e->addresses()[size_t(at) + in_list] = reinterpret_cast<uint64_t>(address);
+    return 0;
+}
+
+}  // namespace
+}  // namespace flexnpu::client
+
+using namespace flexnpu::client;
+
+extern "C" {
+
+// The one place that every operator launch passes, for probes: stable name and arguments, called once a launch before it is written.
+FLEXNPU_EXPORT __attribute__((noinline)) void flexnpu_launch(aclrtStream stream, uint32_t op, aclOpExecutor* executor);
+void flexnpu_launch(aclrtStream stream, uint32_t op, aclOpExecutor* executor) {
+    asm volatile("" : : "r"(stream), "r"(op), "r"(executor) : "memory");
+}
+
+aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, uint64_t* workspace_size, aclOpExecutor** executor) {
+    if (!workspace_size || !executor) return fail(kNullParameter, "%sGetWorkspaceSize: null result pointer", name_of(op));
+    Channel* c = Session::channel();
+    if (!c) return acl::RT_INTERNAL;
+    static thread_local Scratch scratch;
+    Scratch& s = scratch;
+    s.meta.clear();
+    s.addresses.clear();
+    const uint64_t first_word = op;
+    s.meta.raw(&first_word, 8);
+    for (uint32_t i = 0; i < n; i++) {
+        if (!put(s, args[i])) {
+            return fail(kBadParameter, "%sGetWorkspaceSize: argument %u is not a live object of kind '%c'", name_of(op), i, args[i].kind);
+        }
+    }
+    Operators& ops = operators(&c->session());
+    const uint64_t hash = hash_bytes(s.meta.bytes());
+    Shape* shape = ops.cache.find(hash, s.meta.bytes());
+    if (__builtin_expect(!shape, 0)) {
+        int32_t error = 0;
+        shape = define(*c, ops, op, hash, s, &error);
+        if (!shape) return error;
+    }
+    aclOpExecutor* e = new_executor(ops);
+    e->magic = kExecutorMagic;
+    e->op = op;
+    e->shape = shape;
+    e->repeatable = false;
+    e->count = uint32_t(s.addresses.size());
+    if (e->count <= std::size(e->few)) std::memcpy(e->few, s.addresses.data(), e->count * 8);
+    else e->many = s.addresses;
+    *workspace_size = shape->workspace;
+    *executor = e;
+    return 0;
+}
+
+aclnnStatus flexnpu_aclnn_second(uint32_t op, void* workspace, uint64_t workspace_size, aclOpExecutor* e, aclrtStream stream) {
+    if (!live(e)) return fail(kNullParameter, "%s: not an executor, or one that has been launched before", name_of(op));
+    if (e->op != op) return fail(kBadParameter, "%s: the executor is one of %s", name_of(op), name_of(e->op));
+    Channel* c = Session::channel();
+    if (!c) return acl::RT_INTERNAL;
+    Session& session = c->session();
+    if (stream && !session.streams.has(reinterpret_cast<uint64_t>(stream))) {
+        return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", name_of(op), stream);
+    }
+    flexnpu_launch(stream, op, e);
+    const size_t payload = sizeof(wire::Launch) + e->count * 8;
+    if (sizeof(wire::Record) + payload > wire::kMaxRecord) return fail(acl::INVALID_PARAM, "%s: too many tensors", name_of(op));
+    uint8_t* p = c->open(payload);
+    if (!p) return session.gone();
+    const wire::Launch launch{reinterpret_cast<uint64_t>(stream), reinterpret_cast<uint64_t>(workspace), workspace_size, e->shape->number, op, e->count};
+    std::memcpy(p, &launch, sizeof(launch));
+    std::memcpy(p + sizeof(launch), e->addresses(), e->count * 8);
+    c->close(payload, Kind::launch);
+    session.page().launches.fetch_add(1, std::memory_order_relaxed);
+    if (!session.step_open.load(std::memory_order_relaxed)) session.step_open.store(true, std::memory_order_relaxed);
+    if (!e->repeatable) let_go(*c, operators(&session), e);
+    return 0;
+}
+
+aclnnStatus aclSetAclOpExecutorRepeatable(aclOpExecutor* e) {
+    if (!live(e)) return fail(kNullParameter, "aclSetAclOpExecutorRepeatable: not an executor");
+    e->repeatable = true;
+    return 0;
+}
+aclnnStatus aclDestroyAclOpExecutor(aclOpExecutor* e) {
+    if (!live(e)) return fail(kNullParameter, "aclDestroyAclOpExecutor: not an executor");
+    Channel* c = Session::channel();
+    if (!c) return acl::RT_INTERNAL;
+    let_go(*c, operators(&c->session()), e);
+    return 0;
+}
+
+aclnnStatus aclSetTensorAddr(aclOpExecutor* e, const size_t index, aclTensor*, void* address) {
+    return set_address("aclSetTensorAddr", e, index, 0, address, [](char k) { return strchr("TtLl", k) != nullptr; });
+}
+aclnnStatus aclSetInputTensorAddr(aclOpExecutor* e, const size_t index, aclTensor*, void* address) {
+    return set_address("aclSetInputTensorAddr", e, index, 0, address, [](char k) { return k == 'T' || k == 'L'; });
+}
+aclnnStatus aclSetOutputTensorAddr(aclOpExecutor* e, const size_t index, aclTensor*, void* address) {
+    return set_address("aclSetOutputTensorAddr", e, index, 0, address, [](char k) { return k == 't' || k == 'l'; });
+}
+aclnnStatus aclSetDynamicTensorAddr(aclOpExecutor* e, size_t index, const size_t in_list, aclTensorList*, void* address) {
+    return set_address("aclSetDynamicTensorAddr", e, index, in_list, address, [](char k) { return strchr("TtLl", k) != nullptr; });
+}
+aclnnStatus aclSetDynamicInputTensorAddr(aclOpExecutor* e, size_t index, const size_t in_list, aclTensorList*, void* address) {
+    return set_address("aclSetDynamicInputTensorAddr", e, index, in_list, address, [](char k) { return k == 'T' || k == 'L'; });
+}
+aclnnStatus aclSetDynamicOutputTensorAddr(aclOpExecutor* e, size_t index, const size_t in_list, aclTensorList*, void* address) {
+    return set_address("aclSetDynamicOutputTensorAddr", e, index, in_list, address, [](char k) { return k == 't' || k == 'l'; });
+}
+
+}  // extern "C"

@@ -1,0 +1,339 @@
+// Device memory, host memory, copies.
+#include <stdlib.h>
+
+#include "acl.gen.h"
+#include "flexnpu/client/error.hpp"
+#include "flexnpu/client/session.hpp"
+
+namespace acl = flexnpu::acl;
+namespace wire = flexnpu::wire;
+using flexnpu::client::Channel;
+using flexnpu::client::DeviceRange;
+using flexnpu::client::fail;
+using flexnpu::client::HostRegion;
+using flexnpu::client::Session;
+using wire::Kind;
+using wire::Place;
+
+// What the vendor documents: where the memory is, and its page size.
+struct aclrtPtrAttributes {
+    uint32_t device;
+    int32_t type;  // 0 host memory of the runtime, 1 device memory, 2 neither
+    uint32_t page_size;
+    uint32_t reserved[4];
+};
+
+namespace {
+
+uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
+
+// Copies up to this size ride in the record itself; larger ones go through the staging area.
+constexpr size_t kInlineTo = wire::kInlineBytes;
+constexpr size_t kInlineFrom = wire::kReplyWords * 8;
+
+aclError allocate(const char* function, void** out, size_t bytes, aclrtMemMallocPolicy policy, bool align32) {
+    if (!out) return fail(acl::INVALID_PARAM, "%s: the pointer's address is null", function);
+    if (bytes == 0) return fail(acl::INVALID_PARAM, "%s: size is 0", function);
+    Channel* c = Session::channel();
+    if (!c) return acl::RT_INTERNAL;
+    const wire::Malloc ask{bytes, policy, align32};
+    if (int32_t e = c->call(Kind::malloc, ask)) return e;
+    const uint64_t address = c->words()[0];
+    c->session().memory.add({address, bytes});
+    *out = reinterpret_cast<void*>(address);
+    return 0;
+}
+
+aclError release(const char* function, void* p, bool with_sync) {
+    if (!p) return fail(acl::INVALID_PARAM, "%s: null pointer", function);
+    Channel* c = Session::channel();
+    if (!c) return acl::RT_INTERNAL;
+    DeviceRange range;
+    const bool known = c->session().memory.remove(number(p), &range);
+    const int32_t e = c->call(Kind::free, wire::Free{number(p), with_sync});
+    if (e != 0 && known) c->session().memory.add(range);
+    return e;
+}
+
+// A copy as the caller named it, and what it amounts to once MEMCPY_DEFAULT and pinned host memory are resolved.
+struct Plan {
+    enum { to_device, from_device, on_device, on_host } what;
+    bool pinned = false;  // the host side is memory that the daemon maps too
+    HostRegion region{};
+};
+
+aclError plan_copy(const char* function, void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind, Session& s, Plan* plan) {
+    if (!to || !from) return fail(acl::INVALID_PARAM, "%s: null pointer", function);
+    if (bytes > room) return fail(acl::RT_PARAM_INVALID, "%s: %zu bytes do not fit in the destination's %zu", function, bytes, room);
+    if (kind == acl::MEMCPY_DEFAULT) {
+        DeviceRange r;
+        const bool to_dev = s.memory.find(number(to), &r), from_dev = s.memory.find(number(from), &r);
+        kind = to_dev ? (from_dev ? acl::DEVICE_TO_DEVICE : acl::HOST_TO_DEVICE) : (from_dev ? acl::DEVICE_TO_HOST : acl::HOST_TO_HOST);
+    }
+    switch (kind) {
+        case acl::HOST_TO_HOST: plan->what = Plan::on_host; return 0;
+        case acl::HOST_TO_DEVICE: case acl::HOST_TO_BUF_TO_DEVICE: plan->what = Plan::to_device; break;
+        case acl::DEVICE_TO_HOST: plan->what = Plan::from_device; break;
+        case acl::DEVICE_TO_DEVICE: case acl::INNER_DEVICE_TO_DEVICE: case acl::INTER_DEVICE_TO_DEVICE: plan->what = Plan::on_device; return 0;
+        default: return fail(acl::INVALID_PARAM, "%s: %d is not a kind of copy", function, kind);
+    }
+    const uint64_t host = number(plan->what == Plan::to_device ? from : to);
+    plan->pinned = s.host.find(host, &plan->region) && host - plan->region.address + bytes <= plan->region.bytes;
+    return 0;
+}
+
+wire::Copy base_copy(uint64_t stream, bool now, uint64_t bytes) {
+    wire::Copy copy{};
+    copy.stream = stream;
+    copy.bytes = bytes;
+    copy.now = now;
+    return copy;
+}
+
+// Host to device by the staging area, a block a chunk; the daemon copies one while the next is filled. The last chunk of a
+// copy that must be over (`now`) waits for its answer.
+aclError push(Channel& c, uint64_t stream, bool now, uint64_t to, const uint8_t* from, size_t bytes) {
+    if (bytes <= kInlineTo) {
+        wire::Copy copy = base_copy(stream, now, bytes);
+        copy.to = to;
+        copy.to_place = Place::device;
+        copy.from_place = Place::inline_data;
+        if (now) return c.call(Kind::copy, &copy, sizeof(copy), from, bytes);
+        const size_t payload = wire::round8(sizeof(copy) + bytes);
+        uint8_t* p = c.open(payload);
+        if (!p) return c.session().gone();
+        std::memcpy(p, &copy, sizeof(copy));
+        std::memcpy(p + sizeof(copy), from, bytes);
+        c.close(payload, Kind::copy);
+        return 0;
+    }
+    for (size_t done = 0; done < bytes;) {
+        const size_t n = std::min(bytes - done, wire::kBlockBytes);
+        Session::Block block;
+        if (!c.session().take_block(&block, true)) return acl::RT_INTERNAL;
+        std::memcpy(block.data, from + done, n);
+        wire::Copy copy = base_copy(stream, now, n);
+        copy.to = to + done;
+        copy.from = block.offset;
+        copy.to_place = Place::device;
+        copy.from_place = Place::staging;
+        copy.block = block.index;
+        copy.ticket = block.ticket;
+        done += n;
+        const int32_t e = now && done == bytes ? c.call(Kind::copy, copy) : c.post(Kind::copy, copy);
+        if (e) return e;
+    }
+    return 0;
+}
+
+// Device to pageable host memory, over when it returns: up to kAhead chunks are on their way at once.
+aclError pull(Channel& c, uint8_t* to, uint64_t from, size_t bytes) {
+    if (bytes <= kInlineFrom) {
+        wire::Copy copy = base_copy(0, true, bytes);
+        copy.from = from;
+        copy.to_place = Place::inline_data;
+        copy.from_place = Place::device;
+        const int32_t e = c.call(Kind::copy, copy);
+        if (e == 0) std::memcpy(to, c.words(), bytes);
+        return e;
+    }
+    constexpr size_t kAhead = 4;
+    Session& s = c.session();
+    struct {
+        Session::Block block;
+        size_t at, bytes;
+    } window[kAhead];
+    size_t asked = 0, first = 0, count = 0;
+    int32_t e = 0;
+    bool last_asked = false;
+    while (e == 0 && (asked < bytes || count > 0)) {
+        if (asked < bytes && count < kAhead) {
+            auto& w = window[(first + count) % kAhead];
+            w.at = asked;
+            w.bytes = std::min(bytes - asked, wire::kBlockBytes);
+            if (!s.take_block(&w.block, false)) return acl::RT_INTERNAL;
+            wire::Copy copy = base_copy(0, true, w.bytes);
+            copy.from = from + asked;
+            copy.to = w.block.offset;
+            copy.to_place = Place::staging;
+            copy.from_place = Place::device;
+            copy.block = w.block.index;
+            copy.ticket = w.block.ticket;
+            asked += w.bytes;
+            count++;
+            // The last chunk's answer carries the first error of all.
+            last_asked = asked == bytes;
+            e = last_asked ? c.call(Kind::copy, copy) : c.post(Kind::copy, copy);
+            continue;
+        }
+        auto& w = window[first];
+        if (!s.wait_block(w.block)) return acl::RT_INTERNAL;
+        std::memcpy(to + w.at, w.block.data, w.bytes);
+        s.give_block(w.block);
+        first = (first + 1) % kAhead;
+        count--;
+    }
+    for (; count > 0; count--, first = (first + 1) % kAhead) {
+        if (!s.wait_block(window[first].block)) return acl::RT_INTERNAL;
+        s.give_block(window[first].block);
+    }
+    return e;
+}
+
+aclError copy_bytes(const char* function, void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind, bool now, aclrtStream stream) {
+    Channel* c = Session::channel();
+    if (!c) return acl::RT_INTERNAL;
+    Session& s = c->session();
+    if (!now && stream && !s.streams.has(number(stream))) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, stream);
+    Plan plan;
+    if (aclError e = plan_copy(function, to, room, from, bytes, kind, s, &plan)) return e;
+    if (bytes == 0) return fail(acl::INVALID_PARAM, "%s: size is 0", function);
+    const uint64_t st = number(stream);
+    if (plan.what == Plan::on_host) {
+        if (!now) {
+            if (aclError e = aclrtSynchronizeStream(stream)) return e;
+        }
+        std::memmove(to, from, bytes);
+        return 0;
+    }
+    if (plan.what == Plan::on_device || plan.pinned) {
+        wire::Copy copy = base_copy(st, now, bytes);
+        copy.to = number(to);
+        copy.from = number(from);
+        copy.to_place = copy.from_place = Place::device;
+        if (plan.pinned) {
+            copy.region = plan.region.region;
+            (plan.what == Plan::to_device ? copy.from : copy.to) -= plan.region.address;
+            (plan.what == Plan::to_device ? copy.from_place : copy.to_place) = Place::host;
+        }
+        return now ? c->call(Kind::copy, copy) : c->post(Kind::copy, copy);
+    }
+    if (plan.what == Plan::to_device) return push(*c, st, now, number(to), static_cast<const uint8_t*>(from), bytes);
+    // Device to pageable memory has nowhere to be written later: it is over when the call returns, in the stream's order.
+    if (!now) {
+        if (aclError e = aclrtSynchronizeStream(stream)) return e;
+    }
+    return pull(*c, static_cast<uint8_t*>(to), number(from), bytes);
+}
+
+aclError fill(const char* function, void* to, size_t room, int32_t value, size_t bytes, bool now, aclrtStream stream) {
+    Channel* c = Session::channel();
+    if (!c) return acl::RT_INTERNAL;
+    if (!to) return fail(acl::INVALID_PARAM, "%s: null pointer", function);
+    if (bytes > room) return fail(acl::RT_PARAM_INVALID, "%s: %zu bytes do not fit in %zu", function, bytes, room);
+    if (!now && stream && !c->session().streams.has(number(stream))) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, stream);
+    const wire::Memset ask{number(stream), number(to), room, bytes, value, now};
+    return now ? c->call(Kind::memset, ask) : c->post(Kind::memset, ask);
+}
+
+aclError host_allocate(const char* function, void** out, size_t bytes) {
+    if (!out || bytes == 0) return fail(acl::INVALID_PARAM, "%s: null pointer or size 0", function);
+    Session* s = Session::get();
+    if (!s) return acl::RT_INTERNAL;
+    HostRegion region;
+    if (!s->map_host(bytes, &region)) return acl::RT_MEMORY_ALLOCATION;
+    *out = reinterpret_cast<void*>(region.address);
+    return 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+aclError aclrtMalloc(void** p, size_t bytes, aclrtMemMallocPolicy policy) { return allocate("aclrtMalloc", p, bytes, policy, false); }
+aclError aclrtMallocAlign32(void** p, size_t bytes, aclrtMemMallocPolicy policy) {
+    return allocate("aclrtMallocAlign32", p, bytes, policy, true);
+}
+aclError aclrtMallocCached(void** p, size_t bytes, aclrtMemMallocPolicy policy) {
+    return allocate("aclrtMallocCached", p, bytes, policy, false);
+}
+aclError aclrtMallocWithCfg(void** p, size_t bytes, aclrtMemMallocPolicy policy, aclrtMallocConfig* config) {
+    if (config) return fail(acl::API_NOT_SUPPORTED, "aclrtMallocWithCfg: FlexNPU does not interpose allocation attributes yet");
+    return allocate("aclrtMallocWithCfg", p, bytes, policy, false);
+}
+aclError aclrtFree(void* p) { return release("aclrtFree", p, false); }
+aclError aclrtFreeWithDevSync(void* p) { return release("aclrtFreeWithDevSync", p, true); }
+aclError aclrtMemFlush(void*, size_t) { return 0; }
+aclError aclrtMemInvalidate(void*, size_t) { return 0; }
+
+aclError aclrtMallocHost(void** p, size_t bytes) { return host_allocate("aclrtMallocHost", p, bytes); }
+aclError aclrtMallocHostWithCfg(void** p, uint64_t bytes, aclrtMallocConfig* config) {
+    if (config) return fail(acl::API_NOT_SUPPORTED, "aclrtMallocHostWithCfg: FlexNPU does not interpose allocation attributes yet");
+    return host_allocate("aclrtMallocHostWithCfg", p, bytes);
+}
+aclError aclrtFreeHost(void* p) {
+    Session* s = Session::get();
+    if (!s) return acl::RT_INTERNAL;
+    HostRegion region;
+    if (!s->host.remove(number(p), &region)) return fail(acl::RT_PARAM_INVALID, "aclrtFreeHost: %p was not allocated by aclrtMallocHost", p);
+    // Copies that still use it are waited for, as the vendor's does.
+    aclrtSynchronizeDevice();
+    return s->unmap_host(region) ? 0 : s->gone();
+}
+
+// Memory that the program allocated itself cannot be mapped by the daemon: it is copied through the staging area, registered or not.
+aclError aclrtHostRegister(void* p, uint64_t bytes, aclrtHostRegisterType, void** device_pointer) {
+    if (!p || bytes == 0 || !device_pointer) return fail(acl::INVALID_PARAM, "aclrtHostRegister: null pointer or size 0");
+    return fail(acl::API_NOT_SUPPORTED, "aclrtHostRegister: FlexNPU cannot give the device an address for memory of this program; "
+                                        "use aclrtMallocHost");
+}
+aclError aclrtHostRegisterV2(void* p, uint64_t bytes, uint32_t) {
+    if (!p || bytes == 0) return fail(acl::INVALID_PARAM, "aclrtHostRegisterV2: null pointer or size 0");
+    return 0;
+}
+aclError aclrtHostUnregister(void* p) { return p ? 0 : fail(acl::INVALID_PARAM, "aclrtHostUnregister: null pointer"); }
+
+aclError aclrtPointerGetAttributes(const void* p, aclrtPtrAttributes* out) {
+    if (!p || !out) return fail(acl::INVALID_PARAM, "aclrtPointerGetAttributes: null pointer");
+    Session* s = Session::get();
+    if (!s) return acl::RT_INTERNAL;
+    *out = {};
+    DeviceRange device;
+    HostRegion host;
+    if (s->memory.find(number(p), &device)) {
+        out->device = uint32_t(s->device());
+        out->type = 1;
+    } else {
+        out->type = s->host.find(number(p), &host) ? 0 : 2;
+    }
+    return 0;
+}
+
+aclError aclrtGetMemInfo(aclrtMemAttr attribute, size_t* free, size_t* total) {
+    if (!free || !total) return fail(acl::INVALID_PARAM, "aclrtGetMemInfo: null pointer");
+    Channel* c = Session::channel();
+    if (!c) return acl::RT_INTERNAL;
+    if (int32_t e = c->call(Kind::mem_info, wire::MemInfo{attribute, 0})) return e;
+    *free = c->words()[0];
+    *total = c->words()[1];
+    return 0;
+}
+
+aclError aclrtMemcpy(void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind) {
+    return copy_bytes("aclrtMemcpy", to, room, from, bytes, kind, true, nullptr);
+}
+aclError aclrtMemcpyAsync(void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind, aclrtStream stream) {
+    return copy_bytes("aclrtMemcpyAsync", to, room, from, bytes, kind, false, stream);
+}
+aclError aclrtMemcpyAsyncWithCondition(void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind, aclrtStream stream) {
+    return copy_bytes("aclrtMemcpyAsyncWithCondition", to, room, from, bytes, kind, false, stream);
+}
+aclError aclrtMemcpy2d(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, aclrtMemcpyKind kind) {
+    return aclrtMemcpy2dAsync(to, to_pitch, from, from_pitch, width, height, kind, nullptr) ? aclrtPeekAtLastError(0) : aclrtSynchronizeStream(nullptr);
+}
+aclError aclrtMemcpy2dAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, aclrtMemcpyKind kind,
+                            aclrtStream stream) {
+    if (width > to_pitch || width > from_pitch) return fail(acl::RT_PARAM_INVALID, "aclrtMemcpy2dAsync: a row is wider than a pitch");
+    for (size_t row = 0; row < height; row++) {
+        auto* t = static_cast<uint8_t*>(to) + row * to_pitch;
+        auto* f = static_cast<const uint8_t*>(from) + row * from_pitch;
+        if (aclError e = copy_bytes("aclrtMemcpy2dAsync", t, width, f, width, kind, false, stream)) return e;
+    }
+    return 0;
+}
+aclError aclrtMemset(void* to, size_t room, int32_t value, size_t bytes) { return fill("aclrtMemset", to, room, value, bytes, true, nullptr); }
+aclError aclrtMemsetAsync(void* to, size_t room, int32_t value, size_t bytes, aclrtStream stream) {
+    return fill("aclrtMemsetAsync", to, room, value, bytes, false, stream);
+}
+
+}  // extern "C"

@@ -1,0 +1,316 @@
+// Initialisation, devices, contexts, errors, and the small questions that are answered here or by one round trip.
+#include <stdarg.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include <map>
+#include <set>
+#include <string>
+
+#include "acl.gen.h"
+#include "flexnpu/client/error.hpp"
+#include "flexnpu/client/session.hpp"
+#include "fn_ids.gen.h"
+
+namespace acl = flexnpu::acl;
+namespace wire = flexnpu::wire;
+using flexnpu::client::Channel;
+using flexnpu::client::fail;
+using flexnpu::client::Session;
+using wire::Kind;
+
+namespace flexnpu::client {
+
+namespace {
+
+struct Errors {
+    int32_t last = 0;
+    std::string message;
+    std::string told;  // what aclGetRecentErrMsg handed out: valid until the thread's next call of it
+};
+thread_local Errors errors;
+
+}  // namespace
+
+int32_t fail_text(int32_t code, const char* message) {
+    errors.last = code;
+    errors.message = message;
+    return code;
+}
+
+int32_t fail(int32_t code, const char* format, ...) {
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    return fail_text(code, text);
+}
+
+namespace {
+
+// A context is a client-side object: the daemon has one context of its own on the device.
+struct Context {
+    int32_t device;
+};
+std::mutex contexts_mutex;
+std::set<Context*> contexts;
+std::map<int32_t, Context*> primary;
+
+thread_local Context* current = nullptr;
+
+Context* primary_of(int32_t device) {
+    std::lock_guard lock(contexts_mutex);
+    Context*& c = primary[device];
+    if (!c) {
+        c = new Context{device};
+        contexts.insert(c);
+    }
+    return c;
+}
+
+int32_t check_device(const char* function, int32_t device) {
+    Session* s = Session::get();
+    if (!s) return acl::RT_INTERNAL;
+    if (device != s->device()) {
+        return fail(acl::RT_INVALID_DEVICE, "%s: device %d does not exist (FlexNPU serves device %d here)", function, device, s->device());
+    }
+    return 0;
+}
+
+std::mutex init_mutex;
+uint64_t init_count = 0;
+
+}  // namespace
+}  // namespace flexnpu::client
+
+using namespace flexnpu::client;
+
+extern "C" {
+
+aclError fx_refuse(const char* function) {
+    return fail(acl::API_NOT_SUPPORTED, "%s is not interposed by FlexNPU: run the program without `flexnpu run` to use it", function);
+}
+
+aclError fx_call(uint16_t fn, const uint64_t* in, uint32_t in_words, uint64_t* out, uint32_t out_words) {
+    Channel* c = Session::channel();
+    if (!c) return acl::RT_INTERNAL;
+    const wire::Forward head{fn, in_words, out_words, 0};
+    const int32_t status = c->call(Kind::forward, &head, sizeof(head), in, in_words * sizeof(uint64_t));
+    if (status == 0) std::memcpy(out, c->words(), out_words * sizeof(uint64_t));
+    return status;
+}
+
+const char* aclGetRecentErrMsg() {
+    errors.told.swap(errors.message);
+    errors.message.clear();
+    return errors.told.empty() ? nullptr : errors.told.c_str();
+}
+aclError aclrtGetLastError(aclrtLastErrLevel) {
+    const int32_t last = errors.last;
+    errors.last = 0;
+    return last;
+}
+aclError aclrtPeekAtLastError(aclrtLastErrLevel) { return errors.last; }
+
+aclError aclInit(const char*) {
+    if (!Session::channel()) return acl::RT_INTERNAL;
+    std::lock_guard lock(init_mutex);
+    if (init_count++ > 0) return fail(acl::REPEAT_INITIALIZE, "aclInit: already initialised");
+    return 0;
+}
+aclError aclFinalize() {
+    std::lock_guard lock(init_mutex);
+    if (init_count == 0) return fail(acl::UNINITIALIZED, "aclFinalize: not initialised");
+    init_count = 0;
+    return 0;
+}
+aclError aclFinalizeReference(uint64_t* count) {
+    std::lock_guard lock(init_mutex);
+    if (init_count == 0) return fail(acl::UNINITIALIZED, "aclFinalizeReference: not initialised");
+    init_count--;
+    if (count) *count = init_count;
+    return 0;
+}
+
+const char* aclrtGetSocName() {
+    Session* s = Session::get();
+    return s ? s->soc() : nullptr;
+}
+
+aclError aclrtGetDeviceCount(uint32_t* count) {
+    if (!count) return fail(acl::INVALID_PARAM, "aclrtGetDeviceCount: count is null");
+    Session* s = Session::get();
+    if (!s) return acl::RT_INTERNAL;
+    *count = uint32_t(s->device()) + 1;
+    return 0;
+}
+aclError aclrtSetDevice(int32_t device) {
+    if (int32_t e = check_device("aclrtSetDevice", device)) return e;
+    current = primary_of(device);
+    return 0;
+}
+aclError aclrtGetDevice(int32_t* device) {
+    if (!device) return fail(acl::INVALID_PARAM, "aclrtGetDevice: device is null");
+    if (!current) return fail(acl::RT_CONTEXT_NULL, "aclrtGetDevice: this thread has no context; call aclrtSetDevice");
+    *device = current->device;
+    return 0;
+}
+aclError aclrtResetDevice(int32_t device) {
+    if (int32_t e = check_device("aclrtResetDevice", device)) return e;
+    const aclError e = aclrtSynchronizeDevice();
+    current = nullptr;
+    return e;
+}
+aclError aclrtResetDeviceForce(int32_t device) { return aclrtResetDevice(device); }
+aclError aclrtGetPrimaryCtxState(int32_t device, uint32_t* flags, int32_t* active) {
+    if (int32_t e = check_device("aclrtGetPrimaryCtxState", device)) return e;
+    if (flags) return fail(acl::INVALID_PARAM, "aclrtGetPrimaryCtxState: flags must be null");
+    std::lock_guard lock(contexts_mutex);
+    if (active) *active = primary.count(device) ? 1 : 0;
+    return 0;
+}
+
+aclError aclrtCreateContext(aclrtContext* context, int32_t device) {
+    if (!context) return fail(acl::INVALID_PARAM, "aclrtCreateContext: context is null");
+    if (int32_t e = check_device("aclrtCreateContext", device)) return e;
+    auto* c = new Context{device};
+    std::lock_guard lock(contexts_mutex);
+    contexts.insert(c);
+    current = c;
+    *context = c;
+    return 0;
+}
+aclError aclrtDestroyContext(aclrtContext context) {
+    auto* c = static_cast<Context*>(context);
+    std::lock_guard lock(contexts_mutex);
+    if (!contexts.erase(c)) return fail(acl::RT_INVALID_HANDLE, "aclrtDestroyContext: not a context");
+    for (auto& [device, p] : primary) {
+        if (p == c) p = nullptr;
+    }
+    if (current == c) current = nullptr;
+    delete c;
+    return 0;
+}
+aclError aclrtSetCurrentContext(aclrtContext context) {
+    auto* c = static_cast<Context*>(context);
+    std::lock_guard lock(contexts_mutex);
+    if (!contexts.count(c)) return fail(acl::RT_CONTEXT_NULL, "aclrtSetCurrentContext: not a context");
+    current = c;
+    return 0;
+}
+aclError aclrtGetCurrentContext(aclrtContext* context) {
+    if (!context) return fail(acl::INVALID_PARAM, "aclrtGetCurrentContext: context is null");
+    if (!current) return fail(acl::RT_CONTEXT_NULL, "aclrtGetCurrentContext: this thread has no context; call aclrtSetDevice");
+    *context = current;
+    return 0;
+}
+aclError aclrtCtxGetCurrentDefaultStream(aclrtStream* stream) {
+    if (!stream) return fail(acl::INVALID_PARAM, "aclrtCtxGetCurrentDefaultStream: stream is null");
+    *stream = nullptr;
+    return 0;
+}
+aclError aclrtDeviceGetBareTgid(int32_t* pid) {
+    if (!pid) return fail(acl::INVALID_PARAM, "aclrtDeviceGetBareTgid: pid is null");
+    *pid = getpid();
+    return 0;
+}
+
+// Compile options steer the vendor's operator compiler for this process; they are kept here, with the daemon's as defaults.
+namespace {
+std::mutex options_mutex;
+std::map<aclCompileOpt, std::string> options;
+
+const std::string& option(aclCompileOpt which) {
+    auto it = options.find(which);
+    if (it == options.end()) {
+        std::string value;
+        if (Channel* c = Session::channel()) {
+            const wire::Text ask{wire::kCompileOption, which, 0, 0};
+            if (c->call(Kind::text, ask) == 0) {
+                const uint64_t n = c->words()[0];
+                if (n < (wire::kReplyWords - 1) * 8) value.assign(reinterpret_cast<const char*>(c->words() + 1), n);
+            }
+        }
+        it = options.emplace(which, std::move(value)).first;
+    }
+    return it->second;
+}
+}  // namespace
+
+aclError aclSetCompileopt(aclCompileOpt which, const char* value) {
+    if (!value) return fail(acl::INVALID_PARAM, "aclSetCompileopt: value is null");
+    std::lock_guard lock(options_mutex);
+    options[which] = value;
+    return 0;
+}
+size_t aclGetCompileoptSize(aclCompileOpt which) {
+    std::lock_guard lock(options_mutex);
+    return option(which).size() + 1;
+}
+aclError aclGetCompileopt(aclCompileOpt which, char* out, size_t length) {
+    std::lock_guard lock(options_mutex);
+    const std::string& value = option(which);
+    if (!out || length < value.size() + 1) {
+        return fail(acl::INVALID_PARAM, "aclGetCompileopt: %zu bytes are needed, %zu given", value.size() + 1, length);
+    }
+    std::memcpy(out, value.c_str(), value.size() + 1);
+    return 0;
+}
+
+namespace {
+// A version question: the answer's words behind the length.
+aclError version(uint32_t what, const char* function, const char* package, void* out, size_t limit) {
+    if (!package || !out) return fail(acl::INVALID_PARAM, "%s: null argument", function);
+    Channel* c = Session::channel();
+    if (!c) return acl::RT_INTERNAL;
+    const wire::Text ask{what, 0, uint32_t(strlen(package)), 0};
+    if (int32_t e = c->call(Kind::text, &ask, sizeof(ask), package, ask.bytes)) return e;
+    const uint64_t n = c->words()[0];
+    std::memcpy(out, c->words() + 1, n < limit ? n : limit);
+    return 0;
+}
+}  // namespace
+
+aclError aclsysGetVersionStr(char* package, char* out) {
+    char text[128] = {};  // ACL_PKG_VERSION_MAX_SIZE
+    if (aclError e = version(wire::kVersionOf, "aclsysGetVersionStr", package, out ? text : nullptr, sizeof(text) - 1)) return e;
+    std::memcpy(out, text, strlen(text) + 1);
+    return 0;
+}
+aclError aclsysGetVersionNum(char* package, int32_t* out) {
+    return version(wire::kVersionNumberOf, "aclsysGetVersionNum", package, out, sizeof(int32_t));
+}
+
+// Nothing of this process is captured into a graph: capture itself is refused by name.
+aclError aclmdlRICaptureGetInfo(aclrtStream, aclmdlRICaptureStatus* status, aclmdlRI* model) {
+    if (status) *status = acl::CAPTURE_NONE;
+    if (model) *model = nullptr;
+    return 0;
+}
+aclError aclmdlRICaptureThreadExchangeMode(aclmdlRICaptureMode* mode) {
+    static thread_local aclmdlRICaptureMode current_mode = 0;
+    if (!mode) return fail(acl::INVALID_PARAM, "aclmdlRICaptureThreadExchangeMode: mode is null");
+    std::swap(current_mode, *mode);
+    return 0;
+}
+
+// Dumps and profiles are the daemon's to make: here they have nothing to write, and starting one is no error.
+aclError aclmdlInitDump() { return 0; }
+aclError aclmdlFinalizeDump() { return 0; }
+aclError aclmdlSetDump(const char*) { return fx_refuse("aclmdlSetDump"); }
+aclError aclprofInit(const char*, size_t) { return 0; }
+aclError aclprofFinalize() { return 0; }
+
+void aclAppLog(aclLogLevel level, const char* function, const char* file, uint32_t line, const char* format, ...) {
+    static const char* const wanted = getenv("ASCEND_GLOBAL_LOG_LEVEL");
+    if (!format || level < (wanted ? atoi(wanted) : 3)) return;
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    fprintf(stderr, "%s:%u %s: %s\n", file ? file : "", line, function ? function : "", text);
+}
+
+}  // extern "C"

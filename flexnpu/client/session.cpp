@@ -1,0 +1,436 @@
+#include "flexnpu/client/session.hpp"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "flexnpu/api/acl_consts.h"
+#include "flexnpu/client/error.hpp"
+#include "flexnpu/wire/futex.hpp"
+#include "fn_ids.gen.h"
+
+namespace flexnpu::client {
+
+using wire::Kind;
+
+namespace {
+
+std::atomic<Session*> the_session{nullptr};
+std::mutex the_session_mutex;
+
+}  // namespace
+
+// The calling thread's part of a session. The plain pointer beside it spares the hot path the guard of a thread_local with a destructor.
+struct Thread {
+    Session* session = nullptr;
+    Channel* channel = nullptr;
+    ~Thread();
+};
+
+namespace {
+
+thread_local Thread this_thread;
+__attribute__((tls_model("initial-exec"))) thread_local Channel* this_channel = nullptr;
+
+}  // namespace
+
+Thread::~Thread() {
+    this_channel = nullptr;
+    if (channel && session == Session::peek()) session->give_channel(channel);
+    channel = nullptr;
+}
+
+// ---- channel ----
+
+int32_t Channel::gone() { return session_.gone(); }
+
+uint8_t* Channel::open(size_t payload) {
+    const size_t size = sizeof(wire::Record) + payload;
+    uint8_t* p = producer_.reserve(size);
+    if (__builtin_expect(p == nullptr, 0)) {
+        session_.page().ring_full.fetch_add(1, std::memory_order_relaxed);
+        const uint64_t start = wire::now_ns();
+        uint64_t looked = start;
+        while (!(p = producer_.reserve(size))) {
+            ring_bell(wire::kAwake);
+            const uint64_t now = wire::now_ns();
+            if (now - looked > kSliceNs) {
+                if (!session_.alive()) return nullptr;
+                looked = now;
+            }
+            // A full ring holds milliseconds of work: no need to be quick.
+            const timespec pause{0, 20'000};
+            nanosleep(&pause, nullptr);
+        }
+    }
+    return p + sizeof(wire::Record);
+}
+
+void Channel::publish(size_t payload, Kind kind, uint32_t request) {
+    const uint64_t sequence = session_.page().sequence.fetch_add(1, std::memory_order_relaxed);
+    producer_.publish(sizeof(wire::Record) + payload, kind, request, sequence);
+}
+
+// Wakes the dispatcher if it dozes more deeply than `from`.
+void Channel::ring_bell(wire::Doze from) {
+    auto& doze = session_.page().doze;
+    if (doze.load(std::memory_order_seq_cst) <= from) return;
+    if (doze.exchange(wire::kAwake, std::memory_order_acq_rel) == wire::kAwake) return;  // another thread was first
+    const uint64_t one = 1;
+    [[maybe_unused]] ssize_t n = write(session_.doorbell(), &one, sizeof(one));
+}
+
+void Channel::close(size_t payload, Kind kind) {
+    publish(payload, kind, 0);
+    ring_bell(wire::kNapping);
+}
+
+int32_t Channel::call(Kind kind, const void* head, size_t head_bytes, const void* more, size_t more_bytes, const void* rest, size_t rest_bytes) {
+    const size_t payload = wire::round8(head_bytes + more_bytes + rest_bytes);
+    if (sizeof(wire::Record) + payload > wire::kMaxRecord) {
+        return fail(acl::INVALID_PARAM, "FlexNPU: a call with %zu bytes of arguments is larger than the %zu that fit in a message", payload,
+                    wire::kMaxRecord);
+    }
+    uint8_t* p = open(payload);
+    if (!p) return gone();
+    std::memcpy(p, head, head_bytes);
+    if (more_bytes) std::memcpy(p + head_bytes, more, more_bytes);
+    if (rest_bytes) std::memcpy(p + head_bytes + more_bytes, rest, rest_bytes);
+    if (++request_ == 0) ++request_;
+    const uint32_t request = request_;
+    publish(payload, kind, request);
+    ring_bell(wire::kAwake);
+
+    wire::RingHeader& slot = producer_.header();
+    const uint64_t spin_until = wire::now_ns() + kSpinNs;
+    for (unsigned i = 0; slot.reply.load(std::memory_order_acquire) != request; ++i) {
+        wire::cpu_relax();
+        if (i % 16 == 15 && wire::now_ns() > spin_until) {
+            slot.waiting.store(1, std::memory_order_seq_cst);
+            for (;;) {
+                const uint32_t seen = slot.reply.load(std::memory_order_seq_cst);
+                if (seen == request) break;
+                wire::futex_wait(slot.reply, seen, kSliceNs);
+                if (slot.reply.load(std::memory_order_acquire) == request) break;
+                if (!session_.alive()) {
+                    // The daemon may have answered and died since.
+                    if (slot.reply.load(std::memory_order_acquire) == request) break;
+                    slot.waiting.store(0, std::memory_order_relaxed);
+                    return gone();
+                }
+            }
+            slot.waiting.store(0, std::memory_order_relaxed);
+            break;
+        }
+    }
+    if (slot.status != 0) {
+        slot.message[wire::kMessageBytes - 1] = '\0';
+        return fail_text(slot.status, slot.message);
+    }
+    return 0;
+}
+
+// ---- handles ----
+
+void LiveHandles::add(uint64_t handle) {
+    const uint32_t i = wire::handle_index(handle);
+    auto& slot = chunks_[i / kChunk];
+    if (!slot.load(std::memory_order_acquire)) {
+        std::lock_guard lock(mutex_);
+        if (!slot.load(std::memory_order_relaxed)) slot.store(new std::atomic<uint64_t>[kChunk] {}, std::memory_order_release);
+    }
+    slot.load(std::memory_order_acquire)[i % kChunk].store(handle, std::memory_order_relaxed);
+}
+
+bool LiveHandles::remove(uint64_t handle) {
+    if (!has(handle)) return false;
+    const uint32_t i = wire::handle_index(handle);
+    return chunks_[i / kChunk].load(std::memory_order_acquire)[i % kChunk].compare_exchange_strong(handle, 0);
+}
+
+// ---- session ----
+
+Session* Session::peek() { return the_session.load(std::memory_order_acquire); }
+
+Session* Session::get() {
+    if (Session* s = peek()) return s;
+    std::lock_guard lock(the_session_mutex);
+    if (Session* s = peek()) return s;
+    static const int at_fork = pthread_atfork(nullptr, nullptr, &Session::after_fork);
+    (void)at_fork;
+    auto* s = new Session;
+    if (!s->connect()) {
+        s->abandon();
+        delete s;
+        return nullptr;
+    }
+    the_session.store(s, std::memory_order_release);
+    return s;
+}
+
+// A child of fork() must not speak on its parent's rings: it forgets the session, and connects anew when it calls ACL.
+void Session::after_fork() {
+    this_channel = nullptr;
+    this_thread.channel = nullptr;
+    this_thread.session = nullptr;
+    new (&the_session_mutex) std::mutex;
+    if (Session* s = the_session.exchange(nullptr)) s->abandon();  // not deleted: its locks may be held by threads that are gone
+}
+
+void Session::abandon() {
+    if (socket_ >= 0) ::close(socket_);
+    if (doorbell_ >= 0) ::close(doorbell_);
+    socket_ = doorbell_ = -1;
+    // Mappings are left out of the child by MADV_DONTFORK.
+}
+
+bool Session::connect() {
+    const char* path = getenv("FLEXNPU_SOCKET");
+    if (!path || !*path) {
+        fail(acl::RT_INTERNAL, "FlexNPU: FLEXNPU_SOCKET is not set; start the program with `flexnpu run -- COMMAND`");
+        return false;
+    }
+    path_ = path;
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (path_.size() >= sizeof(address.sun_path)) {
+        fail(acl::RT_INTERNAL, "FlexNPU: the socket path %s is longer than %zu characters", path, sizeof(address.sun_path) - 1);
+        return false;
+    }
+    std::memcpy(address.sun_path, path_.c_str(), path_.size() + 1);
+    socket_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (socket_ < 0 || ::connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
+        fail(acl::RT_INTERNAL, "FlexNPU: no daemon answers at %s (%s); start one with `flexnpud`", path, strerror(errno));
+        return false;
+    }
+    const timeval timeout{10, 0};
+    setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout));
+    setsockopt(socket_, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
+
+    wire::Request request{};
+    request.ask = wire::Ask::hello;
+    request.table_hash = api::kTableHash;
+    wire::Answer answer;
+    int fds[2] = {-1, -1};
+    if (!ask(request, &answer, fds, 2)) return false;
+    doorbell_ = fds[1];
+    void* area = mmap(nullptr, wire::kSessionBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fds[0], 0);
+    ::close(fds[0]);
+    if (area == MAP_FAILED) {
+        fail(acl::RT_INTERNAL, "FlexNPU: cannot map the session's memory: %s", strerror(errno));
+        return false;
+    }
+    madvise(area, wire::kSessionBytes, MADV_DONTFORK);
+    page_ = static_cast<wire::SessionPage*>(area);
+    staging_ = static_cast<uint8_t*>(area) + wire::kSessionPageBytes;
+    device_ = answer.device;
+    std::memcpy(soc_, answer.soc, sizeof(soc_) - 1);
+    return true;
+}
+
+// One request and its answer. Takes `want_fds` file descriptors, or fails.
+bool Session::ask(const wire::Request& request, wire::Answer* answer, int* fds, size_t want_fds) {
+    std::lock_guard lock(socket_mutex_);
+    wire::Request message = request;
+    message.magic = wire::kMagic;
+    message.version = wire::kVersion;
+    iovec io{answer, sizeof(*answer)};
+    alignas(cmsghdr) char control[CMSG_SPACE(4 * sizeof(int))];
+    msghdr header{};
+    header.msg_iov = &io;
+    header.msg_iovlen = 1;
+    header.msg_control = control;
+    header.msg_controllen = sizeof(control);
+    ssize_t n;
+    do {
+        n = send(socket_, &message, sizeof(message), MSG_NOSIGNAL);
+    } while (n < 0 && errno == EINTR);
+    if (n == sizeof(message)) {
+        do {
+            n = recvmsg(socket_, &header, MSG_CMSG_CLOEXEC);
+        } while (n < 0 && errno == EINTR);
+    }
+    if (n != sizeof(*answer)) {
+        dead_.store(true);
+        fail(acl::RT_INTERNAL, "FlexNPU: the daemon at %s does not answer; see its log", path_.c_str());
+        return false;
+    }
+    size_t got = 0;
+    for (cmsghdr* c = CMSG_FIRSTHDR(&header); c; c = CMSG_NXTHDR(&header, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+        const size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < count; i++) {
+            int fd;
+            std::memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+            if (got < want_fds) fds[got++] = fd; else ::close(fd);
+        }
+    }
+    answer->message[sizeof(answer->message) - 1] = '\0';
+    int32_t status = answer->magic == wire::kMagic ? answer->status : int32_t(acl::RT_INTERNAL);
+    const char* text = answer->magic == wire::kMagic ? answer->message : "FlexNPU: what answers is not a daemon of this version";
+    if (status == 0 && got != want_fds) {
+        status = acl::RT_INTERNAL;
+        text = "FlexNPU: the daemon's answer lacks its file descriptors (too many open files?)";
+    }
+    if (status != 0) {
+        for (size_t i = 0; i < got; i++) ::close(fds[i]);
+        fail_text(status, text);
+        return false;
+    }
+    return true;
+}
+
+bool Session::alive() {
+    if (dead_.load(std::memory_order_relaxed)) return false;
+    pollfd p{socket_, 0, 0};
+    if (poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLERR | POLLNVAL))) {
+        dead_.store(true);
+        return false;
+    }
+    return true;
+}
+
+int32_t Session::gone() {
+    return fail(acl::RT_INTERNAL, "FlexNPU: the daemon at %s is gone; restart it, then this program", path_.c_str());
+}
+
+Channel* Session::channel() {
+    if (Channel* c = this_channel; __builtin_expect(c != nullptr, 1)) return c;
+    Session* s = get();
+    if (!s) return nullptr;
+    Channel* c = s->take_channel();
+    if (!c) return nullptr;
+    this_thread.session = s;
+    this_thread.channel = c;
+    this_channel = c;
+    return c;
+}
+
+Channel* Session::take_channel() {
+    {
+        std::lock_guard lock(channel_mutex_);
+        if (!idle_.empty()) {
+            Channel* c = idle_.back();
+            idle_.pop_back();
+            return c;
+        }
+    }
+    if (!alive()) {
+        gone();
+        return nullptr;
+    }
+    wire::Request request{};
+    request.ask = wire::Ask::new_ring;
+    wire::Answer answer;
+    int fd = -1;
+    if (!ask(request, &answer, &fd, 1)) return nullptr;
+    wire::RingMap map;
+    const bool ok = map.open(fd);
+    ::close(fd);
+    if (!ok) {
+        fail(acl::RT_INTERNAL, "FlexNPU: cannot map a ring: %s", strerror(errno));
+        return nullptr;
+    }
+    madvise(map.base(), wire::kRingHeaderBytes + 2 * wire::kRingBytes, MADV_DONTFORK);
+    auto* c = new Channel(*this, std::move(map));
+    std::lock_guard lock(channel_mutex_);
+    all_.push_back(c);
+    return c;
+}
+
+// A thread has ended: its ring serves the next new thread.
+void Session::give_channel(Channel* channel) {
+    std::lock_guard lock(channel_mutex_);
+    idle_.push_back(channel);
+}
+
+bool Session::take_block(Block* out, bool later) {
+    const uint64_t start = wire::now_ns();
+    uint64_t looked = start;
+    for (;;) {
+        {
+            std::lock_guard lock(block_mutex_);
+            for (uint32_t b = 0; b < wire::kBlocks; b++) {
+                if (block_use_[b] == Use::later && page_->block_done[b].load(std::memory_order_acquire) == block_ticket_[b]) {
+                    block_use_[b] = Use::idle;
+                }
+                if (block_use_[b] != Use::idle) continue;
+                block_use_[b] = later ? Use::later : Use::held;
+                if (++block_ticket_[b] == 0) ++block_ticket_[b];
+                const uint64_t offset = uint64_t(b) * wire::kBlockBytes;
+                *out = {b, block_ticket_[b], staging_ + offset, offset};
+                return true;
+            }
+        }
+        const uint64_t now = wire::now_ns();
+        if (now - looked > kSliceNs) {
+            if (!alive()) {
+                gone();
+                return false;
+            }
+            looked = now;
+        }
+        const timespec pause{0, 50'000};
+        page_->block_waiters.fetch_add(1);
+        nanosleep(&pause, nullptr);
+        page_->block_waiters.fetch_sub(1);
+    }
+}
+
+bool Session::wait_block(const Block& block) {
+    auto& word = page_->block_done[block.index];
+    const uint64_t spin_until = wire::now_ns() + kSpinNs;
+    while (word.load(std::memory_order_acquire) != block.ticket) {
+        wire::cpu_relax();
+        if (wire::now_ns() < spin_until) continue;
+        page_->block_waiters.fetch_add(1, std::memory_order_seq_cst);
+        const uint32_t seen = word.load(std::memory_order_seq_cst);
+        if (seen != block.ticket) wire::futex_wait(word, seen, kSliceNs);
+        page_->block_waiters.fetch_sub(1, std::memory_order_relaxed);
+        if (word.load(std::memory_order_acquire) != block.ticket && !alive()) {
+            gone();
+            return false;
+        }
+    }
+    return true;
+}
+
+void Session::give_block(const Block& block) {
+    std::lock_guard lock(block_mutex_);
+    block_use_[block.index] = Use::idle;
+}
+
+bool Session::map_host(size_t bytes, HostRegion* out) {
+    wire::Request request{};
+    request.ask = wire::Ask::host_memory;
+    request.bytes = bytes;
+    wire::Answer answer;
+    int fd = -1;
+    if (!ask(request, &answer, &fd, 1)) return false;
+    void* area = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    ::close(fd);
+    if (area == MAP_FAILED) {
+        fail(acl::RT_MEMORY_ALLOCATION, "FlexNPU: cannot map %zu bytes of host memory: %s", bytes, strerror(errno));
+        return false;
+    }
+    *out = {reinterpret_cast<uint64_t>(area), bytes, answer.number};
+    host.add(*out);
+    return true;
+}
+
+bool Session::unmap_host(const HostRegion& region) {
+    wire::Request request{};
+    request.ask = wire::Ask::free_host_memory;
+    request.region = region.region;
+    wire::Answer answer;
+    const bool ok = alive() && ask(request, &answer, nullptr, 0);
+    munmap(reinterpret_cast<void*>(region.address), region.bytes);
+    return ok;
+}
+
+}  // namespace flexnpu::client

@@ -1,0 +1,175 @@
+// Streams and events.
+#include "acl.gen.h"
+#include "flexnpu/client/error.hpp"
+#include "flexnpu/client/session.hpp"
+
+namespace acl = flexnpu::acl;
+namespace wire = flexnpu::wire;
+using flexnpu::client::Channel;
+using flexnpu::client::fail;
+using flexnpu::client::Session;
+using wire::Kind;
+
+namespace {
+
+uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
+void* handle(uint64_t h) { return reinterpret_cast<void*>(h); }
+
+aclError check_stream(Channel& c, const char* function, aclrtStream s) {
+    if (s == nullptr || c.session().streams.has(number(s))) return 0;  // null: the default stream
+    return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
+}
+aclError check_event(Channel& c, const char* function, aclrtEvent e) {
+    if (c.session().events.has(number(e))) return 0;
+    return fail(acl::RT_INVALID_HANDLE, "%s: %p is not an event", function, e);
+}
+
+#define CHANNEL(c)                     \
+    Channel* c = Session::channel();   \
+    if (!c) return acl::RT_INTERNAL
+#define CHECK(e) \
+    if (aclError error = (e)) return error
+
+aclError create_stream(const char* function, aclrtStream* out, uint32_t priority, uint32_t flags) {
+    if (!out) return fail(acl::INVALID_PARAM, "%s: stream is null", function);
+    CHANNEL(c);
+    CHECK(c->call(Kind::create_stream, wire::CreateStream{priority, flags}));
+    const uint64_t h = c->words()[0];
+    c->session().streams.add(h);
+    *out = handle(h);
+    return 0;
+}
+
+aclError destroy_stream(const char* function, aclrtStream s) {
+    CHANNEL(c);
+    if (!s || !c->session().streams.remove(number(s))) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
+    return c->call(Kind::destroy_stream, wire::StreamOp{number(s), -1});
+}
+
+// A synchronise after launches ends a step.
+void end_step(Session& s) {
+    if (s.step_open.load(std::memory_order_relaxed) && s.step_open.exchange(false, std::memory_order_relaxed)) {
+        s.page().steps.fetch_add(1, std::memory_order_relaxed);
+    }
+}
+
+aclError sync_stream(const char* function, aclrtStream s, int64_t timeout_ms) {
+    CHANNEL(c);
+    CHECK(check_stream(*c, function, s));
+    end_step(c->session());
+    return c->call(Kind::sync_stream, wire::StreamOp{number(s), timeout_ms});
+}
+
+aclError sync_device(int64_t timeout_ms) {
+    CHANNEL(c);
+    end_step(c->session());
+    return c->call(Kind::sync_device, wire::StreamOp{0, timeout_ms});
+}
+
+aclError create_event(const char* function, aclrtEvent* out, uint32_t flags, bool ex) {
+    if (!out) return fail(acl::INVALID_PARAM, "%s: event is null", function);
+    CHANNEL(c);
+    CHECK(c->call(Kind::create_event, wire::CreateEvent{flags, ex}));
+    const uint64_t h = c->words()[0];
+    c->session().events.add(h);
+    *out = handle(h);
+    return 0;
+}
+
+aclError post_event(Kind kind, const char* function, aclrtEvent e, aclrtStream s, int64_t timeout_ms = -1) {
+    CHANNEL(c);
+    CHECK(check_event(*c, function, e));
+    CHECK(check_stream(*c, function, s));
+    return c->post(kind, wire::EventOp{number(e), number(s), timeout_ms});
+}
+
+// `form`: which of the three query functions asks; the daemon answers in its terms.
+aclError query_event(const char* function, aclrtEvent e, uint64_t form, int32_t* status) {
+    if (!status) return fail(acl::INVALID_PARAM, "%s: status is null", function);
+    CHANNEL(c);
+    CHECK(check_event(*c, function, e));
+    CHECK(c->call(Kind::query_event, wire::EventOp{number(e), form, -1}));
+    *status = int32_t(c->words()[0]);
+    return 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+aclError aclrtCreateStream(aclrtStream* s) { return create_stream("aclrtCreateStream", s, 0, 0); }
+aclError aclrtCreateStreamWithConfig(aclrtStream* s, uint32_t priority, uint32_t flags) {
+    return create_stream("aclrtCreateStreamWithConfig", s, priority, flags);
+}
+aclError aclrtDestroyStream(aclrtStream s) { return destroy_stream("aclrtDestroyStream", s); }
+aclError aclrtDestroyStreamForce(aclrtStream s) { return destroy_stream("aclrtDestroyStreamForce", s); }
+aclError aclrtStreamAbort(aclrtStream s) {
+    CHANNEL(c);
+    CHECK(check_stream(*c, "aclrtStreamAbort", s));
+    return c->call(Kind::abort_stream, wire::StreamOp{number(s), -1});
+}
+aclError aclrtStreamGetId(aclrtStream s, int32_t* id) {
+    if (!id) return fail(acl::INVALID_PARAM, "aclrtStreamGetId: id is null");
+    CHANNEL(c);
+    CHECK(check_stream(*c, "aclrtStreamGetId", s));
+    CHECK(c->call(Kind::stream_id, wire::StreamOp{number(s), -1}));
+    *id = int32_t(c->words()[0]);
+    return 0;
+}
+aclError aclrtStreamQuery(aclrtStream s, aclrtStreamStatus* status) {
+    if (!status) return fail(acl::INVALID_PARAM, "aclrtStreamQuery: status is null");
+    CHANNEL(c);
+    CHECK(check_stream(*c, "aclrtStreamQuery", s));
+    CHECK(c->call(Kind::query_stream, wire::StreamOp{number(s), -1}));
+    *status = int32_t(c->words()[0]);
+    return 0;
+}
+aclError aclrtSynchronizeStream(aclrtStream s) { return sync_stream("aclrtSynchronizeStream", s, -1); }
+aclError aclrtSynchronizeStreamWithTimeout(aclrtStream s, int32_t ms) { return sync_stream("aclrtSynchronizeStreamWithTimeout", s, ms); }
+aclError aclrtSynchronizeDevice() { return sync_device(-1); }
+aclError aclrtSynchronizeDeviceWithTimeout(int32_t ms) { return sync_device(ms); }
+
+aclError aclrtCreateEvent(aclrtEvent* e) { return create_event("aclrtCreateEvent", e, acl::EVENT_SYNC | acl::EVENT_TIME_LINE, false); }
+aclError aclrtCreateEventWithFlag(aclrtEvent* e, uint32_t flags) { return create_event("aclrtCreateEventWithFlag", e, flags, false); }
+aclError aclrtCreateEventExWithFlag(aclrtEvent* e, uint32_t flags) { return create_event("aclrtCreateEventExWithFlag", e, flags, true); }
+aclError aclrtDestroyEvent(aclrtEvent e) {
+    CHANNEL(c);
+    if (!c->session().events.remove(number(e))) return fail(acl::RT_INVALID_HANDLE, "aclrtDestroyEvent: %p is not an event", e);
+    return c->post(Kind::destroy_event, wire::EventOp{number(e), 0, -1});
+}
+aclError aclrtRecordEvent(aclrtEvent e, aclrtStream s) { return post_event(Kind::record_event, "aclrtRecordEvent", e, s); }
+aclError aclrtResetEvent(aclrtEvent e, aclrtStream s) { return post_event(Kind::reset_event, "aclrtResetEvent", e, s); }
+aclError aclrtStreamWaitEvent(aclrtStream s, aclrtEvent e) { return post_event(Kind::wait_event, "aclrtStreamWaitEvent", e, s); }
+aclError aclrtStreamWaitEventWithTimeout(aclrtStream s, aclrtEvent e, int32_t ms) {
+    return post_event(Kind::wait_event, "aclrtStreamWaitEventWithTimeout", e, s, ms);
+}
+aclError aclrtSynchronizeEventWithTimeout(aclrtEvent e, int32_t ms) {
+    CHANNEL(c);
+    CHECK(check_event(*c, "aclrtSynchronizeEvent", e));
+    return c->call(Kind::sync_event, wire::EventOp{number(e), 0, ms});
+}
+aclError aclrtSynchronizeEvent(aclrtEvent e) { return aclrtSynchronizeEventWithTimeout(e, -1); }
+aclError aclrtQueryEvent(aclrtEvent e, aclrtEventStatus* status) { return query_event("aclrtQueryEvent", e, 0, status); }
+aclError aclrtQueryEventStatus(aclrtEvent e, aclrtEventRecordedStatus* status) { return query_event("aclrtQueryEventStatus", e, 1, status); }
+aclError aclrtQueryEventWaitStatus(aclrtEvent e, aclrtEventWaitStatus* status) {
+    return query_event("aclrtQueryEventWaitStatus", e, 2, status);
+}
+aclError aclrtEventElapsedTime(float* ms, aclrtEvent start, aclrtEvent end) {
+    if (!ms) return fail(acl::INVALID_PARAM, "aclrtEventElapsedTime: ms is null");
+    CHANNEL(c);
+    CHECK(check_event(*c, "aclrtEventElapsedTime", start));
+    CHECK(check_event(*c, "aclrtEventElapsedTime", end));
+    CHECK(c->call(Kind::event_elapsed, wire::EventPair{number(start), number(end)}));
+    std::memcpy(ms, c->words(), sizeof(*ms));
+    return 0;
+}
+aclError aclrtEventGetTimestamp(aclrtEvent e, uint64_t* timestamp) {
+    if (!timestamp) return fail(acl::INVALID_PARAM, "aclrtEventGetTimestamp: timestamp is null");
+    CHANNEL(c);
+    CHECK(check_event(*c, "aclrtEventGetTimestamp", e));
+    CHECK(c->call(Kind::event_timestamp, wire::EventOp{number(e), 0, -1}));
+    *timestamp = c->words()[0];
+    return 0;
+}
+
+}  // extern "C"

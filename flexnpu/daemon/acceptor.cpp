@@ -1,0 +1,289 @@
+#include "flexnpu/daemon/acceptor.hpp"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <fstream>
+#include <stdexcept>
+
+namespace flexnpu::daemon {
+
+using wire::Answer;
+using wire::Request;
+
+namespace {
+
+// epoll keys: the listener, the wake-up, then two a client (its socket, its process).
+constexpr uint64_t kListener = 0, kWake = 1;
+
+// Shared memory of a fixed size: sealed, so that a client cannot pull it from under us.
+Fd make_memory(const char* name, uint64_t bytes) {
+    Fd fd(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    if (fd.get() < 0 || ftruncate(fd.get(), off_t(bytes)) != 0) return Fd();
+    if (fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) return Fd();
+    return fd;
+}
+
+std::string read_comm(int32_t pid) {
+    std::ifstream file("/proc/" + std::to_string(pid) + "/comm");
+    std::string comm;
+    std::getline(file, comm);
+    return comm.empty() ? "?" : comm;
+}
+
+}  // namespace
+
+struct Acceptor::Client {
+    uint64_t key = 0;
+    Fd socket;
+    ucred peer{};
+    std::shared_ptr<Session> session;  // after hello
+    size_t rings = 0;
+};
+
+Acceptor::Acceptor(Dispatcher& dispatcher, std::string path, std::string soc, std::vector<uint32_t> allowed, Limits limits)
+    : dispatcher_(dispatcher), path_(std::move(path)), soc_(std::move(soc)), allowed_(std::move(allowed)), limits_(limits) {
+    // A session whose rings cannot be trusted is hung up on: its client gets an error, and the hang-up frees what it held.
+    dispatcher_.on_broken = [](Session& s) { shutdown(s.socket.get(), SHUT_RDWR); };
+}
+
+Acceptor::~Acceptor() { stop(); }
+
+void Acceptor::start() {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (path_.size() >= sizeof(address.sun_path)) {
+        throw std::runtime_error("the socket path " + path_ + " is longer than " + std::to_string(sizeof(address.sun_path) - 1) + " characters");
+    }
+    std::memcpy(address.sun_path, path_.c_str(), path_.size() + 1);
+    listener_ = Fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (listener_.get() < 0 || bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
+        throw std::runtime_error("cannot bind " + path_ + ": " + strerror(errno));
+    }
+    // Anyone may connect; SO_PEERCRED decides who is served.
+    if (chmod(path_.c_str(), 0666) != 0 || listen(listener_.get(), 64) != 0) {
+        const int error = errno;
+        unlink(path_.c_str());
+        throw std::runtime_error("cannot listen at " + path_ + ": " + strerror(error));
+    }
+    epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
+    wake_ = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    epoll_event e{EPOLLIN, {.u64 = kListener}};
+    epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listener_.get(), &e);
+    e.data.u64 = kWake;
+    epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &e);
+    thread_ = std::thread([this] { loop(); });
+}
+
+void Acceptor::stop() {
+    if (!thread_.joinable()) return;
+    stop_ = true;
+    const uint64_t one = 1;
+    [[maybe_unused]] ssize_t n = write(wake_.get(), &one, sizeof(one));
+    thread_.join();
+    clients_.clear();
+    listener_ = Fd();
+    unlink(path_.c_str());
+}
+
+void Acceptor::loop() {
+    pthread_setname_np(pthread_self(), "flexnpu-accept");
+    while (!stop_) {
+        epoll_event events[64];
+        const int n = epoll_wait(epoll_.get(), events, 64, -1);
+        for (int i = 0; i < n; i++) {
+            const uint64_t key = events[i].data.u64;
+            if (key == kWake) continue;
+            if (key == kListener) {
+                accept_one();
+                continue;
+            }
+            auto it = clients_.find(key & ~uint64_t(1));
+            if (it == clients_.end()) continue;
+            // An odd key is the client's process: it has ended, whoever else still holds its socket.
+            const bool ended = (key & 1) || (events[i].events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP));
+            if (ended || !serve(*it->second)) close(it->first);
+        }
+    }
+}
+
+void Acceptor::accept_one() {
+    Fd fd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (fd.get() < 0) return;
+    auto client = std::make_unique<Client>();
+    socklen_t length = sizeof(client->peer);
+    if (getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &client->peer, &length) != 0) return;
+    client->socket = std::move(fd);
+    const uint32_t uid = client->peer.uid;
+    if (uid != 0 && uid != geteuid() && std::find(allowed_.begin(), allowed_.end(), uid) == allowed_.end()) {
+        turned_away_++;
+        answer(*client, acl::RT_INTERNAL, "FlexNPU: user " + std::to_string(uid) + " may not use this device; see flexnpud --allow-uid");
+        return;
+    }
+    if (clients_.size() >= limits_.sessions) {
+        turned_away_++;
+        answer(*client, acl::RT_INTERNAL, "FlexNPU: " + std::to_string(limits_.sessions) + " sessions are open: no more are accepted");
+        return;
+    }
+    const uint64_t key = client->key = next_key_;
+    next_key_ += 2;
+    epoll_event e{EPOLLIN | EPOLLRDHUP, {.u64 = key}};
+    epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, client->socket.get(), &e);
+    clients_[key] = std::move(client);
+}
+
+void Acceptor::close(uint64_t key) {
+    auto it = clients_.find(key);
+    if (it == clients_.end()) return;
+    Client& client = *it->second;
+    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, client.socket.get(), nullptr);
+    if (client.session) {
+        if (client.session->process.get() >= 0) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, client.session->process.get(), nullptr);
+        shutdown(client.socket.get(), SHUT_RDWR);
+        dispatcher_.post([&d = dispatcher_, id = client.session->id] { d.remove_session(id); });
+    }
+    clients_.erase(it);
+}
+
+void Acceptor::answer(Client& client, int32_t status, const std::string& message, uint32_t number, std::vector<int> fds) {
+    Answer a{};
+    a.magic = wire::kMagic;
+    a.status = status;
+    a.number = number;
+    a.device = 0;  // a program sees one device
+    std::strncpy(a.soc, soc_.c_str(), sizeof(a.soc) - 1);
+    std::strncpy(a.message, message.c_str(), sizeof(a.message) - 1);
+    iovec io{&a, sizeof(a)};
+    alignas(cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))] = {};
+    msghdr header{};
+    header.msg_iov = &io;
+    header.msg_iovlen = 1;
+    if (!fds.empty()) {
+        header.msg_control = control;
+        header.msg_controllen = CMSG_SPACE(fds.size() * sizeof(int));
+        cmsghdr* c = CMSG_FIRSTHDR(&header);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
+        std::memcpy(CMSG_DATA(c), fds.data(), fds.size() * sizeof(int));
+    }
+    // A client that does not read its answers loses them: we never wait for one.
+    [[maybe_unused]] ssize_t n = sendmsg(client.socket.get(), &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+bool Acceptor::serve(Client& client) {
+    Request request;
+    // MSG_TRUNC: a longer message than a request is told from a request. Descriptors sent to us are dropped by the kernel.
+    const ssize_t n = recv(client.socket.get(), &request, sizeof(request), MSG_DONTWAIT | MSG_TRUNC);
+    if (n < 0) return errno == EAGAIN || errno == EINTR;
+    if (n == 0) return false;
+    if (n != sizeof(request) || request.magic != wire::kMagic) {
+        malformed_++;
+        return false;
+    }
+    if (request.version != wire::kVersion) {
+        answer(client, acl::RT_INTERNAL, "FlexNPU: the program's libraries and the daemon are of different versions");
+        return true;
+    }
+    if ((request.ask == wire::Ask::hello) == (client.session != nullptr)) {
+        malformed_++;
+        answer(client, acl::INVALID_PARAM, "FlexNPU: a session is opened once, before anything else");
+        return true;
+    }
+    switch (request.ask) {
+        case wire::Ask::hello: hello(client, request); return true;
+        case wire::Ask::new_ring: new_ring(client); return true;
+        case wire::Ask::host_memory: host_memory(client, request.bytes); return true;
+        case wire::Ask::free_host_memory: free_host_memory(client, request.region); return true;
+    }
+    malformed_++;
+    answer(client, acl::INVALID_PARAM, "FlexNPU: unknown request");
+    return true;
+}
+
+void Acceptor::hello(Client& client, const Request& request) {
+    if (request.table_hash != api::kTableHash) {
+        return answer(client, acl::RT_INTERNAL, "FlexNPU: the program's libraries and the daemon come from different builds; install one for both");
+    }
+    Fd memory = make_memory("flexnpu-session", wire::kSessionBytes);
+    Fd bell(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    void* area = memory.get() < 0 ? MAP_FAILED : mmap(nullptr, wire::kSessionBytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
+    if (area == MAP_FAILED || bell.get() < 0) return answer(client, acl::RT_MEMORY_ALLOCATION, std::string("FlexNPU: no memory for a session: ") + strerror(errno));
+    auto s = std::make_shared<Session>();
+    s->page = static_cast<wire::SessionPage*>(area);
+    s->staging = static_cast<uint8_t*>(area) + wire::kSessionPageBytes;
+    s->id = next_session_++;
+    s->pid = client.peer.pid;
+    s->uid = client.peer.uid;
+    s->comm = read_comm(client.peer.pid);
+    s->page->magic = wire::kMagic;
+    s->page->version = wire::kVersion;
+    s->page->session = s->id;
+    const int bell_fd = bell.get();
+    s->doorbell = std::move(bell);
+    s->socket = Fd(fcntl(client.socket.get(), F_DUPFD_CLOEXEC, 3));
+    // The socket's hang-up is missed while a child that forked still holds it; the process's end is not.
+    s->process = Fd(int(syscall(SYS_pidfd_open, client.peer.pid, 0)));
+    if (!dispatcher_.run([&d = dispatcher_, s] { d.add_session(s); })) return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
+    client.session = s;
+    if (s->process.get() >= 0) {
+        epoll_event e{EPOLLIN, {.u64 = client.key | 1}};
+        epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, s->process.get(), &e);
+    }
+    answer(client, 0, "", s->id, {memory.get(), bell_fd});
+}
+
+void Acceptor::new_ring(Client& client) {
+    if (client.rings >= limits_.rings_per_session) {
+        return answer(client, acl::RT_INTERNAL, "FlexNPU: more than " + std::to_string(limits_.rings_per_session) + " threads call at once");
+    }
+    Fd memory = make_memory("flexnpu-ring", wire::kRingFileBytes);
+    wire::RingMap map;
+    if (memory.get() < 0 || !map.open(memory.get())) {
+        return answer(client, acl::RT_MEMORY_ALLOCATION, std::string("FlexNPU: no memory for a ring: ") + strerror(errno));
+    }
+    auto ring = std::make_shared<Ring>(std::move(map));
+    if (!dispatcher_.run([s = client.session, ring] { s->rings.push_back(ring); })) return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
+    answer(client, 0, "", uint32_t(client.rings++), {memory.get()});
+}
+
+void Acceptor::host_memory(Client& client, uint64_t bytes) {
+    Session& s = *client.session;
+    if (bytes == 0 || bytes > limits_.host_bytes_per_session || s.host_bytes + bytes > limits_.host_bytes_per_session) {
+        return answer(client, acl::RT_MEMORY_ALLOCATION, "aclrtMallocHost: " + std::to_string(bytes) + " bytes are more than this session may still have");
+    }
+    Fd memory = make_memory("flexnpu-host", bytes);
+    void* area = memory.get() < 0 ? MAP_FAILED : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
+    if (area == MAP_FAILED) return answer(client, acl::RT_MEMORY_ALLOCATION, std::string("aclrtMallocHost: ") + strerror(errno));
+    auto region = std::make_shared<HostMemory>(static_cast<uint8_t*>(area), bytes);
+    const uint32_t number = s.next_region++;
+    if (!dispatcher_.run([p = client.session, number, region] { p->host[number] = region; })) {
+        return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
+    }
+    s.host_bytes += bytes;
+    answer(client, 0, "", number, {memory.get()});
+}
+
+void Acceptor::free_host_memory(Client& client, uint32_t number) {
+    std::shared_ptr<HostMemory> region;
+    const bool ran = dispatcher_.run([p = client.session, number, &region] {
+        auto it = p->host.find(number);
+        if (it == p->host.end()) return;
+        region = it->second;
+        p->host.erase(it);
+    });
+    if (!ran || !region) return answer(client, acl::RT_PARAM_INVALID, "aclrtFreeHost: no such memory");
+    client.session->host_bytes -= region->bytes;
+    answer(client, 0, "");
+}
+
+}  // namespace flexnpu::daemon

@@ -1,0 +1,679 @@
+#include "flexnpu/daemon/dispatcher.hpp"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "flexnpu/wire/futex.hpp"
+#include "flexnpu/wire/merge.hpp"
+
+namespace flexnpu::daemon {
+
+using wire::Kind;
+using wire::now_ns;
+
+namespace {
+
+// After an answer the client's next call comes within microseconds, if at all: poll that long.
+constexpr uint64_t kSpinNs = 20'000;
+// While a client is busy, look into the rings this often without being woken: an asynchronous call then costs its caller no system
+// call, and us one timer for several calls.
+constexpr uint64_t kNapNs = 50'000;
+// After this long without a record, sleep until somebody rings.
+constexpr uint64_t kNapForNs = 2'000'000;
+constexpr uint64_t kLongestSleepNs = 1'000'000'000;
+// How often copies that have lent out a buffer are looked at.
+constexpr uint64_t kReclaimNs = 200'000;
+// Records taken from one session before the next is looked at.
+constexpr int kBatch = 32;
+// A session with more than this in its lanes is not read from: its rings fill, and its threads wait.
+constexpr uint64_t kMaxQueued = 1 << 16;
+constexpr uint32_t kMarkerFlags = acl::EVENT_SYNC | acl::EVENT_TIME_LINE;
+
+}  // namespace
+
+Dispatcher::Dispatcher(Vendor& vendor, int32_t device)
+    : vendor_(vendor), device_(device), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)), payload_(wire::kMaxRecord) {}
+
+Dispatcher::~Dispatcher() { stop(); }
+
+void Dispatcher::start() {
+    reaper_ = std::make_unique<Worker>([this] { vendor_.enter(device_); });
+    running_ = true;
+    thread_ = std::thread([this] { loop(); });
+}
+
+void Dispatcher::stop() {
+    if (!thread_.joinable()) return;
+    post([this] { stop_ = true; });
+    thread_.join();
+    running_ = false;
+    for (auto& s : sessions_) {
+        s->each_lane([this](const std::shared_ptr<Lane>& lane) { drop_lane(*lane); });
+        reaper_->post([this, s] { tear_down(s); });
+    }
+    sessions_.clear();
+    reaper_.reset();
+    vendor_.enter(device_);
+    for (void* e : spare_events_) vendor_.aclrtDestroyEvent(e);
+    for (void* p : slabs_) vendor_.aclrtFreeHost(p);
+    spare_events_.clear();
+    slabs_.clear();
+    std::lock_guard lock(posted_mutex_);
+    posted_.clear();
+}
+
+// ---- the loop ----
+
+void Dispatcher::post(std::function<void()> job) {
+    {
+        std::lock_guard lock(posted_mutex_);
+        posted_.push_back(std::move(job));
+        has_posted_.store(true, std::memory_order_seq_cst);
+    }
+    if (doze_.load(std::memory_order_seq_cst) != wire::kAwake) {
+        const uint64_t one = 1;
+        [[maybe_unused]] ssize_t n = write(wake_.get(), &one, sizeof(one));
+    }
+}
+
+bool Dispatcher::run(std::function<void()> job) {
+    if (!running_) return false;
+    auto done = std::make_shared<std::promise<void>>();
+    auto future = done->get_future();
+    post([job = std::move(job), done] {
+        job();
+        done->set_value();
+    });
+    return future.wait_for(std::chrono::seconds(10)) == std::future_status::ready;
+}
+
+void Dispatcher::run_posted() {
+    if (!has_posted_.load(std::memory_order_acquire)) return;
+    std::vector<std::function<void()>> jobs;
+    {
+        std::lock_guard lock(posted_mutex_);
+        jobs.swap(posted_);
+        has_posted_.store(false, std::memory_order_relaxed);
+    }
+    for (auto& job : jobs) job();
+}
+
+void Dispatcher::loop() {
+    vendor_.enter(device_);
+    prctl(PR_SET_NAME, "flexnpu-plane");
+    prctl(PR_SET_TIMERSLACK, 1);  // naps and the gate's waits are tens of microseconds
+    uint64_t last_work = now_ns(), last_reclaim = 0;
+    while (!stop_) {
+        run_posted();
+        const bool worked = drain();
+        const uint64_t now = now_ns();
+        pump(now);
+        if (worked) {
+            last_work = now;
+            continue;
+        }
+        if (lent_ && now - last_reclaim > kReclaimNs) {
+            last_reclaim = now;
+            reclaim_some();
+        }
+        const uint64_t idle = now - last_work;
+        if (answered_ && idle < kSpinNs) {
+            for (int i = 0; i < 8; i++) wire::cpu_relax();
+            continue;
+        }
+        answered_ = false;
+        uint64_t until = std::min(gate_.wake_at(now), now + kLongestSleepNs);
+        if (lent_) until = std::min(until, now + kReclaimNs);
+        if (idle < kNapForNs && !sessions_.empty()) {
+            until = std::min(until, now + kNapNs);
+            count_.naps++;
+            set_doze(wire::kNapping);
+        } else {
+            count_.sleeps++;
+            set_doze(wire::kAsleep);
+        }
+        // The other side of the client's store to `head` and load of `doze`: one of us sees the other.
+        std::atomic_thread_fence(std::memory_order_seq_cst);
+        if (!has_posted_.load(std::memory_order_seq_cst) && rings_empty()) sleep(until);
+        set_doze(wire::kAwake);
+    }
+}
+
+void Dispatcher::set_doze(wire::Doze doze) {
+    doze_.store(doze, std::memory_order_seq_cst);
+    for (auto& s : sessions_) s->page->doze.store(doze, std::memory_order_seq_cst);
+}
+
+bool Dispatcher::rings_empty() const {
+    for (auto& s : sessions_) {
+        if (s->queued > kMaxQueued || s->broken) continue;
+        for (auto& r : s->rings) {
+            if (r->has_head || !r->consumer.empty()) return false;
+        }
+    }
+    return true;
+}
+
+void Dispatcher::sleep(uint64_t until) {
+    const uint64_t now = now_ns();
+    if (until <= now) return;
+    std::vector<pollfd> fds;
+    fds.push_back({wake_.get(), POLLIN, 0});
+    for (auto& s : sessions_) fds.push_back({s->doorbell.get(), POLLIN, 0});
+    const timespec t{time_t((until - now) / 1'000'000'000ull), long((until - now) % 1'000'000'000ull)};
+    if (ppoll(fds.data(), fds.size(), &t, nullptr) <= 0) return;
+    for (const pollfd& f : fds) {
+        uint64_t n;
+        if (f.revents & POLLIN) [[maybe_unused]] ssize_t got = read(f.fd, &n, sizeof(n));
+    }
+}
+
+bool Dispatcher::drain() {
+    bool worked = false;
+    // By index: handling a record may add sessions, never remove one (that is posted).
+    for (size_t i = 0; i < sessions_.size(); i++) {
+        const std::shared_ptr<Session> s = sessions_[i];
+        for (int n = 0; n < kBatch && !s->broken && s->queued <= kMaxQueued; n++) {
+            const wire::Merged m = wire::next(s->rings);
+            if (m.look == wire::Look::empty) break;
+            if (m.look == wire::Look::broken) {
+                s->broken = true;
+                count_.sessions_broken++;
+                s->refused++;
+                if (on_broken) on_broken(*s);
+                break;
+            }
+            // What happened before this record was published (a synchronise answered by a worker) is reported before it.
+            run_posted();
+            const std::shared_ptr<Ring> ring = s->rings[m.ring];
+            ring->consumer.read(m.record, payload_.data());
+            ring->consumer.pop(m.record);
+            ring->has_head = false;
+            worked = true;
+            count_.records++;
+            s->calls++;
+            handle(*s, ring, m.record);
+            pump(now_ns());
+        }
+    }
+    return worked;
+}
+
+void Dispatcher::pump(uint64_t now) {
+    while (auto decision = gate_.next(now)) {
+        auto it = lanes_.find(decision->lane);
+        if (it != lanes_.end()) dispatch(*it->second, *decision);
+        now = now_ns();
+    }
+}
+
+// ---- sessions ----
+
+void Dispatcher::add_session(std::shared_ptr<Session> session) {
+    count_.sessions++;
+    session->page->doze.store(doze_.load(), std::memory_order_seq_cst);
+    sessions_.push_back(std::move(session));
+}
+
+Session* Dispatcher::session(uint32_t id) {
+    for (auto& s : sessions_) {
+        if (s->id == id) return s.get();
+    }
+    return nullptr;
+}
+
+void Dispatcher::remove_session(uint32_t id) {
+    for (size_t i = 0; i < sessions_.size(); i++) {
+        if (sessions_[i]->id != id) continue;
+        std::shared_ptr<Session> s = sessions_[i];
+        sessions_.erase(sessions_.begin() + ptrdiff_t(i));
+        s->each_lane([this](const std::shared_ptr<Lane>& lane) { drop_lane(*lane); });
+        reaper_->post([this, s] { tear_down(s); });
+        return;
+    }
+}
+
+// Forgets what the lane has not dispatched.
+void Dispatcher::drop_lane(Lane& lane) {
+    gate_.remove_lane(lane.id);
+    lanes_.erase(lane.id);
+    for (auto* items : {&lane.backlog, &lane.queue}) {
+        for (auto& item : *items) {
+            lane.session->queued--;
+            lane.session->give_block(item->block, item->ticket_of_block);
+            if (item->buffer) spare_buffers_.push_back(item->buffer);
+            if (item->mark) {
+                std::erase(item->mark->blocked, &lane);
+                item->mark->waiters.clear();
+            }
+        }
+        items->clear();
+    }
+    lent_ -= lane.lent.size();
+}
+
+// On the reaper's thread. Waits for what is in flight, then gives everything back.
+void Dispatcher::tear_down(std::shared_ptr<Session> s) {
+    for (auto& ring : s->rings) ring->worker.reset();
+    s->each_lane([this](const std::shared_ptr<Lane>& lane) {
+        lane->markers.reset();
+        vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, 10'000);
+        for (const Lent& l : lane->lent) vendor_.aclrtDestroyEvent(l.event);
+        std::vector<uint8_t*> buffers;
+        for (const Lent& l : lane->lent) {
+            if (l.buffer) buffers.push_back(l.buffer);
+        }
+        if (!buffers.empty() && running_) {
+            post([this, buffers] { spare_buffers_.insert(spare_buffers_.end(), buffers.begin(), buffers.end()); });
+        }
+        lane->lent.clear();
+        if (lane->workspace) vendor_.aclrtFree(lane->workspace);
+        vendor_.aclrtDestroyStream(lane->stream);
+    });
+    s->events.each([](const std::shared_ptr<Event>& e) { e->mark->waiters.clear(); });
+    s->events = Table<Event>(wire::HandleKind::event);
+    s->streams = Table<Lane>(wire::HandleKind::stream);
+    s->default_lane.reset();
+    s->shapes.clear();
+    for (const MemoryMap::Range& r : s->memory.take_all()) vendor_.aclrtFree(reinterpret_cast<void*>(r.address));
+    s->host.clear();
+}
+
+Worker& Dispatcher::worker_of(Ring& ring) {
+    if (!ring.worker) {
+        ring.worker = std::make_unique<Worker>([this] {
+            prctl(PR_SET_NAME, "flexnpu-serve");
+            vendor_.enter(device_);
+        });
+    }
+    return *ring.worker;
+}
+
+std::vector<SessionInfo> Dispatcher::session_infos() {
+    std::vector<SessionInfo> out;
+    for (auto& s : sessions_) {
+        uint64_t lanes = s->streams.size() + (s->default_lane ? 1 : 0);
+        out.push_back({s->id, s->pid, s->comm, s->uid, s->memory.total(), s->rings.size(), lanes, s->calls, s->refused.load(),
+                       s->page->ring_full.load(), s->page->launches.load(), s->page->steps.load()});
+    }
+    return out;
+}
+
+std::vector<LaneInfo> Dispatcher::lane_infos() {
+    std::vector<LaneInfo> out;
+    for (auto& s : sessions_) {
+        s->each_lane([&](const std::shared_ptr<Lane>& lane) {
+            const auto g = gate_.stats(lane->id).value_or(gate::LaneStats{});
+            out.push_back({lane->id, s->id, s->pid, s->comm, lane->handle, g.phase, lane->backlog.size() + lane->queue.size(), g.in_flight,
+                           g.in_flight_us, lane->launched, std::max(lane->completed, lane->launched - std::min(lane->launched, g.in_flight + lane->in_flight_since_sync)),
+                           g.device_us, g.gated_us, g.held_now});
+        });
+    }
+    return out;
+}
+
+std::map<std::string, uint64_t> Dispatcher::counters() {
+    const gate::Counters g = gate_.counters();
+    uint64_t refused = count_.refused;
+    std::map<std::string, uint64_t> out{
+        {"records", count_.records},
+        {"launches", count_.launches},
+        {"copies", count_.copies},
+        {"refused", refused},
+        {"malformed", count_.malformed},
+        {"sessions_opened", count_.sessions},
+        {"sessions_broken", count_.sessions_broken},
+        {"naps", count_.naps},
+        {"sleeps", count_.sleeps},
+        {"shapes_defined", count_.shapes},
+        {"vendor_errors", count_.vendor_errors},
+        {"markers", count_.markers},
+        {"gate_decisions", g.decisions},
+        {"gate_held", g.held},
+        {"gate_forced", g.forced},
+        {"gate_oversize", g.oversize},
+        {"gate_expired_leases", g.expired_leases},
+        {"gate_lost_completions", g.lost_completions},
+        {"gate_unknown_completions", g.unknown_completions},
+        {"gate_cost_keys", g.cost_keys},
+        {"gate_cost_samples", g.cost_samples},
+        {"gate_cost_evicted", g.cost_evicted},
+        {"overlap_slowdown_milli", uint64_t(gate_.overlap_slowdown() * 1000)},
+    };
+    return out;
+}
+
+// ---- refusals and failures ----
+
+void Dispatcher::refuse(Session& s, const Reply& reply, int32_t code, std::string message) {
+    count_.refused++;
+    s.refused++;
+    reply.send(code, message.c_str(), nullptr, 0);
+    answered_ = true;
+}
+
+void Dispatcher::refuse_later(Session& s, Lane* lane, int32_t code, std::string message) {
+    count_.refused++;
+    s.refused++;
+    if (lane) fail(*lane, code, std::move(message));
+}
+
+// The first failure since the last synchronise is the one that it reports.
+void Dispatcher::fail(Lane& lane, int32_t code, std::string message) {
+    if (lane.failure.code == 0) lane.failure = {code, std::move(message)};
+}
+
+// ---- lanes ----
+
+std::shared_ptr<Lane> Dispatcher::make_lane(Session& s, uint32_t priority, uint32_t flags, Failure* failure) {
+    auto lane = std::make_shared<Lane>();
+    if (int32_t e = vendor_.aclrtCreateStreamWithConfig(&lane->stream, priority, flags)) {
+        *failure = {e, vendor_.message("aclrtCreateStreamWithConfig", e)};
+        return nullptr;
+    }
+    lane->id = next_lane_++;
+    lane->session = &s;
+    lanes_[lane->id] = lane.get();
+    gate_.add_lane(lane->id);
+    return lane;
+}
+
+// A session's default stream is a stream of its own: the vendor's would tie all sessions together.
+Lane* Dispatcher::lane_of(Session& s, uint64_t handle) {
+    if (handle != 0) return s.streams.find(handle);
+    if (!s.default_lane) {
+        Failure failure;
+        s.default_lane = make_lane(s, 0, 0, &failure);
+    }
+    return s.default_lane.get();
+}
+
+std::vector<Lane*> Dispatcher::lanes_of(Session& s) {
+    std::vector<Lane*> out;
+    s.each_lane([&](const std::shared_ptr<Lane>& lane) { out.push_back(lane.get()); });
+    return out;
+}
+
+void Dispatcher::push(Lane& lane, std::unique_ptr<Item> item) {
+    item->ticket = ++lane.last_ticket;
+    lane.session->queued++;
+    lane.backlog.push_back(std::move(item));
+    if (!lane.blocked) flow(lane);
+}
+
+// Hands the backlog to the gate, up to a wait whose record has not been dispatched: the gate need not know about such waits, and
+// nothing behind one can be admitted before its time.
+void Dispatcher::flow(Lane& lane) {
+    const uint64_t now = now_ns();
+    while (!lane.backlog.empty()) {
+        Item& item = *lane.backlog.front();
+        if (item.type == ItemType::wait && item.mark->pending) {
+            lane.blocked = true;
+            item.mark->blocked.push_back(&lane);
+            return;
+        }
+        gate::Item g;
+        g.ticket = item.ticket;
+        g.costed = item.type == ItemType::launch;
+        g.step_end = item.step_end;
+        if (item.shape) g.key = item.shape->key();
+        gate_.enqueue(now, lane.id, g);
+        lane.queue.push_back(std::move(lane.backlog.front()));
+        lane.backlog.pop_front();
+    }
+}
+
+void Dispatcher::after(const std::vector<Lane*>& lanes, bool step_end, std::function<void()> job) {
+    auto left = std::make_shared<size_t>(1);
+    auto shared_job = std::make_shared<std::function<void()>>(std::move(job));
+    auto arrive = [left, shared_job] {
+        if (--*left == 0) (*shared_job)();
+    };
+    for (Lane* lane : lanes) {
+        if (lane->idle() && !(step_end && lane->step_open)) continue;
+        ++*left;
+        auto item = std::make_unique<Item>();
+        item->type = ItemType::sync;
+        item->step_end = step_end && lane->step_open;
+        item->job = arrive;
+        push(*lane, std::move(item));
+    }
+    arrive();
+}
+
+// ---- dispatch ----
+
+void* Dispatcher::spare_event() {
+    if (!spare_events_.empty()) {
+        void* e = spare_events_.back();
+        spare_events_.pop_back();
+        return e;
+    }
+    void* e = nullptr;
+    return vendor_.aclrtCreateEventWithFlag(&e, kMarkerFlags) == 0 ? e : nullptr;
+}
+
+// Small buffers in the vendor's host memory, so that asynchronous copies may read them.
+uint8_t* Dispatcher::spare_buffer() {
+    if (spare_buffers_.empty()) {
+        constexpr size_t n = 64;
+        void* slab = nullptr;
+        if (vendor_.aclrtMallocHost(&slab, n * wire::kInlineBytes) != 0) return nullptr;
+        slabs_.push_back(slab);
+        for (size_t i = 0; i < n; i++) spare_buffers_.push_back(static_cast<uint8_t*>(slab) + i * wire::kInlineBytes);
+    }
+    uint8_t* b = spare_buffers_.back();
+    spare_buffers_.pop_back();
+    return b;
+}
+
+void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
+    if (lane.queue.empty() || lane.queue.front()->ticket != d.ticket) return;  // the lane has been emptied since
+    const std::unique_ptr<Item> item = std::move(lane.queue.front());
+    lane.queue.pop_front();
+    lane.session->queued--;
+    void* start = nullptr;
+    if (d.timed && (start = spare_event())) vendor_.aclrtRecordEvent(start, lane.stream);
+    switch (item->type) {
+        case ItemType::launch: dispatch_launch(lane, *item); break;
+        case ItemType::copy: dispatch_copy(lane, *item); break;
+        case ItemType::memset:
+            if (int32_t e = vendor_.aclrtMemsetAsync(reinterpret_cast<void*>(item->a), item->bytes, item->value, item->bytes, lane.stream)) {
+                fail(lane, e, vendor_.message("aclrtMemsetAsync", e));
+            }
+            break;
+        case ItemType::record: dispatch_record(lane, *item); break;
+        case ItemType::wait:
+            if (int32_t e = vendor_.aclrtStreamWaitEvent(lane.stream, item->mark->event)) fail(lane, e, vendor_.message("aclrtStreamWaitEvent", e));
+            break;
+        case ItemType::reset:
+            if (int32_t e = vendor_.aclrtResetEvent(item->mark->event, lane.stream)) fail(lane, e, vendor_.message("aclrtResetEvent", e));
+            break;
+        case ItemType::sync: item->job(); break;
+    }
+    if (d.mark || d.timed) {
+        if (void* end = spare_event()) {
+            vendor_.aclrtRecordEvent(end, lane.stream);
+            count_.markers++;
+            if (!lane.markers) {
+                lane.markers = std::make_unique<Markers>(vendor_, device_, [this, id = lane.id](const Markers::Marker& m, double us) {
+                    post([this, id, m, us] {
+                        spare_events_.push_back(m.end);
+                        if (m.start) spare_events_.push_back(m.start);
+                        if (lanes_.count(id)) gate_.completed(now_ns(), id, m.ticket, us);
+                    });
+                });
+            }
+            lane.markers->add({end, start, d.ticket});
+        } else {
+            if (start) spare_events_.push_back(start);
+            gate_.completed(now_ns(), lane.id, d.ticket, -1);
+        }
+    }
+}
+
+void Dispatcher::dispatch_launch(Lane& lane, Item& item) {
+    Shape& shape = *item.shape;
+    uint64_t need = 0;
+    aclOpExecutor* executor = nullptr;
+    lane.launched++;
+    lane.in_flight_since_sync++;
+    lane.step_open = true;
+    count_.launches++;
+    if (int32_t e = shape.first(item.addresses, &need, &executor)) {
+        count_.vendor_errors++;
+        fail(lane, e, vendor_.message(shape.name(), e));
+        return;
+    }
+    void* workspace = reinterpret_cast<void*>(item.a);
+    uint64_t size = item.b;
+    if (need > size) {
+        if (need > lane.workspace_size) {
+            // What is in flight may still use the old one.
+            if (lane.workspace) {
+                vendor_.aclrtSynchronizeStream(lane.stream);
+                vendor_.aclrtFree(lane.workspace);
+                lane.workspace = nullptr;
+                lane.workspace_size = 0;
+            }
+            if (int32_t e = vendor_.aclrtMalloc(&lane.workspace, need, 0)) {
+                count_.vendor_errors++;
+                fail(lane, e, vendor_.message("aclrtMalloc", e));
+                return;
+            }
+            lane.workspace_size = need;
+        }
+        workspace = lane.workspace;
+        size = lane.workspace_size;
+    }
+    if (int32_t e = vendor_.second(shape.op())(workspace, size, executor, lane.stream)) {
+        count_.vendor_errors++;
+        fail(lane, e, vendor_.message(shape.name(), e));
+    }
+}
+
+void Dispatcher::dispatch_copy(Lane& lane, Item& item) {
+    count_.copies++;
+    const int32_t e = vendor_.aclrtMemcpyAsync(reinterpret_cast<void*>(item.a), item.bytes, reinterpret_cast<const void*>(item.b), item.bytes,
+                                               item.value, lane.stream);
+    if (e) {
+        count_.vendor_errors++;
+        fail(lane, e, vendor_.message("aclrtMemcpyAsync", e));
+    }
+    if (!item.buffer && item.block < 0) return;
+    void* event = e == 0 ? spare_event() : nullptr;
+    if (event && vendor_.aclrtRecordEvent(event, lane.stream) == 0) {
+        lane.lent.push_back({event, item.buffer, item.block, item.ticket_of_block});
+        lent_++;
+        return;
+    }
+    if (e == 0) vendor_.aclrtSynchronizeStream(lane.stream);
+    if (item.buffer) spare_buffers_.push_back(item.buffer);
+    lane.session->give_block(item.block, item.ticket_of_block);
+}
+
+void Dispatcher::dispatch_record(Lane& lane, Item& item) {
+    const std::shared_ptr<Mark> mark = item.mark;
+    if (int32_t e = vendor_.aclrtRecordEvent(mark->event, lane.stream)) fail(lane, e, vendor_.message("aclrtRecordEvent", e));
+    mark->pending = false;
+    item.mark.reset();
+    auto blocked = std::exchange(mark->blocked, {});
+    auto waiters = std::exchange(mark->waiters, {});
+    for (Lane* l : blocked) {
+        l->blocked = false;
+        flow(*l);
+    }
+    for (auto& w : waiters) w();
+}
+
+// Buffers of copies that are over go back to where they came from.
+void Dispatcher::reclaim(Lane& lane, bool all) {
+    while (!lane.lent.empty()) {
+        const Lent l = lane.lent.front();
+        int32_t status = acl::EVENT_RECORDED_NOT_READY;
+        if (!all && (vendor_.aclrtQueryEventStatus(l.event, &status) != 0 || status != acl::EVENT_RECORDED_COMPLETE)) return;
+        lane.lent.pop_front();
+        lent_--;
+        spare_events_.push_back(l.event);
+        if (l.buffer) spare_buffers_.push_back(l.buffer);
+        lane.session->give_block(l.block, l.ticket);
+    }
+}
+
+bool Dispatcher::reclaim_some() {
+    for (auto& s : sessions_) {
+        s->each_lane([this](const std::shared_ptr<Lane>& lane) { reclaim(*lane, false); });
+    }
+    return lent_ == 0;
+}
+
+// ---- synchronising ----
+
+// A synchronise of this lane has been answered, or is about to be.
+void Dispatcher::synced(uint32_t lane_id, uint64_t ticket) {
+    auto it = lanes_.find(lane_id);
+    if (it == lanes_.end()) return;
+    Lane& lane = *it->second;
+    if (lane.last_ticket == ticket) {
+        lane.completed = lane.launched;
+        lane.in_flight_since_sync = 0;
+        lane.step_open = false;
+        reclaim(lane, true);
+        gate_.step_end(now_ns(), lane_id);
+    }
+}
+
+void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t timeout_ms, const Reply& reply) {
+    Failure failure;
+    for (auto& lane : lanes) {
+        if (failure.code == 0) failure = std::exchange(lane->failure, {});
+    }
+    bool complete = true;
+    for (auto& lane : lanes) {
+        int32_t status = acl::STREAM_NOT_READY;
+        complete &= vendor_.aclrtStreamQuery(lane->stream, &status) == 0 && status == acl::STREAM_COMPLETE;
+    }
+    std::vector<std::pair<uint32_t, uint64_t>> tickets;
+    for (auto& lane : lanes) tickets.emplace_back(lane->id, lane->last_ticket);
+    auto wait = [this, lanes, timeout_ms](Failure* f) {
+        const uint64_t deadline = now_ns() + uint64_t(std::max<int64_t>(timeout_ms, 0)) * 1'000'000;
+        for (auto& lane : lanes) {
+            int32_t e;
+            if (timeout_ms < 0) {
+                e = vendor_.aclrtSynchronizeStream(lane->stream);
+            } else {
+                const uint64_t now = now_ns();
+                e = vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, now < deadline ? int32_t((deadline - now + 999'999) / 1'000'000) : 1);
+            }
+            if (e && f->code == 0) *f = {e, vendor_.message("aclrtSynchronizeStream", e)};
+        }
+    };
+    auto answer = [reply](const Failure& f) {
+        if (f.code) reply.fail(f); else reply.ok();
+    };
+    if (complete) {
+        wait(&failure);  // returns at once, with an operator's error if there was one
+        if (failure.code == 0) {
+            for (auto [id, ticket] : tickets) synced(id, ticket);
+        }
+        answer(failure);
+        answered_ = true;
+        return;
+    }
+    // The worker keeps the session: its lanes must not be torn down under the wait. tear_down() ends the worker first.
+    worker_of(*reply.ring).post([this, s = std::move(s), failure, wait, answer, tickets]() mutable {
+        wait(&failure);
+        if (failure.code == 0) {
+            post([this, tickets] {
+                for (auto [id, ticket] : tickets) synced(id, ticket);
+            });
+        }
+        answer(failure);
+    });
+}
+
+}  // namespace flexnpu::daemon

@@ -1,0 +1,162 @@
+// The data plane's one dispatching thread: drains the rings, validates, queues in lanes, asks the gate, calls the vendor.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <future>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "flexnpu/daemon/markers.hpp"
+#include "flexnpu/daemon/session.hpp"
+#include "flexnpu/gate/gate.hpp"
+#include "flexnpu/wire/layout.hpp"
+
+namespace flexnpu::daemon {
+
+struct LaneInfo {
+    uint32_t lane, session;
+    int32_t pid;
+    std::string comm;
+    uint64_t stream;
+    gate::Phase phase;
+    uint64_t queued, in_flight;
+    double in_flight_us;
+    uint64_t launched, completed;
+    double device_us, gated_us;
+    bool held_now;
+};
+
+struct SessionInfo {
+    uint32_t session;
+    int32_t pid;
+    std::string comm;
+    uint32_t uid;
+    uint64_t memory_bytes, rings, lanes, calls, refused, ring_full, launches, steps;
+};
+
+class Dispatcher {
+public:
+    Dispatcher(Vendor& vendor, int32_t device);
+    ~Dispatcher();
+
+    void start();
+    // Ends the thread and frees every session.
+    void stop();
+
+    // Runs `job` on the dispatching thread, soon.
+    void post(std::function<void()> job);
+    // The same, and waits. False if the thread does not run, or took longer than ten seconds.
+    bool run(std::function<void()> job);
+
+    // On the dispatching thread.
+    void add_session(std::shared_ptr<Session> session);
+    void remove_session(uint32_t id);
+    Session* session(uint32_t id);
+    std::vector<SessionInfo> session_infos();
+    std::vector<LaneInfo> lane_infos();
+    std::map<std::string, uint64_t> counters();
+    gate::Gate& gate() { return gate_; }
+    bool has_lane(uint32_t id) const { return lanes_.count(id) != 0; }
+
+    // Called, on the dispatching thread, for a session whose rings cannot be trusted any more.
+    std::function<void(Session&)> on_broken;
+
+private:
+    struct Context;
+
+    void loop();
+    void run_posted();
+    bool drain();
+    void pump(uint64_t now);
+    void handle(Session& s, const std::shared_ptr<Ring>& ring, const wire::Record& record);
+    void sleep(uint64_t until);
+    bool rings_empty() const;
+    void set_doze(wire::Doze doze);
+
+    // Records. `p` is the payload, in our own memory.
+    using Payload = std::span<const uint8_t>;
+    void launch(Session& s, Payload p);
+    void copy(Session& s, Payload p, const Reply& reply);
+    void memset(Session& s, Payload p, const Reply& reply);
+    void record_event(Session& s, Payload p);
+    void wait_event(Session& s, Payload p);
+    void reset_event(Session& s, Payload p);
+    void define_shape(Session& s, Payload p, const Reply& reply);
+    void allocate(Session& s, Payload p, const Reply& reply);
+    void release(Session& s, Payload p, const Reply& reply);
+    void create_stream(Session& s, Payload p, const Reply& reply);
+    void destroy_stream(Session& s, Payload p, const Reply& reply);
+    void sync_stream(Session& s, Payload p, const Reply& reply);
+    void sync_device(Session& s, Payload p, const Reply& reply);
+    void query_stream(Session& s, Payload p, const Reply& reply);
+    void create_event(Session& s, Payload p, const Reply& reply);
+    void sync_event(Session& s, Payload p, const Reply& reply);
+    void query_event(Session& s, Payload p, const Reply& reply);
+    void elapsed(Session& s, Payload p, const Reply& reply);
+    void forward(Session& s, Payload p, const Reply& reply);
+    void text(Session& s, Payload p, const Reply& reply);
+
+    // A refused call: counted, and answered or kept for the lane's next synchronise.
+    void refuse(Session& s, const Reply& reply, int32_t code, std::string message);
+    void refuse_later(Session& s, Lane* lane, int32_t code, std::string message);
+
+    Lane* lane_of(Session& s, uint64_t handle);
+    std::shared_ptr<Lane> make_lane(Session& s, uint32_t priority, uint32_t flags, Failure* failure);
+    void push(Lane& lane, std::unique_ptr<Item> item);
+    void flow(Lane& lane);
+    void dispatch(Lane& lane, const gate::Decision& decision);
+    void dispatch_launch(Lane& lane, Item& item);
+    void dispatch_copy(Lane& lane, Item& item);
+    void dispatch_record(Lane& lane, Item& item);
+    void fail(Lane& lane, int32_t code, std::string message);
+    // Runs `job` when everything that these lanes hold now has been dispatched.
+    void after(const std::vector<Lane*>& lanes, bool step_end, std::function<void()> job);
+    std::vector<Lane*> lanes_of(Session& s);
+    Worker& worker_of(Ring& ring);
+    void finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t timeout_ms, const Reply& reply);
+    void synced(uint32_t lane_id, uint64_t ticket);
+    static void when_recorded(const std::shared_ptr<Mark>& mark, std::function<void()> job);
+    void reclaim(Lane& lane, bool all);
+    bool reclaim_some();
+    void* spare_event();
+    uint8_t* spare_buffer();
+    void drop_lane(Lane& lane);
+    void tear_down(std::shared_ptr<Session> s);
+
+    Vendor& vendor_;
+    int32_t device_;
+    gate::Gate gate_;
+    std::thread thread_;
+    std::atomic<bool> stop_{false};
+    Fd wake_;
+    std::atomic<uint32_t> doze_{wire::kAwake};
+    std::mutex posted_mutex_;
+    std::vector<std::function<void()>> posted_;
+    std::atomic<bool> has_posted_{false};
+    std::atomic<bool> running_{false};
+
+    std::vector<std::shared_ptr<Session>> sessions_;
+    std::unordered_map<uint32_t, Lane*> lanes_;
+    uint32_t next_lane_ = 1;
+    std::vector<uint8_t> payload_;
+    std::vector<void*> spare_events_;     // timing events for markers and reclaims
+    std::vector<uint8_t*> spare_buffers_;
+    std::vector<void*> slabs_;
+    bool answered_ = false;               // a synchronous call was answered since the last idle moment: more may follow at once
+    uint64_t lent_ = 0;
+    std::unique_ptr<Worker> reaper_;
+
+    struct {
+        uint64_t records = 0, launches = 0, copies = 0, refused = 0, malformed = 0, sessions = 0, sessions_broken = 0, naps = 0, sleeps = 0,
+                 shapes = 0, vendor_errors = 0, markers = 0;
+    } count_;
+};
+
+}  // namespace flexnpu::daemon

@@ -1,0 +1,75 @@
+#include "flexnpu/daemon/plane.hpp"
+
+#include <stdexcept>
+
+#include "flexnpu/wire/futex.hpp"
+
+namespace flexnpu::daemon {
+
+void Plane::start() {
+    if (dispatcher_) throw std::runtime_error("the plane has been started already");
+    auto vendor = std::make_unique<Vendor>(vendor_dir_);
+    if (int32_t e = vendor->aclInit(nullptr)) throw std::runtime_error(vendor->message("aclInit", e));
+    if (int32_t e = vendor->aclrtSetDevice(device_)) {
+        throw std::runtime_error("cannot open device " + std::to_string(device_) + ": " + vendor->message("aclrtSetDevice", e));
+    }
+    const char* soc = vendor->aclrtGetSocName();
+    soc_ = soc ? soc : "";
+    auto dispatcher = std::make_unique<Dispatcher>(*vendor, device_);
+    dispatcher->start();
+    auto acceptor = std::make_unique<Acceptor>(*dispatcher, socket_path_, soc_, allowed_, Limits{});
+    acceptor->start();
+    vendor_ = std::move(vendor);
+    dispatcher_ = std::move(dispatcher);
+    acceptor_ = std::move(acceptor);
+}
+
+void Plane::stop() {
+    if (!dispatcher_) return;
+    acceptor_->stop();
+    dispatcher_->stop();
+    acceptor_.reset();
+    dispatcher_.reset();
+    vendor_->aclFinalize();
+    vendor_.reset();
+}
+
+std::vector<SessionInfo> Plane::sessions() {
+    auto out = std::make_shared<std::vector<SessionInfo>>();
+    if (dispatcher_) dispatcher_->run([d = dispatcher_.get(), out] { *out = d->session_infos(); });
+    return *out;
+}
+
+std::vector<LaneInfo> Plane::lanes() {
+    auto out = std::make_shared<std::vector<LaneInfo>>();
+    if (dispatcher_) dispatcher_->run([d = dispatcher_.get(), out] { *out = d->lane_infos(); });
+    return *out;
+}
+
+std::map<std::string, uint64_t> Plane::counters() {
+    auto out = std::make_shared<std::map<std::string, uint64_t>>();
+    if (!dispatcher_) return *out;
+    dispatcher_->run([d = dispatcher_.get(), out] { *out = d->counters(); });
+    (*out)["turned_away"] = acceptor_->turned_away();
+    (*out)["malformed_requests"] = acceptor_->malformed();
+    // Where the vendor's library tells how long the device has been busy (the emulated one does).
+    using Busy = int32_t (*)(int32_t, uint64_t*);
+    static const auto busy = reinterpret_cast<Busy>(vendor_->symbol("flexnpu_emu_device_busy_ns"));
+    uint64_t ns = 0;
+    if (busy && busy(device_, &ns) == 0) (*out)["device_busy_us"] = ns / 1000;
+    return *out;
+}
+
+void Plane::set_gate(const gate::Settings& settings) {
+    if (dispatcher_) dispatcher_->run([d = dispatcher_.get(), settings] { d->gate().set_settings(wire::now_ns(), settings); });
+}
+
+bool Plane::set_lane(uint32_t lane, gate::Phase phase, double target_us) {
+    auto known = std::make_shared<bool>(false);
+    if (dispatcher_) {
+        dispatcher_->run([d = dispatcher_.get(), lane, phase, target_us, known] { *known = d->gate().set_phase(lane, phase, target_us); });
+    }
+    return *known;
+}
+
+}  // namespace flexnpu::daemon

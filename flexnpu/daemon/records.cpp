@@ -1,0 +1,654 @@
+// What each record does. Everything in a record is untrusted: it has been copied into our memory, and is checked here.
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "flexnpu/api/forward.hpp"
+#include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/wire/futex.hpp"
+
+namespace flexnpu::daemon {
+
+using wire::Kind;
+using wire::Place;
+
+namespace {
+
+// The struct at the payload's start; what follows it in *rest.
+template <wire::Plain T>
+bool take(std::span<const uint8_t> p, T* out, std::span<const uint8_t>* rest = nullptr) {
+    if (p.size() < sizeof(T)) return false;
+    std::memcpy(out, p.data(), sizeof(T));
+    if (rest) *rest = p.subspan(sizeof(T));
+    return rest != nullptr || p.size() == sizeof(T);
+}
+
+constexpr uint32_t kMaxShapeNumbers = 1 << 15;
+
+std::string hex(uint64_t v) {
+    char text[24];
+    snprintf(text, sizeof(text), "0x%llx", static_cast<unsigned long long>(v));
+    return text;
+}
+
+bool is_synchronous(Kind k) { return k >= Kind::define_shape && k < Kind::count_; }
+
+}  // namespace
+
+void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wire::Record& record) {
+    const Payload p(payload_.data(), record.size - sizeof(wire::Record));
+    const Reply reply{ring, record.request};
+    if (record.request) answered_ = true;
+    if (is_synchronous(record.kind) && record.request == 0 && record.kind != Kind::destroy_event) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: a question without a request number");
+    }
+    switch (record.kind) {
+        case Kind::launch: return launch(s, p);
+        case Kind::copy: return copy(s, p, reply);
+        case Kind::memset: return memset(s, p, reply);
+        case Kind::record_event: return record_event(s, p);
+        case Kind::wait_event: return wait_event(s, p);
+        case Kind::reset_event: return reset_event(s, p);
+        case Kind::drop_shape: {
+            wire::DropShape d;
+            if (!take(p, &d)) break;
+            const uint32_t index = uint32_t(d.shape);
+            if (index < s.shapes.size() && s.shapes[index] && s.shapes[index]->number == d.shape) s.shapes[index].reset();
+            return;
+        }
+        case Kind::define_shape: return define_shape(s, p, reply);
+        case Kind::malloc: return allocate(s, p, reply);
+        case Kind::free: return release(s, p, reply);
+        case Kind::mem_info: {
+            wire::MemInfo m;
+            if (!take(p, &m)) break;
+            size_t free = 0, total = 0;
+            if (int32_t e = vendor_.aclrtGetMemInfo(m.attribute, &free, &total)) return reply.fail({e, vendor_.message("aclrtGetMemInfo", e)});
+            return reply.ok(free, total);
+        }
+        case Kind::create_stream: return create_stream(s, p, reply);
+        case Kind::destroy_stream: return destroy_stream(s, p, reply);
+        case Kind::sync_stream: return sync_stream(s, p, reply);
+        case Kind::sync_device: return sync_device(s, p, reply);
+        case Kind::query_stream: return query_stream(s, p, reply);
+        case Kind::abort_stream: return refuse(s, reply, acl::API_NOT_SUPPORTED, "aclrtStreamAbort is not interposed by FlexNPU");
+        case Kind::stream_id: {
+            wire::StreamOp o;
+            if (!take(p, &o)) break;
+            Lane* lane = lane_of(s, o.stream);
+            if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, hex(o.stream) + " is not a stream");
+            int32_t id = 0;
+            if (int32_t e = vendor_.aclrtStreamGetId(lane->stream, &id)) return reply.fail({e, vendor_.message("aclrtStreamGetId", e)});
+            return reply.ok(uint64_t(uint32_t(id)));
+        }
+        case Kind::create_event: return create_event(s, p, reply);
+        case Kind::destroy_event: {
+            wire::EventOp o;
+            if (!take(p, &o)) break;
+            if (!s.events.remove(o.event)) return refuse(s, reply, acl::RT_INVALID_HANDLE, hex(o.event) + " is not an event");
+            return reply.ok();
+        }
+        case Kind::sync_event: return sync_event(s, p, reply);
+        case Kind::query_event: return query_event(s, p, reply);
+        case Kind::event_elapsed: return elapsed(s, p, reply);
+        case Kind::event_timestamp: {
+            wire::EventOp o;
+            if (!take(p, &o)) break;
+            Event* e = s.events.find(o.event);
+            if (!e) return refuse(s, reply, acl::RT_INVALID_HANDLE, hex(o.event) + " is not an event");
+            uint64_t t = 0;
+            if (int32_t err = vendor_.aclrtEventGetTimestamp(e->mark->event, &t)) {
+                return reply.fail({err, vendor_.message("aclrtEventGetTimestamp", err)});
+            }
+            return reply.ok(t);
+        }
+        case Kind::forward: return forward(s, p, reply);
+        case Kind::text: return text(s, p, reply);
+        case Kind::invalid: case Kind::host_func: case Kind::host_done: case Kind::count_: break;
+    }
+    count_.malformed++;
+    refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed message of kind " + std::to_string(unsigned(record.kind)));
+}
+
+// ---- operators ----
+
+void Dispatcher::define_shape(Session& s, Payload p, const Reply& reply) {
+    wire::DefineShape d;
+    Payload rest;
+    if (!take(p, &d, &rest) || rest.size() != size_t(d.addresses) * 8 + d.meta_bytes || uint32_t(d.shape) >= kMaxShapeNumbers) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed definition of an operator's shape");
+    }
+    const uint32_t index = uint32_t(d.shape);
+    int32_t error = 0;
+    std::string message;
+    auto shape = Shape::make(vendor_, d.op, rest.subspan(size_t(d.addresses) * 8), d.addresses, &error, &message);
+    if (!shape) return refuse(s, reply, error, std::move(message));
+    std::vector<uint64_t> addresses(d.addresses);
+    if (d.addresses) std::memcpy(addresses.data(), rest.data(), addresses.size() * 8);
+    const size_t foreign = s.memory.first_foreign(addresses.size(), [&](size_t i) { return MemoryMap::Range{addresses[i], shape->extent(i)}; });
+    if (foreign != addresses.size()) {
+        return refuse(s, reply, acl::RT_PARAM_INVALID,
+                      std::string(shape->name()) + ": tensor " + std::to_string(foreign) + " at " + hex(addresses[foreign]) + " (" +
+                          std::to_string(shape->extent(foreign)) + " bytes) is not in memory of this process");
+    }
+    uint64_t workspace = 0;
+    aclOpExecutor* executor = nullptr;
+    if (int32_t e = shape->first(addresses, &workspace, &executor)) return reply.fail({e, vendor_.message(shape->name(), e)});
+    if (executor) {
+        using Destroy = decltype(&::aclDestroyAclOpExecutor);
+        static const auto destroy = reinterpret_cast<Destroy>(vendor_.symbol("aclDestroyAclOpExecutor"));
+        if (destroy) destroy(executor);
+    }
+    shape->number = d.shape;
+    if (s.shapes.size() <= index) s.shapes.resize(std::max<size_t>(index + 1, std::min<size_t>(kMaxShapeNumbers, s.shapes.size() * 2)));
+    s.shapes[index] = std::move(shape);
+    count_.shapes++;
+    reply.ok(workspace);
+}
+
+void Dispatcher::launch(Session& s, Payload p) {
+    wire::Launch l;
+    Payload rest;
+    if (!take(p, &l, &rest) || rest.size() != size_t(l.count) * 8) {
+        count_.malformed++;
+        return refuse_later(s, nullptr, acl::INVALID_PARAM, "");
+    }
+    Lane* lane = lane_of(s, l.stream);
+    if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
+    const uint32_t index = uint32_t(l.shape);
+    const std::shared_ptr<Shape> shape = index < s.shapes.size() ? s.shapes[index] : nullptr;
+    if (!shape || shape->number != l.shape || shape->op() != l.op || shape->addresses() != l.count) {
+        return refuse_later(s, lane, acl::INVALID_PARAM, "FlexNPU: a launch of an operator that was never defined");
+    }
+    auto item = std::make_unique<Item>();
+    item->type = ItemType::launch;
+    item->addresses.resize(l.count);
+    if (l.count) std::memcpy(item->addresses.data(), rest.data(), rest.size());
+    // The workspace comes last.
+    const size_t foreign = s.memory.first_foreign(l.count + 1, [&](size_t i) {
+        return i < l.count ? MemoryMap::Range{item->addresses[i], shape->extent(i)} : MemoryMap::Range{l.workspace, l.workspace_size};
+    });
+    if (foreign != size_t(l.count) + 1) {
+        const bool ws = foreign == l.count;
+        return refuse_later(s, lane, acl::RT_PARAM_INVALID,
+                            std::string(shape->name()) + ": " + (ws ? "the workspace" : "tensor " + std::to_string(foreign)) + " at " +
+                                hex(ws ? l.workspace : item->addresses[foreign]) + " is not in memory of this process");
+    }
+    item->a = l.workspace;
+    item->b = l.workspace_size;
+    item->shape = shape;
+    push(*lane, std::move(item));
+}
+
+// ---- memory ----
+
+void Dispatcher::allocate(Session& s, Payload p, const Reply& reply) {
+    wire::Malloc m;
+    if (!take(p, &m)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtMalloc");
+    }
+    if (m.bytes == 0) return refuse(s, reply, acl::INVALID_PARAM, "aclrtMalloc: size is 0");
+    // The ring keeps the worker, and the worker ends before its session's memory is freed.
+    worker_of(*reply.ring).post([this, &s, m, reply] {
+        void* address = nullptr;
+        const int32_t e = m.align32 ? vendor_.aclrtMallocAlign32(&address, m.bytes, m.policy) : vendor_.aclrtMalloc(&address, m.bytes, m.policy);
+        if (e) return reply.fail({e, vendor_.message("aclrtMalloc", e)});
+        s.memory.add(reinterpret_cast<uint64_t>(address), m.bytes);
+        reply.ok(reinterpret_cast<uint64_t>(address));
+    });
+}
+
+void Dispatcher::release(Session& s, Payload p, const Reply& reply) {
+    wire::Free f;
+    if (!take(p, &f)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtFree");
+    }
+    if (!s.memory.remove(f.address)) {
+        return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtFree: " + hex(f.address) + " was not allocated by this process");
+    }
+    // What the program launched before it frees is dispatched before the vendor frees.
+    after(lanes_of(s), false, [this, f, reply] {
+        worker_of(*reply.ring).post([this, f, reply] {
+            const int32_t e = vendor_.aclrtFree(reinterpret_cast<void*>(f.address));
+            if (e) reply.fail({e, vendor_.message("aclrtFree", e)}); else reply.ok();
+        });
+    });
+}
+
+void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
+    wire::Copy c;
+    Payload data;
+    if (!take(p, &c, &data)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed copy");
+    }
+    // A refused copy that holds a block gives it back, or the client would wait for it for ever.
+    const bool staged = c.to_place == Place::staging || c.from_place == Place::staging;
+    auto bad = [&](int32_t code, std::string message) {
+        if (staged && c.block < wire::kBlocks) s.give_block(int32_t(c.block), c.ticket);
+        if (reply.request) return refuse(s, reply, code, std::move(message));
+        refuse_later(s, c.now ? nullptr : lane_of(s, c.stream), code, std::move(message));
+    };
+    auto malformed = [&] {
+        count_.malformed++;
+        bad(acl::INVALID_PARAM, "FlexNPU: malformed copy");
+    };
+    if (staged && c.block >= wire::kBlocks) return malformed();
+    if (c.bytes == 0) return bad(acl::INVALID_PARAM, "aclrtMemcpy: size is 0");
+    // Resolves one side; false (with the refusal sent) if it is not this session's.
+    auto resolve = [&](Place place, uint64_t address, bool source, uint64_t* out) {
+        switch (place) {
+            case Place::device:
+                if (!s.memory.holds(address, c.bytes)) {
+                    bad(acl::RT_PARAM_INVALID, std::string("aclrtMemcpy: ") + (source ? "source " : "destination ") + hex(address) + " (" +
+                                                   std::to_string(c.bytes) + " bytes) is not in device memory of this process");
+                    return false;
+                }
+                *out = address;
+                return true;
+            case Place::staging:
+                if (address > wire::kBlocks * wire::kBlockBytes || c.bytes > wire::kBlocks * wire::kBlockBytes - address) return malformed(), false;
+                *out = reinterpret_cast<uint64_t>(s.staging) + address;
+                return true;
+            case Place::host: {
+                auto it = s.host.find(c.region);
+                if (it == s.host.end() || address > it->second->bytes || c.bytes > it->second->bytes - address) return malformed(), false;
+                *out = reinterpret_cast<uint64_t>(it->second->address) + address;
+                return true;
+            }
+            case Place::inline_data:
+                *out = 0;
+                return true;
+        }
+        malformed();
+        return false;
+    };
+    const bool from_inline = c.from_place == Place::inline_data, to_inline = c.to_place == Place::inline_data;
+    if (from_inline && (data.size() != wire::round8(c.bytes) || c.bytes > wire::kInlineBytes || c.to_place != Place::device)) return malformed();
+    if (to_inline && (c.bytes > wire::kReplyWords * 8 || c.from_place != Place::device || !c.now || !reply.request)) return malformed();
+    if (!from_inline && !data.empty()) return malformed();
+    if (c.to_place != Place::device && c.from_place != Place::device) return malformed();
+    if (c.now > 1) return malformed();
+    uint64_t to = 0, from = 0;
+    if (!resolve(c.to_place, c.to, false, &to) || !resolve(c.from_place, c.from, true, &from)) return;
+    const int32_t kind = c.to_place != Place::device ? acl::DEVICE_TO_HOST : c.from_place != Place::device ? acl::HOST_TO_DEVICE : acl::DEVICE_TO_DEVICE;
+
+    if (!c.now) {
+        Lane* lane = lane_of(s, c.stream);
+        if (!lane) return bad(acl::RT_INVALID_HANDLE, "aclrtMemcpyAsync: " + hex(c.stream) + " is not a stream");
+        auto item = std::make_unique<Item>();
+        item->type = ItemType::copy;
+        item->a = to;
+        item->b = from;
+        item->bytes = c.bytes;
+        item->value = kind;
+        if (staged) {
+            item->block = int32_t(c.block);
+            item->ticket_of_block = c.ticket;
+        }
+        if (from_inline) {
+            item->buffer = spare_buffer();
+            if (!item->buffer) return bad(acl::RT_MEMORY_ALLOCATION, "FlexNPU: no host memory for a copy");
+            std::memcpy(item->buffer, data.data(), c.bytes);
+            item->b = reinterpret_cast<uint64_t>(item->buffer);
+        }
+        push(*lane, std::move(item));
+        return reply.ok();
+    }
+
+    count_.copies++;
+    // Small ones take as long as handing them to another thread would.
+    if (from_inline) {
+        const int32_t e = vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), c.bytes, data.data(), c.bytes, kind);
+        if (e) return reply.fail({e, vendor_.message("aclrtMemcpy", e)});
+        return reply.ok();
+    }
+    if (to_inline) {
+        uint64_t words[wire::kReplyWords];
+        const int32_t e = vendor_.aclrtMemcpy(words, c.bytes, reinterpret_cast<const void*>(from), c.bytes, kind);
+        if (e) return reply.fail({e, vendor_.message("aclrtMemcpy", e)});
+        return reply.send(0, "", words, wire::round8(c.bytes) / 8);
+    }
+    worker_of(*reply.ring).post([this, &s, c, to, from, kind, staged, reply] {
+        Failure& failure = reply.ring->chunk_failure;
+        const int32_t e = vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), c.bytes, reinterpret_cast<const void*>(from), c.bytes, kind);
+        if (e && failure.code == 0) failure = {e, vendor_.message("aclrtMemcpy", e)};
+        if (staged) s.give_block(int32_t(c.block), c.ticket);
+        if (!reply.request) return;
+        const Failure first = std::exchange(failure, {});
+        if (first.code) reply.fail(first); else reply.ok();
+    });
+}
+
+void Dispatcher::memset(Session& s, Payload p, const Reply& reply) {
+    wire::Memset m;
+    if (!take(p, &m)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed memset");
+    }
+    Lane* lane = m.now ? nullptr : lane_of(s, m.stream);
+    if (!m.now && !lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtMemsetAsync: " + hex(m.stream) + " is not a stream");
+    if (m.bytes > m.room || !s.memory.holds(m.to, m.bytes)) {
+        std::string message = "aclrtMemset: " + hex(m.to) + " (" + std::to_string(m.bytes) + " bytes) is not in device memory of this process";
+        if (reply.request) return refuse(s, reply, acl::RT_PARAM_INVALID, std::move(message));
+        return refuse_later(s, lane, acl::RT_PARAM_INVALID, std::move(message));
+    }
+    if (m.now) {
+        worker_of(*reply.ring).post([this, m, reply] {
+            const int32_t e = vendor_.aclrtMemset(reinterpret_cast<void*>(m.to), m.bytes, m.value, m.bytes);
+            if (e) reply.fail({e, vendor_.message("aclrtMemset", e)}); else reply.ok();
+        });
+        return;
+    }
+    auto item = std::make_unique<Item>();
+    item->type = ItemType::memset;
+    item->a = m.to;
+    item->bytes = m.bytes;
+    item->value = m.value;
+    push(*lane, std::move(item));
+    reply.ok();
+}
+
+// ---- streams ----
+
+void Dispatcher::create_stream(Session& s, Payload p, const Reply& reply) {
+    wire::CreateStream c;
+    if (!take(p, &c)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtCreateStream");
+    }
+    Failure failure;
+    auto lane = make_lane(s, c.priority, c.flags, &failure);
+    if (!lane) return reply.fail(failure);
+    lane->handle = s.streams.add(lane);
+    reply.ok(lane->handle);
+}
+
+void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
+    wire::StreamOp o;
+    if (!take(p, &o)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtDestroyStream");
+    }
+    if (!s.streams.find(o.stream)) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
+    // Found again when the lane has drained: a second destroy on the way finds nothing.
+    Session* session = &s;
+    after({s.streams.find(o.stream)}, false, [this, session, o, reply] {
+        std::shared_ptr<Lane> lane = session->streams.remove(o.stream);
+        if (!lane) return refuse(*session, reply, acl::RT_INVALID_HANDLE, "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
+        drop_lane(*lane);
+        worker_of(*reply.ring).post([this, lane, reply] {
+            int32_t e = vendor_.aclrtSynchronizeStream(lane->stream);
+            lane->markers.reset();
+            if (lane->workspace) vendor_.aclrtFree(lane->workspace);
+            post([this, lane] {
+                lent_ += lane->lent.size();  // reclaim() counts them down; drop_lane() did already
+                reclaim(*lane, true);
+            });
+            if (int32_t d = vendor_.aclrtDestroyStream(lane->stream)) e = d;
+            if (e) reply.fail({e, vendor_.message("aclrtDestroyStream", e)}); else reply.ok();
+        });
+    });
+}
+
+void Dispatcher::sync_stream(Session& s, Payload p, const Reply& reply) {
+    wire::StreamOp o;
+    if (!take(p, &o)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtSynchronizeStream");
+    }
+    Lane* lane = lane_of(s, o.stream);
+    if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtSynchronizeStream: " + hex(o.stream) + " is not a stream");
+    Session* session = &s;
+    after({lane}, true, [this, session, lane, o, reply] {
+        finish_sync(session->shared_from_this(), {lane->shared_from_this()}, o.timeout_ms, reply);
+    });
+}
+
+void Dispatcher::sync_device(Session& s, Payload p, const Reply& reply) {
+    wire::StreamOp o;
+    if (!take(p, &o)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtSynchronizeDevice");
+    }
+    Session* session = &s;
+    after(lanes_of(s), true, [this, session, o, reply] {
+        std::vector<std::shared_ptr<Lane>> lanes;
+        session->each_lane([&](const std::shared_ptr<Lane>& lane) { lanes.push_back(lane); });
+        finish_sync(session->shared_from_this(), std::move(lanes), o.timeout_ms, reply);
+    });
+}
+
+void Dispatcher::query_stream(Session& s, Payload p, const Reply& reply) {
+    wire::StreamOp o;
+    if (!take(p, &o)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtStreamQuery");
+    }
+    Lane* lane = lane_of(s, o.stream);
+    if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtStreamQuery: " + hex(o.stream) + " is not a stream");
+    int32_t status = acl::STREAM_NOT_READY;
+    if (lane->idle()) {
+        if (int32_t e = vendor_.aclrtStreamQuery(lane->stream, &status)) return reply.fail({e, vendor_.message("aclrtStreamQuery", e)});
+    }
+    reply.ok(uint64_t(uint32_t(status)));
+}
+
+// ---- events ----
+
+void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
+    wire::CreateEvent c;
+    if (!take(p, &c)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtCreateEvent");
+    }
+    void* event = nullptr;
+    const int32_t e = c.ex ? vendor_.aclrtCreateEventExWithFlag(&event, c.flags) : vendor_.aclrtCreateEventWithFlag(&event, c.flags);
+    if (e) return reply.fail({e, vendor_.message("aclrtCreateEventWithFlag", e)});
+    auto made = std::make_shared<Event>();
+    made->flags = c.flags;
+    made->ex = c.ex != 0;
+    made->mark = std::make_shared<Mark>(vendor_, event);
+    const uint64_t handle = s.events.add(made);
+    if (!handle) return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, "aclrtCreateEvent: too many events");
+    reply.ok(handle);
+}
+
+void Dispatcher::record_event(Session& s, Payload p) {
+    wire::EventOp o;
+    if (!take(p, &o)) {
+        count_.malformed++;
+        return refuse_later(s, nullptr, acl::INVALID_PARAM, "");
+    }
+    Event* e = s.events.find(o.event);
+    Lane* lane = lane_of(s, o.stream);
+    if (!e || !lane) return refuse_later(s, lane, acl::RT_INVALID_HANDLE, "aclrtRecordEvent: " + hex(o.event) + " is not an event");
+    if (e->mark.use_count() > 1) {
+        // Operators that have yet to be dispatched mean the earlier record.
+        void* fresh = nullptr;
+        const int32_t err = e->ex ? vendor_.aclrtCreateEventExWithFlag(&fresh, e->flags) : vendor_.aclrtCreateEventWithFlag(&fresh, e->flags);
+        if (err) return fail(*lane, err, vendor_.message("aclrtRecordEvent", err));
+        e->mark = std::make_shared<Mark>(vendor_, fresh);
+    }
+    e->mark->pending = true;
+    auto item = std::make_unique<Item>();
+    item->type = ItemType::record;
+    item->mark = e->mark;
+    push(*lane, std::move(item));
+}
+
+void Dispatcher::wait_event(Session& s, Payload p) {
+    wire::EventOp o;
+    if (!take(p, &o)) {
+        count_.malformed++;
+        return refuse_later(s, nullptr, acl::INVALID_PARAM, "");
+    }
+    Event* e = s.events.find(o.event);
+    Lane* lane = lane_of(s, o.stream);
+    if (!e || !lane) return refuse_later(s, lane, acl::RT_INVALID_HANDLE, "aclrtStreamWaitEvent: " + hex(o.event) + " is not an event");
+    auto item = std::make_unique<Item>();
+    item->type = ItemType::wait;
+    item->mark = e->mark;
+    push(*lane, std::move(item));
+}
+
+void Dispatcher::reset_event(Session& s, Payload p) {
+    wire::EventOp o;
+    if (!take(p, &o)) {
+        count_.malformed++;
+        return refuse_later(s, nullptr, acl::INVALID_PARAM, "");
+    }
+    Event* e = s.events.find(o.event);
+    Lane* lane = lane_of(s, o.stream);
+    if (!e || !lane) return refuse_later(s, lane, acl::RT_INVALID_HANDLE, "aclrtResetEvent: " + hex(o.event) + " is not an event");
+    auto item = std::make_unique<Item>();
+    item->type = ItemType::reset;
+    item->mark = e->mark;
+    push(*lane, std::move(item));
+}
+
+void Dispatcher::sync_event(Session& s, Payload p, const Reply& reply) {
+    wire::EventOp o;
+    if (!take(p, &o)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtSynchronizeEvent");
+    }
+    Event* e = s.events.find(o.event);
+    if (!e) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtSynchronizeEvent: " + hex(o.event) + " is not an event");
+    when_recorded(e->mark, [this, mark = e->mark, o, reply] {
+        int32_t status = acl::EVENT_RECORDED_NOT_READY;
+        if (vendor_.aclrtQueryEventStatus(mark->event, &status) == 0 && status == acl::EVENT_RECORDED_COMPLETE) return reply.ok();
+        worker_of(*reply.ring).post([this, mark, o, reply] {
+            const int32_t err = o.timeout_ms < 0 ? vendor_.aclrtSynchronizeEvent(mark->event)
+                                                 : vendor_.aclrtSynchronizeEventWithTimeout(mark->event, int32_t(std::min<int64_t>(o.timeout_ms, INT32_MAX)));
+            if (err) reply.fail({err, vendor_.message("aclrtSynchronizeEvent", err)}); else reply.ok();
+        });
+    });
+}
+
+// Runs `job` once the last record of that event has been dispatched: now, if nothing is outstanding.
+void Dispatcher::when_recorded(const std::shared_ptr<Mark>& mark, std::function<void()> job) {
+    if (mark->pending) mark->waiters.push_back(std::move(job));
+    else job();
+}
+
+void Dispatcher::query_event(Session& s, Payload p, const Reply& reply) {
+    wire::EventOp o;
+    if (!take(p, &o) || o.stream > 2) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtQueryEvent");
+    }
+    Event* e = s.events.find(o.event);
+    if (!e) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtQueryEvent: " + hex(o.event) + " is not an event");
+    // The three functions name the same two states by different numbers.
+    if (o.stream == 2) {
+        int32_t status = acl::EVENT_WAIT_NOT_READY;
+        if (e->mark.use_count() == 1) {
+            if (int32_t err = vendor_.aclrtQueryEventWaitStatus(e->mark->event, &status)) return reply.fail({err, vendor_.message("aclrtQueryEventWaitStatus", err)});
+        }
+        return reply.ok(uint64_t(uint32_t(status)));
+    }
+    int32_t status = acl::EVENT_RECORDED_NOT_READY;
+    if (!e->mark->pending) {
+        if (int32_t err = vendor_.aclrtQueryEventStatus(e->mark->event, &status)) return reply.fail({err, vendor_.message("aclrtQueryEventStatus", err)});
+    }
+    if (o.stream == 0) status = status == acl::EVENT_RECORDED_COMPLETE ? acl::EVENT_COMPLETE : acl::EVENT_NOT_READY;
+    reply.ok(uint64_t(uint32_t(status)));
+}
+
+void Dispatcher::elapsed(Session& s, Payload p, const Reply& reply) {
+    wire::EventPair o;
+    if (!take(p, &o)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtEventElapsedTime");
+    }
+    Event *a = s.events.find(o.start), *b = s.events.find(o.end);
+    if (!a || !b) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtEventElapsedTime: " + hex(a ? o.end : o.start) + " is not an event");
+    when_recorded(a->mark, [this, a = a->mark, b = b->mark, reply] {
+        when_recorded(b, [this, a, b, reply] {
+            float ms = 0;
+            if (int32_t e = vendor_.aclrtEventElapsedTime(&ms, a->event, b->event)) return reply.fail({e, vendor_.message("aclrtEventElapsedTime", e)});
+            reply.ok(std::bit_cast<uint32_t>(ms));
+        });
+    });
+}
+
+// ---- the rest ----
+
+struct Dispatcher::Context final : api::ForwardContext {
+    Context(Dispatcher& d, Session& s) : dispatcher(d), session(s) {}
+    bool stream(uint64_t handle, void** out) override {
+        Lane* lane = dispatcher.lane_of(session, handle);
+        if (!lane) return false;
+        *out = lane->stream;
+        return true;
+    }
+    void* vendor(api::FnId fn) override { return dispatcher.vendor_.function(fn); }
+    Dispatcher& dispatcher;
+    Session& session;
+};
+
+void Dispatcher::forward(Session& s, Payload p, const Reply& reply) {
+    wire::Forward f;
+    Payload rest;
+    if (!take(p, &f, &rest) || f.function >= api::FN_COUNT || f.words > rest.size() / 8 || rest.size() != size_t(f.words) * 8 ||
+        f.out_words > wire::kReplyWords) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed call");
+    }
+    uint64_t in[64] = {}, out[wire::kReplyWords] = {};
+    if (f.words > std::size(in)) return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: too many arguments");
+    if (f.words) std::memcpy(in, rest.data(), rest.size());
+    Context context(*this, s);
+    uint32_t written = 0;
+    const int32_t e = api::handle_forward(uint16_t(f.function), in, f.words, out, f.out_words, &written, context);
+    if (e == 0) return reply.send(0, "", out, written);
+    const char* text = vendor_.aclGetRecentErrMsg();
+    reply.fail({e, text && *text ? text : std::string(api::kFnNames[f.function]) + " failed with error " + std::to_string(e)});
+}
+
+void Dispatcher::text(Session& s, Payload p, const Reply& reply) {
+    wire::Text t;
+    Payload rest;
+    if (!take(p, &t, &rest) || rest.size() != wire::round8(t.bytes)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed question");
+    }
+    std::string name(reinterpret_cast<const char*>(rest.data()), t.bytes);
+    uint64_t words[wire::kReplyWords] = {};
+    char* out = reinterpret_cast<char*>(words + 1);
+    constexpr size_t room = (wire::kReplyWords - 1) * 8 - 1;
+    int32_t e = 0;
+    switch (t.what) {
+        case wire::kVersionOf:
+            e = vendor_.aclsysGetVersionStr(name.data(), out);
+            break;
+        case wire::kVersionNumberOf: {
+            int32_t number = 0;
+            e = vendor_.aclsysGetVersionNum(name.data(), &number);
+            std::memcpy(out, &number, sizeof(number));
+            if (e == 0) {
+                words[0] = sizeof(number);
+                return reply.send(0, "", words, 2);
+            }
+            break;
+        }
+        case wire::kCompileOption: {
+            const size_t n = vendor_.aclGetCompileoptSize(t.number);
+            if (n > 0 && n < room) e = vendor_.aclGetCompileopt(t.number, out, n);
+            break;
+        }
+        default:
+            count_.malformed++;
+            return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed question");
+    }
+    if (e) return reply.fail({e, vendor_.message("the vendor's library", e)});
+    words[0] = strnlen(out, room);
+    reply.send(0, "", words, 1 + wire::round8(words[0]) / 8);
+}
+
+}  // namespace flexnpu::daemon

@@ -1,0 +1,186 @@
+// What the daemon holds for one client. Everything without a lock of its own belongs to the dispatcher's thread.
+#pragma once
+
+#include <unistd.h>
+
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "flexnpu/daemon/markers.hpp"
+#include "flexnpu/daemon/memory_map.hpp"
+#include "flexnpu/daemon/shape.hpp"
+#include "flexnpu/daemon/table.hpp"
+#include "flexnpu/daemon/worker.hpp"
+#include "flexnpu/wire/ring.hpp"
+
+namespace flexnpu::daemon {
+
+// A file descriptor and its end.
+class Fd {
+public:
+    Fd() = default;
+    explicit Fd(int fd) : fd_(fd) {}
+    Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+    Fd& operator=(Fd&& other) noexcept {
+        std::swap(fd_, other.fd_);
+        return *this;
+    }
+    ~Fd() {
+        if (fd_ >= 0) ::close(fd_);
+    }
+    int get() const { return fd_; }
+
+private:
+    int fd_ = -1;
+};
+
+struct Failure {
+    int32_t code = 0;
+    std::string message;
+};
+
+// One of the client's rings, and what serves its blocking calls.
+struct Ring {
+    explicit Ring(wire::RingMap map) : consumer(std::move(map)) {}
+    wire::Consumer consumer;
+    wire::Record head{};
+    bool has_head = false;
+    std::unique_ptr<Worker> worker;
+    // Of the chunks of a copy under way; on the worker's thread.
+    Failure chunk_failure;
+};
+
+// Where the answer to a synchronous record goes.
+struct Reply {
+    std::shared_ptr<Ring> ring;
+    uint32_t request = 0;
+    void send(int32_t status, const char* message, const uint64_t* words, size_t n) const;
+    void ok() const { send(0, "", nullptr, 0); }
+    void ok(uint64_t a) const { send(0, "", &a, 1); }
+    void ok(uint64_t a, uint64_t b) const {
+        const uint64_t both[] = {a, b};
+        send(0, "", both, 2);
+    }
+    void fail(const Failure& f) const { send(f.code, f.message.c_str(), nullptr, 0); }
+};
+
+struct Lane;
+
+// One use of an event: what a record writes and the waits behind it wait for.
+//
+// A wait binds to the record that precedes it in program order. The vendor's event is shared by all records of the client's
+// event, unless the event is recorded anew while operators that mean the earlier record have yet to be dispatched: then the new record gets a
+// vendor event of its own, so that no wait can take the later record for the earlier one.
+struct Mark {
+    Mark(Vendor& v, void* e) : vendor(v), event(e) {}
+    ~Mark() { vendor.aclrtDestroyEvent(event); }
+    Vendor& vendor;
+    void* event;
+    bool pending = false;                        // recorded by the program, not yet by the vendor
+    std::vector<Lane*> blocked;                  // lanes whose next item waits for the record's dispatch
+    std::vector<std::function<void()>> waiters;  // to run then
+};
+
+struct Event {
+    uint32_t flags = 0;
+    bool ex = false;
+    std::shared_ptr<Mark> mark;
+};
+
+enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync };
+
+// Something that a lane is to do, in the lane's order.
+struct Item {
+    ItemType type;
+    uint64_t ticket = 0;
+    std::shared_ptr<Shape> shape;
+    std::vector<uint64_t> addresses;
+    // launch: the client's workspace. copy: destination, source. memset: destination.
+    uint64_t a = 0, b = 0, bytes = 0;
+    int32_t value = 0;  // memset: the value; copy: its kind
+    uint8_t* buffer = nullptr;  // copy of inline data: ours, given back when the copy is over
+    int32_t block = -1;         // copy from staging: given back when the copy is over
+    uint32_t ticket_of_block = 0;
+    std::shared_ptr<Mark> mark;
+    std::function<void()> job;  // sync: runs when everything before it has been dispatched
+    bool step_end = false;
+};
+
+// A resource that a dispatched copy still reads.
+struct Lent {
+    void* event;
+    uint8_t* buffer;
+    int32_t block;
+    uint32_t ticket;
+};
+
+struct Session;
+
+// A client's stream.
+struct Lane : std::enable_shared_from_this<Lane> {
+    uint32_t id = 0;
+    uint64_t handle = 0;  // the client's; 0: its default stream
+    Session* session = nullptr;
+    void* stream = nullptr;  // the vendor's
+    std::deque<std::unique_ptr<Item>> backlog;  // not yet with the gate
+    std::deque<std::unique_ptr<Item>> queue;    // with the gate
+    bool blocked = false;                       // the backlog's first is a wait for a record that has not been dispatched
+    uint64_t last_ticket = 0;
+    uint64_t launched = 0;
+    uint64_t completed = 0;
+    uint64_t in_flight_since_sync = 0;
+    bool step_open = false;  // operators since the last synchronise
+    Failure failure;
+    std::deque<Lent> lent;
+    void* workspace = nullptr;  // ours, for operators that ask for more at launch than their first call said
+    uint64_t workspace_size = 0;
+    std::unique_ptr<Markers> markers;
+    bool idle() const { return backlog.empty() && queue.empty(); }
+};
+
+// Host memory shared with the client.
+struct HostMemory {
+    uint8_t* address = nullptr;
+    uint64_t bytes = 0;
+    HostMemory(uint8_t* a, uint64_t n) : address(a), bytes(n) {}
+    ~HostMemory();
+};
+
+struct Session : std::enable_shared_from_this<Session> {
+    uint32_t id = 0;
+    int32_t pid = 0;
+    uint32_t uid = 0;
+    std::string comm;
+    Fd socket, process, doorbell;
+    wire::SessionPage* page = nullptr;
+    uint8_t* staging = nullptr;
+    std::vector<std::shared_ptr<Ring>> rings;
+    Table<Lane> streams{wire::HandleKind::stream};
+    Table<Event> events{wire::HandleKind::event};
+    std::shared_ptr<Lane> default_lane;
+    std::vector<std::shared_ptr<Shape>> shapes;
+    std::unordered_map<uint32_t, std::shared_ptr<HostMemory>> host;
+    MemoryMap memory;
+    uint64_t calls = 0;
+    uint64_t queued = 0;  // items in all lanes
+    std::atomic<uint64_t> refused{0};
+    bool broken = false;
+    std::atomic<uint64_t> host_bytes{0};
+    uint32_t next_region = 1;  // the acceptor's
+    ~Session();
+
+    template <class F>
+    void each_lane(F f) const {
+        if (default_lane) f(default_lane);
+        streams.each(f);
+    }
+    // A staging block is with the client again.
+    void give_block(int32_t block, uint32_t ticket);
+};
+
+}  // namespace flexnpu::daemon

@@ -1,0 +1,65 @@
+// The vendor's libraries (CANN's, or the emulated ones): loaded by directory, called through pointers.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "acl.gen.h"
+#include "fn_ids.gen.h"
+
+namespace flexnpu::daemon {
+
+#define FLEXNPU_VENDOR_FUNCTIONS(X)                                                                                          \
+    X(aclInit) X(aclFinalize) X(aclGetRecentErrMsg) X(aclrtGetSocName) X(aclrtSetDevice) X(aclrtGetDeviceCount)              \
+    X(aclrtMalloc) X(aclrtMallocAlign32) X(aclrtFree) X(aclrtMallocHost) X(aclrtFreeHost) X(aclrtGetMemInfo)                 \
+    X(aclrtMemcpy) X(aclrtMemcpyAsync) X(aclrtMemset) X(aclrtMemsetAsync)                                                    \
+    X(aclrtCreateStreamWithConfig) X(aclrtDestroyStream) X(aclrtSynchronizeStream) X(aclrtSynchronizeStreamWithTimeout)      \
+    X(aclrtStreamQuery) X(aclrtStreamGetId) X(aclrtStreamWaitEvent)                                                          \
+    X(aclrtCreateEventWithFlag) X(aclrtCreateEventExWithFlag) X(aclrtDestroyEvent) X(aclrtRecordEvent) X(aclrtResetEvent)    \
+    X(aclrtSynchronizeEvent) X(aclrtSynchronizeEventWithTimeout) X(aclrtQueryEventStatus) X(aclrtQueryEventWaitStatus)       \
+    X(aclrtEventElapsedTime) X(aclrtEventGetTimestamp) X(aclsysGetVersionStr) X(aclsysGetVersionNum)                         \
+    X(aclGetCompileopt) X(aclGetCompileoptSize)                                                                              \
+    X(aclCreateTensor) X(aclDestroyTensor) X(aclSetRawTensorAddr) X(aclCreateTensorList) X(aclDestroyTensorList)             \
+    X(aclCreateScalar) X(aclDestroyScalar) X(aclCreateScalarList) X(aclDestroyScalarList)                                    \
+    X(aclCreateIntArray) X(aclDestroyIntArray) X(aclCreateFloatArray) X(aclDestroyFloatArray)                                \
+    X(aclCreateBoolArray) X(aclDestroyBoolArray)
+
+class Vendor {
+public:
+    // Throws std::runtime_error naming the library or function that is missing.
+    explicit Vendor(const std::string& directory);
+    ~Vendor();
+    Vendor(const Vendor&) = delete;
+    Vendor& operator=(const Vendor&) = delete;
+
+#define X(name) decltype(&::name) name = nullptr;
+    FLEXNPU_VENDOR_FUNCTIONS(X)
+#undef X
+
+    // Any symbol of the libraries; nullptr if none defines it.
+    void* symbol(const char* name) const;
+    // The two functions of an operator, looked up at first use; nullptr where this CANN lacks it. One thread only.
+    using First = void*;
+    using Second = aclnnStatus (*)(void*, uint64_t, aclOpExecutor*, aclrtStream);
+    First first(uint32_t op);
+    Second second(uint32_t op);
+    void* function(api::FnId fn);
+
+    // Makes the calling thread a user of the device.
+    void enter(int32_t device) const { aclrtSetDevice(device); }
+    // The message of the calling thread's last error, or what the code alone tells.
+    std::string message(const char* what, int32_t error) const;
+
+private:
+    struct Operator {
+        bool known = false;
+        First first = nullptr;
+        Second second = nullptr;
+    };
+    std::vector<void*> libraries_;
+    std::vector<Operator> operators_;
+    std::vector<void*> functions_;
+};
+
+}  // namespace flexnpu::daemon

@@ -1,0 +1,261 @@
+// Layout of what client and daemon share: the session page, the rings, the records in them, and the socket's messages.
+//
+// Both sides are one build (Hello compares the table hash), on one machine, so the layout is plain structs in native byte order. Everything in
+// shared memory can be changed by the other side at any time: the daemon copies a record before it looks at it, and never reads a length twice.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace flexnpu::wire {
+
+inline constexpr uint32_t kMagic = 0x504e5846;  // "FXNP"
+inline constexpr uint32_t kVersion = 1;
+
+static_assert(std::atomic<uint32_t>::is_always_lock_free && std::atomic<uint64_t>::is_always_lock_free);
+
+// ---- session page and staging area: one memfd a session ----
+
+// The staging area carries copies between pageable host memory and the device, one block a chunk.
+inline constexpr uint32_t kBlocks = 64;
+inline constexpr size_t kBlockBytes = size_t(1) << 20;
+inline constexpr size_t kSessionPageBytes = 16384;
+inline constexpr size_t kSessionBytes = kSessionPageBytes + kBlocks * kBlockBytes;
+
+// How deep the dispatcher sleeps, which says who must ring the session's doorbell (an eventfd).
+enum Doze : uint32_t {
+    kAwake = 0,    // polls the rings: nobody
+    kNapping = 1,  // looks again within some tens of microseconds by itself: only who waits for an answer
+    kAsleep = 2,   // everybody
+};
+
+struct SessionPage {
+    uint32_t magic;
+    uint32_t version;
+    uint32_t session;
+    int32_t device;
+    // Program order over the client's threads, see merge.hpp.
+    alignas(64) std::atomic<uint64_t> sequence;
+    alignas(64) std::atomic<uint32_t> doze;
+    // Written by the client, read by people.
+    alignas(64) std::atomic<uint64_t> launches;
+    std::atomic<uint64_t> ring_full;
+    std::atomic<uint64_t> steps;  // synchronises after at least one launch
+    // Block b is back with the client when block_done[b] holds the ticket under which it was lent.
+    alignas(64) std::atomic<uint32_t> block_waiters;
+    std::atomic<uint32_t> block_done[kBlocks];
+};
+static_assert(sizeof(SessionPage) <= kSessionPageBytes);
+
+// ---- rings: one memfd each, its data mapped twice in a row so that no record is ever split ----
+
+inline constexpr size_t kRingBytes = size_t(1) << 18;
+inline constexpr size_t kRingHeaderBytes = 8192;
+inline constexpr size_t kRingFileBytes = kRingHeaderBytes + kRingBytes;
+inline constexpr size_t kMaxRecord = kRingBytes / 4;
+inline constexpr size_t kReplyWords = 256;
+// Copies from the host up to this size ride in the record itself.
+inline constexpr size_t kInlineBytes = 4096;
+inline constexpr size_t kMessageBytes = 1024;
+
+struct RingHeader {
+    alignas(64) std::atomic<uint64_t> head;  // bytes ever written; written by the client
+    alignas(64) std::atomic<uint64_t> tail;  // bytes ever consumed; written by the daemon
+    // The answer to the one synchronous call that the ring's thread can have under way.
+    alignas(64) std::atomic<uint32_t> reply;  // request number that the rest of the slot answers; a futex
+    std::atomic<uint32_t> waiting;            // the client sleeps on `reply`
+    int32_t status;
+    uint32_t words;
+    alignas(64) uint64_t data[kReplyWords];
+    char message[kMessageBytes];
+};
+static_assert(sizeof(RingHeader) <= kRingHeaderBytes);
+
+enum class Kind : uint16_t {
+    invalid = 0,
+    // asynchronous
+    launch,           // Launch, then `count` addresses
+    copy,             // Copy; with inline data behind it when from == inline_data
+    memset,           // Memset
+    record_event,     // EventOp
+    wait_event,       // EventOp
+    reset_event,      // EventOp
+    host_func,        // HostFunc
+    drop_shape,       // DropShape
+    // synchronous (request != 0)
+    define_shape,     // DefineShape, `addresses` addresses, then the metadata
+    malloc,           // Malloc -> address
+    free,             // Free
+    mem_info,         // MemInfo -> free, total
+    create_stream,    // CreateStream -> handle
+    destroy_stream,   // StreamOp
+    sync_stream,      // StreamOp
+    query_stream,     // StreamOp -> status
+    abort_stream,     // StreamOp
+    stream_id,        // StreamOp -> id
+    create_event,     // CreateEvent -> handle
+    destroy_event,    // EventOp
+    sync_event,       // EventOp
+    query_event,      // EventOp -> status in the form of the function in `stream`
+    event_elapsed,    // EventPair -> float bits
+    event_timestamp,  // EventOp -> timestamp
+    sync_device,      // StreamOp (timeout only)
+    forward,          // Forward, then words -> words
+    text,             // Text, then a name -> text
+    host_done,        // HostDone: a host function has returned
+    count_,
+};
+
+struct Record {
+    uint32_t size;     // of the whole record, a multiple of 8
+    Kind kind;
+    uint16_t reserved;
+    uint32_t request;  // nonzero: the client waits for this number in RingHeader::reply
+    uint32_t reserved2;
+    uint64_t sequence;
+};
+static_assert(sizeof(Record) == 24);
+
+struct Launch {
+    uint64_t stream;
+    uint64_t workspace;
+    uint64_t workspace_size;
+    uint64_t shape;  // index | generation << 32
+    uint32_t op;
+    uint32_t count;  // addresses behind this
+};
+
+enum class Place : uint32_t {
+    device,       // address in device memory
+    staging,      // `address` = offset in the staging area; block, ticket: give the block back
+    host,         // `region`, `address` = offset in a host region
+    inline_data,  // source only: the bytes follow this struct
+};
+
+struct Copy {
+    uint64_t stream;  // ignored when request or flags say synchronous
+    uint64_t to;
+    uint64_t from;
+    uint64_t bytes;
+    Place to_place;
+    Place from_place;
+    uint32_t region;  // of whichever side is `host`
+    uint32_t block;
+    uint32_t ticket;
+    uint32_t now;     // 1: aclrtMemcpy, apart from any stream; 0: in the stream's order
+};
+
+struct Memset {
+    uint64_t stream;
+    uint64_t to;
+    uint64_t room;
+    uint64_t bytes;
+    int32_t value;
+    uint32_t now;
+};
+
+struct EventOp {
+    uint64_t event;
+    uint64_t stream;
+    int64_t timeout_ms;
+};
+struct EventPair {
+    uint64_t start;
+    uint64_t end;
+};
+struct StreamOp {
+    uint64_t stream;
+    int64_t timeout_ms;  // < 0: none
+};
+struct CreateStream {
+    uint32_t priority;
+    uint32_t flags;
+};
+struct CreateEvent {
+    uint32_t flags;
+    uint32_t ex;
+};
+struct Malloc {
+    uint64_t bytes;
+    int32_t policy;
+    uint32_t align32;
+};
+struct Free {
+    uint64_t address;
+    uint64_t with_sync;
+};
+struct MemInfo {
+    int32_t attribute;
+    uint32_t reserved;
+};
+struct DefineShape {
+    uint64_t shape;
+    uint32_t op;
+    uint32_t addresses;
+    uint32_t meta_bytes;
+    uint32_t reserved;
+};
+struct DropShape {
+    uint64_t shape;
+};
+struct HostFunc {
+    uint64_t stream;
+    uint64_t function;  // the client's own number for it: comes back in HostCall
+    uint32_t block;     // the stream waits until it has returned
+    uint32_t reserved;
+};
+struct HostDone {
+    uint64_t function;
+};
+struct Forward {
+    uint32_t function;
+    uint32_t words;
+    uint32_t out_words;
+    uint32_t reserved;
+};
+struct Text {
+    uint32_t what;  // TextOf
+    int32_t number;
+    uint32_t bytes;  // of the name behind this
+    uint32_t reserved;
+};
+enum TextOf : uint32_t { kVersionOf = 1, kVersionNumberOf = 2, kCompileOption = 3 };
+
+template <class T>
+concept Plain = std::is_trivially_copyable_v<T> && sizeof(T) % 8 == 0;
+static_assert(Plain<Launch> && Plain<Copy> && Plain<Memset> && Plain<EventOp> && Plain<DefineShape> && Plain<HostFunc> && Plain<Text>);
+
+constexpr size_t round8(size_t n) { return (n + 7) & ~size_t(7); }
+
+// ---- the socket: SOCK_SEQPACKET, one request and one answer a message; file descriptors travel with answers ----
+
+enum class Ask : uint32_t { hello = 1, new_ring, host_memory, free_host_memory };
+
+struct Request {
+    uint32_t magic;
+    uint32_t version;
+    Ask ask;
+    uint32_t region;      // free_host_memory
+    uint64_t bytes;       // host_memory
+    uint64_t table_hash;  // hello
+};
+
+// hello: fds = session memory, doorbell. new_ring: fd = ring, number = its index. host_memory: fd = the memory, number = its region.
+struct Answer {
+    uint32_t magic;
+    int32_t status;  // an ACL error
+    uint32_t number;
+    int32_t device;
+    char soc[64];
+    char message[256];
+};
+
+// From the daemon, unasked, on the session's second socket pair: nothing else travels there.
+struct HostCall {
+    uint64_t function;
+    uint64_t stream;
+};
+
+}  // namespace flexnpu::wire
