@@ -29,6 +29,7 @@ class Mapped:
     path: str
     real: str
     start: int
+    offset: int
     inode: int
 
 
@@ -65,7 +66,9 @@ def mapped_files(pid: int) -> list[Mapped]:
             continue
         real = _reachable(pid, path, fields[0])
         if real is not None:
-            found[path] = Mapped(path, real, int(fields[0].split("-")[0], 16), int(fields[4]))
+            found[path] = Mapped(
+                path, real, int(fields[0].split("-")[0], 16), int(fields[2], 16), int(fields[4])
+            )
     return list(found.values())
 
 
@@ -139,11 +142,8 @@ class _Library:
 
 
 def _is_definition(symbol: Any) -> bool:
-    return (
-        symbol["st_shndx"] != "SHN_UNDEF"
-        and symbol["st_info"]["type"] == "STT_FUNC"
-        and symbol["st_value"] != 0
-    )
+    function: bool = symbol["st_info"]["type"] == "STT_FUNC"
+    return function and symbol["st_shndx"] != "SHN_UNDEF" and bool(symbol["st_value"])
 
 
 @dataclass(frozen=True)

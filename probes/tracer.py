@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -79,12 +80,11 @@ class Site:
 
 
 SITES = (
+    Site("aclCreateTensor", "on_create_tensor"),
+    Site("aclnnEmbeddingGetWorkspaceSize", "on_embedding_first", "on_embedding_first_return"),
     Site("aclrtLaunchKernelWithHostArgs", "on_kernel_launch"),
     Site("flexnpu_launch", "on_client_launch"),
-    Site("aclCreateTensor", "on_create_tensor"),
     Site("aclCreateIntArray", "on_create_int_array"),
-    Site("aclnnEmbeddingGetWorkspaceSize", "on_embedding_first", "on_embedding_first_return"),
-    Site("aclnnEmbedding", "on_embedding_second"),
     Site("aclmdlRIExecuteAsync", "on_graph"),
     Site("aclmdlRICaptureBegin", "on_capture_begin"),
     Site("aclmdlRICaptureEnd", "on_capture_end", "on_capture_end_return"),
@@ -94,9 +94,12 @@ SITES = (
     Site("aclrtSynchronizeDeviceWithTimeout", "on_sync_device", "on_sync_return"),
     Site("aclrtMemcpy", "on_copy", "on_copy_return"),
     Site("aclrtMemcpyAsync", "on_copy_async"),
+    Site("aclnnEmbedding", "on_embedding_second"),
 )
-"""What is probed. A process need not define all of them; without any of `FUNNELS` there is nothing to
-trace."""
+"""What is probed, in the order of placing: what shows a shape before what opens a step.
+
+A process need not define all of them; without any of `FUNNELS` there is nothing to trace.
+"""
 
 FUNNELS = frozenset({"aclrtLaunchKernelWithHostArgs", "flexnpu_launch"})
 """Functions through which every operator launch passes: CANN's (and the emulated CANN's), and FlexNPU's
@@ -271,6 +274,8 @@ class Target:
 
 @dataclass
 class _Lane:
+    delivered: int = -1
+    """Sequence number of the last step that the kernel side closed."""
     published: int = -1
     """Sequence number of the last step that was published before the kernel side closed it."""
     published_launches: int = 0
@@ -372,6 +377,8 @@ class Tracer:
         self._only = only
         self._targets: dict[int, Target] = {}
         self._lanes: dict[tuple[int, int], _Lane] = {}
+        self._detached: set[int] = set()
+        self._removing: list[tuple[Target, threading.Thread]] = []
         self._own = dict.fromkeys(OWN_COUNTERS, 0)
         self._perf_lost = 0
         self._delivered = 0
@@ -394,13 +401,15 @@ class Tracer:
         try:
             self._bpf = bcc.BPF(text=source.read_text(), cflags=flags)
             names = {site.entry for site in SITES} | {site.on_return for site in SITES if site.on_return}
-            self._programs = {name: self._bpf.load_func(name, bcc.BPF.KPROBE) for name in sorted(names)}
+            self._programs = {
+                name: self._bpf.load_func(name.encode(), bcc.BPF.KPROBE) for name in sorted(names)
+            }
         except Exception as error:  # bcc raises bare Exception
             raise TracerError(
                 f"the BPF program does not load: {error}. The kernel's log above says why; kernel lockdown "
                 "(/sys/kernel/security/lockdown) and seccomp forbid it as well."
             ) from None
-        events = self._bpf["events"]
+        events = self._bpf[b"events"]
         if self._ring:
             events.open_ring_buffer(self._on_ring)
         else:
@@ -419,6 +428,7 @@ class Tracer:
         """
         if pid in self._targets:
             return self._targets[pid]
+        self._reap(pid)
         started = start_time_of(pid)
         if started is None:
             raise AttachError(f"no process {pid}")
@@ -440,14 +450,21 @@ class Tracer:
         return target
 
     def detach(self, pid: int) -> None:
-        """Publish the running steps of `pid`, then remove its probes."""
+        """Publish the running steps of `pid` and forget it; its probes go within the next seconds."""
         target = self._targets.get(pid)
         if target is None:
             return
-        self._remove(target)
-        self._drain()
-        self._flush(pid)
-        del self._targets[pid]
+        self._settle(target)
+        # The kernel takes 0.1 s a probe, for which the other processes' records must not wait.
+        thread = threading.Thread(target=self._remove, args=(target,), name=f"detach {pid}")
+        thread.start()
+        self._removing.append((target, thread))
+
+    def _settle(self, target: Target) -> None:
+        """Publish what `target` holds. From here on its records are ignored: probes go one by one."""
+        self._flush(target.pid)
+        del self._targets[target.pid]
+        self._detached.add(target.pid)
 
     def _place(self, target: Target) -> None:
         try:
@@ -485,6 +502,16 @@ class Tracer:
             probe.close()
         target._probes.clear()
 
+    def _reap(self, pid: int) -> None:
+        """Wait for the probes of an earlier process `pid`, or of an earlier attachment, to be gone."""
+        for target, thread in self._removing:
+            if target.pid == pid:
+                thread.join()
+        self._removing = [(target, thread) for target, thread in self._removing if thread.is_alive()]
+        self._drain()
+        self._detached.discard(pid)
+        self._forget(pid)
+
     # -- delivering -----------------------------------------------------------------------------------------
 
     def poll(self, timeout_s: float) -> None:
@@ -521,7 +548,8 @@ class Tracer:
     def _on_record(self, record: Record) -> None:
         target = self._targets.get(record.pid)
         if target is None:
-            self._own["foreign"] += 1
+            if record.pid not in self._detached:
+                self._own["foreign"] += 1
             return
         if record.kind == _BEGIN:
             if self._begins:
@@ -529,6 +557,7 @@ class Tracer:
             return
         self._delivered += 1
         lane = self._lanes.setdefault(record.lane, _Lane())
+        lane.delivered = record.seq
         if record.seq == lane.published:
             rest = record.launches - lane.published_launches, record.graphs - lane.published_graphs
             lane.published = -1
@@ -585,7 +614,7 @@ class Tracer:
     # -- steps that nothing follows -------------------------------------------------------------------------
 
     def _running(self) -> Iterator[tuple[int, int, Any]]:
-        for key, value in self._bpf["lanes"].items():
+        for key, value in self._bpf[b"lanes"].items():
             yield int(key.tgid), int(key.stream), value
 
     def _sweep(self) -> None:
@@ -606,9 +635,11 @@ class Tracer:
                 self._publish_running(pid, stream, raw, "gap")
 
     def _publish_running(self, pid: int, stream: int, raw: Any, ended_by: str) -> None:
-        self._drain()  # records of earlier steps come first
+        self._drain()  # records of earlier steps come first, perhaps that of this one
         target = self._targets[pid]
         lane = self._lanes.setdefault((pid, stream), _Lane())
+        if raw.seq <= lane.delivered:
+            return
         end, t_end = (raw.cand, raw.cand_t) if raw.cand_t else (raw.now, raw.t_last)
         record = self._record_of(pid, stream, raw, raw.base, end, t_end, ended_by)
         lane.published = raw.seq
@@ -623,7 +654,7 @@ class Tracer:
         work = _Totals(*(getattr(end, name) - getattr(start, name) for name in _TOTALS))
         if raw.evidence:
             with contextlib.suppress(KeyError):
-                found = self._bpf["evidences"][ctypes.c_uint64(raw.evidence)]
+                found = self._bpf[b"evidences"][ctypes.c_uint64(raw.evidence)]
                 evidence = _evidence(kind, found, work)
         if kind == _EMBEDDING and not evidence.embedding:
             evidence = Evidence(embedding=True)
@@ -645,17 +676,17 @@ class Tracer:
     def _flush(self, pid: int) -> None:
         """Publish whatever the lanes of `pid` hold, and forget them."""
         target = self._targets[pid]
-        for owner, stream, raw in list(self._running()):
-            if owner != pid:
-                continue
+        running = [(stream, raw) for owner, stream, raw in self._running() if owner == pid]
+        self._drain()
+        for stream, raw in running:
             lane = self._lanes.setdefault((pid, stream), _Lane())
+            if raw.seq <= lane.delivered:
+                continue  # it ended between the two lines above, and what followed is after the detaching
             rest = raw.base
             if raw.kind != _BETWEEN:
                 if raw.seq != lane.published:
                     self._publish_running(pid, stream, raw, "sync" if raw.cand_t else "detach")
                 rest = raw.cand if raw.cand_t else raw.now
-                if raw.seq == lane.published and not raw.cand_t:
-                    rest = raw.now
             elif raw.seq == lane.published:
                 rest = raw.now
             if raw.now.launches != rest.launches or raw.now.graphs != rest.graphs:
@@ -665,12 +696,12 @@ class Tracer:
         self._forget(pid)
 
     def _forget(self, pid: int) -> None:
-        for name, owner in (("lanes", "tgid"), ("executors", "tgid"), ("models", "tgid")):
+        for name in (b"lanes", b"executors", b"models"):
             table = self._bpf[name]
-            for key in [key for key in table if getattr(key, owner) == pid]:
+            for key in [key for key in table if key.tgid == pid]:
                 with contextlib.suppress(KeyError):
                     del table[key]
-        for name, shift in (("threads", 32), ("processes", 0)):
+        for name, shift in ((b"threads", 32), (b"processes", 0)):
             table = self._bpf[name]
             for key in [key for key in table if key.value >> shift == pid]:
                 with contextlib.suppress(KeyError):
@@ -694,10 +725,10 @@ class Tracer:
     # -- accounts -------------------------------------------------------------------------------------------
 
     def losses(self) -> Losses:
-        """What was counted so far; see `COUNTERS` and `OWN_COUNTERS`. After `close`, what was counted by then."""
+        """What was counted so far (after `close`, by then); see `COUNTERS` and `OWN_COUNTERS`."""
         if self._final is not None:
             return self._final
-        table = self._bpf["counters"]
+        table = self._bpf[b"counters"]
         counts = {name: sum(table[ctypes.c_int(index)]) for index, name in enumerate(COUNTERS)}
         counts["steps_lost"] += self._perf_lost
         counts |= self._own
@@ -710,9 +741,14 @@ class Tracer:
             return
         self._closed = True
         try:
-            for pid in list(self._targets):
-                self.detach(pid)
+            targets = self.targets
+            for target in targets:
+                self._settle(target)
             self._final = self.losses()
+            for target in targets:
+                self._remove(target)
+            for _, thread in self._removing:
+                thread.join()
         finally:
             self._bpf.cleanup()
 

@@ -105,7 +105,7 @@ struct lane {
     u32 kind;
     u32 has_model;
     u32 capturing;
-    u32 pad;
+    u32 joined;           // an embedding was seen
 };
 
 struct record {
@@ -508,9 +508,15 @@ int on_embedding_second(struct pt_regs *ctx)
     s64 rows = e ? e->rows : 0, columns = e ? e->columns : 0;
     u64 t_open = e && e->t_first < now ? e->t_first : now;
     if (!e) {
+        // Its first call came before the probes: once a lane, that is how tracing begins.
+        if (!lane->joined) {
+            lane->joined = 1;
+            return 0;
+        }
         eid = 0;
         count(NO_FIRST_CALL);
     }
+    lane->joined = 1;
     // Position and token-type embeddings follow the token embedding within the same step, with tables of their own.
     if (lane->kind == EMBEDDING && rows && lane->rows && (rows != lane->rows || columns != lane->columns) &&
         lane->now.launches - lane->opened_at < TABLE_WINDOW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -62,3 +63,25 @@ class Driver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def python() -> list[str]:
+    """The interpreter that runs the tests."""
+    return [sys.executable]
+
+
+def probed(pid: int) -> list[str]:
+    """Probed functions of the mock libraries in `pid`, by what the kernel put into its memory: an int3."""
+    from probes import symbols
+    from probes.tracer import SITES
+
+    found = symbols.resolve(pid, [site.symbol for site in SITES])
+    result = []
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for name, definitions in found.items():
+            for definition in definitions:
+                mapped = next(m for m in symbols.mapped_files(pid) if m.path == definition.library.path)
+                memory.seek(mapped.start + definition.offset - mapped.offset)
+                if memory.read(len(definition.code)) != definition.code:
+                    result.append(name)
+    return result

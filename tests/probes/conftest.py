@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for mockset, which is a helper and no test
+
+import mockset
+
+from probes.events import Event, Losses, Step
+from probes.tracer import Tracer
+
+
+@pytest.fixture(scope="session")
+def mock_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The driver program on freshly built mock libraries."""
+    return mockset.build(tmp_path_factory.mktemp("mock"))
+
+
+@pytest.fixture
+def driver(mock_driver: Path) -> Iterator[mockset.Driver]:
+    with mockset.Driver(mock_driver) as running:
+        yield running
+
+
+class Tracing:
+    """A tracer attached to one process, with what it delivered."""
+
+    def __init__(self, pid: int, *, begins: bool = False) -> None:
+        self.events: list[Event] = []
+        self.tracer = Tracer(self.events.append, begins=begins)
+        self.target = self.tracer.attach(pid)
+        self.pid = pid
+
+    def poll(self, seconds: float = 0.05) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.tracer.poll(0.01)
+
+    def finish(self) -> list[Step]:
+        """Detach; all steps that were delivered."""
+        self.tracer.close()
+        return self.steps
+
+    @property
+    def steps(self) -> list[Step]:
+        return [event for event in self.events if isinstance(event, Step)]
+
+    @property
+    def losses(self) -> Losses:
+        return self.tracer.losses()
+
+
+@pytest.fixture
+def tracing() -> Iterator[Callable[..., Tracing]]:
+    """Makes `Tracing`s, and ends them."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    made: list[Tracing] = []
+
+    def make(pid: int, *, begins: bool = False) -> Tracing:
+        made.append(Tracing(pid, begins=begins))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.tracer.close()

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from probes.events import EventError, Losses, RequestTiming, Step, StepBegin, from_json
+
+counts = st.integers(0, 2**63)
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+maybe = st.none() | counts
+fractions = st.floats(0, 1)
+phases = st.sampled_from(["prefill", "decode", "mixed", "other"])
+
+events = st.one_of(
+    st.builds(
+        Step,
+        t_start_ns=counts,
+        t_end_ns=counts,
+        pid=counts,
+        comm=texts,
+        stream=counts,
+        phase=phases,
+        tokens=maybe,
+        batch=maybe,
+        launches=counts,
+        graph_launches=counts,
+        h2d_bytes=counts,
+        d2h_bytes=counts,
+        evidence=texts,
+        confidence=fractions,
+        gated_us=st.none() | st.floats(0, 1e12),
+        kv_len=maybe,
+        ended_by=texts,
+    ),
+    st.builds(
+        StepBegin,
+        t_ns=counts,
+        pid=counts,
+        comm=texts,
+        stream=counts,
+        phase=phases,
+        tokens=maybe,
+        batch=maybe,
+        evidence=texts,
+        confidence=fractions,
+    ),
+    st.builds(
+        RequestTiming,
+        pid=counts,
+        comm=texts,
+        fd=counts,
+        t_arrival_ns=counts,
+        t_first_ns=maybe,
+        t_end_ns=maybe,
+        chunk_ns=st.lists(counts, max_size=5),
+        path=texts,
+        status=maybe,
+        prompt_chars=maybe,
+        complete=st.booleans(),
+    ),
+    st.builds(Losses, t_ns=counts, source=texts, counts=st.dictionaries(texts, counts, max_size=4)),
+)
+
+
+@given(events)
+def test_round_trip_is_exact(event: Step | StepBegin | RequestTiming | Losses) -> None:
+    line = event.to_json()
+    assert "\n" not in line
+    assert from_json(line) == event
+    assert from_json(line.encode()) == event
+
+
+@given(st.text(max_size=200) | st.binary(max_size=200))
+def test_any_text_is_an_event_or_an_event_error(line: str | bytes) -> None:
+    with contextlib.suppress(EventError):
+        from_json(line)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(events, st.data())
+def test_any_value_in_any_field_is_taken_or_refused(event: Losses, data: st.DataObject) -> None:
+    raw = json.loads(event.to_json())
+    raw[data.draw(st.sampled_from(sorted(raw)))] = data.draw(json_values)
+    try:
+        again = from_json(json.dumps(raw))
+    except EventError:
+        return
+    assert from_json(again.to_json()) == again
+
+
+STEP = Step(1, 2, 3, "server", 4, "decode", 1, 1, 214, 0, 0, 8, "embedding[1,1]", 1.0)
+
+
+def test_fields_of_a_later_version_are_ignored() -> None:
+    raw = json.loads(STEP.to_json()) | {"of_tomorrow": 1}
+    assert from_json(json.dumps(raw)) == STEP
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"v": 2}, "version 2"),
+        ({"type": "stride"}, "unknown type 'stride'"),
+        ({"type": ["step"]}, "unknown type"),
+        ({"pid": "3"}, "pid: "),
+        ({"pid": -3}, "pid: "),
+        ({"tokens": 1.5}, "tokens: "),
+        ({"phase": "train"}, "phase: "),
+        ({"confidence": 1.5}, "confidence: "),
+        ({"gated_us": float("nan")}, "gated_us: "),
+    ],
+)
+def test_a_wrong_field_is_named(change: dict[str, object], complaint: str) -> None:
+    raw = json.loads(STEP.to_json()) | change
+    with pytest.raises(EventError, match=complaint):
+        from_json(json.dumps(raw))
+
+
+def test_a_missing_measurement_is_absent_not_zero() -> None:
+    raw = json.loads(STEP.to_json())
+    assert raw["gated_us"] is None
+    assert raw["kv_len"] is None
