@@ -52,7 +52,7 @@ std::string error_of(const std::function<void()>& call) {
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 // Runs `body` in a child that is then killed where it stands. The child has reported before.
-void in_killed_child(const std::function<void()>& body) {
+[[maybe_unused]] void in_killed_child(const std::function<void()>& body) {
     int pipe_ends[2];
     REQUIRE(pipe(pipe_ends) == 0);
     pid_t child = fork();
@@ -74,7 +74,7 @@ void in_killed_child(const std::function<void()>& body) {
     close(pipe_ends[1]);
 }
 
-bool machine_exists() {
+[[maybe_unused]] bool machine_exists() {
     std::string target = "flexnpu-emu-" + std::to_string(geteuid()) + "-" + machine();
     for (const auto& file : std::filesystem::directory_iterator("/proc/self/fd")) {
         std::error_code ignored;

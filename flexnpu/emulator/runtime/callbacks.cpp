@@ -62,9 +62,4 @@ void ReportQueue::unsubscribe() {
     }
 }
 
-bool ReportQueue::closed() const {
-    std::lock_guard lock(mutex_);
-    return subscriptions_ == 0;
-}
-
 }  // namespace flexnpu::emulator

@@ -1,6 +1,7 @@
 // Host callbacks that a program's own thread runs: aclrtSubscribeReport, aclrtLaunchCallback, aclrtProcessReport.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -37,7 +38,8 @@ public:
     // One more, one fewer stream reports here; with none left the queue is closed.
     void subscribe();
     void unsubscribe();
-    bool closed() const;
+    // Takes no lock: a stream asks while it holds its own, which a wake-up takes under this queue's.
+    bool closed() const { return subscriptions_.load() == 0; }
 
 private:
     struct Entry {
@@ -48,7 +50,7 @@ private:
     std::condition_variable changed_;
     std::deque<Entry> entries_;
     Waiter* running_ = nullptr;  // the waiter of the callback that runs now
-    uint32_t subscriptions_ = 0;
+    std::atomic<uint32_t> subscriptions_{0};
 };
 
 }  // namespace flexnpu::emulator
