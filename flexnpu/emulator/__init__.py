@@ -47,7 +47,8 @@ def toolkit_dir() -> Path:
         return built
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     made = cache / "flexnpu" / f"toolkit-{hashlib.sha256(str(lib).encode()).hexdigest()[:12]}"
-    (made / "opp").mkdir(parents=True, exist_ok=True)
+    for folder in ("opp", "runtime", "compiler"):
+        (made / folder).mkdir(parents=True, exist_ok=True)
     link = made / "lib64"
     if not link.exists():
         temporary = made / f"lib64.{os.getpid()}"
