@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -16,7 +15,6 @@ from flexnpu import __version__
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient, ControlError
 from flexnpu.control.messages import MAX_LEASE_S
-from probes.events import Event
 from probes.feed import FeedClient
 
 
@@ -90,7 +88,7 @@ def main(
         target_us=target_ms * 1e3 if target_ms is not None else None,
         factor=factor,
     )
-    loop = Loop(policy, client, lambda: _events(feed), lease_s)
+    loop = Loop(policy, client, lambda: FeedClient(feed, begins=True), lease_s)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         loop.stop()
@@ -99,11 +97,6 @@ def main(
         signal.signal(number, on_signal)
     with client:
         loop.run()
-
-
-def _events(feed: Path) -> Iterator[Event]:
-    with FeedClient(feed) as client:
-        yield from client
 
 
 def _only_daemon() -> Path:

@@ -9,27 +9,33 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import queue
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from controllers.picture import Picture
 from controllers.policies import Decision, Policy
 from flexnpu.control.client import ControlClient, ControlError
 from flexnpu.control.messages import GateStatus
-from probes.events import Event, Step
+from probes.events import Event, Step, StepBegin
 
 RENEWALS = 4
 """How often in a lease it is renewed: one late or failed request does not cost it."""
 RETRY_S = 1.0
-MAX_WAITING = 65536
+"""Between attempts to reach a feed that ended."""
 
-Source = Callable[[], Iterator[Event]]
-"""Connects to a feed and yields its events; ends or raises OSError when the feed does."""
+
+class Feed(Protocol):
+    """What is used of `probes.feed.FeedClient`."""
+
+    @property
+    def ended(self) -> bool: ...
+
+    def read(self, timeout_s: float | None = None) -> Event | None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass
@@ -41,18 +47,16 @@ class Counts:
     failures: int = 0
     """Requests that the daemon did not answer, or refused."""
     feed_losses: int = 0
-    """Times the feed ended."""
-    dropped: int = 0
-    """Steps that came faster than they were read."""
+    """Times that the feed ended or could not be read."""
 
 
 @dataclass
 class Loop:
-    """`run` until `stop`. `source` is read in a thread of its own, for it blocks."""
+    """`run` until `stop`. `connect` opens a feed; it raises OSError when there is none."""
 
     policy: Policy
     client: ControlClient
-    source: Source
+    connect: Callable[[], Feed]
     lease_s: float
     out: TextIO = field(default_factory=lambda: sys.stdout)
     clock: Callable[[], int] = time.monotonic_ns
@@ -60,45 +64,65 @@ class Loop:
     def __post_init__(self) -> None:
         self.picture = Picture()
         self.counts = Counts()
-        self._events: queue.Queue[Event] = queue.Queue(MAX_WAITING)
-        self._stop = threading.Event()
+        self._stopping = False
+        self._feed: Feed | None = None
+        self._connect_at_ns = 0
         self._last: tuple[object, ...] | None = None
         self._trouble = ""
+        self._feed_trouble = ""
 
     def stop(self) -> None:
-        """Make `run` return. From any thread or signal handler."""
-        self._stop.set()
+        """Make `run` return, within a fraction of a lease. From any thread or signal handler."""
+        self._stopping = True
 
     def run(self) -> None:
-        threading.Thread(target=self._read, name="feed", daemon=True).start()
-        period = self.lease_s / RENEWALS
         self.log("started", policy=self.policy.name, lease_s=self.lease_s, daemon=str(self.client.path))
-        while not self._stop.wait(period):
-            self.turn()
+        period_ns = int(self.lease_s / RENEWALS * 1e9)
+        try:
+            while not self._stopping:
+                self.turn()
+                self.listen(self.clock() + period_ns)
+        finally:
+            if self._feed is not None:
+                self._feed.close()
         self.log("stopped", **vars(self.counts), steps=self.picture.steps, unmapped=self.picture.unmapped)
 
+    def listen(self, until_ns: int) -> None:
+        """Take in steps until `until_ns`."""
+        while not self._stopping and (left_s := (until_ns - self.clock()) / 1e9) > 0:
+            if self._feed is None:
+                self._reconnect(left_s)
+                continue
+            try:
+                event = self._feed.read(left_s)
+            except OSError as error:
+                self._lose_feed(str(error))
+                continue
+            if isinstance(event, Step):
+                self.picture.add(event)
+            elif isinstance(event, StepBegin):
+                self.picture.begin(event)
+            elif event is None and self._feed.ended:
+                self._lose_feed("the feed ended")
+
     def turn(self) -> None:
-        """One round: take in what came, decide, act."""
+        """Decide and act."""
         try:
             self.picture.update(self.client.status().lanes)
         except ControlError as error:
             self._fail(str(error))
             return
-        with contextlib.suppress(queue.Empty):
-            while True:
-                event = self._events.get_nowait()
-                if isinstance(event, Step):
-                    self.picture.add(event)
         now_ns = self.clock()
         self.picture.settle(now_ns)
         self.act(self.policy.decide(self.picture, now_ns))
 
     def act(self, decision: Decision) -> None:
         """Send what was decided, and log it when it is news."""
+        gate = decision.gate
         reply: GateStatus | None = None
-        if decision.gate is not None:
+        if gate is not None:
             try:
-                reply = self.client.set_gate(decision.gate)
+                reply = self.client.set_gate(gate)
             except ControlError as error:
                 # A lane may have gone since its status was read; the next round knows.
                 self._fail(str(error))
@@ -107,23 +131,21 @@ class Loop:
         if self._trouble:
             self.log("daemon-answers")
             self._trouble = ""
-        gate = decision.gate
-        news = (
-            (gate.policy, gate.window_us, gate.decode_target_us, tuple(sorted(gate.lanes.items())))
-            if gate is not None
-            else (decision.why,)
+        news: tuple[object, ...] = (decision.why,)
+        if gate is not None:
+            news = (gate.policy, gate.window_us, gate.decode_target_us, tuple(sorted(gate.lanes.items())))
+        if news == self._last:
+            return
+        self._last = news
+        self.counts.changes += gate is not None
+        self.log(
+            "decision",
+            what=gate.model_dump(exclude={"type"}) if gate is not None else None,
+            why=decision.why,
+            decisions=self.counts.decisions,
+            expired_leases=reply.expired_leases if reply is not None else None,
+            **decision.evidence,
         )
-        if news != self._last:
-            self._last = news
-            self.counts.changes += gate is not None
-            self.log(
-                "decision",
-                what=gate.model_dump(exclude={"type"}) if gate is not None else None,
-                why=decision.why,
-                decisions=self.counts.decisions,
-                expired_leases=reply.expired_leases if reply is not None else None,
-                **decision.evidence,
-            )
 
     def log(self, event: str, **fields: object) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
@@ -136,19 +158,25 @@ class Loop:
             self._trouble = text
             self.log("daemon-trouble", error=text)
 
-    def _read(self) -> None:
-        while not self._stop.is_set():
-            try:
-                for event in self.source():
-                    try:
-                        self._events.put_nowait(event)
-                    except queue.Full:
-                        self.counts.dropped += 1
-                    if self._stop.is_set():
-                        return
-                reason = "the feed ended"
-            except OSError as error:
-                reason = str(error)
-            self.counts.feed_losses += 1
-            self.log("feed-lost", error=reason)
-            self._stop.wait(RETRY_S)
+    def _reconnect(self, left_s: float) -> None:
+        wait_s = (self._connect_at_ns - self.clock()) / 1e9
+        if wait_s > 0:
+            time.sleep(min(wait_s, left_s))
+            return
+        try:
+            self._feed = self.connect()
+        except OSError as error:
+            self._lose_feed(str(error))
+            return
+        self._feed_trouble = ""
+        self.log("feed-connected")
+
+    def _lose_feed(self, text: str) -> None:
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
+        self.counts.feed_losses += 1
+        self._connect_at_ns = self.clock() + int(RETRY_S * 1e9)
+        if text != self._feed_trouble:
+            self._feed_trouble = text
+            self.log("feed-lost", error=text)

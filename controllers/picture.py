@@ -7,13 +7,14 @@ them.
 from __future__ import annotations
 
 import bisect
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from flexnpu.control.messages import LaneStatus
-from probes.events import Step
+from probes.events import Step, StepBegin
 
 Key = tuple[int, int]
 Role = Literal["unknown", "prefill", "decode"]
@@ -23,10 +24,14 @@ MEMORY_S = 30.0
 MAX_STEPS = 4096
 MIN_STEPS = 5
 """Fewer steps than this say nothing about a role."""
-PREFILL_SHARE = 0.6
-DECODE_SHARE = 0.4
-"""A lane is a prefill lane from this share of prefill in its step time on, and a decode lane up to that;
-between them it keeps the role it has, so that a server that does both does not flip with every request."""
+PREFILL_ODDS = 1.5
+"""Prefill time to decode time from which a lane is a prefill lane, whatever the others do."""
+DECODE_ODDS = 0.67
+"""And up to which it may be a decode lane. Between the two it keeps the role it has."""
+RELATIVE_ODDS = 3.0
+"""A server that does both is a prefill lane when its odds are so many times those of the most decode-like
+other lane (half of it is enough to remain one) and its prefills are long: `BURST` of its decode steps."""
+BURST = 3.0
 SOLO_STEPS = 256
 
 
@@ -47,30 +52,37 @@ class LaneView:
     """Durations of decode steps beside which no other lane's prefill ran; they outlive `MEMORY_S`, for
     under a lasting flood there are no new ones.
     """
+    prefill_since_ns: int | None = None
+    """Start of the prefill that now runs on the lane."""
     judged_ns: int = 0
     """End of the last decode step of which it is settled whether it was alone."""
 
-    def prefill_share(self) -> float | None:
-        """Share of prefill in the time of the steps that are remembered; None when they are too few."""
-        prefill = [step.duration_us for step in self.steps if step.phase == "prefill"]
-        decode = [step.duration_us for step in self.steps if step.phase in ("decode", "mixed")]
-        total = sum(prefill) + sum(decode)
-        if len(prefill) + len(decode) < MIN_STEPS or total <= 0:
+    def durations(self, *phases: str) -> list[float]:
+        """Durations of the remembered steps of these phases, us."""
+        return [step.duration_us for step in self.steps if step.phase in phases]
+
+    def odds(self) -> float | None:
+        """Prefill time to decode time; infinite without decode, None when there are too few steps to say."""
+        prefill, decode = self.durations("prefill"), self.durations("decode", "mixed")
+        if len(prefill) + len(decode) < MIN_STEPS:
             return None
-        return sum(prefill) / total
+        return sum(prefill) / sum(decode) if sum(decode) > 0 else math.inf
 
-    def decode_us(self) -> list[float]:
-        return [step.duration_us for step in self.steps if step.phase == "decode"]
+    def bursty(self) -> bool:
+        """Whether a prefill takes several times as long as a decode step."""
+        prefill, decode = quantile(self.durations("prefill"), 0.5), quantile(self.durations("decode"), 0.5)
+        return prefill is not None and (decode is None or prefill >= BURST * decode)
 
-    def vote(self) -> Role:
-        """Settle the role, with hysteresis."""
-        share = self.prefill_share()
-        if share is not None:
-            if share >= PREFILL_SHARE:
-                self.role = "prefill"
-            elif share <= DECODE_SHARE:
-                self.role = "decode"
-        return self.role
+    def vote(self, odds: float, others: float | None) -> None:
+        """Settle the role from the lane's odds and the least of the other lanes'."""
+        was = self.role == "prefill"
+        relative = odds / max(others, 0.01) if others is not None else 0.0
+        mostly = odds >= (DECODE_ODDS if was else PREFILL_ODDS)
+        beside = relative >= (RELATIVE_ODDS / 2 if was else RELATIVE_ODDS) and self.bursty()
+        if mostly or beside:
+            self.role = "prefill"
+        elif odds <= DECODE_ODDS:
+            self.role = "decode"
 
 
 class Picture:
@@ -97,29 +109,46 @@ class Picture:
             return
         self.steps += 1
         view.steps.append(step)
+        view.prefill_since_ns = None
+
+    def begin(self, event: StepBegin) -> None:
+        """A step has begun."""
+        view = self.lanes.get((event.pid, event.stream))
+        if view is not None:
+            view.prefill_since_ns = event.t_ns if event.phase in ("prefill", "mixed") else None
 
     def settle(self, now_ns: int) -> None:
         """Forget old steps, vote on roles, and find the decode steps that ran alone."""
         for view in self.lanes.values():
             while view.steps and view.steps[0].t_end_ns < now_ns - int(MEMORY_S * 1e9):
                 view.steps.popleft()
-            view.vote()
+        odds = {key: odds for key, view in self.lanes.items() if (odds := view.odds()) is not None}
+        for key, own in odds.items():
+            others = [other for at, other in odds.items() if at != key]
+            self.lanes[key].vote(own, min(others) if others else None)
         for view in self.lanes.values():
             self._find_solo(view, now_ns)
 
     def _find_solo(self, view: LaneView, now_ns: int) -> None:
-        """A prefill is reported when it ends: a decode step is settled once no prefill that began before
-        its end can still be running, taking the longest seen for the longest there is.
+        """A prefill is reported when it ends, and a feed may leave out that it has begun: a decode step is
+        settled once no prefill that began before its end can still be running, taking the longest seen for
+        the longest there is.
         """
-        others = sorted(
+        others = [
             (step.t_start_ns, step.t_end_ns)
             for other in self.lanes.values()
             if other is not view
             for step in other.steps
             if step.phase in ("prefill", "mixed")
-        )
+        ]
         longest = max((end - start for start, end in others), default=0)
         settled_until = now_ns - longest - longest // 2
+        others += [
+            (other.prefill_since_ns, now_ns)
+            for other in self.lanes.values()
+            if other is not view and other.prefill_since_ns is not None
+        ]
+        others.sort()
         starts = [start for start, _ in others]
         # Ends in order of start: the latest end so far tells whether any of them reaches a given time.
         latest: list[int] = []

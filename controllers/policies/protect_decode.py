@@ -56,8 +56,8 @@ class ProtectDecode:
             "target_from": source,
             "decode_lanes": sorted(picture.numbers[view.key] for view in live),
             "prefill_lanes": sorted(picture.numbers[view.key] for view in prefill),
-            "decode_step_p50_us": quantile((d for view in live for d in view.decode_us()), 0.5),
-            "decode_step_p99_us": quantile((d for view in live for d in view.decode_us()), 0.99),
+            "decode_step_p50_us": quantile((d for view in live for d in view.durations("decode")), 0.5),
+            "decode_step_p99_us": quantile((d for view in live for d in view.durations("decode")), 0.99),
             "solo_steps": sum(len(view.solo_us) for view in live),
         }
         return Decision(gate, "prefill and decode share the device", evidence)
@@ -83,7 +83,7 @@ class ProtectDecode:
         return target, source
 
     def _guess(self, view: LaneView) -> float | None:
-        times = view.decode_us()
+        times = view.durations("decode")
         if len(times) < MIN_STEPS:
             return self._least_slowed.get(view.key)
         low = quantile(times, 0.1)

@@ -1,0 +1,247 @@
+"""Roles, targets and decisions from steps as the probes publish them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from controllers.picture import MEMORY_S, Picture
+from controllers.policies.protect_decode import ProtectDecode
+from flexnpu.control.messages import LaneStatus, SetGate
+from probes.events import Step, StepBegin
+
+MS = 1_000_000
+CHAT, FLOOD = (100, 0x10), (200, 0x20)
+
+
+def lane(number: int, key: tuple[int, int]) -> LaneStatus:
+    return LaneStatus(
+        lane=number,
+        session=number,
+        pid=key[0],
+        comm="python3",
+        stream=key[1],
+        phase="unknown",
+        queued=0,
+        in_flight=0,
+        in_flight_us=0,
+        launched=0,
+        completed=0,
+        device_us=0,
+        gated_us=0,
+        held_now=False,
+    )
+
+
+def step(key: tuple[int, int], phase: str, start_ms: float, ms: float, tokens: int = 1) -> Step:
+    return Step(
+        t_start_ns=int(start_ms * MS),
+        t_end_ns=int((start_ms + ms) * MS),
+        pid=key[0],
+        comm="python3",
+        stream=key[1],
+        phase=phase,  # type: ignore[arg-type]
+        tokens=tokens,
+        batch=1,
+        launches=200,
+        graph_launches=0,
+        h2d_bytes=0,
+        d2h_bytes=0,
+        evidence="test",
+        confidence=1.0,
+    )
+
+
+def begin(key: tuple[int, int], phase: str, at_ms: float) -> StepBegin:
+    return StepBegin(
+        t_ns=int(at_ms * MS),
+        pid=key[0],
+        comm="python3",
+        stream=key[1],
+        phase=phase,  # type: ignore[arg-type]
+        tokens=None,
+        batch=None,
+        evidence="test",
+        confidence=1.0,
+    )
+
+
+def chat(
+    start_ms: float, requests: int, outputs: int = 30, prefill_ms: float = 15, ms: float = 10
+) -> list[Step]:
+    """Short prefills, each followed by decode steps with 2 ms between them."""
+    steps, now = [], start_ms
+    for _ in range(requests):
+        steps.append(step(CHAT, "prefill", now, prefill_ms, 40))
+        now += prefill_ms + 2
+        for _ in range(outputs):
+            steps.append(step(CHAT, "decode", now, ms))
+            now += ms + 2
+    return steps
+
+
+def flood(start_ms: float, requests: int, outputs: int = 0, ms: float = 80) -> Iterator[Step]:
+    now = start_ms
+    for _ in range(requests):
+        yield step(FLOOD, "prefill", now, ms, 1000)
+        now += ms + 2
+        for _ in range(outputs):
+            yield step(FLOOD, "decode", now, 12)
+            now += 14
+
+
+def picture(*steps: Step) -> Picture:
+    made = Picture()
+    made.update([lane(1, CHAT), lane(2, FLOOD)])
+    for one in sorted(steps, key=lambda s: s.t_end_ns):
+        made.add(one)
+    return made
+
+
+def settled(*steps: Step, now_ms: float | None = None) -> tuple[Picture, int]:
+    made = picture(*steps)
+    last = max((one.t_end_ns for one in steps), default=0)
+    now = int(now_ms * MS) if now_ms is not None else last
+    made.settle(now)
+    return made, now
+
+
+def roles(made: Picture) -> tuple[str, str]:
+    return made.lanes[CHAT].role, made.lanes[FLOOD].role
+
+
+def test_no_steps_no_action() -> None:
+    made, now = settled(now_ms=1000)
+    assert ProtectDecode(lease_s=2).decide(made, now).gate is None
+
+
+def test_a_flood_beside_a_chat() -> None:
+    made, now = settled(*chat(0, 5), *flood(0, 20))
+    assert roles(made) == ("decode", "prefill")
+    decision = ProtectDecode(lease_s=2, window_us=250, target_us=20000).decide(made, now)
+    assert decision.gate == SetGate(
+        policy="protect-decode",
+        window_us=250,
+        decode_target_us=20000,
+        overlap_slowdown=1.0,
+        lease_s=2,
+        lanes={1: "decode", 2: "prefill"},
+    )
+    assert decision.evidence["target_from"] == "given"
+
+
+@pytest.mark.parametrize("outputs", [0, 4, 16, 30])
+def test_a_flood_that_also_decodes_is_still_the_flood(outputs: int) -> None:
+    made, _ = settled(*chat(0, 10), *flood(0, 12, outputs))
+    assert roles(made) == ("decode", "prefill")
+
+
+def test_two_chats_are_both_decode() -> None:
+    second = [
+        step(FLOOD, s.phase, s.t_start_ns / MS + 3, s.duration_us / 1e3, s.tokens or 1) for s in chat(0, 5)
+    ]
+    made, now = settled(*chat(0, 5), *second)
+    assert roles(made) == ("decode", "decode")
+    decision = ProtectDecode(lease_s=2).decide(made, now)
+    assert decision.gate is None
+    assert "no prefill lane" in decision.why
+
+
+def test_a_role_does_not_flip_at_the_border() -> None:
+    """Odds that wander between the two thresholds leave the role as it is."""
+    made = picture(*flood(0, 10))
+    made.update([lane(2, FLOOD)])
+    made.settle(900 * MS)
+    assert made.lanes[FLOOD].role == "prefill"
+    now, flips = 1000.0, 0
+    for i in range(100):
+        before = made.lanes[FLOOD].role
+        made.add(step(FLOOD, "prefill", now, 10))
+        made.add(step(FLOOD, "decode", now + 10, 10 + i % 3))
+        now += 25
+        made.settle(int(now * MS))
+        flips += made.lanes[FLOOD].role != before
+    assert flips == 0
+
+
+def test_the_target_comes_from_steps_alone() -> None:
+    # Ten seconds of chat by itself, then a flood under which its steps take five times as long.
+    alone = chat(0, 25, ms=10)
+    start = alone[-1].t_end_ns / MS + 50
+    made, now = settled(*alone, *chat(start, 2, ms=50), *flood(start, 50))
+    assert roles(made)[1] == "prefill"
+    decision = ProtectDecode(lease_s=2, factor=1.5).decide(made, now)
+    assert decision.gate is not None
+    assert decision.gate.decode_target_us == pytest.approx(15_000, rel=0.05)
+    assert decision.evidence["target_from"] == "steps alone"
+
+
+def test_steps_beside_a_prefill_that_still_runs_are_not_taken_for_alone() -> None:
+    made = picture(*flood(0, 3))
+    for one in chat(10_000, 1, outputs=20, ms=50):
+        made.add(one)
+    # It began in the middle, and is longer than any before.
+    made.begin(begin(FLOOD, "prefill", 10_500))
+    last = made.lanes[CHAT].steps[-1].t_end_ns
+    for later in (0, 1000, 5000):
+        made.settle(last + later * MS)
+    assert len(made.lanes[CHAT].solo_us) == 9, "only the steps before the prefill began"
+    made.add(step(FLOOD, "prefill", 10_500, 7000, 1000))
+    made.settle(last + 20_000 * MS)
+    assert len(made.lanes[CHAT].solo_us) == 9
+
+
+def test_a_feed_without_beginnings_settles_late() -> None:
+    """Until then nothing is settled that a prefill as long as those before could touch."""
+    made = picture(*flood(0, 3, ms=200), *chat(10_000, 1, outputs=20, ms=50))
+    last = made.lanes[CHAT].steps[-1].t_end_ns
+    made.settle(last)
+    early = len(made.lanes[CHAT].solo_us)
+    assert 0 < early < 20
+    made.add(step(FLOOD, "prefill", last / MS - 150, 150, 1000))
+    made.settle(last + 1000 * MS)
+    # The last three steps of 50 ms, 2 ms apart, lie beside it.
+    assert len(made.lanes[CHAT].solo_us) == 17
+
+
+def test_without_steps_alone_the_least_slowed_are_the_guess() -> None:
+    made, now = settled(*chat(0, 5, ms=40, prefill_ms=40), *flood(0, 100))
+    decision = ProtectDecode(lease_s=2, factor=1.5).decide(made, now)
+    assert decision.gate is not None
+    assert decision.evidence["target_from"] == "least slowed steps"
+    assert decision.gate.decode_target_us == pytest.approx(60_000, rel=0.05)
+
+
+def test_a_target_is_kept_while_it_hardly_changes() -> None:
+    policy = ProtectDecode(lease_s=2)
+    targets = set()
+    for ms in (10.0, 10.3, 9.8, 10.5):
+        made, now = settled(*chat(0, 10, ms=ms), *flood(20_000, 10))
+        made.settle(now + 1_000 * MS)
+        decision = policy.decide(made, now)
+        assert decision.gate is not None
+        targets.add(decision.gate.decode_target_us)
+    assert len(targets) == 1
+
+
+def test_silence_ends_it() -> None:
+    made, now = settled(*chat(0, 5), *flood(0, 20))
+    policy = ProtectDecode(lease_s=2)
+    assert policy.decide(made, now).gate is not None
+    later = now + int((MEMORY_S + 1) * 1e9)
+    made.settle(later)
+    assert policy.decide(made, later).gate is None
+
+
+def test_steps_of_other_streams_are_counted_and_left_out() -> None:
+    made = picture(step((999, 1), "decode", 0, 10))
+    assert made.unmapped == 1
+    assert made.steps == 0
+
+
+def test_a_lane_that_goes_is_forgotten() -> None:
+    made, now = settled(*chat(0, 5), *flood(0, 20))
+    made.update([lane(1, CHAT)])
+    made.settle(now)
+    assert ProtectDecode(lease_s=2).decide(made, now).gate is None
