@@ -22,10 +22,14 @@ std::map<aclCompileOpt, std::string>& options() {
     return *values;
 }
 
+// Whether operators are compiled when they are first met. "disable", as on the emulated generation of chips: otherwise
+// torch_npu asks the compiler instead of calling aclnn operators.
+constexpr aclCompileOpt kJitCompile = 10;
+
 std::string option(aclCompileOpt which) {
     std::lock_guard lock(options_mutex());
     auto at = options().find(which);
-    return at != options().end() ? at->second : "0";
+    return at != options().end() ? at->second : which == kJitCompile ? "disable" : "0";
 }
 
 }  // namespace
