@@ -16,7 +16,7 @@ std::mutex& options_mutex() {
     return *mutex;
 }
 
-// What an option holds before it is set; torch_npu needs each to be a non-empty string.
+// What was set.
 std::map<aclCompileOpt, std::string>& options() {
     static auto* values = new std::map<aclCompileOpt, std::string>;
     return *values;
