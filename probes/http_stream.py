@@ -35,7 +35,7 @@ MAX_EVENT: Final = 256 * 1024
 """Bytes of one SSE event or JSON line."""
 MAX_PENDING: Final = 256
 """Requests of one connection that wait for their response."""
-MAX_CHUNKS: Final = 131_072
+MAX_CHUNKS: Final = 50_000
 """Content chunks of one exchange whose times are kept."""
 MAX_DEPTH: Final = 12
 """Nesting of a request's message parts that is followed for its text."""

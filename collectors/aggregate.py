@@ -1,0 +1,164 @@
+"""From the probes' events to measurements.
+
+`Aggregator.take` is given every event and `advance` the time; both feed the sinks. What each metric means
+is said in `names`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Final
+
+from collectors import names
+from collectors.interference import Interference
+from collectors.names import Metric
+from collectors.sinks import Labels, Sample, Sink
+from probes.events import Event, Losses, RequestTiming, Step, StepBegin
+
+_RECORDS: Final = frozenset({"steps_sent"})
+"""Kinds in `Losses.counts` that count what was delivered."""
+
+# The ends of paths, by the operation of the conventions (gen_ai.operation.name).
+_OPERATIONS: Final = {
+    "chat": ("/chat/completions", "/messages", "/api/chat", "/responses"),
+    "text_completion": ("/completions", "/completion", "/generate", "/generate_stream"),
+    "embeddings": ("/embeddings", "/embed"),
+}
+
+
+def operation(path: str) -> str:
+    """``gen_ai.operation.name`` of a request path; ``other`` when it is not known."""
+    for name, ends in _OPERATIONS.items():
+        if path.endswith(ends):
+            return name
+    return "other"
+
+
+class Aggregator:
+    """Feeds `sinks`.
+
+    `ttft_slo_s` is the TTFT that a good request keeps, `ttft_objective` the share that shall; `device_of`
+    gives the device of a process, None when it is not known.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        *,
+        ttft_slo_s: float,
+        ttft_objective: float,
+        settle_ns: int = 10**9,
+        device_of: Callable[[int], int | None] = lambda pid: None,
+    ) -> None:
+        self._sinks = sinks
+        self._slo_ns = round(ttft_slo_s * 1e9)
+        self._constants = (
+            Sample(names.SLO_THRESHOLD, (), ttft_slo_s),
+            Sample(names.SLO_OBJECTIVE, (), ttft_objective),
+        )
+        self._interference = Interference(self._decided, settle_ns=settle_ns, device_of=device_of)
+        self._late = 0
+        self._losses: dict[tuple[str, str], int] = {}
+        self.connected = False
+
+    def take(self, event: Event) -> None:
+        match event:
+            case Step():
+                self._step(event)
+            case StepBegin():
+                self._interference.begin(event)
+            case RequestTiming():
+                self._request(event)
+            case Losses():
+                self._losses = self._losses | {(event.source, kind): n for kind, n in event.counts.items()}
+
+    def advance(self, now_ns: int) -> None:
+        """Let settle what settles at `now_ns`, CLOCK_MONOTONIC."""
+        self._interference.advance(now_ns)
+        if self._interference.late > self._late:
+            self._add(names.LATE_PREFILLS, (), self._interference.late - self._late)
+            self._late = self._interference.late
+
+    def disconnected(self) -> None:
+        """The feed has ended: the next tracer counts from zero."""
+        self._interference.flush()
+        self._losses = {}
+        self.connected = False
+
+    def snapshot(self) -> list[Sample]:
+        """What is read off: losses, the objective, whether the feed is there. From any thread."""
+        samples = [*self._constants, Sample(names.FEED_CONNECTED, (), float(self.connected))]
+        for (source, kind), count in self._losses.items():
+            if kind in _RECORDS:
+                metric = names.TRACER_RECORDS
+            else:
+                metric = names.LOST_BYTES if kind.endswith("_bytes") else names.LOST_EVENTS
+            samples.append(Sample(metric, (source, kind), float(count)))
+        return samples
+
+    def _add(self, metric: Metric, labels: Labels, amount: float = 1.0) -> None:
+        for sink in self._sinks:
+            sink.add(metric, labels, amount)
+
+    def _observe(self, metric: Metric, labels: Labels, value: float) -> None:
+        for sink in self._sinks:
+            sink.observe(metric, labels, value)
+
+    def _step(self, step: Step) -> None:
+        labels = (str(step.pid), step.comm, step.phase)
+        self._add(names.STEPS, labels)
+        if step.tokens is None:
+            self._add(names.STEPS_UNSIZED, labels)
+        else:
+            self._add(names.STEP_TOKENS, labels, step.tokens)
+        if step.launches:
+            self._add(names.LAUNCHES, (*labels, "operator"), step.launches)
+        if step.graph_launches:
+            self._add(names.LAUNCHES, (*labels, "graph"), step.graph_launches)
+        self._observe(names.STEP_DURATION, labels, (step.t_end_ns - step.t_start_ns) / 1e9)
+        self._interference.step(step)
+        for sink in self._sinks:
+            sink.step(step)
+
+    def _decided(self, step: Step, disturbed: bool) -> None:
+        labels = (str(step.pid), step.comm, "true" if disturbed else "false")
+        self._observe(names.DECODE_STEP, labels, (step.t_end_ns - step.t_start_ns) / 1e9)
+
+    def _request(self, request: RequestTiming) -> None:
+        process = (str(request.pid), request.comm)
+        kind = operation(request.path)
+        labels = (*process, kind)
+        code = "none" if request.status is None else str(request.status)
+        self._add(names.REQUESTS, (*labels, code, "true" if request.complete else "false"))
+        self._slo(request, kind, process)
+        if request.t_first_ns is not None:
+            self._observe(names.TTFT, labels, (request.t_first_ns - request.t_arrival_ns) / 1e9)
+        if request.complete:
+            self._whole(request, labels)
+        for sink in self._sinks:
+            sink.request(request)
+
+    def _whole(self, request: RequestTiming, labels: Labels) -> None:
+        chunks = request.chunk_ns
+        for before, after in pairwise(chunks):
+            self._observe(names.TOKEN_INTERVAL, labels, (after - before) / 1e9)
+        if len(chunks) >= 2:
+            self._observe(names.SECOND_TOKEN, labels, (chunks[1] - request.t_arrival_ns) / 1e9)
+            self._observe(names.TPOT, labels, (chunks[-1] - chunks[0]) / (len(chunks) - 1) / 1e9)
+        if chunks and request.t_end_ns is not None:
+            self._observe(names.REQUEST_DURATION, labels, (request.t_end_ns - request.t_arrival_ns) / 1e9)
+
+    def _slo(self, request: RequestTiming, kind: str, process: Labels) -> None:
+        if request.t_first_ns is not None:
+            good = request.t_first_ns - request.t_arrival_ns <= self._slo_ns
+        elif kind in ("chat", "text_completion") and (
+            not request.complete or (request.status is not None and request.status >= 500)
+        ):
+            # Who gave up before the first token, or got an error, was not served in time.
+            good = False
+        else:
+            return
+        # Adding zero makes the series, so that a rate sees its first increment.
+        self._add(names.SLO_GOOD, process, 1.0 if good else 0.0)
+        self._add(names.SLO_REQUESTS, process)

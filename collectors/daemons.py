@@ -1,0 +1,123 @@
+"""What daemons say of themselves, read off their control sockets in a thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from collectors import names
+from collectors.sinks import Sample
+from flexnpu.control.client import ControlClient, ControlError
+from flexnpu.control.messages import DaemonStatus
+
+
+def samples_of(status: DaemonStatus) -> Iterator[Sample]:
+    """The metrics in a daemon's status."""
+    device = str(status.device)
+    yield Sample(names.DAEMON_UP, (device,), 1.0)
+    yield Sample(names.DEVICE_INFO, (device, status.soc, status.version), 1.0)
+    if status.device_busy_us is not None:
+        yield Sample(names.DEVICE_BUSY, (device,), status.device_busy_us / 1e6)
+    gate = status.gate
+    yield Sample(names.GATE_POLICY, (device, gate.policy), 1.0)
+    yield Sample(names.GATE_EXPIRED, (device,), float(gate.expired_leases))
+    if gate.policy != "transparent":
+        yield Sample(names.GATE_WINDOW, (device,), gate.window_us / 1e6)
+        yield Sample(names.GATE_LEASE, (device,), gate.lease_left_s)
+        yield Sample(names.GATE_SLOWDOWN, (device,), gate.overlap_slowdown)
+        if gate.decode_target_us is not None:
+            yield Sample(names.GATE_TARGET, (device,), gate.decode_target_us / 1e6)
+    for lane in status.lanes:
+        labels = (device, str(lane.lane), str(lane.pid), lane.comm)
+        yield Sample(names.LANE_PHASE, (*labels, lane.phase), 1.0)
+        yield Sample(names.LANE_QUEUED, labels, float(lane.queued))
+        yield Sample(names.LANE_IN_FLIGHT, labels, float(lane.in_flight))
+        yield Sample(names.LANE_IN_FLIGHT_TIME, labels, lane.in_flight_us / 1e6)
+        yield Sample(names.LANE_LAUNCHED, labels, float(lane.launched))
+        yield Sample(names.LANE_DEVICE_TIME, labels, lane.device_us / 1e6)
+        yield Sample(names.LANE_GATED, labels, lane.gated_us / 1e6)
+    for session in status.sessions:
+        labels = (device, str(session.session), str(session.pid), session.comm)
+        yield Sample(names.SESSION_MEMORY, labels, float(session.memory_bytes))
+        yield Sample(names.SESSION_CALLS, labels, float(session.calls))
+        yield Sample(names.SESSION_REFUSED, labels, float(session.refused))
+        yield Sample(names.SESSION_RING_FULL, labels, float(session.ring_full))
+    for kind, count in status.counters.items():
+        yield Sample(names.DAEMON_COUNTER, (device, kind), float(count))
+
+
+class Daemons:
+    """Asks each daemon every `interval_s`.
+
+    `on_trouble` hears once of each that does not answer, and again
+    after it did. Its figures are absent while it does not; `names.DAEMON_UP` is 0 if its device is
+    known.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[], Sequence[Path]],
+        *,
+        interval_s: float = 1.0,
+        on_trouble: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self._find = find
+        self._interval = interval_s
+        self._on_trouble = on_trouble
+        self._clients: dict[Path, ControlClient] = {}
+        self._devices: dict[Path, int] = {}
+        self._silent: set[Path] = set()
+        self._samples: list[Sample] = []
+        self._device_of: dict[int, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="daemons", daemon=True)
+
+    def snapshot(self) -> list[Sample]:
+        """The samples of the last round. From any thread."""
+        return self._samples
+
+    def device_of(self, pid: int) -> int | None:
+        """The device of a client process, as far as the daemons know it. From any thread."""
+        return self._device_of.get(pid)
+
+    def poll(self) -> None:
+        """Ask every daemon once."""
+        samples: list[Sample] = []
+        device_of: dict[int, int] = {}
+        for path in self._find():
+            client = self._clients.setdefault(path, ControlClient(path))
+            try:
+                status = client.status()
+            except ControlError as error:
+                if path in self._devices:
+                    samples.append(Sample(names.DAEMON_UP, (str(self._devices[path]),), 0.0))
+                if path not in self._silent:
+                    self._silent.add(path)
+                    self._on_trouble(str(error))
+                continue
+            self._silent.discard(path)
+            self._devices[path] = status.device
+            samples += samples_of(status)
+            device_of |= {session.pid: status.device for session in status.sessions}
+        self._samples, self._device_of = samples, device_of
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.poll()
+            self._stop.wait(self._interval)
+
+    def __enter__(self) -> Self:
+        self.poll()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(10)
+        for client in self._clients.values():
+            client.close()

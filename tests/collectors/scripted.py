@@ -1,0 +1,148 @@
+"""Events as a tracer would publish them, by a script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flexnpu.control.messages import DaemonStatus, GateStatus, LaneStatus, SessionStatus
+from probes.events import Event, Losses, Phase, RequestTiming, Step, StepBegin
+
+MS = 1_000_000
+S = 1_000 * MS
+
+
+def step(
+    start: int,
+    end: int,
+    phase: Phase = "decode",
+    *,
+    pid: int = 1,
+    comm: str = "chat",
+    stream: int = 1,
+    tokens: int | None = 1,
+    launches: int = 214,
+    graph_launches: int = 0,
+    gated_us: float | None = None,
+) -> Step:
+    return Step(
+        t_start_ns=start,
+        t_end_ns=end,
+        pid=pid,
+        comm=comm,
+        stream=stream,
+        phase=phase,
+        tokens=tokens,
+        batch=None if tokens is None else 1,
+        launches=launches,
+        graph_launches=graph_launches,
+        h2d_bytes=8,
+        d2h_bytes=8,
+        evidence="scripted",
+        confidence=1.0,
+        gated_us=gated_us,
+    )
+
+
+def begin(at: int, phase: Phase = "prefill", *, pid: int = 2, comm: str = "flood", stream: int = 1) -> StepBegin:
+    return StepBegin(
+        t_ns=at, pid=pid, comm=comm, stream=stream, phase=phase, tokens=37, batch=1, evidence="scripted", confidence=1.0
+    )
+
+
+def request(
+    arrival: int,
+    chunks: list[int],
+    end: int | None,
+    *,
+    pid: int = 1,
+    comm: str = "chat",
+    path: str = "/v1/chat/completions",
+    status: int | None = 200,
+    complete: bool = True,
+) -> RequestTiming:
+    return RequestTiming(
+        pid=pid,
+        comm=comm,
+        fd=7,
+        t_arrival_ns=arrival,
+        t_first_ns=chunks[0] if chunks else None,
+        t_end_ns=end,
+        chunk_ns=chunks,
+        path=path,
+        status=status,
+        prompt_chars=100,
+        complete=complete,
+    )
+
+
+def second(now: int, *, ttft_ms: int = 50, flood: bool = True) -> Iterator[Event]:
+    """What one second up to `now` brings: a chat server that decodes, and one that prefills."""
+    for i in range(20):
+        end = now - S + (i + 1) * 50 * MS
+        if flood and i % 4 == 0:
+            yield begin(end - 45 * MS)
+            yield step(end - 45 * MS, end - 25 * MS, "prefill", pid=2, comm="flood", tokens=512, launches=218)
+            yield step(end - 24 * MS, end - 20 * MS, "other", pid=2, comm="flood", tokens=None, launches=3)
+        yield step(end - 12 * MS, end, tokens=1)
+        yield step(end - 40 * MS, end - 15 * MS, tokens=1, graph_launches=1, stream=2)
+    first = now - 500 * MS
+    yield request(first - ttft_ms * MS, [first + i * 20 * MS for i in range(16)], now - 100 * MS)
+    yield request(first - 300 * MS, [first, first + 30 * MS], first + 40 * MS, pid=2, comm="flood")
+    yield Losses(t_ns=now, source="steps", counts={"steps_sent": 40, "steps_lost": 0, "unclassified": 1})
+    yield Losses(t_ns=now, source="wire", counts={"wire_lost": 0, "wire_truncated_bytes": 5})
+
+
+def status(t: float = 1.0, *, policy: str = "protect-decode") -> DaemonStatus:
+    """A daemon `t` seconds after its start, with the two servers as clients."""
+    clients = ((1, 1, "chat", "decode"), (2, 2, "flood", "prefill"))
+    return DaemonStatus(
+        version="0.1.0",
+        pid=99,
+        device=0,
+        soc="Ascend910C",
+        uptime_s=t,
+        sessions=[
+            SessionStatus(
+                session=n,
+                pid=pid,
+                comm=comm,
+                uid=0,
+                memory_bytes=1 << 30,
+                rings=2,
+                lanes=1,
+                calls=int(100 * t),
+                refused=0,
+                ring_full=0,
+            )
+            for n, pid, comm, _ in clients
+        ],
+        lanes=[
+            LaneStatus(
+                lane=n,
+                session=n,
+                pid=pid,
+                comm=comm,
+                stream=1,
+                phase=phase,
+                queued=n,
+                in_flight=n,
+                in_flight_us=100.0,
+                launched=int(1000 * t),
+                completed=int(1000 * t) - 1,
+                device_us=2e5 * t,
+                gated_us=1e5 * t,
+                held_now=False,
+            )
+            for n, pid, comm, phase in clients
+        ],
+        gate=GateStatus(
+            policy=policy,
+            window_us=300,
+            decode_target_us=15_000.0,
+            overlap_slowdown=1.5,
+            lease_left_s=1.5,
+            expired_leases=0,
+        ),
+        device_busy_us=4e5 * t,
+        counters={"dispatched": int(2000 * t)},
+    )
