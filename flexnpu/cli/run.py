@@ -23,7 +23,7 @@ _HOMES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_OPP_PATH")
 
 def listening(path: Path) -> bool:
     """Whether somebody accepts connections at `path`."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         probe.settimeout(2.0)
         try:
             probe.connect(os.fspath(path))
@@ -48,7 +48,9 @@ def find_daemon(device: int) -> Path:
 
 
 def environment(home: Path, data_socket: Path | None, base: Mapping[str, str]) -> dict[str, str]:
-    """`base` changed so that programs load the libraries in `home`/lib."""
+    """`base` changed so that programs load the libraries in `home`/lib; lib/toolkit is laid out as the vendor's
+    installation as far as they look into it.
+    """
     result = dict(base)
     ours = {CLIENT_HOME / "lib", EMULATOR_HOME / "lib"}
     rest = [
@@ -56,7 +58,7 @@ def environment(home: Path, data_socket: Path | None, base: Mapping[str, str]) -
     ]
     result["LD_LIBRARY_PATH"] = ":".join([str(home / "lib"), *rest])
     for name in _HOMES:
-        result[name] = str(home)
+        result[name] = str(home / "lib" / "toolkit")
     result.pop("FLEXNPU_SOCKET", None)
     if data_socket is not None:
         result["FLEXNPU_SOCKET"] = str(data_socket)
