@@ -17,8 +17,9 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CLIENT_HOME = PACKAGE / "client"
 EMULATOR_HOME = PACKAGE / "emulator"
 
-#: Programs look for more libraries below these: they must find none of the vendor's there.
-_HOMES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_OPP_PATH")
+#: Programs look for more libraries below these: a stand-in for CANN's folder, so that they find none of the
+#: vendor's there.
+_HOMES = {"ASCEND_HOME_PATH": "", "ASCEND_TOOLKIT_HOME": "", "ASCEND_OPP_PATH": "opp"}
 
 
 def listening(path: Path) -> bool:
@@ -48,8 +49,8 @@ def find_daemon(device: int) -> Path:
 
 
 def environment(home: Path, data_socket: Path | None, base: Mapping[str, str]) -> dict[str, str]:
-    """`base` changed so that programs load the libraries in `home`/lib; lib/toolkit is laid out as the vendor's
-    installation as far as they look into it.
+    """`base` changed so that programs load the libraries in `home`/lib. lib/toolkit there is laid out as the
+    vendor's installation, as far as programs look into it.
     """
     result = dict(base)
     ours = {CLIENT_HOME / "lib", EMULATOR_HOME / "lib"}
