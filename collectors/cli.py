@@ -243,6 +243,12 @@ def _read(path: Path, aggregator: Aggregator, stop: _Stop) -> None:
                 _say(f"{told}; trying again every second")
         if aggregator.connected:
             aggregator.disconnected()
+            if not stop:
+                _say("the tracer has ended; waiting for another")
         until = time.monotonic() + _RETRY_S
         while not stop and time.monotonic() < until:
             time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main()

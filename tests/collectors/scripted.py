@@ -43,9 +43,19 @@ def step(
     )
 
 
-def begin(at: int, phase: Phase = "prefill", *, pid: int = 2, comm: str = "flood", stream: int = 1) -> StepBegin:
+def begin(
+    at: int, phase: Phase = "prefill", *, pid: int = 2, comm: str = "flood", stream: int = 1
+) -> StepBegin:
     return StepBegin(
-        t_ns=at, pid=pid, comm=comm, stream=stream, phase=phase, tokens=37, batch=1, evidence="scripted", confidence=1.0
+        t_ns=at,
+        pid=pid,
+        comm=comm,
+        stream=stream,
+        phase=phase,
+        tokens=37,
+        batch=1,
+        evidence="scripted",
+        confidence=1.0,
     )
 
 

@@ -58,6 +58,8 @@ def test_promtool_finds_nothing_to_say() -> None:
     scrape = generate_latest(sink.registry)
     seen = set(re.findall(r"^# TYPE (\S+) ", scrape.decode(), re.M))
     assert seen >= {m.name for m in METRICS}
-    done = subprocess.run([promtool, "check", "metrics"], input=scrape, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=scrape, capture_output=True, timeout=60, check=False
+    )
     # A count of what an info metric says has no unit; nothing else may be said.
     assert (done.returncode, done.stderr.decode()) == (0, "")

@@ -1,4 +1,5 @@
-"""Small streaming servers to trace, one a process: ``python servers.py KIND``; prints the port when it listens.
+"""Small streaming servers to trace, one a process: ``python servers.py KIND``; prints the port when it
+listens.
 
 Each answers POST with a role chunk, `TOKENS` content chunks and [DONE], as Server-Sent Events over HTTP/1.1
 with chunked encoding. The kinds differ in the system calls that they make:

@@ -1,4 +1,5 @@
-"""The wire tracer on real servers: system calls, timing against the client's own clock, losses, detaching."""
+"""The wire tracer on real servers: system calls, timing against the client's own clock, losses,
+detaching."""
 
 from __future__ import annotations
 
@@ -118,7 +119,8 @@ def test_every_request_is_seen_as_the_client_saw_it(kind: str) -> None:
         assert len(request.chunk_ns) == TOKENS
         assert request.chunk_ns == sorted(request.chunk_ns)
         assert request.chunk_ns[0] == request.t_first_ns
-        # The server cannot see a request before it was sent, nor can the client see a token before it was written.
+        # The server cannot see a request before it was sent, nor can the client see a token before it was
+        # written.
         assert request.t_first_ns is not None
         assert request.t_end_ns is not None
         assert truth.sent <= request.t_arrival_ns < request.t_first_ns <= truth.first

@@ -1,0 +1,153 @@
+"""Events become the right numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from collectors import names
+from collectors.aggregate import Aggregator, operation
+from collectors.prometheus import PrometheusSink
+from probes.events import Event, Losses
+from tests.collectors.scripted import MS, S, request, second, step
+
+
+class Run:
+    def __init__(self, *events: Event, slo: float = 0.1) -> None:
+        self.sink = PrometheusSink([lambda: self.of.snapshot()])
+        self.of = Aggregator([self.sink], ttft_slo_s=slo, ttft_objective=0.99)
+        for event in events:
+            self.of.take(event)
+        self.of.advance(10**15)
+
+    def value(self, series: str, **labels: str) -> float | None:
+        return self.sink.registry.get_sample_value(series, labels)
+
+
+CHAT = {"pid": "1", "comm": "chat"}
+
+
+def test_steps() -> None:
+    run = Run(
+        step(0, 10 * MS, tokens=4),
+        step(20 * MS, 50 * MS, tokens=None, launches=0, graph_launches=1),
+        step(60 * MS, 90 * MS, "prefill", tokens=37),
+    )
+    assert run.value("flexnpu_steps_total", **CHAT, phase="decode") == 2
+    assert run.value("flexnpu_step_tokens_total", **CHAT, phase="decode") == 4
+    assert run.value("flexnpu_steps_unsized_total", **CHAT, phase="decode") == 1
+    assert run.value("flexnpu_steps_unsized_total", **CHAT, phase="prefill") is None
+    assert run.value("flexnpu_launches_total", **CHAT, phase="decode", kind="operator") == 214
+    assert run.value("flexnpu_launches_total", **CHAT, phase="decode", kind="graph") == 1
+    assert run.value("flexnpu_launches_total", **CHAT, phase="prefill", kind="graph") is None
+    assert run.value("flexnpu_step_duration_seconds_sum", **CHAT, phase="decode") == pytest.approx(0.04)
+    assert run.value("flexnpu_step_duration_seconds_count", **CHAT, phase="prefill") == 1
+
+
+def test_requests() -> None:
+    run = Run(request(0, [50 * MS, 70 * MS, 110 * MS], 120 * MS))
+    chat = {**CHAT, "operation": "chat"}
+    assert run.value("flexnpu_ttft_seconds_sum", **chat) == pytest.approx(0.05)
+    assert run.value("flexnpu_token_interval_seconds_count", **chat) == 2
+    assert run.value("flexnpu_token_interval_seconds_sum", **chat) == pytest.approx(0.06)
+    assert run.value("flexnpu_tpot_seconds_sum", **chat) == pytest.approx(0.03)
+    assert run.value("flexnpu_time_to_second_token_seconds_sum", **chat) == pytest.approx(0.07)
+    assert run.value("flexnpu_request_duration_seconds_sum", **chat) == pytest.approx(0.12)
+    assert run.value("flexnpu_requests_total", **chat, code="200", complete="true") == 1
+
+
+def test_what_was_not_measured_is_absent() -> None:
+    run = Run(
+        request(0, [50 * MS], 60 * MS),
+        request(0, [50 * MS, 60 * MS], None, pid=2, complete=False),
+        request(0, [], 5 * MS, pid=3, path="/health"),
+    )
+    for pid in "123":
+        for metric in (names.TPOT, names.SECOND_TOKEN, names.TOKEN_INTERVAL):
+            assert run.value(metric.count, pid=pid, comm="chat", operation="chat") is None
+    assert run.value(names.TTFT.count, pid="2", comm="chat", operation="chat") == 1
+    assert run.value(names.TTFT.count, pid="3", comm="chat", operation="other") is None
+    assert run.value(names.SLO_REQUESTS.name, pid="3", comm="chat") is None
+    assert run.value(names.DECODE_STEP.count, **CHAT, prefill_in_flight="true") is None
+    assert run.value(names.LOST_EVENTS.name, source="steps", kind="steps_lost") is None
+    assert run.value(names.DEVICE_BUSY.name, device="0") is None
+
+
+@pytest.mark.parametrize(
+    ("event", "covered", "good"),
+    [
+        (request(0, [100 * MS], S), 1, 1),
+        (request(0, [100 * MS + 1], S), 1, 0),
+        (request(0, [50 * MS], None, complete=False), 1, 1),
+        (request(0, [], None, complete=False, status=None), 1, 0),
+        (request(0, [], S, status=503), 1, 0),
+        (request(0, [], S, status=200), None, None),
+        (request(0, [], S, status=404), None, None),
+        (request(0, [], None, complete=False, path="/health"), None, None),
+    ],
+)
+def test_the_objective(event: Event, covered: int | None, good: int | None) -> None:
+    run = Run(event)
+    assert run.value(names.SLO_REQUESTS.name, **CHAT) == covered
+    assert run.value(names.SLO_GOOD.name, **CHAT) == good
+
+
+def test_constants_losses_and_connection() -> None:
+    run = Run(
+        Losses(t_ns=1, source="steps", counts={"steps_sent": 9, "steps_lost": 2}),
+        Losses(t_ns=2, source="steps", counts={"steps_sent": 10, "steps_lost": 3}),
+        Losses(t_ns=2, source="wire", counts={"wire_truncated_bytes": 7, "wire_lost": 0}),
+    )
+    assert run.value("flexnpu_ttft_slo_threshold_seconds") == 0.1
+    assert run.value("flexnpu_ttft_slo_objective_ratio") == 0.99
+    assert run.value("flexnpu_feed_connected") == 0
+    assert run.value("flexnpu_tracer_records_total", source="steps", kind="steps_sent") == 10
+    assert run.value("flexnpu_lost_events_total", source="steps", kind="steps_lost") == 3
+    assert run.value("flexnpu_lost_events_total", source="wire", kind="wire_lost") == 0
+    assert run.value("flexnpu_lost_bytes_total", source="wire", kind="wire_truncated_bytes") == 7
+    run.of.disconnected()
+    assert run.value("flexnpu_lost_events_total", source="steps", kind="steps_lost") is None
+
+
+def test_interference_of_the_scripted_second() -> None:
+    run = Run(*second(100 * S))
+    hit = run.value(names.DECODE_STEP.count, **CHAT, prefill_in_flight="true")
+    free = run.value(names.DECODE_STEP.count, **CHAT, prefill_in_flight="false")
+    # Of 20 periods 5 have a prefill, beside the step of stream 2 only.
+    assert (hit, free) == (5, 35)
+
+
+def test_a_silent_process_is_forgotten_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("collectors.prometheus.time.monotonic", lambda: now)
+    run = Run(step(0, 1), request(0, [5], 6), step(0, 1, pid=2))
+    now = 3000.0
+    run.of.take(step(0, 1, pid=2))
+    now = 3700.0
+    run.of.take(step(0, 1, pid=2))
+    assert run.value("flexnpu_steps_total", **CHAT, phase="decode") is None
+    assert run.value(names.TTFT.count, **CHAT, operation="chat") is None
+    assert run.value("flexnpu_steps_total", pid="2", comm="chat", phase="decode") == 3
+    run.of.take(step(0, 1))
+    assert run.value("flexnpu_steps_total", **CHAT, phase="decode") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v1/chat/completions", "chat"),
+        ("/v1/completions", "text_completion"),
+        ("/generate_stream", "text_completion"),
+        ("/v1/messages", "chat"),
+        ("/v1/embeddings", "embeddings"),
+        ("/health", "other"),
+    ],
+)
+def test_operations(path: str, name: str) -> None:
+    assert operation(path) == name
+
+
+def test_buckets_hold_the_tail() -> None:
+    assert not math.isinf(names.TTFT.buckets[-1])
+    assert names.TTFT.buckets[-1] >= 600

@@ -1,0 +1,168 @@
+"""flexnpu-collector as a process: feed and daemon in, Prometheus and OTLP out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from collectors import names
+from probes.feed import FeedServer
+from tests.collectors.scripted import S, second, status
+from tests.collectors.stand import collector, daemon, otlp_receiver
+
+
+def wait_for_subscriber(server: FeedServer) -> None:
+    deadline = time.monotonic() + 15
+    while not server.counts["feed_subscribers"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_everything_arrives_over_both(tmp_path: Path) -> None:
+    feed, ctl = tmp_path / "probe.sock", tmp_path / "npu0.ctl"
+    with (
+        otlp_receiver() as received,
+        FeedServer(feed) as server,
+        daemon(ctl, lambda: status(2.0)),
+        collector(
+            *("--feed", str(feed), "--ctl", str(ctl), "--settle", "0", "--poll-interval", "0.1"),
+            *("--otlp-endpoint", received.endpoint, "--otlp-interval", "0.2", "--ttft-slo", "0.1"),
+        ) as run,
+    ):
+        wait_for_subscriber(server)
+        now = time.monotonic_ns()
+        for event in second(now - S):
+            server.publish(event)
+        scrape = run.wait_for('kind="wire_lost"')
+        for line in (
+            'flexnpu_steps_total{comm="chat",phase="decode",pid="1"} 40.0',
+            'flexnpu_step_tokens_total{comm="flood",phase="prefill",pid="2"} 2560.0',
+            'flexnpu_launches_total{comm="chat",kind="graph",phase="decode",pid="1"} 20.0',
+            'flexnpu_ttft_seconds_count{comm="chat",operation="chat",pid="1"} 1.0',
+            'flexnpu_ttft_slo_good_requests_total{comm="flood",pid="2"} 0.0',
+            'flexnpu_lost_events_total{kind="wire_lost",source="wire"} 0.0',
+            'flexnpu_device_busy_seconds_total{device="0"} 0.8',
+            'flexnpu_lane_gated_seconds_total{comm="flood",device="0",lane="2",pid="2"} 0.2',
+            'flexnpu_gate_policy_info{device="0",policy="protect-decode"} 1.0',
+            "flexnpu_feed_connected 1.0",
+        ):
+            assert line in scrape
+        assert 'prefill_in_flight="true"' in scrape
+        code, stderr = run.stop()
+    assert (code, stderr) == (0, "")
+
+    # OTLP has every metric, under the conventions' names, with the same numbers.
+    expected = {metric.otel for metric in names.METRICS} - {names.LATE_PREFILLS.otel}
+    assert set(received.metrics) == expected
+    ttft = received.metrics["gen_ai.server.time_to_first_token"]
+    assert ttft.unit == "s"
+    points = {
+        tuple(sorted((a.key, a.value.string_value or a.value.int_value) for a in p.attributes)): p
+        for p in ttft.histogram.data_points
+    }
+    chat = points[("gen_ai.operation.name", "chat"), ("process.executable.name", "chat"), ("process.pid", 1)]
+    assert (chat.count, round(chat.sum, 6)) == (1, 0.05)
+    assert tuple(chat.explicit_bounds) == names.TTFT.buckets
+    busy = received.metrics["flexnpu.device.busy"].sum
+    assert busy.is_monotonic
+    assert [p.as_double for p in busy.data_points] == [0.8]
+
+    # Spans carry the events' own times, on the wall clock.
+    steps = [s for s in received.spans if s.name == "step decode"]
+    assert len(steps) == 40
+    requests = [s for s in received.spans if s.name == "request"]
+    assert [e.name for s in requests for e in s.events] == ["gen_ai.first_token"] * 2
+    shift = time.time_ns() - time.monotonic_ns()
+    assert all(abs(s.end_time_unix_nano - shift - (now - S)) < 1.1 * S for s in steps)
+    assert {s.end_time_unix_nano - s.start_time_unix_nano for s in steps} <= set(
+        range(11_990_000, 25_010_000)
+    )
+
+
+def test_feed_and_daemon_may_come_and_go(tmp_path: Path) -> None:
+    feed, ctl = tmp_path / "probe.sock", tmp_path / "npu0.ctl"
+    with collector(
+        *("--feed", str(feed), "--ctl", str(ctl), "--settle", "0", "--poll-interval", "0.1")
+    ) as run:
+        scrape = run.scrape()
+        assert "flexnpu_feed_connected 0.0" in scrape
+        assert "flexnpu_daemon_up{" not in scrape
+        assert "flexnpu_lost_events_total{" not in scrape
+        for _ in range(2):
+            with FeedServer(feed) as server, daemon(ctl, status):
+                run.wait_for("flexnpu_feed_connected 1.0")
+                run.wait_for('flexnpu_daemon_up{device="0"} 1.0')
+                for event in second(time.monotonic_ns()):
+                    server.publish(event)
+                run.wait_for("flexnpu_lost_events_total{")
+            run.wait_for("flexnpu_feed_connected 0.0")
+            gone = run.wait_for('flexnpu_daemon_up{device="0"} 0.0')
+            assert "flexnpu_device_busy_seconds_total{" not in gone
+            assert "flexnpu_lost_events_total{" not in gone
+        assert 'flexnpu_steps_total{comm="chat",phase="decode",pid="1"} 80.0' in gone
+        code, stderr = run.stop()
+    assert code == 0
+    # Each was missed before it came and after each time it went, and that is said once a time.
+    assert stderr.startswith("flexnpu-collector: no daemon at")
+    assert "no tracer serves" in stderr
+    assert stderr.count("the tracer has ended") == 2
+    assert stderr.count("no daemon at") == 3
+
+
+def test_default_sockets_are_those_of_the_run_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEXNPU_RUN_DIR", str(tmp_path))
+    with FeedServer(tmp_path / "probe.sock"), daemon(tmp_path / "npu0.ctl", status), collector() as run:
+        run.wait_for("flexnpu_feed_connected 1.0")
+        run.wait_for('flexnpu_daemon_up{device="0"} 1.0')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--listen", "9464"], "HOST:PORT"),
+        (["--listen", "localhost:9464"], "not an IP address"),
+        (["--listen", "127.0.0.1:99999"], "HOST:PORT"),
+        (["--listen", "203.0.113.1:0"], "cannot listen"),
+        (["--otlp-endpoint", "127.0.0.1:4318"], "URL like"),
+        (["--otlp-endpoint", "http://127.0.0.1:4318/v1/metrics"], "without /v1"),
+        (["--ttft-objective", "1"], "range"),
+        (["--ttft-slo", "0"], "range"),
+        (["--settle", "-1"], "range"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: list[str], words: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "collectors.cli", "--feed", str(tmp_path / "x"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode in (1, 2)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with collector("--feed", str(tmp_path / "x")) as run:
+        done = subprocess.run(
+            [sys.executable, "-m", "collectors.cli", "--feed", str(tmp_path / "x"), "--listen", run.target],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "--listen" in done.stderr
+
+
+def test_duration_ends_it(tmp_path: Path) -> None:
+    with collector("--feed", str(tmp_path / "x"), "--duration", "0.5") as run:
+        assert run.process.wait(30) == 0
