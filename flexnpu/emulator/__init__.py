@@ -4,10 +4,11 @@ The libraries carry the vendor's names, so an unmodified program finds them thro
 
     subprocess.run([sys.executable, "server.py"], env=os.environ | environment(mode="compute"))
 
-runs a program directly on the emulated device; ``flexnpud --emulated`` loads the same libraries behind the daemon.
+runs a program directly on the emulated device; ``flexnpud --emulated`` loads the same libraries behind the
+daemon.
 
-Processes of one user that run with the same ``machine`` share its devices: their operators contend for compute and
-their allocations for memory. Give tests a machine name of their own.
+Processes of one user that run with the same ``machine`` share its devices: their operators contend for compute
+and their allocations for memory. Give tests a machine name of their own.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def lib_dir() -> Path:
 
 
 def toolkit_dir() -> Path:
-    """A folder laid out as the vendor's toolkit as far as programs look into it: ``lib64`` holds the libraries.
+    """A folder laid out as the vendor's toolkit, as far as programs look: ``lib64`` holds the libraries.
 
-    The build makes it; from an installed wheel, which cannot carry a link, it is made in the user's cache folder.
+    The build makes it; from an installed wheel, which cannot carry a link, it is made in the user's cache.
     """
     lib = lib_dir()
     built = lib / "toolkit"
@@ -69,7 +70,9 @@ def profiles() -> list[str]:
 
 def profile_path(profile: str) -> Path:
     """The file of a profile given by name, or by a path. Raises EmulatorError when there is none."""
-    path = Path(profile) if "/" in profile or profile.endswith(".toml") else _profile_dir() / f"{profile}.toml"
+    path = (
+        Path(profile) if "/" in profile or profile.endswith(".toml") else _profile_dir() / f"{profile}.toml"
+    )
     if not path.exists():
         raise EmulatorError(f"no device profile {profile!r}: give a path or one of {', '.join(profiles())}")
     return path.resolve()
@@ -85,8 +88,8 @@ def environment(
 ) -> dict[str, str]:
     """Variables to add to a program's environment so that it runs directly on the emulated CANN.
 
-    mode: ``compute`` (operators compute; device time is the larger of the model's and the real) or ``time`` (device
-        time only, device memory is never touched).
+    mode: ``compute`` (operators compute; device time is the larger of the model's and the real) or ``time``
+        (device time only, device memory is never touched).
     profile: the modelled chip, by name (see `profiles`) or path.
     missing: what an operator without a body does: ``error`` or ``time`` (takes its time, computes nothing).
     machine: processes with the same name share devices; default: $FLEXNPU_EMU_MACHINE, else ``default``.
