@@ -7,8 +7,8 @@ The libraries carry the vendor's names, so an unmodified program finds them thro
 runs a program directly on the emulated device; ``flexnpud --emulated`` loads the same libraries behind the
 daemon.
 
-Processes of one user that run with the same ``machine`` share its devices: their operators contend for compute
-and their allocations for memory. Give tests a machine name of their own.
+Processes of one user that run with the same ``machine`` share its devices: their operators contend for
+compute and their allocations for memory. Give tests a machine name of their own.
 """
 
 from __future__ import annotations
