@@ -27,21 +27,19 @@ Job fill_job(Call& call, const Tensor& out, Scalar value) {
     };
 }
 
-Job zero_job(Call&, const Tensor& out) {
-    return [=] {
-        const Loop loop = make_loop({&out});
-        const int64_t element = out.element();
-        for_each_row(loop, [&](char* const p[], const int64_t stride[], int64_t n) {
-            if (stride[0] == element) {
-                std::memset(p[0], 0, static_cast<size_t>(n * element));
-            } else {
-                for (int64_t i = 0; i < n; i++) {
-                    std::memset(p[0] + i * stride[0], 0, static_cast<size_t>(element));
-                }
+// All bits zero, whatever the type.
+void zero(const Tensor& out) {
+    const Loop loop = make_loop({&out});
+    const int64_t element = out.element();
+    for_each_row(loop, [&](char* const p[], const int64_t stride[], int64_t n) {
+        if (stride[0] == element) {
+            std::memset(p[0], 0, static_cast<size_t>(n * element));
+        } else {
+            for (int64_t i = 0; i < n; i++) {
+                std::memset(p[0] + i * stride[0], 0, static_cast<size_t>(element));
             }
-        });
-        return 0;
-    };
+        }
+    });
 }
 
 // out[i] = start + i * step, each term computed on its own so that errors do not add up.
@@ -184,21 +182,25 @@ Job triangle(Call& call, const Tensor& in, const Tensor& out, int64_t diagonal, 
     call.require_shape(out, in, "the output");
     call.require(in.dtype == out.dtype, "input and output types differ");
     return [=] {
-        const int64_t element = out.element();
-        for_each_line({lined(out, {out.rank - 2, out.rank - 1}), lined(in, {in.rank - 2, in.rank - 1})},
-                      [&](const Line lines[]) {
-                          for (int64_t i = 0; i < in.dim(-2); i++) {
-                              for (int64_t j = 0; j < in.dim(-1); j++) {
-                                  char* o = lines[0].base + (i * out.stride(-2) + j * out.stride(-1)) * element;
-                                  const char* x = lines[1].base + (i * in.stride(-2) + j * in.stride(-1)) * element;
-                                  if (upper ? j - i >= diagonal : j - i <= diagonal) {
-                                      std::memmove(o, x, static_cast<size_t>(element));
-                                  } else {
-                                      std::memset(o, 0, static_cast<size_t>(element));
-                                  }
-                              }
-                          }
-                      });
+        const Tensor keep = out.without({out.rank - 1}), source = in.without({in.rank - 1});
+        const int64_t columns = out.dim(-1), rows = out.dim(-2);
+        int64_t i = 0;
+        for_each_line({Lined{keep, 0}, Lined{source, 0}}, [&](const Line lines[]) {
+            // The columns [first, last) of row i stay.
+            const int64_t edge = std::clamp<int64_t>(upper ? i + diagonal : i + diagonal + 1, 0, columns);
+            const int64_t first = upper ? edge : 0, last = upper ? columns : edge;
+            i = i + 1 == rows ? 0 : i + 1;
+            auto part = [&](char* base, const Tensor& t, int64_t from, int64_t to) {
+                Tensor row = dense(base + from * t.stride(-1) * t.element(), t.dtype, {to - from});
+                row.strides[0] = t.stride(-1);
+                return row;
+            };
+            if (lines[0].base != lines[1].base) {
+                copy_tensor(part(lines[0].base, out, first, last), part(lines[1].base, in, first, last));
+            }
+            zero(part(lines[0].base, out, 0, first));
+            zero(part(lines[0].base, out, last, columns));
+        });
         return 0;
     };
 }
@@ -279,6 +281,45 @@ Job eye(Call& call) {  // n, m, out
     };
 }
 
+// Sections along a dimension: of one size (the last may be smaller), or of given sizes.
+Job split(Call& call, bool sizes) {  // self, sections or sizes, dim, outputs
+    const Tensor self = call.tensor(0);
+    const int dim = call.dimension(call.integer(2), self);
+    const std::vector<Tensor> outputs = call.tensors(3);
+    const std::vector<int64_t> given = sizes ? call.ints(1) : std::vector<int64_t>{};
+    call.require(!sizes || given.size() == outputs.size(), "%zu sizes for %zu outputs", given.size(), outputs.size());
+    std::vector<Tensor> parts;
+    int64_t at = 0;
+    for (size_t i = 0; i < outputs.size(); i++) {
+        const int64_t length = sizes ? given[i] : std::min(call.integer(1), self.dims[dim] - at);
+        call.require(length >= 0 && at + length <= self.dims[dim], "the sections exceed dimension %d", dim);
+        parts.push_back(self.narrowed(dim, at, length));
+        call.require_shape(outputs[i], parts[i], "an output");
+        call.require(outputs[i].dtype == self.dtype, "an output's type differs from the input's");
+        at += length;
+    }
+    return [=] {
+        for (size_t i = 0; i < outputs.size(); i++) {
+            copy_tensor(outputs[i], parts[i]);
+        }
+        return 0;
+    };
+}
+
+Job fill_diagonal(Call& call) {  // self, value, wrap
+    const Tensor self = call.tensor(0);
+    const Scalar value = call.scalar(1);
+    call.require(self.rank == 2 && !call.boolean(2), "only a matrix without wrapping is emulated");
+    call.require_numeric(self);
+    Tensor diagonal = self.without({1});
+    diagonal.dims[0] = std::min(self.dims[0], self.dims[1]);
+    diagonal.strides[0] = self.strides[0] + self.strides[1];
+    return [=] {
+        copy_tensor(diagonal, value.tensor());
+        return 0;
+    };
+}
+
 Job permute(Call& call) {  // self, dims, out
     const Tensor self = call.tensor(0), out = call.tensor(2);
     std::vector<int> order;
@@ -323,7 +364,13 @@ OPERATOR("aclnnInplaceFillTensor", [](Call& call) -> Job {
     scalar.rank = 0;
     return copy_job(call, call.tensor(0), scalar);
 });
-OPERATOR("aclnnInplaceZero", [](Call& call) { return zero_job(call, call.tensor(0)); });
+OPERATOR("aclnnInplaceZero", [](Call& call) -> Job {
+    const Tensor self = call.tensor(0);
+    return [=] {
+        zero(self);
+        return 0;
+    };
+});
 OPERATOR("aclnnInplaceOne", [](Call& call) { return fill_job(call, call.tensor(0), {acl::INT64, 1, 1}); });
 OPERATOR("aclnnArange", arange);
 OPERATOR("aclnnRange", arange);
@@ -341,6 +388,9 @@ OPERATOR("aclnnConstantPadNd", pad);
 OPERATOR("aclnnEye", eye);
 OPERATOR("aclnnPermute", permute);
 OPERATOR("aclnnSlice", slice);
+OPERATOR("aclnnSplitTensor", [](Call& call) { return split(call, false); });
+OPERATOR("aclnnSplitWithSize", [](Call& call) { return split(call, true); });
+OPERATOR("aclnnInplaceFillDiagonal", fill_diagonal);
 
 }  // namespace
 }  // namespace flexnpu::ops

@@ -390,6 +390,25 @@ Job is_close(Call& call) {
     };
 }
 
+Job nan_to_num(Call& call, bool inplace) {  // self, nan, positive infinity, negative infinity, out
+    const Tensor self = call.tensor(0), out = inplace ? self : call.tensor(4);
+    const double nan = call.real(1), high = call.real(2), low = call.real(3);
+    call.require_numeric(self);
+    call.require_shape(out, self, "the output");
+    return [=] {
+        const Loop loop = make_loop({&out, &self});
+        double row[kChunk];
+        for_each_chunk(loop, [&](char* const p[], const int64_t stride[], int64_t n) {
+            kernels().f64.load(row, p[1], self.dtype, stride[1], n);
+            for (int64_t i = 0; i < n; i++) {
+                row[i] = std::isnan(row[i]) ? nan : std::isinf(row[i]) ? (row[i] > 0 ? high : low) : row[i];
+            }
+            kernels().f64.store(row, p[0], out.dtype, stride[0], n);
+        });
+        return 0;
+    };
+}
+
 // One bool: whether all elements are equal.
 Job equal(Call& call) {
     const Tensor a = call.tensor(0), b = call.tensor(1), out = call.tensor(2);
@@ -608,6 +627,8 @@ OPERATOR("aclnnSWhere", [](Call& call) {
 OPERATOR("aclnnInplaceMaskedFillScalar", [](Call& call) { return masked_fill(call, true); });
 OPERATOR("aclnnInplaceMaskedFillTensor", [](Call& call) { return masked_fill(call, false); });
 OPERATOR("aclnnIsClose", is_close);
+OPERATOR("aclnnNanToNum", [](Call& call) { return nan_to_num(call, false); });
+OPERATOR("aclnnInplaceNanToNum", [](Call& call) { return nan_to_num(call, true); });
 OPERATOR("aclnnEqual", equal);
 
 }  // namespace

@@ -129,6 +129,49 @@ Job bernoulli_tensor(Call& call, const Tensor& out, const Tensor& probability, i
     };
 }
 
+// One bit an element, eight a byte, least significant first: 1 keeps the element.
+Job dropout_mask(Call& call, const Tensor& mask) {  // shape, probability of dropping, seed, offset, ..., mask
+    int64_t n = 1;
+    for (int64_t d : call.ints(0)) {
+        n *= d;
+    }
+    const double p = call.real(1);
+    const int64_t seed = call.integer(2), offset = call.integer(3);
+    call.require(p >= 0 && p <= 1, "the probability is not in [0, 1]");
+    call.require(mask.dtype == acl::UINT8 && mask.contiguous() && mask.numel() * 8 >= n, "the mask is too small");
+    return [=] {
+        const Philox generator(static_cast<uint64_t>(seed), static_cast<uint64_t>(offset));
+        std::memset(mask.data, 0, static_cast<size_t>(mask.numel()));
+        for (int64_t i = 0; i < n; i++) {
+            const bool keep = generator.uniform(static_cast<uint64_t>(i)) >= p;
+            mask.data[i / 8] = static_cast<char>(mask.data[i / 8] | keep << (i % 8));
+        }
+        return 0;
+    };
+}
+
+Job dropout_apply(Call& call) {  // self, mask, probability of dropping, out
+    const Tensor self = call.tensor(0), mask = call.tensor(1), out = call.tensor(3);
+    const double p = call.real(2);
+    call.require_shape(out, self, "the output");
+    call.require(is_floating(self.dtype), "needs a floating-point tensor");
+    call.require(mask.dtype == acl::UINT8 && mask.contiguous() && mask.numel() * 8 >= self.numel(), "the mask is too small");
+    return [=] {
+        const float scale = p < 1 ? static_cast<float>(1 / (1 - p)) : 0.0f;
+        const Loop loop = make_loop({&out, &self});
+        int64_t position = 0;
+        float row[kChunk];
+        for_each_chunk(loop, [&](char* const ptr[], const int64_t stride[], int64_t n) {
+            kernels().f32.load(row, ptr[1], self.dtype, stride[1], n);
+            for (int64_t i = 0; i < n; i++, position++) {
+                row[i] = mask.data[position / 8] >> (position % 8) & 1 ? row[i] * scale : 0.0f;
+            }
+            kernels().f32.store(row, ptr[0], out.dtype, stride[0], n);
+        });
+        return 0;
+    };
+}
+
 Job exponential(Call& call) {  // self, count, lambda, seed, offset
     const double lambda = call.real(2);
     call.require(lambda > 0, "lambda must be positive");
@@ -232,6 +275,9 @@ OPERATOR("aclnnBernoulliTensor", [](Call& call) {  // self, p, seed, offset, out
 OPERATOR("aclnnInplaceBernoulliTensor", [](Call& call) {
     return bernoulli_tensor(call, call.tensor(0), call.tensor(1), call.integer(2), call.integer(3));
 });
+OPERATOR("aclnnDropoutGenMask", [](Call& call) { return dropout_mask(call, call.tensor(4)); });
+OPERATOR("aclnnDropoutGenMaskV2", [](Call& call) { return dropout_mask(call, call.tensor(5)); });
+OPERATOR("aclnnDropoutDoMask", dropout_apply);
 OPERATOR("aclnnSimThreadExponential", exponential);
 OPERATOR("aclnnRandperm", permutation);
 OPERATOR("aclnnMultinomial", multinomial);

@@ -123,6 +123,22 @@ Job sum_job(Call& call, const Tensor& self, const std::vector<int>& dims, const 
     });
 }
 
+// NaN counts as zero.
+Job nan_sum(Call& call) {  // self, dims, keepdim, dtype, out
+    const Tensor self = call.tensor(0), out = call.tensor(4);
+    Compute compute = compute_of({self.dtype});
+    if (compute == Compute::kWhole && is_floating(out.dtype)) {
+        compute = Compute::kFloat;
+    }
+    return reduce_job(call, self, call.dimensions(call.ints(1), self), out, compute, []<class T>(const T* row, int64_t n) {
+        std::conditional_t<std::is_integral_v<T>, int64_t, double> total = 0;
+        for (int64_t i = 0; i < n; i++) {
+            total += row[i] == row[i] ? row[i] : T(0);
+        }
+        return static_cast<T>(total);
+    });
+}
+
 // self, dims, keepdim, dtype, out
 Job sum(Call& call, bool mean) {
     const Tensor self = call.tensor(0);
@@ -279,6 +295,7 @@ Job both(Job first, Job second) {
 }
 
 OPERATOR("aclnnReduceSum", [](Call& call) { return sum(call, false); });
+OPERATOR("aclnnReduceNansum", nan_sum);
 OPERATOR("aclnnMean", [](Call& call) { return sum(call, true); });
 OPERATOR("aclnnMeanV2", [](Call& call) {  // self, dims, keepdim, no-op for empty dims, out
     const Tensor self = call.tensor(0);

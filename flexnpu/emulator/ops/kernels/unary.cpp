@@ -147,7 +147,6 @@ FLEXNPU_UNARY(IsInf, T(m_fabs(x) == T(__builtin_inf())))
 FLEXNPU_UNARY(IsPosInf, T(x == T(__builtin_inf())))
 FLEXNPU_UNARY(IsNegInf, T(x == -T(__builtin_inf())))
 FLEXNPU_UNARY(SignBit, T(__builtin_signbit(x) != 0))
-FLEXNPU_UNARY(NanToNum, x != x ? p : x)
 FLEXNPU_UNARY(Threshold, x <= p ? q : x)
 #undef FLEXNPU_UNARY
 
@@ -195,7 +194,7 @@ void fill_floating(RowKernels<T>& k) {
     FLEXNPU_SET(Mish) FLEXNPU_SET(Softplus) FLEXNPU_SET(HardSigmoid) FLEXNPU_SET(HardSwish) FLEXNPU_SET(LeakyRelu)
     FLEXNPU_SET(Elu) FLEXNPU_SET(Celu) FLEXNPU_SET(Clamp) FLEXNPU_SET(ClampMin) FLEXNPU_SET(ClampMax)
     FLEXNPU_SET(ScalarPow) FLEXNPU_SET(Affine) FLEXNPU_SET(LogicalNot) FLEXNPU_SET(IsFinite) FLEXNPU_SET(IsInf)
-    FLEXNPU_SET(IsPosInf) FLEXNPU_SET(IsNegInf) FLEXNPU_SET(SignBit) FLEXNPU_SET(NanToNum) FLEXNPU_SET(Threshold)
+    FLEXNPU_SET(IsPosInf) FLEXNPU_SET(IsNegInf) FLEXNPU_SET(SignBit) FLEXNPU_SET(Threshold)
     k.unary[int(Unary::PowScalar)] = pow_row<T>;
 }
 
