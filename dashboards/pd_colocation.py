@@ -1,0 +1,321 @@
+"""The *PD co-location* dashboard: prefill and decode on one NPU, what each does to the other, what the gate
+does.
+
+Every query is made from `collectors.names`. Variables: `datasource`, a Prometheus, and `process`, the
+command names of the servers to show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from grafanalib import core
+from grafanalib._gen import DashboardEncoder
+
+from collectors import names
+from collectors.names import Metric
+from dashboards import alerts
+
+UID: Final = "flexnpu-pd-colocation"
+DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
+
+_SELECT: Final = 'comm=~"$process"'
+_WIDTH: Final = 24
+_HEIGHT: Final = 8
+
+Query = tuple[str, str]
+"""A PromQL expression and the legend of its series."""
+
+
+def rate(series: str, *matchers: str) -> str:
+    """Per second, over an interval that suits the scrapes."""
+    return f"rate({_selected(series, *matchers)}[$__rate_interval])"
+
+
+def _selected(series: str, *matchers: str) -> str:
+    return f"{series}{{{', '.join(matchers)}}}" if matchers else series
+
+
+def quantiles(
+    metric: Metric, by: Sequence[str], legend: str, qs: Sequence[float] = (0.5, 0.99), *matchers: str
+) -> list[Query]:
+    """Quantiles of a histogram, one query each."""
+    of = f"sum by ({', '.join(['le', *by])}) ({rate(metric.bucket, _SELECT, *matchers)})"
+    return [(f"histogram_quantile({q}, {of})", f"p{q * 100:g} {legend}") for q in qs]
+
+
+def per_second(metric: Metric, by: Sequence[str], legend: str) -> Query:
+    return f"sum by ({', '.join(by)}) ({rate(metric.name, _SELECT)})", legend
+
+
+_BY: Final = ("comm", "pid", "phase")
+_BY_LEGEND: Final = "{{phase}} {{comm}} {{pid}}"
+_LANE_LEGEND: Final = "{{comm}} {{pid}} lane {{lane}}"
+
+
+def _ratio(over: Metric, under: Metric, by: Sequence[str]) -> str:
+    grouped = f"sum by ({', '.join(by)})"
+    return f"{grouped} ({rate(over.name, _SELECT)}) / {grouped} ({rate(under.name, _SELECT)})"
+
+
+def _interference() -> str:
+    """The median decode step beside a prefill over the median without."""
+
+    def median(flag: str) -> str:
+        matcher = f'prefill_in_flight="{flag}"'
+        return f"histogram_quantile(0.5, sum by (le, comm, pid) ({rate(names.DECODE_STEP.bucket, _SELECT, matcher)}))"
+
+    return f"{median('true')} / {median('false')}"
+
+
+def _burn_rates() -> list[Query]:
+    lengths = sorted({length for window in alerts.WINDOWS for length in (window.short_s, window.long_s)})
+    return [
+        (
+            f"({alerts.error_ratio(length)}) / {alerts.error_budget()}",
+            f"{{{{comm}}}} {{{{pid}}}} over {alerts.duration(length)}",
+        )
+        for length in lengths
+    ]
+
+
+def _panel(title: str, text: str, unit: str, queries: Sequence[Query], **more: Any) -> core.TimeSeries:
+    return core.TimeSeries(
+        title=title,
+        description=text,
+        dataSource=DATASOURCE,
+        targets=[
+            core.Target(
+                expr=expr,
+                legendFormat=legend,
+                refId=chr(ord("A") + i),
+                intervalFactor=1,
+                datasource=DATASOURCE,
+            )
+            for i, (expr, legend) in enumerate(queries)
+        ],
+        unit=unit,
+        fillOpacity=8,
+        showPoints="never",
+        tooltipMode="multi",
+        **{"valueMin": 0, **more},
+    )
+
+
+def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
+    return [
+        (
+            "Requests, from the servers' sockets",
+            [
+                _panel(
+                    "Time to first token",
+                    names.TTFT.help,
+                    "s",
+                    quantiles(names.TTFT, ["comm", "pid"], "{{comm}} {{pid}}", (0.5, 0.9, 0.99)),
+                ),
+                _panel(
+                    "Time to second token",
+                    names.SECOND_TOKEN.help,
+                    "s",
+                    quantiles(names.SECOND_TOKEN, ["comm", "pid"], "{{comm}} {{pid}}"),
+                ),
+                _panel(
+                    "Time per output token",
+                    f"{names.TPOT.help} And the single intervals: {names.TOKEN_INTERVAL.help}",
+                    "s",
+                    [
+                        *quantiles(names.TPOT, ["comm", "pid"], "{{comm}} {{pid}}"),
+                        *quantiles(names.TOKEN_INTERVAL, ["comm", "pid"], "{{comm}} {{pid}} interval"),
+                    ],
+                ),
+                _panel(
+                    "Requests",
+                    names.REQUESTS.help,
+                    "reqps",
+                    [
+                        per_second(
+                            names.REQUESTS,
+                            ["comm", "code", "complete"],
+                            "{{comm}} {{code}} whole: {{complete}}",
+                        )
+                    ],
+                ),
+                _panel(
+                    "TTFT objective: burn rate",
+                    "How fast the error budget of the TTFT objective is spent; at 1 it lasts exactly "
+                    "its period. " + names.SLO_REQUESTS.help,
+                    "none",
+                    _burn_rates(),
+                ),
+                _panel(
+                    "TTFT objective: good requests",
+                    names.SLO_GOOD.help,
+                    "percentunit",
+                    [
+                        (_ratio(names.SLO_GOOD, names.SLO_REQUESTS, ["comm", "pid"]), "{{comm}} {{pid}}"),
+                        (names.SLO_OBJECTIVE.name, "objective"),
+                    ],
+                    valueMax=1,
+                ),
+            ],
+        ),
+        (
+            "Steps, from the probes",
+            [
+                _panel(
+                    "Step time by phase",
+                    names.STEP_DURATION.help,
+                    "s",
+                    quantiles(names.STEP_DURATION, ["phase", "comm", "pid"], "{{phase}} {{comm}} {{pid}}"),
+                ),
+                _panel(
+                    "Decode step with and without a prefill in flight",
+                    names.DECODE_STEP.help,
+                    "s",
+                    quantiles(
+                        names.DECODE_STEP,
+                        ["comm", "pid", "prefill_in_flight"],
+                        "{{comm}} {{pid}} prefill: {{prefill_in_flight}}",
+                    ),
+                ),
+                _panel(
+                    "Interference",
+                    "The median decode step beside a prefill, over the median decode step without.",
+                    "none",
+                    [(_interference(), "{{comm}} {{pid}}")],
+                ),
+                _panel("Steps", names.STEPS.help, "none", [per_second(names.STEPS, _BY, _BY_LEGEND)]),
+                _panel(
+                    "Tokens", names.STEP_TOKENS.help, "none", [per_second(names.STEP_TOKENS, _BY, _BY_LEGEND)]
+                ),
+                _panel(
+                    "Launches a step",
+                    names.LAUNCHES.help,
+                    "none",
+                    [(_ratio(names.LAUNCHES, names.STEPS, _BY), _BY_LEGEND)],
+                ),
+            ],
+        ),
+        (
+            "Device and gate, from the daemon",
+            [
+                _panel(
+                    "Device busy",
+                    names.DEVICE_BUSY.help,
+                    "percentunit",
+                    [(f"sum by (device) ({rate(names.DEVICE_BUSY.name)})", "npu{{device}}")],
+                    valueMax=1,
+                ),
+                _panel(
+                    "Device time by lane",
+                    names.LANE_DEVICE_TIME.help,
+                    "percentunit",
+                    [(rate(names.LANE_DEVICE_TIME.name, _SELECT), _LANE_LEGEND)],
+                ),
+                _panel(
+                    "Gate time",
+                    f"{names.LANE_GATED.help} As a share of time.",
+                    "percentunit",
+                    [(rate(names.LANE_GATED.name, _SELECT), _LANE_LEGEND)],
+                ),
+                _panel(
+                    "Queue depth",
+                    f"{names.LANE_QUEUED.help} {names.LANE_IN_FLIGHT.help}",
+                    "none",
+                    [
+                        (_selected(names.LANE_QUEUED.name, _SELECT), f"queued {_LANE_LEGEND}"),
+                        (_selected(names.LANE_IN_FLIGHT.name, _SELECT), f"in flight {_LANE_LEGEND}"),
+                    ],
+                ),
+                _panel(
+                    "Gate window and lease",
+                    f"{names.GATE_WINDOW.help} {names.GATE_LEASE.help}",
+                    "s",
+                    [
+                        (names.GATE_WINDOW.name, "window npu{{device}}"),
+                        (names.GATE_LEASE.name, "lease npu{{device}}"),
+                    ],
+                ),
+                _panel(
+                    "Gate policy and lanes' phases",
+                    f"{names.GATE_POLICY.help} {names.LANE_PHASE.help}",
+                    "none",
+                    [
+                        (names.GATE_POLICY.name, "npu{{device}} {{policy}}"),
+                        (_selected(names.LANE_PHASE.name, _SELECT), f"{_LANE_LEGEND} {{{{phase}}}}"),
+                    ],
+                ),
+            ],
+        ),
+        (
+            "The measurement itself",
+            [
+                _panel(
+                    "Lost events",
+                    names.LOST_EVENTS.help,
+                    "none",
+                    [(f"sum by (source, kind) ({rate(names.LOST_EVENTS.name)})", "{{source}} {{kind}}")],
+                ),
+                _panel(
+                    "Sources",
+                    f"{names.FEED_CONNECTED.help} {names.DAEMON_UP.help}",
+                    "none",
+                    [(names.FEED_CONNECTED.name, "tracer"), (names.DAEMON_UP.name, "daemon npu{{device}}")],
+                    valueMax=1,
+                ),
+            ],
+        ),
+    ]
+
+
+def dashboard() -> Any:
+    """The dashboard, a `grafanalib.core.Dashboard`."""
+    panels: list[core.Panel] = []
+    y = 0
+    for title, row in _rows():
+        panels.append(core.RowPanel(title=title, gridPos=core.GridPos(h=1, w=_WIDTH, x=0, y=y)))
+        y += 1
+        width = _WIDTH // min(3, len(row))
+        for i, panel in enumerate(row):
+            column = i * width % _WIDTH
+            panel.gridPos = core.GridPos(h=_HEIGHT, w=width, x=column, y=y)
+            panels.append(panel)
+            if column + width >= _WIDTH or i == len(row) - 1:
+                y += _HEIGHT
+    built: Any = core.Dashboard(
+        title="FlexNPU: PD co-location",
+        uid=UID,
+        description="Prefill and decode on one NPU: latencies, interference, and the gate between them.",
+        tags=["flexnpu", "npu", "llm"],
+        timezone="browser",
+        refresh="5s",
+        time=core.Time("now-15m", "now"),
+        sharedCrosshair=True,
+        schemaVersion=39,
+        templating=core.Templating(
+            [
+                core.Template(name="datasource", label="Prometheus", type="datasource", query="prometheus"),
+                core.Template(
+                    name="process",
+                    label="Process",
+                    query=f"label_values({names.STEPS.name}, comm)",
+                    dataSource=DATASOURCE,
+                    multi=True,
+                    includeAll=True,
+                    allValue=".*",
+                    default="All",
+                    refresh=2,
+                ),
+            ]
+        ),
+        panels=panels,
+    )
+    built.auto_panel_ids()
+    return built
+
+
+def dashboard_json() -> dict[str, Any]:
+    """The dashboard as Grafana imports it."""
+    loaded: dict[str, Any] = json.loads(json.dumps(dashboard().to_json_data(), cls=DashboardEncoder))
+    return loaded
