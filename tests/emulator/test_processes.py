@@ -149,7 +149,7 @@ def test_processes_that_disagree_about_the_device_are_told(
     holder = Child(environment, "hold", 1, 0)
     children.append(holder)
     holder.read()
-    other = emulator.environment("time", "demo-small", machine=environment["FLEXNPU_EMU_MACHINE"])
+    other = emulator.environment("time", "demo", machine=environment["FLEXNPU_EMU_MACHINE"])
     result = subprocess.run(
         [sys.executable, str(HERE / "device.py"), "hold", "1", "0"],
         env=os.environ | other,
