@@ -122,10 +122,11 @@ def _burn_alert(severity: Severity, windows: Sequence[Window]) -> dict[str, Any]
         "annotations": {
             "summary": "{{ $labels.comm }} {{ $labels.pid }} spends its time-to-first-token budget too fast",
             "description": (
-                "{{ $value | humanizePercentage }} of the requests to {{ $labels.comm }} {{ $labels.pid }} had "
-                "no first token in time. At this rate the error budget is gone long before its period ends "
-                f"(windows up to {duration(longest.long_s)}). Look at the PD co-location dashboard: is a prefill "
-                "in flight beside the decode steps, does the gate hold the server's lane, is the device busy?"
+                "{{ $value | humanizePercentage }} of the requests to {{ $labels.comm }} {{ $labels.pid }} "
+                "had no first token in time. At this rate the error budget is gone long before its period "
+                f"ends (windows up to {duration(longest.long_s)}). Look at the PD co-location dashboard: is "
+                "a prefill in flight beside the decode steps, does the gate hold the server's lane, is the "
+                "device busy?"
             ),
         },
     }

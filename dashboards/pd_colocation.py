@@ -63,8 +63,8 @@ def _interference() -> str:
     """The median decode step beside a prefill over the median without."""
 
     def median(flag: str) -> str:
-        matcher = f'prefill_in_flight="{flag}"'
-        return f"histogram_quantile(0.5, sum by (le, comm, pid) ({rate(names.DECODE_STEP.bucket, _SELECT, matcher)}))"
+        series = rate(names.DECODE_STEP.bucket, _SELECT, f'prefill_in_flight="{flag}"')
+        return f"histogram_quantile(0.5, sum by (le, comm, pid) ({series}))"
 
     return f"{median('true')} / {median('false')}"
 
@@ -311,8 +311,7 @@ def dashboard() -> Any:
         ),
         panels=panels,
     )
-    built.auto_panel_ids()
-    return built
+    return built.auto_panel_ids()
 
 
 def dashboard_json() -> dict[str, Any]:

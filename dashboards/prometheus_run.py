@@ -140,12 +140,13 @@ class PrometheusServer:
         result = self.query(expression)
         return float(result[0]["value"][1]) if len(result) == 1 else None
 
-    def alerts(self) -> dict[str, str]:
-        """Alerts that are pending or firing: name to state."""
-        return {
-            alert["labels"]["alertname"]: alert["state"]
-            for alert in query_api(self.url, "alerts", {})["alerts"]
-        }
+    def firing(self, alert: str) -> list[dict[str, str]]:
+        """The labels of each firing instance of an alert."""
+        return [
+            found["labels"]
+            for found in query_api(self.url, "alerts", {})["alerts"]
+            if found["state"] == "firing" and found["labels"]["alertname"] == alert
+        ]
 
     def close(self) -> None:
         if self._process is not None and self._process.poll() is None:

@@ -153,8 +153,8 @@ class WireTracer:
     `pids`: processes to watch, in the tracer's own PID namespace; more with `add`. `on_request` gets every
     finished request; without it, iterate over the tracer. `on_loss` gets the counters listed in the
     module's docstring, whenever one has grown. Both are called from `poll`, which the owner calls a few
-    times a second at least, in any one thread. The ring holds `ring_pages` (a power of two) of 4 KiB. A process that ends is dropped, and
-    its open requests are delivered as incomplete.
+    times a second at least, in any one thread. The ring holds `ring_pages` (a power of two) of 4 KiB. A
+    process that ends is dropped, and its open requests are delivered as incomplete.
 
         with WireTracer([pid], on_request=print) as tracer:
             while True:

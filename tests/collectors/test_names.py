@@ -9,13 +9,13 @@ import subprocess
 import pytest
 from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 from prometheus_client import generate_latest
-from tests.collectors.scripted import S, second, status
 
 from collectors import names
 from collectors.aggregate import Aggregator
 from collectors.daemons import samples_of
 from collectors.names import ATTRIBUTES, METRICS, Metric
 from collectors.prometheus import PrometheusSink
+from tests.collectors.scripted import S, second, status
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.name)

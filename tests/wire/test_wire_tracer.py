@@ -169,22 +169,24 @@ def test_long_prompts_are_cut_in_the_copy_and_that_is_counted() -> None:
 @pytest.mark.ebpf
 def test_a_full_ring_is_counted_and_its_requests_are_not_called_whole() -> None:
     got: list[RequestTiming] = []
-    with serving("asyncio") as server:
-        with WireTracer([server.pid], on_request=got.append, ring_pages=1) as tracer:
-            load(server.port, 8, 4)
-            tracer.poll(50)
-            lost = tracer.losses["wire_lost"]
-            assert lost > 0
-            # It recovers: what is drained in time is whole again.
-            before = len(got)
-            with socket.create_connection(("127.0.0.1", server.port)) as client:
-                client.settimeout(10)
-                client.sendall(b"POST /again HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
-                seen = b""
-                while not seen.endswith(b"0\r\n\r\n"):
-                    seen += client.recv(65536)
-                    tracer.poll(0)
-            wait_for(tracer, lambda: any(r.path == "/again" for r in got))
+    with (
+        serving("asyncio") as server,
+        WireTracer([server.pid], on_request=got.append, ring_pages=1) as tracer,
+    ):
+        load(server.port, 8, 4)
+        tracer.poll(50)
+        lost = tracer.losses["wire_lost"]
+        assert lost > 0
+        # It recovers: what is drained in time is whole again.
+        before = len(got)
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.settimeout(10)
+            client.sendall(b"POST /again HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+            seen = b""
+            while not seen.endswith(b"0\r\n\r\n"):
+                seen += client.recv(65536)
+                tracer.poll(0)
+        wait_for(tracer, lambda: any(r.path == "/again" for r in got))
     assert not any(r.complete for r in got[:before])
     assert [len(r.chunk_ns) for r in got if r.path == "/again"] == [TOKENS]
 
