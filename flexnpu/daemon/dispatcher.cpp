@@ -136,8 +136,7 @@ void Dispatcher::loop() {
             count_.sleeps++;
             set_doze(wire::kAsleep);
         }
-        // The other side of the client's store to `head` and load of `doze`: one of us sees the other.
-        std::atomic_thread_fence(std::memory_order_seq_cst);
+        // Store `doze`, then load `head`; the client stores `head`, then loads `doze`. All four are seq_cst, so one of us sees the other.
         if (!has_posted_.load(std::memory_order_seq_cst) && rings_empty()) sleep(until);
         set_doze(wire::kAwake);
     }

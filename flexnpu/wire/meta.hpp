@@ -214,7 +214,7 @@ struct Extent {
 inline bool extent_of(const TensorMeta& t, uint32_t element_bits, bool blocked, Extent* out) {
     out->bytes = 0;
     using Wide = __int128;
-    constexpr Wide limit = Wide(1) << 60;
+    constexpr Wide limit = Wide(1) << 56;  // elements, of at most 128 bits: the bytes fit in 64 bits
     const std::vector<int64_t>& d = t.dims;
     if (t.offset < 0) return false;
     if (!t.strides.empty() && t.strides.size() != d.size()) return false;

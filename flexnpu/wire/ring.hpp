@@ -116,7 +116,8 @@ public:
         map_.header().tail.store(tail_, std::memory_order_release);
     }
 
-    bool empty() const { return map_.header().head.load(std::memory_order_acquire) == tail_; }
+    // seq_cst: ordered after the caller's store to SessionPage::doze.
+    bool empty() const { return map_.header().head.load(std::memory_order_seq_cst) == tail_; }
     RingHeader& header() { return map_.header(); }
 
 private:

@@ -1,0 +1,27 @@
+// A vendor without a device, for tests of the data plane: streams run at once, and every call is logged in order.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+struct MockCall {
+    char what;          // l launch, c copy, m memset, r record, w wait, s synchronise stream, f free
+    uint32_t op;        // of a launch
+    void* stream;
+    uint64_t a, b;      // launch: first two addresses; copy: destination, source; record and wait: event; free: address
+    uint64_t bytes;
+};
+
+// Copies up to `room` calls from number `from` on; how many there are in all.
+uint64_t mock_calls(uint64_t from, MockCall* out, uint64_t room);
+// Objects that the vendor holds now: streams, events, device memory blocks and host memory blocks, tensors and executors.
+struct MockHeld {
+    int64_t streams, events, memory, host, tensors, executors;
+};
+MockHeld mock_held(void);
+// While held, streams do not become complete: queries say not ready, synchronises wait.
+void mock_hold(int on);
+// The next launch of this operator fails in its second call (-1: none).
+void mock_fail_launch(int64_t op);
+}

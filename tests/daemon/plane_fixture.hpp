@@ -1,0 +1,61 @@
+// A data plane over the mock vendor, in this process, and its socket.
+#pragma once
+
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "flexnpu/daemon/plane.hpp"
+#include "mock_vendor/mock_vendor.hpp"
+
+namespace flexnpu::test {
+
+inline void* library(const char* path) {
+    void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!handle) throw std::runtime_error(dlerror());
+    return handle;
+}
+
+template <class F>
+F* symbol(void* handle, const char* name) {
+    void* p = dlsym(handle, name);
+    if (!p) throw std::runtime_error(std::string("no ") + name);
+    return reinterpret_cast<F*>(p);
+}
+
+// The mock's own functions.
+struct Mock {
+    void* handle = library(FLEXNPU_MOCK_VENDOR "/libascendcl.so");
+#define X(name) decltype(&::name) name = symbol<decltype(::name)>(handle, #name);
+    X(mock_calls) X(mock_held) X(mock_hold) X(mock_fail_launch)
+#undef X
+    std::vector<MockCall> since(uint64_t from) const {
+        std::vector<MockCall> out(mock_calls(from, nullptr, 0) - from);
+        mock_calls(from, out.data(), out.size());
+        return out;
+    }
+    uint64_t count() const { return mock_calls(0, nullptr, 0); }
+};
+
+struct Running {
+    std::string directory;
+    daemon::Plane plane;
+    Running() : directory(make_directory()), plane(FLEXNPU_MOCK_VENDOR, 0, directory + "/npu0.sock", {}) {
+        setenv("FLEXNPU_SOCKET", path().c_str(), 1);
+        plane.start();
+    }
+    ~Running() {
+        plane.stop();
+        rmdir(directory.c_str());
+    }
+    std::string path() const { return directory + "/npu0.sock"; }
+    static std::string make_directory() {
+        char name[] = "/tmp/flexnpu-test-XXXXXX";
+        return mkdtemp(name) ? name : throw std::runtime_error("mkdtemp");
+    }
+};
+
+}  // namespace flexnpu::test
