@@ -402,8 +402,9 @@ def daemon_handlers(functions: list[Function], types: dict[str, str]) -> str:
                 decl.append(f"if (!ctx.stream(in[{i}], &s{i})) return acl::RT_INVALID_HANDLE;")
                 args.append(f"s{i}")
             else:
-                decl.append(f"{p.base} o{i}{{}};")
-                args.append(f"in[{i}] ? &o{i} : nullptr")
+                # A vendor's function may write through a null pointer: none gets there.
+                decl.append(f"{p.base} o{i}{{}}; if (!in[{i}]) return acl::INVALID_PARAM;")
+                args.append(f"&o{i}")
                 copy.append(f"std::memcpy(out + {total}, &o{i}, sizeof(o{i}));")
                 total += f" + (sizeof({p.base}) + 7) / 8"
         signature = ", ".join(f.parameters or ())
