@@ -11,6 +11,7 @@ namespace flexnpu::daemon {
 
 void Reply::send(int32_t status, const char* message, const uint64_t* words, size_t n) const {
     if (request == 0) return;
+    std::lock_guard lock(ring->answer);
     wire::RingHeader& slot = ring->consumer.header();
     n = std::min(n, wire::kReplyWords);
     slot.status = status;

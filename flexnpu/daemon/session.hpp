@@ -51,6 +51,8 @@ struct Ring {
     wire::Record head{};
     bool has_head = false;
     std::unique_ptr<Worker> worker;
+    // Held while an answer is written: an honest client has one question under way at a time, another may have many.
+    std::mutex answer;
     // Of the chunks of a copy under way; on the worker's thread.
     Failure chunk_failure;
 };
