@@ -8,6 +8,7 @@
 #include <future>
 #include <numeric>
 #include <pthread.h>
+#include <random>
 #include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
@@ -126,6 +127,58 @@ TEST_CASE("an event can be destroyed while streams hold it") {
     CHECK(aclrtRecordEvent(event, first) == acl::RT_INVALID_HANDLE);
     gate.open.set_value();
     CHECK(aclrtSynchronizeStream(second) == 0);
+}
+
+TEST_CASE("whatever the order of calls, a stream sees what was recorded before the event it waited for") {
+    constexpr int kStreams = 6, kEvents = 12;
+    std::mt19937 random(11);
+    StreamOwner streams[kStreams];
+    EventOwner events[kEvents];
+    struct Recorded {
+        int stream = -1;
+        int count = 0;
+    } recorded[kEvents];
+    std::atomic<int> counters[kStreams] = {};
+    int launched[kStreams] = {};
+    std::atomic<int> violations{0};
+    for (int step = 0; step < 6000; ++step) {
+        int s = int(random() % kStreams), e = int(random() % kEvents);
+        switch (random() % 8) {
+            case 0:
+                REQUIRE(aclrtRecordEvent(events[e], streams[s]) == 0);
+                recorded[e] = {s, launched[s]};
+                break;
+            case 1:
+            case 2: {
+                REQUIRE(aclrtStreamWaitEvent(streams[s], events[e]) == 0);
+                Recorded seen = recorded[e];
+                if (seen.stream >= 0) {
+                    REQUIRE(launch(streams[s], 0.1, [&counters, &violations, seen] {
+                        violations += counters[seen.stream].load() < seen.count;
+                        return 0;
+                    }) == 0);
+                }
+                break;
+            }
+            case 3:
+                if (step % 50 == 0) {
+                    REQUIRE(aclrtSynchronizeEvent(events[e]) == 0);
+                    violations += recorded[e].stream >= 0 && counters[recorded[e].stream] < recorded[e].count;
+                }
+                break;
+            default:
+                ++launched[s];
+                REQUIRE(launch(streams[s], 0.1, [&counters, &violations, s, n = launched[s]] {
+                    violations += ++counters[s] != n;
+                    return 0;
+                }) == 0);
+        }
+    }
+    CHECK(aclrtSynchronizeDevice() == 0);
+    CHECK(violations == 0);
+    for (int s = 0; s < kStreams; ++s) {
+        CHECK(counters[s] == launched[s]);
+    }
 }
 
 TEST_CASE("timeouts of synchronise") {

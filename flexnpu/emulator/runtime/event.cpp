@@ -4,16 +4,23 @@
 
 namespace flexnpu::emulator {
 
+uint64_t Event::next_record() {
+    std::lock_guard lock(mutex_);
+    pending_.push_back(++recorded_);
+    return recorded_;
+}
+
 uint64_t Event::current() const {
-    uint64_t recorded = recorded_.load();
-    return recorded > reset_.load() ? recorded : 0;
+    std::lock_guard lock(mutex_);
+    return recorded_ > reset_ ? recorded_ : 0;
 }
 
 void Event::complete(uint64_t record, uint64_t device_ns) {
     std::lock_guard lock(mutex_);
-    if (record > completed_.load()) {  // two streams may record one event; the later call counts
-        timestamp_.store(device_ns);
-        completed_.store(record);
+    std::erase(pending_, record);
+    Completed& slot = completed_[record % kKept];
+    if (record >= slot.record) {
+        slot = {record, device_ns};
     }
     changed_.notify_all();
     for (Waiter* waiter : waiters_) {
@@ -23,27 +30,42 @@ void Event::complete(uint64_t record, uint64_t device_ns) {
 
 void Event::reset(uint64_t record) {
     std::lock_guard lock(mutex_);
-    reset_.store(std::max(reset_.load(), record));
+    reset_ = std::max(reset_, record);
     changed_.notify_all();
 }
 
+bool Event::is_complete_locked(uint64_t record) const {
+    return record <= recorded_ && std::find(pending_.begin(), pending_.end(), record) == pending_.end();
+}
+
+bool Event::is_complete(uint64_t record) const {
+    std::lock_guard lock(mutex_);
+    return is_complete_locked(record);
+}
+
 bool Event::recorded_and_complete() const {
-    uint64_t record = current();
-    return record != 0 && is_complete(record);
+    std::lock_guard lock(mutex_);
+    return recorded_ > reset_ && is_complete_locked(recorded_);
+}
+
+std::optional<uint64_t> Event::timestamp_locked(uint64_t record) const {
+    const Completed& slot = completed_[record % kKept];
+    return record != 0 && slot.record == record ? std::optional(slot.device_ns) : std::nullopt;
 }
 
 std::optional<uint64_t> Event::timestamp() const {
     std::lock_guard lock(mutex_);
-    uint64_t record = current();
-    if (record == 0 || !is_complete(record)) {
-        return std::nullopt;
-    }
-    return timestamp_.load();
+    return recorded_ > reset_ && is_complete_locked(recorded_) ? timestamp_locked(recorded_) : std::nullopt;
+}
+
+std::optional<uint64_t> Event::timestamp(uint64_t record) const {
+    std::lock_guard lock(mutex_);
+    return timestamp_locked(record);
 }
 
 bool Event::wait(uint64_t record, std::optional<Clock::time_point> deadline) {
     std::unique_lock lock(mutex_);
-    auto done = [&] { return is_complete(record) || reset_.load() >= record; };
+    auto done = [&] { return is_complete_locked(record) || reset_ >= record; };
     if (!deadline) {
         changed_.wait(lock, done);
         return true;
@@ -58,7 +80,7 @@ void Event::add_waiter(Waiter* waiter) {
 
 void Event::remove_waiter(Waiter* waiter) {
     std::lock_guard lock(mutex_);
-    waiters_.erase(std::remove(waiters_.begin(), waiters_.end(), waiter), waiters_.end());
+    std::erase(waiters_, waiter);
 }
 
 }  // namespace flexnpu::emulator

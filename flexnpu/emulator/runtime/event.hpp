@@ -19,8 +19,8 @@ public:
     virtual void wake() = 0;
 };
 
-// Records are numbered as they are called; a wait is for the number that was the last at its own call. An event that was
-// never recorded, or was reset since, holds nobody up.
+// Records are numbered as they are called; a wait is for the number that was the last at its own call, whatever streams
+// other records of the event went to. An event that was never recorded, or was reset since, holds nobody up.
 class Event {
 public:
     explicit Event(uint32_t flags, uint32_t id) : flags(flags), id(id) {}
@@ -28,7 +28,7 @@ public:
     const uint32_t id;
 
     // At the call of record: its number.
-    uint64_t next_record() { return recorded_.fetch_add(1) + 1; }
+    uint64_t next_record();
     // The number that a wait called now is for; 0: none.
     uint64_t current() const;
     // When a stream reaches the record: `device_ns` is the device's time of it.
@@ -36,11 +36,13 @@ public:
     // When a stream reaches a reset that was called while `record` was the last.
     void reset(uint64_t record);
 
-    bool is_complete(uint64_t record) const { return completed_.load() >= record; }
+    bool is_complete(uint64_t record) const;
     // Whether a record was called and the last one is complete.
     bool recorded_and_complete() const;
-    // Device time of the last complete record.
+    // Device time of the last record, if it is complete.
     std::optional<uint64_t> timestamp() const;
+    // Device time of a complete record; none when many others have come since.
+    std::optional<uint64_t> timestamp(uint64_t record) const;
     // Blocks until `record` is complete; false at the deadline.
     bool wait(uint64_t record, std::optional<Clock::time_point> deadline);
 
@@ -52,12 +54,21 @@ public:
     std::atomic<uint32_t> pending_waits{0};
 
 private:
-    std::atomic<uint64_t> recorded_{0};
-    std::atomic<uint64_t> completed_{0};
-    std::atomic<uint64_t> reset_{0};
-    std::atomic<uint64_t> timestamp_{0};
+    static constexpr size_t kKept = 16;
+    struct Completed {
+        uint64_t record = 0;
+        uint64_t device_ns = 0;
+    };
+
+    bool is_complete_locked(uint64_t record) const;
+    std::optional<uint64_t> timestamp_locked(uint64_t record) const;
+
     mutable std::mutex mutex_;
     std::condition_variable changed_;
+    uint64_t recorded_ = 0;
+    uint64_t reset_ = 0;
+    std::vector<uint64_t> pending_;  // records that are not complete: few, most often one
+    Completed completed_[kKept] = {};  // the last ones, by record modulo kKept
     std::vector<Waiter*> waiters_;
 };
 

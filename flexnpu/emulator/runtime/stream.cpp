@@ -205,9 +205,8 @@ void Stream::wait_event(Task& task) {
         wait_until(task.number, std::nullopt, [&] { return event.is_complete(task.record); });
         event.remove_waiter(this);
     }
-    if (auto at = event.timestamp()) {
-        device_ns_ = std::max(device_ns_, *at);
-    }
+    // Of a record so old that its time is forgotten, it is known that it lies in the past.
+    device_ns_ = std::max(device_ns_, event.timestamp(task.record).value_or(0));
     event.pending_waits.fetch_sub(1);
     follow_clock(task.number);
 }
@@ -240,18 +239,29 @@ void Stream::follow_clock(uint64_t number) {
     }
 }
 
+// `done` is asked without the stream's lock: it may take the lock of what calls wake().
 void Stream::wait_until(uint64_t number, std::optional<uint64_t> deadline_ns, const std::function<bool()>& done) {
-    std::unique_lock lock(mutex_);
-    auto over = [&] { return number <= skip_until_.load() || done(); };
-    if (deadline_ns) {
-        wakeup_.wait_until(lock, time_point(*deadline_ns), over);
-    } else {
-        wakeup_.wait(lock, over);
+    for (;;) {
+        {
+            std::lock_guard lock(mutex_);
+            woken_ = false;
+        }
+        if (number <= skip_until_.load() || done()) {
+            return;
+        }
+        std::unique_lock lock(mutex_);
+        auto stirred = [&] { return woken_ || number <= skip_until_.load(); };
+        if (!deadline_ns) {
+            wakeup_.wait(lock, stirred);
+        } else if (!wakeup_.wait_until(lock, time_point(*deadline_ns), stirred)) {
+            return;
+        }
     }
 }
 
 void Stream::wake() {
     std::lock_guard lock(mutex_);
+    woken_ = true;
     wakeup_.notify_all();
 }
 

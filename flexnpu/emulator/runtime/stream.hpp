@@ -120,6 +120,7 @@ private:
     std::deque<Task> queue_;
     bool idle_ = false;      // the worker waits for tasks
     bool stopping_ = false;
+    bool woken_ = false;  // since the worker last looked
     std::thread worker_;
     std::atomic<uint64_t> enqueued_{0};
     std::atomic<uint64_t> completed_{0};
