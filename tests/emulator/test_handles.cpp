@@ -2,7 +2,10 @@
 #include <doctest/doctest.h>
 
 #include <cstdint>
+#include <functional>
+#include <random>
 #include <thread>
+#include <vector>
 
 #include "support.hpp"
 
@@ -83,4 +86,91 @@ TEST_CASE("threads that use a stream while another destroys it get an error, not
         CHECK(aclrtDestroyStream(stream) == 0);
         user.join();
     }
+}
+
+TEST_CASE("random calls on live, stale and made-up handles and addresses never crash") {
+    std::mt19937 random(5);
+    std::vector<void*> streams{nullptr}, events{nullptr}, memory{nullptr};
+    std::vector<uint8_t> host(1 << 16);
+    auto any = [&](const std::vector<void*>& from) -> void* {
+        switch (random() % 8) {
+            case 0: return reinterpret_cast<void*>(uintptr_t(random()) << (random() % 32));
+            case 1: return streams[random() % streams.size()];
+            case 2: return events[random() % events.size()];
+            default: return from[random() % from.size()];
+        }
+    };
+    auto size = [&] { return random() % 4 == 0 ? size_t(random()) << (random() % 32) : random() % host.size(); };
+    auto address = [&]() -> void* {
+        auto p = reinterpret_cast<uintptr_t>(memory[random() % memory.size()]);
+        return reinterpret_cast<void*>(random() % 4 == 0 ? p + random() % 8192 - 4096 : p);
+    };
+    auto kind = [&] { return int32_t(random() % 12) - 2; };
+    void* out = nullptr;
+    size_t numbers[2];
+    float ms = 0;
+    int32_t status = 0;
+    int copies = 0;
+    const std::vector<std::function<aclError()>> calls = {
+        [&] { aclError e = aclrtCreateStream(&out); if (!e) streams.push_back(out); return e; },
+        [&] { aclError e = aclrtCreateEvent(&out); if (!e) events.push_back(out); return e; },
+        [&] { aclError e = aclrtMalloc(&out, 1 + random() % 65536, 0); if (!e) memory.push_back(out); return e; },
+        [&] { return aclrtDestroyStream(any(streams)); },
+        [&] { return aclrtDestroyStreamForce(any(streams)); },
+        [&] { return aclrtDestroyEvent(any(events)); },
+        [&] { return random() % 2 ? aclrtFree(address()) : acl::SUCCESS; },
+        [&] { return aclrtRecordEvent(any(events), any(streams)); },
+        [&] { return aclrtResetEvent(any(events), any(streams)); },
+        [&] { return aclrtStreamWaitEvent(any(streams), any(events)); },
+        [&] { return aclrtQueryEventStatus(any(events), &status); },
+        [&] { return aclrtEventElapsedTime(&ms, any(events), any(events)); },
+        [&] { return aclrtSynchronizeEventWithTimeout(any(events), 1); },
+        [&] { return aclrtSynchronizeStreamWithTimeout(any(streams), 1); },
+        [&] { return aclrtStreamQuery(any(streams), &status); },
+        [&] { return random() % 16 == 0 ? aclrtStreamAbort(any(streams)) : acl::SUCCESS; },
+        [&] { return aclrtSetCurrentContext(any(streams)); },
+        [&] { return aclrtDestroyContext(any(events)); },
+        [&] { return aclrtGetMemInfo(kind(), &numbers[0], &numbers[1]); },
+        [&] { return aclrtMemset(address(), size(), 1, random() % 4096); },
+        [&] { return launch(any(streams), 0.1); },
+        [&] { copies++; return aclrtMemcpy(address(), size(), host.data(), random() % 4096, acl::HOST_TO_DEVICE); },
+        [&] { return aclrtMemcpy(host.data(), host.size(), address(), size(), acl::DEVICE_TO_HOST); },
+        [&] { return aclrtMemcpy(address(), size(), address(), size(), acl::DEVICE_TO_DEVICE); },
+        [&] { return aclrtMemcpy2d(address(), size(), address(), size(), size(), size(), acl::DEVICE_TO_DEVICE); },
+        [&] { return aclrtFreeHost(address()); },
+        [&] { return aclrtHostUnregister(address()); },
+        [&] { return aclrtSynchronizeDeviceWithTimeout(5); },
+#ifndef __SANITIZE_THREAD__  // a program that copies to one place from two streams at once is itself a race
+        [&] { return aclrtMemsetAsync(address(), size(), 1, size(), any(streams)); },
+        [&] { return aclrtMemcpyAsync(address(), size(), address(), size(), acl::DEVICE_TO_DEVICE, any(streams)); },
+        [&] {
+            return aclrtMemcpyAsync(host.data(), host.size(), address(), size(), acl::DEVICE_TO_HOST, any(streams));
+        },
+#endif
+    };
+    for (int i = 0; i < 30000; ++i) {
+        calls[random() % calls.size()]();
+        if (streams.size() > 24) {
+            aclrtDestroyStream(streams.back());
+            streams.pop_back();
+        }
+        if (memory.size() > 64) {
+            aclrtFree(memory[1 + random() % 63]);
+            memory.erase(memory.begin() + 1 + random() % 63);
+        }
+    }
+    // What may be left of aborts and errors comes out, and the device works.
+    aclrtSynchronizeDevice();
+    for (void* p : memory) {
+        aclrtFree(p);
+    }
+    for (void* stream : streams) {
+        if (stream != nullptr) {
+            aclrtDestroyStream(stream);
+        }
+    }
+    CHECK(copies > 0);
+    StreamOwner stream;
+    CHECK(launch(stream, 1) == 0);
+    CHECK(aclrtSynchronizeStream(stream) == 0);
 }

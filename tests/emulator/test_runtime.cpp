@@ -272,6 +272,12 @@ TEST_CASE("addresses outside an allocation are refused, in whole and in part") {
     CHECK(aclrtMemcpy(reinterpret_cast<void*>(0x1000), 64, host, 64, acl::HOST_TO_DEVICE) == acl::RT_PARAM_INVALID);
     CHECK(aclrtMemcpy(p, 64, host, 64, 99) == acl::RT_PARAM_INVALID);
     CHECK(aclrtMemcpy(p, 64, nullptr, 64, acl::HOST_TO_DEVICE) == acl::INVALID_PARAM);
+    CHECK(aclrtMemcpy(p, 64, reinterpret_cast<void*>(0x10), 64, acl::HOST_TO_DEVICE) == acl::RT_PARAM_INVALID);
+    CHECK(aclrtMemcpy(reinterpret_cast<void*>(UINTPTR_MAX - 80), 64, p, 64, acl::DEVICE_TO_HOST) ==
+          acl::RT_PARAM_INVALID);
+    CHECK(aclrtMemset(reinterpret_cast<void*>(0x10), 8, 0, 8) == acl::RT_PARAM_INVALID);
+    CHECK(aclrtMemset(host, 64, 3, 64) == 0);
+    CHECK(host[63] == 3);
     CHECK(aclrtMemset(bytes + 4095, 8, 0, 8) == acl::RT_PARAM_INVALID);
     CHECK(aclrtMemcpyAsync(bytes + 4090, 64, host, 64, acl::HOST_TO_DEVICE, nullptr) == acl::RT_PARAM_INVALID);
     CHECK(std::string(aclGetRecentErrMsg()).find("not within device memory") != std::string::npos);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <sys/mman.h>
 #include <thread>
 
 #include "acl.gen.h"
@@ -70,6 +71,13 @@ struct Side {
     const char* name;
 };
 
+// Whether every page of [p, p+size) is mapped. msync with MS_ASYNC does nothing but look.
+bool is_mapped(const void* p, uint64_t size) {
+    uintptr_t begin = reinterpret_cast<uintptr_t>(p) / kHostAlignment * kHostAlignment;
+    uintptr_t end = reinterpret_cast<uintptr_t>(p) + size;
+    return end > begin && msync(reinterpret_cast<void*>(begin), end - begin, MS_ASYNC) == 0;
+}
+
 // One end of a copy must lie where the kind says: in one allocation of device memory, or outside all of it.
 int32_t check_side(const char* function, const Side& side, uint64_t size) {
     Runtime& runtime = Runtime::get();
@@ -88,6 +96,9 @@ int32_t check_side(const char* function, const Side& side, uint64_t size) {
     } else if (runtime.is_device_address(side.p)) {
         return fail(acl::RT_PARAM_INVALID, "%s: the %s %p is device memory but the kind says host", function,
                     side.name, side.p);
+    } else if (!runtime.is_pinned(side.p, size) && !is_mapped(side.p, size)) {
+        return fail(acl::RT_PARAM_INVALID, "%s: the %s, %llu bytes at %p, is not within the program's memory", function,
+                    side.name, static_cast<unsigned long long>(size), side.p);
     }
     return acl::SUCCESS;
 }

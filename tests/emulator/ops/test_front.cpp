@@ -39,7 +39,8 @@ aclTensor* tensor(void* p, std::vector<int64_t> dims, int32_t dtype = 0) {
     for (size_t i = dims.size(); i-- > 0; stride *= dims[i]) {
         strides[i] = stride;
     }
-    return aclCreateTensor(dims.data(), dims.size(), dtype, strides.data(), 0, 2, dims.data(), dims.size(), p);
+    return aclCreateTensor(dims.data(), dims.size(), dtype, strides.data(), 0, 2, dims.data(), dims.size(),
+                           p);
 }
 
 std::string message() {
@@ -147,12 +148,14 @@ TEST_CASE("an operator without a body is refused by name") {
 }
 
 TEST_CASE("what only shows when the operator runs becomes the stream's error") {
-    // An index out of range, and memory that is not the device's. A stream keeps its error, so each has its own.
+    // An index out of range, and memory that is not the device's. A stream keeps its error, so each has its
+    // own.
     device();
     Memory table(64), index(8), out(16);
     const int64_t seven = 7;
     REQUIRE(aclrtMemcpy(index.p, 8, &seven, 8, 1) == 0);
-    aclTensor *weight = tensor(table.p, {4, 4}), *indices = tensor(index.p, {1}, 9), *result = tensor(out.p, {1, 4});
+    aclTensor *weight = tensor(table.p, {4, 4}), *indices = tensor(index.p, {1}, 9),
+              *result = tensor(out.p, {1, 4});
     uint64_t size;
     aclOpExecutor* executor;
     aclrtStream stream;

@@ -52,7 +52,8 @@ double half_value(uint16_t h) {
     const int fraction = h & 1023;
     const double sign = h & 0x8000 ? -1 : 1;
     if (exponent == 31) {
-        return fraction ? std::numeric_limits<double>::quiet_NaN() : sign * std::numeric_limits<double>::infinity();
+        return fraction ? std::numeric_limits<double>::quiet_NaN()
+                        : sign * std::numeric_limits<double>::infinity();
     }
     return sign * (exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24));
 }
@@ -72,7 +73,8 @@ TEST_CASE("float16 and bfloat16 load exactly and survive a round trip, every val
             k->f32.store(values.data(), back.data(), dtype, 2, 65536);
             int wrong = 0;
             for (int i = 0; i < 65536; i++) {
-                const double expected = dtype == acl::FLOAT16 ? half_value(all[i]) : double(bits(uint32_t(i) << 16));
+                const double expected =
+                    dtype == acl::FLOAT16 ? half_value(all[i]) : double(bits(uint32_t(i) << 16));
                 if (std::isnan(expected)) {
                     wrong += !std::isnan(values[i]);
                 } else {
@@ -123,8 +125,9 @@ TEST_CASE("rounding to float16 and bfloat16 is to nearest, ties to even") {
 TEST_CASE("rows of every type load and store at any stride") {
     for (const Kernels* k : sets()) {
         CAPTURE(k->isa);
-        for (int32_t dtype : {acl::FLOAT, acl::FLOAT16, acl::BF16, acl::DOUBLE, acl::INT8, acl::UINT8, acl::INT16, acl::UINT16,
-                              acl::INT32, acl::UINT32, acl::INT64, acl::UINT64, acl::BOOL}) {
+        for (int32_t dtype :
+             {acl::FLOAT, acl::FLOAT16, acl::BF16, acl::DOUBLE, acl::INT8, acl::UINT8, acl::INT16,
+              acl::UINT16, acl::INT32, acl::UINT32, acl::INT64, acl::UINT64, acl::BOOL}) {
             CAPTURE(dtype);
             const auto size = int64_t(acl::element_size(dtype));
             for (int64_t gap : {1, 3}) {
@@ -234,11 +237,17 @@ TEST_CASE("products agree with float64 in every layout, and a row does not depen
                             if (m * n * depth > 1000000 && dtype != acl::FLOAT) {
                                 continue;
                             }
-                            std::vector<float> a(size_t(m * depth + 1)), c(size_t(m * n + 1), 99.0f), alone(size_t(n + 1));
+                            std::vector<float> a(size_t(m * depth + 1)), c(size_t(m * n + 1), 99.0f),
+                                alone(size_t(n + 1));
                             for (float& x : a) {
                                 x = uniform(random);
                             }
-                            const int64_t row = layout == 0 ? n : layout == 1 ? 1 : 2 * n, column = layout == 0 ? 1 : layout == 1 ? depth : 2;
+                            const int64_t row = layout == 0   ? n
+                                                : layout == 1 ? 1
+                                                              : 2 * n,
+                                          column = layout == 0   ? 1
+                                                   : layout == 1 ? depth
+                                                                 : 2;
                             std::vector<float> values(size_t(2 * n * depth + 2 * n + 2));
                             for (float& x : values) {
                                 x = uniform(random);
@@ -248,14 +257,16 @@ TEST_CASE("products agree with float64 in every layout, and a row does not depen
                             k->f32.store(values.data(), b.data(), dtype, size, int64_t(values.size()));
                             k->f32.load(values.data(), b.data(), dtype, size, int64_t(values.size()));
                             std::vector<float> scratch(size_t(k->gemm_scratch(n)));
-                            ops::Gemm g{m, n, depth, a.data(), depth, b.data(), dtype, row, column, c.data(), n, scratch.data()};
+                            ops::Gemm g{m,     n,   depth,  a.data(), depth, b.data(),
+                                        dtype, row, column, c.data(), n,     scratch.data()};
                             k->gemm(g);
                             double worst = 0;
                             for (int64_t i = 0; i < m; i++) {
                                 for (int64_t j = 0; j < n; j++) {
                                     double sum = 0;
                                     for (int64_t t = 0; t < depth; t++) {
-                                        sum += double(a[size_t(i * depth + t)]) * double(values[size_t(t * row + j * column)]);
+                                        sum += double(a[size_t(i * depth + t)]) *
+                                               double(values[size_t(t * row + j * column)]);
                                     }
                                     worst = std::max(worst, std::fabs(sum - double(c[size_t(i * n + j)])));
                                 }
