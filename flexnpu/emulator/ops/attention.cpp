@@ -1,9 +1,11 @@
 // Fused attention: FlashAttentionScore (what torch's scaled_dot_product_attention becomes on an NPU),
-// PromptFlashAttention, IncreFlashAttention and FusedInferAttentionScore with paged key/value caches (vLLM-Ascend).
+// PromptFlashAttention, IncreFlashAttention and FusedInferAttentionScore with paged key/value caches
+// (vLLM-Ascend).
 //
 // softmax(scale * Q K^T + bias, masked) V in float32, a block of query rows at a time, rounded once.
 //
-// A row whose keys are all masked gives zeros. Quantised inputs, dropout, prefixes and rope inputs are refused.
+// A row whose keys are all masked gives zeros. Quantised inputs, dropout, prefixes and rope inputs are
+// refused.
 #include <cmath>
 #include <limits>
 
@@ -65,7 +67,8 @@ Window window(const Options& o, int64_t i, int64_t rows, int64_t keys) {
     return {low, std::max(low, high + 1)};
 }
 
-// The slice [rows, keys] of a mask or bias of 2 to 4 dimensions for one batch and head. Size-1 dimensions broadcast.
+// The slice [rows, keys] of a mask or bias of 2 to 4 dimensions for one batch and head. Size-1 dimensions
+// broadcast.
 Tensor slice_for(const Tensor& t, int64_t batch, int64_t head) {
     Tensor s = t;
     while (s.rank < 4) {  // [S, S] or [B, S, S]
@@ -89,7 +92,8 @@ int attend(const Options& o, const Sequence& s) {
         const Tensor bias = o.has_bias ? slice_for(o.bias, s.batch, h) : Tensor{};
         float sink = 0;
         if (o.has_sink) {
-            kernels().f32.load(&sink, o.sink.data + h * o.sink.strides[0] * o.sink.element(), o.sink.dtype, 0, 1);
+            kernels().f32.load(&sink, o.sink.data + h * o.sink.strides[0] * o.sink.element(), o.sink.dtype, 0,
+                               1);
         }
         for (int64_t i0 = 0; i0 < rows; i0 += kQueryBlock) {
             const int64_t block = std::min(kQueryBlock, rows - i0);
@@ -110,8 +114,8 @@ int attend(const Options& o, const Sequence& s) {
                 kernels().scale(row, last, static_cast<float>(o.scale));
                 if (o.has_bias) {
                     const int64_t r = bias.dims[0] == 1 ? 0 : i0 + i;
-                    kernels().f32.load(line.get(), bias.data + r * bias.strides[0] * bias.element(), bias.dtype,
-                                       bias.strides[1] * bias.element(), last);
+                    kernels().f32.load(line.get(), bias.data + r * bias.strides[0] * bias.element(),
+                                       bias.dtype, bias.strides[1] * bias.element(), last);
                     for (int64_t j = 0; j < last; j++) {
                         row[j] += line[j];
                     }
@@ -164,7 +168,8 @@ int attend(const Options& o, const Sequence& s) {
             mv.rows = last;
             product(mp, mv, result.get(), width);
             for (int64_t i = 0; i < block; i++) {
-                kernels().f32.store(result.get() + i * width, out.data + (i0 + i) * out.strides[0] * out.element(), out.dtype,
+                kernels().f32.store(result.get() + i * width,
+                                    out.data + (i0 + i) * out.strides[0] * out.element(), out.dtype,
                                     out.strides[1] * out.element(), width);
             }
         }
@@ -211,15 +216,16 @@ Tensor as_bnsd(Call& call, const Tensor& t, const std::string& layout, int64_t h
 }
 
 void require_type(Call& call, const Tensor& t) {
-    call.require(t.dtype == acl::FLOAT || t.dtype == acl::FLOAT16 || t.dtype == acl::BF16, "data type %s is not emulated",
-                 dtype_name(t.dtype));
+    call.require(t.dtype == acl::FLOAT || t.dtype == acl::FLOAT16 || t.dtype == acl::BF16,
+                 "data type %s is not emulated", dtype_name(t.dtype));
 }
 
 void take_mask(Call& call, uint32_t i, Options& o) {
     o.has_mask = call.has(i) && call.tensor(i).numel() > 0;
     if (o.has_mask) {
         o.mask = call.tensor(i);
-        call.require(acl::element_size(o.mask.dtype) == 1, "a mask of type %s is not emulated", dtype_name(o.mask.dtype));
+        call.require(acl::element_size(o.mask.dtype) == 1, "a mask of type %s is not emulated",
+                     dtype_name(o.mask.dtype));
         call.require(o.mask.rank >= 2 && o.mask.rank <= 4, "the mask has %d dimensions", o.mask.rank);
     }
 }
@@ -228,12 +234,14 @@ void take_bias(Call& call, uint32_t i, Options& o) {
     if (o.has_bias) {
         o.bias = call.tensor(i);
         require_type(call, o.bias);
-        call.require(o.bias.rank >= 2 && o.bias.rank <= 4, "the position bias has %d dimensions", o.bias.rank);
+        call.require(o.bias.rank >= 2 && o.bias.rank <= 4, "the position bias has %d dimensions",
+                     o.bias.rank);
     }
 }
 
 // Masks and biases are read at [i, j] for every query row and key.
-void require_covers(Call& call, const Tensor& t, int64_t batch, int64_t heads, int64_t rows, int64_t keys, const char* what) {
+void require_covers(Call& call, const Tensor& t, int64_t batch, int64_t heads, int64_t rows, int64_t keys,
+                    const char* what) {
     bool fits = (t.dim(-2) == 1 || t.dim(-2) >= rows) && t.dim(-1) >= keys;
     if (t.rank >= 3) {
         fits = fits && (t.dims[0] == 1 || t.dims[0] >= batch);
@@ -248,7 +256,8 @@ void require_covers(Call& call, const Tensor& t, int64_t batch, int64_t heads, i
 }
 
 // Cost of the products Q K^T and P V: 2 * rows * keys * width each, a head.
-void attention_cost(Call& call, int32_t dtype, double pairs, int64_t heads, int64_t width_qk, int64_t width_v) {
+void attention_cost(Call& call, int32_t dtype, double pairs, int64_t heads, int64_t width_qk,
+                    int64_t width_v) {
     call.cost.cube_flops = 2 * pairs * static_cast<double>(heads) * static_cast<double>(width_qk + width_v);
     call.cost.cube_dtype = dtype;
     call.cost.vector_flops = 4 * pairs * static_cast<double>(heads);
@@ -257,8 +266,8 @@ void attention_cost(Call& call, int32_t dtype, double pairs, int64_t heads, int6
 // ---- FlashAttentionScore ----
 
 struct FlashPositions {
-    uint32_t sink = 0;               // 0: none
-    uint32_t lengths = 0;            // of the two arrays of cumulative lengths; 0: none
+    uint32_t sink = 0;     // 0: none
+    uint32_t lengths = 0;  // of the two arrays of cumulative lengths; 0: none
     uint32_t scale, keep, before, after, heads, layout, sparse, maximum, sum, out;
 };
 
@@ -270,7 +279,8 @@ Job flash_attention(Call& call, const FlashPositions& at) {
     o.before = call.integer(at.before);
     o.after = call.integer(at.after);
     o.sparse = call.integer(at.sparse);
-    call.require(o.sparse >= 0 && o.sparse <= 4, "sparse mode %lld is not emulated", static_cast<long long>(o.sparse));
+    call.require(o.sparse >= 0 && o.sparse <= 4, "sparse mode %lld is not emulated",
+                 static_cast<long long>(o.sparse));
     call.require(call.real(at.keep) >= 1, "dropout is not emulated");
     take_bias(call, 3, o);
     take_mask(call, 6, o);
@@ -280,7 +290,8 @@ Job flash_attention(Call& call, const FlashPositions& at) {
         require_type(call, o.sink);
         call.require(o.sink.rank == 1 && o.sink.dims[0] == heads, "the sink must have one element a head");
     }
-    const Tensor query = call.tensor(0), key = call.tensor(1), value = call.tensor(2), attention = call.tensor(at.out);
+    const Tensor query = call.tensor(0), key = call.tensor(1), value = call.tensor(2),
+                 attention = call.tensor(at.out);
     for (const Tensor* t : {&query, &key, &value, &attention}) {
         require_type(call, *t);
     }
@@ -292,10 +303,13 @@ Job flash_attention(Call& call, const FlashPositions& at) {
     const Tensor out = as_bnsd(call, attention, layout, heads);
     call.require(q.dims[1] == heads, "the query has %lld heads, not %lld", static_cast<long long>(q.dims[1]),
                  static_cast<long long>(heads));
-    call.require(k.dims[1] > 0 && heads % k.dims[1] == 0 && v.dims[1] == k.dims[1], "key and value heads do not fit");
-    call.require(k.dims[0] == q.dims[0] && v.dims[0] == q.dims[0] && v.dims[2] == k.dims[2] && k.dims[3] == width,
-                 "query, key and value do not fit");
-    call.require(out.dims[0] == q.dims[0] && out.dims[1] == heads && out.dims[2] == q.dims[2] && out.dims[3] == v.dims[3],
+    call.require(k.dims[1] > 0 && heads % k.dims[1] == 0 && v.dims[1] == k.dims[1],
+                 "key and value heads do not fit");
+    call.require(
+        k.dims[0] == q.dims[0] && v.dims[0] == q.dims[0] && v.dims[2] == k.dims[2] && k.dims[3] == width,
+        "query, key and value do not fit");
+    call.require(out.dims[0] == q.dims[0] && out.dims[1] == heads && out.dims[2] == q.dims[2] &&
+                     out.dims[3] == v.dims[3],
                  "the output does not fit");
     // [batch, heads, rows, 8], or [tokens, heads, 8]
     auto statistic = [&](uint32_t i, Tensor& t) {
@@ -306,7 +320,8 @@ Job flash_attention(Call& call, const FlashPositions& at) {
         if (t.rank == 3) {
             t = t.permuted_last({1, 0, 2}).unsqueezed(0);
         }
-        call.require(t.rank == 4 && t.dims[0] == q.dims[0] && t.dims[1] == heads && t.dims[2] == q.dims[2] && t.dims[3] == 8,
+        call.require(t.rank == 4 && t.dims[0] == q.dims[0] && t.dims[1] == heads && t.dims[2] == q.dims[2] &&
+                         t.dims[3] == 8,
                      "softmax statistics do not fit");
         return true;
     };
@@ -316,7 +331,8 @@ Job flash_attention(Call& call, const FlashPositions& at) {
     std::vector<Sequence> sequences;
     double pairs = 0;
     auto add = [&](int64_t batch, int64_t q0, int64_t q1, int64_t k0, int64_t k1) {
-        call.require(q0 <= q1 && q1 <= q.dims[2] && k0 <= k1 && k1 <= k.dims[2], "sequence lengths exceed the tokens");
+        call.require(q0 <= q1 && q1 <= q.dims[2] && k0 <= k1 && k1 <= k.dims[2],
+                     "sequence lengths exceed the tokens");
         Sequence s;
         auto cut = [&](const Tensor& t, int64_t start, int64_t end) {
             return t.selected(0, layout == "TND" ? 0 : batch).narrowed(1, start, end - start);
@@ -345,7 +361,8 @@ Job flash_attention(Call& call, const FlashPositions& at) {
     };
     if (at.lengths && layout == "TND") {
         const std::vector<int64_t> q_ends = call.ints(at.lengths), k_ends = call.ints(at.lengths + 1);
-        call.require(!q_ends.empty() && q_ends.size() == k_ends.size(), "TND needs as many query as key lengths");
+        call.require(!q_ends.empty() && q_ends.size() == k_ends.size(),
+                     "TND needs as many query as key lengths");
         for (size_t b = 0; b < q_ends.size(); b++) {
             add(static_cast<int64_t>(b), b ? q_ends[b - 1] : 0, q_ends[b], b ? k_ends[b - 1] : 0, k_ends[b]);
         }
@@ -368,21 +385,21 @@ Job flash_attention(Call& call, const FlashPositions& at) {
 // ---- inference: PromptFlashAttention, IncreFlashAttention, FusedInferAttentionScore ----
 
 struct InferPositions {
-    bool lists;                        // key and value are tensor lists
-    int query_lengths, key_lengths;    // integer arrays; -1: none
-    int block_table;                   // -1: none
-    std::vector<uint32_t> refused;     // inputs that must be null
+    bool lists;                      // key and value are tensor lists
+    int query_lengths, key_lengths;  // integer arrays; -1: none
+    int block_table;                 // -1: none
+    std::vector<uint32_t> refused;   // inputs that must be null
     uint32_t heads, scale;
-    int before, after;                 // -1: none
+    int before, after;  // -1: none
     uint32_t layout, kv_heads;
-    int sparse, block_size;            // -1: none
-    int lse_flag, lse;                 // -1: none
+    int sparse, block_size;  // -1: none
+    int lse_flag, lse;       // -1: none
     uint32_t out;
 };
 
 struct Paged {
     bool used = false;
-    Tensor table;  // [batch, blocks], int32
+    Tensor table;       // [batch, blocks], int32
     Tensor key, value;  // [blocks, heads, block, width]
     std::vector<int64_t> lengths;
 };
@@ -406,7 +423,8 @@ Job infer_attention(Call& call, const InferPositions& at) {
     o.before = at.before < 0 ? kUnlimited : call.integer(uint32_t(at.before));
     o.after = at.after < 0 ? kUnlimited : call.integer(uint32_t(at.after));
     o.sparse = at.sparse < 0 ? kAllMask : call.integer(uint32_t(at.sparse));
-    call.require(o.sparse >= 0 && o.sparse <= 4, "sparse mode %lld is not emulated", static_cast<long long>(o.sparse));
+    call.require(o.sparse >= 0 && o.sparse <= 4, "sparse mode %lld is not emulated",
+                 static_cast<long long>(o.sparse));
     take_bias(call, 3, o);
     take_mask(call, 4, o);
     const Tensor query = call.tensor(0), attention = call.tensor(at.out);
@@ -423,15 +441,17 @@ Job infer_attention(Call& call, const InferPositions& at) {
         require_type(call, *t);
     }
     const Tensor q = as_bnsd(call, query, layout, heads), out = as_bnsd(call, attention, out_layout, heads);
-    call.require(q.dims[1] == heads && out.dims[1] == heads && out.dims[0] == q.dims[0] && out.dims[2] == q.dims[2],
-                 "query and output do not fit");
+    call.require(
+        q.dims[1] == heads && out.dims[1] == heads && out.dims[0] == q.dims[0] && out.dims[2] == q.dims[2],
+        "query and output do not fit");
 
     Paged paged;
     paged.used = at.block_table >= 0 && call.has(uint32_t(at.block_table));
     Tensor k, v;
     if (paged.used) {
         paged.table = call.tensor(uint32_t(at.block_table));
-        call.require(paged.table.rank == 2 && paged.table.dtype == acl::INT32, "the block table must be a 2-dim int32 tensor");
+        call.require(paged.table.rank == 2 && paged.table.dtype == acl::INT32,
+                     "the block table must be a 2-dim int32 tensor");
         // [blocks, block, heads*width] or [blocks, heads, block, width]
         paged.key = as_bnsd(call, key, key.rank == 3 ? "BSH" : "BNSD", kv_heads);
         paged.value = as_bnsd(call, value, value.rank == 3 ? "BSH" : "BNSD", kv_heads);
@@ -441,32 +461,38 @@ Job infer_attention(Call& call, const InferPositions& at) {
         k = as_bnsd(call, key, layout, kv_heads);
         v = as_bnsd(call, value, layout, kv_heads);
     }
-    call.require(k.dims[1] == kv_heads && v.dims[1] == kv_heads && k.dims[3] == q.dims[3] && v.dims[2] == k.dims[2] &&
-                     v.dims[0] == k.dims[0] && out.dims[3] == v.dims[3],
+    call.require(k.dims[1] == kv_heads && v.dims[1] == kv_heads && k.dims[3] == q.dims[3] &&
+                     v.dims[2] == k.dims[2] && v.dims[0] == k.dims[0] && out.dims[3] == v.dims[3],
                  "query, key and value do not fit");
 
-    const std::vector<int64_t> q_given = at.query_lengths < 0 ? std::vector<int64_t>{} : call.ints(uint32_t(at.query_lengths));
-    const std::vector<int64_t> k_given = at.key_lengths < 0 ? std::vector<int64_t>{} : call.ints(uint32_t(at.key_lengths));
+    const std::vector<int64_t> q_given =
+        at.query_lengths < 0 ? std::vector<int64_t>{} : call.ints(uint32_t(at.query_lengths));
+    const std::vector<int64_t> k_given =
+        at.key_lengths < 0 ? std::vector<int64_t>{} : call.ints(uint32_t(at.key_lengths));
     const bool tokens = layout == "TND";
     call.require(!tokens || !q_given.empty(), "TND needs the query lengths");
     call.require(!paged.used || !k_given.empty(), "a paged cache needs the key lengths");
     call.require(paged.used || tokens || k.dims[0] == q.dims[0], "query and key batches differ");
     const auto batches = tokens ? static_cast<int64_t>(q_given.size()) : q.dims[0];
     call.require(!paged.used || paged.table.dims[0] >= batches, "the block table has too few rows");
-    const bool want_lse = at.lse >= 0 && at.lse_flag >= 0 && call.boolean(uint32_t(at.lse_flag)) && call.has(uint32_t(at.lse));
+    const bool want_lse =
+        at.lse >= 0 && at.lse_flag >= 0 && call.boolean(uint32_t(at.lse_flag)) && call.has(uint32_t(at.lse));
     Tensor lse;
     if (want_lse) {  // [batch, heads, rows, 1] or [tokens, heads, 1]
         lse = call.tensor(uint32_t(at.lse));
         lse = tokens ? lse.permuted_last({1, 0, 2}).unsqueezed(0) : lse;
-        call.require(lse.rank == 4 && lse.dims[0] == q.dims[0] && lse.dims[1] == heads && lse.dims[2] == q.dims[2],
-                     "the log-sum-exp output does not fit");
+        call.require(
+            lse.rank == 4 && lse.dims[0] == q.dims[0] && lse.dims[1] == heads && lse.dims[2] == q.dims[2],
+            "the log-sum-exp output does not fit");
     }
 
     std::vector<Sequence> sequences;
     double pairs = 0, cached = 0;
     // One length may stand for all batches.
     auto length = [](const std::vector<int64_t>& given, int64_t b, int64_t whole) {
-        return given.empty() ? whole : given[given.size() == 1 ? 0 : std::min(static_cast<size_t>(b), given.size() - 1)];
+        return given.empty()
+                   ? whole
+                   : given[given.size() == 1 ? 0 : std::min(static_cast<size_t>(b), given.size() - 1)];
     };
     for (int64_t b = 0; b < batches; b++) {
         int64_t q0 = 0, q1 = 0, k0 = 0, k1 = 0;
@@ -532,11 +558,14 @@ Job infer_attention(Call& call, const InferPositions& at) {
                     kernels().i64.load(&page, entry.data, entry.dtype, 0, 1);
                     if (page < 0 || page >= paged.key.dims[0]) {
                         return flexnpu_emu_fail(kAicoreException, "%s: page %lld of %lld", name,
-                                                static_cast<long long>(page), static_cast<long long>(paged.key.dims[0]));
+                                                static_cast<long long>(page),
+                                                static_cast<long long>(paged.key.dims[0]));
                     }
                     const int64_t length = std::min(block, n - t);
-                    copy_tensor(s.k.narrowed(1, t, length), paged.key.selected(0, page).narrowed(1, 0, length));
-                    copy_tensor(s.v.narrowed(1, t, length), paged.value.selected(0, page).narrowed(1, 0, length));
+                    copy_tensor(s.k.narrowed(1, t, length),
+                                paged.key.selected(0, page).narrowed(1, 0, length));
+                    copy_tensor(s.v.narrowed(1, t, length),
+                                paged.value.selected(0, page).narrowed(1, 0, length));
                 }
             }
             if (const int error = attend(o, s)) {
@@ -561,71 +590,212 @@ std::vector<uint32_t> operator+(std::vector<uint32_t> a, const std::vector<uint3
 
 // query, key, value, bias, dropout mask, padding mask, mask, prefix, ...
 OPERATOR("aclnnFlashAttentionScore", [](Call& call) {
-    return flash_attention(call, {.scale = 8, .keep = 9, .before = 10, .after = 11, .heads = 12, .layout = 13, .sparse = 15,
-                                  .maximum = 16, .sum = 17, .out = 19});
+    return flash_attention(call, {.scale = 8,
+                                  .keep = 9,
+                                  .before = 10,
+                                  .after = 11,
+                                  .heads = 12,
+                                  .layout = 13,
+                                  .sparse = 15,
+                                  .maximum = 16,
+                                  .sum = 17,
+                                  .out = 19});
 });
 OPERATOR("aclnnFlashAttentionScoreV2", [](Call& call) {
-    return flash_attention(call, {.scale = 10, .keep = 11, .before = 12, .after = 13, .heads = 14, .layout = 15,
-                                  .sparse = 17, .maximum = 19, .sum = 20, .out = 22});
+    return flash_attention(call, {.scale = 10,
+                                  .keep = 11,
+                                  .before = 12,
+                                  .after = 13,
+                                  .heads = 14,
+                                  .layout = 15,
+                                  .sparse = 17,
+                                  .maximum = 19,
+                                  .sum = 20,
+                                  .out = 22});
 });
 OPERATOR("aclnnFlashAttentionScoreV3", [](Call& call) {
-    return flash_attention(call, {.sink = 7, .scale = 11, .keep = 12, .before = 13, .after = 14, .heads = 15, .layout = 16,
-                                  .sparse = 18, .maximum = 20, .sum = 21, .out = 23});
+    return flash_attention(call, {.sink = 7,
+                                  .scale = 11,
+                                  .keep = 12,
+                                  .before = 13,
+                                  .after = 14,
+                                  .heads = 15,
+                                  .layout = 16,
+                                  .sparse = 18,
+                                  .maximum = 20,
+                                  .sum = 21,
+                                  .out = 23});
 });
 OPERATOR("aclnnFlashAttentionVarLenScore", [](Call& call) {
-    return flash_attention(call, {.lengths = 8, .scale = 10, .keep = 11, .before = 12, .after = 13, .heads = 14,
-                                  .layout = 15, .sparse = 17, .maximum = 18, .sum = 19, .out = 21});
+    return flash_attention(call, {.lengths = 8,
+                                  .scale = 10,
+                                  .keep = 11,
+                                  .before = 12,
+                                  .after = 13,
+                                  .heads = 14,
+                                  .layout = 15,
+                                  .sparse = 17,
+                                  .maximum = 18,
+                                  .sum = 19,
+                                  .out = 21});
 });
 OPERATOR("aclnnFlashAttentionVarLenScoreV4", [](Call& call) {
-    return flash_attention(call, {.lengths = 8, .scale = 10, .keep = 11, .before = 12, .after = 13, .heads = 14,
-                                  .layout = 15, .sparse = 17, .maximum = 19, .sum = 20, .out = 22});
+    return flash_attention(call, {.lengths = 8,
+                                  .scale = 10,
+                                  .keep = 11,
+                                  .before = 12,
+                                  .after = 13,
+                                  .heads = 14,
+                                  .layout = 15,
+                                  .sparse = 17,
+                                  .maximum = 19,
+                                  .sum = 20,
+                                  .out = 22});
 });
 
 OPERATOR("aclnnPromptFlashAttention", [](Call& call) {
-    return infer_attention(call, {.lists = false, .query_lengths = 5, .key_lengths = -1, .block_table = -1, .refused = {},
-                                  .heads = 6, .scale = 7, .before = 8, .after = 9, .layout = 10, .kv_heads = 11,
-                                  .sparse = -1, .block_size = -1, .lse_flag = -1, .lse = -1, .out = 12});
+    return infer_attention(call, {.lists = false,
+                                  .query_lengths = 5,
+                                  .key_lengths = -1,
+                                  .block_table = -1,
+                                  .refused = {},
+                                  .heads = 6,
+                                  .scale = 7,
+                                  .before = 8,
+                                  .after = 9,
+                                  .layout = 10,
+                                  .kv_heads = 11,
+                                  .sparse = -1,
+                                  .block_size = -1,
+                                  .lse_flag = -1,
+                                  .lse = -1,
+                                  .out = 12});
 });
 OPERATOR("aclnnPromptFlashAttentionV2", [](Call& call) {
-    return infer_attention(call, {.lists = false, .query_lengths = 5, .key_lengths = 6, .block_table = -1,
-                                  .refused = range(7, 11), .heads = 12, .scale = 13, .before = 14, .after = 15,
-                                  .layout = 16, .kv_heads = 17, .sparse = 18, .block_size = -1, .lse_flag = -1, .lse = -1,
+    return infer_attention(call, {.lists = false,
+                                  .query_lengths = 5,
+                                  .key_lengths = 6,
+                                  .block_table = -1,
+                                  .refused = range(7, 11),
+                                  .heads = 12,
+                                  .scale = 13,
+                                  .before = 14,
+                                  .after = 15,
+                                  .layout = 16,
+                                  .kv_heads = 17,
+                                  .sparse = 18,
+                                  .block_size = -1,
+                                  .lse_flag = -1,
+                                  .lse = -1,
                                   .out = 19});
 });
 OPERATOR("aclnnPromptFlashAttentionV3", [](Call& call) {
-    return infer_attention(call, {.lists = false, .query_lengths = 5, .key_lengths = 6, .block_table = -1,
-                                  .refused = range(7, 11), .heads = 12, .scale = 13, .before = 14, .after = 15,
-                                  .layout = 16, .kv_heads = 17, .sparse = 18, .block_size = -1, .lse_flag = -1, .lse = -1,
+    return infer_attention(call, {.lists = false,
+                                  .query_lengths = 5,
+                                  .key_lengths = 6,
+                                  .block_table = -1,
+                                  .refused = range(7, 11),
+                                  .heads = 12,
+                                  .scale = 13,
+                                  .before = 14,
+                                  .after = 15,
+                                  .layout = 16,
+                                  .kv_heads = 17,
+                                  .sparse = 18,
+                                  .block_size = -1,
+                                  .lse_flag = -1,
+                                  .lse = -1,
                                   .out = 20});
 });
 OPERATOR("aclnnIncreFlashAttention", [](Call& call) {
-    return infer_attention(call, {.lists = true, .query_lengths = -1, .key_lengths = 5, .block_table = -1, .refused = {},
-                                  .heads = 6, .scale = 7, .before = -1, .after = -1, .layout = 8, .kv_heads = 9,
-                                  .sparse = -1, .block_size = -1, .lse_flag = -1, .lse = -1, .out = 10});
+    return infer_attention(call, {.lists = true,
+                                  .query_lengths = -1,
+                                  .key_lengths = 5,
+                                  .block_table = -1,
+                                  .refused = {},
+                                  .heads = 6,
+                                  .scale = 7,
+                                  .before = -1,
+                                  .after = -1,
+                                  .layout = 8,
+                                  .kv_heads = 9,
+                                  .sparse = -1,
+                                  .block_size = -1,
+                                  .lse_flag = -1,
+                                  .lse = -1,
+                                  .out = 10});
 });
 OPERATOR("aclnnIncreFlashAttentionV4", [](Call& call) {
-    return infer_attention(call, {.lists = true, .query_lengths = -1, .key_lengths = 5, .block_table = 13,
-                                  .refused = range(6, 12) + range(14, 14), .heads = 15, .scale = 16, .before = -1,
-                                  .after = -1, .layout = 17, .kv_heads = 18, .sparse = -1, .block_size = 19,
-                                  .lse_flag = -1, .lse = -1, .out = 21});
+    return infer_attention(call, {.lists = true,
+                                  .query_lengths = -1,
+                                  .key_lengths = 5,
+                                  .block_table = 13,
+                                  .refused = range(6, 12) + range(14, 14),
+                                  .heads = 15,
+                                  .scale = 16,
+                                  .before = -1,
+                                  .after = -1,
+                                  .layout = 17,
+                                  .kv_heads = 18,
+                                  .sparse = -1,
+                                  .block_size = 19,
+                                  .lse_flag = -1,
+                                  .lse = -1,
+                                  .out = 21});
 });
 OPERATOR("aclnnFusedInferAttentionScore", [](Call& call) {
-    return infer_attention(call, {.lists = true, .query_lengths = 5, .key_lengths = 6, .block_table = 14,
-                                  .refused = range(7, 13) + range(15, 16), .heads = 17, .scale = 18, .before = 19,
-                                  .after = 20, .layout = 21, .kv_heads = 22, .sparse = 23, .block_size = 25,
-                                  .lse_flag = 27, .lse = 29, .out = 28});
+    return infer_attention(call, {.lists = true,
+                                  .query_lengths = 5,
+                                  .key_lengths = 6,
+                                  .block_table = 14,
+                                  .refused = range(7, 13) + range(15, 16),
+                                  .heads = 17,
+                                  .scale = 18,
+                                  .before = 19,
+                                  .after = 20,
+                                  .layout = 21,
+                                  .kv_heads = 22,
+                                  .sparse = 23,
+                                  .block_size = 25,
+                                  .lse_flag = 27,
+                                  .lse = 29,
+                                  .out = 28});
 });
 OPERATOR("aclnnFusedInferAttentionScoreV2", [](Call& call) {
-    return infer_attention(call, {.lists = true, .query_lengths = 5, .key_lengths = 6, .block_table = 14,
-                                  .refused = range(7, 13) + range(15, 22), .heads = 24, .scale = 25, .before = 26,
-                                  .after = 27, .layout = 28, .kv_heads = 29, .sparse = 30, .block_size = 32,
-                                  .lse_flag = 34, .lse = 38, .out = 37});
+    return infer_attention(call, {.lists = true,
+                                  .query_lengths = 5,
+                                  .key_lengths = 6,
+                                  .block_table = 14,
+                                  .refused = range(7, 13) + range(15, 22),
+                                  .heads = 24,
+                                  .scale = 25,
+                                  .before = 26,
+                                  .after = 27,
+                                  .layout = 28,
+                                  .kv_heads = 29,
+                                  .sparse = 30,
+                                  .block_size = 32,
+                                  .lse_flag = 34,
+                                  .lse = 38,
+                                  .out = 37});
 });
 OPERATOR("aclnnFusedInferAttentionScoreV3", [](Call& call) {
-    return infer_attention(call, {.lists = true, .query_lengths = 5, .key_lengths = 6, .block_table = 14,
-                                  .refused = range(7, 13) + range(15, 22) + range(24, 26), .heads = 27, .scale = 28,
-                                  .before = 29, .after = 30, .layout = 31, .kv_heads = 32, .sparse = 33, .block_size = 35,
-                                  .lse_flag = 37, .lse = 41, .out = 40});
+    return infer_attention(call, {.lists = true,
+                                  .query_lengths = 5,
+                                  .key_lengths = 6,
+                                  .block_table = 14,
+                                  .refused = range(7, 13) + range(15, 22) + range(24, 26),
+                                  .heads = 27,
+                                  .scale = 28,
+                                  .before = 29,
+                                  .after = 30,
+                                  .layout = 31,
+                                  .kv_heads = 32,
+                                  .sparse = 33,
+                                  .block_size = 35,
+                                  .lse_flag = 37,
+                                  .lse = 41,
+                                  .out = 40});
 });
 
 }  // namespace

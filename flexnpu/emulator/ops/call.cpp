@@ -101,11 +101,14 @@ Tensor Call::convert(const void* handle, uint32_t i) {
     Tensor t;
     t.dtype = source->dtype;
     if (acl::element_size(t.dtype) == 0) {
-        throw Invalid{kParamInvalid, message(name_, "argument %u has data type %d, which is not emulated", i, t.dtype)};
+        throw Invalid{kParamInvalid,
+                      message(name_, "argument %u has data type %d, which is not emulated", i, t.dtype)};
     }
-    if (source->format == acl::FRACTAL_NZ || source->format == acl::FRACTAL_Z || source->format == acl::NC1HWC0) {
-        throw Invalid{kParamInvalid, message(name_, "argument %u has the private format %d, which is not emulated", i,
-                                             source->format)};
+    if (source->format == acl::FRACTAL_NZ || source->format == acl::FRACTAL_Z ||
+        source->format == acl::NC1HWC0) {
+        throw Invalid{kParamInvalid,
+                      message(name_, "argument %u has the private format %d, which is not emulated", i,
+                              source->format)};
     }
     if (source->dims.size() > kMaxRank) {
         throw Invalid{kParamInvalid, message(name_, "argument %u has %d dimensions, more than %d", i,
@@ -155,7 +158,8 @@ std::vector<Tensor> Call::tensors(uint32_t i) {
 Scalar Call::scalar(uint32_t i) const {
     const auto* source = static_cast<const aclScalar*>(at(i).p);
     if (!api::valid(source)) {
-        throw Invalid{source == nullptr ? kParamNull : kParamInvalid, message(name_, "argument %u is not a scalar", i)};
+        throw Invalid{source == nullptr ? kParamNull : kParamInvalid,
+                      message(name_, "argument %u is not a scalar", i)};
     }
     Scalar s;
     s.dtype = source->dtype;
@@ -189,7 +193,9 @@ Scalar Call::scalar(uint32_t i) const {
             s.whole = x >= -0x1p63f && x < 0x1p63f ? static_cast<int64_t>(x) : 0;
             break;
         }
-        default: throw Invalid{kParamInvalid, message(name_, "scalar %u has data type %d, which is not emulated", i, s.dtype)};
+        default:
+            throw Invalid{kParamInvalid,
+                          message(name_, "scalar %u has data type %d, which is not emulated", i, s.dtype)};
     }
     return s;
 }
@@ -219,7 +225,8 @@ std::string Call::text(uint32_t i) const { return at(i).s == nullptr ? "" : at(i
 int Call::dimension(int64_t dim, const Tensor& t) const {
     const int64_t rank = std::max(t.rank, 1);
     if (dim < -rank || dim >= rank) {
-        fail("dimension %lld is out of range for a tensor of shape %s", static_cast<long long>(dim), t.shape().c_str());
+        fail("dimension %lld is out of range for a tensor of shape %s", static_cast<long long>(dim),
+             t.shape().c_str());
     }
     return static_cast<int>(dim < 0 ? dim + rank : dim);
 }

@@ -43,7 +43,8 @@ void zero(const Tensor& out) {
 }
 
 // out[i] = start + i * step, each term computed on its own so that errors do not add up.
-Job arithmetic_progression(Call& call, const Tensor& out, Scalar start, double step, int64_t whole_step, bool whole) {
+Job arithmetic_progression(Call& call, const Tensor& out, Scalar start, double step, int64_t whole_step,
+                           bool whole) {
     call.require_numeric(out);
     return [=] {
         const Loop loop = make_loop({&out});
@@ -84,8 +85,8 @@ Job linspace(Call& call) {  // start, end, steps, out
             // From the nearer end, as torch does, so that the last element is exact.
             const double x = i < steps / 2 ? start.real + static_cast<double>(i) * step
                                            : end.real - static_cast<double>(steps - 1 - i) * step;
-            kernels().f64.store(steps == 1 ? &start.real : &x, out.data + i * out.strides[0] * out.element(), out.dtype,
-                                out.element(), 1);
+            kernels().f64.store(steps == 1 ? &start.real : &x, out.data + i * out.strides[0] * out.element(),
+                                out.dtype, out.element(), 1);
         }
         return 0;
     };
@@ -114,7 +115,8 @@ Job cat(Call& call) {  // tensors, dim, out
         parts.push_back(out.narrowed(dim, at, in.dims[dim]));
         at += in.dims[dim];
     }
-    call.require(inputs.empty() || at == out.dims[dim], "the inputs have %lld elements along dimension %d, the output %lld",
+    call.require(inputs.empty() || at == out.dims[dim],
+                 "the inputs have %lld elements along dimension %d, the output %lld",
                  static_cast<long long>(at), dim, static_cast<long long>(out.dims[dim]));
     return [=] {
         for (size_t i = 0; i < inputs.size(); i++) {
@@ -128,8 +130,9 @@ Job stack(Call& call) {  // tensors, dim, out
     const std::vector<Tensor> inputs = call.tensors(0);
     const Tensor out = call.tensor(2);
     const int dim = call.dimension(call.integer(1), out);
-    call.require(static_cast<int64_t>(inputs.size()) == out.dims[dim], "the output has %lld slices for %zu inputs",
-                 static_cast<long long>(out.dims[dim]), inputs.size());
+    call.require(static_cast<int64_t>(inputs.size()) == out.dims[dim],
+                 "the output has %lld slices for %zu inputs", static_cast<long long>(out.dims[dim]),
+                 inputs.size());
     for (const Tensor& in : inputs) {
         call.require_shape(in, out.selected(dim, 0), "an input");
     }
@@ -145,13 +148,14 @@ Job repeat(Call& call) {  // self, repeats, out
     Tensor self = call.tensor(0);
     const std::vector<int64_t> repeats = call.ints(1);
     const Tensor out = call.tensor(2);
-    call.require(static_cast<int>(repeats.size()) == out.rank && out.rank >= self.rank, "%zu repeats for %d dimensions",
-                 repeats.size(), out.rank);
+    call.require(static_cast<int>(repeats.size()) == out.rank && out.rank >= self.rank,
+                 "%zu repeats for %d dimensions", repeats.size(), out.rank);
     while (self.rank < out.rank) {
         self = self.unsqueezed(0);
     }
     for (int d = 0; d < out.rank; d++) {
-        call.require(repeats[d] >= 0 && out.dims[d] == repeats[d] * self.dims[d], "the output's shape does not fit");
+        call.require(repeats[d] >= 0 && out.dims[d] == repeats[d] * self.dims[d],
+                     "the output's shape does not fit");
     }
     return [=] {
         if (out.numel() == 0) {
@@ -176,7 +180,8 @@ Job repeat(Call& call) {  // self, repeats, out
     };
 }
 
-// Keeps the elements on and below (tril) or above (triu) a diagonal of the last two dimensions, zeroes the others.
+// Keeps the elements on and below (tril) or above (triu) a diagonal of the last two dimensions, zeroes the
+// others.
 Job triangle(Call& call, const Tensor& in, const Tensor& out, int64_t diagonal, bool upper) {
     call.require(in.rank >= 2, "needs two dimensions");
     call.require_shape(out, in, "the output");
@@ -227,7 +232,8 @@ Job roll(Call& call) {  // self, shifts, dims, out
     Tensor self = call.tensor(0), out = call.tensor(3);
     const std::vector<int64_t> shifts = call.ints(1), dims = call.ints(2);
     call.require_shape(out, self, "the output");
-    call.require(dims.size() == shifts.size() && dims.size() == 1, "only a shift along one dimension is emulated");
+    call.require(dims.size() == shifts.size() && dims.size() == 1,
+                 "only a shift along one dimension is emulated");
     const int dim = call.dimension(dims[0], self);
     return [=] {
         const int64_t n = self.numel() ? self.dims[dim] : 0;
@@ -245,15 +251,17 @@ Job pad(Call& call) {  // self, pads (last dimension first), value, out
     const Tensor self = call.tensor(0), out = call.tensor(3);
     const std::vector<int64_t> pads = call.ints(1);
     const Scalar value = call.scalar(2);
-    call.require(out.rank == self.rank && pads.size() % 2 == 0 && static_cast<int>(pads.size() / 2) <= self.rank,
-                 "%zu pads for %d dimensions", pads.size(), self.rank);
+    call.require(
+        out.rank == self.rank && pads.size() % 2 == 0 && static_cast<int>(pads.size() / 2) <= self.rank,
+        "%zu pads for %d dimensions", pads.size(), self.rank);
     Tensor from = self, to = out;
     for (size_t i = 0; i < pads.size() / 2; i++) {
         const int d = self.rank - 1 - static_cast<int>(i);
         const int64_t before = pads[2 * i], after = pads[2 * i + 1];
         const int64_t start = before < 0 ? -before : 0;
         const int64_t length = self.dims[d] - start + std::min<int64_t>(after, 0);
-        call.require(length >= 0 && out.dims[d] == self.dims[d] + before + after, "the output's shape does not fit");
+        call.require(length >= 0 && out.dims[d] == self.dims[d] + before + after,
+                     "the output's shape does not fit");
         from = from.narrowed(d, start, length);
         to = to.narrowed(d, std::max<int64_t>(before, 0), length);
     }
@@ -287,7 +295,8 @@ Job split(Call& call, bool sizes) {  // self, sections or sizes, dim, outputs
     const int dim = call.dimension(call.integer(2), self);
     const std::vector<Tensor> outputs = call.tensors(3);
     const std::vector<int64_t> given = sizes ? call.ints(1) : std::vector<int64_t>{};
-    call.require(!sizes || given.size() == outputs.size(), "%zu sizes for %zu outputs", given.size(), outputs.size());
+    call.require(!sizes || given.size() == outputs.size(), "%zu sizes for %zu outputs", given.size(),
+                 outputs.size());
     std::vector<Tensor> parts;
     int64_t at = 0;
     for (size_t i = 0; i < outputs.size(); i++) {
@@ -328,7 +337,8 @@ Job permute(Call& call) {  // self, dims, out
     }
     std::vector<int> sorted = order;
     std::sort(sorted.begin(), sorted.end());
-    call.require(static_cast<int>(order.size()) == self.rank && std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end(),
+    call.require(static_cast<int>(order.size()) == self.rank &&
+                     std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end(),
                  "not a permutation of the dimensions");
     const Tensor moved = self.permuted_last(order);
     call.require_shape(out, moved, "the output");
@@ -342,7 +352,8 @@ Job slice(Call& call) {  // self, dim, start, end, step, out
     auto wrap = [n](int64_t x) { return std::clamp<int64_t>(x < 0 ? x + n : x, 0, n); };
     const int64_t start = wrap(call.integer(2)), end = wrap(call.integer(3));
     call.require(step > 0, "the step must be positive");
-    const Tensor part = self.narrowed(dim, start, std::max<int64_t>(0, (end - start + step - 1) / step), step);
+    const Tensor part =
+        self.narrowed(dim, start, std::max<int64_t>(0, (end - start + step - 1) / step), step);
     call.require_shape(out, part, "the output");
     return copy_job(call, out, part);
 }

@@ -1,4 +1,5 @@
-// Operators that compute each element from the same element of their inputs: unary, binary, comparisons, logic, select.
+// Operators that compute each element from the same element of their inputs: unary, binary, comparisons,
+// logic, select.
 #include "elementwise.hpp"
 
 #include <cmath>
@@ -20,7 +21,8 @@ bool knows(Compute compute, Op op) {
     return with_compute(compute, [&]<class T>() { return find<T>(op) != nullptr; });
 }
 
-// The compute type that the operator has; integers go to float32 where it is only defined on real numbers, as in torch.
+// The compute type that the operator has; integers go to float32 where it is only defined on real numbers, as
+// in torch.
 template <class Op>
 Compute resolve(const Call& call, Compute compute, Op op, int32_t dtype) {
     if (!knows(compute, op) && compute == Compute::kWhole) {
@@ -37,8 +39,9 @@ Job unary_job(Call& call, Unary op, const Tensor& in, const Tensor& out, Scalar 
     call.require_numeric(out);
     call.require_broadcast(out, {&in});
     Compute compute = compute_of({in.dtype});
-    if (compute == Compute::kWhole && (op == Unary::PowScalar || op == Unary::ScalarPow || op == Unary::Clamp ||
-                                       op == Unary::ClampMin || op == Unary::ClampMax || op == Unary::Threshold) &&
+    if (compute == Compute::kWhole &&
+        (op == Unary::PowScalar || op == Unary::ScalarPow || op == Unary::Clamp || op == Unary::ClampMin ||
+         op == Unary::ClampMax || op == Unary::Threshold) &&
         (p.floating() || q.floating()) && is_floating(out.dtype)) {
         compute = Compute::kFloat;
     }
@@ -63,7 +66,8 @@ Job unary_job(Call& call, Unary op, const Tensor& in, const Tensor& out, Scalar 
     };
 }
 
-Job binary_job(Call& call, Binary op, const Tensor& a, const Tensor& b, const Tensor& out, Scalar alpha, bool truth) {
+Job binary_job(Call& call, Binary op, const Tensor& a, const Tensor& b, const Tensor& out, Scalar alpha,
+               bool truth) {
     call.require_numeric(a);
     call.require_numeric(b);
     call.require_numeric(out);
@@ -97,15 +101,15 @@ namespace {
 
 const Scalar kOne{acl::INT64, 1, 1};
 
-// Float scalars do not widen a tensor's type: they are rounded to float32 with a float16, bfloat16 or float32 tensor, and
-// turn an integer tensor's computation into float32.
+// Float scalars do not widen a tensor's type: they are rounded to float32 with a float16, bfloat16 or float32
+// tensor, and turn an integer tensor's computation into float32.
 int32_t scalar_compute_dtype(const Scalar& s, const Tensor& t) {
     return !s.floating() ? acl::INT64 : t.dtype == acl::DOUBLE ? acl::DOUBLE : acl::FLOAT;
 }
 
 // One operand is a scalar: it is kept in the job and read as a 0-dim tensor.
-Job binary_scalar_job(Call& call, Binary op, const Tensor& t, Scalar s, bool scalar_first, const Tensor& out, Scalar alpha,
-                      bool truth) {
+Job binary_scalar_job(Call& call, Binary op, const Tensor& t, Scalar s, bool scalar_first, const Tensor& out,
+                      Scalar alpha, bool truth) {
     call.require_numeric(t);
     call.require_numeric(out);
     call.require_broadcast(out, {&t});
@@ -138,8 +142,8 @@ Job binary_scalar_job(Call& call, Binary op, const Tensor& t, Scalar s, bool sca
 
 Prepare unary(Unary op, double p = 0, double q = 0) {
     return [=](Call& call) {
-        return unary_job(call, op, call.tensor(0), call.tensor(call.count() - 1), {acl::DOUBLE, p, int64_t(p)},
-                         {acl::DOUBLE, q, int64_t(q)});
+        return unary_job(call, op, call.tensor(0), call.tensor(call.count() - 1),
+                         {acl::DOUBLE, p, int64_t(p)}, {acl::DOUBLE, q, int64_t(q)});
     };
 }
 Prepare inplace_unary(Unary op, double p = 0, double q = 0) {
@@ -153,11 +157,14 @@ Prepare unary_scalars(Unary op, int scalars, bool inplace = false) {
     return [=](Call& call) {
         const Tensor in = call.tensor(0);
         const Tensor out = inplace ? in : call.tensor(call.count() - 1);
-        return unary_job(call, op, in, out, scalars > 0 ? call.scalar(1) : kOne, scalars > 1 ? call.scalar(2) : kOne);
+        return unary_job(call, op, in, out, scalars > 0 ? call.scalar(1) : kOne,
+                         scalars > 1 ? call.scalar(2) : kOne);
     };
 }
 Prepare binary_tensors(Binary op, bool truth = false) {  // T T o
-    return [=](Call& call) { return binary_job(call, op, call.tensor(0), call.tensor(1), call.tensor(2), kOne, truth); };
+    return [=](Call& call) {
+        return binary_job(call, op, call.tensor(0), call.tensor(1), call.tensor(2), kOne, truth);
+    };
 }
 Prepare inplace_tensors(Binary op, bool truth = false) {  // o T
     return [=](Call& call) {
@@ -167,7 +174,8 @@ Prepare inplace_tensors(Binary op, bool truth = false) {  // o T
 }
 Prepare binary_scalar(Binary op, bool truth = false) {  // T S o
     return [=](Call& call) {
-        return binary_scalar_job(call, op, call.tensor(0), call.scalar(1), false, call.tensor(2), kOne, truth);
+        return binary_scalar_job(call, op, call.tensor(0), call.scalar(1), false, call.tensor(2), kOne,
+                                 truth);
     };
 }
 Prepare scalar_binary(Binary op) {  // S T o
@@ -183,7 +191,8 @@ Prepare inplace_scalar(Binary op, bool truth = false) {  // o S
 }
 Prepare alpha_tensors(Binary op) {  // T T S(alpha) o
     return [=](Call& call) {
-        return binary_job(call, op, call.tensor(0), call.tensor(1), call.tensor(3), call.scalar_or(2, 1), false);
+        return binary_job(call, op, call.tensor(0), call.tensor(1), call.tensor(3), call.scalar_or(2, 1),
+                          false);
     };
 }
 Prepare inplace_alpha_tensors(Binary op) {  // o T S(alpha)
@@ -194,8 +203,8 @@ Prepare inplace_alpha_tensors(Binary op) {  // o T S(alpha)
 }
 Prepare alpha_scalar(Binary op) {  // T S S(alpha) o
     return [=](Call& call) {
-        return binary_scalar_job(call, op, call.tensor(0), call.scalar(1), false, call.tensor(3), call.scalar_or(2, 1),
-                                 false);
+        return binary_scalar_job(call, op, call.tensor(0), call.scalar(1), false, call.tensor(3),
+                                 call.scalar_or(2, 1), false);
     };
 }
 Prepare inplace_alpha_scalar(Binary op) {  // o S S(alpha)
@@ -212,12 +221,14 @@ Job rsub(Call& call, bool scalar) {
         const Tensor self = call.tensor(0), out = call.tensor(3);
         return binary_scalar_job(call, Binary::Sub, self, call.scalar(1), true, out, alpha, false);
     }
-    return binary_job(call, Binary::Sub, call.tensor(1), call.tensor(0), call.tensor(3), call.scalar_or(2, 1), false);
+    return binary_job(call, Binary::Sub, call.tensor(1), call.tensor(0), call.tensor(3), call.scalar_or(2, 1),
+                      false);
 }
 
 // Rounded quotients: mode 0 none, 1 towards zero, 2 down.
 Binary division(Call& call, int64_t mode) {
-    call.require(mode >= 0 && mode <= 2, "rounding mode %lld is not one of 0, 1, 2", static_cast<long long>(mode));
+    call.require(mode >= 0 && mode <= 2, "rounding mode %lld is not one of 0, 1, 2",
+                 static_cast<long long>(mode));
     return mode == 0 ? Binary::Div : mode == 1 ? Binary::TruncDiv : Binary::FloorDiv;
 }
 
@@ -303,8 +314,9 @@ Job lerp(Call& call, bool inplace, bool scalar) {
                                lerp_row(o, a, b, w.data(), n);
                            });
     }
-    return ternary_job(call, out, self, end, call.tensor(2),
-                       []<class T>(T* o, const T* a, const T* b, const T* w, int64_t n) { lerp_row(o, a, b, w, n); });
+    return ternary_job(
+        call, out, self, end, call.tensor(2),
+        []<class T>(T* o, const T* a, const T* b, const T* w, int64_t n) { lerp_row(o, a, b, w, n); });
 }
 
 // out = condition ? self : other
@@ -312,7 +324,8 @@ Job where_job(Call& call, const Tensor& condition, const Tensor& a, const Tensor
     for (const Tensor* t : {&condition, &a, &b, &out}) {
         call.require_numeric(*t);
     }
-    call.require(condition.dtype == acl::BOOL || condition.dtype == acl::UINT8, "the condition must be bool or uint8");
+    call.require(condition.dtype == acl::BOOL || condition.dtype == acl::UINT8,
+                 "the condition must be bool or uint8");
     call.require_broadcast(out, {&condition, &a, &b});
     const Compute compute = compute_of({a.dtype, b.dtype});
     return [=] {
@@ -380,8 +393,9 @@ Job is_close(Call& call) {
             kernels().f64.load(x, p[1], a.dtype, stride[1], n);
             kernels().f64.load(y, p[2], b.dtype, stride[2], n);
             for (int64_t i = 0; i < n; i++) {
-                const bool close = x[i] == y[i] || (std::isfinite(x[i]) && std::isfinite(y[i]) &&
-                                                    std::fabs(x[i] - y[i]) <= absolute + relative * std::fabs(y[i]));
+                const bool close =
+                    x[i] == y[i] || (std::isfinite(x[i]) && std::isfinite(y[i]) &&
+                                     std::fabs(x[i] - y[i]) <= absolute + relative * std::fabs(y[i]));
                 r[i] = close || (equal_nan && std::isnan(x[i]) && std::isnan(y[i]));
             }
             kernels().f64.store(r, p[0], out.dtype, stride[0], n);
@@ -436,8 +450,8 @@ Job equal(Call& call) {
 }
 
 // In T...o and in place.
-#define UNARY_PAIR(name, op)                                 \
-    OPERATOR("aclnn" name, unary(Unary::op));                \
+#define UNARY_PAIR(name, op)                  \
+    OPERATOR("aclnn" name, unary(Unary::op)); \
     OPERATOR("aclnnInplace" name, inplace_unary(Unary::op))
 
 UNARY_PAIR("Acos", Acos);
@@ -490,9 +504,10 @@ OPERATOR("aclnnSign", unary(Unary::Sign));
 OPERATOR("aclnnSignbit", unary(Unary::SignBit));
 OPERATOR("aclnnSilu", unary(Unary::Silu));
 OPERATOR("aclnnSquare", unary(Unary::Square));
-OPERATOR("aclnnGelu", unary(Unary::GeluTanh));  // CANN's Gelu is the tanh form
+OPERATOR("aclnnGelu", unary(Unary::GeluTanh));  // the tanh form, as on the chip
 OPERATOR("aclnnGeluV2", [](Call& call) {        // approximate: 0 erf, 1 tanh
-    return unary_job(call, call.integer(1) == 0 ? Unary::Gelu : Unary::GeluTanh, call.tensor(0), call.tensor(2), kOne, kOne);
+    return unary_job(call, call.integer(1) == 0 ? Unary::Gelu : Unary::GeluTanh, call.tensor(0),
+                     call.tensor(2), kOne, kOne);
 });
 OPERATOR("aclnnSwish", [](Call& call) -> Job {  // x * sigmoid(beta x), only for the beta that makes it SiLU
     call.require(call.scalar_or(1, 1).real == 1, "only beta = 1 is emulated");
@@ -528,8 +543,8 @@ OPERATOR("aclnnInplaceAdd", inplace_alpha_tensors(Binary::Add));
 OPERATOR("aclnnAdds", alpha_scalar(Binary::Add));
 OPERATOR("aclnnInplaceAdds", inplace_alpha_scalar(Binary::Add));
 OPERATOR("aclnnAddV3", [](Call& call) {  // S T S(alpha) o
-    return binary_scalar_job(call, Binary::Add, call.tensor(1), call.scalar(0), true, call.tensor(3), call.scalar_or(2, 1),
-                             false);
+    return binary_scalar_job(call, Binary::Add, call.tensor(1), call.scalar(0), true, call.tensor(3),
+                             call.scalar_or(2, 1), false);
 });
 OPERATOR("aclnnSub", alpha_tensors(Binary::Sub));
 OPERATOR("aclnnInplaceSub", inplace_alpha_tensors(Binary::Sub));
@@ -546,19 +561,21 @@ OPERATOR("aclnnInplaceDiv", inplace_tensors(Binary::Div));
 OPERATOR("aclnnDivs", binary_scalar(Binary::Div));
 OPERATOR("aclnnInplaceDivs", inplace_scalar(Binary::Div));
 OPERATOR("aclnnDivMod", [](Call& call) {
-    return binary_job(call, division(call, call.integer(2)), call.tensor(0), call.tensor(1), call.tensor(3), kOne, false);
+    return binary_job(call, division(call, call.integer(2)), call.tensor(0), call.tensor(1), call.tensor(3),
+                      kOne, false);
 });
 OPERATOR("aclnnInplaceDivMod", [](Call& call) {
     const Tensor self = call.tensor(0);
     return binary_job(call, division(call, call.integer(2)), self, call.tensor(1), self, kOne, false);
 });
 OPERATOR("aclnnDivMods", [](Call& call) {
-    return binary_scalar_job(call, division(call, call.integer(2)), call.tensor(0), call.scalar(1), false, call.tensor(3),
-                             kOne, false);
+    return binary_scalar_job(call, division(call, call.integer(2)), call.tensor(0), call.scalar(1), false,
+                             call.tensor(3), kOne, false);
 });
 OPERATOR("aclnnInplaceDivMods", [](Call& call) {
     const Tensor self = call.tensor(0);
-    return binary_scalar_job(call, division(call, call.integer(2)), self, call.scalar(1), false, self, kOne, false);
+    return binary_scalar_job(call, division(call, call.integer(2)), self, call.scalar(1), false, self, kOne,
+                             false);
 });
 OPERATOR("aclnnFloorDivide", binary_tensors(Binary::FloorDiv));
 OPERATOR("aclnnInplaceFloorDivide", inplace_tensors(Binary::FloorDiv));
@@ -601,10 +618,10 @@ OPERATOR("aclnnLogicalOr", binary_tensors(Binary::LogicalOr, true));
 OPERATOR("aclnnInplaceLogicalOr", inplace_tensors(Binary::LogicalOr, true));
 OPERATOR("aclnnLogicalXor", binary_tensors(Binary::LogicalXor, true));
 
-#define BITWISE(name, op)                                                                   \
-    OPERATOR("aclnnBitwise" name "Tensor", binary_tensors(Binary::op, true));               \
-    OPERATOR("aclnnBitwise" name "Scalar", binary_scalar(Binary::op, true));                \
-    OPERATOR("aclnnInplaceBitwise" name "Tensor", inplace_tensors(Binary::op, true));       \
+#define BITWISE(name, op)                                                             \
+    OPERATOR("aclnnBitwise" name "Tensor", binary_tensors(Binary::op, true));         \
+    OPERATOR("aclnnBitwise" name "Scalar", binary_scalar(Binary::op, true));          \
+    OPERATOR("aclnnInplaceBitwise" name "Tensor", inplace_tensors(Binary::op, true)); \
     OPERATOR("aclnnInplaceBitwise" name "Scalar", inplace_scalar(Binary::op, true))
 BITWISE("And", BitAnd);
 BITWISE("Or", BitOr);

@@ -10,6 +10,7 @@ namespace flexnpu::ops {
 Job unary_job(Call& call, Unary op, const Tensor& in, const Tensor& out, Scalar p, Scalar q);
 
 // out = op(a, b). `truth`: the output is a truth value or bits, so its type does not choose the compute type.
-Job binary_job(Call& call, Binary op, const Tensor& a, const Tensor& b, const Tensor& out, Scalar alpha, bool truth);
+Job binary_job(Call& call, Binary op, const Tensor& a, const Tensor& b, const Tensor& out, Scalar alpha,
+               bool truth);
 
 }  // namespace flexnpu::ops

@@ -1,4 +1,5 @@
-// What an aclOpExecutor is in the emulated CANN: the part that libnnopbase's functions touch. libopapi derives from it.
+// What an aclOpExecutor is in the emulated CANN: the part that libnnopbase's functions touch. libopapi
+// derives from it.
 #pragma once
 
 #include <cstdint>

@@ -22,8 +22,9 @@ struct Work {
     int run() const {
         for (auto [start, size] : ranges) {
             if (!flexnpu_emu_is_device_range(start, static_cast<size_t>(size))) {
-                return flexnpu_emu_fail(kAicoreException, "%s: %p..+%lld is not device memory", api::kOps[op].name,
-                                        static_cast<const void*>(start), static_cast<long long>(size));
+                return flexnpu_emu_fail(kAicoreException, "%s: %p..+%lld is not device memory",
+                                        api::kOps[op].name, static_cast<const void*>(start),
+                                        static_cast<long long>(size));
             }
         }
         try {
@@ -39,7 +40,8 @@ struct Executor : aclOpExecutor {
     SharedWork work;
 };
 
-// Executors are never given back to the allocator, so that a stale handle can be told from a live one by its magic word.
+// Executors are never given back to the allocator, so that a stale handle can be told from a live one by its
+// magic word.
 class Pool {
 public:
     static Pool& instance() {
@@ -105,7 +107,8 @@ aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, u
     using namespace flexnpu;
     const api::OpInfo& info = api::kOps[op];
     if (workspace_size == nullptr || executor == nullptr) {
-        return flexnpu_emu_fail(ops::kParamNull, "%s: workspaceSize and executor must not be null", info.name);
+        return flexnpu_emu_fail(ops::kParamNull, "%s: workspaceSize and executor must not be null",
+                                info.name);
     }
     *workspace_size = 0;
     *executor = nullptr;
@@ -115,11 +118,13 @@ aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, u
         work->op = op;
         if (const ops::Prepare* prepare = ops::find_prepare(op)) {
             work->job = (*prepare)(call);
-        } else if (flexnpu_emu_missing() == emulator::kMissingError && flexnpu_emu_mode() == emulator::kModeCompute) {
-            return flexnpu_emu_fail(acl::OP_NOT_FOUND,
-                                    "%s has no body in the emulated CANN; FLEXNPU_EMU_MISSING=time runs it for its time, "
-                                    "without a result",
-                                    info.name);
+        } else if (flexnpu_emu_missing() == emulator::kMissingError &&
+                   flexnpu_emu_mode() == emulator::kModeCompute) {
+            return flexnpu_emu_fail(
+                acl::OP_NOT_FOUND,
+                "%s has no body in the emulated CANN; FLEXNPU_EMU_MISSING=time runs it for its time, "
+                "without a result",
+                info.name);
         }
         work->cost = call.cost;
         work->ranges = std::move(call.ranges);
@@ -136,7 +141,8 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void*, uint64_t, aclOpExecutor* ex
     using namespace flexnpu;
     ops::SharedWork work = ops::Pool::instance().take(executor, op);
     if (work == nullptr) {
-        return flexnpu_emu_fail(acl::INVALID_PARAM, "%s: not a live executor of this operator", api::kOps[op].name);
+        return flexnpu_emu_fail(acl::INVALID_PARAM, "%s: not a live executor of this operator",
+                                api::kOps[op].name);
     }
     emulator::Kernel kernel;
     kernel.op = op;
@@ -147,7 +153,8 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void*, uint64_t, aclOpExecutor* ex
     kernel.destroy = ops::destroy_work;
     kernel.self = new ops::SharedWork(std::move(work));
     // An emulated kernel is one task whatever its shape, so the number of blocks says nothing.
-    const aclError error = aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, &kernel, sizeof kernel, nullptr, 0);
+    const aclError error =
+        aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, &kernel, sizeof kernel, nullptr, 0);
     if (error != 0) {
         ops::destroy_work(kernel.self);
     }

@@ -1,7 +1,7 @@
 // Look-ups and scatters: embedding, gather, index, scatter, masked selections.
 //
-// An index out of range makes the operator fail when it runs, as an AI core exception: the values are not known earlier.
-// Cost: only what is read and written, not the table that is looked into.
+// An index out of range makes the operator fail when it runs, as an AI core exception: the values are not
+// known earlier. Cost: only what is read and written, not the table that is looked into.
 #include <cstring>
 #include <numeric>
 
@@ -13,8 +13,8 @@ namespace flexnpu::ops {
 namespace {
 
 int out_of_range(const char* name, int64_t index, int64_t size) {
-    return flexnpu_emu_fail(kAicoreException, "%s: index %lld is out of range for a dimension of size %lld", name,
-                            static_cast<long long>(index), static_cast<long long>(size));
+    return flexnpu_emu_fail(kAicoreException, "%s: index %lld is out of range for a dimension of size %lld",
+                            name, static_cast<long long>(index), static_cast<long long>(size));
 }
 
 void require_index(const Call& call, const Tensor& index) {
@@ -25,15 +25,7 @@ void require_index(const Call& call, const Tensor& index) {
 // Every element of an integer tensor, in row-major order.
 std::vector<int64_t> values_of(const Tensor& t) {
     std::vector<int64_t> result(static_cast<size_t>(t.numel()));
-    Tensor to = t;
-    to.data = reinterpret_cast<char*>(result.data());
-    to.dtype = acl::INT64;
-    int64_t stride = 1;
-    for (int d = t.rank - 1; d >= 0; d--) {
-        to.strides[d] = stride;
-        stride *= t.dims[d];
-    }
-    copy_tensor(to, t);
+    copy_tensor(dense_like(t, result.data(), acl::INT64), t);
     return result;
 }
 
@@ -45,14 +37,17 @@ bool wrap(int64_t& index, int64_t size) {
     return index >= 0 && index < size;
 }
 
-// out[..., i, ...] = self[..., index[i], ...] along dim. Slices are moved as tensors, which is a memcpy when contiguous.
+// out[..., i, ...] = self[..., index[i], ...] along dim. Slices are moved as tensors, which is a memcpy when
+// contiguous.
 Job select_job(Call& call, const Tensor& self, int dim, const Tensor& index, const Tensor& out) {
     require_index(call, index);
     call.require(index.rank <= 1, "the index must have one dimension");
     call.require(self.dtype == out.dtype, "input and output types differ");
-    call.require(self.rank == out.rank && (self.rank == 0 || out.dims[dim] == index.numel()), "the output does not fit");
+    call.require(self.rank == out.rank && (self.rank == 0 || out.dims[dim] == index.numel()),
+                 "the output does not fit");
     for (int d = 0; d < self.rank; d++) {
-        call.require(d == dim || self.dims[d] == out.dims[d], "the output does not fit outside dimension %d", dim);
+        call.require(d == dim || self.dims[d] == out.dims[d], "the output does not fit outside dimension %d",
+                     dim);
     }
     call.cost.bytes = 2 * out.bytes() + index.bytes();
     call.cost.vector_flops = static_cast<double>(out.numel());
@@ -77,7 +72,8 @@ Job select_job(Call& call, const Tensor& self, int dim, const Tensor& index, con
 Job embedding(Call& call) {  // weight [rows, width...], indices, out [indices..., width...]
     const Tensor weight = call.tensor(0), indices = call.tensor(1), out = call.tensor(2);
     require_index(call, indices);
-    call.require(weight.rank >= 1 && out.rank == indices.rank + weight.rank - 1, "the output has %d dimensions", out.rank);
+    call.require(weight.rank >= 1 && out.rank == indices.rank + weight.rank - 1,
+                 "the output has %d dimensions", out.rank);
     for (int d = 0; d < out.rank; d++) {
         call.require(out.dims[d] == (d < indices.rank ? indices.dims[d] : weight.dims[d - indices.rank + 1]),
                      "the output does not fit");
@@ -113,8 +109,8 @@ Job embedding(Call& call) {  // weight [rows, width...], indices, out [indices..
     };
 }
 
-// Advanced indexing: self[i0, i1, ...] with some indices absent (a full slice). The indexed dimensions' result stands
-// where they were when they are neighbours, else in front, as in numpy and torch.
+// Advanced indexing: self[i0, i1, ...] with some indices absent (a full slice). The indexed dimensions'
+// result stands where they were when they are neighbours, else in front, as in numpy and torch.
 struct AdvancedIndex {
     Tensor self;
     std::vector<Tensor> indices;  // of the indexed dimensions, broadcast to one shape
@@ -123,21 +119,37 @@ struct AdvancedIndex {
     Tensor result_shape;
     int result_at = 0;  // where the indices' dimensions stand in the result
 
-    static AdvancedIndex make(Call& call, const Tensor& self, std::vector<Tensor> list) {
+    // torch_npu gives an empty 1-dim tensor of self's type for an absent index. Where that could as well be
+    // an index without elements, `wanted`, the shape that the caller expects, decides.
+    static AdvancedIndex make(Call& call, const Tensor& self, const std::vector<Tensor>& list,
+                              const Tensor& wanted) {
+        AdvancedIndex a = make(call, self, list, true);
+        if (!a.result_shape.same_shape(wanted) && is_integral(self.dtype)) {
+            AdvancedIndex other = make(call, self, list, false);
+            if (other.result_shape.same_shape(wanted)) {
+                return other;
+            }
+        }
+        return a;
+    }
+
+    static AdvancedIndex make(Call& call, const Tensor& self, const std::vector<Tensor>& list,
+                              bool empty_is_absent) {
         AdvancedIndex a;
         a.self = self;
-        call.require(list.size() <= static_cast<size_t>(self.rank) || list.size() == 1, "%zu indices for %d dimensions",
-                     list.size(), self.rank);
+        call.require(list.size() <= static_cast<size_t>(self.rank) || list.size() == 1,
+                     "%zu indices for %d dimensions", list.size(), self.rank);
         Tensor& shape = a.broadcast;
         shape.dtype = acl::INT64;
         for (size_t d = 0; d < list.size(); d++) {
             const Tensor& index = list[d];
-            // torch_npu gives an empty tensor of one dimension for an absent index.
-            if (index.data == nullptr || (index.rank == 1 && index.dims[0] == 0)) {
+            const bool empty = index.rank == 1 && index.dims[0] == 0;
+            if (index.dtype == acl::DT_UNDEFINED || (empty && empty_is_absent && index.dtype == self.dtype)) {
                 continue;
             }
             call.require(index.dtype == acl::INT64 || index.dtype == acl::INT32,
-                         "an index of type %s is not emulated (torch_npu turns masks into integers)", dtype_name(index.dtype));
+                         "an index of type %s is not emulated (torch_npu turns masks into integers)",
+                         dtype_name(index.dtype));
             a.dims.push_back(static_cast<int>(d));
             a.indices.push_back(index);
             while (shape.rank < index.rank) {
@@ -218,7 +230,7 @@ struct AdvancedIndex {
 
 Job index(Call& call) {  // self, indices, out
     const Tensor self = call.tensor(0), out = call.tensor(2);
-    const AdvancedIndex a = AdvancedIndex::make(call, self, call.tensors(1));
+    const AdvancedIndex a = AdvancedIndex::make(call, self, call.tensors(1), out);
     call.require(self.dtype == out.dtype, "input and output types differ");
     call.require_shape(out, a.result_shape, "the output");
     call.cost.bytes = 2 * out.bytes();
@@ -228,7 +240,8 @@ Job index(Call& call) {  // self, indices, out
     call.cost.vector_flops = static_cast<double>(out.numel());
     const char* name = call.name();
     return [=] {
-        return a.for_each(name, out, [](const Tensor& slice, const Tensor& part) { copy_tensor(part, slice); });
+        return a.for_each(name, out,
+                          [](const Tensor& slice, const Tensor& part) { copy_tensor(part, slice); });
     };
 }
 
@@ -250,7 +263,7 @@ Job index_put(Call& call) {  // self, indices, values, accumulate, unsafe
     const Tensor self = call.tensor(0);
     Tensor values = call.tensor(2);
     const bool accumulate = call.boolean(3);
-    const AdvancedIndex a = AdvancedIndex::make(call, self, call.tensors(1));
+    const AdvancedIndex a = AdvancedIndex::make(call, self, call.tensors(1), values);
     call.require_broadcast(a.result_shape, {&values});
     if (accumulate || values.dtype != self.dtype) {
         call.require_numeric(self);
@@ -267,9 +280,11 @@ Job index_put(Call& call) {  // self, indices, values, accumulate, unsafe
     };
 }
 
-// For every position of `index`: f(element of along at index[position] of dim, element of same at the position).
+// For every position of `index`: f(element of along at index[position] of dim, element of same at the
+// position).
 template <class F>
-int for_each_indexed(const char* name, const Tensor& along, int dim, const Tensor& index, const Tensor& same, F&& f) {
+int for_each_indexed(const char* name, const Tensor& along, int dim, const Tensor& index, const Tensor& same,
+                     F&& f) {
     const int rank = index.rank;
     if (rank == 0) {
         int64_t at;
@@ -314,7 +329,8 @@ void require_index_fits(Call& call, const Tensor& along, int dim, const Tensor& 
     require_index(call, index);
     call.require(index.rank == along.rank, "the index has %d dimensions, self %d", index.rank, along.rank);
     for (int d = 0; d < index.rank; d++) {
-        call.require(d == dim || index.dims[d] <= along.dims[d], "the index is larger than self in dimension %d", d);
+        call.require(d == dim || index.dims[d] <= along.dims[d],
+                     "the index is larger than self in dimension %d", d);
     }
 }
 
@@ -329,24 +345,28 @@ Job gather(Call& call) {  // self, dim, index, out
     const char* name = call.name();
     const auto element = static_cast<size_t>(out.element());
     return [=] {
-        return for_each_indexed(name, self, dim, index, out, [&](char* in, char* to) { std::memcpy(to, in, element); });
+        return for_each_indexed(name, self, dim, index, out,
+                                [&](char* in, char* to) { std::memcpy(to, in, element); });
     };
 }
 
 // reduction: 0 replace, 1 add, 2 multiply (and so aclnnScatter counts them)
-Job scatter_job(Call& call, const Tensor& self, int64_t dim_argument, const Tensor& index, const Tensor& source,
-                int64_t reduction, const Tensor& out) {
+Job scatter_job(Call& call, const Tensor& self, int64_t dim_argument, const Tensor& index,
+                const Tensor& source, int64_t reduction, const Tensor& out) {
     const int dim = call.dimension(dim_argument, self);
     require_index_fits(call, self, dim, index);
-    call.require(source.rank == index.rank, "the source has %d dimensions, the index %d", source.rank, index.rank);
+    call.require(source.rank == index.rank, "the source has %d dimensions, the index %d", source.rank,
+                 index.rank);
     for (int d = 0; d < index.rank; d++) {
-        call.require(index.dims[d] <= source.dims[d], "the index is larger than the source in dimension %d", d);
+        call.require(index.dims[d] <= source.dims[d], "the index is larger than the source in dimension %d",
+                     d);
     }
     call.require_shape(out, self, "the output");
     call.require_numeric(self);
     call.require_numeric(source);
     call.require(out.dtype == self.dtype, "input and output types differ");
-    call.require(reduction >= 0 && reduction <= 2, "reduction %lld is not emulated", static_cast<long long>(reduction));
+    call.require(reduction >= 0 && reduction <= 2, "reduction %lld is not emulated",
+                 static_cast<long long>(reduction));
     const char* name = call.name();
     return [=] {
         if (out.data != self.data) {
@@ -367,8 +387,8 @@ Job scatter_job(Call& call, const Tensor& self, int64_t dim_argument, const Tens
     };
 }
 
-Job scatter_value(Call& call, const Tensor& self, int64_t dim, const Tensor& index, Scalar value, int64_t reduction,
-                  const Tensor& out) {
+Job scatter_value(Call& call, const Tensor& self, int64_t dim, const Tensor& index, Scalar value,
+                  int64_t reduction, const Tensor& out) {
     // The value is read through a 0-stride tensor that lives in the job.
     auto held = std::make_shared<Scalar>(value);
     Tensor source = index;
@@ -384,11 +404,12 @@ Job scatter_value(Call& call, const Tensor& self, int64_t dim, const Tensor& ind
 }
 
 // self[..., index[i], ...] op= source[..., i, ...] along dim.
-Job index_update(Call& call, const Tensor& self, int64_t dim_argument, const Tensor& index, const Tensor& source,
-                 const Tensor& out, bool add, Scalar alpha) {
+Job index_update(Call& call, const Tensor& self, int64_t dim_argument, const Tensor& index,
+                 const Tensor& source, const Tensor& out, bool add, Scalar alpha) {
     const int dim = call.dimension(dim_argument, self);
     require_index(call, index);
-    call.require(index.rank <= 1 && self.rank >= 1 && source.rank == self.rank, "the index must have one dimension");
+    call.require(index.rank <= 1 && self.rank >= 1 && source.rank == self.rank,
+                 "the index must have one dimension");
     for (int d = 0; d < self.rank; d++) {
         call.require(source.dims[d] == (d == dim ? index.numel() : self.dims[d]), "the source does not fit");
     }
@@ -413,8 +434,8 @@ Job index_update(Call& call, const Tensor& self, int64_t dim_argument, const Ten
     };
 }
 
-Job index_fill(Call& call, const Tensor& self, int64_t dim_argument, const std::vector<int64_t>* fixed, const Tensor* index,
-               Scalar value, const Tensor& out) {
+Job index_fill(Call& call, const Tensor& self, int64_t dim_argument, const std::vector<int64_t>* fixed,
+               const Tensor* index, Scalar value, const Tensor& out) {
     const int dim = call.dimension(dim_argument, self);
     call.require(self.rank >= 1, "needs at least one dimension");
     call.require_numeric(self);
@@ -437,8 +458,8 @@ Job index_fill(Call& call, const Tensor& self, int64_t dim_argument, const std::
     };
 }
 
-// Operators whose output's shape depends on the data write it into the output's descriptor when they run; the caller
-// synchronises and reads it back with aclGetViewShape while it still holds the descriptor.
+// Operators whose output's shape depends on the data write it into the output's descriptor when they run; the
+// caller synchronises and reads it back with aclGetViewShape while it still holds the descriptor.
 void set_view(void* handle, std::initializer_list<int64_t> dims) {
     auto* tensor = static_cast<aclTensor*>(handle);
     if (api::valid(tensor)) {
@@ -456,15 +477,7 @@ void set_view(void* handle, std::initializer_list<int64_t> dims) {
 template <class F>
 void for_each_true(const Tensor& t, F&& f) {
     std::vector<uint8_t> truth(static_cast<size_t>(t.numel()));
-    Tensor to = t;
-    to.data = reinterpret_cast<char*>(truth.data());
-    to.dtype = acl::BOOL;
-    int64_t stride = 1;
-    for (int d = t.rank - 1; d >= 0; d--) {
-        to.strides[d] = stride;
-        stride *= t.dims[d];
-    }
-    copy_tensor(to, t);
+    copy_tensor(dense_like(t, truth.data(), acl::BOOL), t);
     int64_t at[kMaxRank] = {};
     for (size_t i = 0; i < truth.size(); i++) {
         if (truth[i]) {
@@ -489,7 +502,8 @@ Job nonzero(Call& call, bool by_dimension) {  // self, out [n, rank], or [rank, 
         auto* to = reinterpret_cast<int64_t*>(out.data);
         for (int64_t i = 0; i < n; i++) {
             for (int d = 0; d < self.rank; d++) {
-                to[by_dimension ? d * n + i : i * self.rank + d] = found[static_cast<size_t>(i * self.rank + d)];
+                to[by_dimension ? d * n + i : i * self.rank + d] =
+                    found[static_cast<size_t>(i * self.rank + d)];
             }
         }
         by_dimension ? set_view(handle, {self.rank, n}) : set_view(handle, {n, self.rank});
@@ -512,7 +526,8 @@ Job masked_select(Call& call) {  // self, mask, out
     self = self.expanded(shape);
     mask = mask.expanded(shape);
     call.require_numeric(mask);
-    call.require(out.rank == 1 && out.dtype == self.dtype && out.numel() >= self.numel(), "the output does not fit");
+    call.require(out.rank == 1 && out.dtype == self.dtype && out.numel() >= self.numel(),
+                 "the output does not fit");
     return [=] {
         const int64_t element = self.element();
         int64_t n = 0;
@@ -521,7 +536,8 @@ Job masked_select(Call& call) {  // self, mask, out
             for (int d = 0; d < self.rank; d++) {
                 offset += at[d] * self.strides[d];
             }
-            std::memcpy(out.data + n++ * out.strides[0] * element, self.data + offset * element, size_t(element));
+            std::memcpy(out.data + n++ * out.strides[0] * element, self.data + offset * element,
+                        size_t(element));
         });
         set_view(handle, {n});
         return 0;
@@ -534,10 +550,12 @@ Job masked_scatter(Call& call) {  // self, mask, source
     call.require_broadcast(self, {&mask});
     mask = mask.expanded(self);
     call.require_numeric(mask);
-    call.require(self.dtype == source.dtype && source.contiguous(), "the source must be contiguous and of self's type");
+    call.require(self.dtype == source.dtype, "self and source types differ");
     const char* name = call.name();
     return [=] {
         const int64_t element = self.element();
+        const auto values = buffer<char>(source.numel() * element);
+        copy_tensor(dense_like(source, values.get(), source.dtype), source);
         int64_t n = 0;
         int error = 0;
         for_each_true(mask, [&](const int64_t* at) {
@@ -549,7 +567,7 @@ Job masked_scatter(Call& call) {  // self, mask, source
             for (int d = 0; d < self.rank; d++) {
                 offset += at[d] * self.strides[d];
             }
-            std::memcpy(self.data + offset * element, source.data + n++ * element, size_t(element));
+            std::memcpy(self.data + offset * element, values.get() + n++ * element, size_t(element));
         });
         return error;
     };
@@ -559,7 +577,8 @@ Job take(Call& call) {  // self, index, out: self seen as one dimension
     const Tensor self = call.tensor(0), index = call.tensor(1), out = call.tensor(2);
     require_index(call, index);
     call.require_shape(out, index, "the output");
-    call.require(self.contiguous() && self.dtype == out.dtype && out.contiguous(), "needs contiguous tensors of one type");
+    call.require(self.contiguous() && self.dtype == out.dtype && out.contiguous(),
+                 "needs contiguous tensors of one type");
     call.cost.bytes = 2 * out.bytes() + index.bytes();
     const char* name = call.name();
     return [=] {
@@ -577,9 +596,11 @@ Job take(Call& call) {  // self, index, out: self seen as one dimension
 }
 
 // Every slice along dim `repeats` times in a row. A negative dim: self is flattened.
-Job repeat_interleave(Call& call, const Tensor& input, int64_t repeats, int64_t dim_argument, const Tensor& out) {
+Job repeat_interleave(Call& call, const Tensor& input, int64_t repeats, int64_t dim_argument,
+                      const Tensor& out) {
     const int dim = call.dimension(dim_argument, input);
-    call.require(input.rank == out.rank && out.dims[dim] == input.dims[dim] * repeats, "the output does not fit");
+    call.require(input.rank == out.rank && out.dims[dim] == input.dims[dim] * repeats,
+                 "the output does not fit");
     call.require(input.dtype == out.dtype, "input and output types differ");
     return [=] {
         for (int64_t r = 0; r < repeats; r++) {
@@ -637,27 +658,28 @@ OPERATOR("aclnnInplaceScatter", [](Call& call) {
     return scatter_job(call, self, call.integer(1), call.tensor(2), call.tensor(3), call.integer(4), self);
 });
 OPERATOR("aclnnScatterAdd", [](Call& call) {  // self, dim, index, source, out
-    return scatter_job(call, call.tensor(0), call.integer(1), call.tensor(2), call.tensor(3), 1, call.tensor(4));
+    return scatter_job(call, call.tensor(0), call.integer(1), call.tensor(2), call.tensor(3), 1,
+                       call.tensor(4));
 });
 OPERATOR("aclnnScatterValue", [](Call& call) {  // self, dim, index, value, reduction, out
-    return scatter_value(call, call.tensor(0), call.integer(1), call.tensor(2), call.scalar(3), call.integer(4),
-                         call.tensor(5));
+    return scatter_value(call, call.tensor(0), call.integer(1), call.tensor(2), call.scalar(3),
+                         call.integer(4), call.tensor(5));
 });
 OPERATOR("aclnnInplaceScatterValue", [](Call& call) {
     const Tensor self = call.tensor(0);
     return scatter_value(call, self, call.integer(1), call.tensor(2), call.scalar(3), call.integer(4), self);
 });
 OPERATOR("aclnnIndexAdd", [](Call& call) {  // self, dim, index, source, alpha, out
-    return index_update(call, call.tensor(0), call.integer(1), call.tensor(2), call.tensor(3), call.tensor(5), true,
-                        call.scalar_or(4, 1));
+    return index_update(call, call.tensor(0), call.integer(1), call.tensor(2), call.tensor(3), call.tensor(5),
+                        true, call.scalar_or(4, 1));
 });
 OPERATOR("aclnnIndexAddV2", [](Call& call) {  // self, dim, index, source, alpha, mode, out
-    return index_update(call, call.tensor(0), call.integer(1), call.tensor(2), call.tensor(3), call.tensor(6), true,
-                        call.scalar_or(4, 1));
+    return index_update(call, call.tensor(0), call.integer(1), call.tensor(2), call.tensor(3), call.tensor(6),
+                        true, call.scalar_or(4, 1));
 });
 OPERATOR("aclnnIndexCopy", [](Call& call) {  // self, dim, index, source, out
-    return index_update(call, call.tensor(0), call.integer(1), call.tensor(2), call.tensor(3), call.tensor(4), false,
-                        Scalar{});
+    return index_update(call, call.tensor(0), call.integer(1), call.tensor(2), call.tensor(3), call.tensor(4),
+                        false, Scalar{});
 });
 OPERATOR("aclnnInplaceIndexCopy", [](Call& call) {
     const Tensor self = call.tensor(0);

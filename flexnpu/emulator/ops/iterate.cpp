@@ -31,7 +31,8 @@ Loop make_loop(std::initializer_list<const Tensor*> operands) {
             dims[n++].stride[o] = own >= 0 && t->dims[own] != 1 ? t->strides[own] * t->element() : 0;
         }
     }
-    // Outermost first: by the stride of what is written, then by those of what is read. Insertion sort: at most 8.
+    // Outermost first: by the stride of what is written, then by those of what is read. Insertion sort: at
+    // most 8.
     const int operand_count = loop.operands;
     auto outside = [operand_count](const Dim& a, const Dim& b) {
         for (int o = 0; o < operand_count; o++) {

@@ -68,7 +68,8 @@ void commit(const T* row, char* p, int32_t dtype, int64_t stride, int64_t n) {
     }
 }
 
-// A loop nest over operands of one shape. The first operand is the one that is written: its smallest stride is innermost.
+// A loop nest over operands of one shape. The first operand is the one that is written: its smallest stride
+// is innermost.
 struct Loop {
     static constexpr int kMaxOperands = 4;
     int operands = 0;
@@ -134,8 +135,8 @@ void for_each_chunk(const Loop& loop, F&& f) {
     });
 }
 
-// The elements of a tensor that share all indices but those of the last `line_rank` dimensions: what a reduction,
-// a softmax or a sort works on.
+// The elements of a tensor that share all indices but those of the last `line_rank` dimensions: what a
+// reduction, a softmax or a sort works on.
 struct Line {
     char* base;
     int32_t dtype;
@@ -222,8 +223,12 @@ void for_each_line(const std::vector<Lined>& operands, F&& f) {
     }
     std::vector<Line> lines;
     for (const Lined& o : operands) {
-        Line line{o.tensor.data, o.tensor.dtype, o.line_rank, o.tensor.dims.data() + (o.tensor.rank - o.line_rank),
-                  o.tensor.strides.data() + (o.tensor.rank - o.line_rank), 1};
+        Line line{o.tensor.data,
+                  o.tensor.dtype,
+                  o.line_rank,
+                  o.tensor.dims.data() + (o.tensor.rank - o.line_rank),
+                  o.tensor.strides.data() + (o.tensor.rank - o.line_rank),
+                  1};
         for (int d = 0; d < line.rank; d++) {
             line.size *= line.dims[d];
         }

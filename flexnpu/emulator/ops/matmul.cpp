@@ -1,7 +1,7 @@
 // Products of matrices and batches of them.
 //
-// The narrow types are multiplied and summed in float32 and rounded once, as the cube unit does; cubeMathType is not
-// looked at: float32 is never lowered to a shorter format.
+// The narrow types are multiplied and summed in float32 and rounded once, as the cube unit does; cubeMathType
+// is not looked at: float32 is never lowered to a shorter format.
 #include "product.hpp"
 #include "registry.hpp"
 
@@ -29,8 +29,18 @@ void product(const Matrix& a, const Matrix& b, float* c, int64_t ldc) {
         lda = k;
     }
     const auto scratch = buffer<float>(kernels().gemm_scratch(n));
-    kernels().gemm({.m = m, .n = n, .k = k, .a = rows, .lda = lda, .b = b.data, .b_dtype = b.dtype,
-                    .b_row = b.row_stride, .b_col = b.column_stride, .c = c, .ldc = ldc, .scratch = scratch.get()});
+    kernels().gemm({.m = m,
+                    .n = n,
+                    .k = k,
+                    .a = rows,
+                    .lda = lda,
+                    .b = b.data,
+                    .b_dtype = b.dtype,
+                    .b_row = b.row_stride,
+                    .b_col = b.column_stride,
+                    .c = c,
+                    .ldc = ldc,
+                    .scratch = scratch.get()});
 }
 
 namespace {
@@ -57,7 +67,8 @@ void plain_product(const Matrix& a, const Matrix& b, T* c, int64_t ldc) {
     }
 }
 
-// out = alpha * (a @ b) + beta * bias, over every batch index. `bias` broadcasts to out; it may be out itself.
+// out = alpha * (a @ b) + beta * bias, over every batch index. `bias` broadcasts to out; it may be out
+// itself.
 struct Products {
     Tensor a, b, out;  // at least two dimensions each, the same leading ones (broadcast: stride 0)
     bool has_bias = false;
@@ -69,7 +80,8 @@ struct Products {
         const int64_t m = out.dim(-2), n = out.dim(-1);
         const auto& k = kernels().rows<T>();
         const bool plain = !has_bias && alpha.real == 1;
-        const bool direct = plain && out.dtype == native_dtype<T>() && (out.stride(-1) == 1 || n == 1) && m * n > 0;
+        const bool direct =
+            plain && out.dtype == native_dtype<T>() && (out.stride(-1) == 1 || n == 1) && m * n > 0;
         const auto c = direct ? nullptr : buffer<T>(m * n);
         const auto bias_row = has_bias ? buffer<T>(n) : nullptr;
         auto batch = [](const Tensor& t) { return Lined{t, 2}; };
@@ -104,8 +116,8 @@ struct Products {
                         row[j] *= alpha.as<T>();
                     }
                 }
-                k.store(row, lines[0].base + i * out.stride(-2) * out.element(), out.dtype, out.stride(-1) * out.element(),
-                        n);
+                k.store(row, lines[0].base + i * out.stride(-2) * out.element(), out.dtype,
+                        out.stride(-1) * out.element(), n);
             }
         });
     }
@@ -126,8 +138,8 @@ struct Products {
 
 // Checks shapes, broadcasts batches, and folds the batch of a product with one matrix into its rows.
 Job products_job(Call& call, Products p) {
-    call.require(p.a.dim(-1) == p.b.dim(-2), "inner dimensions differ: %lld and %lld", static_cast<long long>(p.a.dim(-1)),
-                 static_cast<long long>(p.b.dim(-2)));
+    call.require(p.a.dim(-1) == p.b.dim(-2), "inner dimensions differ: %lld and %lld",
+                 static_cast<long long>(p.a.dim(-1)), static_cast<long long>(p.b.dim(-2)));
     call.require(p.out.dim(-2) == p.a.dim(-2) && p.out.dim(-1) == p.b.dim(-1),
                  "the output is %lldx%lld for a product of %lld rows and %lld columns",
                  static_cast<long long>(p.out.dim(-2)), static_cast<long long>(p.out.dim(-1)),
@@ -196,9 +208,10 @@ Job matmul(Call& call, const Tensor& a, const Tensor& b, const Tensor& out) {
 }
 
 // out = beta * self + alpha * (a @ b)
-Job add_product(Call& call, const Tensor& self, const Tensor& a, const Tensor& b, const Tensor& out, Scalar beta,
-                Scalar alpha, int rank) {
-    call.require(a.rank == rank && b.rank == rank && out.rank == rank, "needs tensors of %d dimensions", rank);
+Job add_product(Call& call, const Tensor& self, const Tensor& a, const Tensor& b, const Tensor& out,
+                Scalar beta, Scalar alpha, int rank) {
+    call.require(a.rank == rank && b.rank == rank && out.rank == rank, "needs tensors of %d dimensions",
+                 rank);
     call.require_numeric(self);
     call.require_broadcast(out, {&self});
     Products p;
@@ -214,8 +227,8 @@ Job add_product(Call& call, const Tensor& self, const Tensor& a, const Tensor& b
 
 Job linear_bias(Call& call, int rank, bool inplace) {  // self, a, b, beta, alpha, out, cubeMathType
     const Tensor self = call.tensor(0);
-    return add_product(call, self, call.tensor(1), call.tensor(2), inplace ? self : call.tensor(5), call.scalar_or(3, 1),
-                       call.scalar_or(4, 1), rank);
+    return add_product(call, self, call.tensor(1), call.tensor(2), inplace ? self : call.tensor(5),
+                       call.scalar_or(3, 1), call.scalar_or(4, 1), rank);
 }
 
 Job matrix_vector(Call& call) {  // self, matrix, vector, alpha, beta, out, cubeMathType
@@ -226,12 +239,15 @@ Job matrix_vector(Call& call) {  // self, matrix, vector, alpha, beta, out, cube
     if (self.rank == 1) {
         column = column.unsqueezed(-1);
     }
-    return add_product(call, column, a, x.unsqueezed(-1), out.unsqueezed(-1), call.scalar_or(4, 1), call.scalar_or(3, 1), 2);
+    return add_product(call, column, a, x.unsqueezed(-1), out.unsqueezed(-1), call.scalar_or(4, 1),
+                       call.scalar_or(3, 1), 2);
 }
 
-OPERATOR("aclnnMatmul", [](Call& call) { return matmul(call, call.tensor(0), call.tensor(1), call.tensor(2)); });
+OPERATOR("aclnnMatmul",
+         [](Call& call) { return matmul(call, call.tensor(0), call.tensor(1), call.tensor(2)); });
 OPERATOR("aclnnMm", [](Call& call) { return matmul(call, call.tensor(0), call.tensor(1), call.tensor(2)); });
-OPERATOR("aclnnBatchMatMul", [](Call& call) { return matmul(call, call.tensor(0), call.tensor(1), call.tensor(2)); });
+OPERATOR("aclnnBatchMatMul",
+         [](Call& call) { return matmul(call, call.tensor(0), call.tensor(1), call.tensor(2)); });
 OPERATOR("aclnnMv", [](Call& call) { return matmul(call, call.tensor(0), call.tensor(1), call.tensor(2)); });
 OPERATOR("aclnnDot", [](Call& call) { return matmul(call, call.tensor(0), call.tensor(1), call.tensor(2)); });
 OPERATOR("aclnnAddmm", [](Call& call) { return linear_bias(call, 2, false); });

@@ -1,7 +1,10 @@
-// Softmax, norms, gated activations and rotary embeddings: several passes over a line that stays in registers.
+// Softmax, norms, gated activations and rotary embeddings: several passes over a line that stays in
+// registers.
 //
-// Cost: elements times the passes over them (softmax 4: maximum, exponential, sum, division; norms 4; rotary 4).
+// Cost: elements times the passes over them (softmax 4: maximum, exponential, sum, division; norms 4; rotary
+// 4).
 #include <cmath>
+#include <numeric>
 
 #include "iterate.hpp"
 #include "registry.hpp"
@@ -10,6 +13,13 @@ namespace flexnpu::ops {
 namespace {
 
 constexpr double kPasses = 4;
+
+// Every element of a tensor, in row-major order.
+void load_whole(const Tensor& t, float* out) {
+    std::vector<int> dims(static_cast<size_t>(t.rank));
+    std::iota(dims.begin(), dims.end(), 0);
+    for_each_line({lined(t, dims)}, [&](const Line lines[]) { lines[0].load(out); });
+}
 
 Job softmax_job(Call& call, const Tensor& self, int64_t dim_argument, const Tensor& out, bool logarithm) {
     call.require_numeric(self);
@@ -60,8 +70,8 @@ Job softmax_job(Call& call, const Tensor& self, int64_t dim_argument, const Tens
     };
 }
 
-// y = x / sqrt(mean(x^2) + epsilon) * gamma, over gamma's dimensions; also the reciprocal root, where asked for.
-// `residual` is added first, and the sum is written to `sum`.
+// y = x / sqrt(mean(x^2) + epsilon) * gamma, over gamma's dimensions; also the reciprocal root, where asked
+// for. `residual` is added first, and the sum is written to `sum`.
 struct RmsNorm {
     Tensor x, gamma, y;
     bool has_residual = false, has_rstd = false, has_sum = false;
@@ -77,11 +87,7 @@ struct RmsNorm {
         const int64_t n = gamma.numel();
         const auto row = buffer<float>(n);
         const auto weight = buffer<float>(n);
-        std::vector<int> gamma_dims;
-        for (int d = 0; d < gamma.rank; d++) {
-            gamma_dims.push_back(d);
-        }
-        for_each_line({lined(gamma, gamma_dims)}, [&](const Line lines[]) { lines[0].load(weight.get()); });
+        load_whole(gamma, weight.get());
         const auto added = buffer<float>(has_residual ? n : 0);
         std::vector<Lined> operands{lined(y, dims), lined(x, dims)};
         const size_t residual_at = operands.size();
@@ -109,7 +115,8 @@ struct RmsNorm {
                 lines[sum_at].load(row.get());  // what follows sees the rounded sum
             }
             const float squares = kernels().dot(row.get(), row.get(), n);
-            const float scale = 1.0f / std::sqrt(squares / static_cast<float>(n) + static_cast<float>(epsilon));
+            const float scale =
+                1.0f / std::sqrt(squares / static_cast<float>(n) + static_cast<float>(epsilon));
             for (int64_t i = 0; i < n; i++) {
                 row[i] = row[i] * scale * (weight[i] + static_cast<float>(gamma_offset));
             }
@@ -124,10 +131,11 @@ struct RmsNorm {
 
 void check(Call& call, const RmsNorm& p) {
     call.require(is_floating(p.x.dtype) && is_floating(p.gamma.dtype), "needs floating-point tensors");
-    call.require(p.gamma.rank >= 1 && p.gamma.rank <= p.x.rank, "gamma has %d dimensions, the input %d", p.gamma.rank,
-                 p.x.rank);
+    call.require(p.gamma.rank >= 1 && p.gamma.rank <= p.x.rank, "gamma has %d dimensions, the input %d",
+                 p.gamma.rank, p.x.rank);
     for (int d = 0; d < p.gamma.rank; d++) {
-        call.require(p.gamma.dims[d] == p.x.dims[p.x.rank - p.gamma.rank + d], "gamma does not fit the input's last dimensions");
+        call.require(p.gamma.dims[d] == p.x.dims[p.x.rank - p.gamma.rank + d],
+                     "gamma does not fit the input's last dimensions");
     }
     call.require_shape(p.y, p.x, "the output");
     if (p.has_residual) {
@@ -137,7 +145,8 @@ void check(Call& call, const RmsNorm& p) {
         call.require_shape(p.sum, p.x, "the sum");
     }
     if (p.has_rstd) {
-        call.require(p.rstd.numel() * p.gamma.numel() == p.x.numel(), "rstd has shape %s", p.rstd.shape().c_str());
+        call.require(p.rstd.numel() * p.gamma.numel() == p.x.numel(), "rstd has shape %s",
+                     p.rstd.shape().c_str());
     }
     call.cost.vector_flops = kPasses * static_cast<double>(p.x.numel());
 }
@@ -194,7 +203,7 @@ Job layer_norm(Call& call) {  // x, normalized shape, weight, bias, epsilon, y, 
     for (uint32_t i = 0; i < 2; i++) {
         if (has_affine[i]) {
             affine[i] = call.tensor(2 + i);
-            call.require(affine[i].numel() == n && affine[i].contiguous(), "weight or bias does not fit");
+            call.require(affine[i].numel() == n && affine[i].rank == rank, "weight or bias does not fit");
         }
     }
     std::array<Tensor, 2> saved;  // mean, rstd
@@ -214,10 +223,10 @@ Job layer_norm(Call& call) {  // x, normalized shape, weight, bias, epsilon, y, 
         std::fill(weight.get(), weight.get() + n, 1.0f);
         std::fill(bias.get(), bias.get() + n, 0.0f);
         if (has_affine[0]) {
-            kernels().f32.load(weight.get(), affine[0].data, affine[0].dtype, affine[0].element(), n);
+            load_whole(affine[0], weight.get());
         }
         if (has_affine[1]) {
-            kernels().f32.load(bias.get(), affine[1].data, affine[1].dtype, affine[1].element(), n);
+            load_whole(affine[1], bias.get());
         }
         int64_t line = 0;
         for_each_line({lined(y, dims), lined(x, dims)}, [&](const Line lines[]) {
@@ -267,8 +276,10 @@ Job swiglu(Call& call) {  // x, dim, out: silu(first half) * second half
 
 // x * cos + rotated(x) * sin. mode 0 rotates halves, 1 interleaved pairs.
 Job rotary_job(Call& call, const Tensor& x, Tensor cosine, Tensor sine, int64_t mode, const Tensor& out) {
-    call.require(mode == 0 || mode == 1, "mode %lld is not emulated (0: half, 1: interleaved)", static_cast<long long>(mode));
-    call.require(is_floating(x.dtype) && is_floating(cosine.dtype) && is_floating(sine.dtype), "needs floating-point tensors");
+    call.require(mode == 0 || mode == 1, "mode %lld is not emulated (0: half, 1: interleaved)",
+                 static_cast<long long>(mode));
+    call.require(is_floating(x.dtype) && is_floating(cosine.dtype) && is_floating(sine.dtype),
+                 "needs floating-point tensors");
     call.require(x.rank >= 1 && x.dim(-1) % 2 == 0, "the last dimension must be even");
     call.require_shape(out, x, "the output");
     call.require_broadcast(x, {&cosine, &sine});
@@ -284,7 +295,8 @@ Job rotary_job(Call& call, const Tensor& x, Tensor cosine, Tensor sine, int64_t 
             lines[2].load(c.get());
             lines[3].load(s.get());
             for (int64_t i = 0; i < n; i++) {
-                const float turned = mode == 0 ? (i < half ? -v[i + half] : v[i - half]) : (i % 2 == 0 ? -v[i + 1] : v[i - 1]);
+                const float turned =
+                    mode == 0 ? (i < half ? -v[i + half] : v[i - half]) : (i % 2 == 0 ? -v[i + 1] : v[i - 1]);
                 r[i] = v[i] * c[i] + turned * s[i];
             }
             lines[0].store(r.get());
@@ -296,9 +308,8 @@ Job rotary_job(Call& call, const Tensor& x, Tensor cosine, Tensor sine, int64_t 
 OPERATOR("aclnnSoftmax", [](Call& call) {
     return softmax_job(call, call.tensor(0), call.integer(1), call.tensor(2), false);
 });
-OPERATOR("aclnnLogSoftmax", [](Call& call) {
-    return softmax_job(call, call.tensor(0), call.integer(1), call.tensor(2), true);
-});
+OPERATOR("aclnnLogSoftmax",
+         [](Call& call) { return softmax_job(call, call.tensor(0), call.integer(1), call.tensor(2), true); });
 OPERATOR("aclnnRmsNorm", [](Call& call) { return rms_norm(call, 0); });
 OPERATOR("aclnnGemmaRmsNorm", [](Call& call) { return rms_norm(call, 1); });
 OPERATOR("aclnnAddRmsNorm", add_rms_norm);
@@ -309,7 +320,8 @@ OPERATOR("aclnnRotaryPositionEmbedding", [](Call& call) {  // x, cos, sin, mode,
 });
 OPERATOR("aclnnApplyRotaryPosEmb", [](Call& call) -> Job {  // query, key (both in place), cos, sin, layout
     const Tensor q = call.tensor(0), k = call.tensor(1), cosine = call.tensor(2), sine = call.tensor(3);
-    const Job first = rotary_job(call, q, cosine, sine, 0, q), second = rotary_job(call, k, cosine, sine, 0, k);
+    const Job first = rotary_job(call, q, cosine, sine, 0, q),
+              second = rotary_job(call, k, cosine, sine, 0, k);
     call.cost.vector_flops = kPasses * static_cast<double>(q.numel() + k.numel());
     return [=] {
         const int error = first();

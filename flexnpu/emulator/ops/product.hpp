@@ -16,7 +16,8 @@ struct Matrix {
 // The last two dimensions of a tensor at one index of the others, whose address is `data`.
 Matrix matrix(const Tensor& t, char* data);
 
-// c[rows, columns] = a * b in float32, row-major with leading dimension ldc. a and b are float32, float16 or bfloat16.
+// c[rows, columns] = a * b in float32, row-major with leading dimension ldc. a and b are float32, float16 or
+// bfloat16.
 void product(const Matrix& a, const Matrix& b, float* c, int64_t ldc);
 
 }  // namespace flexnpu::ops

@@ -1,5 +1,5 @@
-// Random numbers: a counter-based generator, so that (seed, offset, position) alone decides a number, in any order and
-// process. The numbers are not those of the vendor's hardware, nor of torch's CPU generator.
+// Random numbers: a counter-based generator, so that (seed, offset, position) alone decides a number, in any
+// order and process. The numbers are not those of the vendor's hardware, nor of torch's CPU generator.
 #include <cmath>
 #include <numeric>
 
@@ -16,12 +16,13 @@ public:
 
     // 64 random bits for a position.
     uint64_t bits(uint64_t position) const {
-        uint32_t c[4] = {uint32_t(position), uint32_t(position >> 32), uint32_t(offset_), uint32_t(offset_ >> 32)};
+        uint32_t c[4] = {uint32_t(position), uint32_t(position >> 32), uint32_t(offset_),
+                         uint32_t(offset_ >> 32)};
         uint32_t k0 = uint32_t(seed_), k1 = uint32_t(seed_ >> 32);
         for (int round = 0; round < 10; round++) {
             const uint64_t p0 = uint64_t(0xD2511F53u) * c[0], p1 = uint64_t(0xCD9E8D57u) * c[2];
-            const uint32_t next[4] = {uint32_t(p1 >> 32) ^ c[1] ^ k0, uint32_t(p1), uint32_t(p0 >> 32) ^ c[3] ^ k1,
-                                      uint32_t(p0)};
+            const uint32_t next[4] = {uint32_t(p1 >> 32) ^ c[1] ^ k0, uint32_t(p1),
+                                      uint32_t(p0 >> 32) ^ c[3] ^ k1, uint32_t(p0)};
             std::copy(next, next + 4, c);
             k0 += 0x9E3779B9u;
             k1 += 0xBB67AE85u;
@@ -40,7 +41,8 @@ private:
     uint64_t seed_, offset_;
 };
 
-// out[i] = f(generator, i), i counting in row-major order of a contiguous tensor (in order of memory otherwise).
+// out[i] = f(generator, i), i counting in row-major order of a contiguous tensor (in order of memory
+// otherwise).
 template <class F>
 Job generate(Call& call, const Tensor& out, int64_t seed, int64_t offset, F f) {
     call.require_numeric(out);
@@ -64,8 +66,10 @@ Job uniform(Call& call) {  // self, from, to, seed, offset
     call.require(from <= to, "from is greater than to");
     const Tensor self = call.tensor(0);
     // Rounding to a short type must not reach the upper bound, which is excluded.
-    const double step = self.dtype == acl::FLOAT16 ? 0x1p11 : self.dtype == acl::BF16 ? 0x1p8
-                        : self.dtype == acl::FLOAT ? 0x1p24 : 0x1p53;
+    const double step = self.dtype == acl::FLOAT16 ? 0x1p11
+                        : self.dtype == acl::BF16  ? 0x1p8
+                        : self.dtype == acl::FLOAT ? 0x1p24
+                                                   : 0x1p53;
     return generate(call, self, call.integer(3), call.integer(4), [=](const Philox& g, uint64_t i) {
         return from + std::floor(g.uniform(i) * step) / step * (to - from);
     });
@@ -106,7 +110,8 @@ Job random_integers(Call& call) {  // self, from, to, seed, offset
 
 Job bernoulli(Call& call, const Tensor& out, double p, int64_t seed, int64_t offset) {
     call.require(p >= 0 && p <= 1, "the probability is not in [0, 1]");
-    return generate(call, out, seed, offset, [=](const Philox& g, uint64_t i) { return double(g.uniform(i) < p); });
+    return generate(call, out, seed, offset,
+                    [=](const Philox& g, uint64_t i) { return double(g.uniform(i) < p); });
 }
 
 Job bernoulli_tensor(Call& call, const Tensor& out, const Tensor& probability, int64_t seed, int64_t offset) {
@@ -138,7 +143,8 @@ Job dropout_mask(Call& call, const Tensor& mask) {  // shape, probability of dro
     const double p = call.real(1);
     const int64_t seed = call.integer(2), offset = call.integer(3);
     call.require(p >= 0 && p <= 1, "the probability is not in [0, 1]");
-    call.require(mask.dtype == acl::UINT8 && mask.contiguous() && mask.numel() * 8 >= n, "the mask is too small");
+    call.require(mask.dtype == acl::UINT8 && mask.contiguous() && mask.numel() * 8 >= n,
+                 "the mask is too small");
     return [=] {
         const Philox generator(static_cast<uint64_t>(seed), static_cast<uint64_t>(offset));
         std::memset(mask.data, 0, static_cast<size_t>(mask.numel()));
@@ -155,7 +161,8 @@ Job dropout_apply(Call& call) {  // self, mask, probability of dropping, out
     const double p = call.real(2);
     call.require_shape(out, self, "the output");
     call.require(is_floating(self.dtype), "needs a floating-point tensor");
-    call.require(mask.dtype == acl::UINT8 && mask.contiguous() && mask.numel() * 8 >= self.numel(), "the mask is too small");
+    call.require(mask.dtype == acl::UINT8 && mask.contiguous() && mask.numel() * 8 >= self.numel(),
+                 "the mask is too small");
     return [=] {
         const float scale = p < 1 ? static_cast<float>(1 / (1 - p)) : 0.0f;
         const Loop loop = make_loop({&out, &self});
@@ -196,17 +203,19 @@ Job permutation(Call& call) {  // n, seed, offset, out
     };
 }
 
-// Draws from the distribution in each line of the last dimension. Without replacement: the order of p / q for exponential
-// q, which draws in proportion to p (Efraimidis and Spirakis, 2006).
+// Draws from the distribution in each line of the last dimension. Without replacement: the order of p / q for
+// exponential q, which draws in proportion to p (Efraimidis and Spirakis, 2006).
 Job multinomial(Call& call) {  // self, samples, replacement, seed, offset, out
     const Tensor self = call.tensor(0), out = call.tensor(5);
     const int64_t samples = call.integer(1), seed = call.integer(3), offset = call.integer(4);
     const bool replacement = call.boolean(2);
-    call.require(self.rank >= 1 && self.rank <= 2 && out.rank == self.rank && out.dim(-1) == samples, "the output does not fit");
-    call.require(is_floating(self.dtype) && is_integral(out.dtype), "needs probabilities and integer samples");
+    call.require(self.rank >= 1 && self.rank <= 2 && out.rank == self.rank && out.dim(-1) == samples,
+                 "the output does not fit");
+    call.require(is_floating(self.dtype) && is_integral(out.dtype),
+                 "needs probabilities and integer samples");
     const int64_t n = self.dim(-1);
-    call.require(replacement || samples <= n, "cannot draw %lld of %lld without replacement", static_cast<long long>(samples),
-                 static_cast<long long>(n));
+    call.require(replacement || samples <= n, "cannot draw %lld of %lld without replacement",
+                 static_cast<long long>(samples), static_cast<long long>(n));
     const char* name = call.name();
     return [=] {
         const Philox generator(static_cast<uint64_t>(seed), static_cast<uint64_t>(offset));
@@ -220,7 +229,8 @@ Job multinomial(Call& call) {  // self, samples, replacement, seed, offset, out
             int64_t last_possible = -1;
             for (int64_t i = 0; i < n; i++) {
                 if (!(p[i] >= 0) || std::isinf(p[i])) {
-                    error = flexnpu_emu_fail(kAicoreException, "%s: a probability is negative, infinite or NaN", name);
+                    error = flexnpu_emu_fail(kAicoreException,
+                                             "%s: a probability is negative, infinite or NaN", name);
                     return;
                 }
                 total += p[i];
@@ -249,8 +259,9 @@ Job multinomial(Call& call) {  // self, samples, replacement, seed, offset, out
                 }
                 std::vector<int64_t> order(static_cast<size_t>(n));
                 std::iota(order.begin(), order.end(), 0);
-                std::partial_sort(order.begin(), order.begin() + samples, order.end(),
-                                  [&](int64_t a, int64_t b) { return p[a] > p[b] || (p[a] == p[b] && a < b); });
+                std::partial_sort(
+                    order.begin(), order.begin() + samples, order.end(),
+                    [&](int64_t a, int64_t b) { return p[a] > p[b] || (p[a] == p[b] && a < b); });
                 std::copy(order.begin(), order.begin() + samples, drawn.begin());
             }
             lines[0].store(drawn.data());

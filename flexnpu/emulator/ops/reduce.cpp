@@ -1,7 +1,7 @@
 // Reductions over some dimensions: sums, means, extremes, truth, norms, variances.
 //
-// float16 and bfloat16 are summed in float32. A line that is contiguous in memory is summed where it lies; any other is
-// gathered first.
+// float16 and bfloat16 are summed in float32. A line that is contiguous in memory is summed where it lies;
+// any other is gathered first.
 #include <cmath>
 #include <limits>
 
@@ -22,14 +22,16 @@ Lined reduced_output(const Call& call, const Tensor& self, const std::vector<int
         result = out.without(dims);
     }
     if (!result.same_shape(shape)) {
-        call.fail("the output has shape %s for an input of shape %s", out.shape().c_str(), self.shape().c_str());
+        call.fail("the output has shape %s for an input of shape %s", out.shape().c_str(),
+                  self.shape().c_str());
     }
     return {result, 0};
 }
 
 // f(const T* line, int64_t n) -> R for every line, in the given compute type.
 template <class F>
-Job reduce_job(Call& call, const Tensor& self, const std::vector<int>& dims, const Tensor& out, Compute compute, F f) {
+Job reduce_job(Call& call, const Tensor& self, const std::vector<int>& dims, const Tensor& out,
+               Compute compute, F f) {
     call.require_numeric(self);
     call.require_numeric(out);
     const Lined to = reduced_output(call, self, dims, out);
@@ -52,8 +54,8 @@ Job reduce_job(Call& call, const Tensor& self, const std::vector<int>& dims, con
     };
 }
 
-// Sums where the line's neighbour in memory is another line (a column sum) would gather with a stride; adding whole rows
-// is kinder to the cache. One float64 accumulator for each output element.
+// Sums where the line's neighbour in memory is another line (a column sum) would gather with a stride; adding
+// whole rows is kinder to the cache. One float64 accumulator for each output element.
 bool is_column_sum(const Tensor& self, const std::vector<int>& dims) {
     return self.rank >= 2 && !dims.empty() && self.stride(-1) == 1 && self.dim(-1) >= 8 &&
            std::find(dims.begin(), dims.end(), self.rank - 1) == dims.end();
@@ -130,13 +132,14 @@ Job nan_sum(Call& call) {  // self, dims, keepdim, dtype, out
     if (compute == Compute::kWhole && is_floating(out.dtype)) {
         compute = Compute::kFloat;
     }
-    return reduce_job(call, self, call.dimensions(call.ints(1), self), out, compute, []<class T>(const T* row, int64_t n) {
-        std::conditional_t<std::is_integral_v<T>, int64_t, double> total = 0;
-        for (int64_t i = 0; i < n; i++) {
-            total += row[i] == row[i] ? row[i] : T(0);
-        }
-        return static_cast<T>(total);
-    });
+    return reduce_job(call, self, call.dimensions(call.ints(1), self), out, compute,
+                      []<class T>(const T* row, int64_t n) {
+                          std::conditional_t<std::is_integral_v<T>, int64_t, double> total = 0;
+                          for (int64_t i = 0; i < n; i++) {
+                              total += row[i] == row[i] ? row[i] : T(0);
+                          }
+                          return static_cast<T>(total);
+                      });
 }
 
 // self, dims, keepdim, dtype, out
@@ -159,7 +162,8 @@ Job product_job(Call& call, const Tensor& self, const std::vector<int>& dims, co
     });
 }
 
-Job extreme_job(Call& call, const Tensor& self, const std::vector<int>& dims, const Tensor& out, bool maximum) {
+Job extreme_job(Call& call, const Tensor& self, const std::vector<int>& dims, const Tensor& out,
+                bool maximum) {
     for (int d : dims) {
         call.require(self.dims[d] > 0, "the reduced dimension %d is empty", d);
     }
@@ -170,8 +174,8 @@ Job extreme_job(Call& call, const Tensor& self, const std::vector<int>& dims, co
 
 Job truth_job(Call& call, bool all) {  // self, dims, keepdim, out
     const Tensor self = call.tensor(0);
-    return reduce_job(call, self, call.dimensions(call.ints(1), self), call.tensor(3), compute_of({self.dtype}),
-                      [=]<class T>(const T* row, int64_t n) -> int64_t {
+    return reduce_job(call, self, call.dimensions(call.ints(1), self), call.tensor(3),
+                      compute_of({self.dtype}), [=]<class T>(const T* row, int64_t n) -> int64_t {
                           for (int64_t i = 0; i < n; i++) {
                               if ((row[i] != T(0)) != all) {
                                   return !all;
@@ -210,7 +214,8 @@ Job extreme_and_index(Call& call, bool maximum) {  // self, dim, keepdim, values
     call.require_numeric(values);
     call.require(is_integral(indices.dtype), "indices must be integers");
     const std::vector<int> dims = self.rank == 0 ? std::vector<int>{} : std::vector<int>{dim};
-    const Lined value_out = reduced_output(call, self, dims, values), index_out = reduced_output(call, self, dims, indices);
+    const Lined value_out = reduced_output(call, self, dims, values),
+                index_out = reduced_output(call, self, dims, indices);
     const Lined from = lined(self, dims);
     return [=] {
         with_compute(compute_of({self.dtype}), [&]<class T>() {
@@ -244,14 +249,16 @@ Job norm(Call& call, const Tensor& self, Scalar p, const std::vector<int>& dims,
             const double x = std::fabs(static_cast<double>(row[i]));
             total += power == 2 ? x * x : power == 1 ? x : power == 0 ? x != 0 : std::pow(x, power);
         }
-        return static_cast<T>(power == 2 ? std::sqrt(total) : power <= 1 && power >= 0 && (power == 0 || power == 1)
-                                                                  ? total
-                                                                  : std::pow(total, 1 / power));
+        return static_cast<T>(power == 2 ? std::sqrt(total)
+                              : power <= 1 && power >= 0 && (power == 0 || power == 1)
+                                  ? total
+                                  : std::pow(total, 1 / power));
     });
 }
 
 // The variance or its root: two passes, dividing by n - correction.
-Job spread(Call& call, const Tensor& self, const std::vector<int>& dims, double correction, bool root, const Tensor& out) {
+Job spread(Call& call, const Tensor& self, const std::vector<int>& dims, double correction, bool root,
+           const Tensor& out) {
     call.require(is_floating(self.dtype), "needs a floating-point tensor");
     return reduce_job(call, self, dims, out, compute_of({self.dtype}), [=]<class T>(const T* row, int64_t n) {
         double mean = 0, total = 0;
@@ -332,17 +339,20 @@ OPERATOR("aclnnMaxV2", [](Call& call) {  // self, dims, keepdim, no-op for empty
 OPERATOR("aclnnAminmaxAll", [](Call& call) {  // self, min, max
     const Tensor self = call.tensor(0);
     const std::vector<int> dims = call.dimensions({}, self);
-    return both(extreme_job(call, self, dims, call.tensor(1), false), extreme_job(call, self, dims, call.tensor(2), true));
+    return both(extreme_job(call, self, dims, call.tensor(1), false),
+                extreme_job(call, self, dims, call.tensor(2), true));
 });
 OPERATOR("aclnnAminmaxDim", [](Call& call) {  // self, dim, keepdim, min, max
     const Tensor self = call.tensor(0);
     const std::vector<int> dims = call.dimensions({call.integer(1)}, self);
-    return both(extreme_job(call, self, dims, call.tensor(3), false), extreme_job(call, self, dims, call.tensor(4), true));
+    return both(extreme_job(call, self, dims, call.tensor(3), false),
+                extreme_job(call, self, dims, call.tensor(4), true));
 });
 OPERATOR("aclnnAminmax", [](Call& call) {  // self, dims, keepdim, min, max
     const Tensor self = call.tensor(0);
     const std::vector<int> dims = call.dimensions(call.ints(1), self);
-    return both(extreme_job(call, self, dims, call.tensor(3), false), extreme_job(call, self, dims, call.tensor(4), true));
+    return both(extreme_job(call, self, dims, call.tensor(3), false),
+                extreme_job(call, self, dims, call.tensor(4), true));
 });
 OPERATOR("aclnnAll", [](Call& call) { return truth_job(call, true); });
 OPERATOR("aclnnAny", [](Call& call) { return truth_job(call, false); });
@@ -364,11 +374,13 @@ OPERATOR("aclnnVar", [](Call& call) {  // self, dims, unbiased, keepdim, out
 });
 OPERATOR("aclnnVarCorrection", [](Call& call) {  // self, dims, correction, keepdim, out
     const Tensor self = call.tensor(0);
-    return spread(call, self, call.dimensions(call.ints(1), self), double(call.integer(2)), false, call.tensor(4));
+    return spread(call, self, call.dimensions(call.ints(1), self), double(call.integer(2)), false,
+                  call.tensor(4));
 });
 OPERATOR("aclnnStd", [](Call& call) {  // self, dims, correction, keepdim, out
     const Tensor self = call.tensor(0);
-    return spread(call, self, call.dimensions(call.ints(1), self), double(call.integer(2)), true, call.tensor(4));
+    return spread(call, self, call.dimensions(call.ints(1), self), double(call.integer(2)), true,
+                  call.tensor(4));
 });
 OPERATOR("aclnnVarMean", [](Call& call) {  // self, dims, correction, keepdim, variance, mean
     const Tensor self = call.tensor(0);

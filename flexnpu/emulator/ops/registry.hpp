@@ -3,18 +3,18 @@
 //     OPERATOR("aclnnExp", unary(Unary::Exp));
 //     OPERATOR("aclnnAdd", [](Call& call) -> Job { ... });
 //
-// A row's function runs in the operator's first call. It reads the arguments through Call, which copies them and refuses
-// what is malformed; checks shapes and types with call.require; may correct call.cost; and returns the Job that computes
-// the result on the device's thread. A Job touches memory only when it runs, may run several times (graph replay), and
-// returns an ACL error or 0.
+// A row's function runs in the operator's first call. It reads the arguments through Call, which copies them
+// and refuses what is malformed; checks shapes and types with call.require; may correct call.cost; and
+// returns the Job that computes the result on the device's thread. A Job touches memory only when it runs,
+// may run several times (graph replay), and returns an ACL error or 0.
 //
-// Cost. The roofline's inputs are what the operator asks of the chip, not what this implementation does. Unless a row
-// says otherwise:
-//     bytes        = the sum of the bytes of every tensor argument, each counted once, broadcast dimensions once
-//     vector_flops = elements of the largest tensor argument, one operation each
-// Rows that differ: products of matrices (2*M*N*K on the cube unit), attention (4*B*N*Sq*Skv*D on the cube unit, the
-// usual count for Q*K^T and P*V), table look-ups (only the rows that are read), softmax and norms (several passes over
-// the data in registers).
+// Cost. The roofline's inputs are what the operator asks of the chip, not what this implementation does.
+// Unless a row says otherwise:
+//     bytes        = the sum of the bytes of every tensor argument, each counted once, broadcast dimensions
+//     once vector_flops = elements of the largest tensor argument, one operation each
+// Rows that differ: products of matrices (2*M*N*K on the cube unit), attention (4*B*N*Sq*Skv*D on the cube
+// unit, the usual count for Q*K^T and P*V), table look-ups (only the rows that are read), softmax and norms
+// (several passes over the data in registers).
 #pragma once
 
 #include <functional>
@@ -48,7 +48,8 @@ public:
     // Arguments by position. A missing or malformed one throws Invalid.
     Tensor tensor(uint32_t i);
     bool has(uint32_t i) const;  // false for a null pointer
-    // A tensor whose memory the operator reshapes by its result: the aclTensor itself (for aclnnNonzero and its like).
+    // A tensor whose memory the operator reshapes by its result: the aclTensor itself (for aclnnNonzero and
+    // its like).
     void* handle(uint32_t i) const;
     std::vector<Tensor> tensors(uint32_t i);
     std::vector<bool> defined(uint32_t i);  // which entries of a tensor list are non-null

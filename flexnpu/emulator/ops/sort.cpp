@@ -36,13 +36,14 @@ void order(const T* row, int64_t n, int64_t k, bool descending, std::vector<int6
 }
 
 // Values and positions of the k first elements along dim. Cost: n log2 n comparisons a line.
-Job ordered_job(Call& call, const Tensor& self, int64_t dim_argument, int64_t k, bool descending, const Tensor* values,
-                const Tensor* indices) {
+Job ordered_job(Call& call, const Tensor& self, int64_t dim_argument, int64_t k, bool descending,
+                const Tensor* values, const Tensor* indices) {
     call.require_numeric(self);
     const int dim = call.dimension(dim_argument, self);
     const std::vector<int> dims = self.rank == 0 ? std::vector<int>{} : std::vector<int>{dim};
     const int64_t n = self.rank == 0 ? 1 : self.dims[dim];
-    call.require(k >= 0 && k <= n, "k = %lld for %lld elements", static_cast<long long>(k), static_cast<long long>(n));
+    call.require(k >= 0 && k <= n, "k = %lld for %lld elements", static_cast<long long>(k),
+                 static_cast<long long>(n));
     Tensor shape = self;
     if (self.rank) {
         shape.dims[dim] = k;
@@ -57,7 +58,8 @@ Job ordered_job(Call& call, const Tensor& self, int64_t dim_argument, int64_t k,
         call.require_shape(at, shape, "the indices");
         call.require(is_integral(at.dtype), "indices must be integers");
     }
-    call.cost.vector_flops = static_cast<double>(self.numel()) * std::max(1.0, std::log2(static_cast<double>(std::max<int64_t>(n, 2))));
+    call.cost.vector_flops = static_cast<double>(self.numel()) *
+                             std::max(1.0, std::log2(static_cast<double>(std::max<int64_t>(n, 2))));
     return [=] {
         if (k == 0) {
             return 0;
@@ -90,12 +92,14 @@ Job ordered_job(Call& call, const Tensor& self, int64_t dim_argument, int64_t k,
     };
 }
 
-Job kth(Call& call, const Tensor& self, int64_t dim_argument, int64_t k, const Tensor& values, const Tensor& indices) {
+Job kth(Call& call, const Tensor& self, int64_t dim_argument, int64_t k, const Tensor& values,
+        const Tensor& indices) {
     call.require_numeric(self);
     const int dim = call.dimension(dim_argument, self);
     const std::vector<int> dims = self.rank == 0 ? std::vector<int>{} : std::vector<int>{dim};
     const int64_t n = self.rank == 0 ? 1 : self.dims[dim];
-    call.require(k >= 1 && k <= n, "k = %lld for %lld elements", static_cast<long long>(k), static_cast<long long>(n));
+    call.require(k >= 1 && k <= n, "k = %lld for %lld elements", static_cast<long long>(k),
+                 static_cast<long long>(n));
     auto output = [&](const Tensor& t) {
         const Lined o{t.rank == self.rank && self.rank ? t.without(dims) : t, 0};
         call.require_shape(o.tensor, self.without(dims), "an output");
@@ -127,7 +131,8 @@ Job scan_job(Call& call, const Tensor& self, int64_t dim_argument, const Tensor&
     const int dim = call.dimension(dim_argument, self);
     const std::vector<int> dims = self.rank == 0 ? std::vector<int>{} : std::vector<int>{dim};
     const int64_t n = self.rank == 0 ? 1 : self.dims[dim];
-    const Compute compute = is_integral(self.dtype) && is_integral(out.dtype) ? Compute::kWhole : Compute::kDouble;
+    const Compute compute =
+        is_integral(self.dtype) && is_integral(out.dtype) ? Compute::kWhole : Compute::kDouble;
     return [=] {
         if (self.numel() == 0) {
             return 0;
@@ -147,7 +152,8 @@ Job scan_job(Call& call, const Tensor& self, int64_t dim_argument, const Tensor&
 }
 
 Job cumsum(Call& call) {  // self, dim, dtype, out
-    return scan_job(call, call.tensor(0), call.integer(1), call.tensor(3), [](auto a, auto b) { return a + b; });
+    return scan_job(call, call.tensor(0), call.integer(1), call.tensor(3),
+                    [](auto a, auto b) { return a + b; });
 }
 
 // Whether each element of `elements` stands among `set`.
@@ -198,7 +204,8 @@ Job search_sorted(Call& call) {  // sorted sequence, self, int32 output, right, 
     call.require(!call.has(4), "a sorter is not emulated");
     call.require_numeric(sequence);
     call.require_numeric(self);
-    call.require(sequence.rank == 1 || (sequence.rank == self.rank && self.rank >= 1), "the sequence does not fit");
+    call.require(sequence.rank == 1 || (sequence.rank == self.rank && self.rank >= 1),
+                 "the sequence does not fit");
     call.require_shape(out, self, "the output");
     return [=] {
         const Compute compute = compute_of({sequence.dtype, self.dtype});
@@ -207,7 +214,8 @@ Job search_sorted(Call& call) {  // sorted sequence, self, int32 output, right, 
             const auto bounds = buffer<T>(n);
             auto position = [&](T x) {
                 const T* first = bounds.get();
-                const T* at = right ? std::upper_bound(first, first + n, x, less<T>) : std::lower_bound(first, first + n, x, less<T>);
+                const T* at = right ? std::upper_bound(first, first + n, x, less<T>)
+                                    : std::lower_bound(first, first + n, x, less<T>);
                 return static_cast<int64_t>(at - first);
             };
             const bool shared = sequence.rank == 1;
@@ -257,7 +265,8 @@ OPERATOR("aclnnMedianDim", [](Call& call) {  // self, dim, keepdim, values, indi
 });
 OPERATOR("aclnnCumsum", cumsum);
 OPERATOR("aclnnCumprod", [](Call& call) {  // self, dim, dtype, out
-    return scan_job(call, call.tensor(0), call.scalar(1).whole, call.tensor(3), [](auto a, auto b) { return a * b; });
+    return scan_job(call, call.tensor(0), call.scalar(1).whole, call.tensor(3),
+                    [](auto a, auto b) { return a * b; });
 });
 OPERATOR("aclnnIsInScalarTensor", is_in_scalar_tensor);
 OPERATOR("aclnnIsInTensorScalar", is_in_tensor_scalar);

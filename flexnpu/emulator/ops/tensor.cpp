@@ -126,12 +126,10 @@ Tensor Tensor::selected(int dim, int64_t index) const {
     return narrowed(dim, index, 1).without({dim});
 }
 
-Tensor dense(void* data, int32_t dtype, std::initializer_list<int64_t> dims) {
-    Tensor t;
+Tensor dense_like(const Tensor& shape_of, void* data, int32_t dtype) {
+    Tensor t = shape_of;
     t.data = static_cast<char*>(data);
     t.dtype = dtype;
-    t.rank = static_cast<int>(dims.size());
-    std::copy(dims.begin(), dims.end(), t.dims.begin());
     int64_t stride = 1;
     for (int i = t.rank - 1; i >= 0; i--) {
         t.strides[i] = stride;
@@ -140,10 +138,18 @@ Tensor dense(void* data, int32_t dtype, std::initializer_list<int64_t> dims) {
     return t;
 }
 
+Tensor dense(void* data, int32_t dtype, std::initializer_list<int64_t> dims) {
+    Tensor t;
+    t.rank = static_cast<int>(dims.size());
+    std::copy(dims.begin(), dims.end(), t.dims.begin());
+    return dense_like(t, data, dtype);
+}
+
 Tensor Scalar::tensor() const {
     Tensor t;
     t.dtype = floating() ? acl::DOUBLE : acl::INT64;
-    t.data = const_cast<char*>(floating() ? reinterpret_cast<const char*>(&real) : reinterpret_cast<const char*>(&whole));
+    t.data = const_cast<char*>(floating() ? reinterpret_cast<const char*>(&real)
+                                          : reinterpret_cast<const char*>(&whole));
     return t;
 }
 

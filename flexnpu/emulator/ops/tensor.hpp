@@ -1,5 +1,5 @@
-// Tensors as the operators see them: a value copied out of an aclTensor, which its owner may destroy before the operator
-// runs.
+// Tensors as the operators see them: a value copied out of an aclTensor, which its owner may destroy before
+// the operator runs.
 #pragma once
 
 #include <array>
@@ -21,8 +21,15 @@ constexpr bool is_floating(int32_t dtype) {
 }
 constexpr bool is_integral(int32_t dtype) {
     switch (dtype) {
-        case acl::INT8: case acl::UINT8: case acl::INT16: case acl::UINT16: case acl::INT32: case acl::UINT32:
-        case acl::INT64: case acl::UINT64: case acl::BOOL: return true;
+        case acl::INT8:
+        case acl::UINT8:
+        case acl::INT16:
+        case acl::UINT16:
+        case acl::INT32:
+        case acl::UINT32:
+        case acl::INT64:
+        case acl::UINT64:
+        case acl::BOOL: return true;
         default: return false;
     }
 }
@@ -57,16 +64,19 @@ struct Tensor {
     std::string shape() const;  // "[1,37,256]"
 
     // Views. Dimensions may be negative, counted from the end.
-    Tensor expanded(const Tensor& shape_of) const;                   // broadcast to another tensor's shape
-    Tensor permuted_last(const std::vector<int>& last) const;        // these dimensions moved to the end, in order
-    Tensor without(const std::vector<int>& dims_to_drop) const;      // at index 0 of each
-    Tensor unsqueezed(int at) const;                                 // a dimension of size 1 put in before `at`
+    Tensor expanded(const Tensor& shape_of) const;             // broadcast to another tensor's shape
+    Tensor permuted_last(const std::vector<int>& last) const;  // these dimensions moved to the end, in order
+    Tensor without(const std::vector<int>& dims_to_drop) const;  // at index 0 of each
+    Tensor unsqueezed(int at) const;                             // a dimension of size 1 put in before `at`
     Tensor narrowed(int dim, int64_t start, int64_t length, int64_t step = 1) const;
-    Tensor selected(int dim, int64_t index) const;                   // narrowed and dropped
+    Tensor selected(int dim, int64_t index) const;  // narrowed and dropped
 };
 
 // A dense row-major tensor over memory of one's own.
 Tensor dense(void* data, int32_t dtype, std::initializer_list<int64_t> dims);
+
+// The same, of another tensor's shape.
+Tensor dense_like(const Tensor& shape_of, void* data, int32_t dtype);
 
 // An aclScalar, with the value in the two forms that an operator may want.
 struct Scalar {

@@ -33,8 +33,8 @@ inline int64_t power(int64_t x, int64_t y) {
     return int64_t(result);
 }
 
-// The remainder takes the divisor's sign; the quotient is rounded down. Integer division by zero gives 0 here, where
-// the hardware's answer is undefined and the CPU would raise a signal.
+// The remainder takes the divisor's sign; the quotient is rounded down. Integer division by zero gives 0
+// here, where the hardware's answer is undefined and the CPU would raise a signal.
 template <class T>
 inline T remainder(T a, T b) {
     const T r = m_fmod(a, b);
@@ -56,7 +56,9 @@ inline T floor_div(T a, T b) {
     const T whole = m_floor(quotient);
     return quotient - whole > T(0.5) ? whole + 1 : whole;
 }
-inline int64_t divide(int64_t a, int64_t b) { return b == 0 ? 0 : b == -1 ? int64_t(0 - uint64_t(a)) : a / b; }
+inline int64_t divide(int64_t a, int64_t b) {
+    return b == 0 ? 0 : b == -1 ? int64_t(0 - uint64_t(a)) : a / b;
+}
 inline int64_t floor_div(int64_t a, int64_t b) {
     const int64_t q = divide(a, b);
     return b != 0 && b != -1 && a % b != 0 && (a < 0) != (b < 0) ? q - 1 : q;
@@ -76,10 +78,10 @@ inline T log_add_exp(T a, T b) {
     return high - low == high - low ? high + m_log1p(exp_f(low - high)) : a + b == a + b ? high : a + b;
 }
 
-#define FLEXNPU_BINARY(name, ...)                                                                            \
-    template <class T>                                                                                       \
-    struct name {                                                                                            \
-        static T f(T a, T b, [[maybe_unused]] T p) { return __VA_ARGS__; }                                   \
+#define FLEXNPU_BINARY(name, ...)                                          \
+    template <class T>                                                     \
+    struct name {                                                          \
+        static T f(T a, T b, [[maybe_unused]] T p) { return __VA_ARGS__; } \
     };
 
 FLEXNPU_BINARY(Add, a + p * b)
@@ -107,7 +109,7 @@ FLEXNPU_BINARY(LogAddExp, log_add_exp(a, b))
 FLEXNPU_BINARY(LogAddExp2, log_add_exp(a* T(0.69314718055994530942), b* T(0.69314718055994530942)) *
                                T(1.44269504088896340736))
 FLEXNPU_BINARY(SiluMul, a / (T(1) + exp_f(-a)) * b)
-FLEXNPU_BINARY(XLogY, b != b ? b : a == 0 ? T(0) : a* m_log(b))
+FLEXNPU_BINARY(XLogY, b != b ? b : a == 0 ? T(0) : a * m_log(b))
 
 FLEXNPU_BINARY(WrapAdd, int64_t(uint64_t(a) + uint64_t(p) * uint64_t(b)))
 FLEXNPU_BINARY(WrapSub, int64_t(uint64_t(a) - uint64_t(p) * uint64_t(b)))
@@ -131,16 +133,19 @@ void row(T* out, const T* a, const T* b, int64_t n, T p) {
 template <class T>
 void fill_common(RowKernels<T>& k) {
 #define FLEXNPU_SET(name) k.binary[int(Binary::name)] = row<name, T>;
-    FLEXNPU_SET(FloorDiv) FLEXNPU_SET(Remainder) FLEXNPU_SET(Pow) FLEXNPU_SET(Maximum) FLEXNPU_SET(Minimum)
-    FLEXNPU_SET(LogicalAnd) FLEXNPU_SET(LogicalOr) FLEXNPU_SET(LogicalXor)
-    FLEXNPU_SET(Eq) FLEXNPU_SET(Ne) FLEXNPU_SET(Lt) FLEXNPU_SET(Le) FLEXNPU_SET(Gt) FLEXNPU_SET(Ge)
+    FLEXNPU_SET(FloorDiv)
+    FLEXNPU_SET(Remainder) FLEXNPU_SET(Pow) FLEXNPU_SET(Maximum) FLEXNPU_SET(Minimum) FLEXNPU_SET(LogicalAnd)
+        FLEXNPU_SET(LogicalOr) FLEXNPU_SET(LogicalXor) FLEXNPU_SET(Eq) FLEXNPU_SET(Ne) FLEXNPU_SET(Lt)
+            FLEXNPU_SET(Le) FLEXNPU_SET(Gt) FLEXNPU_SET(Ge)
 }
 
 template <class T>
 void fill_floating(RowKernels<T>& k) {
     fill_common(k);
-    FLEXNPU_SET(Add) FLEXNPU_SET(Sub) FLEXNPU_SET(Mul) FLEXNPU_SET(Div) FLEXNPU_SET(TruncDiv) FLEXNPU_SET(Fmod)
-    FLEXNPU_SET(Atan2) FLEXNPU_SET(LogAddExp) FLEXNPU_SET(LogAddExp2) FLEXNPU_SET(SiluMul) FLEXNPU_SET(XLogY)
+    FLEXNPU_SET(Add)
+    FLEXNPU_SET(Sub) FLEXNPU_SET(Mul) FLEXNPU_SET(Div) FLEXNPU_SET(TruncDiv) FLEXNPU_SET(Fmod)
+        FLEXNPU_SET(Atan2) FLEXNPU_SET(LogAddExp) FLEXNPU_SET(LogAddExp2) FLEXNPU_SET(SiluMul)
+            FLEXNPU_SET(XLogY)
 }
 #undef FLEXNPU_SET
 

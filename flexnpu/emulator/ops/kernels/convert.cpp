@@ -33,9 +33,9 @@ struct Boolean {
     }
 };
 
-// A floating-point value outside an integer type's range has no defined conversion in C++; 64 bits first keeps what
-// the CPU backend of torch does for the narrow types. NaN and what does not fit 64 bits become the least value, as on
-// x86.
+// A floating-point value outside an integer type's range has no defined conversion in C++; 64 bits first
+// keeps what the CPU backend of torch does for the narrow types. NaN and what does not fit 64 bits become the
+// least value, as on x86.
 template <class Tag, class T>
 inline typename Tag::raw put(T x) {
     using raw = typename Tag::raw;

@@ -1,9 +1,9 @@
 // float32 matrix products.
 //
-// Two layouts of B matter. Contiguous along k (a linear layer's weight seen transposed, or K in Q*K^T): every element is
-// a dot product of two contiguous rows, and a block of rows of A meets a block of rows of B in registers. Contiguous along
-// n (V in P*V, or a plain a @ b): panels of B are packed and rows of A are broadcast against them. Any other layout is
-// brought into panels.
+// Two layouts of B matter. Contiguous along k (a linear layer's weight seen transposed, or K in Q*K^T): every
+// element is a dot product of two contiguous rows, and a block of rows of A meets a block of rows of B in
+// registers. Contiguous along n (V in P*V, or a plain a @ b): panels of B are packed and rows of A are
+// broadcast against them. Any other layout is brought into panels.
 //
 // This source is compiled with -ffp-contract=fast: a*b+c on vectors becomes one fused operation.
 #include "isa.hpp"
@@ -12,11 +12,11 @@ namespace flexnpu::ops::FLEXNPU_ISA {
 namespace {
 
 constexpr int kDotRows = kLanes == 8 ? 3 : 2;  // rows of A in a register block
-constexpr int kDotColumns = 4;                                    // rows of B^T in a register block
-constexpr int64_t kDotDepth = 1024;                               // k in one block: 4 rows of B^T stay in L1
-constexpr int64_t kDotBatch = 96;                                 // rows of A in one block: with kDotDepth, in L2
+constexpr int kDotColumns = 4;                 // rows of B^T in a register block
+constexpr int64_t kDotDepth = 1024;            // k in one block: 4 rows of B^T stay in L1
+constexpr int64_t kDotBatch = 96;              // rows of A in one block: with kDotDepth, in L2
 
-constexpr int kPanel = 2 * kLanes;                                 // columns in a panel
+constexpr int kPanel = 2 * kLanes;               // columns in a panel
 constexpr int kPanelRows = kLanes == 8 ? 6 : 4;  // rows of A in a register block
 constexpr int64_t kPanelDepth = 512;
 constexpr int64_t kPanelGroup = 32;  // panels packed at a time
@@ -32,10 +32,11 @@ inline float fold(vec v) {
     return part[0];
 }
 
-// C[R][S] (+)= dot products of R rows of A and S rows of B over n elements. The order of an element's sum depends on n
-// alone.
+// C[R][S] (+)= dot products of R rows of A and S rows of B over n elements. The order of an element's sum
+// depends on n alone.
 template <int R, int S>
-void dot_block(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t n, float* c, int64_t ldc, bool add) {
+void dot_block(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t n, float* c, int64_t ldc,
+               bool add) {
     vec acc[R][S];
     for (int r = 0; r < R; r++) {
         for (int s = 0; s < S; s++) {
@@ -68,8 +69,8 @@ void dot_block(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t
 }
 
 template <int S>
-void dot_rows(int64_t rows, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t n, float* c, int64_t ldc,
-              bool add) {
+void dot_rows(int64_t rows, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t n, float* c,
+              int64_t ldc, bool add) {
     int64_t i = 0;
     for (; i + kDotRows <= rows; i += kDotRows) {
         dot_block<kDotRows, S>(a + i * lda, lda, b, ldb, n, c + i * ldc, ldc, add);
@@ -97,7 +98,8 @@ void gemm_dot(const Gemm& g) {
                     ldb = g.b_col;
                 } else {
                     for (int s = 0; s < columns; s++) {
-                        load_narrow(g.scratch + s * kDotDepth, b + ((n0 + s) * g.b_col + k0) * element, g.b_dtype, depth);
+                        load_narrow(g.scratch + s * kDotDepth, b + ((n0 + s) * g.b_col + k0) * element,
+                                    g.b_dtype, depth);
                     }
                     rows_of_b = g.scratch;
                     ldb = kDotDepth;
@@ -117,8 +119,8 @@ void gemm_dot(const Gemm& g) {
 
 // C[R][kPanel] (+)= R rows of A times a panel of B whose rows are ldb apart; only `columns` of it are stored.
 template <int R>
-void panel_block(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t n, float* c, int64_t ldc, int columns,
-                 bool add) {
+void panel_block(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t n, float* c, int64_t ldc,
+                 int columns, bool add) {
     vec acc[R][2];
     for (int r = 0; r < R; r++) {
         acc[r][0] = vec{};
@@ -148,8 +150,8 @@ void panel_block(const float* a, int64_t lda, const float* b, int64_t ldb, int64
     }
 }
 
-void panel_rows(int64_t rows, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t n, float* c, int64_t ldc,
-                int columns, bool add) {
+void panel_rows(int64_t rows, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t n, float* c,
+                int64_t ldc, int columns, bool add) {
     int64_t i = 0;
     for (; i + kPanelRows <= rows; i += kPanelRows) {
         panel_block<kPanelRows>(a + i * lda, lda, b, ldb, n, c + i * ldc, ldc, columns, add);

@@ -1,4 +1,5 @@
-// Names and vector types of the instruction set that a source is being compiled for. FLEXNPU_ISA is its namespace.
+// Names and vector types of the instruction set that a source is being compiled for. FLEXNPU_ISA is its
+// namespace.
 #pragma once
 
 #include <cmath>
@@ -30,8 +31,8 @@ using vec_u = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alia
 static inline vec load(const float* p) { return *reinterpret_cast<const vec_u*>(p); }
 static inline void store(float* p, vec v) { *reinterpret_cast<vec_u*>(p) = v; }
 
-// Fused where the instruction set has it. The sources are compiled with -ffp-contract=off, so that what is fused is
-// written down and does not change with the loop's shape.
+// Fused where the instruction set has it. The sources are compiled with -ffp-contract=off, so that what is
+// fused is written down and does not change with the loop's shape.
 static inline float fma_f(float a, float b, float c) {
 #if defined(__FMA__) || defined(__aarch64__)
     return __builtin_fmaf(a, b, c);

@@ -1,16 +1,17 @@
 // Inner loops of the operators, compiled once for each instruction set and chosen once for the machine.
 //
-// Everything here works on contiguous rows and raw pointers; shapes, strides and element types are the business of the
-// layer above (iterate.hpp), which brings rows into one of three compute types:
+// Everything here works on contiguous rows and raw pointers; shapes, strides and element types are the
+// business of the layer above (iterate.hpp), which brings rows into one of three compute types:
 //   float    float32, float16 and bfloat16 (each operator rounds once, when it stores its result)
 //   double   float64
 //   int64_t  integers and booleans
 //
-// The same input gives the same bits in any thread and process of a machine: no loop depends on the address or on the
-// number of threads, and every sum has a fixed order.
+// The same input gives the same bits in any thread and process of a machine: no loop depends on the address
+// or on the number of threads, and every sum has a fixed order.
 //
-// The sources are compiled with instruction-set flags, so they use no inline function of the standard library: such
-// a function could be merged by the linker with a copy that the machine must run without these instructions.
+// The sources are compiled with instruction-set flags, so they use no inline function of the standard
+// library: such a function could be merged by the linker with a copy that the machine must run without these
+// instructions.
 #pragma once
 
 #include <cstdint>
@@ -23,14 +24,14 @@ namespace flexnpu::ops {
     X(Exp) X(Exp2) X(Expm1) X(Log) X(Log2) X(Log10) X(Log1p) \
     X(Sin) X(Cos) X(Tan) X(Asin) X(Acos) X(Atan) X(Sinh) X(Cosh) X(Tanh) X(Asinh) X(Acosh) X(Atanh) \
     X(Erf) X(Erfc) X(Erfinv) X(Floor) X(Ceil) X(Round) X(Trunc) X(Frac) \
-    X(Sigmoid) X(Silu) X(Relu) X(Gelu) X(GeluTanh) X(LogSigmoid) X(Mish) X(Softplus) X(HardSigmoid) X(HardSwish) \
-    X(LeakyRelu) X(Elu) X(Celu) X(Clamp) X(ClampMin) X(ClampMax) X(PowScalar) X(ScalarPow) X(Affine) \
+    X(Sigmoid) X(Silu) X(Relu) X(Gelu) X(GeluTanh) X(LogSigmoid) X(Mish) X(Softplus) \
+    X(HardSigmoid) X(HardSwish) X(LeakyRelu) X(Elu) X(Celu) X(Clamp) X(ClampMin) X(ClampMax) X(PowScalar) X(ScalarPow) X(Affine) \
     X(BitNot) X(LogicalNot) X(IsFinite) X(IsInf) X(IsPosInf) X(IsNegInf) X(SignBit) X(Threshold)
 
 #define FLEXNPU_BINARY_LIST(X) \
     X(Add) X(Sub) X(Mul) X(Div) X(TruncDiv) X(FloorDiv) X(Remainder) X(Fmod) X(Pow) X(Maximum) X(Minimum) \
-    X(Atan2) X(BitAnd) X(BitOr) X(BitXor) X(LeftShift) X(RightShift) X(LogicalAnd) X(LogicalOr) X(LogicalXor) \
-    X(Eq) X(Ne) X(Lt) X(Le) X(Gt) X(Ge) X(LogAddExp) X(LogAddExp2) X(SiluMul) X(XLogY)
+    X(Atan2) X(BitAnd) X(BitOr) X(BitXor) X(LeftShift) X(RightShift) X(LogicalAnd) X(LogicalOr) \
+    X(LogicalXor) X(Eq) X(Ne) X(Lt) X(Le) X(Gt) X(Ge) X(LogAddExp) X(LogAddExp2) X(SiluMul) X(XLogY)
 // clang-format on
 
 #define FLEXNPU_ENUMERATOR(name) name,
@@ -41,13 +42,14 @@ enum class Binary : int { FLEXNPU_BINARY_LIST(FLEXNPU_ENUMERATOR) kCount };
 // out[i] = f(a[i]); p and q are the operator's constants (bounds of a clamp, an exponent ...). out may be a.
 template <class T>
 using UnaryFn = void (*)(T* out, const T* a, int64_t n, T p, T q);
-// out[i] = f(a[i], b[i]); p is alpha of an addition or subtraction. Comparisons give 0 or 1. out may be a or b.
+// out[i] = f(a[i], b[i]); p is alpha of an addition or subtraction. Comparisons give 0 or 1. out may be a or
+// b.
 template <class T>
 using BinaryFn = void (*)(T* out, const T* a, const T* b, int64_t n, T p);
 
-// C[m,n] = A[m,k] * B[k,n] in float32. A is row-major with unit column stride; C is row-major and overwritten.
-// B has any strides and one of the three narrow types. Each element is one sum in ascending k: its bits do not
-// depend on m, so a row computed alone equals the same row computed in a batch.
+// C[m,n] = A[m,k] * B[k,n] in float32. A is row-major with unit column stride; C is row-major and
+// overwritten. B has any strides and one of the three narrow types. Each element is one sum in ascending k:
+// its bits do not depend on m, so a row computed alone equals the same row computed in a batch.
 struct Gemm {
     int64_t m, n, k;
     const float* a;
@@ -65,7 +67,7 @@ struct RowKernels {
     // Loads n elements of `dtype`, `stride` bytes apart, into a contiguous row; stores one.
     void (*load)(T* out, const void* in, int32_t dtype, int64_t stride, int64_t n);
     void (*store)(const T* in, void* out, int32_t dtype, int64_t stride, int64_t n);
-    UnaryFn<T> unary[static_cast<int>(Unary::kCount)];    // null where the type does not know the function
+    UnaryFn<T> unary[static_cast<int>(Unary::kCount)];  // null where the type does not know the function
     BinaryFn<T> binary[static_cast<int>(Binary::kCount)];
     T (*sum)(const T* a, int64_t n);
     T (*max)(const T* a, int64_t n);  // NaN if any is
@@ -97,8 +99,9 @@ struct Kernels {
     }
 };
 
-// AVX-512 gains nothing over AVX2 on the machines measured (Zen 4: 76 against 75 GFLOP/s on one core), so it has no set.
-// The best set for this machine, or the one named by FLEXNPU_EMU_ISA (baseline, avx2) where it can run.
+// AVX-512 gains nothing over AVX2 on the machines measured (Zen 4: 76 against 75 GFLOP/s on one core), so it
+// has no set. The best set for this machine, or the one named by FLEXNPU_EMU_ISA (baseline, avx2) where it
+// can run.
 const Kernels& kernels();
 
 }  // namespace flexnpu::ops

@@ -1,12 +1,13 @@
-// Elementary functions in a form that the compiler turns into vector code. Everything else calls libm element by element.
+// Elementary functions in a form that the compiler turns into vector code. Everything else calls libm element
+// by element.
 #pragma once
 
 #include "isa.hpp"
 
 namespace flexnpu::ops::FLEXNPU_ISA {
 
-// exp(x) to about 1 ulp: x = n ln2 + r with |r| <= ln2/2, a polynomial for e^r (the coefficients of the Cephes library's
-// expf), and a multiplication by 2^n in two halves so that subnormal results come out right.
+// exp(x) to about 1 ulp: x = n ln2 + r with |r| <= ln2/2, a polynomial for e^r (the coefficients of the
+// Cephes library's expf), and a multiplication by 2^n in two halves so that subnormal results come out right.
 static inline float exp_f(float x) {
     float c = x > 89.0f ? 89.0f : x;  // comparisons in this order let NaN through
     c = c < -104.0f ? -104.0f : c;

@@ -1,5 +1,5 @@
-// Sums, extremes, exponentials of a row. A sum keeps 64 partial sums, whatever the vector length, and adds them in a
-// fixed order.
+// Sums, extremes, exponentials of a row. A sum keeps 64 partial sums, whatever the vector length, and adds
+// them in a fixed order.
 #include "math.hpp"
 
 namespace flexnpu::ops::FLEXNPU_ISA {

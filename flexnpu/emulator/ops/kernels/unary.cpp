@@ -5,8 +5,8 @@ namespace flexnpu::ops::FLEXNPU_ISA {
 namespace {
 
 // libm by type.
-#define FLEXNPU_LIBM(name)                                                   \
-    inline float m_##name(float x) { return __builtin_##name##f(x); }        \
+#define FLEXNPU_LIBM(name)                                            \
+    inline float m_##name(float x) { return __builtin_##name##f(x); } \
     inline double m_##name(double x) { return __builtin_##name(x); }
 FLEXNPU_LIBM(sqrt)
 FLEXNPU_LIBM(exp2)
@@ -40,10 +40,12 @@ inline double m_pow(double x, double y) { return __builtin_pow(x, y); }
 
 // The inverse of erf: Giles' approximation, then two Newton steps in double precision.
 inline double erfinv(double y) {
-    static constexpr double kCentre[] = {2.81022636e-08, 3.43273939e-07,  -3.5233877e-06,  -4.39150654e-06, 0.00021858087,
-                                         -0.00125372503, -0.00417768164, 0.246640727, 1.50140941};
-    static constexpr double kTail[] = {-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
-                                       -0.0076224613,   0.00943887047,  1.00167406,    2.83297682};
+    static constexpr double kCentre[] = {2.81022636e-08,  3.43273939e-07, -3.5233877e-06,
+                                         -4.39150654e-06, 0.00021858087,  -0.00125372503,
+                                         -0.00417768164,  0.246640727,    1.50140941};
+    static constexpr double kTail[] = {-0.000200214257, 0.000100950558, 0.00134934322,
+                                       -0.00367342844,  0.00573950773,  -0.0076224613,
+                                       0.00943887047,   1.00167406,     2.83297682};
     if (!(y > -1.0 && y < 1.0)) {
         return y == 1.0 ? __builtin_inf() : y == -1.0 ? -__builtin_inf() : __builtin_nan("");
     }
@@ -79,10 +81,10 @@ inline int64_t power(int64_t x, int64_t y) {
     return int64_t(result);
 }
 
-#define FLEXNPU_UNARY(name, ...)                                                                          \
-    template <class T>                                                                                    \
-    struct name {                                                                                         \
-        static T f(T x, [[maybe_unused]] T p, [[maybe_unused]] T q) { return __VA_ARGS__; }               \
+#define FLEXNPU_UNARY(name, ...)                                                            \
+    template <class T>                                                                      \
+    struct name {                                                                           \
+        static T f(T x, [[maybe_unused]] T p, [[maybe_unused]] T q) { return __VA_ARGS__; } \
     };
 
 FLEXNPU_UNARY(Copy, x)
@@ -123,18 +125,19 @@ FLEXNPU_UNARY(Frac, x - m_trunc(x))
 FLEXNPU_UNARY(Sigmoid, sigmoid_f(x))
 FLEXNPU_UNARY(Silu, x / (T(1) + exp_f(-x)))
 FLEXNPU_UNARY(Relu, x < 0 ? T(0) : x)
-FLEXNPU_UNARY(Gelu, x * T(0.5) * (T(1) + m_erf(x * T(0.70710678118654752440))))
+// 1 + erf(x/sqrt2), without its cancellation for negative x.
+FLEXNPU_UNARY(Gelu, x* T(0.5) * m_erfc(-x * T(0.70710678118654752440)))
 FLEXNPU_UNARY(GeluTanh,
               T(0.5) * x * (T(1) + m_tanh(T(0.79788456080286535588) * (x + T(0.044715) * x * x * x))))
 FLEXNPU_UNARY(LogSigmoid, (x < 0 ? x : T(0)) - m_log1p(exp_f(-m_fabs(x))))
 FLEXNPU_UNARY(Softplus, x* p > q ? x : m_log1p(exp_f(x * p)) / p)  // p: beta, q: threshold
-FLEXNPU_UNARY(Mish, x * m_tanh(Softplus<T>::f(x, T(1), T(20))))
+FLEXNPU_UNARY(Mish, x* m_tanh(Softplus<T>::f(x, T(1), T(20))))
 FLEXNPU_UNARY(HardSigmoid, x <= -3 ? T(0) : x >= 3 ? T(1) : x / T(6) + T(0.5))
 FLEXNPU_UNARY(HardSwish, x <= -3 ? T(0) : x >= 3 ? x : x * (x + T(3)) / T(6))
 FLEXNPU_UNARY(LeakyRelu, x > 0 ? x : x * p)
-FLEXNPU_UNARY(Elu, x > 0 ? x : p * m_expm1(x * q))                   // p: alpha, q: input scale
+FLEXNPU_UNARY(Elu, x > 0 ? x : p * m_expm1(x * q))  // p: alpha, q: input scale
 FLEXNPU_UNARY(Celu, x > 0 ? x : p * m_expm1(x / p))
-FLEXNPU_UNARY(Clamp, (x < p ? p : x) > q ? q : (x < p ? p : x))     // NaN stays
+FLEXNPU_UNARY(Clamp, (x < p ? p : x) > q ? q : (x < p ? p : x))  // NaN stays
 FLEXNPU_UNARY(ClampMin, x < p ? p : x)
 FLEXNPU_UNARY(ClampMax, x > p ? p : x)
 FLEXNPU_UNARY(PowScalar, power(x, p))
@@ -184,26 +187,32 @@ void pow_row(T* out, const T* a, int64_t n, T p, T q) {
 template <class T>
 void fill_floating(RowKernels<T>& k) {
 #define FLEXNPU_SET(name) k.unary[int(Unary::name)] = row<name, T>;
-    FLEXNPU_SET(Copy) FLEXNPU_SET(Neg) FLEXNPU_SET(Abs) FLEXNPU_SET(Sign) FLEXNPU_SET(Square) FLEXNPU_SET(Sqrt)
-    FLEXNPU_SET(Rsqrt) FLEXNPU_SET(Reciprocal) FLEXNPU_SET(Exp) FLEXNPU_SET(Exp2) FLEXNPU_SET(Expm1) FLEXNPU_SET(Log)
-    FLEXNPU_SET(Log2) FLEXNPU_SET(Log10) FLEXNPU_SET(Log1p) FLEXNPU_SET(Sin) FLEXNPU_SET(Cos) FLEXNPU_SET(Tan)
-    FLEXNPU_SET(Asin) FLEXNPU_SET(Acos) FLEXNPU_SET(Atan) FLEXNPU_SET(Sinh) FLEXNPU_SET(Cosh) FLEXNPU_SET(Tanh)
-    FLEXNPU_SET(Asinh) FLEXNPU_SET(Acosh) FLEXNPU_SET(Atanh) FLEXNPU_SET(Erf) FLEXNPU_SET(Erfc) FLEXNPU_SET(Erfinv)
-    FLEXNPU_SET(Floor) FLEXNPU_SET(Ceil) FLEXNPU_SET(Round) FLEXNPU_SET(Trunc) FLEXNPU_SET(Frac) FLEXNPU_SET(Sigmoid)
-    FLEXNPU_SET(Silu) FLEXNPU_SET(Relu) FLEXNPU_SET(Gelu) FLEXNPU_SET(GeluTanh) FLEXNPU_SET(LogSigmoid)
-    FLEXNPU_SET(Mish) FLEXNPU_SET(Softplus) FLEXNPU_SET(HardSigmoid) FLEXNPU_SET(HardSwish) FLEXNPU_SET(LeakyRelu)
-    FLEXNPU_SET(Elu) FLEXNPU_SET(Celu) FLEXNPU_SET(Clamp) FLEXNPU_SET(ClampMin) FLEXNPU_SET(ClampMax)
-    FLEXNPU_SET(ScalarPow) FLEXNPU_SET(Affine) FLEXNPU_SET(LogicalNot) FLEXNPU_SET(IsFinite) FLEXNPU_SET(IsInf)
-    FLEXNPU_SET(IsPosInf) FLEXNPU_SET(IsNegInf) FLEXNPU_SET(SignBit) FLEXNPU_SET(Threshold)
-    k.unary[int(Unary::PowScalar)] = pow_row<T>;
+    FLEXNPU_SET(Copy)
+    FLEXNPU_SET(Neg) FLEXNPU_SET(Abs) FLEXNPU_SET(Sign) FLEXNPU_SET(Square) FLEXNPU_SET(Sqrt) FLEXNPU_SET(
+        Rsqrt) FLEXNPU_SET(Reciprocal) FLEXNPU_SET(Exp) FLEXNPU_SET(Exp2) FLEXNPU_SET(Expm1) FLEXNPU_SET(Log)
+        FLEXNPU_SET(Log2) FLEXNPU_SET(Log10) FLEXNPU_SET(Log1p) FLEXNPU_SET(Sin) FLEXNPU_SET(Cos) FLEXNPU_SET(
+            Tan) FLEXNPU_SET(Asin) FLEXNPU_SET(Acos) FLEXNPU_SET(Atan) FLEXNPU_SET(Sinh) FLEXNPU_SET(Cosh)
+            FLEXNPU_SET(Tanh) FLEXNPU_SET(Asinh) FLEXNPU_SET(Acosh) FLEXNPU_SET(Atanh) FLEXNPU_SET(Erf)
+                FLEXNPU_SET(Erfc) FLEXNPU_SET(Erfinv) FLEXNPU_SET(Floor) FLEXNPU_SET(Ceil) FLEXNPU_SET(Round)
+                    FLEXNPU_SET(Trunc) FLEXNPU_SET(Frac) FLEXNPU_SET(Sigmoid) FLEXNPU_SET(Silu)
+                        FLEXNPU_SET(Relu) FLEXNPU_SET(Gelu) FLEXNPU_SET(GeluTanh) FLEXNPU_SET(LogSigmoid)
+                            FLEXNPU_SET(Mish) FLEXNPU_SET(Softplus) FLEXNPU_SET(HardSigmoid)
+                                FLEXNPU_SET(HardSwish) FLEXNPU_SET(LeakyRelu) FLEXNPU_SET(Elu)
+                                    FLEXNPU_SET(Celu) FLEXNPU_SET(Clamp) FLEXNPU_SET(ClampMin)
+                                        FLEXNPU_SET(ClampMax) FLEXNPU_SET(ScalarPow) FLEXNPU_SET(Affine)
+                                            FLEXNPU_SET(LogicalNot) FLEXNPU_SET(IsFinite) FLEXNPU_SET(IsInf)
+                                                FLEXNPU_SET(IsPosInf) FLEXNPU_SET(IsNegInf)
+                                                    FLEXNPU_SET(SignBit) FLEXNPU_SET(Threshold)
+                                                        k.unary[int(Unary::PowScalar)] = pow_row<T>;
 }
 
 template <class T>
 void fill_integer(RowKernels<T>& k) {
-    FLEXNPU_SET(Copy) FLEXNPU_SET(Neg) FLEXNPU_SET(Abs) FLEXNPU_SET(Sign) FLEXNPU_SET(Square) FLEXNPU_SET(Relu)
-    FLEXNPU_SET(Clamp) FLEXNPU_SET(ClampMin) FLEXNPU_SET(ClampMax) FLEXNPU_SET(ScalarPow) FLEXNPU_SET(Affine)
-    FLEXNPU_SET(BitNot) FLEXNPU_SET(LogicalNot) FLEXNPU_SET(Threshold)
-    k.unary[int(Unary::PowScalar)] = pow_row<T>;
+    FLEXNPU_SET(Copy)
+    FLEXNPU_SET(Neg) FLEXNPU_SET(Abs) FLEXNPU_SET(Sign) FLEXNPU_SET(Square) FLEXNPU_SET(Relu)
+        FLEXNPU_SET(Clamp) FLEXNPU_SET(ClampMin) FLEXNPU_SET(ClampMax) FLEXNPU_SET(ScalarPow)
+            FLEXNPU_SET(Affine) FLEXNPU_SET(BitNot) FLEXNPU_SET(LogicalNot) FLEXNPU_SET(Threshold)
+                k.unary[int(Unary::PowScalar)] = pow_row<T>;
     // Nothing to do to a whole number.
     k.unary[int(Unary::Floor)] = row<Copy, T>;
     k.unary[int(Unary::Ceil)] = row<Copy, T>;

@@ -1,0 +1,64 @@
+"""Every operator against torch on the CPU, through unmodified torch_npu on the emulated device."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.emulator.ops.cases import CASES, Case
+from tests.emulator.ops.conftest import Worker
+
+pytestmark = pytest.mark.torch_npu
+
+
+ROWS = [pytest.param(case, dtype, id=f"{case.name}-{dtype}") for case in CASES for dtype in case.dtypes]
+
+
+@pytest.mark.parametrize(("case", "dtype"), ROWS)
+def test_operator(worker: Worker, case: Case, dtype: str) -> None:
+    for layout in case.layouts:
+        why = worker.ask(asdict(case) | {"dtype": dtype, "layout": layout})
+        assert not why, f"{case.expression} in {layout} {dtype}: {why}"
+
+
+@st.composite
+def broadcasting(draw: st.DrawFn) -> list[tuple[int, ...]]:
+    """Shapes that broadcast together, of up to 5 dimensions, with sizes 0 and 1 among them."""
+    whole = draw(st.lists(st.sampled_from([1, 1, 2, 3, 5, 17, 0]), max_size=5))
+    shapes = []
+    for _ in range(3):
+        shape = [1 if draw(st.booleans()) else size for size in whole]
+        shapes.append(tuple(shape[draw(st.integers(0, len(shape))) :]))
+    return shapes
+
+
+EXPRESSIONS = ["a + b", "a * b - c", "torch.where(a > b, a, c)", "a.maximum(b) + c", "(a < b) | (b < c)"]
+
+
+@given(
+    shapes=broadcasting(),
+    expression=st.sampled_from(EXPRESSIONS),
+    dtype=st.sampled_from(["float32", "float16", "bfloat16", "int64", "int32"]),
+    layout=st.sampled_from(["dense", "transposed", "sliced"]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_shapes_broadcast(
+    worker: Worker, shapes: list[tuple[int, ...]], expression: str, dtype: str, layout: str, seed: int
+) -> None:
+    request: dict[str, Any] = {
+        "name": "broadcast",
+        "expression": expression,
+        "reference": "",
+        "inputs": {n: " ".join(["x", *map(str, s)]) for n, s in zip("abc", shapes, strict=True)},
+        "dtype": dtype,
+        "layout": layout,
+        "ulps": 4.0,
+        "seed": seed,
+    }
+    why = worker.ask(request)
+    assert not why, f"{request}: {why}"
