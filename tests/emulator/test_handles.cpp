@@ -101,9 +101,10 @@ TEST_CASE("random calls on live, stale and made-up handles and addresses never c
         }
     };
     auto size = [&] { return random() % 4 == 0 ? size_t(random()) << (random() % 32) : random() % host.size(); };
+    // Not below: before the first allocation may lie the program's own memory, which a fill may well write to.
     auto address = [&]() -> void* {
         auto p = reinterpret_cast<uintptr_t>(memory[random() % memory.size()]);
-        return reinterpret_cast<void*>(random() % 4 == 0 ? p + random() % 8192 - 4096 : p);
+        return reinterpret_cast<void*>(random() % 4 == 0 ? p + random() % 8192 : p);
     };
     auto kind = [&] { return int32_t(random() % 12) - 2; };
     void* out = nullptr;
@@ -155,8 +156,8 @@ TEST_CASE("random calls on live, stale and made-up handles and addresses never c
             streams.pop_back();
         }
         if (memory.size() > 64) {
-            aclrtFree(memory[1 + random() % 63]);
-            memory.erase(memory.begin() + 1 + random() % 63);
+            aclrtFree(memory.back());
+            memory.pop_back();
         }
     }
     // What may be left of aborts and errors comes out, and the device works.
