@@ -273,10 +273,11 @@ class WireTracer:
     def _give_up(self, pid: int) -> None:
         for key in [key for key in self._connections if key[0] == pid]:
             self._connections.pop(key)[1].stream.close(None)
-        kernel = self._bpf[b"connections"]
-        for leaf in [key for key in kernel if key.value >> 32 == pid]:
-            with contextlib.suppress(KeyError):
-                del kernel[leaf]
+        # A thread that was killed inside a call leaves the call behind as well.
+        for table in (self._bpf[b"connections"], self._bpf[b"calls"]):
+            for key in [key for key in table if key.value >> 32 == pid]:
+                with contextlib.suppress(KeyError):
+                    del table[key]
 
     # Records.
 

@@ -449,3 +449,46 @@ def test_holes_never_raise_and_never_pass_for_whole(traffic: Traffic, holes: lis
         assert bounded(stream)
     stream.close(None)
     assert all(x.t_end is not None for x in done if x.complete)
+
+
+# What fuzz seldom hits.
+
+
+def test_an_event_of_several_lines_with_crlf_is_one_wherever_it_is_cut() -> None:
+    body = b'data: {"choices":\r\ndata: [{"delta":{"content":"a"}}]}\r\n\r\n'
+    traffic = SSE + chunk(body) + LAST
+    for at in range(len(traffic)):
+        r = Recorder()
+        r.put(IN, request({}))
+        r.put(OUT, traffic[:at])
+        r.put(OUT, traffic[at:])
+        assert (len(r.done[0].chunks), r.done[0].complete) == (1, True), at
+
+
+def test_a_long_line_in_pieces_is_as_long() -> None:
+    r = Recorder()
+    r.put(IN, request({}))
+    half = b"x" * (http_stream.MAX_EVENT * 2 // 3)
+    r.put(OUT, SSE + chunk(b"data: " + half))
+    r.put(OUT, chunk(half + b"\n\n") + chunk(event({"content": "a"})) + LAST)
+    assert r.stream.counts == {"events_unread": 1}
+    assert (r.done[0].chunks, r.done[0].complete) == ([2], False)
+
+
+def test_a_hole_longer_than_the_body_loses_the_next_start() -> None:
+    r = Recorder()
+    r.put(IN, request({}, "/1") + request({}, "/2"))
+    r.put(OUT, b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345", 6)
+    assert [(x.path, x.complete) for x in r.done] == [("/1", False), ("/2", False)]
+    assert r.stream.counts == {"desyncs": 1}
+
+
+def test_the_late_response_to_a_request_that_was_given_up_is_passed_over() -> None:
+    r = Recorder()
+    r.put(IN, request({}, "/1"))
+    r.put(IN, b"", 100)
+    r.put(OUT, stream_of("late"))
+    r.put(IN, request({}, "/2"))
+    r.put(OUT, stream_of("a"))
+    assert [(x.path, x.complete, len(x.chunks)) for x in r.done] == [("/1", False, 0), ("/2", True, 1)]
+    assert r.stream.counts == {"desyncs": 1}
