@@ -16,8 +16,10 @@ from collectors.names import Metric
 from collectors.sinks import Labels, Sample, Sink
 from probes.events import Event, Losses, RequestTiming, Step, StepBegin
 
-_RECORDS: Final = frozenset({"steps_sent"})
+_RECORDS: Final = frozenset({"steps_sent", "steps_received"})
 """Kinds in `Losses.counts` that count what was delivered."""
+_NO_LOSS: Final = frozenset({"feed_subscribers", "feed_refused"})
+"""Kinds that say something of the feed's subscribers. What stands in neither list is a loss."""
 
 # The ends of paths, by the operation of the conventions (gen_ai.operation.name).
 _OPERATIONS: Final = {
@@ -90,6 +92,8 @@ class Aggregator:
         """What is read off: losses, the objective, whether the feed is there. From any thread."""
         samples = [*self._constants, Sample(names.FEED_CONNECTED, (), float(self.connected))]
         for (source, kind), count in self._losses.items():
+            if kind in _NO_LOSS:
+                continue
             if kind in _RECORDS:
                 metric = names.TRACER_RECORDS
             else:

@@ -262,7 +262,8 @@ LOST_BYTES: Final = Metric(
 TRACER_RECORDS: Final = Metric(
     "flexnpu_tracer_records_total",
     "counter",
-    "Records that the tracer's kernel part delivered: the other half of flexnpu_lost_events_total.",
+    "Records that the tracer's kernel part sent, and those received from it: the other half of "
+    "flexnpu_lost_events_total.",
     ("source", "kind"),
     "flexnpu.tracer.records",
     "{record}",

@@ -314,8 +314,17 @@ def _wire(output: _Output) -> WireTracer:
     def on_request(timing: RequestTiming) -> None:
         output.event(timing)
 
+    told: dict[str, int] = {}
+
     def on_loss(counts: dict[str, int]) -> None:
-        output.event(Losses(t_ns=time.monotonic_ns(), source="wire", counts=counts))
+        nonlocal told
+        losses = Losses(t_ns=time.monotonic_ns(), source="wire", counts=counts)
+        if counts != told:
+            told = counts
+            output.event(losses)
+        elif output.feed is not None:
+            # Again and again, for who has only now subscribed.
+            output.feed.publish(losses)
 
     return WireTracer((), on_request=on_request, on_loss=on_loss)
 

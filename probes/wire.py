@@ -88,6 +88,8 @@ _KERNEL_LOSSES: Final = (
 )
 _STREAM_LOSSES: Final = ("desyncs", "malformed", "opaque_streams", "events_unread")
 
+_REPORT_S: Final = 1.0
+
 _DATA, _CLOSE = 2, 3
 _IN = 0
 _FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO in linux/proc_ns.h
@@ -152,7 +154,7 @@ class WireTracer:
 
     `pids`: processes to watch, in the tracer's own PID namespace; more with `add`. `on_request` gets every
     finished request; without it, iterate over the tracer. `on_loss` gets the counters listed in the
-    module's docstring, whenever one has grown. Both are called from `poll`, which the owner calls a few
+    module's docstring, once a second. Both are called from `poll`, which the owner calls a few
     times a second at least, in any one thread. The ring holds `ring_pages` (a power of two) of 4 KiB. A
     process that ends is dropped, and its open requests are delivered as incomplete.
 
@@ -176,12 +178,11 @@ class WireTracer:
         self._ready: list[events.RequestTiming] = []
         self._counts: dict[str, int] = dict.fromkeys(_STREAM_LOSSES, 0)
         self._cut = 0
-        self._reported: dict[str, int] = {}
         self._connections: dict[tuple[int, int], tuple[int, _Connection]] = {}
         self._watched: dict[int, tuple[int, str]] = {}
         self._exits = select.poll()
         self._failure: BaseException | None = None
-        self._last_drain = 0.0
+        self._next_report = 0.0
         self.arrival: Literal["socket", "read"]
         self._bpf = self._load(ring_pages)
         try:
@@ -360,16 +361,10 @@ class WireTracer:
         return counts | {"wire_cut_requests": self._cut}
 
     def _tell_losses(self) -> None:
-        if self._on_loss is None:
-            return
         now = time.monotonic()
-        if now - self._last_drain < 0.5:
-            return
-        self._last_drain = now
-        counts = self.losses
-        if counts != self._reported:
-            self._reported = counts
-            self._on_loss(dict(counts))
+        if self._on_loss is not None and now >= self._next_report:
+            self._next_report = now + _REPORT_S
+            self._on_loss(self.losses)
 
     # Life.
 
@@ -390,7 +385,7 @@ class WireTracer:
         for pid in list(self.pids):
             self.remove(pid)
         self._deliver(before)
-        self._last_drain = 0.0
+        self._next_report = 0.0
         self._tell_losses()
         self._bpf.cleanup()
         self._bpf = None
