@@ -11,6 +11,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <stdexcept>
@@ -123,15 +124,9 @@ void Acceptor::accept_one() {
     socklen_t length = sizeof(client->peer);
     if (getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &client->peer, &length) != 0) return;
     client->socket = std::move(fd);
-    const uint32_t uid = client->peer.uid;
-    if (uid != 0 && uid != geteuid() && std::find(allowed_.begin(), allowed_.end(), uid) == allowed_.end()) {
+    // Refusals are answers to hello, so that the program learns the reason; connections that never say it are bounded here.
+    if (clients_.size() >= 2 * limits_.sessions) {
         turned_away_++;
-        answer(*client, acl::RT_INTERNAL, "FlexNPU: user " + std::to_string(uid) + " may not use this device; see flexnpud --allow-uid");
-        return;
-    }
-    if (clients_.size() >= limits_.sessions) {
-        turned_away_++;
-        answer(*client, acl::RT_INTERNAL, "FlexNPU: " + std::to_string(limits_.sessions) + " sessions are open: no more are accepted");
         return;
     }
     const uint64_t key = client->key = next_key_;
@@ -213,6 +208,15 @@ bool Acceptor::serve(Client& client) {
 void Acceptor::hello(Client& client, const Request& request) {
     if (request.table_hash != api::kTableHash) {
         return answer(client, acl::RT_INTERNAL, "FlexNPU: the program's libraries and the daemon come from different builds; install one for both");
+    }
+    const uint32_t uid = client.peer.uid;
+    if (uid != 0 && uid != geteuid() && std::find(allowed_.begin(), allowed_.end(), uid) == allowed_.end()) {
+        turned_away_++;
+        return answer(client, acl::RT_INTERNAL, "FlexNPU: user " + std::to_string(uid) + " may not use this device; see flexnpud --allow-uid");
+    }
+    if (dispatcher_.live_sessions() >= limits_.sessions) {
+        turned_away_++;
+        return answer(client, acl::RT_INTERNAL, "FlexNPU: " + std::to_string(limits_.sessions) + " sessions are open: no more are accepted");
     }
     Fd memory = make_memory("flexnpu-session", wire::kSessionBytes);
     Fd bell(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));

@@ -214,6 +214,7 @@ void Dispatcher::pump(uint64_t now) {
 
 void Dispatcher::add_session(std::shared_ptr<Session> session) {
     count_.sessions++;
+    live_sessions_++;
     session->page->doze.store(doze_.load(), std::memory_order_seq_cst);
     sessions_.push_back(std::move(session));
 }
@@ -280,6 +281,7 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
     s->shapes.clear();
     for (const MemoryMap::Range& r : s->memory.take_all()) vendor_.aclrtFree(reinterpret_cast<void*>(r.address));
     s->host.clear();
+    live_sessions_--;
 }
 
 Worker& Dispatcher::worker_of(Ring& ring) {

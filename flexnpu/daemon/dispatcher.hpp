@@ -65,6 +65,9 @@ public:
     gate::Gate& gate() { return gate_; }
     bool has_lane(uint32_t id) const { return lanes_.count(id) != 0; }
 
+    // Sessions that are open or still being torn down. Any thread.
+    size_t live_sessions() const { return live_sessions_; }
+
     // Called, on the dispatching thread, for a session whose rings cannot be trusted any more.
     std::function<void(Session&)> on_broken;
 
@@ -141,6 +144,7 @@ private:
     std::vector<std::function<void()>> posted_;
     std::atomic<bool> has_posted_{false};
     std::atomic<bool> running_{false};
+    std::atomic<size_t> live_sessions_{0};
 
     std::vector<std::shared_ptr<Session>> sessions_;
     std::unordered_map<uint32_t, Lane*> lanes_;
