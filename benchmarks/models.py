@@ -23,15 +23,23 @@ from typing import Any
 from flexnpu.cli import paths as cli_paths
 
 #: In their order of ids; the first is also the padding token.
-SPECIAL_TOKENS = ("<|pad|>", "<|begin|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
+#: ChatML, which Qwen's models use. `transformers serve` looks for its last line to tell prompt from answer.
 CHAT_TEMPLATE = (
-    "{{ '<|begin|>' }}"
     "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+
+#: Of what `ensure` writes; a cache of another one is made anew.
+_FORMAT = 2
+
+
+def render(user_message: str) -> str:
+    """What `CHAT_TEMPLATE` makes of a chat of one user message."""
+    return f"<|im_start|>user\n{user_message}<|im_end|>\n<|im_start|>assistant\n"
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,6 @@ def make_tokenizer(directory: Path, vocabulary: int) -> None:
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "pad_token": SPECIAL_TOKENS[0],
-            "bos_token": SPECIAL_TOKENS[1],
             "clean_up_tokenization_spaces": False,
             "chat_template": CHAT_TEMPLATE,
         },
@@ -137,7 +144,7 @@ def make_model(directory: Path, spec: TinyModel) -> None:
     weights["lm_head.weight"][: len(SPECIAL_TOKENS)] = 0
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
-    special = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     _write_json(
         directory / "config.json",
         {
@@ -170,7 +177,7 @@ def ensure(spec: TinyModel, cache: Path | None = None) -> Path:
     cache = cache or cli_paths.cache_dir() / "models"
     name = f"{spec.family}-h{spec.hidden}-l{spec.layers}-v{spec.vocabulary}-s{spec.seed}"
     directory = cache / name
-    description = json.dumps(asdict(spec), sort_keys=True)
+    description = json.dumps({**asdict(spec), "format": _FORMAT}, sort_keys=True)
     marker = directory / "flexnpu.json"
     if marker.is_file() and marker.read_text(encoding="utf-8") == description:
         return directory

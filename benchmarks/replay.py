@@ -25,6 +25,8 @@ from typing import Any
 
 import httpx
 
+from benchmarks import models
+
 DATA = Path(__file__).resolve().parent / "data"
 WORDS = ("the", "model", "reads", "one", "page", "of", "text", "and", "writes", "a", "word", "after", "it")
 TRACES = {"conv": DATA / "azure_2023_conv.csv", "code": DATA / "azure_2023_code.csv"}
@@ -135,12 +137,10 @@ class PromptMaker:
         self._tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
         self._random = random.Random(seed)
         self._words = list(WORDS)
-        # What the chat template adds around one user message: begin, role, end, role.
-        self._overhead = 4
 
     def count(self, text: str) -> int:
         """Tokens of ``text`` as the only user message of a chat, chat template included."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids) + self._overhead
+        return len(self._tokenizer.encode(models.render(text), add_special_tokens=False).ids)
 
     def make(self, tokens: int) -> str:
         """A text whose chat is about ``tokens`` tokens long (at most one word short)."""

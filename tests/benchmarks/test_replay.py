@@ -133,7 +133,7 @@ def test_a_bad_row_is_named(tmp_path: Path) -> None:
         load_arrivals(path, 10.0, Scaling())
 
 
-@pytest.mark.parametrize("tokens", [8, 37, 129, 500])
+@pytest.mark.parametrize("tokens", [32, 57, 129, 500])
 def test_prompts_have_the_wanted_length(model_dir: Path, tokens: int) -> None:
     maker = PromptMaker(model_dir)
     prompt = maker.make(tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -11,11 +10,13 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import dashboards
 from benchmarks import models
+from dashboards import alerts
+from dashboards.prometheus_run import PrometheusError, PrometheusServer
 from flexnpu.cli.demo.plan import Plan, ServerPlan
 from flexnpu.cli.demo.processes import DemoError, Supervisor, free_port
 from flexnpu.control import paths
@@ -47,18 +48,6 @@ def own_program(name: str) -> str:
     return found
 
 
-def system_program(name: str, package: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise DemoError(f"no program {name}: apt-get install {package}, or make setup")
-    return found
-
-
-def alert_rules() -> list[Path]:
-    """The alert rules that are shipped."""
-    return sorted((Path(dashboards.__file__).parent / "alerts").glob("*.y*ml"))
-
-
 @dataclass
 class Server:
     """A running `transformers serve`."""
@@ -72,15 +61,18 @@ class Server:
 class Chain:
     """Starts each part and waits until it works; ``directory`` holds sockets, logs and Prometheus' data."""
 
-    def __init__(self, plan: Plan, directory: Path, supervisor: Supervisor) -> None:
+    def __init__(
+        self, plan: Plan, directory: Path, supervisor: Supervisor, stack: contextlib.ExitStack
+    ) -> None:
         self.plan = plan
         self.directory = directory
         self.run_dir = directory / "run"
         self.run_dir.mkdir(mode=0o700)
         self.supervisor = supervisor
+        self.stack = stack
         self.servers: dict[str, Server] = {}
         self.collector_port = 0
-        self.prometheus_port = 0
+        self.prometheus: PrometheusServer | None = None
         self._environment = {paths.ENV_RUN_DIR: str(self.run_dir)}
         self._control = ControlClient(paths.control_socket(DEVICE, self.run_dir))
 
@@ -119,6 +111,7 @@ class Chain:
             directory = models.ensure(plan.model)
             port = free_port()
             serve = [own_program("transformers"), "serve", str(directory), "--device", "npu:0"]
+            serve += ["--attn-implementation", self.plan.attention]
             serve += ["--host", "127.0.0.1", "--port", str(port)]
             child = self.supervisor.start(
                 plan.name, [*command, *serve], {**self._environment, **SERVER_ENVIRONMENT}
@@ -130,7 +123,8 @@ class Chain:
 
         return self.supervisor.wait_until("both servers answer", ready, 120)
 
-    def start_probe(self) -> float:
+    def start_probe(self, connect: Callable[[], None]) -> float:
+        """Attach to the live servers; ``connect`` is called when the feed can be read, before attaching."""
         command = [own_program("flexnpu-probe"), "attach"]
         for server in self.servers.values():
             command += ["--pid", str(server.pid)]
@@ -140,10 +134,14 @@ class Chain:
             self._environment,
         )
 
+        # Listeners first: what the tracers publish when they attach is said once.
+        took = self.supervisor.wait_until("the probe serves its feed", self.feed.exists, 60)
+        connect()
+
         def publishing() -> bool:
             return "publishing on" in child.tail()
 
-        return self.supervisor.wait_until("the probe publishes its feed", publishing, 60)
+        return took + self.supervisor.wait_until("the probe is attached", publishing, 60)
 
     def start_collector(self) -> float:
         self.collector_port = free_port()
@@ -153,6 +151,7 @@ class Chain:
                 own_program("flexnpu-collector"),
                 *("--feed", str(self.feed), "--ctl", str(self._control.path)),
                 *("--listen", f"127.0.0.1:{self.collector_port}"),
+                *("--ttft-slo", str(self.plan.ttft_slo_s)),
             ],
             self._environment,
         )
@@ -160,38 +159,22 @@ class Chain:
         return self.supervisor.wait_until("the collector answers", lambda: _answers(url), 30)
 
     def start_prometheus(self) -> float:
-        """A Prometheus of the demo's own: its port, its data and its end are the demo's."""
-        self.prometheus_port = free_port()
-        config = self.directory / "prometheus.yml"
-        config.write_text(
-            json.dumps(
-                {
-                    "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-                    "rule_files": [str(path) for path in alert_rules()],
-                    "scrape_configs": [
-                        {
-                            "job_name": "flexnpu",
-                            "static_configs": [{"targets": [f"127.0.0.1:{self.collector_port}"]}],
-                        }
-                    ],
-                }
-            ),
-            encoding="utf-8",
-        )
-        self.supervisor.start(
-            "prometheus",
-            [
-                system_program("prometheus", "prometheus"),
-                f"--config.file={config}",
-                f"--storage.tsdb.path={self.directory / 'prometheus'}",
-                f"--web.listen-address=127.0.0.1:{self.prometheus_port}",
-            ],
-        )
-        url = f"http://127.0.0.1:{self.prometheus_port}/-/ready"
-        return self.supervisor.wait_until("Prometheus is ready", lambda: _answers(url), 30)
+        """A Prometheus of the demo's own, with the shipped alert over windows that fit a demo."""
+        start = time.monotonic()
+        windows = [window.scaled(self.plan.alert_scale) for window in alerts.WINDOWS[:1]]
+        try:
+            self.prometheus = self.stack.enter_context(
+                PrometheusServer(
+                    {"flexnpu": [f"127.0.0.1:{self.collector_port}"]},
+                    rules=alerts.rules(windows, interval_s=1.0),
+                )
+            )
+        except PrometheusError as error:
+            raise DemoError(str(error)) from error
+        return time.monotonic() - start
 
     def start_controller(self) -> float:
-        self.supervisor.start(
+        child = self.supervisor.start(
             "flexnpu-controller",
             [
                 own_program("flexnpu-controller"),
@@ -201,11 +184,15 @@ class Chain:
             self._environment,
         )
 
-        def gated() -> bool:
-            status = self.status()
-            return status is not None and status.gate.policy == "protect-decode"
+        def reading() -> bool:
+            return "feed-connected" in child.log.read_text(errors="replace")
 
-        return self.supervisor.wait_until("the controller sets the gate", gated, 30)
+        return self.supervisor.wait_until("the controller reads the feed", reading, 30)
+
+    def gated(self) -> bool:
+        """Whether the daemon's gate is under a policy now."""
+        status = self.status()
+        return status is not None and status.gate.policy == "protect-decode"
 
     def stop_controller(self) -> None:
         self.supervisor.stop("flexnpu-controller")

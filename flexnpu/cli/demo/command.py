@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -21,6 +23,10 @@ import click
 from rich.console import Console
 
 from benchmarks.replay import TRACES, Arrival, PromptMaker, Record, Target, load_arrivals, replay
+from dashboards import pd_colocation
+from dashboards.alerts import ALERT_NAMES
+from dashboards.check import check_panels
+from dashboards.prometheus_run import PrometheusServer, query_api
 from flexnpu.cli import leftovers
 from flexnpu.cli.demo import report
 from flexnpu.cli.demo.chain import Chain, require_root
@@ -30,19 +36,30 @@ from flexnpu.cli.demo.profile import operator_times
 from flexnpu.cli.demo.report import Check, Phase
 from flexnpu.cli.demo.watch import Ticker, Watch, Window
 from flexnpu.control.client import ControlError
+from flexnpu.control.messages import DaemonStatus
 
-_WARM_UP_REQUESTS = 3
+ALERT = ALERT_NAMES["page"]
+#: Counters that come with the losses and say how much was delivered.
+_NOT_LOSSES = frozenset({"steps_sent", "steps_received", "feed_subscribers"})
+_RESOLVE_S = 20.0
 
 
 class Demo:
     """One run: brings the chain up, loads it in three phases, judges each link."""
 
-    def __init__(self, plan: Plan, console: Console, directory: Path, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        console: Console,
+        directory: Path,
+        supervisor: Supervisor,
+        stack: contextlib.ExitStack,
+    ) -> None:
         self.plan = plan
         self.console = console
         self.directory = directory
         self.supervisor = supervisor
-        self.chain = Chain(plan, directory, supervisor)
+        self.chain = Chain(plan, directory, supervisor, stack)
         self.checks: list[Check] = []
         self.phases: list[Phase] = []
         self.watch: Watch | None = None
@@ -81,8 +98,12 @@ class Demo:
             + f"; {len(sessions)} sessions at the daemon",
         )
         self.section("2. Probes on the live processes, metrics, Prometheus")
-        self.say(f"  flexnpu-probe attached, nothing restarted: {self.chain.start_probe():.1f} s")
-        self.watch = Watch(self.chain.feed, self.directory / "events.jsonl")
+        watch: list[Watch] = []
+        took = self.chain.start_probe(
+            lambda: watch.append(Watch(self.chain.feed, self.directory / "events.jsonl"))
+        )
+        self.watch = watch[0]
+        self.say(f"  flexnpu-probe attached, nothing restarted: {took:.1f} s")
         self.say(f"  flexnpu-collector: {self.chain.start_collector():.1f} s")
         self.say(f"  Prometheus: {self.chain.start_prometheus():.1f} s")
         return self.watch
@@ -91,7 +112,7 @@ class Demo:
         """First uses of each shape (model code, daemon, cost estimates) are not what is to be compared."""
         for name in self.chain.servers:
             longest = max(arrival.prompt_tokens for arrival in self._arrivals(name, self.plan.phase_s))
-            shapes = [Arrival(0.0, 16, 8), Arrival(0.0, 32, 8), Arrival(0.0, longest, 2)][:_WARM_UP_REQUESTS]
+            shapes = [Arrival(0.0, 24, 8), Arrival(0.0, longest, 8)]
             records = self._replay([self._target(name, shapes)], 60.0)
             failed = [record.error for record in records if not record.ok]
             if failed:
@@ -112,8 +133,13 @@ class Demo:
     def _replay(self, targets: Sequence[Target], window_s: float) -> list[Record]:
         return asyncio.run(replay(targets, window_s, self.plan.drain_s))
 
-    def load(self, name: str, title: str, servers: Sequence[str], seconds: float, watch: Watch) -> Phase:
-        """Replay the arrivals of ``servers`` for ``seconds``, printing what the probes see."""
+    def load(
+        self, name: str, title: str, servers: Sequence[str], lead_s: float, seconds: float, watch: Watch
+    ) -> Phase:
+        """Replay the arrivals of ``servers`` for ``seconds``, printing what the probes see.
+
+        Figures are taken after ``lead_s`` seconds.
+        """
         targets = [self._target(server, self._arrivals(server, seconds)) for server in servers]
         pids = [(server, self.chain.servers[server].pid) for server in servers]
         control = self.chain.new_control()
@@ -126,18 +152,20 @@ class Demo:
                 gated[lane.pid] = gated.get(lane.pid, 0.0) + lane.gated_us
             marks[label] = (time.monotonic_ns(), status.device_busy_us if status else None, gated)
 
-        def busy() -> float | None:
+        def status() -> DaemonStatus | None:
             try:
-                return control.status().device_busy_us
+                return control.status()
             except ControlError:
                 return None
 
-        mark("start")
-        at_end = threading.Timer(seconds, mark, ("end",))
-        at_end.start()
-        with Ticker(watch, pids, busy, self.say):
+        begun_ns = time.monotonic_ns()
+        timers = [threading.Timer(lead_s, mark, ("start",)), threading.Timer(seconds, mark, ("end",))]
+        for timer in timers:
+            timer.start()
+        with Ticker(watch, pids, status, self.say):
             records = self._replay(targets, seconds)
-        at_end.join()
+        for timer in timers:
+            timer.join()
         control.close()
         time.sleep(1.0)  # the last steps and requests on their way through the feed
         self.supervisor.check()
@@ -146,7 +174,7 @@ class Demo:
             name=name,
             title=title,
             load=Window(start[0], end[0]),
-            whole=Window(start[0], time.monotonic_ns()),
+            whole=Window(begun_ns, time.monotonic_ns()),
             records=records,
             busy_us=None if start[1] is None or end[1] is None else end[1] - start[1],
             gated_us={pid: us - start[2].get(pid, 0.0) for pid, us in end[2].items()},
@@ -158,12 +186,17 @@ class Demo:
     def run_phases(self, watch: Watch) -> None:
         plan = self.plan
         self.section(f"3. The chat server alone, {plan.calm_s:.0f} s")
-        self.load("alone", "chat alone", ["chat"], plan.calm_s, watch)
+        self.say(
+            "  what the probes saw, every 3 s: steps with their median/longest time, median TTFT on the wire"
+        )
+        self.load("alone", "chat alone", ["chat"], 2.0, plan.calm_s, watch)
         self.section(f"4. Long prompts flood the device, no policy, {plan.phase_s:.0f} s")
-        self.load("transparent", "flood, no policy", ["chat", "flood"], plan.phase_s, watch)
+        self.load("transparent", "flood, no policy", ["chat", "flood"], plan.lead_s, plan.phase_s, watch)
         self.section(f"5. The same arrivals, decode protected by the controller, {plan.phase_s:.0f} s")
-        self.say(f"  flexnpu-controller set the gate: {self.chain.start_controller():.1f} s")
-        self.load("protect-decode", "flood, protect-decode", ["chat", "flood"], plan.phase_s, watch)
+        self.say(f"  flexnpu-controller reads the feed: {self.chain.start_controller():.1f} s")
+        self.load(
+            "protect-decode", "flood, protect-decode", ["chat", "flood"], plan.lead_s, plan.phase_s, watch
+        )
         self.chain.stop_controller()
 
     # --- judging -----------------------------------------------------------------------------------------
@@ -209,11 +242,16 @@ class Demo:
         )
         self._judge_gate()
         losses = watch.losses
-        lost = {f"{source}.{name}": n for source, counts in losses.items() for name, n in counts.items() if n}
+        counted = {
+            f"{source} {name}": count
+            for source, counts in losses.items()
+            for name, count in counts.items()
+            if count and name not in _NOT_LOSSES
+        }
         self.check(
-            "losses counted",
+            "losses are counted",
             {"steps", "wire"} <= set(losses),
-            "none lost" if not lost else ", ".join(f"{name} {n}" for name, n in sorted(lost.items())),
+            ", ".join(f"{name} {count}" for name, count in sorted(counted.items())) or "nothing lost",
         )
         return {"accuracy": accuracy, "wire": wire, "losses": losses, "texts": self._same_texts()}
 
@@ -236,6 +274,52 @@ class Demo:
             busy is not None and busy >= targets.device_busy,
             f"{_percent(by_name['transparent']['device_busy'], 0)} without, {_percent(busy, 0)} with policy",
         )
+
+    def query_prometheus(self) -> dict[str, Any]:
+        """Ask the Prometheus that watched it all: every panel of the dashboard, and the alert's history."""
+        prometheus = self.chain.prometheus
+        assert prometheus is not None
+        window_s = time.monotonic() - self._started
+        results = check_panels(prometheus.url, pd_colocation.dashboard_json(), window_s=window_s)
+        empty = sorted({f"{result.panel} {result.ref}" for result in results if not result.ok})
+        self.check(
+            "every panel of the dashboard shows data",
+            bool(results) and not empty,
+            f"{len(results)} queries" + (f"; empty: {', '.join(empty)}" if empty else ""),
+        )
+        return {"panels": [asdict(result) for result in results], "alert": self._judge_alert(prometheus)}
+
+    def _judge_alert(self, prometheus: PrometheusServer) -> dict[str, Any]:
+        pid = str(self.chain.servers["chat"].pid)
+
+        def firing() -> bool:
+            return any(labels["pid"] == pid for labels in prometheus.firing(ALERT))
+
+        start = time.monotonic()
+        while (still := firing()) and time.monotonic() - start < _RESOLVE_S:
+            time.sleep(0.5)
+        fired = self._alert_times(prometheus, time.monotonic() - self._started)
+        seconds = {phase.name: sum(phase.whole.holds(t) for t in fired) for phase in self.phases}
+        self.check(
+            "the TTFT alert fires under the flood and resolves",
+            seconds["transparent"] > 0 and not still,
+            f"for chat, {seconds['transparent']} s without policy, {seconds['protect-decode']} s with it; "
+            + ("still firing at the end" if still else "resolved at the end"),
+        )
+        return {"name": ALERT, "firing_s": seconds, "resolved": not still}
+
+    def _alert_times(self, prometheus: PrometheusServer, window_s: float) -> list[int]:
+        """Seconds at which the alert fired for the chat server, CLOCK_MONOTONIC ns."""
+        now, now_ns = time.time(), time.monotonic_ns()
+        pid = self.chain.servers["chat"].pid
+        query = f'ALERTS{{alertname="{ALERT}",alertstate="firing",pid="{pid}"}}'
+        found = query_api(
+            prometheus.url,
+            "query_range",
+            {"query": query, "start": f"{now - window_s:.3f}", "end": f"{now:.3f}", "step": "1"},
+        )
+        times = {float(t) for series in found["result"] for t, _ in series["values"]}
+        return sorted(now_ns - round((now - t) * 1e9) for t in times)
 
     def _same_texts(self) -> dict[str, int]:
         """Greedy decoding is deterministic: the same prompt gives the same text in both phases."""
@@ -281,14 +365,15 @@ def _attempt(demo: Demo) -> dict[str, Any]:
 def run(plan: Plan, report_path: Path, keep: bool, write: Callable[[Console], None] | None = None) -> int:
     """Run the demo, write the report, and return the exit status."""
     require_root()
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = Console(width=None if sys.stdout.isatty() else 120)
     started, tag = time.monotonic(), uuid.uuid4().hex
+    os.environ[leftovers.TAG_VARIABLE] = tag
     directory = Path(tempfile.mkdtemp(prefix="flexnpu-demo-"))
     before = leftovers.survey(None, [])
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with Supervisor(directory, tag) as supervisor:
-            demo = Demo(plan, console, directory, supervisor)
+        with Supervisor(directory, tag) as supervisor, contextlib.ExitStack() as stack:
+            demo = Demo(plan, console, directory, supervisor, stack)
             found = _attempt(demo)
             demo.section("7. Ending")
             if demo.watch is not None:

@@ -35,9 +35,9 @@ class Phase:
     name: str
     title: str
     load: Window
-    """While requests were sent: throughput and busy time are over it."""
+    """What the figures are over: requests sent, and steps ended, while the load was steady."""
     whole: Window
-    """Load and the drain after it: latencies are over it."""
+    """With the lead-in before it and the drain after it."""
     records: list[Record]
     busy_us: float | None
     gated_us: dict[int, float]
@@ -65,15 +65,14 @@ def fill(phase: Phase, watch: Watch, pids: dict[str, int]) -> None:
         "servers": {},
     }
     for name, pid in pids.items():
-        records = [record for record in phase.records if record.server == name]
+        records = [r for r in phase.records if r.server == name and phase.load.holds(r.sent_ns)]
         if not records:
             continue
-        steps = watch.steps(pid, phase.whole)
-        in_load = [step for step in steps if phase.load.holds(step.t_end_ns)]
+        in_load = watch.steps(pid, phase.load)
         prefills = [step for step in in_load if step.phase == "prefill"]
         figures["servers"][name] = {
             "client": summarise(records, seconds),
-            "wire_ttft_ms": wire_ttft_ms(watch.requests(pid, phase.whole)),
+            "wire_ttft_ms": wire_ttft_ms(watch.requests(pid, phase.load)),
             "decode_step_ms": step_times_ms([step for step in in_load if step.phase == "decode"]),
             "prefill_step_ms": step_times_ms(prefills),
             "prompt_tokens_per_s": sum(step.tokens or 0 for step in prefills) / seconds,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.replay import quantile
+from flexnpu.control.messages import DaemonStatus
 from probes.events import Event, Losses, RequestTiming, Step
 from probes.feed import FeedClient
 
@@ -116,12 +117,12 @@ class Ticker:
         self,
         watch: Watch,
         pids: Sequence[tuple[str, int]],
-        busy: Callable[[], float | None],
+        status: Callable[[], DaemonStatus | None],
         write: Callable[[str], None],
     ) -> None:
         self._watch = watch
         self._pids = pids
-        self._busy = busy
+        self._status = status
         self._write = write
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
@@ -136,28 +137,37 @@ class Ticker:
         self._thread.join(timeout=10.0)
 
     def _run(self) -> None:
-        last, busy = time.monotonic_ns(), self._busy()
+        last, before = time.monotonic_ns(), self._status()
         while not self._stop.wait(_LINE_EVERY_S):
-            now = time.monotonic_ns()
-            parts = [self._describe(name, pid, Window(last, now)) for name, pid in self._pids]
-            busy_now = self._busy()
-            if busy is not None and busy_now is not None:
-                parts.append(f"device busy {(busy_now - busy) / (now - last) * 1e5:3.0f} %")
-            self._write(f"  {time.monotonic() - self._start:4.0f} s  " + "  |  ".join(parts))
-            last, busy = now, busy_now
+            window = Window(last, time.monotonic_ns())
+            parts = [self._describe(name, pid, window) for name, pid in self._pids]
+            now = self._status()
+            if before is not None and now is not None:
+                parts.append(_device(before, now, window))
+            self._write(f"  {time.monotonic() - self._start:3.0f} s  " + " | ".join(parts))
+            last, before = window.end_ns, now
 
     def _describe(self, name: str, pid: int, window: Window) -> str:
         parts = []
         for phase in ("prefill", "decode"):
             times = [step.duration_us / 1e3 for step in self._watch.steps(pid, window, phase)]
             if times:
-                p50 = quantile(times, 0.5) or 0.0
-                parts.append(f"{len(times)} {phase} (p50 {p50:.1f}, max {max(times):.1f} ms)")
+                parts.append(f"{len(times)} {phase} {quantile(times, 0.5) or 0.0:.0f}/{max(times):.0f} ms")
         first = [
             (request.t_first_ns - request.t_arrival_ns) / 1e6
             for request in self._watch.ended_requests(pid, window)
             if request.t_first_ns is not None
         ]
         if first:
-            parts.append(f"TTFT p50 {quantile(first, 0.5) or 0.0:.0f} ms")
+            parts.append(f"TTFT {quantile(first, 0.5) or 0.0:.0f} ms")
         return f"{name}: " + (", ".join(parts) or "idle")
+
+
+def _device(before: DaemonStatus, now: DaemonStatus, window: Window) -> str:
+    text = ""
+    if before.device_busy_us is not None and now.device_busy_us is not None:
+        text = f"device {(now.device_busy_us - before.device_busy_us) / window.seconds / 1e4:.0f} % busy"
+    if now.gate.policy != "transparent":
+        held = sum(lane.gated_us for lane in now.lanes) - sum(lane.gated_us for lane in before.lanes)
+        text += f", gate held {held / window.seconds / 1e4:.0f} %"
+    return text
