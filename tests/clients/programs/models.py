@@ -1,4 +1,4 @@
-"""Prints, as JSON, digests of what an unmodified torch_npu computes: the same text is expected from every way to run it."""
+"""Prints, as JSON, digests of what an unmodified torch_npu computes: every way to run it prints the same."""
 
 import hashlib
 import json
@@ -39,7 +39,10 @@ def tensors() -> dict[str, str]:
 
 def model(kind: str, dtype: torch.dtype, attention: str) -> dict[str, object]:
     torch.manual_seed(0)
-    config_type, model_type = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[kind]
+    config_type, model_type = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    }[kind]
     config = config_type(
         vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=4, max_position_embeddings=512, attn_implementation=attention,
@@ -48,7 +51,12 @@ def model(kind: str, dtype: torch.dtype, attention: str) -> dict[str, object]:
     prompt = torch.randint(0, 1000, (1, 37), generator=torch.Generator().manual_seed(2)).npu()
     with torch.no_grad():
         logits = net(prompt).logits
-        tokens = net.generate(prompt, max_new_tokens=int(sys.argv[1]) if len(sys.argv) > 1 else 64, do_sample=False, pad_token_id=0)
+        tokens = net.generate(
+            prompt,
+            max_new_tokens=int(sys.argv[1]) if len(sys.argv) > 1 else 64,
+            do_sample=False,
+            pad_token_id=0,
+        )
     return {"logits": digest(logits), "tokens": tokens[0].tolist()}
 
 

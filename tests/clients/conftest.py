@@ -1,0 +1,111 @@
+"""A daemon of an emulated NPU, and programs run directly and through it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flexnpu import emulator
+from flexnpu.control import paths
+from flexnpu.control.client import ControlClient
+from flexnpu.control.messages import DaemonStatus
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+def _installed(command: str) -> Path:
+    return Path(sys.executable).with_name(command)
+
+
+class Daemon:
+    """flexnpud for an emulated device 0, in a run directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.environment = os.environ | {"FLEXNPU_RUN_DIR": str(directory), "PYTHONUNBUFFERED": "1"}
+        command = [
+            str(_installed("flexnpud")),
+            "--device",
+            "0",
+            "--emulated",
+            "--run-dir",
+            str(directory),
+        ]
+        self.process = subprocess.Popen(command, env=self.environment, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 30
+        while not self.control.exists():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                raise AssertionError(f"flexnpud did not start: {self.process.communicate()[1]}")
+            time.sleep(0.05)
+
+    @property
+    def control(self) -> Path:
+        return paths.control_socket(0, self.directory)
+
+    def status(self) -> DaemonStatus:
+        with ControlClient(self.control) as client:
+            return client.status()
+
+    def command(self, program: str, *arguments: str) -> list[str]:
+        """`program` of tests/clients/programs, under interposition."""
+        run = [str(_installed("flexnpu")), "run", "--"]
+        return [*run, sys.executable, str(PROGRAMS / program), *arguments]
+
+    def start(self, program: str, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(program, *arguments), env=self.environment, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, program: str, *arguments: str, timeout: float = 240) -> str:
+        return _output(self.command(program, *arguments), self.environment, timeout)
+
+    def wait_for(self, condition: Callable[[DaemonStatus], bool], timeout: float = 5) -> DaemonStatus:
+        deadline = time.monotonic() + timeout
+        while True:
+            status = self.status()
+            if condition(status):
+                return status
+            assert time.monotonic() < deadline, status
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        _, errors = self.process.communicate(timeout=30)
+        assert self.process.returncode in (0, -signal.SIGKILL), errors
+
+
+def _output(command: list[str], environment: dict[str, str], timeout: float) -> str:
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert result.returncode == 0, f"{command}: {result.returncode}\n{result.stderr[-3000:]}"
+    return result.stdout
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    one = Daemon(tmp_path)
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+@pytest.fixture
+def direct() -> Callable[..., str]:
+    """Runs a program of tests/clients/programs straight on the emulated device; its output."""
+
+    def run(program: str, *arguments: str, timeout: float = 240) -> str:
+        command = [sys.executable, str(PROGRAMS / program), *arguments]
+        return _output(command, os.environ | emulator.environment(), timeout)
+
+    return run
