@@ -137,7 +137,13 @@ Tensor Call::convert(const void* handle, uint32_t i) {
     return t;
 }
 
-Tensor Call::tensor(uint32_t i) { return convert(at(i).p, i); }
+Tensor Call::tensor(uint32_t i) {
+    const Tensor t = convert(at(i).p, i);
+    require_numeric(t);
+    return t;
+}
+
+Tensor Call::tensor_of_any_type(uint32_t i) { return convert(at(i).p, i); }
 
 bool Call::has(uint32_t i) const { return at(i).p != nullptr; }
 
@@ -151,6 +157,8 @@ std::vector<Tensor> Call::tensors(uint32_t i) {
     std::vector<Tensor> result;
     for (const aclTensor* entry : list->tensors) {
         result.push_back(entry == nullptr ? Tensor{} : convert(entry, i));
+        require(entry == nullptr || is_numeric(result.back().dtype), "data type %s is not emulated",
+                dtype_name(result.back().dtype));
     }
     return result;
 }

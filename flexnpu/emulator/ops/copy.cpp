@@ -358,7 +358,8 @@ Job slice(Call& call) {  // self, dim, start, end, step, out
     return copy_job(call, out, part);
 }
 
-OPERATOR("aclnnInplaceCopy", [](Call& call) { return copy_job(call, call.tensor(0), call.tensor(1)); });
+OPERATOR("aclnnInplaceCopy",
+         [](Call& call) { return copy_job(call, call.tensor_of_any_type(0), call.tensor_of_any_type(1)); });
 OPERATOR("aclnnCast", [](Call& call) -> Job {  // self, dtype, out
     const Tensor self = call.tensor(0), out = call.tensor(2);
     call.require_shape(out, self, "the output");
@@ -376,7 +377,7 @@ OPERATOR("aclnnInplaceFillTensor", [](Call& call) -> Job {
     return copy_job(call, call.tensor(0), scalar);
 });
 OPERATOR("aclnnInplaceZero", [](Call& call) -> Job {
-    const Tensor self = call.tensor(0);
+    const Tensor self = call.tensor_of_any_type(0);
     return [=] {
         zero(self);
         return 0;

@@ -279,19 +279,23 @@ Job clamp_tensor(Call& call) {
 
 // out = self + value * t1 * t2, or with a quotient.
 Job add_product(Call& call, bool inplace, bool divide) {
-    const Tensor self = call.tensor(0);
+    const Tensor self = call.tensor(0), a = call.tensor(1), b = call.tensor(2);
     const Scalar value = call.scalar(3);
-    return ternary_job(call, inplace ? self : call.tensor(4), self, call.tensor(1), call.tensor(2),
-                       [value, divide]<class T>(T* out, const T* x, const T* a, const T* b, int64_t n) {
-                           const T v = value.as<T>();
-                           for (int64_t i = 0; i < n; i++) {
-                               if constexpr (std::is_integral_v<T>) {
-                                   out[i] = x[i] + v * (divide ? (b[i] == 0 ? 0 : a[i] / b[i]) : a[i] * b[i]);
-                               } else {
-                                   out[i] = x[i] + v * (divide ? a[i] / b[i] : a[i] * b[i]);
-                               }
-                           }
-                       });
+    call.require(!divide || compute_of({self.dtype, a.dtype, b.dtype}) != Compute::kWhole,
+                 "needs floating-point tensors");
+    return ternary_job(
+        call, inplace ? self : call.tensor(4), self, a, b,
+        [value, divide]<class T>(T* out, const T* x, const T* y, const T* z, int64_t n) {
+            const T v = value.as<T>();
+            for (int64_t i = 0; i < n; i++) {
+                if constexpr (std::is_integral_v<T>) {
+                    // Unsigned, for it may wrap.
+                    out[i] = static_cast<T>(uint64_t(x[i]) + uint64_t(v) * uint64_t(y[i]) * uint64_t(z[i]));
+                } else {
+                    out[i] = x[i] + v * (divide ? y[i] / z[i] : y[i] * z[i]);
+                }
+            }
+        });
 }
 
 template <class T>

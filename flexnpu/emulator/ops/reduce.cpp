@@ -62,6 +62,7 @@ bool is_column_sum(const Tensor& self, const std::vector<int>& dims) {
 }
 
 Job sum_job(Call& call, const Tensor& self, const std::vector<int>& dims, const Tensor& out, bool mean) {
+    call.require(!mean || is_floating(out.dtype), "a mean needs a floating-point output");
     int64_t count = 1;
     for (int d : dims) {
         count *= self.dims[d];

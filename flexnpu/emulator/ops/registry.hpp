@@ -45,8 +45,10 @@ class Call {
 public:
     Call(const char* name, const char* kinds, const AclnnArg* args, uint32_t count);
 
-    // Arguments by position. A missing or malformed one throws Invalid.
+    // Arguments by position. A missing or malformed one throws Invalid; so does a tensor of a type that the
+    // row kernels do not load (complex, 4-bit ...), unless the row only moves bytes.
     Tensor tensor(uint32_t i);
+    Tensor tensor_of_any_type(uint32_t i);
     bool has(uint32_t i) const;  // false for a null pointer
     // A tensor whose memory the operator reshapes by its result: the aclTensor itself (for aclnnNonzero and
     // its like).

@@ -62,3 +62,43 @@ def test_any_shapes_broadcast(
     }
     why = worker.ask(request)
     assert not why, f"{request}: {why}"
+
+
+@st.composite
+def attention(draw: st.DrawFn) -> dict[str, Any]:
+    """Sizes, masks and layouts of scaled_dot_product_attention, grouped heads and single tokens among them."""
+    batch, kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    rows, keys = draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    width = 4 * draw(st.integers(1, 12))
+    options = ["enable_gqa=True"]
+    mask = draw(st.sampled_from(["none", "causal", "mask"]))
+    if mask == "causal":
+        options.append("is_causal=True")
+    if mask == "mask":
+        # Every row sees its first key at least: what a fully masked row gives is not defined alike everywhere.
+        options.append("attn_mask=m | (torch.arange(m.shape[-1], device=m.device) == 0)")
+    if draw(st.booleans()):
+        options.append("scale=0.3")
+    heads = draw(st.sampled_from([1, kv_heads * group]))
+    return {
+        "name": "attention",
+        "expression": f"F.scaled_dot_product_attention(q, k, v, {', '.join(options)})",
+        "reference": "",
+        "inputs": {
+            "q": f"x {batch} {kv_heads * group} {rows} {width}",
+            "k": f"x {batch} {kv_heads} {keys} {width}",
+            "v": f"x {batch} {kv_heads} {keys} {width}",
+            "m": f"b {draw(st.sampled_from([1, batch]))} {heads} {rows} {keys}",
+        },
+        "dtype": draw(st.sampled_from(["float32", "float16", "bfloat16"])),
+        "layout": draw(st.sampled_from(["dense", "transposed", "sliced"])),
+        "ulps": 10.0,
+        "seed": draw(st.integers(0, 1000)),
+    }
+
+
+@given(case=attention())
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_attention(worker: Worker, case: dict[str, Any]) -> None:
+    why = worker.ask(case)
+    assert not why, f"{case}: {why}"
