@@ -104,6 +104,8 @@ class FeedServer:
             self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._remove_dead()
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        except FeedError:
+            raise
         except OSError as error:
             raise FeedError(f"cannot serve a feed at {self.path}: {error.strerror}") from None
         try:
@@ -137,11 +139,11 @@ class FeedServer:
             probe.settimeout(1.0)
             try:
                 probe.connect(str(self.path))
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, FileNotFoundError):
                 self.path.unlink(missing_ok=True)
                 return
-            except (FileNotFoundError, TimeoutError, OSError):
-                return
+            except OSError:
+                pass  # it does not answer, yet it listens
         raise FeedError(f"another tracer serves {self.path}; stop it, or read from it instead")
 
     # -- the tracer's side ----------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ class Window:
         self._rows: dict[tuple[int, int, str], _Row] = {}
 
     def add(self, step: Step) -> None:
+        if step.ended_by == "detach":
+            return  # cut short by us
         self._rows.setdefault((step.pid, step.stream, step.phase), _Row()).add(step)
 
     def take(self, seconds: float, gated_us: Mapping[Lane, float], title: str) -> Table:

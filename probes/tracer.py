@@ -386,6 +386,7 @@ class Tracer:
         self._next_refresh = 0.0
         self._closed = False
         self._final: Losses | None = None
+        self._failure: BaseException | None = None
         bcc = _bcc()
         flags = [f"-DGAP_NS={GAP_NS}ULL", f"-DRING_PAGES={ring_pages}", "-Wno-macro-redefined"]
         self._ring = bool(bcc.BPF.kernel_struct_has_field(b"bpf_ringbuf", b"waitq") == 1)
@@ -522,6 +523,9 @@ class Tracer:
             self._bpf.ring_buffer_poll(timeout_ms)
         else:
             self._bpf.perf_buffer_poll(timeout_ms)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_S
@@ -537,10 +541,17 @@ class Tracer:
             self._bpf.perf_buffer_poll(0)
 
     def _on_ring(self, _context: Any, data: Any, size: int) -> None:
-        self._on_record(decode(ctypes.string_at(data, size)))
+        self._take(data, size)
 
     def _on_perf(self, _cpu: int, data: Any, size: int) -> None:
-        self._on_record(decode(ctypes.string_at(data, size)))
+        self._take(data, size)
+
+    def _take(self, data: Any, size: int) -> None:
+        # Called from C, where an exception would be printed and forgotten: `poll` raises it.
+        try:
+            self._on_record(decode(ctypes.string_at(data, size)))
+        except BaseException as error:
+            self._failure = self._failure or error
 
     def _on_perf_lost(self, lost: int) -> None:
         self._perf_lost += lost
@@ -684,9 +695,12 @@ class Tracer:
                 continue  # it ended between the two lines above, and what followed is after the detaching
             rest = raw.base
             if raw.kind != _BETWEEN:
+                over = raw.cand_t and (raw.cand.launches - raw.base.launches) * 2 >= lane.usual
+                if not over:
+                    raw.cand_t = 0  # in the middle of the step
                 if raw.seq != lane.published:
-                    self._publish_running(pid, stream, raw, "sync" if raw.cand_t else "detach")
-                rest = raw.cand if raw.cand_t else raw.now
+                    self._publish_running(pid, stream, raw, "sync" if over else "detach")
+                rest = raw.cand if over else raw.now
             elif raw.seq == lane.published:
                 rest = raw.now
             if raw.now.launches != rest.launches or raw.now.graphs != rest.graphs:
@@ -740,16 +754,16 @@ class Tracer:
         if self._closed:
             return
         self._closed = True
+        targets = self.targets
         try:
-            targets = self.targets
             for target in targets:
                 self._settle(target)
+        finally:
             self._final = self.losses()
             for target in targets:
                 self._remove(target)
             for _, thread in self._removing:
                 thread.join()
-        finally:
             self._bpf.cleanup()
 
     def __enter__(self) -> Self:

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from probes.events import Event, Losses, Step, StepBegin
+from probes.feed import FeedClient, FeedError, FeedServer
+
+
+def step(number: int) -> Step:
+    return Step(number, number + 1, 3, "server", 4, "decode", 1, 1, 214, 0, 0, 8, "embedding[1,1]", 1.0)
+
+
+def subscribed(server: FeedServer, count: int = 1) -> None:
+    deadline = time.monotonic() + 5
+    while server.counts["feed_subscribers"] != count:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_every_subscriber_gets_every_event_in_order(tmp_path: Path) -> None:
+    sent = [step(number) for number in range(1009)]
+    with FeedServer(tmp_path / "run" / "probe.sock") as server:
+        clients = [FeedClient(server.path) for _ in range(3)]
+        subscribed(server, 3)
+        for event in sent:
+            server.publish(event)
+        got = [[client.read(5) for _ in sent] for client in clients]
+    assert got == [sent] * 3
+    for client in clients:
+        assert client.read(5) is None
+        assert client.ended
+        client.close()
+
+
+def test_what_is_queued_is_delivered_before_the_end(tmp_path: Path) -> None:
+    server = FeedServer(tmp_path / "probe.sock")
+    with FeedClient(server.path) as client:
+        subscribed(server)
+        for number in range(101):
+            server.publish(step(number))
+        server.close()
+        assert list(client) == [step(number) for number in range(101)]
+    assert not server.path.exists()
+
+
+def test_reading_is_bounded_in_time(tmp_path: Path) -> None:
+    with FeedServer(tmp_path / "probe.sock") as server, FeedClient(server.path) as client:
+        begun = time.monotonic()
+        assert client.read(0.05) is None
+        assert time.monotonic() - begun < 2
+        assert not client.ended
+
+
+def test_begins_are_for_those_who_ask(tmp_path: Path) -> None:
+    begin = StepBegin(1, 3, "server", 4, "prefill", 37, 1, "embedding[1,37]", 1.0)
+    with (
+        FeedServer(tmp_path / "probe.sock") as server,
+        FeedClient(server.path) as plain,
+        FeedClient(server.path, begins=True) as eager,
+    ):
+        subscribed(server, 2)
+        server.publish(begin)
+        server.publish(step(1))
+        assert plain.read(5) == step(1)
+        assert [eager.read(5), eager.read(5)] == [begin, step(1)]
+
+
+def test_a_slow_subscriber_loses_lines_and_is_told_and_harms_nobody(tmp_path: Path) -> None:
+    with FeedServer(tmp_path / "probe.sock", max_queued=20_000) as server:
+        slow = FeedClient(server.path)
+        subscribed(server)
+        begun = time.monotonic()
+        for number in range(20_011):
+            server.publish(step(number))
+        assert time.monotonic() - begun < 30  # never waited for the one that does not read
+        with FeedClient(server.path) as quick:
+            subscribed(server, 2)
+            server.publish(step(7))
+            assert quick.read(5) == step(7)
+        dropped = server.counts["feed_dropped"]
+        assert dropped > 0
+        events: list[Event] = []
+        while (event := slow.read(0.3)) is not None:
+            events.append(event)
+        server.publish(step(20_012))
+        while (event := slow.read(0.3)) is not None:
+            events.append(event)
+    slow.close()
+    steps = [event for event in events if isinstance(event, Step)]
+    losses = [event for event in events if isinstance(event, Losses)]
+    assert events[-1] == step(20_012)
+    assert losses[-1].source == "feed"
+    assert losses[-1].counts["feed_dropped"] == server.counts["feed_dropped"]
+    assert len(steps) + losses[-1].counts["feed_dropped"] == 20_011 + 1 + 1
+    assert [event.t_start_ns for event in steps] == sorted(
+        event.t_start_ns for event in steps if event.t_start_ns != 7
+    ) or 7 in [event.t_start_ns for event in steps]
+
+
+def test_a_subscriber_that_talks_is_cut_off(tmp_path: Path) -> None:
+    with FeedServer(tmp_path / "probe.sock") as server:
+        with socket.socket(socket.AF_UNIX) as talker:
+            talker.connect(str(server.path))
+            subscribed(server)
+            talker.sendall(b'{"v":1}\n')
+            talker.settimeout(5)
+            with contextlib.suppress(ConnectionResetError):
+                assert talker.recv(1) == b""
+        subscribed(server, 0)
+
+
+def test_the_socket_is_closed_to_others(tmp_path: Path) -> None:
+    with FeedServer(tmp_path / "probe.sock") as server:
+        assert stat.S_IMODE(os.stat(server.path).st_mode) == 0o660
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes its user")
+def test_another_user_is_refused_by_credentials(tmp_path: Path) -> None:
+    # The socket is opened wide, as a careless administrator might: the peer's credentials still decide.
+    program = (
+        "import os, sys, socket; s = socket.socket(socket.AF_UNIX); os.chdir(sys.argv[1]); os.setgroups([]);"
+        "os.setgid(65534); os.setuid(65534); s.settimeout(5); s.connect('probe.sock'); print(s.recv(10))"
+    )
+    with FeedServer(tmp_path / "probe.sock") as server:
+        os.chmod(server.path, 0o666)
+        for parent in (tmp_path, *tmp_path.parents[:2]):
+            os.chmod(parent, 0o755)
+        done = subprocess.run(
+            [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, timeout=30
+        )
+        assert done.stdout == "b''\n", done.stderr
+        assert server.counts["feed_refused"] == 1
+
+
+def test_a_dead_servers_socket_is_replaced_a_living_ones_not(tmp_path: Path) -> None:
+    path = tmp_path / "probe.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with FeedServer(path):
+        with pytest.raises(FeedError, match="another tracer serves"):
+            FeedServer(path)
+        with FeedClient(path):
+            pass
+    path.write_text("mine")
+    with pytest.raises(FeedError, match="is no socket"):
+        FeedServer(path)
+    assert path.read_text() == "mine"
+
+
+def test_no_server_and_no_group_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FeedError, match=r"flexnpu-probe attach --all --feed"):
+        FeedClient(tmp_path / "probe.sock")
+    with pytest.raises(FeedError, match="no group 'nobody-has-it'"):
+        FeedServer(tmp_path / "probe.sock", group="nobody-has-it")
+    assert not (tmp_path / "probe.sock").exists()
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(max_size=50), max_size=4))
+def test_a_client_takes_any_bytes_or_says_what_is_wrong(tmp_path: Path, chunks: list[bytes]) -> None:
+    path = tmp_path / f"fuzz-{time.monotonic_ns()}.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with FeedClient(path) as client:
+            server, _ = listener.accept()
+            with server:
+                server.sendall(step(1).to_json().encode() + b"\n")
+                for chunk in chunks:
+                    server.sendall(chunk)
+            assert client.read(5) == step(1)
+            try:
+                rest = list(client)
+            except FeedError:
+                return
+            assert rest == []
+            assert b"\n" not in b"".join(chunks)
