@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import click
+
 import flexnpu.gate._gate as _gate
 
 PREFILL, DECODE = 1, 2
