@@ -58,8 +58,8 @@ def environment(home: Path, data_socket: Path | None, base: Mapping[str, str]) -
         entry for entry in base.get("LD_LIBRARY_PATH", "").split(":") if entry and Path(entry) not in ours
     ]
     result["LD_LIBRARY_PATH"] = ":".join([str(home / "lib"), *rest])
-    for name in _HOMES:
-        result[name] = str(home / "lib" / "toolkit")
+    for name, folder in _HOMES.items():
+        result[name] = str(home / "lib" / "toolkit" / folder)
     result.pop("FLEXNPU_SOCKET", None)
     if data_socket is not None:
         result["FLEXNPU_SOCKET"] = str(data_socket)

@@ -45,7 +45,7 @@ def _gate(gate: GateStatus) -> str:
 def _session_table(status: DaemonStatus) -> Table:
     table = Table(title="sessions", title_justify="left", box=None, pad_edge=False)
     for name in ("session", "pid", "command", "user", "memory", "rings", "calls", "refused", "ring full"):
-        table.add_column(name, justify="left" if name == "command" else "right")
+        table.add_column(name, justify="left" if name == "command" else "right", no_wrap=True)
     for s in status.sessions:
         row = (s.session, s.pid, Text(s.comm), s.uid, _bytes(s.memory_bytes), s.rings, s.calls, s.refused)
         table.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row), str(s.ring_full))
@@ -54,28 +54,16 @@ def _session_table(status: DaemonStatus) -> Table:
 
 def _lane_table(status: DaemonStatus) -> Table:
     table = Table(title="lanes", title_justify="left", box=None, pad_edge=False)
-    for name in (
-        "lane",
-        "pid",
-        "command",
-        "stream",
-        "phase",
-        "queued",
-        "in flight",
-        "launched",
-        "device",
-        "gated",
-    ):
-        table.add_column(name, justify="left" if name in ("command", "phase") else "right")
+    for name in ("lane", "pid", "stream", "phase", "queued", "in flight", "launched", "device", "gated"):
+        table.add_column(name, justify="left" if name == "phase" else "right", no_wrap=True)
     for lane in status.lanes:
         table.add_row(
             str(lane.lane),
             str(lane.pid),
-            Text(lane.comm),
-            f"{lane.stream:#x}",
+            f"{lane.stream:x}",
             lane.phase,
             str(lane.queued),
-            f"{lane.in_flight} ({_us(lane.in_flight_us)})",
+            _us(lane.in_flight_us),
             str(lane.launched),
             _us(lane.device_us),
             _us(lane.gated_us) + (" held" if lane.held_now else ""),

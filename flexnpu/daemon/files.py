@@ -99,8 +99,10 @@ class DaemonFiles:
         except OSError as error:
             raise FilesError(f"{self.lock_path}: {error.strerror}; use --run-dir") from None
         if self._lock_fd is None:
+            holder = self._holder()
+            who = f" (pid {holder})" if holder is not None else ""
             raise DeviceBusyError(
-                f"device {self.device} has a daemon already{self._holder()}: "
+                f"device {self.device} has a daemon already{who}: "
                 "stop that one, or use another --device or --run-dir"
             )
         os.ftruncate(self._lock_fd, 0)
@@ -125,11 +127,11 @@ class DaemonFiles:
                 while os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
                     time.sleep(0.005)
 
-    def _holder(self) -> str:
+    def _holder(self) -> int | None:
         try:
-            return f" (pid {int(self.lock_path.read_text())})"
+            return int(self.lock_path.read_text())
         except (OSError, ValueError):
-            return ""
+            return None
 
     def _remove_sockets(self) -> list[Path]:
         removed = []
@@ -151,6 +153,7 @@ class DaemonFiles:
     def _start_sentinel(self) -> tuple[int, int]:
         """(pid, pipe whose closing wakes it)."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        daemon = os.getpid()
         pid = os.fork()
         if pid:
             os.close(read_end)
@@ -167,11 +170,19 @@ class DaemonFiles:
             os.closerange(3, read_end)
             os.closerange(read_end + 1, 4096)
             os.read(read_end, 1)
-            fd_or_none = _lock(self.lock_path) if self.lock_path.exists() else None
-            if fd_or_none is not None:
+            self._clean_up_after(daemon)
+        finally:
+            os._exit(0)
+
+    def _clean_up_after(self, daemon: int) -> None:
+        """Remove what the dead daemon left, unless another one has the device by now."""
+        deadline = time.monotonic() + 10.0
+        while self._holder() == daemon and time.monotonic() < deadline:
+            # A dying process lets go of its descriptors one by one: the lock may come after the pipe.
+            if _lock(self.lock_path) is not None:
                 with contextlib.suppress(FilesError):
                     self._remove_sockets()
                 self.lock_path.unlink(missing_ok=True)
-            self._remove_directory()
-        finally:
-            os._exit(0)
+                break
+            time.sleep(0.02)
+        self._remove_directory()

@@ -1,0 +1,292 @@
+"""The commands as they are typed: daemon, run, status, controller; good input and bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexnpu.cli.run import CLIENT_HOME, environment
+from flexnpu.control.client import ControlClient
+from flexnpu.control.messages import SetGate
+
+pytest.importorskip("flexnpu.daemon._plane", reason="run make build")
+
+BIN = Path(sys.executable).parent
+
+PROGRAM = """
+import ctypes, os, sys, time
+acl = ctypes.CDLL("libascendcl.so")
+def check(code):
+    assert code == 0, code
+check(acl.aclInit(None))
+check(acl.aclrtSetDevice(0))
+pointer, stream = ctypes.c_void_p(), ctypes.c_void_p()
+check(acl.aclrtMalloc(ctypes.byref(pointer), ctypes.c_size_t(3 << 20), 0))
+check(acl.aclrtCreateStream(ctypes.byref(stream)))
+print("ready", stream.value, flush=True)
+sys.stdin.readline()
+check(acl.aclrtSynchronizeStream(stream))
+check(acl.aclrtFree(pointer))
+print("done", flush=True)
+"""
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    return [str(BIN / name), *map(str, arguments)]
+
+
+def call(run_dir: Path, name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(name, *arguments),
+        env={**os.environ, "FLEXNPU_RUN_DIR": str(run_dir)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if what():
+            return True
+        time.sleep(0.02)
+    return what()
+
+
+class Daemon:
+    def __init__(self, run_dir: Path, *arguments: object) -> None:
+        self.run_dir = run_dir
+        self.log_path = run_dir.parent / "log"
+        with self.log_path.open("w") as log:
+            self.process = subprocess.Popen(
+                command("flexnpud", "--emulated", "--run-dir", run_dir, *arguments), stderr=log
+            )
+        self.client = ControlClient(run_dir / "npu0.ctl")
+        assert wait_for(self.client.path.exists), self.log_path.read_text()
+        assert wait_for(lambda: any(line["event"] == "serving" for line in self.log()))
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+
+    def end(self) -> None:
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(10)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def daemon(run_dir: Path) -> Iterator[Daemon]:
+    made = Daemon(run_dir)
+    yield made
+    made.end()
+
+
+def start_program(run_dir: Path) -> tuple[subprocess.Popen[str], int]:
+    """A program that holds 3 MiB and a stream, and the stream's handle."""
+    program = subprocess.Popen(
+        command("flexnpu", "run", "--", sys.executable, "-c", PROGRAM),
+        env={**os.environ, "FLEXNPU_RUN_DIR": str(run_dir)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    word, handle = program.stdout.readline().split()
+    assert word == "ready"
+    return program, int(handle)
+
+
+def test_a_program_through_the_daemon(daemon: Daemon) -> None:
+    program, handle = start_program(daemon.run_dir)
+    status = daemon.client.status()
+    session = next(one for one in status.sessions if one.pid == program.pid)
+    assert session.memory_bytes >= 3 << 20
+    assert handle in [lane.stream for lane in status.lanes if lane.pid == program.pid]
+    shown = call(daemon.run_dir, "flexnpu", "status")
+    assert shown.returncode == 0
+    assert str(program.pid) in shown.stdout
+    as_json = json.loads(call(daemon.run_dir, "flexnpu", "status", "--json").stdout)
+    assert as_json[0]["sessions"][0]["pid"] == program.pid
+    assert program.communicate("\n", timeout=10)[0] == "done\n"
+    assert program.returncode == 0
+    assert wait_for(lambda: not daemon.client.status().sessions)
+
+
+def test_a_killed_client_gives_all_back(daemon: Daemon) -> None:
+    program, _ = start_program(daemon.run_dir)
+    program.kill()
+    program.communicate()
+    assert wait_for(lambda: not daemon.client.status().sessions)
+    assert not daemon.client.status().lanes
+
+
+def test_sigterm_leaves_nothing(run_dir: Path) -> None:
+    daemon = Daemon(run_dir)
+    assert daemon.client.status().device == 0
+    daemon.end()
+    assert daemon.process.returncode == 0
+    assert not run_dir.exists()
+    assert [line["event"] for line in daemon.log()] == ["serving", "stopping", "stopped"]
+
+
+def test_kill_9_leaves_nothing_and_ends_clients(run_dir: Path) -> None:
+    daemon = Daemon(run_dir)
+    program, _ = start_program(run_dir)
+    daemon.process.kill()
+    daemon.process.wait()
+    started = time.monotonic()
+    assert program.stdin is not None
+    program.stdin.write("\n")
+    program.stdin.flush()
+    program.wait(10)
+    assert program.returncode != 0, "its synchronise must fail"
+    assert time.monotonic() - started < 5
+    for pipe in (program.stdin, program.stdout):
+        assert pipe is not None
+        pipe.close()
+    assert wait_for(lambda: not run_dir.exists())
+
+
+def test_a_second_daemon_is_refused_and_the_first_stays(daemon: Daemon) -> None:
+    second = call(daemon.run_dir, "flexnpud", "--emulated", "--run-dir", daemon.run_dir)
+    assert second.returncode == 1
+    assert f"pid {daemon.process.pid}" in second.stderr
+    assert daemon.client.status()
+
+
+def test_a_lease_outlives_its_setter_by_its_length_only(daemon: Daemon) -> None:
+    daemon.client.set_gate(SetGate(policy="protect-decode", lease_s=0.5))
+    assert daemon.client.status().gate.policy == "protect-decode"
+    assert wait_for(lambda: daemon.client.status().gate.policy == "transparent", 3)
+    assert daemon.client.status().gate.expired_leases == 1
+    assert "lease-expired" in [line["event"] for line in daemon.log()]
+
+
+def test_an_idle_daemon_takes_no_time(daemon: Daemon) -> None:
+    time.sleep(0.5)
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{daemon.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = ticks()
+    time.sleep(2)
+    # 1 % of a core over 2 s are 2 ticks of 10 ms; starting up is over.
+    assert ticks() - before <= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--emulated", "--profile", "nonesuch"], "nonesuch"),
+        (["--emulated", "--profile", "./nonesuch.toml"], "no such file"),
+        (["--emulated", "--vendor-lib", "/nonexistent"], "exclude each other"),
+        (["--profile", "demo"], "add --emulated"),
+        (["--vendor-lib", "/nonexistent"], "/nonexistent"),
+        (["--device", "-1", "--emulated"], "-1"),
+        (["--device", "5000", "--emulated"], "5000"),
+        (["--emulated", "--run-dir", "/proc/nonesuch"], "/proc/nonesuch"),
+        (["--emulated", "--run-dir", "/tmp/" + "x" * 120], "107"),
+    ],
+)
+def test_flexnpud_bad_input(run_dir: Path, arguments: list[str], says: str) -> None:
+    result = call(run_dir, "flexnpud", *arguments)
+    assert result.returncode not in (0, -signal.SIGSEGV)
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not run_dir.exists()
+
+
+def test_flexnpud_under_flexnpu_run(run_dir: Path) -> None:
+    env = {**os.environ, "LD_LIBRARY_PATH": str(CLIENT_HOME / "lib"), "FLEXNPU_RUN_DIR": str(run_dir)}
+    result = subprocess.run(
+        command("flexnpud", "--emulated"), env=env, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert result.returncode == 1
+    assert "start it outside" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["status"], 1, "flexnpud --device 0"),
+        (["status", "--device", "3"], 1, "flexnpud --device 3"),
+        (["run", "--", "true"], 1, "flexnpud --device 0"),
+        (["run", "--device", "7", "--", "true"], 1, "flexnpud --device 7"),
+        (["run"], 2, "no command"),
+        (["run", "--emulated", "--", "nonesuch-program"], 127, "nonesuch-program"),
+        (["run", "--emulated", "--", "/etc/passwd"], 127, "/etc/passwd"),
+        (["nonesuch"], 2, "nonesuch"),
+    ],
+)
+def test_flexnpu_bad_input(run_dir: Path, arguments: list[str], code: int, says: str) -> None:
+    result = call(run_dir, "flexnpu", *arguments)
+    assert result.returncode == code
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_run_without_a_daemon_names_stale_sockets(run_dir: Path) -> None:
+    run_dir.mkdir()
+    (run_dir / "npu4.ctl").touch()
+    result = call(run_dir, "flexnpu", "run", "--", "true")
+    assert "device 4" in result.stderr
+
+
+def test_run_passes_arguments_status_and_environment(run_dir: Path) -> None:
+    script = "import os, sys; print(os.environ['LD_LIBRARY_PATH'], sys.argv[1:]); sys.exit(9)"
+    result = call(
+        run_dir, "flexnpu", "run", "--emulated", "--", sys.executable, "-c", script, "--device", "x"
+    )
+    assert result.returncode == 9
+    assert "emulator/lib" in result.stdout
+    assert "['--device', 'x']" in result.stdout
+
+
+def test_environment_replaces_what_an_outer_run_has_set() -> None:
+    first = environment(CLIENT_HOME, Path("/a.sock"), {"LD_LIBRARY_PATH": "/own", "HOME": "/h"})
+    assert first["FLEXNPU_SOCKET"] == "/a.sock"
+    assert first["LD_LIBRARY_PATH"] == f"{CLIENT_HOME}/lib:/own"
+    assert first["ASCEND_OPP_PATH"].endswith("/opp")
+    second = environment(CLIENT_HOME, None, first)
+    assert second["LD_LIBRARY_PATH"] == f"{CLIENT_HOME}/lib:/own"
+    assert "FLEXNPU_SOCKET" not in second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "flexnpud --device 0"),
+        (["--ctl", "/nonexistent/npu2.ctl"], "flexnpud --device 2"),
+        (["--window-us", "0"], "window-us"),
+        (["--lease-s", "1000"], "lease-s"),
+        (["--policy", "nonesuch"], "nonesuch"),
+    ],
+)
+def test_controller_bad_input(run_dir: Path, arguments: list[str], says: str) -> None:
+    result = call(run_dir, "flexnpu-controller", *arguments)
+    assert result.returncode != 0
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_controller_without_a_feed(daemon: Daemon) -> None:
+    result = call(daemon.run_dir, "flexnpu-controller")
+    assert result.returncode == 1
+    assert "flexnpu-probe attach" in result.stderr
