@@ -1,13 +1,13 @@
 """On which instruction of a function to put a probe.
 
-The kernel emulates some instructions under a probe and single-steps the others out of line, which costs
-four to five times as much (measured on a virtual machine: 1.25 us for a push, 5.8 us for endbr64 or sub
-rsp). So the probe goes on the first instruction of the prologue that is emulated, when everything before
-it leaves the argument registers alone and cannot branch. Never on a nop of more than one byte: Linux 6.18
-was seen to overwrite a leaf function's red zone there.
+The kernel emulates some instructions under a probe and single-steps the others out of line, which costs five
+to twelve times as much (measured on virtual machines: 0.8 to 1.3 us for a push or a one-byte nop, 5.8 to
+9.6 us for endbr64, sub, mov or ret). So the probe goes on the first instruction of the prologue that is
+emulated, when everything before it leaves the argument registers alone and cannot branch. Never on a nop of
+more than one byte: Linux 6.18 was seen to overwrite a leaf function's red zone there.
 
-On aarch64 the kernel emulates branches and address computations, which no prologue begins with; there,
-and where capstone is missing, the probe stays on the first instruction.
+On aarch64 the kernel emulates branches and address computations, which no prologue begins with; there, and
+where capstone is missing, the probe stays on the first instruction.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ _HARMLESS = {"endbr64", "push", "sub", "mov", "lea", "xor"}
 """Mnemonics that may be passed over, as long as they write no argument register and no memory."""
 
 
-def cheap_offset(code: bytes, machine: str) -> tuple[int, str]:
-    """(offset in bytes, the instruction there) of the cheapest safe site in a function that begins with
-    `code`."""
+def cheap_offset(code: bytes, machine: str, *, keep_stack: bool = False) -> tuple[int, str]:
+    """(offset in bytes, the instruction there) of the cheapest safe site in a function of this `code`.
+
+    `keep_stack`: the return address must still be on top of the stack there, as a return probe needs it.
+    """
     if machine != "x86_64":
         return 0, ""
     try:
@@ -40,7 +42,7 @@ def cheap_offset(code: bytes, machine: str) -> tuple[int, str]:
         first = first or text
         if _emulated(instruction):
             return int(instruction.address), text
-        if not _passable(instruction):
+        if not _passable(instruction) or (keep_stack and instruction.mnemonic != "endbr64"):
             break
     return 0, first
 

@@ -478,19 +478,28 @@ class Tracer:
         target.maps = mapped
         for site in SITES:
             for definition in found.get(site.symbol, ()):
+                # A return probe must see the return address where the call left it, and both share one trap.
+                chosen = cheap_offset(
+                    definition.code, definition.machine, keep_stack=site.on_return is not None
+                )
                 # Returns first: an entry without its return would leave a call open.
                 if site.on_return is not None:
-                    self._probe(target, definition, site.on_return, on_return=True)
-                self._probe(target, definition, site.entry, on_return=False)
+                    self._probe(target, definition, site.on_return, chosen, on_return=True)
+                self._probe(target, definition, site.entry, chosen, on_return=False)
 
     def _probe(
-        self, target: Target, definition: symbols.Definition, program: str, *, on_return: bool
+        self,
+        target: Target,
+        definition: symbols.Definition,
+        program: str,
+        chosen: tuple[int, str],
+        *,
+        on_return: bool,
     ) -> None:
         key = (definition.symbol, definition.library.path, definition.library.inode, on_return)
         if key in target._probes:
             return
-        # A return probe must see the return address where the call left it, on top of the stack.
-        step, instruction = (0, "") if on_return else cheap_offset(definition.code, definition.machine)
+        step, instruction = chosen
         offset = definition.offset + step
         fd = self._programs[program].fd
         target._probes[key] = Uprobe(fd, definition.library.real, offset, target.pid, on_return=on_return)

@@ -40,5 +40,12 @@ def test_site(code: bytes, offset: int) -> None:
     assert cheap_offset(code, "x86_64")[0] == offset
 
 
+@pytest.mark.parametrize(
+    ("code", "offset"), [(ENDBR + PUSH_RBP, 4), (SUB_RSP + PUSH_RBP, 0), (PUSH_RBP + MOV_RBP_RSP, 0)]
+)
+def test_sites_of_return_probes(code: bytes, offset: int) -> None:
+    assert cheap_offset(code, "x86_64", keep_stack=True)[0] == offset
+
+
 def test_other_architectures_are_probed_at_the_entry() -> None:
     assert cheap_offset(PUSH_RBP, "aarch64") == (0, "")
