@@ -1,4 +1,4 @@
-# The project's entry points. `make setup` once; then `make demo`, `make test`.
+# The project's entry points. `make demo` and `make test` set up what is missing first.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -33,10 +33,10 @@ build: $(PYTHON)
 $(PYTHON):
 	@echo "make: no $(VENV): run 'make setup' first" >&2; exit 1
 
-demo: $(PYTHON)
+demo: setup
 	@$(VENV)/bin/flexnpu demo
 
-test: build
+test: setup
 	@$(MAKE) --no-print-directory lint
 	@$(PYTHON) -m pytest $(PYTEST_ARGS)
 
@@ -45,7 +45,7 @@ lint: $(PYTHON)
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 
-bench: build
+bench: setup
 	@scripts/bench
 
 dashboards: $(PYTHON)
