@@ -187,7 +187,7 @@ def test_pieces_of_a_graph_are_one_step(driver: mockset.Driver, tracing: Make) -
 @ebpf
 def test_plain_work_ends_at_each_synchronise(driver: mockset.Driver, tracing: Make) -> None:
     run = tracing(driver.pid)
-    driver.run(*[f"launch {S1} 7", f"sync {S1}", f"sync {S1}"] * 13, f"launch {S1} 5")
+    driver.run(*[f"launch {S1} 7", f"sync {S1}", f"sync {S1}"] * 13, f"launch {S1} 5", "sleep 100")
     steps = run.finish()
     assert [(s.phase, s.launches, s.ended_by) for s in steps] == [("other", 7, "sync")] * 13 + [
         ("other", 5, "detach")
