@@ -137,6 +137,37 @@ Tensor Call::convert(const void* handle, uint32_t i) {
     return t;
 }
 
+void Call::guess_cost() {
+    const std::string_view name = name_;
+    if (name.find("MatMul") == name.npos && name.find("Matmul") == name.npos &&
+        name.find("Gemm") == name.npos) {
+        return;
+    }
+    const aclTensor* first = nullptr;
+    const aclTensor* last = nullptr;
+    auto see = [&](const aclTensor* t) {
+        if (t != nullptr && t->dims.size() >= 2) {
+            first = first ? first : t;
+            last = t;
+        }
+    };
+    for (uint32_t i = 0; i < count_; i++) {
+        const char kind = args_[i].kind;
+        if (kind == 'T' || kind == 't') {
+            see(static_cast<const aclTensor*>(args_[i].p));
+        } else if ((kind == 'L' || kind == 'l') && args_[i].p != nullptr) {
+            for (const aclTensor* entry : static_cast<const aclTensorList*>(args_[i].p)->tensors) {
+                see(entry);
+            }
+        }
+    }
+    if (first != nullptr && first != last) {
+        const Tensor input = convert(first, 0), output = convert(last, 0);
+        cost.cube_flops = 2.0 * static_cast<double>(input.numel()) * static_cast<double>(output.dim(-1));
+        cost.cube_dtype = input.dtype;
+    }
+}
+
 Tensor Call::tensor(uint32_t i) {
     const Tensor t = convert(at(i).p, i);
     require_numeric(t);

@@ -1,5 +1,8 @@
 // Copies, casts, fills, ranges: operators that move or make elements without computing on them.
-#include <cmath>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <array>
 
 #include "iterate.hpp"
 #include "registry.hpp"
@@ -19,27 +22,68 @@ Job copy_job(Call& call, const Tensor& out, const Tensor& in) {
     };
 }
 
-Job fill_job(Call& call, const Tensor& out, Scalar value) {
-    call.require_numeric(out);
-    return [=] {
-        copy_tensor(out, value.tensor());
-        return 0;
-    };
+// Zero bytes at p. Device memory is committed by its first touch, and untouched memory reads as zero: large
+// ranges are given back instead of written, so that a cache of many gigabytes that a server clears costs the
+// host nothing.
+void zero_bytes(char* p, int64_t n) {
+    constexpr int64_t kWorthwhile = int64_t(1) << 20;
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    if (n >= kWorthwhile) {
+        auto* first = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(p) + page - 1) & ~(page - 1));
+        auto* last = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(p + n) & ~(page - 1));
+        if (madvise(first, static_cast<size_t>(last - first), MADV_REMOVE) == 0) {
+            std::memset(p, 0, static_cast<size_t>(first - p));
+            std::memset(last, 0, static_cast<size_t>(p + n - last));
+            return;
+        }
+    }
+    std::memset(p, 0, static_cast<size_t>(n));
+}
+
+// Repeats one element, given by its bytes.
+void fill_bytes(const Tensor& out, const char* element_bytes) {
+    const Loop loop = make_loop({&out});
+    const int64_t element = out.element();
+    const bool zeros = std::all_of(element_bytes, element_bytes + element, [](char c) { return c == 0; });
+    std::array<char, kChunk * 8> block;
+    for (int64_t i = 0; i < kChunk && element <= 8; i++) {
+        std::memcpy(block.data() + i * element, element_bytes, static_cast<size_t>(element));
+    }
+    for_each_row(loop, [&](char* const p[], const int64_t stride[], int64_t n) {
+        if (stride[0] == element && zeros) {
+            zero_bytes(p[0], n * element);
+        } else if (stride[0] == element && element <= 8) {
+            for (int64_t i = 0; i < n; i += kChunk) {
+                std::memcpy(p[0] + i * element, block.data(),
+                            static_cast<size_t>(std::min(kChunk, n - i) * element));
+            }
+        } else {
+            for (int64_t i = 0; i < n; i++) {
+                std::memcpy(p[0] + i * stride[0], element_bytes, static_cast<size_t>(element));
+            }
+        }
+    });
+}
+
+void fill(const Tensor& out, const Scalar& value) {
+    alignas(8) char bytes[8];
+    Tensor one = dense(bytes, out.dtype, {});
+    copy_tensor(one, value.tensor());
+    fill_bytes(out, bytes);
 }
 
 // All bits zero, whatever the type.
 void zero(const Tensor& out) {
-    const Loop loop = make_loop({&out});
-    const int64_t element = out.element();
-    for_each_row(loop, [&](char* const p[], const int64_t stride[], int64_t n) {
-        if (stride[0] == element) {
-            std::memset(p[0], 0, static_cast<size_t>(n * element));
-        } else {
-            for (int64_t i = 0; i < n; i++) {
-                std::memset(p[0] + i * stride[0], 0, static_cast<size_t>(element));
-            }
-        }
-    });
+    constexpr char kZero[16] = {};
+    fill_bytes(out, kZero);
+}
+
+Job fill_job(Call& call, const Tensor& out, Scalar value) {
+    call.require_numeric(out);
+    return [=] {
+        fill(out, value);
+        return 0;
+    };
 }
 
 // out[i] = start + i * step, each term computed on its own so that errors do not add up.
@@ -268,7 +312,7 @@ Job pad(Call& call) {  // self, pads (last dimension first), value, out
     call.require_numeric(self);
     call.require_numeric(out);
     return [=] {
-        copy_tensor(out, value.tensor());
+        fill(out, value);
         copy_tensor(to, from);
         return 0;
     };
@@ -279,12 +323,12 @@ Job eye(Call& call) {  // n, m, out
     call.require(out.rank == 2, "the output must have two dimensions");
     call.require_numeric(out);
     return [=] {
-        const Scalar zero{acl::INT64, 0, 0}, one{acl::INT64, 1, 1};
-        copy_tensor(out, zero.tensor());
+        const Scalar one{acl::INT64, 1, 1};
+        zero(out);
         Tensor diagonal = out.without({1});
         diagonal.dims[0] = std::min(out.dims[0], out.dims[1]);
         diagonal.strides[0] = out.strides[0] + out.strides[1];
-        copy_tensor(diagonal, one.tensor());
+        fill(diagonal, one);
         return 0;
     };
 }
@@ -324,7 +368,7 @@ Job fill_diagonal(Call& call) {  // self, value, wrap
     diagonal.dims[0] = std::min(self.dims[0], self.dims[1]);
     diagonal.strides[0] = self.strides[0] + self.strides[1];
     return [=] {
-        copy_tensor(diagonal, value.tensor());
+        fill(diagonal, value);
         return 0;
     };
 }

@@ -125,6 +125,8 @@ aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, u
                 "%s has no body in the emulated CANN; FLEXNPU_EMU_MISSING=time runs it for its time, "
                 "without a result",
                 info.name);
+        } else {
+            call.guess_cost();
         }
         work->cost = call.cost;
         work->ranges = std::move(call.ranges);

@@ -64,6 +64,9 @@ public:
     std::string text(uint32_t i) const;  // empty when null
     uint32_t count() const { return count_; }
 
+    // The cost of an operator of which nothing but the arguments is known.
+    void guess_cost();
+
     // dim in [-rank, rank) (rank 0 counts as 1) to [0, rank).
     int dimension(int64_t dim, const Tensor& t) const;
     // Reduction dimensions: sorted, unique; all of them when `dims` is empty.

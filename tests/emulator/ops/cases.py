@@ -209,6 +209,8 @@ COPIES = [
     case("full", "torch.full((3, 4), 2.5, dtype=a.dtype, device=a.device)", a="x 1"),
     case("fill", "a.fill_(3)", ALL, a="x 3 5"),
     case("zero", "a.zero_()", ALL, a="x 3 5"),
+    case("zero much", "a.fill_(3).zero_()", ALL, a="x 700001", layouts=("dense",)),
+    case("fill much", "a.fill_(3)", ALL, a="x 700001", layouts=("dense",)),
     case("ones", "torch.ones_like(a)", ALL, a="x 3 5"),
     case("eye", "torch.eye(3, 5, device=a.device)", ("float32",), a="x 1"),
     case("nan to num", "torch.nan_to_num(a / 0, nan=1.0, posinf=2.0, neginf=3.0)", ("float32",), a="x 3 5"),

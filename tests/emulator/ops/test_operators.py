@@ -66,7 +66,7 @@ def test_any_shapes_broadcast(
 
 @st.composite
 def attention(draw: st.DrawFn) -> dict[str, Any]:
-    """Sizes, masks and layouts of scaled_dot_product_attention, grouped heads and single tokens among them."""
+    """Sizes, masks and layouts of scaled_dot_product_attention, with grouped heads and single tokens."""
     batch, kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
     rows, keys = draw(st.integers(1, 70)), draw(st.integers(1, 70))
     width = 4 * draw(st.integers(1, 12))
@@ -75,7 +75,7 @@ def attention(draw: st.DrawFn) -> dict[str, Any]:
     if mask == "causal":
         options.append("is_causal=True")
     if mask == "mask":
-        # Every row sees its first key at least: what a fully masked row gives is not defined alike everywhere.
+        # Every row sees its first key: what a row that sees none gives is not the same everywhere.
         options.append("attn_mask=m | (torch.arange(m.shape[-1], device=m.device) == 0)")
     if draw(st.booleans()):
         options.append("scale=0.3")
