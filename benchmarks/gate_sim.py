@@ -41,6 +41,8 @@ class Workload:
     costs: Callable[[random.Random], list[float]]
     launch_us: float
     gap_us: float
+    jitter: float = 0.0
+    """Spread of the launch interval: the sigma of a lognormal around `launch_us`."""
     tails: tuple[int, ...] = ()
     """Short synchronised runs of so many operators after each step, as sampling does."""
 
@@ -80,6 +82,11 @@ SCENARIOS = {
         "prefill operators far beyond the window: 60 x 0.2 to 2 ms",
         Workload(_even(200, 10), 30, 3000),
         Workload(_spread(60, 200, 2000), 20, 1000),
+    ),
+    "noisy": Scenario(
+        "a host that is often late, and prefill operators of up to 8 ms",
+        Workload(_even(200, 12), 30, 3000, jitter=1.2),
+        Workload(_spread(200, 50, 8000), 20, 1000),
     ),
     "small": Scenario(
         "prefill operators of 5 to 60 us",
@@ -218,7 +225,8 @@ class Simulation:
         if last:
             self.gate.enqueue(self._ns(), lane, next(self.tickets), costed=False, step_end=True)
         else:
-            self.at(self.now + host.workload.launch_us, lambda: self.issue(lane))
+            spread = host.rng.lognormvariate(0, host.workload.jitter) if host.workload.jitter else 1.0
+            self.at(self.now + host.workload.launch_us * spread, lambda: self.issue(lane))
         self.pump()
 
     def pump(self) -> None:

@@ -1,7 +1,7 @@
 """Protect decode: bound the prefill work beside decode steps, in microseconds.
 
 Acts while a decode lane has had steps in the last `MEMORY_S` and there is a prefill lane. The decode target
-is given, or `factor` times the 0.9 quantile of decode steps that ran beside no prefill; while none was
+is given, or `factor` times the median of decode steps that ran beside no prefill; while none was
 seen, `factor` times the lowest 0.1 quantile of decode steps so far (they were all slowed, so the least
 slowed are the best guess), and with too few steps for that it is left to the gate.
 """
@@ -69,7 +69,7 @@ class ProtectDecode:
         targets: list[float] = []
         source = "steps alone"
         for view in live:
-            base = quantile(view.solo_us, 0.9) if len(view.solo_us) >= MIN_STEPS else self._guess(view)
+            base = quantile(view.solo_us, 0.5) if len(view.solo_us) >= MIN_STEPS else self._guess(view)
             if base is not None:
                 targets.append(base * self.factor)
             if len(view.solo_us) < MIN_STEPS:

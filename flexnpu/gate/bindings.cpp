@@ -74,6 +74,7 @@ NB_MODULE(_gate, m) {
         .def(nb::init<>())
         .def_ro_static("LEND_WINDOWS", &Gate::kLendWindows)
         .def_ro_static("PIPELINE_US", &Gate::kPipelineUs)
+        .def_ro_static("HOLD_COSTS", &Gate::kHoldCosts)
         .def("add_lane", &Gate::add_lane, "lane"_a)
         .def("remove_lane", &Gate::remove_lane, "lane"_a)
         .def("set_phase", &Gate::set_phase, "lane"_a, "phase"_a, "target_us"_a = 0.0)

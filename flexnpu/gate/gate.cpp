@@ -364,7 +364,7 @@ Gate::Verdict Gate::judge(const View& v, const Lane& lane, uint64_t now_ns) cons
     if (!v.amid || overlap_slowdown() * (v.remaining + cost) <= v.slack) {
         return Verdict::Go;
     }
-    if (since_us(now_ns, lane.head_since_ns) >= settings_.max_hold_us || cost <= credit_us_) {
+    if (since_us(now_ns, lane.head_since_ns) >= hold_bound_us(cost) || cost <= credit_us_) {
         return Verdict::Force;
     }
     return Verdict::Hold;
@@ -389,7 +389,7 @@ std::optional<Decision> Gate::next(uint64_t now_ns) {
             lane->held = true;
             ++counters_.held;
         }
-        if (since_us(now_ns, lane->head_since_ns) >= settings_.max_hold_us) {
+        if (since_us(now_ns, lane->head_since_ns) >= hold_bound_us(lane->queue.front().est_us)) {
             break;  // overdue and waiting for room: nothing may take that from it
         }
     }
@@ -648,7 +648,7 @@ uint64_t Gate::wake_at(uint64_t now_ns) const {
         }
     }
     for (const auto& [arrival, lane] : gated_) {
-        consider(after(lane->head_since_ns, settings_.max_hold_us));
+        consider(after(lane->head_since_ns, hold_bound_us(lane->queue.front().est_us)));
         consider(room_at(v, *lane));
     }
     return std::max(wake, now_ns + kMinWakeNs);

@@ -12,11 +12,15 @@
 // lane amid a step, and
 //     in flight + c <= W          (prefill work in flight, us)
 // An operator larger than W goes alone. A decode lane between two steps lends its share within W; one idle
-// for decode_idle_us lends all (kLendWindows * W, which is enough to keep a device busy). A head is never
-// held longer than max_hold_us after it could first have gone, plus the time that the work in flight needs
-// to drain: then it goes, with up to W us of what follows it ("forced", counted).
+// for decode_idle_us lends all (kLendWindows * W, which is enough to keep a device busy).
+//
+// Prefill always progresses: a head is held at most B = max(max_hold_us, kHoldCosts * c) by the slack rule,
+// plus the time that the work in flight needs to drain. Then it goes, with up to W us of what follows it
+// ("forced", counted), so that a decode lane that never has slack gives up at most (c + W) / (B + c + W) of
+// the device.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -40,7 +44,7 @@ struct Settings {
     double overlap_slowdown = 1.0;  // k; <= 0: learned from decode steps with and without prefill beside them
     uint64_t lease_until_ns = 0;    // the policy ends here; 0 with enabled set is a lease that has run out
     double decode_idle_us = 20000;  // a decode lane silent for longer is idle
-    double max_hold_us = 10000;     // longest hold of a head by the slack rule
+    double max_hold_us = 10000;     // longest hold of a head by the slack rule, if it costs a quarter or less
     double default_stretch = 1.5;   // target of a decode lane without one: this times its step time alone
 };
 
@@ -150,6 +154,7 @@ private:
 class Gate {
 public:
     static constexpr double kLendWindows = 4;                  // window of an idle decode phase, in W
+    static constexpr double kHoldCosts = 4;    // longest hold of a head, in its own costs
     static constexpr double kPipelineUs = 60;  // an oversize operator may queue behind so much work in flight
     static constexpr uint64_t kMarkTimeoutNs = 2'000'000'000;  // a completion so late is taken for lost
 
@@ -205,6 +210,7 @@ private:
     struct View;
     View look(uint64_t now_ns) const;
     double room_us(const View& view, double cost) const;
+    double hold_bound_us(double cost) const { return std::max(settings_.max_hold_us, kHoldCosts * cost); }
     enum class Verdict : uint8_t { Hold, Go, Force };
     Verdict judge(const View& view, const Lane& lane, uint64_t now_ns) const;
     uint64_t room_at(const View& view, const Lane& lane) const;

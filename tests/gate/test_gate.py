@@ -274,7 +274,8 @@ def test_window_and_starvation_bound_amid_a_step(
                 assert ahead <= min(_gate.Gate.PIPELINE_US, window) + 1e-6
             # It waits for the bound, and then for what is in flight to drain.
             slowest = 3.0 * 500 * 2 + 200
-            assert (now - head_since) / 1e3 <= max_hold + slowest + 100
+            bound = max(max_hold, _gate.Gate.HOLD_COSTS * decision.est_us)
+            assert (now - head_since) / 1e3 <= bound + slowest + 100
             head_since = now
             if not flight:
                 front_since = now
