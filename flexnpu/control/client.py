@@ -129,7 +129,9 @@ class ControlClient:
         connection = self._connect(deadline)
         try:
             self._limit(connection, deadline)
-            connection.sendall(encode(request))
+            # A daemon that refuses its peer says why and closes, maybe before the request is written.
+            with contextlib.suppress(BrokenPipeError):
+                connection.sendall(encode(request))
             while (end := self._buffer.find(b"\n")) < 0:
                 if len(self._buffer) > MAX_REPLY_BYTES:
                     raise ControlError(
