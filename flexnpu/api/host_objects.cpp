@@ -152,7 +152,8 @@ aclnnStatus aclGetScalarListSize(const aclScalarList* l, uint64_t* n) {
 }
 
 aclnnStatus aclGetViewShape(const aclTensor* t, int64_t** dims, uint64_t* n) {
-    return valid(t) ? copy_out(t->dims, dims, n) : aclnnStatus(acl::INVALID_PARAM);
+    if (!valid(t)) return acl::INVALID_PARAM;
+    return copy_out(t->late && t->late->known ? t->late->dims : t->dims, dims, n);
 }
 aclnnStatus aclGetStorageShape(const aclTensor* t, int64_t** dims, uint64_t* n) {
     return valid(t) ? copy_out(t->storage_dims, dims, n) : aclnnStatus(acl::INVALID_PARAM);

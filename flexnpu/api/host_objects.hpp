@@ -7,8 +7,10 @@
 // not a crash further on.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -49,6 +51,13 @@ private:
     std::vector<int64_t> heap_;
 };
 
+// The shape of an output that only the data decide (aclnnNonzero and its like). The operator writes it when it runs;
+// the caller synchronises and reads it with aclGetViewShape. Shared, so that neither outlives the other's use.
+struct LateDims {
+    std::atomic<bool> known = false;
+    Dims dims;
+};
+
 }  // namespace flexnpu::api
 
 struct aclTensor {
@@ -60,6 +69,7 @@ struct aclTensor {
     flexnpu::api::Dims storage_dims;  // in elements
     int64_t offset = 0;               // of the view in its storage, in elements
     void* data = nullptr;             // device address of the storage
+    std::shared_ptr<flexnpu::api::LateDims> late;  // null but for outputs of such operators
 };
 
 struct aclTensorList {

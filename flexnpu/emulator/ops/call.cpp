@@ -178,7 +178,12 @@ Tensor Call::tensor_of_any_type(uint32_t i) { return convert(at(i).p, i); }
 
 bool Call::has(uint32_t i) const { return at(i).p != nullptr; }
 
-void* Call::handle(uint32_t i) const { return at(i).p; }
+std::shared_ptr<api::LateDims> Call::late(uint32_t i) {
+    tensor_of_any_type(i);  // refuses what is not a tensor
+    auto* t = static_cast<aclTensor*>(at(i).p);
+    t->late = std::make_shared<api::LateDims>();
+    return t->late;
+}
 
 std::vector<Tensor> Call::tensors(uint32_t i) {
     const auto* list = static_cast<const aclTensorList*>(at(i).p);

@@ -458,19 +458,13 @@ Job index_fill(Call& call, const Tensor& self, int64_t dim_argument, const std::
     };
 }
 
-// Operators whose output's shape depends on the data write it into the output's descriptor when they run; the
-// caller synchronises and reads it back with aclGetViewShape while it still holds the descriptor.
-void set_view(void* handle, std::initializer_list<int64_t> dims) {
-    auto* tensor = static_cast<aclTensor*>(handle);
-    if (api::valid(tensor)) {
-        tensor->dims.assign(dims.begin(), dims.size());
-        std::vector<int64_t> strides(dims.size());
-        int64_t stride = 1;
-        for (size_t d = dims.size(); d-- > 0; stride *= *(dims.begin() + d)) {
-            strides[d] = stride;
-        }
-        tensor->strides.assign(strides.data(), strides.size());
-    }
+// Operators whose output's shape depends on the data: the caller synchronises and reads it with
+// aclGetViewShape.
+using Late = std::shared_ptr<api::LateDims>;
+
+void set_view(const Late& late, std::initializer_list<int64_t> dims) {
+    late->dims.assign(dims.begin(), dims.size());
+    late->known = true;
 }
 
 // Row-major visit of every element's truth: f(linear index, multi-index).
@@ -491,7 +485,7 @@ void for_each_true(const Tensor& t, F&& f) {
 
 Job nonzero(Call& call, bool by_dimension) {  // self, out [n, rank], or [rank, n]
     const Tensor self = call.tensor(0), out = call.tensor(1);
-    void* handle = call.handle(1);
+    const Late late = call.late(1);
     call.require_numeric(self);
     call.require(out.dtype == acl::INT64 && out.contiguous() && out.numel() >= self.numel() * self.rank,
                  "the output must be int64, contiguous and large enough for every element");
@@ -506,7 +500,7 @@ Job nonzero(Call& call, bool by_dimension) {  // self, out [n, rank], or [rank, 
                     found[static_cast<size_t>(i * self.rank + d)];
             }
         }
-        by_dimension ? set_view(handle, {self.rank, n}) : set_view(handle, {n, self.rank});
+        by_dimension ? set_view(late, {self.rank, n}) : set_view(late, {n, self.rank});
         return 0;
     };
 }
@@ -514,7 +508,7 @@ Job nonzero(Call& call, bool by_dimension) {  // self, out [n, rank], or [rank, 
 Job masked_select(Call& call) {  // self, mask, out
     Tensor self = call.tensor(0), mask = call.tensor(1);
     const Tensor out = call.tensor(2);
-    void* handle = call.handle(2);
+    const Late late = call.late(2);
     Tensor shape = self;
     while (shape.rank < mask.rank) {
         shape = shape.unsqueezed(0);
@@ -539,7 +533,7 @@ Job masked_select(Call& call) {  // self, mask, out
             std::memcpy(out.data + n++ * out.strides[0] * element, self.data + offset * element,
                         size_t(element));
         });
-        set_view(handle, {n});
+        set_view(late, {n});
         return 0;
     };
 }

@@ -18,12 +18,17 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "flexnpu/api/aclnn_arg.hpp"
 #include "flexnpu/emulator/kernel.hpp"
 #include "tensor.hpp"
+
+namespace flexnpu::api {
+struct LateDims;
+}
 
 namespace flexnpu::ops {
 
@@ -50,9 +55,8 @@ public:
     Tensor tensor(uint32_t i);
     Tensor tensor_of_any_type(uint32_t i);
     bool has(uint32_t i) const;  // false for a null pointer
-    // A tensor whose memory the operator reshapes by its result: the aclTensor itself (for aclnnNonzero and
-    // its like).
-    void* handle(uint32_t i) const;
+    // Where to write the shape of a tensor that only the data decide.
+    std::shared_ptr<api::LateDims> late(uint32_t i);
     std::vector<Tensor> tensors(uint32_t i);
     std::vector<bool> defined(uint32_t i);  // which entries of a tensor list are non-null
     Scalar scalar(uint32_t i) const;
