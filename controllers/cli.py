@@ -63,8 +63,8 @@ def main(
     """Set the gate of a daemon from what the probes see.
 
     Needs no privilege of its own: only the tracer's feed (flexnpu-probe attach --feed) and the daemon's
-    control socket. Prints its decisions as JSON lines. When it ends or dies, the gate is transparent within
-    --lease-s.
+    control socket. Prints its decisions as JSON lines. When it ends the gate is transparent; when it dies,
+    within --lease-s.
 
     \b
     Examples:

@@ -1,7 +1,8 @@
 """Sense, decide, act: the loop around a policy.
 
 The policy is asked a few times a lease; what it decides is sent each time, which renews the lease. When it
-decides to set nothing, or this process dies, the lease runs out and the gate is transparent again.
+decides to set nothing, or this process ends, the gate is made transparent; when this process dies, the lease
+runs out, which comes to the same.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Protocol, TextIO
 from controllers.picture import Picture
 from controllers.policies import Decision, Policy
 from flexnpu.control.client import ControlClient, ControlError
-from flexnpu.control.messages import GateStatus
+from flexnpu.control.messages import GateStatus, SetGate
 from probes.events import Event, Step, StepBegin
 
 RENEWALS = 4
@@ -67,6 +68,7 @@ class Loop:
         self._stopping = False
         self._feed: Feed | None = None
         self._connect_at_ns = 0
+        self._held = False  # a policy of ours is set
         self._last: tuple[object, ...] | None = None
         self._trouble = ""
         self._feed_trouble = ""
@@ -85,6 +87,7 @@ class Loop:
         finally:
             if self._feed is not None:
                 self._feed.close()
+            self.withdraw()
         self.log("stopped", **vars(self.counts), steps=self.picture.steps, unmapped=self.picture.unmapped)
 
     def listen(self, until_ns: int) -> None:
@@ -128,6 +131,9 @@ class Loop:
                 self._fail(str(error))
                 return
             self.counts.decisions += 1
+            self._held = gate.policy != "transparent"
+        else:
+            self.withdraw()
         if self._trouble:
             self.log("daemon-answers")
             self._trouble = ""
@@ -146,6 +152,13 @@ class Loop:
             expired_leases=reply.expired_leases if reply is not None else None,
             **decision.evidence,
         )
+
+    def withdraw(self) -> None:
+        """Make the gate transparent now: a lease that runs out is for when this could not be said."""
+        if self._held:
+            self._held = False
+            with contextlib.suppress(ControlError):
+                self.client.set_gate(SetGate(policy="transparent", lease_s=self.lease_s))
 
     def log(self, event: str, **fields: object) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

@@ -14,7 +14,7 @@ class Decision:
     """What to set, if anything, and why."""
 
     gate: SetGate | None
-    """None: set nothing, so that a lease that runs, runs out."""
+    """None: no policy; one that is set is withdrawn."""
     why: str
     evidence: dict[str, object] = field(default_factory=dict)
 

@@ -17,6 +17,8 @@ import pytest
 from flexnpu.cli.run import CLIENT_HOME, environment
 from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import SetGate
+from probes.events import Phase, Step
+from probes.feed import FeedServer
 
 pytest.importorskip("flexnpu.daemon._plane", reason="run make build")
 
@@ -290,3 +292,55 @@ def test_controller_without_a_feed(daemon: Daemon) -> None:
     result = call(daemon.run_dir, "flexnpu-controller")
     assert result.returncode == 1
     assert "flexnpu-probe attach" in result.stderr
+
+
+def test_the_controller_sets_the_gate_and_its_death_frees_it(daemon: Daemon) -> None:
+    """Steps of two programs, one that decodes and one that prefills, come over a feed."""
+    names: tuple[Phase, ...] = ("decode", "prefill")
+    programs = {phase: start_program(daemon.run_dir) for phase in names}
+    with FeedServer(daemon.run_dir / "probe.sock") as feed:
+        controller = subprocess.Popen(
+            command("flexnpu-controller", "--lease-s", 1, "--target-ms", 20),
+            env={**os.environ, "FLEXNPU_RUN_DIR": str(daemon.run_dir)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+        def gated() -> bool:
+            for phase, (program, handle) in programs.items():
+                feed.publish(_step(program.pid, handle, phase))
+            return daemon.client.status().gate.policy == "protect-decode"
+
+        assert wait_for(gated)
+        status = daemon.client.status()
+        phases = {(lane.pid, lane.stream): lane.phase for lane in status.lanes}
+        for phase, (program, handle) in programs.items():
+            assert phases[program.pid, handle] == phase
+        assert status.gate.decode_target_us == 20_000
+        controller.kill()
+        output = controller.communicate()[0]
+        assert [json.loads(line)["event"] for line in output.splitlines()][:1] == ["started"]
+        assert wait_for(lambda: daemon.client.status().gate.policy == "transparent", 3)
+        assert daemon.client.status().gate.expired_leases == 1
+    for program, _ in programs.values():
+        program.communicate("\n", timeout=10)
+
+
+def _step(pid: int, stream: int, phase: Phase) -> Step:
+    now = time.monotonic_ns()
+    return Step(
+        t_start_ns=now - 10_000_000,
+        t_end_ns=now,
+        pid=pid,
+        comm="python3",
+        stream=stream,
+        phase=phase,
+        tokens=1,
+        batch=1,
+        launches=200,
+        graph_launches=0,
+        h2d_bytes=0,
+        d2h_bytes=0,
+        evidence="test",
+        confidence=1.0,
+    )

@@ -178,8 +178,24 @@ def test_it_renews_within_the_lease_and_logs_only_news(bench: Callable[..., Benc
     assert decisions[0]["what"]["lease_s"] == 2
     b.policy.decision = Decision(None, "enough")
     b.rounds(3)
-    assert len(b.daemon.sent) == 9, "no renewal: the lease runs out"
+    assert [gate.policy for gate in b.daemon.sent[9:]] == ["transparent"], "withdrawn once, and no renewal"
     assert [line["what"] for line in b.log() if line["event"] == "decision"][1:] == [None]
+
+
+def test_it_withdraws_its_policy_when_it_stops(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    read = b.feeds[0].read
+
+    def stop_after_a_while(timeout_s: float | None = None) -> Any:
+        if b.loop.counts.decisions == 3:
+            b.loop.stop()
+        return read(timeout_s)
+
+    b.feeds[0].read = stop_after_a_while  # type: ignore[method-assign]
+    b.loop.run()
+    assert [gate.policy for gate in b.daemon.sent] == ["protect-decode"] * 3 + ["transparent"]
+    assert b.log()[-1]["event"] == "stopped"
+    assert b.log()[-1]["decisions"] == 3
 
 
 def test_steps_reach_the_picture_and_other_events_do_no_harm(bench: Callable[..., Bench]) -> None:
