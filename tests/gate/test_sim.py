@@ -1,0 +1,29 @@
+"""What the policy is for, on the modelled device: simulated, so that it depends on the gate alone."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("flexnpu.gate._gate", reason="run make build")
+
+from benchmarks.gate_sim import SCENARIOS, measure
+
+
+@pytest.mark.parametrize("order", ["ready", "fifo"])
+@pytest.mark.parametrize("name", ["host-bound", "device-bound", "tails", "large", "noisy"])
+def test_decode_is_protected_and_the_device_stays_busy(name: str, order: str) -> None:
+    scenario = SCENARIOS[name]
+    alone = measure(scenario, order, 1.0, protect=False, alone=True)
+    transparent = measure(scenario, order, 1.0, protect=False)
+    gated = measure(scenario, order, 1.0, protect=True, target_us=1.3 * alone["decode_step_p50_us"])
+    assert gated["decode_step_p99_us"] < 0.5 * transparent["decode_step_p99_us"]
+    assert gated["decode_step_p99_us"] < 1.6 * alone["decode_step_p99_us"]
+    assert gated["device_busy"] > 0.9
+    assert gated["device_busy_prefill"] > 0.25
+
+
+def test_alone_the_policy_costs_nothing() -> None:
+    scenario = SCENARIOS["host-bound"]
+    without = measure(scenario, "ready", 1.0, protect=False, alone=True)
+    with_policy = measure(scenario, "ready", 1.0, protect=True, alone=True)
+    assert with_policy["decode_step_p50_us"] == pytest.approx(without["decode_step_p50_us"], rel=0.001)
