@@ -412,9 +412,11 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void* workspace, uint64_t workspac
     const wire::Launch launch{reinterpret_cast<uint64_t>(stream), reinterpret_cast<uint64_t>(workspace), workspace_size, e->shape->number, op, e->count};
     std::memcpy(p, &launch, sizeof(launch));
     std::memcpy(p + sizeof(launch), e->addresses(), e->count * 8);
-    c->close(payload, Kind::launch);
+    // A step's first operator is not kept waiting: the device has nothing else of ours to do.
+    const bool opens = !session.step_open.load(std::memory_order_relaxed);
+    if (opens) session.step_open.store(true, std::memory_order_relaxed);
+    c->close(payload, Kind::launch, opens);
     session.page().launches.fetch_add(1, std::memory_order_relaxed);
-    if (!session.step_open.load(std::memory_order_relaxed)) session.step_open.store(true, std::memory_order_relaxed);
     if (!e->repeatable) let_go(*c, operators(&session), e);
     return 0;
 }

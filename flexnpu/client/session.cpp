@@ -85,9 +85,9 @@ void Channel::ring_bell(wire::Doze from) {
     [[maybe_unused]] ssize_t n = write(session_.doorbell(), &one, sizeof(one));
 }
 
-void Channel::close(size_t payload, Kind kind) {
+void Channel::close(size_t payload, Kind kind, bool soon) {
     publish(payload, kind, 0);
-    ring_bell(wire::kNapping);
+    ring_bell(soon ? wire::kAwake : wire::kNapping);
 }
 
 int32_t Channel::call(Kind kind, const void* head, size_t head_bytes, const void* more, size_t more_bytes, const void* rest, size_t rest_bytes) {

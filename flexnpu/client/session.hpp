@@ -22,8 +22,8 @@ public:
     // Starts an asynchronous record with `payload` bytes; returns where they go, or nullptr (error recorded) when the daemon is gone.
     // Waits while the ring is full.
     uint8_t* open(size_t payload);
-    // Publishes it. No answer will come.
-    void close(size_t payload, wire::Kind kind);
+    // Publishes it. No answer will come. A napping dispatcher sees it within its nap; `soon`: wakes it.
+    void close(size_t payload, wire::Kind kind, bool soon = false);
 
     // Sends a record of `head` and up to two byte strings behind it, and waits for the answer. Returns its status with message and last error
     // recorded; the answer's words stay in words() until the next call.

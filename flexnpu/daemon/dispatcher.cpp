@@ -31,6 +31,9 @@ constexpr uint64_t kReclaimNs = 200'000;
 constexpr int kBatch = 32;
 // A session with more than this in its lanes is not read from: its rings fill, and its threads wait.
 constexpr uint64_t kMaxQueued = 1 << 16;
+// Items of one lane between us and the device. Hardware streams hold about a thousand or two; with fewer than this a device runs dry.
+constexpr uint64_t kInFlight = 512;
+constexpr uint64_t kFenceEvery = 64;
 constexpr uint32_t kMarkerFlags = acl::EVENT_SYNC | acl::EVENT_TIME_LINE;
 
 }  // namespace
@@ -58,12 +61,11 @@ void Dispatcher::stop() {
     sessions_.clear();
     reaper_.reset();
     vendor_.enter(device_);
+    run_posted();  // what markers have brought back
     for (void* e : spare_events_) vendor_.aclrtDestroyEvent(e);
     for (void* p : slabs_) vendor_.aclrtFreeHost(p);
     spare_events_.clear();
     slabs_.clear();
-    std::lock_guard lock(posted_mutex_);
-    posted_.clear();
 }
 
 // ---- the loop ----
@@ -173,7 +175,7 @@ void Dispatcher::sleep(uint64_t until) {
 
 bool Dispatcher::drain() {
     bool worked = false;
-    // By index: handling a record may add sessions, never remove one (that is posted).
+    // By index: what has been posted may add and remove sessions.
     for (size_t i = 0; i < sessions_.size(); i++) {
         const std::shared_ptr<Session> s = sessions_[i];
         for (int n = 0; n < kBatch && !s->broken && s->queued <= kMaxQueued; n++) {
@@ -188,6 +190,7 @@ bool Dispatcher::drain() {
             }
             // What happened before this record was published (a synchronise answered by a worker) is reported before it.
             run_posted();
+            if (s->removed) break;
             const std::shared_ptr<Ring> ring = s->rings[m.ring];
             ring->consumer.read(m.record, payload_.data());
             ring->consumer.pop(m.record);
@@ -231,6 +234,7 @@ void Dispatcher::remove_session(uint32_t id) {
         if (sessions_[i]->id != id) continue;
         std::shared_ptr<Session> s = sessions_[i];
         sessions_.erase(sessions_.begin() + ptrdiff_t(i));
+        s->removed = true;
         s->each_lane([this](const std::shared_ptr<Lane>& lane) { drop_lane(*lane); });
         reaper_->post([this, s] { tear_down(s); });
         return;
@@ -271,6 +275,8 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
             post([this, buffers] { spare_buffers_.insert(spare_buffers_.end(), buffers.begin(), buffers.end()); });
         }
         lane->lent.clear();
+        for (const Lane::Fence& f : lane->fences) vendor_.aclrtDestroyEvent(f.event);
+        for (void* w : lane->old_workspaces) vendor_.aclrtFree(w);
         if (lane->workspace) vendor_.aclrtFree(lane->workspace);
         vendor_.aclrtDestroyStream(lane->stream);
     });
@@ -403,7 +409,7 @@ void Dispatcher::push(Lane& lane, std::unique_ptr<Item> item) {
     item->ticket = ++lane.last_ticket;
     lane.session->queued++;
     lane.backlog.push_back(std::move(item));
-    if (!lane.blocked) flow(lane);
+    if (!lane.blocked && !lane.full) flow(lane);
 }
 
 // Hands the backlog to the gate, up to a wait whose record has not been dispatched: the gate need not know about such waits, and
@@ -417,6 +423,7 @@ void Dispatcher::flow(Lane& lane) {
             item.mark->blocked.push_back(&lane);
             return;
         }
+        if (!room(lane)) return;
         gate::Item g;
         g.ticket = item.ticket;
         g.costed = item.type == ItemType::launch;
@@ -447,6 +454,57 @@ void Dispatcher::after(const std::vector<Lane*>& lanes, bool step_end, std::func
 }
 
 // ---- dispatch ----
+
+void Dispatcher::progress(Lane& lane) {
+    while (!lane.fences.empty()) {
+        const Lane::Fence f = lane.fences.front();
+        int32_t status = acl::EVENT_RECORDED_NOT_READY;
+        if (vendor_.aclrtQueryEventStatus(f.event, &status) != 0 || status != acl::EVENT_RECORDED_COMPLETE) return;
+        lane.over = std::max(lane.over, f.given);
+        spare_events_.push_back(f.event);
+        lane.fences.pop_front();
+    }
+}
+
+bool Dispatcher::room(Lane& lane) {
+    if (lane.given + lane.queue.size() - lane.over < kInFlight) return true;
+    progress(lane);
+    if (lane.given + lane.queue.size() - lane.over < kInFlight || lane.fences.empty()) return true;
+    lane.full = true;
+    const Lane::Fence f = lane.fences.front();
+    lane.fences.pop_front();
+    lane.over = std::max(lane.over, f.given);  // will be, when the marker comes back
+    markers_of(lane).add({f.event, nullptr, 0});
+    return false;
+}
+
+// Something has been given to the vendor's stream.
+void Dispatcher::fence(Lane& lane) {
+    if (++lane.given % kFenceEvery != 0) return;
+    void* e = spare_event();
+    if (!e) return;
+    if (vendor_.aclrtRecordEvent(e, lane.stream) != 0) return spare_events_.push_back(e);
+    lane.fences.push_back({e, lane.given});
+}
+
+Markers& Dispatcher::markers_of(Lane& lane) {
+    if (!lane.markers) {
+        lane.markers = std::make_unique<Markers>(vendor_, device_, [this, id = lane.id](const Markers::Marker& m, double us) {
+            post([this, id, m, us] { marked(id, m, us); });
+        });
+    }
+    return *lane.markers;
+}
+
+void Dispatcher::marked(uint32_t id, const Markers::Marker& m, double us) {
+    spare_events_.push_back(m.end);
+    if (m.start) spare_events_.push_back(m.start);
+    auto it = lanes_.find(id);
+    if (it == lanes_.end()) return;
+    if (m.ticket != 0) return gate_.completed(now_ns(), id, m.ticket, us);
+    it->second->full = false;
+    if (!it->second->blocked) flow(*it->second);
+}
 
 void* Dispatcher::spare_event() {
     if (!spare_events_.empty()) {
@@ -496,20 +554,12 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
             break;
         case ItemType::sync: item->job(); break;
     }
+    if (item->type != ItemType::sync) fence(lane);
     if (d.mark || d.timed) {
         if (void* end = spare_event()) {
             vendor_.aclrtRecordEvent(end, lane.stream);
             count_.markers++;
-            if (!lane.markers) {
-                lane.markers = std::make_unique<Markers>(vendor_, device_, [this, id = lane.id](const Markers::Marker& m, double us) {
-                    post([this, id, m, us] {
-                        spare_events_.push_back(m.end);
-                        if (m.start) spare_events_.push_back(m.start);
-                        if (lanes_.count(id)) gate_.completed(now_ns(), id, m.ticket, us);
-                    });
-                });
-            }
-            lane.markers->add({end, start, d.ticket});
+            markers_of(lane).add({end, start, d.ticket});
         } else {
             if (start) spare_events_.push_back(start);
             gate_.completed(now_ns(), lane.id, d.ticket, -1);
@@ -534,13 +584,8 @@ void Dispatcher::dispatch_launch(Lane& lane, Item& item) {
     uint64_t size = item.b;
     if (need > size) {
         if (need > lane.workspace_size) {
-            // What is in flight may still use the old one.
-            if (lane.workspace) {
-                vendor_.aclrtSynchronizeStream(lane.stream);
-                vendor_.aclrtFree(lane.workspace);
-                lane.workspace = nullptr;
-                lane.workspace_size = 0;
-            }
+            if (lane.workspace) lane.old_workspaces.push_back(std::exchange(lane.workspace, nullptr));
+            lane.workspace_size = 0;
             if (int32_t e = vendor_.aclrtMalloc(&lane.workspace, need, 0)) {
                 count_.vendor_errors++;
                 fail(lane, e, vendor_.message("aclrtMalloc", e));
@@ -586,7 +631,7 @@ void Dispatcher::dispatch_record(Lane& lane, Item& item) {
     auto waiters = std::exchange(mark->waiters, {});
     for (Lane* l : blocked) {
         l->blocked = false;
-        flow(*l);
+        if (!l->full) flow(*l);
     }
     for (auto& w : waiters) w();
 }
@@ -623,7 +668,10 @@ void Dispatcher::synced(uint32_t lane_id, uint64_t ticket) {
         lane.completed = lane.launched;
         lane.in_flight_since_sync = 0;
         lane.step_open = false;
+        progress(lane);
+        lane.over = lane.given;
         reclaim(lane, true);
+        for (void* w : std::exchange(lane.old_workspaces, {})) vendor_.aclrtFree(w);
         gate_.step_end(now_ns(), lane_id);
     }
 }

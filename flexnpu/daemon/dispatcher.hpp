@@ -127,6 +127,12 @@ private:
     void synced(uint32_t lane_id, uint64_t ticket);
     static void when_recorded(const std::shared_ptr<Mark>& mark, std::function<void()> job);
     void reclaim(Lane& lane, bool all);
+    // Whether the vendor's stream has room for one more; if not, the lane goes on by itself when it has.
+    bool room(Lane& lane);
+    void fence(Lane& lane);
+    void progress(Lane& lane);
+    Markers& markers_of(Lane& lane);
+    void marked(uint32_t lane, const Markers::Marker& m, double us);
     bool reclaim_some();
     void* spare_event();
     uint8_t* spare_buffer();

@@ -16,7 +16,7 @@ public:
     struct Marker {
         void* end;
         void* start;  // with `start`, the device time between the two is measured
-        uint64_t ticket;
+        uint64_t ticket;  // 0: a fence of the lane, not an operator
     };
     // `done` is called on this object's thread with the time in us, or -1.
     Markers(Vendor& vendor, int32_t device, std::function<void(const Marker&, double)> done)

@@ -385,6 +385,8 @@ void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
             int32_t e = vendor_.aclrtSynchronizeStream(lane->stream);
             lane->markers.reset();
             if (lane->workspace) vendor_.aclrtFree(lane->workspace);
+            for (void* w : lane->old_workspaces) vendor_.aclrtFree(w);
+            for (const Lane::Fence& f : lane->fences) vendor_.aclrtDestroyEvent(f.event);
             post([this, lane] {
                 lent_ += lane->lent.size();  // reclaim() counts them down; drop_lane() did already
                 reclaim(*lane, true);

@@ -136,11 +136,22 @@ struct Lane : std::enable_shared_from_this<Lane> {
     uint64_t launched = 0;
     uint64_t completed = 0;
     uint64_t in_flight_since_sync = 0;
+    // Work given to the vendor's stream, and how much of it is known to be over: a stream that is full would block its caller, who is everybody's
+    // dispatcher, so a lane never fills its stream.
+    uint64_t given = 0;
+    uint64_t over = 0;
+    struct Fence {
+        void* event;
+        uint64_t given;
+    };
+    std::deque<Fence> fences;
+    bool full = false;  // waits for its first fence
     bool step_open = false;  // operators since the last synchronise
     Failure failure;
     std::deque<Lent> lent;
     void* workspace = nullptr;  // ours, for operators that ask for more at launch than their first call said
     uint64_t workspace_size = 0;
+    std::vector<void*> old_workspaces;  // may be in use by what is in flight
     std::unique_ptr<Markers> markers;
     bool idle() const { return backlog.empty() && queue.empty(); }
 };
@@ -172,6 +183,7 @@ struct Session : std::enable_shared_from_this<Session> {
     uint64_t queued = 0;  // items in all lanes
     std::atomic<uint64_t> refused{0};
     bool broken = false;
+    bool removed = false;
     std::atomic<uint64_t> host_bytes{0};
     uint32_t next_region = 1;  // the acceptor's
     ~Session();

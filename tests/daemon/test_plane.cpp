@@ -377,6 +377,30 @@ TEST_CASE("a wait never reaches the vendor before its record, however the gate d
     CHECK(client().aclrtDestroyEvent(e) == 0);
 }
 
+TEST_CASE("a lane does not fill the vendor's stream, and goes on when the device has caught up") {
+    StreamOf s, other;
+    Memory a(4096);
+    mock().mock_hold(1);
+    const uint64_t calls = mock().count();
+    constexpr uint64_t kMany = 5000;
+    for (uint64_t i = 0; i < kMany; i++) REQUIRE(client().aclrtMemsetAsync(a.p, 1, 1, 1, s.s) == 0);
+    auto given = [&] {
+        uint64_t n = 0;
+        for (const MockCall& c : mock().since(calls)) n += c.what == 'm';
+        return n;
+    };
+    CHECK(client().aclrtMemset(a.p, 4096, 1, 4096) == 0);  // everything before has been read
+    CHECK(given() >= 256);
+    CHECK(given() <= 1024);
+    // Another lane is not held up.
+    const uint64_t before = given();
+    CHECK(client().aclrtMemsetAsync(a.p, 1, 1, 1, other.s) == 0);
+    CHECK(eventually([&] { return given() == before + 1; }));
+    mock().mock_hold(0);
+    CHECK(client().aclrtSynchronizeStream(s.s) == 0);
+    CHECK(given() == kMany + 1);
+}
+
 TEST_CASE("a synchronise waits for the device, others go on") {
     StreamOf s;
     Memory a(4096);
