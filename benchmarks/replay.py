@@ -86,6 +86,18 @@ class Record:
         return (self.chunk_ns[0] - self.sent_ns) / 1e6 if self.chunk_ns else None
 
     @property
+    def tpot_ms(self) -> float | None:
+        """Time per output token after the first; None for fewer than two."""
+        if len(self.chunk_ns) < 2:
+            return None
+        return (self.chunk_ns[-1] - self.chunk_ns[0]) / (len(self.chunk_ns) - 1) / 1e6
+
+    @property
+    def second_token_ms(self) -> float | None:
+        """From sending to the second content chunk: a wait moved behind the first token shows here."""
+        return (self.chunk_ns[1] - self.sent_ns) / 1e6 if len(self.chunk_ns) > 1 else None
+
+    @property
     def intervals_ms(self) -> list[float]:
         """Times between successive content chunks, which are tokens for the models of `benchmarks.models`."""
         return [(b - a) / 1e6 for a, b in itertools.pairwise(self.chunk_ns)]
@@ -272,18 +284,25 @@ def quantile(values: Sequence[float], q: float) -> float | None:
 def summarise(records: Sequence[Record], window_s: float) -> dict[str, Any]:
     """Client-side figures of one server over ``window_s`` seconds; absent quantities are None."""
     done = [record for record in records if record.ok]
-    waits = [(record.sent_ns - record.due_ns) / 1e6 for record in records if record.due_ns is not None]
-    ttft = [record.ttft_ms for record in done if record.ttft_ms is not None]
-    intervals = [value for record in done for value in record.intervals_ms]
-    end_to_end = [(record.end_ns - record.sent_ns) / 1e6 for record in done if record.end_ns is not None]
+
+    def spread(values: Iterable[float | None]) -> dict[str, float | None]:
+        known = [value for value in values if value is not None]
+        return {"p50": quantile(known, 0.5), "p99": quantile(known, 0.99)}
+
     return {
         "requests": len(records),
         "completed": len(done),
         "errors": sorted({record.error for record in records if record.error}),
-        "wait_before_sending_ms": {"p50": quantile(waits, 0.5), "p99": quantile(waits, 0.99)},
-        "ttft_ms": {"p50": quantile(ttft, 0.5), "p99": quantile(ttft, 0.99)},
-        "token_interval_ms": {"p50": quantile(intervals, 0.5), "p99": quantile(intervals, 0.99)},
-        "end_to_end_ms": {"p50": quantile(end_to_end, 0.5), "p99": quantile(end_to_end, 0.99)},
+        "wait_before_sending_ms": spread(
+            (record.sent_ns - record.due_ns) / 1e6 for record in records if record.due_ns is not None
+        ),
+        "ttft_ms": spread(record.ttft_ms for record in done),
+        "second_token_ms": spread(record.second_token_ms for record in done),
+        "tpot_ms": spread(record.tpot_ms for record in done),
+        "token_interval_ms": spread(value for record in done for value in record.intervals_ms),
+        "end_to_end_ms": spread(
+            (record.end_ns - record.sent_ns) / 1e6 for record in done if record.end_ns is not None
+        ),
         "output_tokens_per_s": sum(record.output_tokens or 0 for record in done) / window_s,
         "prompt_tokens_per_s": sum(record.prompt_tokens or 0 for record in done) / window_s,
         "requests_per_s": len(done) / window_s,

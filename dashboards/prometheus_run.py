@@ -96,6 +96,8 @@ class PrometheusServer:
             (folder / "rules.yml").write_text(json.dumps(self._rules))
             config["rule_files"] = ["rules.yml"]
         (folder / "prometheus.yml").write_text(json.dumps(config))
+        # Should this process be killed, Prometheus ends too.
+        tied = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         log = folder / "log"
         for _ in range(3):
             port = _free_port()
@@ -103,6 +105,7 @@ class PrometheusServer:
             with log.open("wb") as output:
                 self._process = subprocess.Popen(
                     [
+                        *tied,
                         program,
                         f"--config.file={folder / 'prometheus.yml'}",
                         f"--storage.tsdb.path={folder / 'data'}",

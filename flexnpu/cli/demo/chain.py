@@ -108,7 +108,7 @@ class Chain:
         """Both at once: most of it is Python's imports."""
         command = [own_program("flexnpu"), "run", "--device", str(DEVICE), "--"]
         for plan in self.plan.servers:
-            directory = models.ensure(plan.model)
+            directory = models.ensure(plan.model, self.directory / "models")
             port = free_port()
             serve = [own_program("transformers"), "serve", str(directory), "--device", "npu:0"]
             serve += ["--attn-implementation", self.plan.attention]

@@ -79,6 +79,12 @@ class Demo:
     # --- the chain ---------------------------------------------------------------------------------------
 
     def bring_up(self) -> Watch:
+        found = report.versions()
+        self.say(f"  on {found['machine']}, Linux {found['kernel']}")
+        self.say("  " + ", ".join(f"{name} {found[name]}" for name in ("torch", "torch-npu", "transformers")))
+        for name, times in operator_times(self.plan)["operator_us"].items():
+            if "gate projection" in name:
+                self.say(f"  {name}: " + ", ".join(f"{us:.0f} us for {who}" for who, us in times.items()))
         self.section("1. One emulated NPU, one daemon, two unmodified LLM servers")
         took = self.chain.start_daemon()
         self.say(f"  flexnpud on an emulated device, profile {self.plan.profile}: {took:.1f} s")
@@ -356,7 +362,8 @@ def _attempt(demo: Demo) -> dict[str, Any]:
         demo.section("6. Dashboard and alert on the live Prometheus")
         found["prometheus"] = demo.query_prometheus()
     except DemoError as error:
-        demo.check("the chain runs", False, str(error))
+        demo.say(f"flexnpu demo: {error}")
+        demo.check("the chain runs", False, str(error).splitlines()[0])
     except KeyboardInterrupt:
         demo.check("the chain runs", False, "interrupted")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -114,22 +115,18 @@ class Supervisor:
         return time.monotonic() - start
 
     def stop(self, name: str, timeout_s: float = 15.0) -> int | None:
-        """End one child by SIGINT, then SIGTERM, then SIGKILL to its group; returns its status if known."""
+        """End one child by SIGTERM, then its group by SIGKILL; returns its status if known."""
         child = self.children.pop(name, None)
         if child is None:
             return None
-        for number, patience in (
-            (signal.SIGINT, timeout_s),
-            (signal.SIGTERM, 5.0),
-            (signal.SIGKILL, 5.0),
-        ):
-            if child.process.poll() is not None:
-                break
-            os.kill(child.pid, number) if number != signal.SIGKILL else os.killpg(child.pid, number)
+        if child.process.poll() is None:
+            child.process.terminate()
             try:
-                child.process.wait(patience)
+                child.process.wait(timeout_s)
             except subprocess.TimeoutExpired:
-                continue
+                os.killpg(child.pid, signal.SIGKILL)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.process.wait(5.0)
         return child.process.poll()
 
     def stop_all(self) -> None:

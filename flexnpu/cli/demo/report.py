@@ -78,7 +78,7 @@ def fill(phase: Phase, watch: Watch, pids: dict[str, int]) -> None:
             "prompt_tokens_per_s": sum(step.tokens or 0 for step in prefills) / seconds,
             "prompts_per_s": len(prefills) / seconds,
             "tokens_per_s": sum(step.phase in ("prefill", "decode") for step in in_load) / seconds,
-            "gated_ms": phase.gated_us.get(pid, 0.0) / 1e3,
+            "gated": phase.gated_us.get(pid, 0.0) / 1e6 / seconds,
         }
     phase.figures = figures
 
@@ -207,27 +207,27 @@ def side_by_side(phases: Sequence[Phase]) -> Table:
         if any(cell != "-" for cell in cells):
             table.add_row(label, *cells)
 
+    def latency(server: str, label: str, *path: str) -> None:
+        for q in ("p50", "p99"):
+            row(f"{server}: {label} {q}, ms", "servers", server, *path, q)
+
     chat, flood = ("servers", "chat"), ("servers", "flood")
-    row("chat: decode step p50, ms", *chat, "decode_step_ms", "p50")
-    row("chat: decode step p99, ms", *chat, "decode_step_ms", "p99")
+    latency("chat", "decode step", "decode_step_ms")
     row("chat: decode steps seen", *chat, "decode_step_ms", "steps", form="d", scale=1)
-    row("chat: token interval p50 (client), ms", *chat, "client", "token_interval_ms", "p50")
-    row("chat: token interval p99 (client), ms", *chat, "client", "token_interval_ms", "p99")
-    row("chat: TTFT p50 (client), ms", *chat, "client", "ttft_ms", "p50")
-    row("chat: TTFT p99 (client), ms", *chat, "client", "ttft_ms", "p99")
-    row("chat: TTFT p50 (wire), ms", *chat, "wire_ttft_ms", "p50")
-    row("chat: TTFT p99 (wire), ms", *chat, "wire_ttft_ms", "p99")
-    row("chat: end to end p50 (client), ms", *chat, "client", "end_to_end_ms", "p50")
+    latency("chat", "TTFT (wire)", "wire_ttft_ms")
+    latency("chat", "TTFT (client)", "client", "ttft_ms")
+    latency("chat", "time to second token (client)", "client", "second_token_ms")
+    latency("chat", "TPOT (client)", "client", "tpot_ms")
+    latency("chat", "end to end (client)", "client", "end_to_end_ms")
     row("chat: tokens/s", *chat, "tokens_per_s")
-    row("flood: prefill step p50, ms", *flood, "prefill_step_ms", "p50")
-    row("flood: prefill step p99, ms", *flood, "prefill_step_ms", "p99")
-    row("flood: TTFT p50 (client), ms", *flood, "client", "ttft_ms", "p50")
-    row("flood: TTFT p99 (client), ms", *flood, "client", "ttft_ms", "p99")
-    row("flood: TTFT p50 (wire), ms", *flood, "wire_ttft_ms", "p50")
-    row("flood: TTFT p99 (wire), ms", *flood, "wire_ttft_ms", "p99")
+    table.add_section()
+    latency("flood", "prefill step", "prefill_step_ms")
+    latency("flood", "TTFT (wire)", "wire_ttft_ms")
+    latency("flood", "TTFT (client)", "client", "ttft_ms")
     row("flood: prompts/s", *flood, "prompts_per_s", form=".2f")
     row("flood: prompt tokens/s", *flood, "prompt_tokens_per_s", form=".0f")
-    row("flood: held by the gate, ms", *flood, "gated_ms", form=".0f")
+    row("flood: next operator held by the gate, % of the time", *flood, "gated", form=".0f", scale=100)
+    table.add_section()
     row("device busy, %", "device_busy", form=".0f", scale=100)
     return table
 
