@@ -246,21 +246,20 @@ class _Output:
         elif self._table and isinstance(event, Step):
             self._window.add(event)
 
-    def tick(self, losses: Losses) -> None:
-        """The end of an interval."""
+    def tick(self, losses: Losses, now: float) -> None:
+        """The end of an interval, at `now` of time.monotonic."""
         if self.feed is not None:
             counts = losses.counts | self.feed.counts
             self.feed.publish(Losses(losses.t_ns, losses.source, counts))
         if self._json:
             sys.stdout.flush()
         if self._table:
-            now = time.monotonic()
             title = f"{datetime.now():%H:%M:%S}  {losses_line(losses)}"
             self._console.print(self._window.take(now - self._since, self._gates.delta_us(), title))
             self._since = now
 
-    def end(self, losses: Losses) -> None:
-        self.tick(losses)
+    def end(self, losses: Losses, now: float) -> None:
+        self.tick(losses, now)
         if self._json:
             sys.stdout.write(losses.to_json() + "\n")
             sys.stdout.flush()
@@ -304,8 +303,9 @@ def _attach(
         _loop(stop, tracer, wire_tracer, output, everything, duration, interval, only)
         if not quiet and not as_json:
             _note("detaching")
+        ended = time.monotonic()
         tracer.close()
-        output.end(tracer.losses())
+        output.end(tracer.losses(), ended)
 
 
 def _wire(output: _Output) -> WireTracer:
@@ -368,13 +368,12 @@ def _loop(
             wire.poll(0)
         if now >= next_tick:
             next_tick = max(next_tick + interval, now)
-            output.tick(tracer.losses())
+            output.tick(tracer.losses(), now)
         if everything and now >= next_scan:
             next_scan = now + _SCAN_S
             attached = {target.pid for target in tracer.targets}
-            for pid in find_processes(only=only):
-                if pid not in attached:
-                    _attach_one(tracer, wire, pid, required=False)
+            for pid in find_processes(only=only, known=attached):
+                _attach_one(tracer, wire, pid, required=False)
 
 
 if __name__ == "__main__":

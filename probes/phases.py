@@ -188,9 +188,14 @@ def classify(evidence: Evidence) -> Verdict:
         return _classify_graph(evidence)
     if not evidence.embedding:
         return Verdict("other", None, None, "no embedding, no graph", 0.5)
-    if evidence.indices is None or any(size <= 0 for size in evidence.indices):
+    if not _is_shape(evidence.indices):
         return Verdict("other", None, None, "embedding, shape not seen", 0.0)
+    assert evidence.indices is not None
     return _classify_indices(evidence, evidence.indices)
+
+
+def _is_shape(indices: Sequence[int] | None) -> bool:
+    return indices is not None and all(size > 0 for size in indices)
 
 
 def _classify_indices(evidence: Evidence, indices: tuple[int, ...]) -> Verdict:
@@ -218,7 +223,7 @@ def _classify_indices(evidence: Evidence, indices: tuple[int, ...]) -> Verdict:
 
 
 def _classify_graph(evidence: Evidence) -> Verdict:
-    if evidence.from_capture and evidence.indices:
+    if evidence.from_capture and evidence.indices and _is_shape(evidence.indices):
         learned = _classify_indices(evidence, evidence.indices)
         return Verdict(
             learned.phase,

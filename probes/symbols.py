@@ -52,24 +52,32 @@ class ProcessGone(RuntimeError):
 
 def mapped_files(pid: int) -> list[Mapped]:
     """The files mapped executable into process `pid`. Raises `ProcessGone` or PermissionError."""
+    found = []
+    for path, fields in _executable(pid).items():
+        real = _reachable(pid, path, fields[0])
+        if real is not None:
+            start = int(fields[0].split("-")[0], 16)
+            found.append(Mapped(path, real, start, int(fields[2], 16), int(fields[4])))
+    return found
+
+
+def mapped_paths(pid: int) -> frozenset[str]:
+    """The paths of `mapped_files`, without looking at the files. Raises the same."""
+    return frozenset(_executable(pid))
+
+
+def _executable(pid: int) -> dict[str, list[str]]:
+    """The first executable mapping of each file, as the fields of its line in /proc/PID/maps."""
     try:
         text = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(f"no process {pid}") from None
-    found: dict[str, Mapped] = {}
+    found: dict[str, list[str]] = {}
     for line in text.splitlines():
         fields = line.split(maxsplit=5)
-        if len(fields) < 6 or "x" not in fields[1] or not fields[5].startswith("/"):
-            continue
-        path = fields[5].removesuffix(" (deleted)")
-        if path in found:
-            continue
-        real = _reachable(pid, path, fields[0])
-        if real is not None:
-            found[path] = Mapped(
-                path, real, int(fields[0].split("-")[0], 16), int(fields[2], 16), int(fields[4])
-            )
-    return list(found.values())
+        if len(fields) == 6 and "x" in fields[1] and fields[5].startswith("/"):
+            found.setdefault(fields[5].removesuffix(" (deleted)"), fields)
+    return found
 
 
 def _reachable(pid: int, path: str, span: str) -> str | None:

@@ -262,8 +262,10 @@ class Target:
 
     @property
     def missing(self) -> list[str]:
-        """Symbols of `SITES` that no mapped library defines (yet)."""
+        """Symbols of `SITES` that no mapped library defines (yet); one of `FUNNELS` is enough."""
         have = {placed.symbol for placed in self.placed}
+        if have & FUNNELS:
+            have |= FUNNELS
         return [site.symbol for site in SITES if site.symbol not in have]
 
     @property
@@ -330,7 +332,7 @@ def _pid_namespace() -> os.stat_result | None:
     return None if stat.st_ino == _INIT_PIDNS else stat
 
 
-def find_processes(*, only: Collection[str] | None = None) -> list[int]:
+def find_processes(*, only: Collection[str] | None = None, known: Collection[int] = ()) -> list[int]:
     """Processes that map a library through which operators are launched, other than this one and
     FlexNPU's daemon.
 
@@ -339,7 +341,7 @@ def find_processes(*, only: Collection[str] | None = None) -> list[int]:
     """
     found = []
     for pid in symbols.processes():
-        if pid == os.getpid():
+        if pid == os.getpid() or pid in known:
             continue
         try:
             if is_daemon(pid):
@@ -353,7 +355,7 @@ def find_processes(*, only: Collection[str] | None = None) -> list[int]:
 
 def is_daemon(pid: int) -> bool:
     """Whether `pid` is a FlexNPU daemon, by its data plane module."""
-    return any("/flexnpu/daemon/_plane." in mapping.path for mapping in symbols.mapped_files(pid))
+    return any("/flexnpu/daemon/_plane." in path for path in symbols.mapped_paths(pid))
 
 
 class Tracer:
@@ -469,7 +471,7 @@ class Tracer:
 
     def _place(self, target: Target) -> None:
         try:
-            mapped = frozenset(mapping.path for mapping in symbols.mapped_files(target.pid))
+            mapped = symbols.mapped_paths(target.pid)
             found = symbols.resolve(target.pid, [site.symbol for site in SITES], only=self._only)
         except symbols.ProcessGone:
             raise AttachError(f"no process {target.pid}") from None
@@ -742,7 +744,7 @@ class Tracer:
             if not target.missing:
                 continue
             with contextlib.suppress(symbols.ProcessGone, AttachError, OSError):
-                if frozenset(m.path for m in symbols.mapped_files(target.pid)) != target.maps:
+                if symbols.mapped_paths(target.pid) != target.maps:
                     self._place(target)
 
     # -- accounts -------------------------------------------------------------------------------------------

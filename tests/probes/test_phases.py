@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from probes.phases import Evidence, Lengths, classify
@@ -66,6 +66,7 @@ lengths = st.builds(
         arrays=st.lists(lengths, max_size=3),
     )
 )
+@example(Evidence(graph=True, from_capture=True, indices=(-1, 4)))
 def test_any_evidence_gets_a_verdict_that_says_how_sure_it_is(evidence: Evidence) -> None:
     verdict = classify(evidence)
     assert 0 <= verdict.confidence <= 1
