@@ -32,6 +32,7 @@ struct aclOpExecutor {
     aclOpExecutor* next;               // in the free list
     uint64_t few[24];
     std::vector<uint64_t> many;        // used instead when there are more
+    std::vector<std::shared_ptr<api::LateDims>> late;  // of the outputs, where only the data decide their shapes
     uint64_t* addresses() { return count <= std::size(few) ? few : many.data(); }
 };
 
@@ -187,6 +188,7 @@ aclOpExecutor* new_executor(Operators& ops) {
 
 void free_executor(Operators& ops, aclOpExecutor* e) {
     e->magic = kDeadExecutor;
+    e->late.clear();
     std::lock_guard lock(ops.free_mutex);
     e->next = ops.free;
     ops.free = e;
@@ -310,6 +312,19 @@ void let_go(Channel& c, Operators& ops, aclOpExecutor* e) {
     free_executor(ops, e);
 }
 
+// Operators that decide an output's shape when they run; the caller asks for it with aclGetViewShape after a synchronise.
+bool shapes_late(uint32_t op) {
+    static const auto ops = [] {
+        std::vector<bool> is(api::kOpCount);
+        for (const char* name : {"aclnnMaskedSelect", "aclnnNonMaxSuppression", "aclnnNonzero", "aclnnNonzeroV2", "aclnnUnique", "aclnnUnique2",
+                                 "aclnnUniqueConsecutive", "aclnnUniqueDim"}) {
+            if (const int found = api::find_op(name); found >= 0) is[size_t(found)] = true;
+        }
+        return is;
+    }();
+    return ops[op];
+}
+
 bool live(const aclOpExecutor* e) { return e && e->magic == kExecutorMagic; }
 
 // Position of the tensor argument `index` of an executor in its address list, counting only arguments for which `counts` holds; the
@@ -390,6 +405,14 @@ aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, u
     e->count = uint32_t(s.addresses.size());
     if (e->count <= std::size(e->few)) std::memcpy(e->few, s.addresses.data(), e->count * 8);
     else e->many = s.addresses;
+    if (__builtin_expect(shapes_late(op), 0)) {
+        for (uint32_t i = 0; i < n; i++) {
+            if (args[i].kind != 't' || !args[i].p) continue;
+            auto* t = static_cast<aclTensor*>(args[i].p);
+            t->late = std::make_shared<api::LateDims>();
+            e->late.push_back(t->late);
+        }
+    }
     *workspace_size = shape->workspace;
     *executor = e;
     return 0;
@@ -409,7 +432,13 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void* workspace, uint64_t workspac
     if (sizeof(wire::Record) + payload > wire::kMaxRecord) return fail(acl::INVALID_PARAM, "%s: too many tensors", name_of(op));
     uint8_t* p = c->open(payload);
     if (!p) return session.gone();
-    const wire::Launch launch{reinterpret_cast<uint64_t>(stream), reinterpret_cast<uint64_t>(workspace), workspace_size, e->shape->number, op, e->count};
+    uint64_t late = 0;
+    if (__builtin_expect(!e->late.empty(), 0)) {
+        static std::atomic<uint64_t> last_late{0};
+        late = last_late.fetch_add(1, std::memory_order_relaxed) + 1;
+        session.add_late(late, reinterpret_cast<uint64_t>(stream), e->late);
+    }
+    const wire::Launch launch{reinterpret_cast<uint64_t>(stream), reinterpret_cast<uint64_t>(workspace), workspace_size, e->shape->number, op, e->count, late};
     std::memcpy(p, &launch, sizeof(launch));
     std::memcpy(p + sizeof(launch), e->addresses(), e->count * 8);
     // A step's first operator is not kept waiting: the device has nothing else of ours to do.

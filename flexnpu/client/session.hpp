@@ -3,12 +3,17 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "flexnpu/wire/handle.hpp"
 #include "flexnpu/wire/ring.hpp"
+
+namespace flexnpu::api {
+struct LateDims;
+}
 
 namespace flexnpu::client {
 
@@ -168,6 +173,10 @@ public:
     Ranges<DeviceRange> memory;
     LiveHandles streams;
     LiveHandles events;
+    // Fills in the shapes that launches on this stream (of all streams: nullptr with `all`) have left for their outputs. After a synchronise.
+    void settle(Channel& channel, uint64_t stream, bool all);
+    void add_late(uint64_t number, uint64_t stream, std::vector<std::shared_ptr<api::LateDims>> outputs);
+
     // Launches since the last synchronise, for SessionPage::steps.
     std::atomic<bool> step_open{false};
 
@@ -194,6 +203,13 @@ private:
     std::vector<Channel*> idle_;
     std::vector<Channel*> all_;
     std::mutex block_mutex_;
+    struct Late {
+        uint64_t number, stream;
+        std::vector<std::shared_ptr<api::LateDims>> outputs;
+    };
+    std::atomic<bool> any_late_{false};
+    std::mutex late_mutex_;
+    std::vector<Late> late_;
     enum class Use : uint8_t { idle, held, later };
     Use block_use_[wire::kBlocks] = {};
     uint32_t block_ticket_[wire::kBlocks] = {};

@@ -57,13 +57,17 @@ aclError sync_stream(const char* function, aclrtStream s, int64_t timeout_ms) {
     CHANNEL(c);
     CHECK(check_stream(*c, function, s));
     end_step(c->session());
-    return c->call(Kind::sync_stream, wire::StreamOp{number(s), timeout_ms});
+    CHECK(c->call(Kind::sync_stream, wire::StreamOp{number(s), timeout_ms}));
+    c->session().settle(*c, number(s), false);
+    return 0;
 }
 
 aclError sync_device(int64_t timeout_ms) {
     CHANNEL(c);
     end_step(c->session());
-    return c->call(Kind::sync_device, wire::StreamOp{0, timeout_ms});
+    CHECK(c->call(Kind::sync_device, wire::StreamOp{0, timeout_ms}));
+    c->session().settle(*c, 0, true);
+    return 0;
 }
 
 aclError create_event(const char* function, aclrtEvent* out, uint32_t flags, bool ex) {

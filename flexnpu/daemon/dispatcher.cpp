@@ -285,6 +285,7 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
     s->streams = Table<Lane>(wire::HandleKind::stream);
     s->default_lane.reset();
     s->shapes.clear();
+    s->late.clear();
     for (const MemoryMap::Range& r : s->memory.take_all()) vendor_.aclrtFree(reinterpret_cast<void*>(r.address));
     s->host.clear();
     live_sessions_--;

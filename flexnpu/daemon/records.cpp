@@ -24,6 +24,8 @@ bool take(std::span<const uint8_t> p, T* out, std::span<const uint8_t>* rest = n
 }
 
 constexpr uint32_t kMaxShapeNumbers = 1 << 15;
+// Launches kept for a client that may ask for their outputs' shapes; one that asks later is told that they are unknown.
+constexpr size_t kMaxLate = 1024;
 
 std::string hex(uint64_t v) {
     char text[24];
@@ -105,6 +107,15 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
         }
         case Kind::forward: return forward(s, p, reply);
         case Kind::text: return text(s, p, reply);
+        case Kind::late_dims: {
+            wire::LateDims l;
+            if (!take(p, &l)) break;
+            auto it = std::find_if(s.late.begin(), s.late.end(), [&](const auto& entry) { return entry.first == l.late; });
+            if (it == s.late.end()) return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: no such launch");
+            const std::vector<uint64_t> dims = it->second->output_dims(wire::kReplyWords);
+            s.late.erase(it);
+            return reply.send(0, "", dims.data(), dims.size());
+        }
         case Kind::invalid: case Kind::host_func: case Kind::host_done: case Kind::count_: break;
     }
     count_.malformed++;
@@ -158,9 +169,18 @@ void Dispatcher::launch(Session& s, Payload p) {
     Lane* lane = lane_of(s, l.stream);
     if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
     const uint32_t index = uint32_t(l.shape);
-    const std::shared_ptr<Shape> shape = index < s.shapes.size() ? s.shapes[index] : nullptr;
+    std::shared_ptr<Shape> shape = index < s.shapes.size() ? s.shapes[index] : nullptr;
     if (!shape || shape->number != l.shape || shape->op() != l.op || shape->addresses() != l.count) {
         return refuse_later(s, lane, acl::INVALID_PARAM, "FlexNPU: a launch of an operator that was never defined");
+    }
+    if (l.late) {
+        // The next launch of this shape must not write over what this one leaves in its objects.
+        int32_t error = 0;
+        std::string message;
+        shape = shape->clone(&error, &message);
+        if (!shape) return refuse_later(s, lane, error, std::move(message));
+        s.late.emplace_back(l.late, shape);
+        if (s.late.size() > kMaxLate) s.late.pop_front();
     }
     auto item = std::make_unique<Item>();
     item->type = ItemType::launch;

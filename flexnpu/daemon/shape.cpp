@@ -47,8 +47,29 @@ std::shared_ptr<Shape> Shape::make(Vendor& vendor, uint32_t op, std::span<const 
                    std::to_string(shape->extents_.size()) + " tensors";
         return nullptr;
     }
+    shape->meta_.assign(meta.begin(), meta.end());
     *error = 0;
     return shape;
+}
+
+std::shared_ptr<Shape> Shape::clone(int32_t* error, std::string* message) const {
+    return make(vendor_, op_, meta_, extents_.size(), error, message);
+}
+
+std::vector<uint64_t> Shape::output_dims(size_t most) const {
+    std::vector<uint64_t> out;
+    for (const AclnnArg& a : args_) {
+        if (a.kind != 't' || !a.p) continue;
+        int64_t* dims = nullptr;
+        uint64_t n = 0;
+        if (vendor_.aclGetViewShape(static_cast<const aclTensor*>(a.p), &dims, &n) != 0) n = 0;
+        if (out.size() + 1 + n <= most) {
+            out.push_back(n);
+            out.insert(out.end(), dims, dims + n);
+        }
+        delete[] dims;  // CANN's are made by new[]
+    }
+    return out;
 }
 
 aclTensor* Shape::tensor(const wire::TensorMeta& t, gate::ShapeBucket* bucket, std::string* message) {

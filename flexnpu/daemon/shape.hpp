@@ -28,6 +28,11 @@ public:
     // Bytes that the i-th tensor may touch from its address on.
     uint64_t extent(size_t i) const { return extents_[i].bytes; }
 
+    // The same again, with objects of its own.
+    std::shared_ptr<Shape> clone(int32_t* error, std::string* message) const;
+    // Shapes of the outputs as the last launch has left them: for each, the number of dims, then the dims. Words that do not fit are left out.
+    std::vector<uint64_t> output_dims(size_t most) const;
+
     // The vendor's first call with these addresses. An executor is good for one second call.
     int32_t first(std::span<const uint64_t> addresses, uint64_t* workspace, aclOpExecutor** executor);
 
@@ -46,6 +51,7 @@ private:
     std::vector<bool> in_list_;
     std::vector<AclnnArg> args_;
     std::vector<std::string> texts_;
+    std::vector<uint8_t> meta_;
 };
 
 }  // namespace flexnpu::daemon

@@ -20,7 +20,7 @@ namespace flexnpu::daemon {
     X(aclrtSynchronizeEvent) X(aclrtSynchronizeEventWithTimeout) X(aclrtQueryEventStatus) X(aclrtQueryEventWaitStatus)       \
     X(aclrtEventElapsedTime) X(aclrtEventGetTimestamp) X(aclsysGetVersionStr) X(aclsysGetVersionNum)                         \
     X(aclGetCompileopt) X(aclGetCompileoptSize)                                                                              \
-    X(aclCreateTensor) X(aclDestroyTensor) X(aclSetRawTensorAddr) X(aclCreateTensorList) X(aclDestroyTensorList)             \
+    X(aclCreateTensor) X(aclDestroyTensor) X(aclSetRawTensorAddr) X(aclGetViewShape) X(aclCreateTensorList) X(aclDestroyTensorList)             \
     X(aclCreateScalar) X(aclDestroyScalar) X(aclCreateScalarList) X(aclDestroyScalarList)                                    \
     X(aclCreateIntArray) X(aclDestroyIntArray) X(aclCreateFloatArray) X(aclDestroyFloatArray)                                \
     X(aclCreateBoolArray) X(aclDestroyBoolArray)

@@ -105,6 +105,7 @@ enum class Kind : uint16_t {
     forward,          // Forward, then words -> words
     text,             // Text, then a name -> text
     host_done,        // HostDone: a host function has returned
+    late_dims,        // LateDims -> for each output of the launch: number of dims, dims
     count_,
 };
 
@@ -125,6 +126,7 @@ struct Launch {
     uint64_t shape;  // index | generation << 32
     uint32_t op;
     uint32_t count;  // addresses behind this
+    uint64_t late;   // nonzero: the client will ask for the shapes of the outputs under this number (late_dims)
 };
 
 enum class Place : uint32_t {
@@ -199,6 +201,9 @@ struct DefineShape {
 };
 struct DropShape {
     uint64_t shape;
+};
+struct LateDims {
+    uint64_t late;
 };
 struct HostFunc {
     uint64_t stream;

@@ -220,7 +220,7 @@ Bytes honest(World& w) {
             World::Defined d{below(64) | uint64_t(1) << 32, uint32_t(below(api::kOpCount)), below(4)};
             if (!w.defined.empty() && below(8)) d = w.defined[below(w.defined.size())];
             const uint64_t n = d.addresses;
-            append(p, wire::Launch{w.stream, w.memory, below(100), d.shape, d.op, uint32_t(n)});
+            append(p, wire::Launch{w.stream, w.memory, below(100), d.shape, d.op, uint32_t(n), below(4) ? 0 : below(10)});
             for (uint64_t i = 0; i < n; i++) append(p, w.memory);
             return record(kind, p, false);
         }
@@ -285,6 +285,9 @@ Bytes honest(World& w) {
             for (uint64_t i = 0; i < n; i++) append(p, below(3));
             return record(kind, p, true);
         }
+        case Kind::late_dims:
+            append(p, wire::LateDims{below(10)});
+            return record(kind, p, true);
         case Kind::text:
             append(p, wire::Text{uint32_t(below(5)), int32_t(below(12)), 5, 0});
             append(p, uint64_t(0x6f6c6c6568));

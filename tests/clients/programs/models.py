@@ -27,6 +27,8 @@ def tensors() -> dict[str, str]:
     out["arange"] = digest(torch.arange(1000, device="npu:0") * 3)
     large = torch.randn(3_000_001, generator=generator)
     out["copy"] = digest(large.npu())
+    out["nonzero"] = digest((large[:1000] > 0).npu().nonzero())
+    out["mask"] = digest(large.npu()[(large > 1).npu()])
     pinned = large.pin_memory()
     there = pinned.to("npu:0", non_blocking=True)
     out["pinned"] = digest(there)
