@@ -167,8 +167,8 @@ def attach(
       is put on an emulated instruction of the function's prologue where there is
       one. An eager torch_npu step makes over 200 launches and 500 tensors, and each
       is hit: measured, a decode step of 4.0 ms that is bound by the host became one
-      of 5.4 ms. A step bound by the device, which the host runs ahead of, does not
-      change. A step of a captured graph makes a handful of hits. This program pays
+      of 5.4 ms. Where the host runs ahead of the device, the time is hidden behind
+      it. A step of a captured graph makes a handful of hits. This program pays
       by the step, some 0.1 ms of its own time each. --wire adds two look-ups to
       each read and write of the processes. Attaching takes about 0.1 s a process,
       detaching 2 to 3 s, and the process goes on running meanwhile.
