@@ -34,6 +34,7 @@ constexpr uint64_t kMaxQueued = 1 << 16;
 // Items of one lane between us and the device. Hardware streams hold about a thousand or two; with fewer than this a device runs dry.
 constexpr uint64_t kInFlight = 512;
 constexpr uint64_t kFenceEvery = 64;
+constexpr uint64_t kSlowCopyBytesPerNs = 8;  // a cautious 8 GB/s
 constexpr uint32_t kMarkerFlags = acl::EVENT_SYNC | acl::EVENT_TIME_LINE;
 
 }  // namespace
@@ -605,6 +606,9 @@ void Dispatcher::dispatch_launch(Lane& lane, Item& item) {
 
 void Dispatcher::dispatch_copy(Lane& lane, Item& item) {
     count_.copies++;
+    if (item.bytes > kLargeCopy && item.value != acl::DEVICE_TO_DEVICE) {
+        copying_until_ = std::max(copying_until_, now_ns()) + item.bytes / kSlowCopyBytesPerNs;
+    }
     const int32_t e = vendor_.aclrtMemcpyAsync(reinterpret_cast<void*>(item.a), item.bytes, reinterpret_cast<const void*>(item.b), item.bytes,
                                                item.value, lane.stream);
     if (e) {
@@ -622,6 +626,9 @@ void Dispatcher::dispatch_copy(Lane& lane, Item& item) {
     if (item.buffer) spare_buffers_.push_back(item.buffer);
     lane.session->give_block(item.block, item.ticket_of_block);
 }
+
+// Whether a small copy made here and now could queue behind a large one, and all lanes with it.
+bool Dispatcher::copies_are_slow() const { return large_copies_.load(std::memory_order_relaxed) > 0 || now_ns() < copying_until_; }
 
 void Dispatcher::dispatch_record(Lane& lane, Item& item) {
     const std::shared_ptr<Mark> mark = item.mark;

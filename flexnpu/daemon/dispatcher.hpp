@@ -41,6 +41,9 @@ struct SessionInfo {
     uint64_t memory_bytes, rings, lanes, calls, refused, ring_full, launches, steps;
 };
 
+// Copies above this size keep the device's copy engine for longer than a dispatcher can wait.
+inline constexpr uint64_t kLargeCopy = 64 << 10;
+
 class Dispatcher {
 public:
     Dispatcher(Vendor& vendor, int32_t device);
@@ -161,6 +164,10 @@ private:
     std::vector<void*> slabs_;
     bool answered_ = false;               // a synchronous call was answered since the last idle moment: more may follow at once
     uint64_t lent_ = 0;
+    // Large copies that keep the device's copy engine: on workers, and until when those given to streams may take.
+    std::atomic<uint32_t> large_copies_{0};
+    uint64_t copying_until_ = 0;
+    bool copies_are_slow() const;
     std::unique_ptr<Worker> reaper_;
 
     struct {

@@ -321,7 +321,22 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
     }
 
     count_.copies++;
-    // Small ones take as long as handing them to another thread would.
+    // Small ones take as long as handing them to another thread would, unless the copy engine is busy.
+    if (from_inline && copies_are_slow()) {
+        worker_of(*reply.ring).post([this, to, kind, bytes = std::vector<uint8_t>(data.begin(), data.begin() + ptrdiff_t(c.bytes)), reply] {
+            const int32_t e = vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), bytes.size(), bytes.data(), bytes.size(), kind);
+            if (e) reply.fail({e, vendor_.message("aclrtMemcpy", e)}); else reply.ok();
+        });
+        return;
+    }
+    if (to_inline && copies_are_slow()) {
+        worker_of(*reply.ring).post([this, from, kind, n = c.bytes, reply] {
+            uint64_t words[wire::kReplyWords];
+            const int32_t e = vendor_.aclrtMemcpy(words, n, reinterpret_cast<const void*>(from), n, kind);
+            if (e) reply.fail({e, vendor_.message("aclrtMemcpy", e)}); else reply.send(0, "", words, wire::round8(n) / 8);
+        });
+        return;
+    }
     if (from_inline) {
         const int32_t e = vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), c.bytes, data.data(), c.bytes, kind);
         if (e) return reply.fail({e, vendor_.message("aclrtMemcpy", e)});
@@ -333,9 +348,12 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
         if (e) return reply.fail({e, vendor_.message("aclrtMemcpy", e)});
         return reply.send(0, "", words, wire::round8(c.bytes) / 8);
     }
-    worker_of(*reply.ring).post([this, &s, c, to, from, kind, staged, reply] {
+    const bool large = c.bytes > kLargeCopy;
+    if (large) large_copies_++;
+    worker_of(*reply.ring).post([this, &s, c, to, from, kind, staged, large, reply] {
         Failure& failure = reply.ring->chunk_failure;
         const int32_t e = vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), c.bytes, reinterpret_cast<const void*>(from), c.bytes, kind);
+        if (large) large_copies_--;
         if (e && failure.code == 0) failure = {e, vendor_.message("aclrtMemcpy", e)};
         if (staged) s.give_block(int32_t(c.block), c.ticket);
         if (!reply.request) return;
@@ -614,6 +632,21 @@ struct Dispatcher::Context final : api::ForwardContext {
     Session& session;
 };
 
+// Which argument of a forwarded function is a device's number as the program counts, or -1.
+static int device_argument(uint16_t function) {
+    switch (function) {
+        case api::FN_aclGetDeviceCapability: case api::FN_aclrtDeviceGetUuid: case api::FN_aclrtDeviceDisablePeerAccess:
+        case api::FN_aclrtDeviceEnablePeerAccess: case api::FN_aclrtGetDeviceInfo: case api::FN_aclrtGetDeviceResLimit:
+        case api::FN_aclrtGetDeviceUtilizationRate: case api::FN_aclrtQueryDeviceStatus: case api::FN_aclrtResetDeviceResLimit:
+        case api::FN_aclrtSetDeviceResLimit:
+            return 0;
+        case api::FN_aclrtDeviceCanAccessPeer:
+            return 1;
+        default:
+            return -1;
+    }
+}
+
 void Dispatcher::forward(Session& s, Payload p, const Reply& reply) {
     wire::Forward f;
     Payload rest;
@@ -625,6 +658,11 @@ void Dispatcher::forward(Session& s, Payload p, const Reply& reply) {
     uint64_t in[64] = {}, out[wire::kReplyWords] = {};
     if (f.words > std::size(in)) return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: too many arguments");
     if (f.words) std::memcpy(in, rest.data(), rest.size());
+    // A program's device 0 is this daemon's device.
+    if (const int at = device_argument(uint16_t(f.function)); at >= 0 && uint32_t(at) < f.words) {
+        if (int32_t(in[at]) != 0) return refuse(s, reply, acl::RT_INVALID_DEVICE, "device " + std::to_string(int32_t(in[at])) + " does not exist");
+        in[at] = uint64_t(device_);
+    }
     Context context(*this, s);
     uint32_t written = 0;
     const int32_t e = api::handle_forward(uint16_t(f.function), in, f.words, out, f.out_words, &written, context);
