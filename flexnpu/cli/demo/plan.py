@@ -47,14 +47,14 @@ CHAT = ServerPlan(
     max_in_flight=4,
 )
 
-#: Prompts of 3,000 to 6,000 tokens by the trace, a sixteenth of that here, faster than the device takes them.
+#: Prompts of 4,000 to 6,000 tokens by the trace, a sixteenth of that here, faster than the device takes them.
 FLOOD = ServerPlan(
     name="flood",
     model=TinyModel("qwen2", seed=2),
     trace="code",
     skip_s=180.0,
     scaling=Scaling(
-        rate=1.25, prompt_scale=1 / 16, output_scale=0.0, prompt_limits=(192, 384), output_limits=(1, 1)
+        rate=1.25, prompt_scale=1 / 16, output_scale=0.0, prompt_limits=(256, 384), output_limits=(1, 1)
     ),
     max_in_flight=4,
 )
