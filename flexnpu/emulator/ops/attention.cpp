@@ -15,7 +15,7 @@
 namespace flexnpu::ops {
 namespace {
 
-constexpr int64_t kQueryBlock = 32;
+constexpr int64_t kQueryBlock = 64;
 constexpr int64_t kUnlimited = 2147483647;  // the API's "no bound" for tokens before and after
 
 enum Sparse : int64_t { kDefaultMask = 0, kAllMask = 1, kLeftUpCausal = 2, kRightDownCausal = 3, kBand = 4 };
@@ -62,7 +62,7 @@ Window window(const Options& o, int64_t i, int64_t rows, int64_t keys) {
             break;
         default: break;
     }
-    low = std::max<int64_t>(low, 0);
+    low = std::clamp<int64_t>(low, 0, keys);  // tokens before may be negative
     high = std::min(high, keys - 1);
     return {low, std::max(low, high + 1)};
 }

@@ -50,9 +50,27 @@ public:
             base_.push_back(pick(0, 9) == 0 ? pick(0, 1) : pick(1, 6));
         }
         dtype_ = kTypes[pick(0, int64_t(std::size(kTypes)) - 1)];
+        const std::string kinds = api::kOps[op].kinds;
+        attention_ = std::string(api::kOps[op].name).find("Attention") != std::string::npos;
+        if (attention_) {
+            // Unguided, these are never accepted: query, key, value and output of one shape and a fitting
+            // layout, most other inputs absent.
+            static const char* const layouts[] = {"BNSD", "BSND", "BSH", "SBH", "TND"};
+            layout_ = layouts[pick(0, 4)];
+            base_.resize(layout_.size() == 4 ? 4 : 3);
+            for (int64_t& d : base_) {
+                d = pick(1, 4);
+            }
+            heads_ = layout_ == "BNSD"   ? base_[1]
+                     : layout_ == "BSND" ? base_[2]
+                     : layout_ == "TND"  ? base_[1]
+                                         : 1;
+            dtype_ = pick(0, 1) ? 0 : pick(0, 1) ? 1 : 27;
+        }
         std::vector<AclnnArg> args;
-        for (const char* kind = api::kOps[op].kinds; *kind && *kind != '-'; kind++) {
-            args.push_back(argument(*kind));
+        for (size_t i = 0; i < kinds.size() && kinds[i] != '-'; i++) {
+            plain_ = attention_ && (i < 3 || i + 1 == kinds.size() || (i + 2 == kinds.size() && pick(0, 1)));
+            args.push_back(argument(kinds[i]));
         }
         auto* bytes = static_cast<unsigned char*>(memory_);
         for (int64_t i = 0; i < kSlot * kSlots; i += 8) {
@@ -96,11 +114,16 @@ private:
         AclnnArg a{kind, {}};
         switch (kind) {
             case 'T':
-            case 't': a.p = pick(0, 15) == 0 ? nullptr : tensor(); break;
+            case 't': {
+                const bool absent =
+                    attention_ && !plain_ ? pick(0, 19) != 0 : !attention_ && pick(0, 15) == 0;
+                a.p = absent ? nullptr : tensor();
+                break;
+            }
             case 'L':
             case 'l': {
                 std::vector<aclTensor*> list;
-                for (int64_t n = pick(0, 3); n > 0; n--) {
+                for (int64_t n = plain_ ? 1 : pick(0, 3); n > 0; n--) {
                     list.push_back(tensor());
                 }
                 a.p = aclCreateTensorList(list.data(), list.size());
@@ -121,7 +144,8 @@ private:
                 for (int64_t& v : values) {
                     v = pick(-2, 4);
                 }
-                a.p = pick(0, 9) == 0 ? nullptr : aclCreateIntArray(values.data(), values.size());
+                const bool absent = pick(0, 9) == 0 || (attention_ && pick(0, 2) != 0);
+                a.p = absent ? nullptr : aclCreateIntArray(values.data(), values.size());
                 if (a.p) {
                     arrays_.push_back(static_cast<aclIntArray*>(a.p));
                 }
@@ -129,24 +153,24 @@ private:
             }
             case 'D': a.i = pick(0, 2) ? dtype_ : pick(-1, 30); break;
             case 'd':
-            case 'f': a.d = double(pick(-2, 8)) / 4; break;
+            case 'f': a.d = attention_ && pick(0, 3) ? 1 : double(pick(-2, 8)) / 4; break;
             case 's': {
                 static const char* const texts[] = {"BNSD", "BSND",      "BSH",  "SBH",
                                                     "TND",  "BNSD_BSND", "none", ""};
-                a.s = texts[pick(0, 7)];
+                a.s = attention_ && pick(0, 9) ? layout_.c_str() : texts[pick(0, 7)];
                 break;
             }
             case 'C':
             case 'F':
             case 'B': a.p = nullptr; break;
-            default: a.i = pick(-3, 6); break;
+            default: a.i = attention_ && pick(0, 3) ? heads_ : pick(-3, 6); break;
         }
         return a;
     }
 
     aclTensor* tensor() {
         std::vector<int64_t> dims = base_;
-        switch (pick(0, 5)) {
+        switch (plain_ && pick(0, 19) ? 5 : pick(0, 5)) {
             case 0:  // reduced
                 for (int64_t& d : dims) {
                     d = pick(0, 1) ? d : 1;
@@ -162,7 +186,7 @@ private:
                 break;
             default: break;
         }
-        const int32_t dtype = pick(0, 4) ? dtype_ : kTypes[pick(0, int64_t(std::size(kTypes)) - 1)];
+        const int32_t dtype = plain_ || pick(0, 4) ? dtype_ : kTypes[pick(0, int64_t(std::size(kTypes)) - 1)];
         // Strides: dense, permuted, gaps, or repeated.
         std::vector<size_t> order(dims.size());
         for (size_t i = 0; i < order.size(); i++) {
@@ -250,6 +274,9 @@ private:
     int used_ = 0;
     std::vector<int64_t> base_;
     int32_t dtype_ = 0;
+    bool attention_ = false, plain_ = false;
+    std::string layout_;
+    int64_t heads_ = 1;
     aclnnStatus last_ = 0;
 };
 

@@ -21,15 +21,33 @@ constexpr int kPanelRows = kLanes == 8 ? 6 : 4;  // rows of A in a register bloc
 constexpr int64_t kPanelDepth = 512;
 constexpr int64_t kPanelGroup = 32;  // panels packed at a time
 
+// The sum of a vector's lanes, neighbours first.
 inline float fold(vec v) {
     float part[kLanes];
     memcpy(part, &v, sizeof part);
     for (int width = kLanes / 2; width > 0; width /= 2) {
         for (int j = 0; j < width; j++) {
-            part[j] += part[j + width];
+            part[j] = part[2 * j] + part[2 * j + 1];
         }
     }
     return part[0];
+}
+
+// The same, of S vectors. Short rows spend much of their time here.
+template <int S>
+inline void fold_each(const vec* v, float* sums) {
+#if defined(__AVX2__)
+    if constexpr (S == 4) {
+        const __m256 pairs01 = _mm256_hadd_ps((__m256)v[0], (__m256)v[1]);
+        const __m256 pairs23 = _mm256_hadd_ps((__m256)v[2], (__m256)v[3]);
+        const __m256 quads = _mm256_hadd_ps(pairs01, pairs23);
+        _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
+        return;
+    }
+#endif
+    for (int s = 0; s < S; s++) {
+        sums[s] = fold(v[s]);
+    }
 }
 
 // C[R][S] (+)= dot products of R rows of A and S rows of B over n elements. The order of an element's sum
@@ -57,8 +75,10 @@ void dot_block(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t
         }
     }
     for (int r = 0; r < R; r++) {
+        float sums[S];
+        fold_each<S>(acc[r], sums);
         for (int s = 0; s < S; s++) {
-            float sum = fold(acc[r][s]);
+            float sum = sums[s];
             for (int64_t t = k; t < n; t++) {
                 sum = fma_f(a[r * lda + t], b[s * ldb + t], sum);
             }
