@@ -193,8 +193,10 @@ class Demo:
         plan = self.plan
         self.section(f"3. The chat server alone, {plan.calm_s:.0f} s")
         self.say(
-            "  what the probes saw, every 3 s: steps with their median/longest time, median TTFT on the wire"
+            "  What the probes saw, every 3 s: steps of each phase with their median/longest time in ms,"
         )
+        self.say("  median TTFT on the wire in ms, and for how much of the time the device was busy and the")
+        self.say("  gate held the next operator of a prefill.")
         self.load("alone", "chat alone", ["chat"], 2.0, plan.calm_s, watch)
         self.section(f"4. Long prompts flood the device, no policy, {plan.phase_s:.0f} s")
         self.load("transparent", "flood, no policy", ["chat", "flood"], plan.lead_s, plan.phase_s, watch)

@@ -152,22 +152,22 @@ class Ticker:
         for phase in ("prefill", "decode"):
             times = [step.duration_us / 1e3 for step in self._watch.steps(pid, window, phase)]
             if times:
-                parts.append(f"{len(times)} {phase} {quantile(times, 0.5) or 0.0:.0f}/{max(times):.0f} ms")
+                parts.append(f"{len(times)} {phase} {quantile(times, 0.5) or 0.0:.0f}/{max(times):.0f}")
         first = [
             (request.t_first_ns - request.t_arrival_ns) / 1e6
             for request in self._watch.ended_requests(pid, window)
             if request.t_first_ns is not None
         ]
         if first:
-            parts.append(f"TTFT {quantile(first, 0.5) or 0.0:.0f} ms")
+            parts.append(f"TTFT {quantile(first, 0.5) or 0.0:.0f}")
         return f"{name}: " + (", ".join(parts) or "idle")
 
 
 def _device(before: DaemonStatus, now: DaemonStatus, window: Window) -> str:
     text = ""
     if before.device_busy_us is not None and now.device_busy_us is not None:
-        text = f"device {(now.device_busy_us - before.device_busy_us) / window.seconds / 1e4:.0f} % busy"
+        text = f"busy {(now.device_busy_us - before.device_busy_us) / window.seconds / 1e4:.0f} %"
     if now.gate.policy != "transparent":
         held = sum(lane.gated_us for lane in now.lanes) - sum(lane.gated_us for lane in before.lanes)
-        text += f", gate held {held / window.seconds / 1e4:.0f} %"
+        text += f", held {held / window.seconds / 1e4:.0f} %"
     return text
