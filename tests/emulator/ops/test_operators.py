@@ -36,7 +36,7 @@ def broadcasting(draw: st.DrawFn) -> list[tuple[int, ...]]:
     return shapes
 
 
-EXPRESSIONS = ["a + b", "a * b - c", "torch.where(a > b, a, c)", "a.maximum(b) + c", "(a < b) | (b < c)"]
+EXPRESSIONS = ["a + b", "a * b * c", "torch.where(a > b, a, c)", "a.maximum(b) + c", "(a < b) | (b < c)"]
 
 
 @given(
@@ -80,6 +80,7 @@ def attention(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         options.append("scale=0.3")
     heads = draw(st.sampled_from([1, kv_heads * group]))
+    dtype = draw(st.sampled_from(["float32", "float16", "bfloat16"]))
     return {
         "name": "attention",
         "expression": f"F.scaled_dot_product_attention(q, k, v, {', '.join(options)})",
@@ -90,9 +91,10 @@ def attention(draw: st.DrawFn) -> dict[str, Any]:
             "v": f"x {batch} {kv_heads} {keys} {width}",
             "m": f"b {draw(st.sampled_from([1, batch]))} {heads} {rows} {keys}",
         },
-        "dtype": draw(st.sampled_from(["float32", "float16", "bfloat16"])),
+        "dtype": dtype,
         "layout": draw(st.sampled_from(["dense", "transposed", "sliced"])),
-        "ulps": 10.0,
+        # Scores reach some tens, and an error in a score is a relative error in its exponential.
+        "ulps": 100.0 if dtype == "float32" else 10.0,
         "seed": draw(st.integers(0, 1000)),
     }
 

@@ -26,7 +26,8 @@ namespace flexnpu::ops {
     X(Erf) X(Erfc) X(Erfinv) X(Floor) X(Ceil) X(Round) X(Trunc) X(Frac) \
     X(Sigmoid) X(Silu) X(Relu) X(Gelu) X(GeluTanh) X(LogSigmoid) X(Mish) X(Softplus) \
     X(HardSigmoid) X(HardSwish) X(LeakyRelu) X(Elu) X(Celu) X(Clamp) X(ClampMin) X(ClampMax) \
-    X(PowScalar) X(ScalarPow) X(Affine) X(BitNot) X(LogicalNot) X(IsFinite) X(IsInf) X(IsPosInf) X(IsNegInf) X(SignBit) X(Threshold)
+    X(PowScalar) X(ScalarPow) X(Affine) X(BitNot) X(LogicalNot) \
+    X(IsFinite) X(IsInf) X(IsPosInf) X(IsNegInf) X(SignBit) X(Threshold)
 
 #define FLEXNPU_BINARY_LIST(X) \
     X(Add) X(Sub) X(Mul) X(Div) X(TruncDiv) X(FloorDiv) X(Remainder) X(Fmod) X(Pow) X(Maximum) X(Minimum) \
