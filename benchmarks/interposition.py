@@ -36,20 +36,20 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 def eager(steps: int) -> dict[str, float]:
     """In a child: us an eager operator and ms a decode step of a tiny Qwen2, by unmodified torch_npu."""
     import torch
-    import torch_npu  # noqa: F401
+    import torch_npu
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     a: Any = torch.ones(64, 64)
     a = a.npu()
     for _ in range(200):
         a = a * 1.0
-    torch.npu.synchronize()
+    torch_npu.npu.synchronize()
     operators = []
     for _ in range(20):
         began = time.perf_counter()
         for _ in range(500):
             a = a * 1.0
-        torch.npu.synchronize()
+        torch_npu.npu.synchronize()
         operators.append((time.perf_counter() - began) / 500 * 1e6)
     config: Any = Qwen2Config(
         vocab_size=1000,
@@ -66,7 +66,8 @@ def eager(steps: int) -> dict[str, float]:
     def decode(count: int) -> None:
         # A loop of our own: without numerics, generate() never reads that it is done.
         cache = None
-        token: Any = torch.ones(1, 16, dtype=torch.int64).npu()
+        token: Any = torch.ones(1, 16, dtype=torch.int64)
+        token = token.npu()
         for _ in range(count):
             out = net(token, past_key_values=cache, use_cache=True)
             cache = out.past_key_values

@@ -64,6 +64,75 @@ uint64_t hash_bytes(std::span<const uint8_t> bytes) {
     return h ? h : 1;
 }
 
+uint64_t hash_class(std::span<const uint8_t> key, const char* kinds) {
+    constexpr uint64_t k = 0x9e3779b97f4a7c15ull;
+    uint64_t word;
+    std::memcpy(&word, key.data(), 8);
+    uint64_t h = word * k;
+    size_t at = 8;
+    auto head = [&](wire::MetaHead* out) {
+        std::memcpy(out, key.data() + at, sizeof(*out));
+        std::memcpy(&word, out, 8);
+        at += sizeof(*out);
+    };
+    auto mix = [&](uint64_t v) { h = (h ^ v ^ (h >> 29)) * k; };
+    // The head's word holds kind, presence, type, format and ranks or length; what follows a head is skipped.
+    auto tensor = [&](const wire::MetaHead& m) {
+        mix(word);
+        if (m.present) at += 8 * (1 + size_t(m.counts[0]) + m.counts[1] + m.counts[2]);
+    };
+    for (; *kinds; kinds++) {
+        wire::MetaHead m;
+        head(&m);
+        switch (*kinds) {
+            case 'T': case 't': tensor(m); break;
+            case 'L': case 'l': case 'C': {
+                mix(word);
+                for (uint32_t i = 0; m.present && i < m.n; i++) {
+                    wire::MetaHead e;
+                    head(&e);
+                    if (*kinds != 'C') tensor(e);
+                    else {
+                        mix(word);
+                        at += e.present ? 16 : 0;
+                    }
+                }
+                break;
+            }
+            case 'S':
+                mix(word);
+                at += m.present ? 16 : 0;
+                break;
+            case 'I': case 'F': case 'B': case 's':
+                m.n = m.present ? m.n : 0;
+                at += wire::round8(size_t(m.n) * (*kinds == 'I' ? 8 : *kinds == 'F' ? 4 : 1));
+                mix(uint64_t(m.kind) | uint64_t(m.present) << 8);
+                break;
+            default:
+                mix(word);
+                at += 8;
+                break;
+        }
+    }
+    return h;
+}
+
+bool Foresight::foresee(uint64_t class_hash, uint64_t* workspace) {
+    std::lock_guard lock(mutex_);
+    auto it = classes_.find(class_hash);
+    if (it == classes_.end() || it->second.agreed < kAgree || ++it->second.foreseen % kAskAgain == 0) return false;
+    *workspace = it->second.workspace;
+    return true;
+}
+
+void Foresight::learn(uint64_t class_hash, uint64_t workspace) {
+    std::lock_guard lock(mutex_);
+    if (classes_.size() >= kMost) classes_.clear();
+    Class& c = classes_[class_hash];
+    c.agreed = c.agreed && c.workspace == workspace ? c.agreed + 1 : 1;
+    c.workspace = workspace;
+}
+
 ShapeCache::ShapeCache() : sets_(kSets) {
     for (uint32_t i = kOverflow; i > 0; i--) overflow_free_.push_back(kTable + i - 1);
 }
@@ -157,6 +226,7 @@ namespace {
 // Of one session: a child of fork() starts with empty caches because its session is another.
 struct Operators {
     ShapeCache cache;
+    Foresight foresight;
     std::mutex free_mutex;
     aclOpExecutor* free = nullptr;
 };
@@ -298,12 +368,28 @@ Shape* define(Channel& c, Operators& ops, uint32_t op, uint64_t hash, const Scra
     }
     const std::span<const uint8_t> meta = s.meta.bytes().subspan(8);
     const wire::DefineShape head{shape->number, op, uint32_t(s.addresses.size()), uint32_t(meta.size()), 0};
+    const uint64_t class_hash = hash_class(s.meta.bytes(), api::kOps[op].kinds);
+    const size_t payload = sizeof(head) + s.addresses.size() * 8 + meta.size();
+    if (ops.foresight.foresee(class_hash, &shape->workspace) && sizeof(wire::Record) + payload <= wire::kMaxRecord) {
+        uint8_t* p = c.open(payload);
+        if (!p) {
+            *error = c.session().gone();
+            ops.cache.discard(std::move(shape));
+            return nullptr;
+        }
+        std::memcpy(p, &head, sizeof(head));
+        if (!s.addresses.empty()) std::memcpy(p + sizeof(head), s.addresses.data(), s.addresses.size() * 8);
+        std::memcpy(p + sizeof(head) + s.addresses.size() * 8, meta.data(), meta.size());
+        c.close(payload, Kind::define_shape);
+        return ops.cache.insert(std::move(shape));
+    }
     *error = c.call(Kind::define_shape, &head, sizeof(head), s.addresses.data(), s.addresses.size() * 8, meta.data(), meta.size());
     if (*error) {
         ops.cache.discard(std::move(shape));
         return nullptr;
     }
     shape->workspace = c.words()[0];
+    ops.foresight.learn(class_hash, shape->workspace);
     return ops.cache.insert(std::move(shape));
 }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "flexnpu/wire/meta.hpp"
@@ -57,6 +58,30 @@ private:
     std::mutex overflow_mutex_;
     std::vector<uint32_t> overflow_free_;
     uint32_t overflow_generation_ = 0;
+};
+
+// What an operator's first calls have in common when only sizes differ: operator, data types, formats, ranks, and which arguments there are.
+uint64_t hash_class(std::span<const uint8_t> key, const char* kinds);
+
+// Workspace sizes by class. Where the last answers of a class agree, the next is foreseen: a new shape (decode makes them with every token) is
+// then defined without waiting. A wrong guess does no harm: the daemon has workspace of its own for a launch that brings too little, and
+// an error of the vendor's first call is reported by the next synchronise of the launch's stream.
+class Foresight {
+public:
+    bool foresee(uint64_t class_hash, uint64_t* workspace);
+    void learn(uint64_t class_hash, uint64_t workspace);
+
+private:
+    static constexpr uint32_t kAgree = 2;       // answers in a row
+    static constexpr uint32_t kAskAgain = 256;  // of the foreseen, one is asked about after all
+    static constexpr size_t kMost = 65536;
+    struct Class {
+        uint64_t workspace = 0;
+        uint32_t agreed = 0;
+        uint32_t foreseen = 0;
+    };
+    std::mutex mutex_;
+    std::unordered_map<uint64_t, Class> classes_;
 };
 
 uint64_t hash_bytes(std::span<const uint8_t> bytes);

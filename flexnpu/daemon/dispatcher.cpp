@@ -17,6 +17,8 @@ using wire::now_ns;
 
 namespace {
 
+// A synchronise is polled for this long before a thread is made to wait for it.
+constexpr uint64_t kPollSyncNs = 30'000;
 // After an answer the client's next call comes within microseconds, if at all: poll that long.
 constexpr uint64_t kSpinNs = 20'000;
 // While a client is busy, look into the rings this often without being woken: an asynchronous call then costs its caller no system
@@ -60,6 +62,7 @@ void Dispatcher::stop() {
         reaper_->post([this, s] { tear_down(s); });
     }
     sessions_.clear();
+    waiting_.clear();
     reaper_.reset();
     vendor_.enter(device_);
     run_posted();  // what markers have brought back
@@ -117,11 +120,16 @@ void Dispatcher::loop() {
         pump(now);
         if (worked) {
             last_work = now;
+            if (!waiting_.empty()) poll_waiting(now);
             continue;
         }
         if (lent_ && now - last_reclaim > kReclaimNs) {
             last_reclaim = now;
             reclaim_some();
+        }
+        if (!waiting_.empty() && poll_waiting(now)) {
+            wire::cpu_relax();
+            continue;
         }
         const uint64_t idle = now - last_work;
         if (answered_ && idle < kSpinNs) {
@@ -684,53 +692,74 @@ void Dispatcher::synced(uint32_t lane_id, uint64_t ticket) {
     }
 }
 
+// Everything that the caller waits for has been dispatched. What is nearly over is polled for, since handing the wait to a thread that sleeps takes
+// longer; the rest is waited for by the ring's worker.
 void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t timeout_ms, const Reply& reply) {
-    Failure failure;
-    for (auto& lane : lanes) {
-        if (failure.code == 0) failure = std::exchange(lane->failure, {});
+    Waiting w{std::move(s), std::move(lanes), {}, {}, timeout_ms, now_ns() + kPollSyncNs, reply};
+    for (auto& lane : w.lanes) {
+        if (w.failure.code == 0) w.failure = std::exchange(lane->failure, {});
+        w.tickets.emplace_back(lane->id, lane->last_ticket);
     }
-    bool complete = true;
-    for (auto& lane : lanes) {
+    if (!answer_if_complete(w)) waiting_.push_back(std::move(w));
+}
+
+bool Dispatcher::answer_if_complete(Waiting& w) {
+    for (auto& lane : w.lanes) {
         int32_t status = acl::STREAM_NOT_READY;
-        complete &= vendor_.aclrtStreamQuery(lane->stream, &status) == 0 && status == acl::STREAM_COMPLETE;
+        if (vendor_.aclrtStreamQuery(lane->stream, &status) != 0 || status != acl::STREAM_COMPLETE) return false;
     }
-    std::vector<std::pair<uint32_t, uint64_t>> tickets;
-    for (auto& lane : lanes) tickets.emplace_back(lane->id, lane->last_ticket);
-    auto wait = [this, lanes, timeout_ms](Failure* f) {
-        const uint64_t deadline = now_ns() + uint64_t(std::max<int64_t>(timeout_ms, 0)) * 1'000'000;
-        for (auto& lane : lanes) {
-            int32_t e;
-            if (timeout_ms < 0) {
-                e = vendor_.aclrtSynchronizeStream(lane->stream);
-            } else {
-                const uint64_t now = now_ns();
-                e = vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, now < deadline ? int32_t((deadline - now + 999'999) / 1'000'000) : 1);
-            }
-            if (e && f->code == 0) *f = {e, vendor_.message("aclrtSynchronizeStream", e)};
-        }
-    };
-    auto answer = [reply](const Failure& f) {
-        if (f.code) reply.fail(f); else reply.ok();
-    };
-    if (complete) {
-        wait(&failure);  // returns at once, with an operator's error if there was one
-        if (failure.code == 0) {
-            for (auto [id, ticket] : tickets) synced(id, ticket);
-        }
-        answer(failure);
-        answered_ = true;
-        return;
+    wait_for(w);  // returns at once, with an operator's error if there was one
+    if (w.failure.code == 0) {
+        for (auto [id, ticket] : w.tickets) synced(id, ticket);
     }
-    // The worker keeps the session: its lanes must not be torn down under the wait. tear_down() ends the worker first.
-    worker_of(*reply.ring).post([this, s = std::move(s), failure, wait, answer, tickets]() mutable {
-        wait(&failure);
-        if (failure.code == 0) {
-            post([this, tickets] {
-                for (auto [id, ticket] : tickets) synced(id, ticket);
+    answer(w);
+    answered_ = true;
+    return true;
+}
+
+void Dispatcher::wait_for(Waiting& w) const {
+    const uint64_t deadline = now_ns() + uint64_t(std::max<int64_t>(w.timeout_ms, 0)) * 1'000'000;
+    for (auto& lane : w.lanes) {
+        int32_t e;
+        if (w.timeout_ms < 0) {
+            e = vendor_.aclrtSynchronizeStream(lane->stream);
+        } else {
+            const uint64_t now = now_ns();
+            e = vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, now < deadline ? int32_t((deadline - now + 999'999) / 1'000'000) : 1);
+        }
+        if (e && w.failure.code == 0) w.failure = {e, vendor_.message("aclrtSynchronizeStream", e)};
+    }
+}
+
+void Dispatcher::answer(const Waiting& w) {
+    if (w.failure.code) w.reply.fail(w.failure); else w.reply.ok();
+}
+
+// Polls for synchronises that have just begun. True while there are any.
+bool Dispatcher::poll_waiting(uint64_t now) {
+    for (size_t i = 0; i < waiting_.size();) {
+        Waiting& w = waiting_[i];
+        const bool done = w.session->removed || answer_if_complete(w);
+        if (!done && now < w.poll_until) {
+            i++;
+            continue;
+        }
+        if (!done) {
+            // The worker keeps the session: its lanes must not be torn down under the wait. tear_down() ends the worker first.
+            Ring& ring = *w.reply.ring;
+            worker_of(ring).post([this, w = std::move(w)]() mutable {
+                wait_for(w);
+                if (w.failure.code == 0) {
+                    post([this, tickets = w.tickets] {
+                        for (auto [id, ticket] : tickets) synced(id, ticket);
+                    });
+                }
+                answer(w);
             });
         }
-        answer(failure);
-    });
+        waiting_.erase(waiting_.begin() + ptrdiff_t(i));
+    }
+    return !waiting_.empty();
 }
 
 }  // namespace flexnpu::daemon

@@ -126,6 +126,20 @@ private:
     void after(const std::vector<Lane*>& lanes, bool step_end, std::function<void()> job);
     std::vector<Lane*> lanes_of(Session& s);
     Worker& worker_of(Ring& ring);
+    // A synchronise whose lanes have been dispatched.
+    struct Waiting {
+        std::shared_ptr<Session> session;
+        std::vector<std::shared_ptr<Lane>> lanes;
+        std::vector<std::pair<uint32_t, uint64_t>> tickets;
+        Failure failure;
+        int64_t timeout_ms;
+        uint64_t poll_until;
+        Reply reply;
+    };
+    bool answer_if_complete(Waiting& w);
+    void wait_for(Waiting& w) const;
+    static void answer(const Waiting& w);
+    bool poll_waiting(uint64_t now);
     void finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t timeout_ms, const Reply& reply);
     void synced(uint32_t lane_id, uint64_t ticket);
     static void when_recorded(const std::shared_ptr<Mark>& mark, std::function<void()> job);
@@ -163,6 +177,7 @@ private:
     std::vector<uint8_t*> spare_buffers_;
     std::vector<void*> slabs_;
     bool answered_ = false;               // a synchronous call was answered since the last idle moment: more may follow at once
+    std::vector<Waiting> waiting_;
     uint64_t lent_ = 0;
     // Large copies that keep the device's copy engine: on workers, and until when those given to streams may take.
     std::atomic<uint32_t> large_copies_{0};

@@ -33,7 +33,9 @@ std::string hex(uint64_t v) {
     return text;
 }
 
-bool is_synchronous(Kind k) { return k >= Kind::define_shape && k < Kind::count_; }
+bool is_synchronous(Kind k) { return k > Kind::define_shape && k < Kind::count_ && k != Kind::destroy_event; }
+// Failed definitions kept for the launches behind them.
+constexpr size_t kMaxBadShapes = 1024;
 
 }  // namespace
 
@@ -41,7 +43,7 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
     const Payload p(payload_.data(), record.size - sizeof(wire::Record));
     const Reply reply{ring, record.request};
     if (record.request) answered_ = true;
-    if (is_synchronous(record.kind) && record.request == 0 && record.kind != Kind::destroy_event) {
+    if (is_synchronous(record.kind) && record.request == 0) {
         count_.malformed++;
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: a question without a request number");
     }
@@ -135,6 +137,19 @@ void Dispatcher::define_shape(Session& s, Payload p, const Reply& reply) {
     int32_t error = 0;
     std::string message;
     auto shape = Shape::make(vendor_, d.op, rest.subspan(size_t(d.addresses) * 8), d.addresses, &error, &message);
+    auto keep = [&] {
+        shape->number = d.shape;
+        if (s.shapes.size() <= index) s.shapes.resize(std::max<size_t>(index + 1, std::min<size_t>(kMaxShapeNumbers, s.shapes.size() * 2)));
+        s.shapes[index] = std::move(shape);
+        count_.shapes++;
+    };
+    if (!reply.request) {
+        // Nobody waits: the launch will check the addresses, make the first call, and report what is wrong.
+        if (shape) return keep();
+        if (s.bad_shapes.size() >= kMaxBadShapes) s.bad_shapes.clear();
+        s.bad_shapes[d.shape] = {error, std::move(message)};
+        return;
+    }
     if (!shape) return refuse(s, reply, error, std::move(message));
     std::vector<uint64_t> addresses(d.addresses);
     if (d.addresses) std::memcpy(addresses.data(), rest.data(), addresses.size() * 8);
@@ -152,10 +167,7 @@ void Dispatcher::define_shape(Session& s, Payload p, const Reply& reply) {
         static const auto destroy = reinterpret_cast<Destroy>(vendor_.symbol("aclDestroyAclOpExecutor"));
         if (destroy) destroy(executor);
     }
-    shape->number = d.shape;
-    if (s.shapes.size() <= index) s.shapes.resize(std::max<size_t>(index + 1, std::min<size_t>(kMaxShapeNumbers, s.shapes.size() * 2)));
-    s.shapes[index] = std::move(shape);
-    count_.shapes++;
+    keep();
     reply.ok(workspace);
 }
 
@@ -171,6 +183,7 @@ void Dispatcher::launch(Session& s, Payload p) {
     const uint32_t index = uint32_t(l.shape);
     std::shared_ptr<Shape> shape = index < s.shapes.size() ? s.shapes[index] : nullptr;
     if (!shape || shape->number != l.shape || shape->op() != l.op || shape->addresses() != l.count) {
+        if (auto bad = s.bad_shapes.find(l.shape); bad != s.bad_shapes.end()) return refuse_later(s, lane, bad->second.code, bad->second.message);
         return refuse_later(s, lane, acl::INVALID_PARAM, "FlexNPU: a launch of an operator that was never defined");
     }
     if (l.late) {

@@ -178,6 +178,8 @@ struct Session : std::enable_shared_from_this<Session> {
     std::shared_ptr<Lane> default_lane;
     std::vector<std::shared_ptr<Shape>> shapes;
     std::unordered_map<uint32_t, std::shared_ptr<HostMemory>> host;
+    // Definitions that nobody waited for and that failed, by the shape's number: a launch reports it.
+    std::unordered_map<uint64_t, Failure> bad_shapes;
     // Launches whose outputs' shapes the client will ask for, oldest first.
     std::deque<std::pair<uint64_t, std::shared_ptr<Shape>>> late;
     MemoryMap memory;

@@ -84,8 +84,8 @@ enum class Kind : uint16_t {
     reset_event,      // EventOp
     host_func,        // HostFunc
     drop_shape,       // DropShape
+    define_shape,     // DefineShape, `addresses` addresses, then the metadata -> workspace size, if asked
     // synchronous (request != 0)
-    define_shape,     // DefineShape, `addresses` addresses, then the metadata
     malloc,           // Malloc -> address
     free,             // Free
     mem_info,         // MemInfo -> free, total

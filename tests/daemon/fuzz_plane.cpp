@@ -258,7 +258,7 @@ Bytes honest(World& w) {
             w.defined.push_back({shape, op, n});
             for (size_t i = 0; i < n; i++) append(p, w.memory);
             p.insert(p.end(), meta.begin(), meta.end());
-            return record(kind, p, true);
+            return record(kind, p, below(2));
         }
         case Kind::malloc:
             append(p, wire::Malloc{below(100000), 0, uint32_t(below(2))});
