@@ -110,7 +110,9 @@ int32_t Channel::call(Kind kind, const void* head, size_t head_bytes, const void
     ring_bell(wire::kAwake);
 
     wire::RingHeader& slot = producer_.header();
-    const uint64_t spin_until = wire::now_ns() + kSpinNs;
+    const uint64_t start = wire::now_ns();
+    uint64_t& usual = usual_ns_[size_t(kind)];
+    const uint64_t spin_until = start + (2 * usual <= kLongestSpinNs ? std::max(2 * usual, kShortestSpinNs) : kShortestSpinNs);
     for (unsigned i = 0; slot.reply.load(std::memory_order_acquire) != request; ++i) {
         wire::cpu_relax();
         if (i % 16 == 15 && wire::now_ns() > spin_until) {
@@ -131,6 +133,7 @@ int32_t Channel::call(Kind kind, const void* head, size_t head_bytes, const void
             break;
         }
     }
+    usual = usual - usual / 8 + std::min(wire::now_ns() - start, 2 * kLongestSpinNs) / 8;
     if (slot.status != 0) {
         slot.message[wire::kMessageBytes - 1] = '\0';
         return fail_text(slot.status, slot.message);
@@ -154,6 +157,21 @@ bool LiveHandles::remove(uint64_t handle) {
     if (!has(handle)) return false;
     const uint32_t i = wire::handle_index(handle);
     return chunks_[i / kChunk].load(std::memory_order_acquire)[i % kChunk].compare_exchange_strong(handle, 0);
+}
+
+uint64_t EventNumbers::take() {
+    std::lock_guard lock(mutex_);
+    if (!free_.empty()) {
+        const uint64_t old = free_.back();
+        free_.pop_back();
+        return wire::make_handle(wire::HandleKind::event, wire::handle_index(old), uint32_t(old >> 20) + 1);
+    }
+    return next_ < wire::kMaxObjects ? wire::make_handle(wire::HandleKind::event, next_++, 1) : 0;
+}
+
+void EventNumbers::give_back(uint64_t handle) {
+    std::lock_guard lock(mutex_);
+    free_.push_back(handle);
 }
 
 // ---- session ----
@@ -420,7 +438,7 @@ bool Session::take_block(Block* out, bool later) {
 
 bool Session::wait_block(const Block& block) {
     auto& word = page_->block_done[block.index];
-    const uint64_t spin_until = wire::now_ns() + kSpinNs;
+    const uint64_t spin_until = wire::now_ns() + kLongestSpinNs / 4;
     while (word.load(std::memory_order_acquire) != block.ticket) {
         wire::cpu_relax();
         if (wire::now_ns() < spin_until) continue;

@@ -19,10 +19,18 @@ namespace flexnpu::client {
 
 class Session;
 
+// A call spins for its answer for twice the time that such calls usually take, if that is no more than this; else it sleeps soon.
+inline constexpr uint64_t kLongestSpinNs = 60'000;
+inline constexpr uint64_t kShortestSpinNs = 3'000;
+// How often a sleeping call looks whether the daemon lives, ns.
+inline constexpr uint64_t kSliceNs = 100'000'000;
+
 // A ring and the right to use it: one thread at a time.
 class Channel {
 public:
-    Channel(Session& session, wire::RingMap map) : session_(session), producer_(std::move(map)) {}
+    Channel(Session& session, wire::RingMap map) : session_(session), producer_(std::move(map)) {
+        for (uint64_t& t : usual_ns_) t = kLongestSpinNs / 4;
+    }
 
     // Starts an asynchronous record with `payload` bytes; returns where they go, or nullptr (error recorded) when the daemon is gone.
     // Waits while the ring is full.
@@ -58,6 +66,7 @@ private:
     Session& session_;
     wire::Producer producer_;
     uint32_t request_ = 0;
+    uint64_t usual_ns_[size_t(wire::Kind::count_)];  // how long calls of a kind have lately taken
 };
 
 // Host memory that the daemon maps too (aclrtMallocHost).
@@ -135,6 +144,19 @@ private:
     std::atomic<std::atomic<uint64_t>*> chunks_[wire::kMaxObjects / kChunk] = {};
 };
 
+// Numbers for events, which the client chooses and the daemon checks.
+class EventNumbers {
+public:
+    uint64_t take();
+    // Once the destruction has been written: whoever takes the slot next writes after that.
+    void give_back(uint64_t handle);
+
+private:
+    std::mutex mutex_;
+    std::vector<uint64_t> free_;
+    uint32_t next_ = 0;
+};
+
 class Session {
 public:
     // The process's session, made by the first call of any thread; nullptr with the error recorded when there is no daemon.
@@ -173,6 +195,9 @@ public:
     Ranges<DeviceRange> memory;
     LiveHandles streams;
     LiveHandles events;
+    EventNumbers event_numbers;
+    // Kinds of events that the daemon is known to make, by flags (below 32; bit 32 + flags: made by the Ex function).
+    std::atomic<uint64_t> event_kinds{0};
     // Fills in the shapes that launches on this stream (of all streams: nullptr with `all`) have left for their outputs. After a synchronise.
     void settle(Channel& channel, uint64_t stream, bool all);
     void add_late(uint64_t number, uint64_t stream, std::vector<std::shared_ptr<api::LateDims>> outputs);
@@ -214,10 +239,5 @@ private:
     Use block_use_[wire::kBlocks] = {};
     uint32_t block_ticket_[wire::kBlocks] = {};
 };
-
-// How long a call spins for its answer before it sleeps, ns.
-inline constexpr uint64_t kSpinNs = 15'000;
-// How often a sleeping call looks whether the daemon lives, ns.
-inline constexpr uint64_t kSliceNs = 100'000'000;
 
 }  // namespace flexnpu::client

@@ -73,9 +73,19 @@ aclError sync_device(int64_t timeout_ms) {
 aclError create_event(const char* function, aclrtEvent* out, uint32_t flags, bool ex) {
     if (!out) return fail(acl::INVALID_PARAM, "%s: event is null", function);
     CHANNEL(c);
-    CHECK(c->call(Kind::create_event, wire::CreateEvent{flags, ex}));
-    const uint64_t h = c->words()[0];
-    c->session().events.add(h);
+    Session& session = c->session();
+    const uint64_t h = session.event_numbers.take();
+    if (!h) return fail(acl::RT_MEMORY_ALLOCATION, "%s: too many events", function);
+    const wire::CreateEvent ask{h, flags, ex};
+    // Of a kind that the vendor has made before: made without waiting.
+    const uint64_t kind = flags < 32 ? uint64_t(1) << (flags + (ex ? 32 : 0)) : 0;
+    const bool known = session.event_kinds.load(std::memory_order_relaxed) & kind;
+    if (int32_t e = known ? c->post(Kind::create_event, ask) : c->call(Kind::create_event, ask)) {
+        session.event_numbers.give_back(h);
+        return e;
+    }
+    session.event_kinds.fetch_or(kind, std::memory_order_relaxed);
+    session.events.add(h);
     *out = handle(h);
     return 0;
 }
@@ -139,7 +149,9 @@ aclError aclrtCreateEventExWithFlag(aclrtEvent* e, uint32_t flags) { return crea
 aclError aclrtDestroyEvent(aclrtEvent e) {
     CHANNEL(c);
     if (!c->session().events.remove(number(e))) return fail(acl::RT_INVALID_HANDLE, "aclrtDestroyEvent: %p is not an event", e);
-    return c->post(Kind::destroy_event, wire::EventOp{number(e), 0, -1});
+    const int32_t error = c->post(Kind::destroy_event, wire::EventOp{number(e), 0, -1});
+    c->session().event_numbers.give_back(number(e));
+    return error;
 }
 aclError aclrtRecordEvent(aclrtEvent e, aclrtStream s) { return post_event(Kind::record_event, "aclrtRecordEvent", e, s); }
 aclError aclrtResetEvent(aclrtEvent e, aclrtStream s) { return post_event(Kind::reset_event, "aclrtResetEvent", e, s); }

@@ -19,8 +19,9 @@ namespace {
 
 // A synchronise is polled for this long before a thread is made to wait for it.
 constexpr uint64_t kPollSyncNs = 30'000;
-// After an answer the client's next call comes within microseconds, if at all: poll that long.
-constexpr uint64_t kSpinNs = 20'000;
+// After an answer the client's next call may come within microseconds. We poll for as long as such calls have lately taken to come, between these:
+constexpr uint64_t kLeastSpinNs = 5'000;
+constexpr uint64_t kMostSpinNs = 60'000;
 // While a client is busy, look into the rings this often without being woken: an asynchronous call then costs its caller no system
 // call, and us one timer for several calls.
 constexpr uint64_t kNapNs = 50'000;
@@ -113,12 +114,19 @@ void Dispatcher::loop() {
     prctl(PR_SET_NAME, "flexnpu-plane");
     prctl(PR_SET_TIMERSLACK, 1);  // naps and the gate's waits are tens of microseconds
     uint64_t last_work = now_ns(), last_reclaim = 0;
+    uint64_t spin = kMostSpinNs / 2;
+    bool after_answer = false;  // the last thing done was an answer
     while (!stop_) {
         run_posted();
         const bool worked = drain();
         const uint64_t now = now_ns();
         pump(now);
         if (worked) {
+            if (after_answer) {
+                const uint64_t gap = now - last_work;
+                spin = gap < kMostSpinNs ? std::clamp(std::max(2 * gap, spin - spin / 8), kLeastSpinNs, kMostSpinNs) : std::max(spin / 2, kLeastSpinNs);
+                after_answer = false;
+            }
             last_work = now;
             if (!waiting_.empty()) poll_waiting(now);
             continue;
@@ -132,11 +140,14 @@ void Dispatcher::loop() {
             continue;
         }
         const uint64_t idle = now - last_work;
-        if (answered_ && idle < kSpinNs) {
-            for (int i = 0; i < 8; i++) wire::cpu_relax();
-            continue;
+        if (answered_) {
+            after_answer = true;
+            if (idle < spin) {
+                for (int i = 0; i < 8; i++) wire::cpu_relax();
+                continue;
+            }
+            answered_ = false;
         }
-        answered_ = false;
         uint64_t until = std::min(gate_.wake_at(now), now + kLongestSleepNs);
         if (lent_) until = std::min(until, now + kReclaimNs);
         if (idle < kNapForNs && !sessions_.empty()) {

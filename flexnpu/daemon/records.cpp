@@ -493,6 +493,8 @@ void Dispatcher::query_stream(Session& s, Payload p, const Reply& reply) {
 
 // ---- events ----
 
+// The client chooses the handle, so that it need not wait: it asks once for each kind of event, and an event that then cannot be made is one that
+// its records and waits do not find.
 void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
     wire::CreateEvent c;
     if (!take(p, &c)) {
@@ -501,14 +503,16 @@ void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
     }
     void* event = nullptr;
     const int32_t e = c.ex ? vendor_.aclrtCreateEventExWithFlag(&event, c.flags) : vendor_.aclrtCreateEventWithFlag(&event, c.flags);
-    if (e) return reply.fail({e, vendor_.message("aclrtCreateEventWithFlag", e)});
+    if (e) {
+        count_.vendor_errors++;
+        return reply.fail({e, vendor_.message("aclrtCreateEventWithFlag", e)});
+    }
     auto made = std::make_shared<Event>();
     made->flags = c.flags;
     made->ex = c.ex != 0;
     made->mark = std::make_shared<Mark>(vendor_, event);
-    const uint64_t handle = s.events.add(made);
-    if (!handle) return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, "aclrtCreateEvent: too many events");
-    reply.ok(handle);
+    if (!s.events.add_at(c.handle, made)) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtCreateEvent: " + hex(c.handle) + " is not free");
+    reply.ok();
 }
 
 void Dispatcher::record_event(Session& s, Payload p) {

@@ -84,6 +84,7 @@ enum class Kind : uint16_t {
     reset_event,      // EventOp
     host_func,        // HostFunc
     drop_shape,       // DropShape
+    create_event,     // CreateEvent; asked or not
     define_shape,     // DefineShape, `addresses` addresses, then the metadata -> workspace size, if asked
     // synchronous (request != 0)
     malloc,           // Malloc -> address
@@ -95,7 +96,6 @@ enum class Kind : uint16_t {
     query_stream,     // StreamOp -> status
     abort_stream,     // StreamOp
     stream_id,        // StreamOp -> id
-    create_event,     // CreateEvent -> handle
     destroy_event,    // EventOp
     sync_event,       // EventOp
     query_event,      // EventOp -> status in the form of the function in `stream`
@@ -176,6 +176,7 @@ struct CreateStream {
     uint32_t flags;
 };
 struct CreateEvent {
+    uint64_t handle;  // the client's choice: an index that is free, and a generation
     uint32_t flags;
     uint32_t ex;
 };

@@ -269,7 +269,11 @@ Bytes honest(World& w) {
         case Kind::mem_info:
             append(p, wire::MemInfo{1, 0});
             return record(kind, p, true);
-        case Kind::create_stream: case Kind::create_event:
+        case Kind::create_event:
+            if (below(20)) return honest(w);
+            append(p, wire::CreateEvent{wire::make_handle(wire::HandleKind::event, uint32_t(below(100)), 1), uint32_t(below(16)), uint32_t(below(2))});
+            return record(kind, p, below(2));
+        case Kind::create_stream:
             if (below(20)) return honest(w);
             append(p, wire::CreateStream{uint32_t(below(8)), uint32_t(below(16))});
             return record(kind, p, true);
@@ -331,8 +335,9 @@ World furnish(Raw& raw) {
     append(p, wire::CreateStream{0, 0});
     if (raw.call(wire::Kind::create_stream, p) == 0) w.stream = raw.ring.header().data[0];
     p.clear();
-    append(p, wire::CreateEvent{0, 0});
-    if (raw.call(wire::Kind::create_event, p) == 0) w.event = raw.ring.header().data[0];
+    const uint64_t event = wire::make_handle(wire::HandleKind::event, 0, 1);
+    append(p, wire::CreateEvent{event, 0, 0});
+    if (raw.call(wire::Kind::create_event, p) == 0) w.event = event;
     return w;
 }
 
