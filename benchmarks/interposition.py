@@ -11,7 +11,6 @@ one JSON object.
 from __future__ import annotations
 
 import importlib
-import importlib
 import json
 import os
 import resource
@@ -40,7 +39,6 @@ def eager(steps: int) -> dict[str, float]:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    torch_npu: Any = importlib.import_module("torch_npu")
     torch_npu: Any = importlib.import_module("torch_npu")
     a: Any = torch.ones(64, 64)
     a = a.npu()
