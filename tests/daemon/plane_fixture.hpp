@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <stdexcept>
 #include <string>
 
@@ -49,7 +50,7 @@ struct Running {
     }
     ~Running() {
         plane.stop();
-        rmdir(directory.c_str());
+        std::filesystem::remove_all(directory);
     }
     std::string path() const { return directory + "/npu0.sock"; }
     static std::string make_directory() {
