@@ -1,10 +1,13 @@
 // Events.
 #include "acl.gen.h"
+#include "flexnpu/emulator/runtime/lookup.hpp"
 #include "flexnpu/emulator/runtime/runtime.hpp"
 
 namespace emu = flexnpu::emulator;
 namespace acl = flexnpu::acl;
+using emu::append;
 using emu::fail;
+using emu::find_stream;
 using emu::Runtime;
 
 namespace {
@@ -34,21 +37,7 @@ int32_t find_both(const char* function, aclrtEvent event_handle, aclrtStream str
     if (int32_t error = find(function, event_handle, event)) {
         return error;
     }
-    *stream = Runtime::get().stream(stream_handle);
-    if (*stream) {
-        return acl::SUCCESS;
-    }
-    if (stream_handle == nullptr) {
-        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
-    }
-    return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, stream_handle);
-}
-
-int32_t append(const char* function, emu::Stream& stream, emu::Task&& task) {
-    if (!stream.enqueue(std::move(task))) {
-        return fail(acl::RT_INVALID_HANDLE, "%s: the stream is being destroyed", function);
-    }
-    return acl::SUCCESS;
+    return find_stream(function, stream_handle, stream);
 }
 
 int32_t stream_wait(const char* function, aclrtStream stream_handle, aclrtEvent handle) {

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "acl.gen.h"
+#include "flexnpu/emulator/runtime/lookup.hpp"
 #include "flexnpu/emulator/runtime/runtime.hpp"
 
 // Answer of aclrtPointerGetAttributes.
@@ -21,7 +22,9 @@ struct aclrtPtrAttributes {
 
 namespace emu = flexnpu::emulator;
 namespace acl = flexnpu::acl;
+using emu::append;
 using emu::fail;
+using emu::find_stream;
 using emu::Runtime;
 
 namespace {
@@ -172,24 +175,6 @@ void run_now(const emu::CopyWork& work, Route route) {
         duration = real;
     }
     sleep_until_device(start + duration);
-}
-
-int32_t find_stream(const char* function, aclrtStream handle, std::shared_ptr<emu::Stream>* stream) {
-    *stream = Runtime::get().stream(handle);
-    if (*stream) {
-        return acl::SUCCESS;
-    }
-    if (handle == nullptr) {
-        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
-    }
-    return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, handle);
-}
-
-int32_t append(const char* function, emu::Stream& stream, emu::Task&& task) {
-    if (!stream.enqueue(std::move(task))) {
-        return fail(acl::RT_INVALID_HANDLE, "%s: the stream is being destroyed", function);
-    }
-    return acl::SUCCESS;
 }
 
 // The bytes from the first to the last of a side.

@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "acl.gen.h"
+#include "flexnpu/emulator/runtime/lookup.hpp"
 #include "flexnpu/emulator/runtime/runtime.hpp"
 
 // Sixteen bytes, read and written by attribute.
@@ -18,30 +19,14 @@ struct aclrtStreamAttrValue {
 
 namespace emu = flexnpu::emulator;
 namespace acl = flexnpu::acl;
+using emu::append;
 using emu::fail;
+using emu::find_stream;
 using emu::Runtime;
 
 namespace {
 
 enum : int32_t { kAttrFailureMode = 1, kAttrOverflowSwitch = 2 };
-
-int32_t find_stream(const char* function, aclrtStream handle, std::shared_ptr<emu::Stream>* stream) {
-    *stream = Runtime::get().stream(handle);
-    if (*stream) {
-        return acl::SUCCESS;
-    }
-    if (handle == nullptr) {
-        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
-    }
-    return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, handle);
-}
-
-int32_t append(const char* function, emu::Stream& stream, emu::Task&& task) {
-    if (!stream.enqueue(std::move(task))) {
-        return fail(acl::RT_INVALID_HANDLE, "%s: the stream is being destroyed", function);
-    }
-    return acl::SUCCESS;
-}
 
 int32_t synchronize(const char* function, aclrtStream handle, int32_t timeout_ms) {
     std::shared_ptr<emu::Stream> stream;

@@ -1,0 +1,34 @@
+// What every call on a stream begins and ends with.
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include "acl.gen.h"
+#include "flexnpu/emulator/runtime/errors.hpp"
+#include "flexnpu/emulator/runtime/runtime.hpp"
+#include "flexnpu/emulator/runtime/stream.hpp"
+
+namespace flexnpu::emulator {
+
+// The stream behind `handle`, of the calling thread's context for a null one. An ACL error, recorded under `function`, if there is none.
+inline int32_t find_stream(const char* function, aclrtStream handle, std::shared_ptr<Stream>* stream) {
+    *stream = Runtime::get().stream(handle);
+    if (*stream) {
+        return acl::SUCCESS;
+    }
+    if (handle == nullptr) {
+        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
+    }
+    return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, handle);
+}
+
+// Queues the task, or records why it cannot be.
+inline int32_t append(const char* function, Stream& stream, Task&& task) {
+    if (!stream.enqueue(std::move(task))) {
+        return fail(acl::RT_INVALID_HANDLE, "%s: the stream is being destroyed", function);
+    }
+    return acl::SUCCESS;
+}
+
+}  // namespace flexnpu::emulator
