@@ -92,8 +92,7 @@ private:
     void copy(Session& s, Payload p, const Reply& reply);
     void memset(Session& s, Payload p, const Reply& reply);
     void record_event(Session& s, Payload p);
-    void wait_event(Session& s, Payload p);
-    void reset_event(Session& s, Payload p);
+    void order_event(Session& s, Payload p, ItemType type, const char* function);
     void define_shape(Session& s, Payload p, const Reply& reply);
     void allocate(Session& s, Payload p, const Reply& reply);
     void release(Session& s, Payload p, const Reply& reply);

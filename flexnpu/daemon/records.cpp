@@ -52,8 +52,8 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
         case Kind::copy: return copy(s, p, reply);
         case Kind::memset: return memset(s, p, reply);
         case Kind::record_event: return record_event(s, p);
-        case Kind::wait_event: return wait_event(s, p);
-        case Kind::reset_event: return reset_event(s, p);
+        case Kind::wait_event: return order_event(s, p, ItemType::wait, "aclrtStreamWaitEvent");
+        case Kind::reset_event: return order_event(s, p, ItemType::reset, "aclrtResetEvent");
         case Kind::drop_shape: {
             wire::DropShape d;
             if (!take(p, &d)) break;
@@ -538,7 +538,8 @@ void Dispatcher::record_event(Session& s, Payload p) {
     push(*lane, std::move(item));
 }
 
-void Dispatcher::wait_event(Session& s, Payload p) {
+// A wait or a reset: takes its place in the lane, and means the event's record of now.
+void Dispatcher::order_event(Session& s, Payload p, ItemType type, const char* function) {
     wire::EventOp o;
     if (!take(p, &o)) {
         count_.malformed++;
@@ -546,24 +547,9 @@ void Dispatcher::wait_event(Session& s, Payload p) {
     }
     Event* e = s.events.find(o.event);
     Lane* lane = lane_of(s, o.stream);
-    if (!e || !lane) return refuse_later(s, lane, acl::RT_INVALID_HANDLE, "aclrtStreamWaitEvent: " + hex(o.event) + " is not an event");
+    if (!e || !lane) return refuse_later(s, lane, acl::RT_INVALID_HANDLE, std::string(function) + ": " + hex(o.event) + " is not an event");
     auto item = std::make_unique<Item>();
-    item->type = ItemType::wait;
-    item->mark = e->mark;
-    push(*lane, std::move(item));
-}
-
-void Dispatcher::reset_event(Session& s, Payload p) {
-    wire::EventOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse_later(s, nullptr, acl::INVALID_PARAM, "");
-    }
-    Event* e = s.events.find(o.event);
-    Lane* lane = lane_of(s, o.stream);
-    if (!e || !lane) return refuse_later(s, lane, acl::RT_INVALID_HANDLE, "aclrtResetEvent: " + hex(o.event) + " is not an event");
-    auto item = std::make_unique<Item>();
-    item->type = ItemType::reset;
+    item->type = type;
     item->mark = e->mark;
     push(*lane, std::move(item));
 }
