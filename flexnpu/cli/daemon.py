@@ -8,6 +8,7 @@ from typing import get_args
 import click
 
 from flexnpu import __version__
+from flexnpu.cli.sizes import SIZE
 from flexnpu.control import paths
 from flexnpu.daemon.config import ConfigError, Mode, checked
 from flexnpu.daemon.files import FilesError
@@ -40,6 +41,11 @@ from flexnpu.daemon.service import serve
     metavar="UID",
     help="A user who may connect, besides root and the daemon's own. May be given several times.",
 )
+@click.option(
+    "--quota",
+    type=SIZE,
+    help="Device memory that one program may have, as 20GiB; default: as much as there is.",
+)
 @click.version_option(__version__)
 def main(
     device: int,
@@ -49,6 +55,7 @@ def main(
     mode: Mode | None,
     run_dir: Path | None,
     allow_uids: tuple[int, ...],
+    quota: int | None,
 ) -> None:
     """Own device N, and dispatch what the programs started with flexnpu run launch on it.
 
@@ -61,6 +68,7 @@ def main(
       flexnpud --device 0                            the vendor's CANN
       flexnpud --device 0 --emulated                 one emulated Ascend 910C die
       flexnpud --emulated --profile small.toml --mode time
+      flexnpud --device 0 --quota 20GiB              no program gets more than that
     """
     try:
         config = checked(
@@ -71,6 +79,7 @@ def main(
             profile=profile,
             mode=mode,
             allow_uids=frozenset(allow_uids),
+            quota=quota,
         )
         serve(config)
     except (ConfigError, FilesError, paths.NoRunDirError) as error:

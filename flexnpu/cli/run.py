@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from flexnpu.cli.sizes import SIZE
 from flexnpu.control import paths
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -72,8 +73,9 @@ def environment(home: Path, data_socket: Path | None, base: Mapping[str, str]) -
 )
 @click.option("--device", type=click.IntRange(0, 1023), default=0, show_default=True, metavar="N")
 @click.option("--emulated", is_flag=True, help="Straight on an emulated NPU, without a daemon.")
+@click.option("--quota", type=SIZE, help="Less device memory than the daemon would give, as 20GiB.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def run(device: int, emulated: bool, command: tuple[str, ...]) -> None:
+def run(device: int, emulated: bool, quota: int | None, command: tuple[str, ...]) -> None:
     """Run COMMAND on an NPU that it shares with others through the daemon of device N.
 
     COMMAND is not changed: it finds FlexNPU's libraries where it looks for CANN's. It sees one NPU, number 0.
@@ -84,14 +86,19 @@ def run(device: int, emulated: bool, command: tuple[str, ...]) -> None:
     Examples:
       flexnpu run -- python train.py
       flexnpu run --device 1 -- transformers serve MODEL --device npu:0
+      flexnpu run --quota 20GiB -- python train.py
     """
     if not command:
         raise click.UsageError("no command given: flexnpu run -- COMMAND [ARGUMENT...]")
+    if quota is not None and emulated:
+        raise click.UsageError("--quota is the daemon's to keep: leave out --emulated")
     home = EMULATOR_HOME if emulated else CLIENT_HOME
     if not (home / "lib" / "libascendcl.so").exists():
         raise click.ClickException(f"no libascendcl.so in {home / 'lib'}: build it with: make build")
     data_socket = None if emulated else find_daemon(device)
     env = environment(home, data_socket, os.environ)
+    if quota is not None:
+        env["FLEXNPU_QUOTA"] = str(quota)
     program = shutil.which(command[0])
     if program is None:
         click.echo(f"Error: {command[0]}: command not found", err=True)

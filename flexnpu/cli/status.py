@@ -44,10 +44,23 @@ def _gate(gate: GateStatus) -> str:
 
 def _session_table(status: DaemonStatus) -> Table:
     table = Table(title="sessions", title_justify="left", box=None, pad_edge=False)
-    for name in ("session", "pid", "command", "user", "memory", "rings", "calls", "refused", "ring full"):
+    for name in (
+        "session",
+        "pid",
+        "command",
+        "user",
+        "memory",
+        "quota",
+        "rings",
+        "calls",
+        "refused",
+        "ring full",
+    ):
         table.add_column(name, justify="left" if name == "command" else "right", no_wrap=True)
     for s in status.sessions:
-        row = (s.session, s.pid, Text(s.comm), s.uid, _bytes(s.memory_bytes), s.rings, s.calls, s.refused)
+        memory = _bytes(s.memory_bytes)
+        quota = "-" if s.memory_quota_bytes is None else _bytes(s.memory_quota_bytes)
+        row = (s.session, s.pid, Text(s.comm), s.uid, memory, quota, s.rings, s.calls, s.refused)
         table.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row), str(s.ring_full))
     return table
 

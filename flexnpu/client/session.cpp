@@ -236,6 +236,14 @@ bool Session::connect() {
     wire::Request request{};
     request.ask = wire::Ask::hello;
     request.table_hash = api::kTableHash;
+    if (const char* quota = getenv("FLEXNPU_QUOTA"); quota && *quota) {
+        char* end = nullptr;
+        request.bytes = strtoull(quota, &end, 10);
+        if (*end || request.bytes == 0) {
+            fail(acl::RT_INTERNAL, "FlexNPU: FLEXNPU_QUOTA is '%s': it must be a number of bytes; use flexnpu run --quota", quota);
+            return false;
+        }
+    }
     wire::Answer answer;
     int fds[2] = {-1, -1};
     if (!ask(request, &answer, fds, 2)) return false;

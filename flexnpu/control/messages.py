@@ -78,6 +78,9 @@ class SessionStatus(_Reply):
     comm: str
     uid: NonNegativeInt
     memory_bytes: NonNegativeInt
+    """Device memory that the session is charged for."""
+    memory_quota_bytes: NonNegativeInt | None = None
+    """The most that it may have; None: as much as the device has."""
     rings: NonNegativeInt
     lanes: NonNegativeInt
     calls: NonNegativeInt

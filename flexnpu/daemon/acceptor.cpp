@@ -218,6 +218,11 @@ void Acceptor::hello(Client& client, const Request& request) {
         turned_away_++;
         return answer(client, acl::RT_INTERNAL, "FlexNPU: " + std::to_string(limits_.sessions) + " sessions are open: no more are accepted");
     }
+    const uint64_t quota = limits_.device_bytes_per_session;
+    if (quota && request.bytes > quota) {
+        return answer(client, acl::RT_MEMORY_ALLOCATION, "FlexNPU: a quota of " + std::to_string(request.bytes) + " bytes is more than the " +
+                                                             std::to_string(quota) + " that this daemon gives a session; see flexnpud --quota");
+    }
     Fd memory = make_memory("flexnpu-session", wire::kSessionBytes);
     Fd bell(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     void* area = memory.get() < 0 ? MAP_FAILED : mmap(nullptr, wire::kSessionBytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
@@ -229,6 +234,7 @@ void Acceptor::hello(Client& client, const Request& request) {
     s->pid = client.peer.pid;
     s->uid = client.peer.uid;
     s->comm = read_comm(client.peer.pid);
+    s->account = std::make_shared<Account>(request.bytes ? request.bytes : quota);
     s->page->magic = wire::kMagic;
     s->page->version = wire::kVersion;
     s->page->session = s->id;

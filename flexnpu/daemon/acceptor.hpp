@@ -16,6 +16,7 @@ struct Limits {
     size_t sessions = 256;
     size_t rings_per_session = 256;
     uint64_t host_bytes_per_session = uint64_t(64) << 30;
+    uint64_t device_bytes_per_session = 0;  // 0: as many as the device has
 };
 
 class Acceptor {

@@ -36,6 +36,8 @@ class Config:
     mode: Mode | None = None
     allow_uids: frozenset[int] = frozenset()
     """Users who may connect besides root and the daemon's own."""
+    quota: int | None = None
+    """Device memory that one session may have, bytes; None: as much as the device has."""
 
     def environment(self) -> dict[str, str]:
         """Variables that the emulated libraries read when they are loaded."""
@@ -54,6 +56,7 @@ def checked(
     profile: str | None = None,
     mode: Mode | None = None,
     allow_uids: frozenset[int] = frozenset(),
+    quota: int | None = None,
 ) -> Config:
     """Settings that can work. Raises `ConfigError`."""
     if not 0 <= device <= MAX_DEVICE:
@@ -69,7 +72,7 @@ def checked(
     if not (lib / "libascendcl.so").exists():
         build, give = "build it with: make build", "give CANN's lib64 with --vendor-lib, or use --emulated"
         raise ConfigError(f"no libascendcl.so in {lib}: {build if emulated else give}")
-    return Config(device, run_dir, lib.resolve(), emulated, profile, mode, allow_uids)
+    return Config(device, run_dir, lib.resolve(), emulated, profile, mode, allow_uids, quota)
 
 
 def _installed_vendor_lib() -> Path:

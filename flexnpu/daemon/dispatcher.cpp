@@ -296,8 +296,8 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
         }
         lane->lent.clear();
         for (const Lane::Fence& f : lane->fences) vendor_.aclrtDestroyEvent(f.event);
-        for (void* w : lane->old_workspaces) vendor_.aclrtFree(w);
-        if (lane->workspace) vendor_.aclrtFree(lane->workspace);
+        lane->old_workspaces.clear();
+        lane->workspace.reset();
         vendor_.aclrtDestroyStream(lane->stream);
     });
     s->events.each([](const std::shared_ptr<Event>& e) { e->mark->waiters.clear(); });
@@ -306,7 +306,8 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
     s->default_lane.reset();
     s->shapes.clear();
     s->late.clear();
-    for (const MemoryMap::Range& r : s->memory.take_all()) vendor_.aclrtFree(reinterpret_cast<void*>(r.address));
+    s->memory.take_all();
+    s->stuck.clear();
     s->host.clear();
     live_sessions_--;
 }
@@ -325,7 +326,7 @@ std::vector<SessionInfo> Dispatcher::session_infos() {
     std::vector<SessionInfo> out;
     for (auto& s : sessions_) {
         uint64_t lanes = s->streams.size() + (s->default_lane ? 1 : 0);
-        out.push_back({s->id, s->pid, s->comm, s->uid, s->memory.total(), s->rings.size(), lanes, s->calls, s->refused.load(),
+        out.push_back({s->id, s->pid, s->comm, s->uid, s->account->used(), s->account->quota(), s->rings.size(), lanes, s->calls, s->refused.load(),
                        s->page->ring_full.load(), s->page->launches.load(), s->page->steps.load()});
     }
     return out;
@@ -360,6 +361,7 @@ std::map<std::string, uint64_t> Dispatcher::counters() {
         {"shapes_defined", count_.shapes},
         {"vendor_errors", count_.vendor_errors},
         {"markers", count_.markers},
+        {"quota_refusals", quota_refusals_.load()},
         {"gate_decisions", g.decisions},
         {"gate_held", g.held},
         {"gate_forced", g.forced},
@@ -604,18 +606,17 @@ void Dispatcher::dispatch_launch(Lane& lane, Item& item) {
     void* workspace = reinterpret_cast<void*>(item.a);
     uint64_t size = item.b;
     if (need > size) {
-        if (need > lane.workspace_size) {
+        if (!lane.workspace || need > lane.workspace->bytes()) {
             if (lane.workspace) lane.old_workspaces.push_back(std::exchange(lane.workspace, nullptr));
-            lane.workspace_size = 0;
-            if (int32_t e = vendor_.aclrtMalloc(&lane.workspace, need, 0)) {
-                count_.vendor_errors++;
-                fail(lane, e, vendor_.message("aclrtMalloc", e));
+            std::string message;
+            if (int32_t e = allocate_memory(vendor_, lane.session->account, {shape.name(), need}, &lane.workspace, &message)) {
+                if (lane.session->account->left() < need) quota_refusals_++; else count_.vendor_errors++;
+                fail(lane, e, std::move(message));
                 return;
             }
-            lane.workspace_size = need;
         }
-        workspace = lane.workspace;
-        size = lane.workspace_size;
+        workspace = reinterpret_cast<void*>(lane.workspace->address());
+        size = lane.workspace->bytes();
     }
     if (int32_t e = vendor_.second(shape.op())(workspace, size, executor, lane.stream)) {
         count_.vendor_errors++;
@@ -698,7 +699,7 @@ void Dispatcher::synced(uint32_t lane_id, uint64_t ticket) {
         progress(lane);
         lane.over = lane.given;
         reclaim(lane, true);
-        for (void* w : std::exchange(lane.old_workspaces, {})) vendor_.aclrtFree(w);
+        lane.old_workspaces.clear();
         gate_.step_end(now_ns(), lane_id);
     }
 }

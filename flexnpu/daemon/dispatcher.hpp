@@ -38,7 +38,7 @@ struct SessionInfo {
     int32_t pid;
     std::string comm;
     uint32_t uid;
-    uint64_t memory_bytes, rings, lanes, calls, refused, ring_full, launches, steps;
+    uint64_t memory_bytes, memory_quota_bytes, rings, lanes, calls, refused, ring_full, launches, steps;
 };
 
 // Copies above this size keep the device's copy engine for longer than a dispatcher can wait.
@@ -96,6 +96,8 @@ private:
     void define_shape(Session& s, Payload p, const Reply& reply);
     void allocate(Session& s, Payload p, const Reply& reply);
     void release(Session& s, Payload p, const Reply& reply);
+    // Drops `held` and runs `job`, on the ring's worker, when all that the session has launched so far is over.
+    void when_unused(Session& s, const Reply& reply, std::vector<std::shared_ptr<Held>> held, std::function<void()> job);
     void create_stream(Session& s, Payload p, const Reply& reply);
     void destroy_stream(Session& s, Payload p, const Reply& reply);
     void sync_stream(Session& s, Payload p, const Reply& reply);
@@ -183,6 +185,7 @@ private:
     uint64_t copying_until_ = 0;
     bool copies_are_slow() const;
     std::unique_ptr<Worker> reaper_;
+    std::atomic<uint64_t> quota_refusals_{0};
 
     struct {
         uint64_t records = 0, launches = 0, copies = 0, refused = 0, malformed = 0, sessions = 0, sessions_broken = 0, naps = 0, sleeps = 0,

@@ -1,38 +1,62 @@
-// The device memory that a session holds, by address.
+// The device memory that a session may touch, by address.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
+
+#include "flexnpu/daemon/device_memory.hpp"
 
 namespace flexnpu::daemon {
 
 class MemoryMap {
 public:
+    enum class Kind : uint8_t {
+        own,       // allocated by this session
+        imported,  // another session's, by an IPC key
+        mapped,    // physical memory mapped into a reservation of this session
+    };
     struct Range {
         uint64_t address;
         uint64_t bytes;
+        Kind kind = Kind::own;
+        std::shared_ptr<Held> held = nullptr;
     };
 
-    void add(uint64_t address, uint64_t bytes) {
+    void add(Range range) {
         std::lock_guard lock(mutex_);
-        ranges_.insert(above(address), {address, bytes});
-        total_ += bytes;
+        ranges_.insert(above(range.address), std::move(range));
         last_ = 0;
     }
-    // Removes the range that starts at `address`; false if there is none.
-    bool remove(uint64_t address) {
+    // Takes out the range of this kind that starts at `address`.
+    std::optional<Range> take(uint64_t address, Kind kind) {
         std::lock_guard lock(mutex_);
         auto it = above(address);
-        if (it == ranges_.begin() || (--it)->address != address) return false;
-        total_ -= it->bytes;
+        if (it == ranges_.begin() || (--it)->address != address || it->kind != kind) return std::nullopt;
+        std::optional<Range> range = std::move(*it);
         ranges_.erase(it);
         last_ = 0;
-        return true;
+        return range;
     }
-    // Whether [address, address + bytes) lies within one range.
+    // The range that holds `address`.
+    std::optional<Range> find(uint64_t address) {
+        std::lock_guard lock(mutex_);
+        auto it = above(address);
+        if (it == ranges_.begin() || address - (--it)->address >= it->bytes) return std::nullopt;
+        return *it;
+    }
+    // Whether any range has a byte of [address, address + bytes).
+    bool overlaps(uint64_t address, uint64_t bytes) {
+        std::lock_guard lock(mutex_);
+        auto it = above(address);
+        if (it != ranges_.begin() && address - std::prev(it)->address < std::prev(it)->bytes) return true;
+        return it != ranges_.end() && it->address - address < bytes;
+    }
+    // Whether [address, address + bytes) lies within one range, or within mapped ones that follow each other without a gap.
     bool holds(uint64_t address, uint64_t bytes) {
         std::lock_guard lock(mutex_);
         return holds_locked(address, bytes);
@@ -42,20 +66,20 @@ public:
     size_t first_foreign(size_t n, At at) {
         std::lock_guard lock(mutex_);
         for (size_t i = 0; i < n; i++) {
-            const Range r = at(i);
-            if (r.bytes != 0 && !holds_locked(r.address, r.bytes)) return i;
+            const auto [address, bytes] = at(i);
+            if (bytes != 0 && !holds_locked(address, bytes)) return i;
         }
         return n;
     }
-    uint64_t total() const {
-        std::lock_guard lock(mutex_);
-        return total_;
-    }
     std::vector<Range> take_all() {
         std::lock_guard lock(mutex_);
-        total_ = 0;
         return std::exchange(ranges_, {});
     }
+
+    struct Span {
+        uint64_t address;
+        uint64_t bytes;
+    };
 
 private:
     static bool inside(const Range& r, uint64_t address, uint64_t bytes) {
@@ -66,16 +90,24 @@ private:
         auto it = above(address);
         if (it == ranges_.begin()) return false;
         --it;
-        if (!inside(*it, address, bytes)) return false;
-        last_ = size_t(it - ranges_.begin());
-        return true;
+        if (inside(*it, address, bytes)) {
+            last_ = size_t(it - ranges_.begin());
+            return true;
+        }
+        // A tensor may lie over several pieces of physical memory, which the program has mapped side by side.
+        if (address - it->address >= it->bytes || bytes > UINT64_MAX - address) return false;
+        while (it->kind == Kind::mapped) {
+            const uint64_t end = it->address + it->bytes;
+            if (end >= address + bytes) return true;
+            if (++it == ranges_.end() || it->address != end) return false;
+        }
+        return false;
     }
     std::vector<Range>::iterator above(uint64_t address) {
         return std::upper_bound(ranges_.begin(), ranges_.end(), address, [](uint64_t a, const Range& r) { return a < r.address; });
     }
     mutable std::mutex mutex_;
     std::vector<Range> ranges_;
-    uint64_t total_ = 0;
     size_t last_ = 0;
 };
 

@@ -48,10 +48,10 @@ gate::Settings settings_of(const nb::dict& d) {
 NB_MODULE(_plane, m) {
     m.doc() = "The native data plane of one device: client sessions, lanes, the gate, the vendor's calls.";
     nb::class_<Plane>(m, "Plane")
-        .def(nb::init<std::string, int32_t, std::string, std::vector<uint32_t>>(), nb::arg("vendor_dir"), nb::arg("device"), nb::arg("socket_path"),
-             nb::arg("allowed_uids") = std::vector<uint32_t>{},
+        .def(nb::init<std::string, int32_t, std::string, std::vector<uint32_t>, uint64_t>(), nb::arg("vendor_dir"), nb::arg("device"), nb::arg("socket_path"),
+             nb::arg("allowed_uids") = std::vector<uint32_t>{}, nb::arg("quota") = uint64_t(0),
              "A plane for one device, not started. `vendor_dir` holds libascendcl.so and its family; `allowed_uids` may connect besides root "
-             "and the daemon's own user.")
+             "and the daemon's own user; `quota`: bytes of device memory that one session may have, 0: as many as the device.")
         .def("start", &Plane::start, nb::call_guard<nb::gil_scoped_release>(),
              "Load the libraries, open the device and bind the socket. Raises RuntimeError naming what failed.")
         .def("stop", &Plane::stop, nb::call_guard<nb::gil_scoped_release>(), "Close every session and the device; a second call does nothing.")
@@ -71,6 +71,7 @@ NB_MODULE(_plane, m) {
                      d["comm"] = nb::str(s.comm.c_str());
                      d["uid"] = s.uid;
                      d["memory_bytes"] = s.memory_bytes;
+                     d["memory_quota_bytes"] = s.memory_quota_bytes ? nb::object(nb::int_(s.memory_quota_bytes)) : nb::none();
                      d["rings"] = s.rings;
                      d["lanes"] = s.lanes;
                      d["calls"] = s.calls;

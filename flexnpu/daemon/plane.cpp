@@ -17,7 +17,9 @@ void Plane::start() {
     soc_ = soc ? soc : "";
     auto dispatcher = std::make_unique<Dispatcher>(*vendor, device_);
     dispatcher->start();
-    auto acceptor = std::make_unique<Acceptor>(*dispatcher, socket_path_, soc_, allowed_, Limits{});
+    Limits limits;
+    limits.device_bytes_per_session = quota_;
+    auto acceptor = std::make_unique<Acceptor>(*dispatcher, socket_path_, soc_, allowed_, limits);
     acceptor->start();
     vendor_ = std::move(vendor);
     dispatcher_ = std::move(dispatcher);

@@ -11,8 +11,8 @@ namespace flexnpu::daemon {
 
 class Plane {
 public:
-    Plane(std::string vendor_dir, int32_t device, std::string socket_path, std::vector<uint32_t> allowed_uids)
-        : vendor_dir_(std::move(vendor_dir)), device_(device), socket_path_(std::move(socket_path)), allowed_(std::move(allowed_uids)) {}
+    Plane(std::string vendor_dir, int32_t device, std::string socket_path, std::vector<uint32_t> allowed_uids, uint64_t quota = 0)
+        : vendor_dir_(std::move(vendor_dir)), device_(device), socket_path_(std::move(socket_path)), allowed_(std::move(allowed_uids)), quota_(quota) {}
     ~Plane() { stop(); }
 
     // Loads the libraries, opens the device, binds the socket. Throws std::runtime_error.
@@ -32,6 +32,7 @@ private:
     int32_t device_;
     std::string socket_path_;
     std::vector<uint32_t> allowed_;
+    uint64_t quota_;  // of device memory, a session; 0: none
     std::string soc_;
     std::unique_ptr<Vendor> vendor_;
     std::unique_ptr<Dispatcher> dispatcher_;

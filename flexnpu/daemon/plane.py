@@ -33,5 +33,7 @@ def make(config: Config, data_socket: str) -> Plane:
     """The plane for `config`, not started. Raises ImportError when it was not built."""
     import flexnpu.daemon._plane as _plane
 
-    plane: Plane = _plane.Plane(str(config.vendor_lib), config.device, data_socket, sorted(config.allow_uids))
+    plane: Plane = _plane.Plane(
+        str(config.vendor_lib), config.device, data_socket, sorted(config.allow_uids), quota=config.quota or 0
+    )
     return plane

@@ -23,6 +23,8 @@ bool take(std::span<const uint8_t> p, T* out, std::span<const uint8_t>* rest = n
     return rest != nullptr || p.size() == sizeof(T);
 }
 
+// How long a free waits for the operators that may use the memory.
+constexpr int32_t kLongestUseMs = 10'000;
 constexpr uint32_t kMaxShapeNumbers = 1 << 15;
 // Launches kept for a client that may ask for their outputs' shapes; one that asks later is told that they are unknown.
 constexpr size_t kMaxLate = 1024;
@@ -69,7 +71,9 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
             if (!take(p, &m)) break;
             size_t free = 0, total = 0;
             if (int32_t e = vendor_.aclrtGetMemInfo(m.attribute, &free, &total)) return reply.fail({e, vendor_.message("aclrtGetMemInfo", e)});
-            return reply.ok(free, total);
+            // A kind of memory that the device lacks has 0 bytes, whatever the quota.
+            if (const uint64_t quota = s.account->quota()) total = std::min<uint64_t>(total, quota);
+            return reply.ok(std::min<uint64_t>(free, s.account->left()), total);
         }
         case Kind::create_stream: return create_stream(s, p, reply);
         case Kind::destroy_stream: return destroy_stream(s, p, reply);
@@ -153,7 +157,7 @@ void Dispatcher::define_shape(Session& s, Payload p, const Reply& reply) {
     if (!shape) return refuse(s, reply, error, std::move(message));
     std::vector<uint64_t> addresses(d.addresses);
     if (d.addresses) std::memcpy(addresses.data(), rest.data(), addresses.size() * 8);
-    const size_t foreign = s.memory.first_foreign(addresses.size(), [&](size_t i) { return MemoryMap::Range{addresses[i], shape->extent(i)}; });
+    const size_t foreign = s.memory.first_foreign(addresses.size(), [&](size_t i) { return MemoryMap::Span{addresses[i], shape->extent(i)}; });
     if (foreign != addresses.size()) {
         return refuse(s, reply, acl::RT_PARAM_INVALID,
                       std::string(shape->name()) + ": tensor " + std::to_string(foreign) + " at " + hex(addresses[foreign]) + " (" +
@@ -201,7 +205,7 @@ void Dispatcher::launch(Session& s, Payload p) {
     if (l.count) std::memcpy(item->addresses.data(), rest.data(), rest.size());
     // The workspace comes last.
     const size_t foreign = s.memory.first_foreign(l.count + 1, [&](size_t i) {
-        return i < l.count ? MemoryMap::Range{item->addresses[i], shape->extent(i)} : MemoryMap::Range{l.workspace, l.workspace_size};
+        return i < l.count ? MemoryMap::Span{item->addresses[i], shape->extent(i)} : MemoryMap::Span{l.workspace, l.workspace_size};
     });
     if (foreign != size_t(l.count) + 1) {
         const bool ws = foreign == l.count;
@@ -226,11 +230,16 @@ void Dispatcher::allocate(Session& s, Payload p, const Reply& reply) {
     if (m.bytes == 0) return refuse(s, reply, acl::INVALID_PARAM, "aclrtMalloc: size is 0");
     // The ring keeps the worker, and the worker ends before its session's memory is freed.
     worker_of(*reply.ring).post([this, &s, m, reply] {
-        void* address = nullptr;
-        const int32_t e = m.align32 ? vendor_.aclrtMallocAlign32(&address, m.bytes, m.policy) : vendor_.aclrtMalloc(&address, m.bytes, m.policy);
-        if (e) return reply.fail({e, vendor_.message("aclrtMalloc", e)});
-        s.memory.add(reinterpret_cast<uint64_t>(address), m.bytes);
-        reply.ok(reinterpret_cast<uint64_t>(address));
+        std::shared_ptr<Held> held;
+        Failure failure;
+        failure.code = allocate_memory(vendor_, s.account, {"aclrtMalloc", m.bytes, m.policy, m.align32 != 0}, &held, &failure.message);
+        if (failure.code) {
+            if (s.account->left() < m.bytes) quota_refusals_++;
+            return reply.fail(failure);
+        }
+        const uint64_t address = held->address();
+        s.memory.add({address, m.bytes, MemoryMap::Kind::own, std::move(held)});
+        reply.ok(address);
     });
 }
 
@@ -240,14 +249,29 @@ void Dispatcher::release(Session& s, Payload p, const Reply& reply) {
         count_.malformed++;
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtFree");
     }
-    if (!s.memory.remove(f.address)) {
+    auto range = s.memory.take(f.address, MemoryMap::Kind::own);
+    if (!range) {
         return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtFree: " + hex(f.address) + " was not allocated by this process");
     }
-    // What the program launched before it frees is dispatched before the vendor frees.
-    after(lanes_of(s), false, [this, f, reply] {
-        worker_of(*reply.ring).post([this, f, reply] {
-            const int32_t e = vendor_.aclrtFree(reinterpret_cast<void*>(f.address));
-            if (e) reply.fail({e, vendor_.message("aclrtFree", e)}); else reply.ok();
+    when_unused(s, reply, {std::move(range->held)}, [reply] { reply.ok(); });
+}
+
+// Memory may go, or be unmapped, when nothing that the session has launched can touch it any more: not dispatched only, but over. Otherwise a late
+// operator would write into what the next owner of the memory has there.
+void Dispatcher::when_unused(Session& s, const Reply& reply, std::vector<std::shared_ptr<Held>> held, std::function<void()> job) {
+    std::vector<std::shared_ptr<Lane>> lanes;
+    s.each_lane([&](const std::shared_ptr<Lane>& lane) { lanes.push_back(lane); });
+    after(lanes_of(s), false, [this, &s, reply, lanes = std::move(lanes), held = std::move(held), job = std::move(job)]() mutable {
+        worker_of(*reply.ring).post([this, &s, lanes = std::move(lanes), held = std::move(held), job = std::move(job)]() mutable {
+            for (auto& lane : lanes) {
+                if (vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, kLongestUseMs) != acl::RT_WAIT_TIMEOUT) continue;
+                // Stuck: what it uses is kept, and stays charged, until the session ends.
+                std::lock_guard lock(s.stuck_mutex);
+                std::move(held.begin(), held.end(), std::back_inserter(s.stuck));
+                break;
+            }
+            held.clear();
+            job();
         });
     });
 }
@@ -435,8 +459,8 @@ void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
         worker_of(*reply.ring).post([this, lane, reply] {
             int32_t e = vendor_.aclrtSynchronizeStream(lane->stream);
             lane->markers.reset();
-            if (lane->workspace) vendor_.aclrtFree(lane->workspace);
-            for (void* w : lane->old_workspaces) vendor_.aclrtFree(w);
+            lane->workspace.reset();
+            lane->old_workspaces.clear();
             for (const Lane::Fence& f : lane->fences) vendor_.aclrtDestroyEvent(f.event);
             post([this, lane] {
                 lent_ += lane->lent.size();  // reclaim() counts them down; drop_lane() did already
@@ -669,7 +693,12 @@ void Dispatcher::forward(Session& s, Payload p, const Reply& reply) {
     Context context(*this, s);
     uint32_t written = 0;
     const int32_t e = api::handle_forward(uint16_t(f.function), in, f.words, out, f.out_words, &written, context);
-    if (e == 0) return reply.send(0, "", out, written);
+    if (e == 0) {
+        // Programs size what they take by the device's memory: theirs ends at the quota.
+        const bool memory = f.function == api::FN_aclrtGetDeviceInfo && f.words > 1 && int32_t(in[1]) == acl::ATTR_TOTAL_GLOBAL_MEM_SIZE;
+        if (const uint64_t quota = s.account->quota(); memory && quota && written > 0) out[0] = std::min(out[0], quota);
+        return reply.send(0, "", out, written);
+    }
     const char* text = vendor_.aclGetRecentErrMsg();
     reply.fail({e, text && *text ? text : std::string(api::kFnNames[f.function]) + " failed with error " + std::to_string(e)});
 }

@@ -149,9 +149,8 @@ struct Lane : std::enable_shared_from_this<Lane> {
     bool step_open = false;  // operators since the last synchronise
     Failure failure;
     std::deque<Lent> lent;
-    void* workspace = nullptr;  // ours, for operators that ask for more at launch than their first call said
-    uint64_t workspace_size = 0;
-    std::vector<void*> old_workspaces;  // may be in use by what is in flight
+    std::shared_ptr<Held> workspace;  // ours, for operators that ask for more at launch than their first call said
+    std::vector<std::shared_ptr<Held>> old_workspaces;  // may be in use by what is in flight
     std::unique_ptr<Markers> markers;
     bool idle() const { return backlog.empty() && queue.empty(); }
 };
@@ -183,6 +182,10 @@ struct Session : std::enable_shared_from_this<Session> {
     // Launches whose outputs' shapes the client will ask for, oldest first.
     std::deque<std::pair<uint64_t, std::shared_ptr<Shape>>> late;
     MemoryMap memory;
+    std::shared_ptr<Account> account = std::make_shared<Account>();  // of its device memory
+    // Memory that the program gave back while operators that never ended could still touch it.
+    std::mutex stuck_mutex;
+    std::vector<std::shared_ptr<Held>> stuck;
     uint64_t calls = 0;
     uint64_t queued = 0;  // items in all lanes
     std::atomic<uint64_t> refused{0};

@@ -27,7 +27,7 @@ def _installed(command: str) -> Path:
 class Daemon:
     """flexnpud for an emulated device 0, in a run directory of its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *options: str) -> None:
         self.directory = directory
         self.environment = os.environ | {"FLEXNPU_RUN_DIR": str(directory), "PYTHONUNBUFFERED": "1"}
         command = [
@@ -37,6 +37,7 @@ class Daemon:
             "--emulated",
             "--run-dir",
             str(directory),
+            *options,
         ]
         self.process = subprocess.Popen(command, env=self.environment, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 30
@@ -92,8 +93,9 @@ def _output(command: list[str], environment: dict[str, str], timeout: float) -> 
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    one = Daemon(tmp_path)
+def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """With the options that an indirect parameter gives."""
+    one = Daemon(tmp_path, *getattr(request, "param", ()))
     try:
         yield one
     finally:

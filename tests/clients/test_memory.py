@@ -1,0 +1,84 @@
+"""Device memory: quotas, virtual memory, memory shared between processes; directly and interposed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MIB = 1 << 20
+QUOTA = 256 * MIB
+PROGRAMS = Path(__file__).parent / "programs"
+with_quota = pytest.mark.parametrize("daemon", [("--quota", "256MiB")], indirect=True)
+
+
+@with_quota
+def test_a_program_sees_its_quota_as_its_device(daemon: Any) -> None:
+    saw = json.loads(daemon.run("quota.py"))
+    assert saw["at the start"] == saw["huge"] == saw["at the end"] == [QUOTA, QUOTA]
+    assert saw["DDR"] == [0, 0]
+    assert saw["pieces"] == QUOTA // (8 * MIB)
+    assert saw["when full"] == [0, QUOTA]
+    assert saw["after a free"] == [8 * MIB, QUOTA]
+    assert saw["device's size"] == QUOTA
+    code, message = saw["refused with"]
+    assert code == 207001
+    for part in (f"quota of {QUOTA}", f"{8 * MIB} bytes asked", f"{QUOTA} of"):
+        assert part in message
+    assert daemon.status().counters["quota_refusals"] == 1
+
+
+@with_quota
+def test_a_program_may_ask_for_less_and_not_for_more(daemon: Any) -> None:
+    def run(quota: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("flexnpu")), "run", "--quota", quota, "--"]
+        program = [sys.executable, str(PROGRAMS / "quota.py")]
+        return subprocess.run(
+            command + program, env=daemon.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    less = run("64MiB")
+    assert json.loads(less.stdout)["at the start"] == [64 * MIB, 64 * MIB], less.stderr
+    more = run("1GiB")
+    assert more.returncode != 0
+    assert f"a quota of {1 << 30} bytes is more than the {QUOTA}" in more.stderr
+
+
+@with_quota
+def test_status_shows_what_is_used_of_the_quota(daemon: Any) -> None:
+    holder = daemon.start("holder.py")
+    try:
+        holder.stdout.readline()
+        (session,) = daemon.status().sessions
+        assert (session.memory_bytes, session.memory_quota_bytes) == (32 * MIB, QUOTA)
+        shown = subprocess.run(
+            [str(Path(sys.executable).with_name("flexnpu")), "status"],
+            env=daemon.environment | {"COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert "32 MiB" in shown.stdout
+        assert "256 MiB" in shown.stdout
+    finally:
+        holder.kill()
+        holder.communicate()
+    # What the dead one held is free again: all of the quota, and of the device, can be had.
+    assert json.loads(daemon.run("quota.py"))["pieces"] == QUOTA // (8 * MIB)
+
+
+@pytest.mark.torch_npu
+@with_quota
+def test_torch_runs_out_at_the_quota_and_recovers(daemon: Any) -> None:
+    saw = json.loads(daemon.run("torch_quota.py"))
+    assert saw["total"] == QUOTA
+    assert QUOTA - 64 * MIB <= saw["free"] <= QUOTA
+    assert "out of memory" in saw["error"]
+    assert saw["pieces"] >= 6
+    assert saw["free after empty_cache"] >= saw["free"] - 8 * MIB
+    assert saw["sum"] == 1000
