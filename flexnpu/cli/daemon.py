@@ -12,6 +12,7 @@ from flexnpu.cli.sizes import SIZE
 from flexnpu.control import paths
 from flexnpu.daemon.config import ConfigError, Mode, checked
 from flexnpu.daemon.files import FilesError
+from flexnpu.daemon.privileges import PrivilegeError
 from flexnpu.daemon.service import serve
 
 
@@ -39,7 +40,25 @@ from flexnpu.daemon.service import serve
     type=click.IntRange(0, 2**32 - 2),
     multiple=True,
     metavar="UID",
-    help="A user who may connect, besides root and the daemon's own. May be given several times.",
+    help="A user whose programs may use the device, besides root's and yours. May be given several times.",
+)
+@click.option(
+    "--allow-group",
+    "allow_groups",
+    multiple=True,
+    metavar="GROUP",
+    help="A group whose members' programs may use the device. May be given several times.",
+)
+@click.option(
+    "--group",
+    "control_group",
+    metavar="GROUP",
+    help="Its members may use the control socket (flexnpu status, controllers), besides root and you.",
+)
+@click.option(
+    "--user",
+    metavar="USER",
+    help="Started as root: whom to become. Default: flexnpu if there is such a user, else nobody.",
 )
 @click.option(
     "--quota",
@@ -55,13 +74,17 @@ def main(
     mode: Mode | None,
     run_dir: Path | None,
     allow_uids: tuple[int, ...],
+    allow_groups: tuple[str, ...],
+    control_group: str | None,
+    user: str | None,
     quota: int | None,
 ) -> None:
     """Own device N, and dispatch what the programs started with flexnpu run launch on it.
 
     Its sockets are npuN.sock (programs) and npuN.ctl (control) in the run directory: $FLEXNPU_RUN_DIR, else
     /run/flexnpu for root and $XDG_RUNTIME_DIR/flexnpu for another user. It runs until SIGTERM or SIGINT, logs
-    JSON lines to stderr, and leaves nothing behind.
+    JSON lines to stderr, and leaves nothing behind. Started as root, it makes its sockets, then becomes
+    --user without any capability, for good; --user root stays root.
 
     \b
     Examples:
@@ -69,6 +92,7 @@ def main(
       flexnpud --device 0 --emulated                 one emulated Ascend 910C die
       flexnpud --emulated --profile small.toml --mode time
       flexnpud --device 0 --quota 20GiB              no program gets more than that
+      flexnpud --allow-group users --group npu-admin who may use it, and who may control it
     """
     try:
         config = checked(
@@ -79,10 +103,13 @@ def main(
             profile=profile,
             mode=mode,
             allow_uids=frozenset(allow_uids),
+            allow_groups=allow_groups,
+            control_group=control_group,
+            user=user,
             quota=quota,
         )
         serve(config)
-    except (ConfigError, FilesError, paths.NoRunDirError) as error:
+    except (ConfigError, FilesError, PrivilegeError, paths.NoRunDirError) as error:
         raise click.ClickException(str(error)) from None
     except ImportError as error:
         raise click.ClickException(

@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import socket
+import stat
 import struct
 import time
 from pathlib import Path
@@ -55,6 +56,15 @@ def peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, gid = struct.unpack("3i", raw)
     return pid, uid, gid
+
+
+def _owner(directory: Path) -> int | None:
+    """Who alone can make files there; None when others can, too."""
+    try:
+        found = directory.stat()
+    except OSError:
+        return None
+    return None if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else found.st_uid
 
 
 class ControlClient:
@@ -183,14 +193,14 @@ class ControlClient:
             connection.close()
             raise ControlError(
                 f"{self.path}: permission denied; run as root or as the daemon's user, "
-                f"or start it with --allow-uid {os.geteuid()}"
+                "or start it with --group and a group of yours"
             ) from None
         except OSError as error:
             connection.close()
             if isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
                 raise NoDaemonError(f"no daemon at {self.path}: {start}") from None
             raise ControlError(f"{self.path}: {error.strerror or error}") from None
-        if uid not in (0, os.geteuid()):
+        if uid not in (0, os.geteuid()) and uid != _owner(self.path.parent):
             connection.close()
             raise ControlError(
                 f"{self.path}: whoever listens there is user {uid}, neither root nor you; not used"

@@ -51,31 +51,46 @@ struct Acceptor::Client {
     size_t rings = 0;
 };
 
-Acceptor::Acceptor(Dispatcher& dispatcher, std::string path, std::string soc, std::vector<uint32_t> allowed, Limits limits)
-    : dispatcher_(dispatcher), path_(std::move(path)), soc_(std::move(soc)), allowed_(std::move(allowed)), limits_(limits) {
+Acceptor::Acceptor(Dispatcher& dispatcher, std::string path, std::string soc, Access access, Limits limits)
+    : dispatcher_(dispatcher), path_(std::move(path)), soc_(std::move(soc)), access_(std::move(access)), limits_(limits) {
     // A session whose rings cannot be trusted is hung up on: its client gets an error, and the hang-up frees what it held.
     dispatcher_.on_broken = [](Session& s) { shutdown(s.socket.get(), SHUT_RDWR); };
 }
 
 Acceptor::~Acceptor() { stop(); }
 
-void Acceptor::start() {
+bool Access::permits(const ucred& peer, int fd) const {
+    const auto holds = [](const std::vector<uint32_t>& all, uint32_t one) { return std::find(all.begin(), all.end(), one) != all.end(); };
+    if (peer.uid == 0 || holds(users, peer.uid) || holds(groups, peer.gid)) return true;
+    if (groups.empty()) return false;
+    gid_t more[1024];
+    socklen_t length = sizeof(more);
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, more, &length) != 0) return false;
+    return std::any_of(more, more + length / sizeof(gid_t), [&](gid_t g) { return holds(groups, g); });
+}
+
+Fd Acceptor::listen_at(const std::string& path) {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
-    if (path_.size() >= sizeof(address.sun_path)) {
-        throw std::runtime_error("the socket path " + path_ + " is longer than " + std::to_string(sizeof(address.sun_path) - 1) + " characters");
+    if (path.size() >= sizeof(address.sun_path)) {
+        throw std::runtime_error("the socket path " + path + " is longer than " + std::to_string(sizeof(address.sun_path) - 1) + " characters");
     }
-    std::memcpy(address.sun_path, path_.c_str(), path_.size() + 1);
-    listener_ = Fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    if (listener_.get() < 0 || bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
-        throw std::runtime_error("cannot bind " + path_ + ": " + strerror(errno));
+    std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+    Fd listener(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (listener.get() < 0 || bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
+        throw std::runtime_error("cannot bind " + path + ": " + strerror(errno));
     }
     // Anyone may connect; SO_PEERCRED decides who is served.
-    if (chmod(path_.c_str(), 0666) != 0 || listen(listener_.get(), 64) != 0) {
+    if (chmod(path.c_str(), 0666) != 0 || listen(listener.get(), 64) != 0) {
         const int error = errno;
-        unlink(path_.c_str());
-        throw std::runtime_error("cannot listen at " + path_ + ": " + strerror(error));
+        unlink(path.c_str());
+        throw std::runtime_error("cannot listen at " + path + ": " + strerror(error));
     }
+    return listener;
+}
+
+void Acceptor::start(Fd listener) {
+    listener_ = std::move(listener);
     epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
     wake_ = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     epoll_event e{EPOLLIN, {.u64 = kListener}};
@@ -209,10 +224,10 @@ void Acceptor::hello(Client& client, const Request& request) {
     if (request.table_hash != api::kTableHash) {
         return answer(client, acl::RT_INTERNAL, "FlexNPU: the program's libraries and the daemon come from different builds; install one for both");
     }
-    const uint32_t uid = client.peer.uid;
-    if (uid != 0 && uid != geteuid() && std::find(allowed_.begin(), allowed_.end(), uid) == allowed_.end()) {
+    if (!access_.permits(client.peer, client.socket.get())) {
         turned_away_++;
-        return answer(client, acl::RT_INTERNAL, "FlexNPU: user " + std::to_string(uid) + " may not use this device; see flexnpud --allow-uid");
+        const std::string who = "user " + std::to_string(client.peer.uid);
+        return answer(client, acl::RT_INTERNAL, "FlexNPU: " + who + " may not use this device; see flexnpud --allow-uid and --allow-group");
     }
     if (dispatcher_.live_sessions() >= limits_.sessions) {
         turned_away_++;

@@ -1,6 +1,8 @@
 // The data socket: makes sessions, rings and shared host memory, and notices when a client ends.
 #pragma once
 
+#include <sys/socket.h>
+
 #include <atomic>
 #include <map>
 #include <memory>
@@ -19,14 +21,22 @@ struct Limits {
     uint64_t device_bytes_per_session = 0;  // 0: as many as the device has
 };
 
+// Who may have a session, besides root: these users, and members of these groups.
+struct Access {
+    std::vector<uint32_t> users, groups;
+    // `fd` is connected to the peer: it knows the peer's further groups.
+    bool permits(const ucred& peer, int fd) const;
+};
+
 class Acceptor {
 public:
-    // Clients of the daemon's own user and of root may connect, and those of `allowed`.
-    Acceptor(Dispatcher& dispatcher, std::string path, std::string soc, std::vector<uint32_t> allowed, Limits limits);
+    // Owns the socket file at `path` from here on.
+    Acceptor(Dispatcher& dispatcher, std::string path, std::string soc, Access access, Limits limits);
     ~Acceptor();
 
-    // Binds the socket (mode 0666: the peer's credentials decide). Throws std::runtime_error.
-    void start();
+    // A listening data socket (mode 0666: the peer's credentials decide). Throws std::runtime_error.
+    static Fd listen_at(const std::string& path);
+    void start(Fd listener);
     void stop();
 
     uint64_t turned_away() const { return turned_away_; }
@@ -47,7 +57,7 @@ private:
 
     Dispatcher& dispatcher_;
     std::string path_, soc_;
-    std::vector<uint32_t> allowed_;
+    Access access_;
     Limits limits_;
     Fd listener_, epoll_, wake_;
     std::thread thread_;

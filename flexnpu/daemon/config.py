@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from flexnpu.daemon import privileges
+from flexnpu.daemon.privileges import Account
 
 Mode = Literal["compute", "time"]
 
@@ -13,6 +17,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CLIENT_LIB = PACKAGE / "client" / "lib"
 EMULATOR_LIB = PACKAGE / "emulator" / "lib"
 PROFILES = PACKAGE / "emulator" / "profiles"
+DEFAULT_PROFILE = "ascend910c-die"
+"""What the emulated libraries take when they are told nothing."""
 MAX_DEVICE = 1023
 
 _VENDOR_ROOTS = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
@@ -35,15 +41,36 @@ class Config:
     profile: str | None = None
     mode: Mode | None = None
     allow_uids: frozenset[int] = frozenset()
-    """Users who may connect besides root and the daemon's own."""
+    """Users whose programs may have sessions, besides root's and those of the user who starts the daemon."""
+    allow_gids: frozenset[int] = frozenset()
+    """Groups whose members' programs may have sessions."""
+    control_gid: int | None = None
+    """The group whose members may use the control socket, besides root and the user who starts the daemon."""
+    account: Account | None = None
+    """Whom the daemon becomes once it has its files; None: it stays who it is."""
     quota: int | None = None
     """Device memory that one session may have, bytes; None: as much as the device has."""
+
+    @property
+    def own_uids(self) -> frozenset[int]:
+        """The user whom the daemon becomes, unless programs that are none of ours run as that user, too."""
+        if self.account is None or self.account.shared:
+            return frozenset()
+        return frozenset({self.account.uid})
+
+    def profile_file(self) -> Path | None:
+        """The emulated chip's file; None for a real one."""
+        if not self.emulated:
+            return None
+        name = self.profile or os.environ.get("FLEXNPU_EMU_PROFILE") or DEFAULT_PROFILE
+        return Path(name).absolute() if _is_path(name) else PROFILES / f"{name}.toml"
 
     def environment(self) -> dict[str, str]:
         """Variables that the emulated libraries read when they are loaded."""
         if not self.emulated:
             return {}
-        chosen = {"FLEXNPU_EMU_PROFILE": self.profile, "FLEXNPU_EMU_MODE": self.mode}
+        profile = str(self.profile_file()) if self.profile and _is_path(self.profile) else self.profile
+        chosen = {"FLEXNPU_EMU_PROFILE": profile, "FLEXNPU_EMU_MODE": self.mode}
         return {name: value for name, value in chosen.items() if value is not None}
 
 
@@ -56,9 +83,12 @@ def checked(
     profile: str | None = None,
     mode: Mode | None = None,
     allow_uids: frozenset[int] = frozenset(),
+    allow_groups: Sequence[str] = (),
+    control_group: str | None = None,
+    user: str | None = None,
     quota: int | None = None,
 ) -> Config:
-    """Settings that can work. Raises `ConfigError`."""
+    """Settings that can work. Raises `ConfigError`, `PrivilegeError`."""
     if not 0 <= device <= MAX_DEVICE:
         raise ConfigError(f"device {device}: a device number is 0 to {MAX_DEVICE}")
     if emulated and vendor_lib is not None:
@@ -72,7 +102,19 @@ def checked(
     if not (lib / "libascendcl.so").exists():
         build, give = "build it with: make build", "give CANN's lib64 with --vendor-lib, or use --emulated"
         raise ConfigError(f"no libascendcl.so in {lib}: {build if emulated else give}")
-    return Config(device, run_dir, lib.resolve(), emulated, profile, mode, allow_uids, quota)
+    return Config(
+        device=device,
+        run_dir=run_dir.absolute(),
+        vendor_lib=lib.resolve(),
+        emulated=emulated,
+        profile=profile,
+        mode=mode,
+        allow_uids=allow_uids,
+        allow_gids=frozenset(map(privileges.group_id, allow_groups)),
+        control_gid=None if control_group is None else privileges.group_id(control_group),
+        account=privileges.account(user),
+        quota=quota,
+    )
 
 
 def _installed_vendor_lib() -> Path:
@@ -82,8 +124,12 @@ def _installed_vendor_lib() -> Path:
     return _VENDOR_DEFAULT / "lib64"
 
 
+def _is_path(profile: str) -> bool:
+    return "/" in profile or profile.endswith(".toml")
+
+
 def _check_profile(profile: str) -> None:
-    if "/" in profile or profile.endswith(".toml"):
+    if _is_path(profile):
         if not Path(profile).is_file():
             raise ConfigError(f"profile {profile}: no such file")
         return

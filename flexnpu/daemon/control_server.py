@@ -1,8 +1,8 @@
 """Serves control messages on a unix socket, in one thread without polling.
 
-Only root, the daemon's own user and users named in its configuration are served. A connection costs at most
-one line of input and `MAX_OUTPUT_BYTES` of output; when there are too many, the one silent for longest
-gives way.
+Only root, the user who started the daemon and members of one group, if it was given one, are served. A
+connection costs at most one line of input and `MAX_OUTPUT_BYTES` of output; when there are too many, the one
+silent for longest gives way.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from flexnpu.control.messages import (
     encode,
 )
 from flexnpu.daemon.log import log
+from flexnpu.daemon.privileges import peer_groups
 
 MAX_CONNECTIONS = 64
 MAX_OUTPUT_BYTES = 1 << 23
@@ -46,11 +47,13 @@ class _Connection:
 class ControlServer:
     """`open` it, call `run` (it returns after `stop`), `close` it. `handle` answers one request."""
 
-    def __init__(self, path: Path, handle: Handler, allow_uids: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, path: Path, handle: Handler, allow_uids: frozenset[int] = frozenset(), gid: int | None = None
+    ) -> None:
         self.path = path
         self.handle = handle
         self.allowed = allow_uids | {0, os.geteuid()}
-        self.open_to_others = bool(allow_uids)
+        self.gid = gid
         self.counters = {"control_requests": 0, "control_refused": 0, "control_not_permitted": 0}
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
@@ -71,8 +74,9 @@ class ControlServer:
                 listener.bind(os.fspath(self.path))
             finally:
                 os.umask(mask)
-            if self.open_to_others:
-                os.chmod(self.path, 0o666)
+            if self.gid is not None:
+                os.chown(self.path, -1, self.gid)
+                os.chmod(self.path, 0o660)
             listener.listen(128)
             listener.setblocking(False)
         except BaseException:
@@ -126,11 +130,11 @@ class ControlServer:
                 time.sleep(0.1)
             return
         sock.setblocking(False)
-        pid, uid, _ = peer_credentials(sock)
-        if uid not in self.allowed:
+        pid, uid, gid = peer_credentials(sock)
+        if uid not in self.allowed and self.gid not in peer_groups(sock) | {gid}:
             self.counters["control_not_permitted"] += 1
             log("control-not-permitted", pid=pid, uid=uid)
-            text = f"user {uid} may not control this daemon; start it with --allow-uid {uid}, or use root"
+            text = f"user {uid} may not control this daemon; use root, or start it with --group"
             with contextlib.suppress(OSError):
                 sock.send(encode(ErrorReply(code="not-permitted", message=text)))
             sock.close()

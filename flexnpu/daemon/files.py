@@ -3,6 +3,9 @@
 They go when the daemon stops. For one that is killed, a sentinel process, forked before anything else,
 waits for the end of a pipe that only the daemon holds, and removes them; should that be killed too, the
 next daemon of the device finds the lock free and takes what lies there for stale.
+
+A daemon that was started as root and has become somebody else may not remove them itself: the sentinel,
+which keeps root's user number but none of root's capabilities and does nothing else, does it then, too.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 from pathlib import Path
 
 from flexnpu.control import paths
+from flexnpu.daemon import privileges
 
 
 class FilesError(RuntimeError):
@@ -112,9 +116,9 @@ class DaemonFiles:
     def release(self) -> None:
         """Remove everything. Safe to repeat."""
         if self._lock_fd is not None:
-            with contextlib.suppress(FilesError):
+            with contextlib.suppress(FilesError, PermissionError):
                 self._remove_sockets()
-            self.lock_path.unlink(missing_ok=True)
+                self.lock_path.unlink(missing_ok=True)
             os.close(self._lock_fd)
             self._lock_fd = None
         self._remove_directory()
@@ -161,6 +165,8 @@ class DaemonFiles:
         try:
             # A signal to the terminal's group is for the daemon; whoever reads its output must see it end.
             os.setsid()
+            privileges.confine()
+            privileges.clear_capabilities()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             null = os.open(os.devnull, os.O_RDWR)

@@ -48,12 +48,20 @@ gate::Settings settings_of(const nb::dict& d) {
 NB_MODULE(_plane, m) {
     m.doc() = "The native data plane of one device: client sessions, lanes, the gate, the vendor's calls.";
     nb::class_<Plane>(m, "Plane")
-        .def(nb::init<std::string, int32_t, std::string, std::vector<uint32_t>, uint64_t>(), nb::arg("vendor_dir"), nb::arg("device"), nb::arg("socket_path"),
-             nb::arg("allowed_uids") = std::vector<uint32_t>{}, nb::arg("quota") = uint64_t(0),
-             "A plane for one device, not started. `vendor_dir` holds libascendcl.so and its family; `allowed_uids` may connect besides root "
-             "and the daemon's own user; `quota`: bytes of device memory that one session may have, 0: as many as the device.")
+        .def("__init__",
+             [](Plane* p, std::string vendor_dir, int32_t device, std::string socket_path, std::vector<uint32_t> users, std::vector<uint32_t> groups,
+                uint64_t quota) {
+                 new (p) Plane(std::move(vendor_dir), device, std::move(socket_path), Access{std::move(users), std::move(groups)}, quota);
+             },
+             nb::arg("vendor_dir"), nb::arg("device"), nb::arg("socket_path"), nb::arg("allowed_uids") = std::vector<uint32_t>{},
+             nb::arg("allowed_gids") = std::vector<uint32_t>{}, nb::arg("quota") = uint64_t(0),
+             "A plane for one device, not started. `vendor_dir` holds libascendcl.so and its family; `allowed_uids` and members of `allowed_gids` "
+             "may connect besides root and the user who makes the plane; `quota`: bytes of device memory that one session may have, 0: as many as "
+             "the device.")
+        .def("prepare", &Plane::prepare, nb::call_guard<nb::gil_scoped_release>(),
+             "Load the libraries and bind the socket: what a plane may do before it gives up privileges. Raises RuntimeError naming what failed.")
         .def("start", &Plane::start, nb::call_guard<nb::gil_scoped_release>(),
-             "Load the libraries, open the device and bind the socket. Raises RuntimeError naming what failed.")
+             "Prepare, if that was not done, and open the device. Raises RuntimeError naming what failed.")
         .def("stop", &Plane::stop, nb::call_guard<nb::gil_scoped_release>(), "Close every session and the device; a second call does nothing.")
         .def_prop_ro("soc", [](const Plane& p) { return p.soc(); }, "The chip's name, once started.")
         .def("sessions",

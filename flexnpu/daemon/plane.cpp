@@ -1,27 +1,44 @@
 #include "flexnpu/daemon/plane.hpp"
 
+#include <unistd.h>
+
 #include <stdexcept>
 
 #include "flexnpu/wire/futex.hpp"
 
 namespace flexnpu::daemon {
 
+Plane::Plane(std::string vendor_dir, int32_t device, std::string socket_path, Access access, uint64_t quota)
+    : vendor_dir_(std::move(vendor_dir)), device_(device), socket_path_(std::move(socket_path)), access_(std::move(access)), quota_(quota) {
+    access_.users.push_back(geteuid());
+}
+
+Plane::~Plane() {
+    stop();
+    // Nobody is there to accept any more.
+    if (listener_.get() >= 0) unlink(socket_path_.c_str());
+}
+
+void Plane::prepare() {
+    if (!vendor_) vendor_ = std::make_unique<Vendor>(vendor_dir_);
+    if (listener_.get() < 0) listener_ = Acceptor::listen_at(socket_path_);
+}
+
 void Plane::start() {
     if (dispatcher_) throw std::runtime_error("the plane has been started already");
-    auto vendor = std::make_unique<Vendor>(vendor_dir_);
-    if (int32_t e = vendor->aclInit(nullptr)) throw std::runtime_error(vendor->message("aclInit", e));
-    if (int32_t e = vendor->aclrtSetDevice(device_)) {
-        throw std::runtime_error("cannot open device " + std::to_string(device_) + ": " + vendor->message("aclrtSetDevice", e));
+    prepare();
+    if (int32_t e = vendor_->aclInit(nullptr)) throw std::runtime_error(vendor_->message("aclInit", e));
+    if (int32_t e = vendor_->aclrtSetDevice(device_)) {
+        throw std::runtime_error("cannot open device " + std::to_string(device_) + ": " + vendor_->message("aclrtSetDevice", e));
     }
-    const char* soc = vendor->aclrtGetSocName();
+    const char* soc = vendor_->aclrtGetSocName();
     soc_ = soc ? soc : "";
-    auto dispatcher = std::make_unique<Dispatcher>(*vendor, device_);
+    auto dispatcher = std::make_unique<Dispatcher>(*vendor_, device_);
     dispatcher->start();
     Limits limits;
     limits.device_bytes_per_session = quota_;
-    auto acceptor = std::make_unique<Acceptor>(*dispatcher, socket_path_, soc_, allowed_, limits);
-    acceptor->start();
-    vendor_ = std::move(vendor);
+    auto acceptor = std::make_unique<Acceptor>(*dispatcher, socket_path_, soc_, access_, limits);
+    acceptor->start(std::move(listener_));
     dispatcher_ = std::move(dispatcher);
     acceptor_ = std::move(acceptor);
 }

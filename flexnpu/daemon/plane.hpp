@@ -11,11 +11,13 @@ namespace flexnpu::daemon {
 
 class Plane {
 public:
-    Plane(std::string vendor_dir, int32_t device, std::string socket_path, std::vector<uint32_t> allowed_uids, uint64_t quota = 0)
-        : vendor_dir_(std::move(vendor_dir)), device_(device), socket_path_(std::move(socket_path)), allowed_(std::move(allowed_uids)), quota_(quota) {}
-    ~Plane() { stop(); }
+    // Root, the user who makes the plane and those whom `access` names may connect.
+    Plane(std::string vendor_dir, int32_t device, std::string socket_path, Access access, uint64_t quota = 0);
+    ~Plane();
 
-    // Loads the libraries, opens the device, binds the socket. Throws std::runtime_error.
+    // What may take more privileges than the rest: loads the libraries and binds the socket. Throws std::runtime_error.
+    void prepare();
+    // Prepares, if nobody has, and opens the device. Throws std::runtime_error.
     void start();
     // Closes every session and the device.
     void stop();
@@ -31,9 +33,10 @@ private:
     std::string vendor_dir_;
     int32_t device_;
     std::string socket_path_;
-    std::vector<uint32_t> allowed_;
+    Access access_;
     uint64_t quota_;  // of device memory, a session; 0: none
     std::string soc_;
+    Fd listener_;
     std::unique_ptr<Vendor> vendor_;
     std::unique_ptr<Dispatcher> dispatcher_;
     std::unique_ptr<Acceptor> acceptor_;

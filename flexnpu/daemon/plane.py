@@ -10,8 +10,11 @@ from flexnpu.daemon.config import Config
 class Plane(Protocol):
     """`flexnpu.daemon._plane.Plane`. Dicts carry the fields of the control messages' models."""
 
+    def prepare(self) -> None:
+        """Load the libraries and bind the data socket, which may need privileges. Raises RuntimeError."""
+
     def start(self) -> None:
-        """Load the libraries, open the device, bind the data socket. Raises RuntimeError."""
+        """Open the device and serve. Raises RuntimeError."""
 
     def stop(self) -> None:
         """Close all sessions and the device; at most a few seconds."""
@@ -34,6 +37,11 @@ def make(config: Config, data_socket: str) -> Plane:
     import flexnpu.daemon._plane as _plane
 
     plane: Plane = _plane.Plane(
-        str(config.vendor_lib), config.device, data_socket, sorted(config.allow_uids), quota=config.quota or 0
+        str(config.vendor_lib),
+        config.device,
+        data_socket,
+        sorted(config.allow_uids | config.own_uids),
+        sorted(config.allow_gids),
+        quota=config.quota or 0,
     )
     return plane

@@ -21,10 +21,12 @@ from flexnpu.control.messages import (
     StatusRequest,
 )
 from flexnpu.daemon import plane as planes
+from flexnpu.daemon import privileges
 from flexnpu.daemon.config import Config
 from flexnpu.daemon.control_server import ControlServer
 from flexnpu.daemon.files import DaemonFiles
 from flexnpu.daemon.log import log
+from flexnpu.daemon.privileges import Account
 
 _TRANSPARENT = SetGate(policy="transparent", lease_s=1.0)
 
@@ -119,6 +121,20 @@ class Service:
         )
 
 
+def _become(config: Config, account: Account) -> None:
+    profile = config.profile_file()
+    copy = os.memfd_create("profile") if profile is not None and profile.is_file() else None
+    if copy is not None and profile is not None:
+        os.write(copy, profile.read_bytes())
+    # Those who share an emulated device find it in /proc of its other users.
+    privileges.drop(account, inspectable=config.emulated)
+    if copy is not None and profile is not None:
+        if os.access(profile, os.R_OK):
+            os.close(copy)
+        else:  # below a folder that is closed to `account`
+            os.environ["FLEXNPU_EMU_PROFILE"] = f"/proc/self/fd/{copy}"
+
+
 def serve(config: Config) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises FilesError, OSError, ImportError or RuntimeError at
     the start.
@@ -128,10 +144,11 @@ def serve(config: Config) -> None:
         # First, while there is one thread: it forks.
         for path in files.claim():
             log("stale-socket-removed", path=str(path))
+        privileges.confine()
         os.environ.update(config.environment())
         plane = planes.make(config, str(files.data_path))
         service = Service(config, plane)
-        server = ControlServer(files.control_path, service.handle, config.allow_uids)
+        server = ControlServer(files.control_path, service.handle, config.own_uids, config.control_gid)
         service.server_counters = server.counters
 
         def on_signal(number: int, frame: FrameType | None) -> None:
@@ -142,13 +159,17 @@ def serve(config: Config) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, on_signal)
         try:
+            plane.prepare()
+            server.open()
+            if config.account is not None:
+                _become(config, config.account)
             plane.start()
             try:
-                server.open()
                 log(
                     "serving",
                     device=config.device,
                     pid=os.getpid(),
+                    uid=os.geteuid(),
                     vendor_lib=str(config.vendor_lib),
                     emulated=config.emulated,
                     control=str(files.control_path),
