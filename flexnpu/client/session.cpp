@@ -60,7 +60,7 @@ uint8_t* Channel::open(size_t payload) {
         const uint64_t start = wire::now_ns();
         uint64_t looked = start;
         while (!(p = producer_.reserve(size))) {
-            ring_bell(wire::kAwake);
+            session_.ring_bell(wire::kAwake);
             const uint64_t now = wire::now_ns();
             if (now - looked > kSliceNs) {
                 if (!session_.alive()) return nullptr;
@@ -79,18 +79,9 @@ void Channel::publish(size_t payload, Kind kind, uint32_t request) {
     producer_.publish(sizeof(wire::Record) + payload, kind, request, sequence);
 }
 
-// Wakes the dispatcher if it dozes more deeply than `from`.
-void Channel::ring_bell(wire::Doze from) {
-    auto& doze = session_.page().doze;
-    if (doze.load(std::memory_order_seq_cst) <= from) return;
-    if (doze.exchange(wire::kAwake, std::memory_order_acq_rel) == wire::kAwake) return;  // another thread was first
-    const uint64_t one = 1;
-    [[maybe_unused]] ssize_t n = write(session_.doorbell(), &one, sizeof(one));
-}
-
 void Channel::close(size_t payload, Kind kind, bool soon) {
     publish(payload, kind, 0);
-    ring_bell(soon ? wire::kAwake : wire::kNapping);
+    session_.ring_bell(soon ? wire::kAwake : wire::kNapping);
 }
 
 int32_t Channel::call(Kind kind, const void* head, size_t head_bytes, const void* more, size_t more_bytes, const void* rest, size_t rest_bytes) {
@@ -107,7 +98,7 @@ int32_t Channel::call(Kind kind, const void* head, size_t head_bytes, const void
     if (++request_ == 0) ++request_;
     const uint32_t request = request_;
     publish(payload, kind, request);
-    ring_bell(wire::kAwake);
+    session_.ring_bell(wire::kAwake);
 
     wire::RingHeader& slot = producer_.header();
     const uint64_t start = wire::now_ns();
@@ -322,6 +313,14 @@ bool Session::alive() {
         return false;
     }
     return true;
+}
+
+void Session::ring_bell(wire::Doze from) {
+    auto& doze = page_->doze;
+    if (doze.load(std::memory_order_seq_cst) <= from) return;
+    if (doze.exchange(wire::kAwake, std::memory_order_acq_rel) == wire::kAwake) return;  // another thread was first
+    const uint64_t one = 1;
+    [[maybe_unused]] ssize_t n = write(doorbell_, &one, sizeof(one));
 }
 
 int32_t Session::gone() {

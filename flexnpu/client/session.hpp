@@ -17,6 +17,7 @@ struct LateDims;
 
 namespace flexnpu::client {
 
+class HostCalls;
 class Session;
 
 // A call spins for its answer for twice the time that such calls usually take, if that is no more than this; else it sleeps soon.
@@ -59,7 +60,6 @@ public:
     Session& session() { return session_; }
 
 private:
-    void ring_bell(wire::Doze from);
     int32_t gone();
     void publish(size_t payload, wire::Kind kind, uint32_t request);
 
@@ -171,6 +171,13 @@ public:
     bool alive();
     int32_t gone();  // records the error and returns it
 
+    // Wakes the dispatcher if it dozes more deeply than `from`.
+    void ring_bell(wire::Doze from);
+    // Host functions in streams, see callbacks.hpp.
+    HostCalls& host_calls();
+    // Whether any were ever launched or subscribed to.
+    HostCalls* peek_host_calls() { return host_calls_.load(std::memory_order_acquire); }
+
     // A staging block. `later`: it returns by itself when the daemon is done; else the caller gives it back.
     struct Block {
         uint32_t index = 0;
@@ -223,6 +230,7 @@ private:
     wire::SessionPage* page_ = nullptr;
     uint8_t* staging_ = nullptr;
     std::atomic<bool> dead_{false};
+    std::atomic<HostCalls*> host_calls_{nullptr};
     std::mutex socket_mutex_;
     std::mutex channel_mutex_;
     std::vector<Channel*> idle_;

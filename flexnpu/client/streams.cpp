@@ -1,7 +1,9 @@
 // Streams and events.
 #include "acl.gen.h"
+#include "flexnpu/client/callbacks.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/session.hpp"
+#include "flexnpu/client/timeouts.hpp"
 
 namespace acl = flexnpu::acl;
 namespace wire = flexnpu::wire;
@@ -40,10 +42,12 @@ aclError create_stream(const char* function, aclrtStream* out, uint32_t priority
     return 0;
 }
 
-aclError destroy_stream(const char* function, aclrtStream s) {
+aclError destroy_stream(const char* function, aclrtStream s, bool force) {
     CHANNEL(c);
     if (!s || !c->session().streams.remove(number(s))) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
-    return c->call(Kind::destroy_stream, wire::StreamOp{number(s), -1});
+    const aclError e = c->call(Kind::destroy_stream, wire::StreamOp{number(s), force ? 0 : -1});
+    if (auto* calls = c->session().peek_host_calls()) calls->forget(number(s));
+    return e;
 }
 
 // A synchronise after launches ends a step.
@@ -53,19 +57,24 @@ void end_step(Session& s) {
     }
 }
 
-aclError sync_stream(const char* function, aclrtStream s, int64_t timeout_ms) {
+// A deadline begins with the call: what the daemon and its gate take counts too.
+aclError sync_stream(const char* function, aclrtStream s, int32_t timeout_ms) {
+    const int64_t deadline = flexnpu::client::deadline_ns(timeout_ms);
     CHANNEL(c);
+    CHECK(flexnpu::client::check_timeout(function, timeout_ms));
     CHECK(check_stream(*c, function, s));
     end_step(c->session());
-    CHECK(c->call(Kind::sync_stream, wire::StreamOp{number(s), timeout_ms}));
+    CHECK(c->call(Kind::sync_stream, wire::StreamOp{number(s), deadline}));
     c->session().settle(*c, number(s), false);
     return 0;
 }
 
-aclError sync_device(int64_t timeout_ms) {
+aclError sync_device(const char* function, int32_t timeout_ms) {
+    const int64_t deadline = flexnpu::client::deadline_ns(timeout_ms);
     CHANNEL(c);
+    CHECK(flexnpu::client::check_timeout(function, timeout_ms));
     end_step(c->session());
-    CHECK(c->call(Kind::sync_device, wire::StreamOp{0, timeout_ms}));
+    CHECK(c->call(Kind::sync_device, wire::StreamOp{0, deadline}));
     c->session().settle(*c, 0, true);
     return 0;
 }
@@ -90,11 +99,11 @@ aclError create_event(const char* function, aclrtEvent* out, uint32_t flags, boo
     return 0;
 }
 
-aclError post_event(Kind kind, const char* function, aclrtEvent e, aclrtStream s, int64_t timeout_ms = -1) {
+aclError post_event(Kind kind, const char* function, aclrtEvent e, aclrtStream s, int64_t deadline = -1) {
     CHANNEL(c);
     CHECK(check_event(*c, function, e));
     CHECK(check_stream(*c, function, s));
-    return c->post(kind, wire::EventOp{number(e), number(s), timeout_ms});
+    return c->post(kind, wire::EventOp{number(e), number(s), deadline});
 }
 
 // `form`: which of the three query functions asks; the daemon answers in its terms.
@@ -115,12 +124,19 @@ aclError aclrtCreateStream(aclrtStream* s) { return create_stream("aclrtCreateSt
 aclError aclrtCreateStreamWithConfig(aclrtStream* s, uint32_t priority, uint32_t flags) {
     return create_stream("aclrtCreateStreamWithConfig", s, priority, flags);
 }
-aclError aclrtDestroyStream(aclrtStream s) { return destroy_stream("aclrtDestroyStream", s); }
-aclError aclrtDestroyStreamForce(aclrtStream s) { return destroy_stream("aclrtDestroyStreamForce", s); }
+aclError aclrtDestroyStream(aclrtStream s) { return destroy_stream("aclrtDestroyStream", s, false); }
+aclError aclrtDestroyStreamForce(aclrtStream s) { return destroy_stream("aclrtDestroyStreamForce", s, true); }
 aclError aclrtStreamAbort(aclrtStream s) {
+    if (!s) return fail(acl::RT_PARAM_INVALID, "aclrtStreamAbort: the default stream cannot be aborted");
     CHANNEL(c);
     CHECK(check_stream(*c, "aclrtStreamAbort", s));
     return c->call(Kind::abort_stream, wire::StreamOp{number(s), -1});
+}
+// The timeout bounds how long the vendor may take; its own functions bound that, and report it.
+aclError aclrtDeviceTaskAbort(int32_t device, uint32_t) {
+    CHANNEL(c);
+    if (device != c->session().device()) return fail(acl::RT_INVALID_DEVICE, "aclrtDeviceTaskAbort: device %d does not exist", device);
+    return c->call(Kind::abort_device, wire::StreamOp{0, -1});
 }
 aclError aclrtStreamGetId(aclrtStream s, int32_t* id) {
     if (!id) return fail(acl::INVALID_PARAM, "aclrtStreamGetId: id is null");
@@ -140,8 +156,8 @@ aclError aclrtStreamQuery(aclrtStream s, aclrtStreamStatus* status) {
 }
 aclError aclrtSynchronizeStream(aclrtStream s) { return sync_stream("aclrtSynchronizeStream", s, -1); }
 aclError aclrtSynchronizeStreamWithTimeout(aclrtStream s, int32_t ms) { return sync_stream("aclrtSynchronizeStreamWithTimeout", s, ms); }
-aclError aclrtSynchronizeDevice() { return sync_device(-1); }
-aclError aclrtSynchronizeDeviceWithTimeout(int32_t ms) { return sync_device(ms); }
+aclError aclrtSynchronizeDevice() { return sync_device("aclrtSynchronizeDevice", -1); }
+aclError aclrtSynchronizeDeviceWithTimeout(int32_t ms) { return sync_device("aclrtSynchronizeDeviceWithTimeout", ms); }
 
 aclError aclrtCreateEvent(aclrtEvent* e) { return create_event("aclrtCreateEvent", e, acl::EVENT_SYNC | acl::EVENT_TIME_LINE, false); }
 aclError aclrtCreateEventWithFlag(aclrtEvent* e, uint32_t flags) { return create_event("aclrtCreateEventWithFlag", e, flags, false); }
@@ -155,14 +171,20 @@ aclError aclrtDestroyEvent(aclrtEvent e) {
 }
 aclError aclrtRecordEvent(aclrtEvent e, aclrtStream s) { return post_event(Kind::record_event, "aclrtRecordEvent", e, s); }
 aclError aclrtResetEvent(aclrtEvent e, aclrtStream s) { return post_event(Kind::reset_event, "aclrtResetEvent", e, s); }
-aclError aclrtStreamWaitEvent(aclrtStream s, aclrtEvent e) { return post_event(Kind::wait_event, "aclrtStreamWaitEvent", e, s); }
+aclError aclrtStreamWaitEvent(aclrtStream s, aclrtEvent e) {
+    return post_event(Kind::wait_event, "aclrtStreamWaitEvent", e, s, flexnpu::client::wait_deadline_ns());
+}
 aclError aclrtStreamWaitEventWithTimeout(aclrtStream s, aclrtEvent e, int32_t ms) {
-    return post_event(Kind::wait_event, "aclrtStreamWaitEventWithTimeout", e, s, ms);
+    const int64_t deadline = flexnpu::client::deadline_ns(ms);
+    CHECK(flexnpu::client::check_timeout("aclrtStreamWaitEventWithTimeout", ms));
+    return post_event(Kind::wait_event, "aclrtStreamWaitEventWithTimeout", e, s, deadline);
 }
 aclError aclrtSynchronizeEventWithTimeout(aclrtEvent e, int32_t ms) {
+    const int64_t deadline = flexnpu::client::deadline_ns(ms);
     CHANNEL(c);
+    CHECK(flexnpu::client::check_timeout("aclrtSynchronizeEventWithTimeout", ms));
     CHECK(check_event(*c, "aclrtSynchronizeEvent", e));
-    return c->call(Kind::sync_event, wire::EventOp{number(e), 0, ms});
+    return c->call(Kind::sync_event, wire::EventOp{number(e), 0, deadline});
 }
 aclError aclrtSynchronizeEvent(aclrtEvent e) { return aclrtSynchronizeEventWithTimeout(e, -1); }
 aclError aclrtQueryEvent(aclrtEvent e, aclrtEventStatus* status) { return query_event("aclrtQueryEvent", e, 0, status); }

@@ -30,10 +30,14 @@ constexpr uint64_t kNapForNs = 2'000'000;
 constexpr uint64_t kLongestSleepNs = 1'000'000'000;
 // How often copies that have lent out a buffer are looked at.
 constexpr uint64_t kReclaimNs = 200'000;
+// How often a client that has not taken its host functions is looked at.
+constexpr uint64_t kTellNs = 1'000'000;
 // Records taken from one session before the next is looked at.
 constexpr int kBatch = 32;
-// A session with more than this in its lanes is not read from: its rings fill, and its threads wait.
+// A session with more than this in its lanes is not read from: its rings fill, and its threads wait. One whose lanes wait for a function of its own,
+// which may call us, is read from for longer.
 constexpr uint64_t kMaxQueued = 1 << 16;
+constexpr uint64_t kMaxQueuedCalling = 8 * kMaxQueued;
 // Items of one lane between us and the device. Hardware streams hold about a thousand or two; with fewer than this a device runs dry.
 constexpr uint64_t kInFlight = 512;
 constexpr uint64_t kFenceEvery = 64;
@@ -64,6 +68,7 @@ void Dispatcher::stop() {
     }
     sessions_.clear();
     waiting_.clear();
+    timers_.clear();
     reaper_.reset();
     vendor_.enter(device_);
     run_posted();  // what markers have brought back
@@ -118,8 +123,10 @@ void Dispatcher::loop() {
     bool after_answer = false;  // the last thing done was an answer
     while (!stop_) {
         run_posted();
-        const bool worked = drain();
+        bool worked = drain();
+        worked |= poll_host();
         const uint64_t now = now_ns();
+        timers_.run(now);
         pump(now);
         if (worked) {
             if (after_answer) {
@@ -148,8 +155,11 @@ void Dispatcher::loop() {
             }
             answered_ = false;
         }
-        uint64_t until = std::min(gate_.wake_at(now), now + kLongestSleepNs);
+        uint64_t until = std::min({gate_.wake_at(now), timers_.next(), now + kLongestSleepNs});
         if (lent_) until = std::min(until, now + kReclaimNs);
+        for (auto& s : sessions_) {
+            if (!s->host_backlog.empty()) until = std::min(until, now + kTellNs);  // the client takes its time
+        }
         if (idle < kNapForNs && !sessions_.empty()) {
             until = std::min(until, now + kNapNs);
             count_.naps++;
@@ -169,9 +179,14 @@ void Dispatcher::set_doze(wire::Doze doze) {
     for (auto& s : sessions_) s->page->doze.store(doze, std::memory_order_seq_cst);
 }
 
+bool Dispatcher::readable(const Session& s) {
+    return !s.broken && s.queued + s.host_backlog.size() <= (s.host_open ? kMaxQueuedCalling : kMaxQueued);
+}
+
 bool Dispatcher::rings_empty() const {
     for (auto& s : sessions_) {
-        if (s->queued > kMaxQueued || s->broken) continue;
+        if (host_answered(*s)) return false;
+        if (!readable(*s)) continue;
         for (auto& r : s->rings) {
             if (r->has_head || !r->consumer.empty()) return false;
         }
@@ -198,7 +213,7 @@ bool Dispatcher::drain() {
     // By index: what has been posted may add and remove sessions.
     for (size_t i = 0; i < sessions_.size(); i++) {
         const std::shared_ptr<Session> s = sessions_[i];
-        for (int n = 0; n < kBatch && !s->broken && s->queued <= kMaxQueued; n++) {
+        for (int n = 0; n < kBatch && readable(*s); n++) {
             const wire::Merged m = wire::next(s->rings);
             if (m.look == wire::Look::empty) break;
             if (m.look == wire::Look::broken) {
@@ -265,6 +280,7 @@ void Dispatcher::remove_session(uint32_t id) {
 void Dispatcher::drop_lane(Lane& lane) {
     gate_.remove_lane(lane.id);
     lanes_.erase(lane.id);
+    timers_.cancel(std::exchange(lane.blocked_until, {}));
     for (auto* items : {&lane.backlog, &lane.queue}) {
         for (auto& item : *items) {
             lane.session->queued--;
@@ -273,6 +289,7 @@ void Dispatcher::drop_lane(Lane& lane) {
             if (item->mark) {
                 std::erase(item->mark->blocked, &lane);
                 item->mark->waiters.clear();
+                if (item->type == ItemType::wait) item->mark->queued_waits--;
             }
         }
         items->clear();
@@ -362,6 +379,9 @@ std::map<std::string, uint64_t> Dispatcher::counters() {
         {"vendor_errors", count_.vendor_errors},
         {"markers", count_.markers},
         {"quota_refusals", quota_refusals_.load()},
+        {"host_functions", count_.host_calls},
+        {"stream_aborts", count_.aborts},
+        {"timeouts", count_.timeouts},
         {"gate_decisions", g.decisions},
         {"gate_held", g.held},
         {"gate_forced", g.forced},
@@ -432,18 +452,22 @@ void Dispatcher::push(Lane& lane, std::unique_ptr<Item> item) {
     item->ticket = ++lane.last_ticket;
     lane.session->queued++;
     lane.backlog.push_back(std::move(item));
-    if (!lane.blocked && !lane.full) flow(lane);
+    flow(lane);
 }
 
 // Hands the backlog to the gate, up to a wait whose record has not been dispatched: the gate need not know about such waits, and
 // nothing behind one can be admitted before its time.
 void Dispatcher::flow(Lane& lane) {
+    if (lane.held()) return;
     const uint64_t now = now_ns();
     while (!lane.backlog.empty()) {
         Item& item = *lane.backlog.front();
         if (item.type == ItemType::wait && item.mark->pending) {
             lane.blocked = true;
             item.mark->blocked.push_back(&lane);
+            if (item.deadline_ns >= 0) {
+                lane.blocked_until = timers_.add(uint64_t(item.deadline_ns), [this, id = lane.id, ticket = item.ticket] { give_up_wait(id, ticket); });
+            }
             return;
         }
         if (!room(lane)) return;
@@ -453,8 +477,13 @@ void Dispatcher::flow(Lane& lane) {
         g.step_end = item.step_end;
         if (item.shape) g.key = item.shape->key();
         gate_.enqueue(now, lane.id, g);
+        if (item.type == ItemType::host_func && item.value) {
+            lane.calling = true;
+            lane.call = item.ticket;
+        }
         lane.queue.push_back(std::move(lane.backlog.front()));
         lane.backlog.pop_front();
+        if (lane.calling) return;
     }
 }
 
@@ -525,8 +554,9 @@ void Dispatcher::marked(uint32_t id, const Markers::Marker& m, double us) {
     auto it = lanes_.find(id);
     if (it == lanes_.end()) return;
     if (m.ticket != 0) return gate_.completed(now_ns(), id, m.ticket, us);
+    if (m.call) return host_reached(*it->second);
     it->second->full = false;
-    if (!it->second->blocked) flow(*it->second);
+    flow(*it->second);
 }
 
 void* Dispatcher::spare_event() {
@@ -569,9 +599,8 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
             }
             break;
         case ItemType::record: dispatch_record(lane, *item); break;
-        case ItemType::wait:
-            if (int32_t e = vendor_.aclrtStreamWaitEvent(lane.stream, item->mark->event)) fail(lane, e, vendor_.message("aclrtStreamWaitEvent", e));
-            break;
+        case ItemType::wait: dispatch_wait(lane, *item); break;
+        case ItemType::host_func: dispatch_host_func(lane, *item); break;
         case ItemType::reset:
             if (int32_t e = vendor_.aclrtResetEvent(item->mark->event, lane.stream)) fail(lane, e, vendor_.message("aclrtResetEvent", e));
             break;
@@ -653,15 +682,47 @@ bool Dispatcher::copies_are_slow() const { return large_copies_.load(std::memory
 void Dispatcher::dispatch_record(Lane& lane, Item& item) {
     const std::shared_ptr<Mark> mark = item.mark;
     if (int32_t e = vendor_.aclrtRecordEvent(mark->event, lane.stream)) fail(lane, e, vendor_.message("aclrtRecordEvent", e));
-    mark->pending = false;
     item.mark.reset();
-    auto blocked = std::exchange(mark->blocked, {});
-    auto waiters = std::exchange(mark->waiters, {});
+    recorded(*mark);
+}
+
+void Dispatcher::recorded(Mark& mark) {
+    mark.pending = false;
+    auto blocked = std::exchange(mark.blocked, {});
+    auto waiters = std::exchange(mark.waiters, {});
     for (Lane* l : blocked) {
         l->blocked = false;
-        if (!l->full) flow(*l);
+        timers_.cancel(std::exchange(l->blocked_until, {}));
+        flow(*l);
     }
     for (auto& w : waiters) w();
+}
+
+void Dispatcher::dispatch_wait(Lane& lane, Item& item) {
+    item.mark->queued_waits--;
+    // The vendor's function with a timeout is newer than the one without.
+    static const auto timed_wait = reinterpret_cast<decltype(&::aclrtStreamWaitEventWithTimeout)>(vendor_.function(api::FN_aclrtStreamWaitEventWithTimeout));
+    const int32_t e = item.deadline_ns >= 0 && timed_wait ? timed_wait(lane.stream, item.mark->event, left_ms(item.deadline_ns))
+                                                          : vendor_.aclrtStreamWaitEvent(lane.stream, item.mark->event);
+    if (e) fail(lane, e, vendor_.message("aclrtStreamWaitEvent", e));
+}
+
+// A wait at its lane's head whose record has not come in time: the lane goes on, and its next synchronise reports it.
+void Dispatcher::give_up_wait(uint32_t id, uint64_t ticket) {
+    auto it = lanes_.find(id);
+    if (it == lanes_.end()) return;
+    Lane& lane = *it->second;
+    if (!lane.blocked || lane.backlog.empty() || lane.backlog.front()->ticket != ticket) return;
+    Mark& mark = *lane.backlog.front()->mark;
+    std::erase(mark.blocked, &lane);
+    mark.queued_waits--;
+    lane.blocked = false;
+    lane.blocked_until = {};
+    lane.backlog.pop_front();
+    lane.session->queued--;
+    count_.timeouts++;
+    fail(lane, acl::RT_WAIT_TIMEOUT, "aclrtStreamWaitEvent: the event was not recorded in time");
+    flow(lane);
 }
 
 // Buffers of copies that are over go back to where they came from.
@@ -704,10 +765,38 @@ void Dispatcher::synced(uint32_t lane_id, uint64_t ticket) {
     }
 }
 
+// How long is left, in the vendor's terms: at least 1 ms.
+int32_t Dispatcher::left_ms(int64_t deadline_ns) {
+    const int64_t left = deadline_ns - int64_t(now_ns());
+    return left <= 0 ? 1 : int32_t(std::min<int64_t>((left + 999'999) / 1'000'000, INT32_MAX));
+}
+
+// Answers at the deadline unless settle() comes first. Without a deadline there is nothing to settle: nullptr.
+std::shared_ptr<Dispatcher::Timed> Dispatcher::timed(int64_t deadline_ns, const char* function, const Reply& reply) {
+    if (deadline_ns < 0) return nullptr;
+    auto t = std::make_shared<Timed>();
+    t->timer = timers_.add(uint64_t(deadline_ns), [this, t, function, reply] {
+        t->over = true;
+        count_.timeouts++;
+        reply.fail({acl::RT_WAIT_TIMEOUT, std::string(function) + ": not over in time"});
+        answered_ = true;
+    });
+    return t;
+}
+
+// False: the deadline came first.
+bool Dispatcher::settle(const std::shared_ptr<Timed>& t) {
+    if (!t) return true;
+    if (t->over) return false;
+    t->over = true;
+    timers_.cancel(t->timer);
+    return true;
+}
+
 // Everything that the caller waits for has been dispatched. What is nearly over is polled for, since handing the wait to a thread that sleeps takes
 // longer; the rest is waited for by the ring's worker.
-void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t timeout_ms, const Reply& reply) {
-    Waiting w{std::move(s), std::move(lanes), {}, {}, timeout_ms, now_ns() + kPollSyncNs, reply};
+void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t deadline_ns, const Reply& reply) {
+    Waiting w{std::move(s), std::move(lanes), {}, {}, deadline_ns, now_ns() + kPollSyncNs, reply};
     for (auto& lane : w.lanes) {
         if (w.failure.code == 0) w.failure = std::exchange(lane->failure, {});
         w.tickets.emplace_back(lane->id, lane->last_ticket);
@@ -730,15 +819,9 @@ bool Dispatcher::answer_if_complete(Waiting& w) {
 }
 
 void Dispatcher::wait_for(Waiting& w) const {
-    const uint64_t deadline = now_ns() + uint64_t(std::max<int64_t>(w.timeout_ms, 0)) * 1'000'000;
     for (auto& lane : w.lanes) {
-        int32_t e;
-        if (w.timeout_ms < 0) {
-            e = vendor_.aclrtSynchronizeStream(lane->stream);
-        } else {
-            const uint64_t now = now_ns();
-            e = vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, now < deadline ? int32_t((deadline - now + 999'999) / 1'000'000) : 1);
-        }
+        const int32_t e = w.deadline_ns < 0 ? vendor_.aclrtSynchronizeStream(lane->stream)
+                                            : vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, left_ms(w.deadline_ns));
         if (e && w.failure.code == 0) w.failure = {e, vendor_.message("aclrtSynchronizeStream", e)};
     }
 }

@@ -105,6 +105,9 @@ private:
     void query_stream(Session& s, Payload p, const Reply& reply);
     void create_event(Session& s, Payload p, const Reply& reply);
     void sync_event(Session& s, Payload p, const Reply& reply);
+    void host_func(Session& s, Payload p);
+    void abort_stream(Session& s, Payload p, const Reply& reply);
+    void abort_device(Session& s, Payload p, const Reply& reply);
     void query_event(Session& s, Payload p, const Reply& reply);
     void elapsed(Session& s, Payload p, const Reply& reply);
     void forward(Session& s, Payload p, const Reply& reply);
@@ -122,6 +125,19 @@ private:
     void dispatch_launch(Lane& lane, Item& item);
     void dispatch_copy(Lane& lane, Item& item);
     void dispatch_record(Lane& lane, Item& item);
+    void dispatch_wait(Lane& lane, Item& item);
+    void dispatch_host_func(Lane& lane, Item& item);
+    void recorded(Mark& mark);
+    void give_up_wait(uint32_t lane, uint64_t ticket);
+    // Host functions, see host_calls.cpp.
+    void host_reached(Lane& lane);
+    void tell(Session& s);
+    bool host_answered(const Session& s) const;
+    bool poll_host();
+    // Drops what the lane holds, the vendor's stream first; `done` gets the vendor's error.
+    void abort_lane(const std::shared_ptr<Lane>& lane, Worker& worker, std::function<void(Failure)> done);
+    void empty_lane(Lane& lane);
+    static bool readable(const Session& s);
     void fail(Lane& lane, int32_t code, std::string message);
     // Runs `job` when everything that these lanes hold now has been dispatched.
     void after(const std::vector<Lane*>& lanes, bool step_end, std::function<void()> job);
@@ -133,7 +149,7 @@ private:
         std::vector<std::shared_ptr<Lane>> lanes;
         std::vector<std::pair<uint32_t, uint64_t>> tickets;
         Failure failure;
-        int64_t timeout_ms;
+        int64_t deadline_ns;  // < 0: none
         uint64_t poll_until;
         Reply reply;
     };
@@ -141,7 +157,15 @@ private:
     void wait_for(Waiting& w) const;
     static void answer(const Waiting& w);
     bool poll_waiting(uint64_t now);
-    void finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t timeout_ms, const Reply& reply);
+    void finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t deadline_ns, const Reply& reply);
+    // What waits in a lane until its turn or its deadline: whichever is first settles it.
+    struct Timed {
+        bool over = false;
+        Timers::Id timer{};
+    };
+    std::shared_ptr<Timed> timed(int64_t deadline_ns, const char* function, const Reply& reply);
+    bool settle(const std::shared_ptr<Timed>& t);
+    static int32_t left_ms(int64_t deadline_ns);
     void synced(uint32_t lane_id, uint64_t ticket);
     static void when_recorded(const std::shared_ptr<Mark>& mark, std::function<void()> job);
     void reclaim(Lane& lane, bool all);
@@ -180,6 +204,7 @@ private:
     bool answered_ = false;               // a synchronous call was answered since the last idle moment: more may follow at once
     std::vector<Waiting> waiting_;
     uint64_t lent_ = 0;
+    Timers timers_;
     // Large copies that keep the device's copy engine: on workers, and until when those given to streams may take.
     std::atomic<uint32_t> large_copies_{0};
     uint64_t copying_until_ = 0;
@@ -189,7 +214,7 @@ private:
 
     struct {
         uint64_t records = 0, launches = 0, copies = 0, refused = 0, malformed = 0, sessions = 0, sessions_broken = 0, naps = 0, sleeps = 0,
-                 shapes = 0, vendor_errors = 0, markers = 0;
+                 shapes = 0, vendor_errors = 0, markers = 0, host_calls = 0, aborts = 0, timeouts = 0;
     } count_;
 };
 

@@ -17,6 +17,7 @@ public:
         void* end;
         void* start;  // with `start`, the device time between the two is measured
         uint64_t ticket;  // 0: a fence of the lane, not an operator
+        bool call = false;  // the lane's next host function
     };
     // `done` is called on this object's thread with the time in us, or -1.
     Markers(Vendor& vendor, int32_t device, std::function<void(const Marker&, double)> done)

@@ -5,6 +5,7 @@
 
 #include "flexnpu/api/forward.hpp"
 #include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/payload.hpp"
 #include "flexnpu/wire/futex.hpp"
 
 namespace flexnpu::daemon {
@@ -14,28 +15,29 @@ using wire::Place;
 
 namespace {
 
-// The struct at the payload's start; what follows it in *rest.
-template <wire::Plain T>
-bool take(std::span<const uint8_t> p, T* out, std::span<const uint8_t>* rest = nullptr) {
-    if (p.size() < sizeof(T)) return false;
-    std::memcpy(out, p.data(), sizeof(T));
-    if (rest) *rest = p.subspan(sizeof(T));
-    return rest != nullptr || p.size() == sizeof(T);
-}
-
 // How long a free waits for the operators that may use the memory.
 constexpr int32_t kLongestUseMs = 10'000;
 constexpr uint32_t kMaxShapeNumbers = 1 << 15;
 // Launches kept for a client that may ask for their outputs' shapes; one that asks later is told that they are unknown.
 constexpr size_t kMaxLate = 1024;
 
-std::string hex(uint64_t v) {
-    char text[24];
-    snprintf(text, sizeof(text), "0x%llx", static_cast<unsigned long long>(v));
-    return text;
+bool is_synchronous(Kind k) { return k > Kind::define_shape && k < Kind::count_ && k != Kind::destroy_event; }
+// An event's earlier records are looked at when there are more than these.
+constexpr size_t kMostEarlier = 8;
+
+Failure not_reached(const char* function) {
+    return {acl::RT_EVENT_TIMESTAMP_INVALID, std::string(function) + ": an event is not recorded or not reached yet"};
 }
 
-bool is_synchronous(Kind k) { return k > Kind::define_shape && k < Kind::count_ && k != Kind::destroy_event; }
+// Whether waits for earlier records of the event are outstanding. Forgets records for which none are.
+bool waits_pending(Event& e) {
+    std::erase_if(e.earlier, [](const std::shared_ptr<Mark>& m) {
+        int32_t status = acl::EVENT_WAIT_NOT_READY;
+        return m->queued_waits == 0 && (m->vendor.aclrtQueryEventWaitStatus(m->event, &status) != 0 || status == acl::EVENT_WAIT_COMPLETE);
+    });
+    return !e.earlier.empty();
+}
+
 // Failed definitions kept for the launches behind them.
 constexpr size_t kMaxBadShapes = 1024;
 
@@ -80,7 +82,9 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
         case Kind::sync_stream: return sync_stream(s, p, reply);
         case Kind::sync_device: return sync_device(s, p, reply);
         case Kind::query_stream: return query_stream(s, p, reply);
-        case Kind::abort_stream: return refuse(s, reply, acl::API_NOT_SUPPORTED, "aclrtStreamAbort is not interposed by FlexNPU");
+        case Kind::abort_stream: return abort_stream(s, p, reply);
+        case Kind::abort_device: return abort_device(s, p, reply);
+        case Kind::host_func: return host_func(s, p);
         case Kind::stream_id: {
             wire::StreamOp o;
             if (!take(p, &o)) break;
@@ -105,6 +109,7 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
             if (!take(p, &o)) break;
             Event* e = s.events.find(o.event);
             if (!e) return refuse(s, reply, acl::RT_INVALID_HANDLE, hex(o.event) + " is not an event");
+            if (e->mark->pending) return reply.fail(not_reached("aclrtEventGetTimestamp"));
             uint64_t t = 0;
             if (int32_t err = vendor_.aclrtEventGetTimestamp(e->mark->event, &t)) {
                 return reply.fail({err, vendor_.message("aclrtEventGetTimestamp", err)});
@@ -122,7 +127,7 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
             s.late.erase(it);
             return reply.send(0, "", dims.data(), dims.size());
         }
-        case Kind::invalid: case Kind::host_func: case Kind::host_done: case Kind::count_: break;
+        case Kind::invalid: case Kind::count_: break;
     }
     count_.malformed++;
     refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed message of kind " + std::to_string(unsigned(record.kind)));
@@ -450,8 +455,17 @@ void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtDestroyStream");
     }
     if (!s.streams.find(o.stream)) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
-    // Found again when the lane has drained: a second destroy on the way finds nothing.
     Session* session = &s;
+    if (o.deadline_ns == 0) {
+        // By force: what has not run is dropped first. A vendor that cannot abort drains it.
+        abort_lane(s.streams.find(o.stream)->shared_from_this(), worker_of(*reply.ring), [this, keep = s.shared_from_this(), o, reply](const Failure&) {
+            if (keep->removed) return;
+            const wire::StreamOp plain{o.stream, -1};
+            destroy_stream(*keep, {reinterpret_cast<const uint8_t*>(&plain), sizeof(plain)}, reply);
+        });
+        return;
+    }
+    // Found again when the lane has drained: a second destroy on the way finds nothing.
     after({s.streams.find(o.stream)}, false, [this, session, o, reply] {
         std::shared_ptr<Lane> lane = session->streams.remove(o.stream);
         if (!lane) return refuse(*session, reply, acl::RT_INVALID_HANDLE, "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
@@ -481,8 +495,9 @@ void Dispatcher::sync_stream(Session& s, Payload p, const Reply& reply) {
     Lane* lane = lane_of(s, o.stream);
     if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtSynchronizeStream: " + hex(o.stream) + " is not a stream");
     Session* session = &s;
-    after({lane}, true, [this, session, lane, o, reply] {
-        finish_sync(session->shared_from_this(), {lane->shared_from_this()}, o.timeout_ms, reply);
+    auto t = lane->idle() ? nullptr : timed(o.deadline_ns, "aclrtSynchronizeStreamWithTimeout", reply);
+    after({lane}, true, [this, session, lane, o, reply, t] {
+        if (settle(t)) finish_sync(session->shared_from_this(), {lane->shared_from_this()}, o.deadline_ns, reply);
     });
 }
 
@@ -493,10 +508,12 @@ void Dispatcher::sync_device(Session& s, Payload p, const Reply& reply) {
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtSynchronizeDevice");
     }
     Session* session = &s;
-    after(lanes_of(s), true, [this, session, o, reply] {
+    auto t = timed(o.deadline_ns, "aclrtSynchronizeDeviceWithTimeout", reply);
+    after(lanes_of(s), true, [this, session, o, reply, t] {
+        if (!settle(t)) return;
         std::vector<std::shared_ptr<Lane>> lanes;
         session->each_lane([&](const std::shared_ptr<Lane>& lane) { lanes.push_back(lane); });
-        finish_sync(session->shared_from_this(), std::move(lanes), o.timeout_ms, reply);
+        finish_sync(session->shared_from_this(), std::move(lanes), o.deadline_ns, reply);
     });
 }
 
@@ -508,6 +525,7 @@ void Dispatcher::query_stream(Session& s, Payload p, const Reply& reply) {
     }
     Lane* lane = lane_of(s, o.stream);
     if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtStreamQuery: " + hex(o.stream) + " is not a stream");
+    if (lane->stop_on_failure && lane->failure.code) return reply.fail(lane->failure);
     int32_t status = acl::STREAM_NOT_READY;
     if (lane->idle()) {
         if (int32_t e = vendor_.aclrtStreamQuery(lane->stream, &status)) return reply.fail({e, vendor_.message("aclrtStreamQuery", e)});
@@ -553,9 +571,12 @@ void Dispatcher::record_event(Session& s, Payload p) {
         void* fresh = nullptr;
         const int32_t err = e->ex ? vendor_.aclrtCreateEventExWithFlag(&fresh, e->flags) : vendor_.aclrtCreateEventWithFlag(&fresh, e->flags);
         if (err) return fail(*lane, err, vendor_.message("aclrtRecordEvent", err));
+        if (e->mark->queued_waits) e->earlier.push_back(e->mark);
         e->mark = std::make_shared<Mark>(vendor_, fresh);
     }
+    if (e->earlier.size() > kMostEarlier) waits_pending(*e);
     e->mark->pending = true;
+    e->mark->error = 0;
     auto item = std::make_unique<Item>();
     item->type = ItemType::record;
     item->mark = e->mark;
@@ -575,6 +596,10 @@ void Dispatcher::order_event(Session& s, Payload p, ItemType type, const char* f
     auto item = std::make_unique<Item>();
     item->type = type;
     item->mark = e->mark;
+    if (type == ItemType::wait) {
+        item->deadline_ns = o.deadline_ns;
+        e->mark->queued_waits++;
+    }
     push(*lane, std::move(item));
 }
 
@@ -586,12 +611,15 @@ void Dispatcher::sync_event(Session& s, Payload p, const Reply& reply) {
     }
     Event* e = s.events.find(o.event);
     if (!e) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtSynchronizeEvent: " + hex(o.event) + " is not an event");
-    when_recorded(e->mark, [this, mark = e->mark, o, reply] {
+    auto t = e->mark->pending ? timed(o.deadline_ns, "aclrtSynchronizeEventWithTimeout", reply) : nullptr;
+    when_recorded(e->mark, [this, mark = e->mark, o, reply, t] {
+        if (!settle(t)) return;
+        if (mark->error) return reply.fail({mark->error, "aclrtSynchronizeEvent: the event's stream was aborted"});
         int32_t status = acl::EVENT_RECORDED_NOT_READY;
         if (vendor_.aclrtQueryEventStatus(mark->event, &status) == 0 && status == acl::EVENT_RECORDED_COMPLETE) return reply.ok();
         worker_of(*reply.ring).post([this, mark, o, reply] {
-            const int32_t err = o.timeout_ms < 0 ? vendor_.aclrtSynchronizeEvent(mark->event)
-                                                 : vendor_.aclrtSynchronizeEventWithTimeout(mark->event, int32_t(std::min<int64_t>(o.timeout_ms, INT32_MAX)));
+            const int32_t err = o.deadline_ns < 0 ? vendor_.aclrtSynchronizeEvent(mark->event)
+                                                  : vendor_.aclrtSynchronizeEventWithTimeout(mark->event, left_ms(o.deadline_ns));
             if (err) reply.fail({err, vendor_.message("aclrtSynchronizeEvent", err)}); else reply.ok();
         });
     });
@@ -614,7 +642,7 @@ void Dispatcher::query_event(Session& s, Payload p, const Reply& reply) {
     // The three functions name the same two states by different numbers.
     if (o.stream == 2) {
         int32_t status = acl::EVENT_WAIT_NOT_READY;
-        if (e->mark.use_count() == 1) {
+        if (!waits_pending(*e) && e->mark->queued_waits == 0) {
             if (int32_t err = vendor_.aclrtQueryEventWaitStatus(e->mark->event, &status)) return reply.fail({err, vendor_.message("aclrtQueryEventWaitStatus", err)});
         }
         return reply.ok(uint64_t(uint32_t(status)));
@@ -635,13 +663,10 @@ void Dispatcher::elapsed(Session& s, Payload p, const Reply& reply) {
     }
     Event *a = s.events.find(o.start), *b = s.events.find(o.end);
     if (!a || !b) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtEventElapsedTime: " + hex(a ? o.end : o.start) + " is not an event");
-    when_recorded(a->mark, [this, a = a->mark, b = b->mark, reply] {
-        when_recorded(b, [this, a, b, reply] {
-            float ms = 0;
-            if (int32_t e = vendor_.aclrtEventElapsedTime(&ms, a->event, b->event)) return reply.fail({e, vendor_.message("aclrtEventElapsedTime", e)});
-            reply.ok(std::bit_cast<uint32_t>(ms));
-        });
-    });
+    if (a->mark->pending || b->mark->pending) return reply.fail(not_reached("aclrtEventElapsedTime"));
+    float ms = 0;
+    if (int32_t e = vendor_.aclrtEventElapsedTime(&ms, a->mark->event, b->mark->event)) return reply.fail({e, vendor_.message("aclrtEventElapsedTime", e)});
+    reply.ok(std::bit_cast<uint32_t>(ms));
 }
 
 // ---- the rest ----
@@ -689,6 +714,9 @@ void Dispatcher::forward(Session& s, Payload p, const Reply& reply) {
     if (const int at = device_argument(uint16_t(f.function)); at >= 0 && uint32_t(at) < f.words) {
         if (int32_t(in[at]) != 0) return refuse(s, reply, acl::RT_INVALID_DEVICE, "device " + std::to_string(int32_t(in[at])) + " does not exist");
         in[at] = uint64_t(device_);
+    }
+    if (f.function == api::FN_aclrtSetStreamFailureMode && f.words >= 2) {
+        if (Lane* lane = lane_of(s, in[0])) lane->stop_on_failure = in[1] == 1;
     }
     Context context(*this, s);
     uint32_t written = 0;

@@ -15,6 +15,7 @@
 #include "flexnpu/daemon/memory_map.hpp"
 #include "flexnpu/daemon/shape.hpp"
 #include "flexnpu/daemon/table.hpp"
+#include "flexnpu/daemon/timers.hpp"
 #include "flexnpu/daemon/worker.hpp"
 #include "flexnpu/wire/ring.hpp"
 
@@ -84,6 +85,8 @@ struct Mark {
     Vendor& vendor;
     void* event;
     bool pending = false;                        // recorded by the program, not yet by the vendor
+    int32_t error = 0;                           // why it was not: its stream was aborted
+    uint32_t queued_waits = 0;                   // waits for it that the vendor has not been given
     std::vector<Lane*> blocked;                  // lanes whose next item waits for the record's dispatch
     std::vector<std::function<void()>> waiters;  // to run then
 };
@@ -92,9 +95,10 @@ struct Event {
     uint32_t flags = 0;
     bool ex = false;
     std::shared_ptr<Mark> mark;
+    std::vector<std::shared_ptr<Mark>> earlier;  // that waits may still mean; kept for aclrtQueryEventWaitStatus
 };
 
-enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync };
+enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync, host_func };
 
 // Something that a lane is to do, in the lane's order.
 struct Item {
@@ -102,9 +106,10 @@ struct Item {
     uint64_t ticket = 0;
     std::shared_ptr<Shape> shape;
     std::vector<uint64_t> addresses;
-    // launch: the client's workspace. copy: destination, source. memset: destination.
+    // launch: the client's workspace. copy: destination, source. memset: destination. host_func: the client's number for it.
     uint64_t a = 0, b = 0, bytes = 0;
-    int32_t value = 0;  // memset: the value; copy: its kind
+    int32_t value = 0;  // memset: the value; copy: its kind; host_func: whether the stream waits for it
+    int64_t deadline_ns = -1;   // wait
     uint8_t* buffer = nullptr;  // copy of inline data: ours, given back when the copy is over
     int32_t block = -1;         // copy from staging: given back when the copy is over
     uint32_t ticket_of_block = 0;
@@ -132,6 +137,16 @@ struct Lane : std::enable_shared_from_this<Lane> {
     std::deque<std::unique_ptr<Item>> backlog;  // not yet with the gate
     std::deque<std::unique_ptr<Item>> queue;    // with the gate
     bool blocked = false;                       // the backlog's first is a wait for a record that has not been dispatched
+    Timers::Id blocked_until{};                 // of that wait, if it has a deadline
+    bool calling = false;                       // nothing goes on until a host function has returned,
+    uint64_t call = 0;                          // the item with this ticket
+    struct Call {
+        uint64_t function, ticket;
+        bool block;
+    };
+    std::deque<Call> calls;        // host functions that the vendor's stream has yet to reach
+    bool aborting = false;         // the vendor empties its stream
+    bool stop_on_failure = false;  // aclrtSetStreamFailureMode
     uint64_t last_ticket = 0;
     uint64_t launched = 0;
     uint64_t completed = 0;
@@ -152,7 +167,8 @@ struct Lane : std::enable_shared_from_this<Lane> {
     std::shared_ptr<Held> workspace;  // ours, for operators that ask for more at launch than their first call said
     std::vector<std::shared_ptr<Held>> old_workspaces;  // may be in use by what is in flight
     std::unique_ptr<Markers> markers;
-    bool idle() const { return backlog.empty() && queue.empty(); }
+    bool idle() const { return backlog.empty() && queue.empty() && !calling; }
+    bool held() const { return blocked || full || calling || aborting; }
 };
 
 // Host memory shared with the client.
@@ -188,6 +204,22 @@ struct Session : std::enable_shared_from_this<Session> {
     std::vector<std::shared_ptr<Held>> stuck;
     uint64_t calls = 0;
     uint64_t queued = 0;  // items in all lanes
+    // Host functions: those to tell the client of, and those that lanes wait for.
+    struct HostTold {
+        uint32_t lane;
+        Lane::Call call;
+        bool dropped;
+    };
+    std::deque<HostTold> host_backlog;
+    struct HostOpen {
+        uint32_t ticket = 0;  // 0: free
+        uint32_t lane = 0;
+        uint64_t call = 0;
+    };
+    HostOpen host_slots[wire::kHostSlots];
+    uint32_t host_open = 0;
+    uint32_t host_given = 0;
+    uint32_t host_ticket = 0;
     std::atomic<uint64_t> refused{0};
     bool broken = false;
     bool removed = false;

@@ -31,6 +31,19 @@ enum Doze : uint32_t {
     kAsleep = 2,   // everybody
 };
 
+// Host functions (aclrtLaunchHostFunc, aclrtLaunchCallback): the daemon says that a stream has reached one, the client runs it and says that it
+// has returned, apart from the rings: a stream that waits for a function must not wait for rings that are full, or not read, because of it.
+inline constexpr uint32_t kHostCalls = 128;  // on their way to the client
+inline constexpr uint32_t kHostSlots = 64;   // functions that streams wait for, of one session
+
+struct HostCall {
+    uint64_t function;  // the client's number for it
+    uint32_t slot;      // where to say that it has returned; kNobodyWaits, kDropped
+    uint32_t ticket;
+};
+inline constexpr uint32_t kNobodyWaits = UINT32_MAX;
+inline constexpr uint32_t kDropped = UINT32_MAX - 1;  // it will not run: its stream was aborted
+
 struct SessionPage {
     uint32_t magic;
     uint32_t version;
@@ -46,6 +59,13 @@ struct SessionPage {
     // Block b is back with the client when block_done[b] holds the ticket under which it was lent.
     alignas(64) std::atomic<uint32_t> block_waiters;
     std::atomic<uint32_t> block_done[kBlocks];
+    // Call number n stands in host_calls[n % kHostCalls].
+    alignas(64) std::atomic<uint32_t> host_given;  // calls ever given; written by the daemon; a futex
+    std::atomic<uint32_t> host_waiting;            // the client sleeps on `host_given`
+    HostCall host_calls[kHostCalls];
+    alignas(64) std::atomic<uint32_t> host_taken;  // calls ever taken; written by the client
+    std::atomic<uint32_t> host_done[kHostSlots];   // the ticket of the function that has returned
+    std::atomic<int32_t> host_status[kHostSlots];  // written before that: an ACL error if it could not run
 };
 static_assert(sizeof(SessionPage) <= kSessionPageBytes);
 
@@ -101,10 +121,10 @@ enum class Kind : uint16_t {
     query_event,      // EventOp -> status in the form of the function in `stream`
     event_elapsed,    // EventPair -> float bits
     event_timestamp,  // EventOp -> timestamp
-    sync_device,      // StreamOp (timeout only)
+    sync_device,      // StreamOp (deadline only)
     forward,          // Forward, then words -> words
     text,             // Text, then a name -> text
-    host_done,        // HostDone: a host function has returned
+    abort_device,     // StreamOp: every stream of the session
     late_dims,        // LateDims -> for each output of the launch: number of dims, dims
     count_,
 };
@@ -161,7 +181,7 @@ struct Memset {
 struct EventOp {
     uint64_t event;
     uint64_t stream;
-    int64_t timeout_ms;
+    int64_t deadline_ns;  // of CLOCK_MONOTONIC; < 0: none
 };
 struct EventPair {
     uint64_t start;
@@ -169,7 +189,7 @@ struct EventPair {
 };
 struct StreamOp {
     uint64_t stream;
-    int64_t timeout_ms;  // < 0: none
+    int64_t deadline_ns;  // of CLOCK_MONOTONIC; < 0: none. destroy_stream: 0 drops what has not run
 };
 struct CreateStream {
     uint32_t priority;
@@ -212,9 +232,6 @@ struct HostFunc {
     uint32_t block;     // the stream waits until it has returned
     uint32_t reserved;
 };
-struct HostDone {
-    uint64_t function;
-};
 struct Forward {
     uint32_t function;
     uint32_t words;
@@ -256,12 +273,6 @@ struct Answer {
     int32_t device;
     char soc[64];
     char message[256];
-};
-
-// From the daemon, unasked, on the session's second socket pair: nothing else travels there.
-struct HostCall {
-    uint64_t function;
-    uint64_t stream;
 };
 
 }  // namespace flexnpu::wire

@@ -12,11 +12,11 @@ namespace flexnpu::emulator {
 // Codes that acl_consts.h does not need elsewhere.
 enum RuntimeError : int32_t {
     kRepeatFinalize = 100037,
-    kEventTimestampInvalid = 107006,
-    kThreadNotSubscribed = 107012,
-    kStreamNoCallback = 107015,
+    kEventTimestampInvalid = acl::RT_EVENT_TIMESTAMP_INVALID,
+    kThreadNotSubscribed = acl::RT_THREAD_SUBSCRIBE,
+    kStreamNoCallback = acl::RT_STREAM_NO_CALLBACK,
     kNotSupported = 207000,
-    kReportTimeout = 507012,
+    kReportTimeout = acl::RT_REPORT_TIMEOUT,
 };
 
 // Records `error` with its message for the calling thread and returns `error`.

@@ -153,11 +153,16 @@ aclError aclrtStreamQuery(aclrtStream, aclrtStreamStatus* status) {
     *status = held ? acl::STREAM_NOT_READY : acl::STREAM_COMPLETE;
     return 0;
 }
+aclError aclrtStreamAbort(aclrtStream s) {
+    log({'a', 0, s, 0, 0, 0});
+    return 0;
+}
 aclError aclrtStreamGetId(aclrtStream s, int32_t* id) { return *id = static_cast<Stream*>(s)->id, 0; }
 aclError aclrtStreamWaitEvent(aclrtStream s, aclrtEvent e) {
     log({'w', 0, s, reinterpret_cast<uint64_t>(e), static_cast<Event*>(e)->at, 0});
     return 0;
 }
+aclError aclrtStreamWaitEventWithTimeout(aclrtStream s, aclrtEvent e, int32_t) { return aclrtStreamWaitEvent(s, e); }
 
 aclError aclrtCreateEventWithFlag(aclrtEvent* out, uint32_t) {
     events++;

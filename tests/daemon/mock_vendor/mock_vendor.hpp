@@ -6,7 +6,7 @@
 extern "C" {
 
 struct MockCall {
-    char what;          // l launch, c copy, m memset, r record, w wait, s synchronise stream, f free
+    char what;          // l launch, c copy, m memset, r record, w wait, s synchronise stream, a abort stream, f free
     uint32_t op;        // of a launch
     void* stream;
     uint64_t a, b;      // launch: first two addresses; copy: destination, source; record and wait: event; free: address

@@ -1,0 +1,116 @@
+// aclrtStreamAbort and aclrtDeviceTaskAbort: the vendor's stream is aborted, and what its lane holds here is dropped.
+//
+// Nobody may hang on what was dropped: events whose records were are recorded on the empty stream, and a synchronise that waits in the lane is
+// answered with the abort's error, as is a synchronise of such an event.
+#include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/payload.hpp"
+#include "flexnpu/wire/futex.hpp"
+
+namespace flexnpu::daemon {
+
+void Dispatcher::abort_stream(Session& s, Payload p, const Reply& reply) {
+    wire::StreamOp o;
+    if (!take(p, &o)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtStreamAbort");
+    }
+    Lane* lane = o.stream ? s.streams.find(o.stream) : nullptr;
+    if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtStreamAbort: " + hex(o.stream) + " is not a stream");
+    abort_lane(lane->shared_from_this(), worker_of(*reply.ring), [reply](const Failure& f) {
+        if (f.code) reply.fail(f); else reply.ok();
+    });
+}
+
+// The device's tasks, as far as they are this session's: the vendor's function of that name would abort everybody's.
+void Dispatcher::abort_device(Session& s, Payload p, const Reply& reply) {
+    wire::StreamOp o;
+    if (!take(p, &o)) {
+        count_.malformed++;
+        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtDeviceTaskAbort");
+    }
+    auto left = std::make_shared<size_t>(1);
+    auto first = std::make_shared<Failure>();
+    auto arrive = [left, first, reply](const Failure& f) {
+        if (f.code && first->code == 0) *first = f;
+        if (--*left) return;
+        if (first->code) reply.fail(*first); else reply.ok();
+    };
+    s.each_lane([&](const std::shared_ptr<Lane>& lane) {
+        ++*left;
+        abort_lane(lane, worker_of(*reply.ring), arrive);
+    });
+    arrive({});
+}
+
+void Dispatcher::abort_lane(const std::shared_ptr<Lane>& lane, Worker& worker, std::function<void(Failure)> done) {
+    static const auto abort = reinterpret_cast<decltype(&::aclrtStreamAbort)>(vendor_.function(api::FN_aclrtStreamAbort));
+    if (!abort) return done({acl::API_NOT_SUPPORTED, "aclrtStreamAbort: the device's libraries lack it"});
+    count_.aborts++;
+    lane->aborting = true;
+    // The worker keeps lane and session: tear_down() ends the worker first.
+    worker.post([this, lane, session = lane->session->shared_from_this(), done = std::move(done)] {
+        int32_t status = acl::STREAM_COMPLETE;
+        vendor_.aclrtStreamQuery(lane->stream, &status);
+        const int32_t e = abort(lane->stream);
+        const Failure failure = e ? Failure{e, vendor_.message("aclrtStreamAbort", e)} : Failure{};
+        // An abort of a stream that works is reported by the vendor's own next synchronise.
+        const bool reported = status != acl::STREAM_COMPLETE;
+        post([this, lane, session, done, failure, reported] {
+            lane->aborting = false;
+            if (session->removed) return;
+            if (failure.code == 0) {
+                const bool dropped = !lane->idle();
+                if (dropped && !reported) fail(*lane, acl::RT_STREAM_ABORT, "the stream was aborted");
+                empty_lane(*lane);
+            }
+            flow(*lane);
+            done(failure);
+        });
+    });
+}
+
+// The vendor's stream is empty: so is the lane.
+void Dispatcher::empty_lane(Lane& lane) {
+    Session& s = *lane.session;
+    const auto stats = gate_.stats(lane.id).value_or(gate::LaneStats{});
+    gate_.remove_lane(lane.id);
+    gate_.add_lane(lane.id);
+    gate_.set_phase(lane.id, stats.phase, stats.target_us);
+    lane.blocked = lane.calling = false;
+    timers_.cancel(std::exchange(lane.blocked_until, {}));
+    for (const Lane::Call& c : std::exchange(lane.calls, {})) s.host_backlog.push_back({lane.id, c, true});
+    std::vector<std::unique_ptr<Item>> dropped;
+    for (auto* items : {&lane.queue, &lane.backlog}) {
+        for (auto& item : *items) dropped.push_back(std::move(item));
+        items->clear();
+    }
+    s.queued -= dropped.size();
+    reclaim(lane, true);
+    progress(lane);
+    for (auto& item : dropped) {
+        s.give_block(item->block, item->ticket_of_block);
+        if (item->buffer) spare_buffers_.push_back(item->buffer);
+        switch (item->type) {
+            case ItemType::record: {
+                const std::shared_ptr<Mark> mark = std::move(item->mark);
+                mark->error = acl::RT_STREAM_ABORT;
+                vendor_.aclrtRecordEvent(mark->event, lane.stream);
+                recorded(*mark);
+                break;
+            }
+            case ItemType::wait:
+                std::erase(item->mark->blocked, &lane);
+                item->mark->queued_waits--;
+                break;
+            case ItemType::host_func: s.host_backlog.push_back({lane.id, {item->a, item->ticket, false}, true}); break;
+            case ItemType::sync:
+                fail(lane, acl::RT_STREAM_ABORT, "the stream was aborted");
+                item->job();
+                break;
+            default: break;
+        }
+    }
+    tell(s);
+}
+
+}  // namespace flexnpu::daemon
