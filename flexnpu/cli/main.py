@@ -13,6 +13,7 @@ from flexnpu import __version__
 _COMMANDS = {
     "run": "flexnpu.cli.run:run",
     "status": "flexnpu.cli.status:status",
+    "top": "flexnpu.cli.top:top",
     "demo": "flexnpu.cli.demo.command:demo",
 }
 
@@ -40,5 +41,6 @@ def main() -> None:
       flexnpud --device 0 --emulated &              a daemon for an emulated NPU
       flexnpu run -- transformers serve MODEL       a server that shares it
       flexnpu status                                who uses it, and how
+      flexnpu top                                   the same, live
       sudo flexnpu-probe attach --all               what their steps look like
     """

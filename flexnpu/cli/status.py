@@ -13,8 +13,21 @@ from flexnpu.control import paths
 from flexnpu.control.client import ControlClient, ControlError, connect_all
 from flexnpu.control.messages import DaemonStatus, GateStatus
 
+#: Counters of what was refused or went wrong: shown when they are not zero.
+_TROUBLES = (
+    "refused",
+    "quota_refusals",
+    "malformed",
+    "malformed_requests",
+    "turned_away",
+    "sessions_broken",
+    "vendor_errors",
+    "control_refused",
+    "control_not_permitted",
+)
 
-def _us(value: float) -> str:
+
+def describe_us(value: float) -> str:
     """A time in us, in the unit that keeps it short."""
     for limit, unit, scale in ((1e3, "us", 1.0), (1e6, "ms", 1e3)):
         if abs(value) < limit:
@@ -22,7 +35,7 @@ def _us(value: float) -> str:
     return f"{value / 1e6:.1f} s"
 
 
-def _bytes(value: int) -> str:
+def describe_bytes(value: int) -> str:
     size = float(value)
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
@@ -31,13 +44,13 @@ def _bytes(value: int) -> str:
     return f"{size:.1f} GiB"
 
 
-def _gate(gate: GateStatus) -> str:
+def describe_gate(gate: GateStatus) -> str:
     expired = f", {gate.expired_leases} leases expired" if gate.expired_leases else ""
     if gate.policy == "transparent":
         return f"transparent{expired}"
-    target = _us(gate.decode_target_us) if gate.decode_target_us else "its own"
+    target = describe_us(gate.decode_target_us) if gate.decode_target_us else "its own"
     return (
-        f"{gate.policy}, window {_us(gate.window_us)}, decode target {target}, "
+        f"{gate.policy}, window {describe_us(gate.window_us)}, decode target {target}, "
         f"slowdown {gate.overlap_slowdown:.2f}, lease {gate.lease_left_s:.1f} s{expired}"
     )
 
@@ -58,8 +71,8 @@ def _session_table(status: DaemonStatus) -> Table:
     ):
         table.add_column(name, justify="left" if name == "command" else "right", no_wrap=True)
     for s in status.sessions:
-        memory = _bytes(s.memory_bytes)
-        quota = "-" if s.memory_quota_bytes is None else _bytes(s.memory_quota_bytes)
+        memory = describe_bytes(s.memory_bytes)
+        quota = "-" if s.memory_quota_bytes is None else describe_bytes(s.memory_quota_bytes)
         row = (s.session, s.pid, Text(s.comm), s.uid, memory, quota, s.rings, s.calls, s.refused)
         table.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row), str(s.ring_full))
     return table
@@ -76,10 +89,10 @@ def _lane_table(status: DaemonStatus) -> Table:
             f"{lane.stream:x}",
             lane.phase,
             str(lane.queued),
-            _us(lane.in_flight_us),
+            describe_us(lane.in_flight_us),
             str(lane.launched),
-            _us(lane.device_us),
-            _us(lane.gated_us) + (" held" if lane.held_now else ""),
+            describe_us(lane.device_us),
+            describe_us(lane.gated_us) + (" held" if lane.held_now else ""),
         )
     return table
 
@@ -94,7 +107,11 @@ def show(status: DaemonStatus, console: Console) -> None:
         f"up {status.uptime_s:.0f} s{busy}",
         highlight=False,
     )
-    console.print(f"gate: {_gate(status.gate)}", highlight=False)
+    console.print(f"gate: {describe_gate(status.gate)}", highlight=False)
+    lost = {name: status.counters.get(name, 0) for name in _TROUBLES}
+    if any(lost.values()):
+        told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in lost.items() if count)
+        console.print(f"[red]{told}[/red]", highlight=False)
     if not status.sessions:
         console.print("no sessions", highlight=False)
         return

@@ -168,8 +168,8 @@ def capabilities(pid: int | None = None) -> dict[str, int]:
 def peer_groups(connection: socket.socket) -> frozenset[int]:
     """The supplementary groups of the process at the other end of a unix socket; empty when it has none."""
     try:
-        raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * 1024)
-    except OSError:  # more than a thousand
+        raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+    except OSError:  # more than 256, which is more than Python's getsockopt takes
         return frozenset()
     return frozenset(struct.unpack(f"{len(raw) // 4}I", raw[: len(raw) // 4 * 4]))
 
