@@ -85,7 +85,7 @@ void Dispatcher::empty_lane(Lane& lane) {
         items->clear();
     }
     s.queued -= dropped.size();
-    reclaim(lane, true);
+    reclaim(lane, false);  // a copy that had begun may still be reading
     progress(lane);
     for (auto& item : dropped) {
         s.give_block(item->block, item->ticket_of_block);

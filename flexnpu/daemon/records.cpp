@@ -615,13 +615,14 @@ void Dispatcher::sync_event(Session& s, Payload p, const Reply& reply) {
     when_recorded(e->mark, [this, mark = e->mark, o, reply, t] {
         if (!settle(t)) return;
         if (mark->error) return reply.fail({mark->error, "aclrtSynchronizeEvent: the event's stream was aborted"});
-        int32_t status = acl::EVENT_RECORDED_NOT_READY;
-        if (vendor_.aclrtQueryEventStatus(mark->event, &status) == 0 && status == acl::EVENT_RECORDED_COMPLETE) return reply.ok();
-        worker_of(*reply.ring).post([this, mark, o, reply] {
+        auto wait = [this, mark, o, reply] {
             const int32_t err = o.deadline_ns < 0 ? vendor_.aclrtSynchronizeEvent(mark->event)
                                                   : vendor_.aclrtSynchronizeEventWithTimeout(mark->event, left_ms(o.deadline_ns));
             if (err) reply.fail({err, vendor_.message("aclrtSynchronizeEvent", err)}); else reply.ok();
-        });
+        };
+        int32_t status = acl::EVENT_RECORDED_NOT_READY;
+        if (vendor_.aclrtQueryEventStatus(mark->event, &status) == 0 && status == acl::EVENT_RECORDED_COMPLETE) return wait();  // returns at once
+        worker_of(*reply.ring).post(std::move(wait));
     });
 }
 

@@ -396,9 +396,52 @@ TEST_CASE("an aborted stream skips what has not begun and hangs nobody") {
     gate.open.set_value();
     CHECK(aclrtSynchronizeStream(stream) == acl::RT_STREAM_ABORT);
     CHECK(aclrtSynchronizeStream(other) == 0);
+    CHECK(aclrtSynchronizeEvent(event) == acl::RT_STREAM_ABORT);
+    CHECK(aclrtStreamAbort(nullptr) == acl::RT_PARAM_INVALID);
+    REQUIRE(aclrtRecordEvent(event, stream) == 0);
+    CHECK(aclrtSynchronizeEvent(event) == 0);
     CHECK(ran == 0);
     CHECK(launch(stream, 1, [&] { ran++; return 0; }) == 0);
     CHECK(aclrtSynchronizeStream(stream) == 0);
+    CHECK(ran == 1);
+}
+
+TEST_CASE("a stream's wait for an event ends at its timeout, and the next synchronise tells") {
+    StreamOwner stream, other;
+    EventOwner event;
+    Gate gate;
+    REQUIRE(launch(stream, 1, gate.body()) == 0);
+    REQUIRE(aclrtRecordEvent(event, stream) == 0);
+    CHECK(aclrtStreamWaitEventWithTimeout(other, event, 0) == acl::RT_PARAM_INVALID);
+    auto begin = std::chrono::steady_clock::now();
+    REQUIRE(aclrtStreamWaitEventWithTimeout(other, event, 20) == 0);
+    CHECK(aclrtSynchronizeStream(other) == acl::RT_WAIT_TIMEOUT);
+    CHECK(std::chrono::steady_clock::now() - begin >= 20ms);
+    CHECK(aclrtSynchronizeStream(other) == 0);
+    REQUIRE(aclrtStreamWaitEventWithTimeout(other, event, 60'000) == 0);
+    gate.open.set_value();
+    CHECK(aclrtSynchronizeStream(other) == 0);
+}
+
+TEST_CASE("a stream that stops on failure tells a query, too") {
+    StreamOwner stream, careless;
+    REQUIRE(aclrtSetStreamFailureMode(stream, 1) == 0);
+    std::atomic<int> ran{0};
+    for (aclrtStream s : {aclrtStream(stream), aclrtStream(careless)}) {
+        REQUIRE(launch(s, 1, [] { return 507015; }) == 0);
+        REQUIRE(launch(s, 1, [&] { ran++; return 0; }) == 0);
+    }
+    int32_t status = -1;
+    while (aclrtStreamQuery(careless, &status) == 0 && status != acl::STREAM_COMPLETE) {
+        std::this_thread::sleep_for(1ms);
+    }
+    CHECK(aclrtSynchronizeStream(careless) == 507015);
+    while (aclrtStreamQuery(stream, &status) == 0) {
+        std::this_thread::sleep_for(1ms);
+    }
+    CHECK(aclrtStreamQuery(stream, &status) == 507015);
+    CHECK(aclrtSynchronizeStream(stream) == 507015);
+    CHECK(aclrtStreamQuery(stream, &status) == 0);
     CHECK(ran == 1);
 }
 

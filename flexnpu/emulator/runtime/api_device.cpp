@@ -420,7 +420,6 @@ aclError aclrtGetOpTimeOutInterval(uint64_t* us) {
     *us = 1000;
     return acl::SUCCESS;
 }
-aclError aclrtSetOpWaitTimeout(uint32_t) { return acl::SUCCESS; }
 
 // Core limits: the model always uses all cores.
 

@@ -1,4 +1,6 @@
 // Events.
+#include <atomic>
+
 #include "acl.gen.h"
 #include "flexnpu/emulator/runtime/lookup.hpp"
 #include "flexnpu/emulator/runtime/runtime.hpp"
@@ -40,7 +42,11 @@ int32_t find_both(const char* function, aclrtEvent event_handle, aclrtStream str
     return find_stream(function, stream_handle, stream);
 }
 
-int32_t stream_wait(const char* function, aclrtStream stream_handle, aclrtEvent handle) {
+// Of the process, by aclrtSetOpWaitTimeout; 0: none.
+std::atomic<uint32_t> g_wait_timeout_s{0};
+
+// `timeout_ms` < 0: none.
+int32_t stream_wait(const char* function, aclrtStream stream_handle, aclrtEvent handle, int64_t timeout_ms) {
     std::shared_ptr<emu::Event> event;
     std::shared_ptr<emu::Stream> stream;
     if (int32_t error = find_both(function, handle, stream_handle, &event, &stream)) {
@@ -54,6 +60,9 @@ int32_t stream_wait(const char* function, aclrtStream stream_handle, aclrtEvent 
     task.kind = emu::TaskKind::EventWait;
     task.event = event;
     task.record = record;
+    if (timeout_ms >= 0) {
+        task.deadline_ns = emu::now_ns() + uint64_t(timeout_ms) * 1'000'000;
+    }
     event->pending_waits.fetch_add(1);
     int32_t error = append(function, *stream, std::move(task));
     if (error != 0) {
@@ -77,6 +86,9 @@ int32_t host_wait(const char* function, aclrtEvent handle, int32_t timeout_ms) {
     }
     if (!event->wait(record, deadline)) {
         return fail(acl::RT_WAIT_TIMEOUT, "%s: the event is not recorded after %d ms", function, timeout_ms);
+    }
+    if (event->aborted(record)) {
+        return fail(acl::RT_STREAM_ABORT, "%s: the event's stream was aborted", function);
     }
     return acl::SUCCESS;
 }
@@ -135,11 +147,18 @@ aclError aclrtResetEvent(aclrtEvent handle, aclrtStream stream_handle) {
 }
 
 aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent event) {
-    return stream_wait("aclrtStreamWaitEvent", stream, event);
+    uint32_t s = g_wait_timeout_s;
+    return stream_wait("aclrtStreamWaitEvent", stream, event, s == 0 ? -1 : int64_t(s) * 1000);
 }
-// The wait in the stream has no bound of its own: a record that was called always completes.
-aclError aclrtStreamWaitEventWithTimeout(aclrtStream stream, aclrtEvent event, int32_t) {
-    return stream_wait("aclrtStreamWaitEventWithTimeout", stream, event);
+aclError aclrtStreamWaitEventWithTimeout(aclrtStream stream, aclrtEvent event, int32_t ms) {
+    if (ms < -1 || ms == 0) {
+        return fail(acl::RT_PARAM_INVALID, "aclrtStreamWaitEventWithTimeout: %d ms is not a timeout", ms);
+    }
+    return stream_wait("aclrtStreamWaitEventWithTimeout", stream, event, ms);
+}
+aclError aclrtSetOpWaitTimeout(uint32_t seconds) {
+    g_wait_timeout_s = seconds;
+    return acl::SUCCESS;
 }
 
 aclError aclrtSynchronizeEvent(aclrtEvent event) { return host_wait("aclrtSynchronizeEvent", event, -1); }

@@ -79,12 +79,19 @@ aclError aclrtStreamQuery(aclrtStream handle, aclrtStreamStatus* status) {
     if (int32_t error = find_stream("aclrtStreamQuery", handle, &stream)) {
         return error;
     }
+    std::string message;
+    if (int32_t error = stream->stopped_by(&message)) {
+        return emu::fail_with(error, std::move(message));
+    }
     *status = stream->idle() ? acl::STREAM_COMPLETE : acl::STREAM_NOT_READY;
     return acl::SUCCESS;
 }
 
 aclError aclrtStreamAbort(aclrtStream handle) {
     std::shared_ptr<emu::Stream> stream;
+    if (handle == nullptr) {
+        return fail(acl::RT_PARAM_INVALID, "aclrtStreamAbort: the default stream cannot be aborted");
+    }
     if (int32_t error = find_stream("aclrtStreamAbort", handle, &stream)) {
         return error;
     }

@@ -15,8 +15,11 @@ uint64_t Event::current() const {
     return recorded_ > reset_ ? recorded_ : 0;
 }
 
-void Event::complete(uint64_t record, uint64_t device_ns) {
+void Event::complete(uint64_t record, uint64_t device_ns, bool aborted) {
     std::lock_guard lock(mutex_);
+    if (aborted) {
+        aborted_ = record;
+    }
     std::erase(pending_, record);
     Completed& slot = completed_[record % kKept];
     if (record >= slot.record) {
@@ -71,6 +74,11 @@ bool Event::wait(uint64_t record, std::optional<Clock::time_point> deadline) {
         return true;
     }
     return changed_.wait_until(lock, *deadline, done);
+}
+
+bool Event::aborted(uint64_t record) const {
+    std::lock_guard lock(mutex_);
+    return record != 0 && record == aborted_;
 }
 
 void Event::add_waiter(Waiter* waiter) {

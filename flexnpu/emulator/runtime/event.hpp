@@ -32,7 +32,8 @@ public:
     // The number that a wait called now is for; 0: none.
     uint64_t current() const;
     // When a stream reaches the record: `device_ns` is the device's time of it.
-    void complete(uint64_t record, uint64_t device_ns);
+    // `aborted`: the stream was emptied, and the record with it.
+    void complete(uint64_t record, uint64_t device_ns, bool aborted = false);
     // When a stream reaches a reset that was called while `record` was the last.
     void reset(uint64_t record);
 
@@ -45,6 +46,7 @@ public:
     std::optional<uint64_t> timestamp(uint64_t record) const;
     // Blocks until `record` is complete; false at the deadline.
     bool wait(uint64_t record, std::optional<Clock::time_point> deadline);
+    bool aborted(uint64_t record) const;
 
     // Calls waiter.wake() at the next completion unless remove_waiter comes first.
     void add_waiter(Waiter* waiter);
@@ -67,6 +69,7 @@ private:
     std::condition_variable changed_;
     uint64_t recorded_ = 0;
     uint64_t reset_ = 0;
+    uint64_t aborted_ = 0;  // the last record whose stream was emptied
     std::vector<uint64_t> pending_;  // records that are not complete: few, most often one
     Completed completed_[kKept] = {};  // the last ones, by record modulo kKept
     std::vector<Waiter*> waiters_;

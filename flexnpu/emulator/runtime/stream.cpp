@@ -107,7 +107,9 @@ void Stream::skip(Task& task) {
                 task.kernel.destroy(task.kernel.self);
             }
             break;
-        case TaskKind::EventRecord: task.event->complete(task.record, std::max(device_ns_, task.submit_ns)); break;
+        case TaskKind::EventRecord:
+            task.event->complete(task.record, std::max(device_ns_, task.submit_ns), task.number <= skip_until_.load());
+            break;
         case TaskKind::EventReset: task.event->reset(task.record); break;
         case TaskKind::EventWait: task.event->pending_waits.fetch_sub(1); break;
         default: break;
@@ -202,8 +204,15 @@ void Stream::wait_event(Task& task) {
     Event& event = *task.event;
     if (!event.is_complete(task.record)) {
         event.add_waiter(this);
-        wait_until(task.number, std::nullopt, [&] { return event.is_complete(task.record); });
+        std::optional<uint64_t> deadline;
+        if (task.deadline_ns != 0) {
+            deadline = task.deadline_ns;
+        }
+        wait_until(task.number, deadline, [&] { return event.is_complete(task.record); });
         event.remove_waiter(this);
+        if (task.deadline_ns != 0 && now_ns() >= task.deadline_ns && !event.is_complete(task.record)) {
+            set_error(acl::RT_WAIT_TIMEOUT, "a stream's wait for an event was not over in time");
+        }
     }
     // Of a record so old that its time is forgotten, it is known that it lies in the past.
     device_ns_ = std::max(device_ns_, event.timestamp(task.record).value_or(0));
@@ -306,6 +315,15 @@ int32_t Stream::take_error(std::string* message) {
     error_message_.clear();
     failed_ = false;
     return std::exchange(error_, 0);
+}
+
+int32_t Stream::stopped_by(std::string* message) const {
+    std::lock_guard lock(mutex_);
+    if (error_ == 0 || failure_mode.load() != 1) {
+        return 0;
+    }
+    *message = error_message_;
+    return error_;
 }
 
 void Stream::abort(int32_t error, const char* message) {

@@ -44,6 +44,7 @@ struct Task {
     std::shared_ptr<void> staging;  // keeps a copied source alive
     std::shared_ptr<Event> event;
     uint64_t record = 0;
+    uint64_t deadline_ns = 0;  // EventWait; 0: none
     HostFunction function = nullptr;
     void* argument = nullptr;
     bool blocking = false;
@@ -82,6 +83,8 @@ public:
     bool idle() const { return completed_.load() >= enqueued_.load(); }
     // The first asynchronous error since the last call, with its message; 0 when there was none.
     int32_t take_error(std::string* message);
+    // The same, and leaves it; only of a stream that stops after a failure, for calls that are refused then.
+    int32_t stopped_by(std::string* message) const;
 
     // Skips everything that has been enqueued and not begun; the error is what synchronise then reports (0: nothing).
     void abort(int32_t error, const char* message);
