@@ -15,6 +15,7 @@ _COMMANDS = {
     "status": "flexnpu.cli.status:status",
     "top": "flexnpu.cli.top:top",
     "demo": "flexnpu.cli.demo.command:demo",
+    "bench": "flexnpu.cli.bench:bench",
 }
 
 
