@@ -21,7 +21,7 @@ class HostCalls;
 class Session;
 
 // A call spins for its answer for twice the time that such calls usually take, if that is no more than this; else it sleeps soon.
-inline constexpr uint64_t kLongestSpinNs = 60'000;
+inline constexpr uint64_t kLongestSpinNs = 150'000;
 inline constexpr uint64_t kShortestSpinNs = 3'000;
 // How often a sleeping call looks whether the daemon lives, ns.
 inline constexpr uint64_t kSliceNs = 100'000'000;

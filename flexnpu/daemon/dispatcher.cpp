@@ -17,8 +17,10 @@ using wire::now_ns;
 
 namespace {
 
-// A synchronise is polled for this long before a thread is made to wait for it.
-constexpr uint64_t kPollSyncNs = 30'000;
+// A synchronise is polled for twice the time that synchronises have lately taken, if that is no more than this; else for the least
+// time: a thread is made to wait for it.
+constexpr uint64_t kMostPollSyncNs = 150'000;
+constexpr uint64_t kLeastPollSyncNs = 10'000;
 // After an answer the client's next call may come within microseconds. We poll for as long as such calls have lately taken to come, between these:
 constexpr uint64_t kLeastSpinNs = 5'000;
 constexpr uint64_t kMostSpinNs = 60'000;
@@ -796,7 +798,9 @@ bool Dispatcher::settle(const std::shared_ptr<Timed>& t) {
 // Everything that the caller waits for has been dispatched. What is nearly over is polled for, since handing the wait to a thread that sleeps takes
 // longer; the rest is waited for by the ring's worker.
 void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t deadline_ns, const Reply& reply) {
-    Waiting w{std::move(s), std::move(lanes), {}, {}, deadline_ns, now_ns() + kPollSyncNs, reply};
+    const uint64_t began = now_ns();
+    const uint64_t poll = 2 * usual_sync_ns_ <= kMostPollSyncNs ? std::max(2 * usual_sync_ns_, kLeastPollSyncNs) : kLeastPollSyncNs;
+    Waiting w{std::move(s), std::move(lanes), {}, {}, deadline_ns, began, began + poll, reply};
     for (auto& lane : w.lanes) {
         if (w.failure.code == 0) w.failure = std::exchange(lane->failure, {});
         w.tickets.emplace_back(lane->id, lane->last_ticket);
@@ -831,6 +835,8 @@ void Dispatcher::answer(const Waiting& w) {
 }
 
 // Polls for synchronises that have just begun. True while there are any.
+void Dispatcher::learn_sync(uint64_t ns) { usual_sync_ns_ = usual_sync_ns_ - usual_sync_ns_ / 8 + std::min(ns, 2 * kMostPollSyncNs) / 8; }
+
 bool Dispatcher::poll_waiting(uint64_t now) {
     for (size_t i = 0; i < waiting_.size();) {
         Waiting& w = waiting_[i];
@@ -839,13 +845,16 @@ bool Dispatcher::poll_waiting(uint64_t now) {
             i++;
             continue;
         }
-        if (!done) {
+        if (done) {
+            learn_sync(now - w.began);
+        } else {
             // The worker keeps the session: its lanes must not be torn down under the wait. tear_down() ends the worker first.
             Ring& ring = *w.reply.ring;
             worker_of(ring).post([this, w = std::move(w)]() mutable {
                 wait_for(w);
                 if (w.failure.code == 0) {
-                    post([this, tickets = w.tickets] {
+                    post([this, tickets = w.tickets, took = now_ns() - w.began] {
+                        learn_sync(took);
                         for (auto [id, ticket] : tickets) synced(id, ticket);
                     });
                 }

@@ -150,13 +150,14 @@ private:
         std::vector<std::pair<uint32_t, uint64_t>> tickets;
         Failure failure;
         int64_t deadline_ns;  // < 0: none
-        uint64_t poll_until;
+        uint64_t began, poll_until;
         Reply reply;
     };
     bool answer_if_complete(Waiting& w);
     void wait_for(Waiting& w) const;
     static void answer(const Waiting& w);
     bool poll_waiting(uint64_t now);
+    void learn_sync(uint64_t ns);
     void finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t deadline_ns, const Reply& reply);
     // What waits in a lane until its turn or its deadline: whichever is first settles it.
     struct Timed {
@@ -203,6 +204,7 @@ private:
     std::vector<void*> slabs_;
     bool answered_ = false;               // a synchronous call was answered since the last idle moment: more may follow at once
     std::vector<Waiting> waiting_;
+    uint64_t usual_sync_ns_ = 30'000;  // how long synchronises have lately taken, from their dispatch on
     uint64_t lent_ = 0;
     Timers timers_;
     // Large copies that keep the device's copy engine: on workers, and until when those given to streams may take.
