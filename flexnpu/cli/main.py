@@ -14,6 +14,7 @@ _COMMANDS = {
     "run": "flexnpu.cli.run:run",
     "status": "flexnpu.cli.status:status",
     "top": "flexnpu.cli.top:top",
+    "coverage": "flexnpu.cli.coverage:coverage",
     "demo": "flexnpu.cli.demo.command:demo",
     "bench": "flexnpu.cli.bench:bench",
 }
