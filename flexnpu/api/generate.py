@@ -2,7 +2,7 @@
 
 Reads `functions.tsv` (every AscendCL function outside aclnn: name, library, return type, parameter types,
 class), `types.tsv` (what each type is in C) and `aclnn.tsv` (every aclnn operator with its argument kinds,
-see `aclnn_arg.hpp`), and writes into OUT_DIR:
+see `aclnn_arg.hpp`) and `refusals.tsv` (why functions are refused), and writes into OUT_DIR:
 
     acl.gen.h                   prototypes and types of every function
     fn_ids.gen.h, .gen.cpp      FnId, kFnNames, kOps, find_op
@@ -28,6 +28,7 @@ import csv
 import re
 import sys
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -289,13 +290,28 @@ def aclnn_invoke(ops: list[tuple[str, str]]) -> str:
     )
 
 
-def failing_body(f: Function, hook: str) -> str:
+def read_refusals() -> list[tuple[str, str]]:
+    """(pattern of names, why FlexNPU refuses them), of which the first that fits counts."""
+    return [(row["pattern"], row["why"]) for row in read_rows(HERE / "refusals.tsv")]
+
+
+def why_refused(name: str, refusals: list[tuple[str, str]]) -> str | None:
+    return next((why for pattern, why in refusals if fnmatchcase(name, pattern)), None)
+
+
+def failing_body(f: Function, hook: str, why: str | None = None) -> str:
     """A body that reports `f` through `hook` and returns what its type allows."""
+    call = f'{hook}("{f.name}")' if why is None else f"{hook}_why({c_string(f.name)}, {c_string(why)})"
     if f.returns in ("aclError", "aclnnStatus", "int32_t"):
-        return f'{{ return {hook}("{f.name}"); }}'
+        return f"{{ return {call}; }}"
     if f.returns == "void":
-        return f'{{ {hook}("{f.name}"); }}'
-    return f'{{ {hook}("{f.name}"); return {{}}; }}'
+        return f"{{ {call}; }}"
+    # 0 names a data type, -1 none.
+    return f"{{ {call}; return {'-1' if f.returns == 'aclDataType' else '{}'}; }}"
+
+
+def c_string(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def weak(f: Function, body: str) -> str:
@@ -361,10 +377,12 @@ def client_stubs(functions: list[Function], types: dict[str, str]) -> str:
         "uint64_t* out, uint32_t out_words);",
         "// Records that FlexNPU does not interpose the function and returns an ACL error.",
         "aclError fx_refuse(const char* function);",
+        "aclError fx_refuse_why(const char* function, const char* why);",
     ]
+    refusals = read_refusals()
     for f in functions:
         if f.cls in ("refuse", "hand"):
-            out.append(weak(f, failing_body(f, "fx_refuse")))
+            out.append(weak(f, failing_body(f, "fx_refuse", why_refused(f.name, refusals))))
         elif f.cls == "forward":
             params = forwarded(f, types)
             words, outs, total = [], [], "0"

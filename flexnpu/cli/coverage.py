@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fnmatch
 import importlib.util
 import json
 import os
@@ -62,9 +61,7 @@ class Surface:
             for name in (row["op"], row["op"] + "GetWorkspaceSize"):
                 self.classes[name] = "operator"
                 self.needed_by[name] = set(row["needed_by"].split(","))
-        self.refusals = [
-            (row["pattern"], row["why"]) for row in generate.read_rows(generate.HERE / "refusals.tsv")
-        ]
+        self.refusals = generate.read_refusals()
 
         consts = (generate.HERE / "acl_consts.h").read_text()
         found = re.search(r"\bAPI_NOT_SUPPORTED = (\d+)", consts)
@@ -86,9 +83,7 @@ class Surface:
         return Served(symbol, INTERPOSED, cls, _HOW[cls])
 
     def _why(self, symbol: str) -> str:
-        return next(
-            (w for pattern, w in self.refusals if fnmatch.fnmatchcase(symbol, pattern)), "not served yet"
-        )
+        return generate.why_refused(symbol, self.refusals) or "not served yet"
 
 
 @cache

@@ -92,6 +92,10 @@ aclError fx_refuse(const char* function) {
     return fail(acl::API_NOT_SUPPORTED, "%s is not interposed by FlexNPU: run the program without `flexnpu run` to use it", function);
 }
 
+aclError fx_refuse_why(const char* function, const char* why) {
+    return fail(acl::API_NOT_SUPPORTED, "%s is not interposed by FlexNPU: %s", function, why);
+}
+
 aclError fx_call(uint16_t fn, const uint64_t* in, uint32_t in_words, uint64_t* out, uint32_t out_words) {
     Channel* c = Session::channel();
     if (!c) return acl::RT_INTERNAL;

@@ -39,7 +39,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def coverage(*arguments: object) -> tuple[int, Any]:
-    result = subprocess.run([COMMAND, "coverage", "--json", *map(str, arguments)], capture_output=True, text=True)
+    result = subprocess.run(
+        [COMMAND, "coverage", "--json", *map(str, arguments)], capture_output=True, text=True
+    )
     return result.returncode, json.loads(result.stdout) if result.stdout else result.stderr
 
 
