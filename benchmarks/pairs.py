@@ -1,9 +1,10 @@
 """Two sides of one comparison, alive at once and measured slice by slice in turn.
 
 Shared machines change their pace from second to second. A program that runs for half a minute and then
-another for half a minute are measured in two different worlds; slices of some tenths of a second that take turns
-are not. So a measured program here is a *peer*: it warms up, then answers a request line on stdin with a line of
-JSON on stdout. A side's programs and the daemon behind them are idle while the other side has its turn.
+another for half a minute are measured in two different worlds; slices of some tenths of a second that
+take turns are not. So a measured program here is a *peer*: it warms up, then answers a request line on
+stdin with a line of JSON on stdout. A side's programs and the daemon behind them are idle while the
+other side has its turn.
 """
 
 from __future__ import annotations
