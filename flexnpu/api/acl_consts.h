@@ -93,9 +93,37 @@ enum DeviceAttr : int32_t {
     ATTR_AICORE_CORE_NUM = 101, ATTR_CUBE_CORE_NUM = 102, ATTR_VECTOR_CORE_NUM = 201,
     ATTR_TOTAL_GLOBAL_MEM_SIZE = 301, ATTR_L2_CACHE_SIZE = 302, ATTR_IS_VIRTUAL = 501,
 };
+enum MemLocation : int32_t { LOCATION_HOST = 0, LOCATION_DEVICE = 1, LOCATION_UNREGISTERED = 2 };
+enum MemGranularity : int32_t { GRANULARITY_MINIMUM = 0, GRANULARITY_RECOMMENDED = 1 };
+enum MemHandleType : int32_t { HANDLE_NONE = 0, HANDLE_POSIX = 2 };
+enum MemSharedHandleType : int32_t { SHARE_DEFAULT = 1, SHARE_FABRIC = 2 };
+enum MemExportFlag : uint64_t { EXPORT_ANY_PID = 1 };  // aclrtIpcMemGetExportKey, aclrtMemExportToShareableHandle
 enum MemAttr : int32_t { MEM_DDR = 0, MEM_HBM = 1, MEM_DDR_HUGE = 2, MEM_DDR_NORMAL = 3, MEM_HBM_HUGE = 4, MEM_HBM_NORMAL = 5 };
 
 }  // namespace flexnpu::acl
+
+struct aclrtMemLocation {
+    uint32_t id;
+    int32_t type;
+};
+
+// What physical memory is asked for.
+struct aclrtPhysicalMemProp {
+    int32_t handle_type;
+    int32_t allocation_type;
+    int32_t memory;  // aclrtMemAttr
+    aclrtMemLocation location;
+    uint64_t reserved;
+};
+
+struct aclrtIpcEventHandle {
+    char bytes[64];
+};
+
+// A handle of physical memory for processes of other hosts.
+struct aclrtMemFabricHandle {
+    uint8_t bytes[128];
+};
 
 struct aclrtUuid {
     char bytes[16];

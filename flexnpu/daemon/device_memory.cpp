@@ -7,7 +7,7 @@
 namespace flexnpu::daemon {
 
 Allocation::~Allocation() {
-    if (kind_ == Kind::memory) vendor_.aclrtFree(it_);
+    if (kind_ == Kind::memory) vendor_.aclrtFree(it_); else vendor_.aclrtFreePhysical(it_);
     if (payer_) payer_->refund(bytes_);
 }
 
@@ -51,6 +51,22 @@ int32_t allocate_memory(Vendor& vendor, const std::shared_ptr<Account>& account,
         return e;
     }
     *out = std::make_shared<Held>(std::make_shared<Allocation>(vendor, Allocation::Kind::memory, p, ask.bytes), account, true);
+    return 0;
+}
+
+int32_t allocate_physical(Vendor& vendor, const std::shared_ptr<Account>& account, uint64_t bytes, const aclrtPhysicalMemProp& properties,
+                          std::shared_ptr<Held>* out, std::string* message) {
+    if (!account->charge(bytes)) {
+        *message = over_quota("aclrtMallocPhysical", *account, bytes);
+        return acl::RT_MEMORY_ALLOCATION;
+    }
+    aclrtDrvMemHandle handle = nullptr;
+    if (const int32_t e = vendor.aclrtMallocPhysical(&handle, bytes, &properties, 0)) {
+        account->refund(bytes);
+        *message = vendor.message("aclrtMallocPhysical", e);
+        return e;
+    }
+    *out = std::make_shared<Held>(std::make_shared<Allocation>(vendor, Allocation::Kind::physical, handle, bytes), account, true);
     return 0;
 }
 

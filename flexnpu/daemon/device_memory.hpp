@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+struct aclrtPhysicalMemProp;
+
 namespace flexnpu::daemon {
 
 class Vendor;
@@ -107,6 +109,10 @@ struct MemoryRequest {
 
 // Charges and allocates. On failure an ACL error, with *message set.
 int32_t allocate_memory(Vendor& vendor, const std::shared_ptr<Account>& account, const MemoryRequest& ask, std::shared_ptr<Held>* out, std::string* message);
+
+// The same for physical memory, which has no address until it is mapped.
+int32_t allocate_physical(Vendor& vendor, const std::shared_ptr<Account>& account, uint64_t bytes, const aclrtPhysicalMemProp& properties,
+                          std::shared_ptr<Held>* out, std::string* message);
 
 // Why `account` refuses `bytes`.
 std::string over_quota(const char* function, const Account& account, uint64_t bytes);

@@ -325,7 +325,7 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
     s->default_lane.reset();
     s->shapes.clear();
     s->late.clear();
-    s->memory.take_all();
+    give_back_virtual_memory(*s, s->memory.take_all());
     s->stuck.clear();
     s->host.clear();
     live_sessions_--;

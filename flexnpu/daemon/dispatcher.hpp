@@ -96,8 +96,8 @@ private:
     void define_shape(Session& s, Payload p, const Reply& reply);
     void allocate(Session& s, Payload p, const Reply& reply);
     void release(Session& s, Payload p, const Reply& reply);
-    // Drops `held` and runs `job`, on the ring's worker, when all that the session has launched so far is over.
-    void when_unused(Session& s, const Reply& reply, std::vector<std::shared_ptr<Held>> held, std::function<void()> job);
+    // Runs `job`, on the ring's worker, when all that the session has launched so far is over; false: it is not, after a long time.
+    void when_unused(Session& s, const Reply& reply, std::function<void(bool over)> job);
     void create_stream(Session& s, Payload p, const Reply& reply);
     void destroy_stream(Session& s, Payload p, const Reply& reply);
     void sync_stream(Session& s, Payload p, const Reply& reply);
@@ -112,6 +112,11 @@ private:
     void elapsed(Session& s, Payload p, const Reply& reply);
     void forward(Session& s, Payload p, const Reply& reply);
     void text(Session& s, Payload p, const Reply& reply);
+    void virtual_memory(Session& s, Payload p, const Reply& reply);
+    void reserve(Session& s, const wire::VirtualMemory& v, const Reply& reply);
+    void map(Session& s, const wire::VirtualMemory& v, const Reply& reply);
+    void unmap(Session& s, const wire::VirtualMemory& v, const Reply& reply);
+    void give_back_virtual_memory(Session& s, std::vector<MemoryMap::Range> ranges);
 
     // A refused call: counted, and answered or kept for the lane's next synchronise.
     void refuse(Session& s, const Reply& reply, int32_t code, std::string message);
@@ -213,6 +218,8 @@ private:
     bool copies_are_slow() const;
     std::unique_ptr<Worker> reaper_;
     std::atomic<uint64_t> quota_refusals_{0};
+    // Of all sessions: addresses and mappings are this process's, and everybody's.
+    std::atomic<uint64_t> reserved_bytes_{0}, pieces_{0};
 
     struct {
         uint64_t records = 0, launches = 0, copies = 0, refused = 0, malformed = 0, sessions = 0, sessions_broken = 0, naps = 0, sleeps = 0,

@@ -49,6 +49,11 @@ public:
         if (it == ranges_.begin() || address - (--it)->address >= it->bytes) return std::nullopt;
         return *it;
     }
+    // Whether this piece of physical memory is mapped anywhere.
+    bool has_mapped(const Allocation* allocation) {
+        std::lock_guard lock(mutex_);
+        return std::any_of(ranges_.begin(), ranges_.end(), [&](const Range& r) { return r.kind == Kind::mapped && r.held->allocation().get() == allocation; });
+    }
     // Whether any range has a byte of [address, address + bytes).
     bool overlaps(uint64_t address, uint64_t bytes) {
         std::lock_guard lock(mutex_);

@@ -127,6 +127,7 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
             s.late.erase(it);
             return reply.send(0, "", dims.data(), dims.size());
         }
+        case Kind::virtual_memory: return virtual_memory(s, p, reply);
         case Kind::invalid: case Kind::count_: break;
     }
     count_.malformed++;
@@ -258,25 +259,31 @@ void Dispatcher::release(Session& s, Payload p, const Reply& reply) {
     if (!range) {
         return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtFree: " + hex(f.address) + " was not allocated by this process");
     }
-    when_unused(s, reply, {std::move(range->held)}, [reply] { reply.ok(); });
+    when_unused(s, reply, [&s, reply, held = std::move(range->held)](bool over) mutable {
+        if (!over) {
+            // Stuck: it is kept, and stays charged, until the session ends.
+            std::lock_guard lock(s.stuck_mutex);
+            s.stuck.push_back(std::move(held));
+        }
+        held.reset();
+        reply.ok();
+    });
 }
 
 // Memory may go, or be unmapped, when nothing that the session has launched can touch it any more: not dispatched only, but over. Otherwise a late
 // operator would write into what the next owner of the memory has there.
-void Dispatcher::when_unused(Session& s, const Reply& reply, std::vector<std::shared_ptr<Held>> held, std::function<void()> job) {
+void Dispatcher::when_unused(Session& s, const Reply& reply, std::function<void(bool over)> job) {
     std::vector<std::shared_ptr<Lane>> lanes;
     s.each_lane([&](const std::shared_ptr<Lane>& lane) { lanes.push_back(lane); });
-    after(lanes_of(s), false, [this, &s, reply, lanes = std::move(lanes), held = std::move(held), job = std::move(job)]() mutable {
-        worker_of(*reply.ring).post([this, &s, lanes = std::move(lanes), held = std::move(held), job = std::move(job)]() mutable {
+    after(lanes_of(s), false, [this, reply, lanes = std::move(lanes), job = std::move(job)]() mutable {
+        worker_of(*reply.ring).post([this, lanes = std::move(lanes), job = std::move(job)] {
+            const uint64_t deadline = wire::now_ns() + uint64_t(kLongestUseMs) * 1'000'000;
+            bool over = true;
             for (auto& lane : lanes) {
-                if (vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, kLongestUseMs) != acl::RT_WAIT_TIMEOUT) continue;
-                // Stuck: what it uses is kept, and stays charged, until the session ends.
-                std::lock_guard lock(s.stuck_mutex);
-                std::move(held.begin(), held.end(), std::back_inserter(s.stuck));
-                break;
+                const int64_t left = (int64_t(deadline) - int64_t(wire::now_ns())) / 1'000'000;
+                over = over && vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, int32_t(std::max<int64_t>(left, 1))) != acl::RT_WAIT_TIMEOUT;
             }
-            held.clear();
-            job();
+            job(over);
         });
     });
 }

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -171,6 +172,16 @@ struct Lane : std::enable_shared_from_this<Lane> {
     bool held() const { return blocked || full || calling || aborting; }
 };
 
+// Addresses that a session has reserved and physical memory that it holds. Its calls run on workers.
+struct VirtualMemory {
+    std::mutex mutex;
+    std::map<uint64_t, uint64_t> reserved;  // address -> bytes
+    uint64_t reserved_bytes = 0;
+    uint64_t pieces = 0;                    // mapped
+    std::atomic<uint32_t> unmapping{0};     // no longer to be named, not yet unmapped
+    Table<Held> physical{wire::HandleKind::physical};
+};
+
 // Host memory shared with the client.
 struct HostMemory {
     uint8_t* address = nullptr;
@@ -199,6 +210,7 @@ struct Session : std::enable_shared_from_this<Session> {
     std::deque<std::pair<uint64_t, std::shared_ptr<Shape>>> late;
     MemoryMap memory;
     std::shared_ptr<Account> account = std::make_shared<Account>();  // of its device memory
+    VirtualMemory virtual_memory;
     // Memory that the program gave back while operators that never ended could still touch it.
     std::mutex stuck_mutex;
     std::vector<std::shared_ptr<Held>> stuck;

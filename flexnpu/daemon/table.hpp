@@ -44,6 +44,7 @@ public:
         const uint32_t i = wire::handle_index(handle);
         return handle && i < slots_.size() && slots_[i].handle == handle ? slots_[i].object.get() : nullptr;
     }
+    std::shared_ptr<T> share(uint64_t handle) const { return find(handle) ? slots_[wire::handle_index(handle)].object : nullptr; }
     std::shared_ptr<T> remove(uint64_t handle) {
         if (!find(handle)) return nullptr;
         Slot& slot = slots_[wire::handle_index(handle)];

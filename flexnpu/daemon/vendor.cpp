@@ -36,6 +36,9 @@ Vendor::Vendor(const std::string& directory) : operators_(api::kOpCount), functi
     if (!name) missing += std::string(missing.empty() ? "" : ", ") + #name;
     FLEXNPU_VENDOR_FUNCTIONS(X)
 #undef X
+#define X(name) name = reinterpret_cast<decltype(name)>(symbol(#name));
+    FLEXNPU_VENDOR_OPTIONAL(X)
+#undef X
     if (!missing.empty()) throw std::runtime_error("the libraries in " + directory + " lack " + missing);
 }
 

@@ -25,6 +25,11 @@ namespace flexnpu::daemon {
     X(aclCreateIntArray) X(aclDestroyIntArray) X(aclCreateFloatArray) X(aclDestroyFloatArray)                                \
     X(aclCreateBoolArray) X(aclDestroyBoolArray)
 
+// Those that not every CANN has: null where it lacks them.
+#define FLEXNPU_VENDOR_OPTIONAL(X)                                                                                           \
+    X(aclrtReserveMemAddress) X(aclrtReleaseMemAddress) X(aclrtMallocPhysical) X(aclrtFreePhysical) X(aclrtMapMem)           \
+    X(aclrtUnmapMem) X(aclrtMemGetAllocationGranularity)
+
 class Vendor {
 public:
     // Throws std::runtime_error naming the library or function that is missing.
@@ -35,6 +40,7 @@ public:
 
 #define X(name) decltype(&::name) name = nullptr;
     FLEXNPU_VENDOR_FUNCTIONS(X)
+    FLEXNPU_VENDOR_OPTIONAL(X)
 #undef X
 
     // Any symbol of the libraries; nullptr if none defines it.

@@ -126,6 +126,7 @@ enum class Kind : uint16_t {
     text,             // Text, then a name -> text
     abort_device,     // StreamOp: every stream of the session
     late_dims,        // LateDims -> for each output of the launch: number of dims, dims
+    virtual_memory,   // VirtualMemory -> a word, see there
     count_,
 };
 
@@ -212,6 +213,28 @@ struct Free {
 struct MemInfo {
     int32_t attribute;
     uint32_t reserved;
+};
+struct VirtualMemory {
+    enum Call : uint32_t {
+        reserve,        // bytes, address: where the program would like it, flags -> address
+        release,        // address
+        allocate,       // bytes, flags, memory, types -> handle
+        free,           // handle
+        map,            // address, bytes, offset, handle, flags
+        unmap,          // address
+        granularity,    // option, memory, types -> bytes
+    };
+    uint32_t call;
+    int32_t option;
+    uint64_t address;
+    uint64_t bytes;
+    uint64_t offset;
+    uint64_t handle;
+    uint64_t flags;
+    int32_t memory;
+    int32_t handle_type;
+    int32_t allocation_type;
+    int32_t reserved;
 };
 struct DefineShape {
     uint64_t shape;

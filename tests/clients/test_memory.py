@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,32 @@ def test_torch_runs_out_at_the_quota_and_recovers(daemon: Any) -> None:
     assert saw["pieces"] >= 6
     assert saw["free after empty_cache"] >= saw["free"] - 8 * MIB
     assert saw["sum"] == 1000
+
+
+def test_virtual_memory_is_the_same_directly_and_interposed(daemon: Any, direct: Callable[..., str]) -> None:
+    saw = json.loads(direct("virtual_memory.py"))
+    assert json.loads(daemon.run("virtual_memory.py")) == saw
+    assert saw.pop("granularity") == 2 * MIB
+    assert saw.pop("held") == 8 * MIB
+    assert saw.pop("left") == 0
+    assert saw.pop("at both addresses") == "twice"
+    right = ("over a border", "filled", "a part")
+    assert all(saw.pop(name) for name in right)
+    assert set(saw.values()) == {107000, 107017}, saw
+    daemon.wait_for(lambda s: not s.sessions)
+
+
+@pytest.mark.torch_npu
+def test_expandable_segments(
+    daemon: Any, direct: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTORCH_NPU_ALLOC_CONF", "expandable_segments:True")
+    daemon.environment["PYTORCH_NPU_ALLOC_CONF"] = "expandable_segments:True"
+    saw = json.loads(direct("torch_expandable.py"))
+    assert saw["expandable"]
+    assert saw["matmul"]
+    assert saw["reserved"]
+    assert saw["right"] == [True] * 3
+    assert saw["left"] == 0
+    assert saw["too much"] == "refused"
+    assert json.loads(daemon.run("torch_expandable.py")) == saw

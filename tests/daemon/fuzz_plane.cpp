@@ -160,7 +160,7 @@ Bytes record(wire::Kind kind, const Bytes& payload, bool ask) {
 
 // What a session holds, for messages that are almost right.
 struct World {
-    uint64_t memory = 0, stream = 0, event = 0;
+    uint64_t memory = 0, stream = 0, event = 0, reserved = 0, physical = 0;
     struct Defined {
         uint64_t shape;
         uint32_t op;
@@ -235,7 +235,7 @@ Bytes honest(World& w) {
             return record(kind, p, below(2));
         }
         case Kind::memset:
-            append(p, wire::Memset{w.stream, w.memory, 64, below(65), 1, uint32_t(below(2))});
+            append(p, wire::Memset{w.stream, below(4) ? w.memory : w.reserved + 4096 * below(8), 64, below(65), 1, uint32_t(below(2))});
             return record(kind, p, true);
         case Kind::record_event: case Kind::wait_event: case Kind::reset_event: case Kind::destroy_event: case Kind::sync_event:
         case Kind::query_event: case Kind::event_timestamp:
@@ -289,6 +289,17 @@ Bytes honest(World& w) {
             for (uint64_t i = 0; i < n; i++) append(p, below(3));
             return record(kind, p, true);
         }
+        case Kind::virtual_memory: {
+            wire::VirtualMemory v{};
+            v.call = uint32_t(below(8));
+            v.bytes = 4096 * (1 + below(4));
+            v.offset = 4096 * below(3);
+            v.handle = below(4) ? w.physical : wire::make_handle(wire::HandleKind::physical, uint32_t(below(8)), 1 + uint32_t(below(3)));
+            v.address = w.reserved + 4096 * below(8);
+            if (v.call == wire::VirtualMemory::release && below(20)) return honest(w);
+            append(p, v);
+            return record(kind, p, true);
+        }
         case Kind::late_dims:
             append(p, wire::LateDims{below(10)});
             return record(kind, p, true);
@@ -335,6 +346,16 @@ World furnish(Raw& raw) {
     append(p, wire::CreateStream{0, 0});
     if (raw.call(wire::Kind::create_stream, p) == 0) w.stream = raw.ring.header().data[0];
     p.clear();
+    wire::VirtualMemory v{};
+    v.call = wire::VirtualMemory::reserve;
+    v.bytes = 1 << 16;
+    append(p, v);
+    if (raw.call(wire::Kind::virtual_memory, p) == 0) w.reserved = raw.ring.header().data[0];
+    p.clear();
+    v.call = wire::VirtualMemory::allocate;
+    append(p, v);
+    if (raw.call(wire::Kind::virtual_memory, p) == 0) w.physical = raw.ring.header().data[0];
+    p.clear();
     const uint64_t event = wire::make_handle(wire::HandleKind::event, 0, 1);
     append(p, wire::CreateEvent{event, 0, 0});
     if (raw.call(wire::Kind::create_event, p) == 0) w.event = event;
@@ -345,7 +366,7 @@ void fuzz_rings(Running& running, uint64_t messages) {
     Raw honest_one(running.path());
     honest_one.open();
     World kept = furnish(honest_one);
-    if (!kept.memory || !kept.stream || !kept.event) die("an honest client gets no objects");
+    if (!kept.memory || !kept.stream || !kept.event || !kept.reserved || !kept.physical) die("an honest client gets no objects");
     uint64_t sent = 0;
     while (sent < messages) {
         Raw raw(running.path());

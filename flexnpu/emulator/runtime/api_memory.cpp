@@ -10,10 +10,6 @@
 #include "flexnpu/emulator/runtime/runtime.hpp"
 
 // Answer of aclrtPointerGetAttributes.
-struct aclrtMemLocation {
-    uint32_t id;
-    int32_t type;
-};
 struct aclrtPtrAttributes {
     aclrtMemLocation location;
     uint32_t page_size;
@@ -292,8 +288,7 @@ aclError aclrtMemFlush(void*, size_t) { return acl::SUCCESS; }
 aclError aclrtMemInvalidate(void*, size_t) { return acl::SUCCESS; }
 
 aclError aclrtMemGetAddressRange(void* p, void** base, size_t* size) {
-    auto device = Runtime::get().owner(p);
-    auto block = device ? device->memory.find(p) : std::nullopt;
+    auto block = Runtime::get().device_block(p);
     if (!block) {
         return fail(acl::RT_PARAM_INVALID, "aclrtMemGetAddressRange: %p is not device memory", p);
     }
@@ -384,7 +379,7 @@ aclError aclrtPointerGetAttributes(const void* p, aclrtPtrAttributes* attributes
     }
     *attributes = {};
     auto device = Runtime::get().owner(p);
-    if (device && device->memory.find(p)) {
+    if (device && Runtime::get().device_block(p)) {
         attributes->location = {uint32_t(device->index), kLocationDevice};
         attributes->page_size = uint32_t(emu::Arena::kPage);
     } else if (Runtime::get().knows_host(p)) {

@@ -9,7 +9,7 @@
 
 namespace flexnpu::emulator {
 
-enum class HandleKind : uint64_t { Context = 1, Stream = 2, Event = 3, Group = 4 };
+enum class HandleKind : uint64_t { Context = 1, Stream = 2, Event = 3, Group = 4, Physical = 6 };
 
 // A handle is [kind:3][generation:20][index:20][0:4]: it fits the user half of the address space and is never null.
 template <class T>
@@ -53,6 +53,21 @@ public:
         slot->generation = (slot->generation + 1) & kMask;
         free_.push_back(uint64_t(slot - slots_.data()));
         return object;
+    }
+
+    template <class Condition>
+    void remove_if(Condition condition) {
+        std::vector<std::shared_ptr<T>> last;  // objects end outside the lock
+        std::unique_lock lock(mutex_);
+        for (Slot& slot : slots_) {
+            if (slot.object && condition(*slot.object)) {
+                last.push_back(std::move(slot.object));
+                slot.object = nullptr;
+                slot.generation = (slot.generation + 1) & kMask;
+                free_.push_back(uint64_t(&slot - slots_.data()));
+            }
+        }
+        lock.unlock();
     }
 
     std::vector<std::shared_ptr<T>> all() const {

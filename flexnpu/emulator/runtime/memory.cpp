@@ -68,39 +68,52 @@ void Arena::erase_free(std::map<uint64_t, uint64_t>::iterator at) {
 }
 
 void* Arena::allocate(uint64_t size) {
+    auto offset = take(size, kAlignment, false);
+    return offset ? base_ + *offset : nullptr;
+}
+
+std::optional<uint64_t> Arena::allocate_physical(uint64_t size) { return take(size, kGranularity, true); }
+
+std::optional<uint64_t> Arena::take(uint64_t size, uint64_t alignment, bool physical) {
     if (size > span_) {
-        return nullptr;
+        return std::nullopt;
     }
     size = round_up(std::max<uint64_t>(size, 1), kAlignment);
     if (!shared_.take_memory(size)) {
-        return nullptr;
+        return std::nullopt;
     }
     std::unique_lock lock(mutex_);
-    auto fit = free_by_size_.lower_bound({size, 0});
+    // With room for the alignment: whatever the offset of the gap is, all of them being multiples of kAlignment.
+    auto fit = free_by_size_.lower_bound({size + alignment - kAlignment, 0});
     if (fit == free_by_size_.end()) {
         shared_.give_memory(size);
-        return nullptr;
+        return std::nullopt;
     }
-    auto [available, offset] = *fit;
-    erase_free(free_.find(offset));
-    if (available > size) {
-        insert_free(offset + size, available - size);
+    auto [available, gap] = *fit;
+    erase_free(free_.find(gap));
+    uint64_t offset = round_up(gap, alignment);
+    if (offset > gap) {
+        insert_free(gap, offset - gap);
     }
-    used_.emplace(offset, size);
+    if (gap + available > offset + size) {
+        insert_free(offset + size, gap + available - offset - size);
+    }
+    used_[offset] = {size, physical};
     allocated_ += size;
-    return base_ + offset;
+    return offset;
 }
 
-bool Arena::release(void* p) {
+bool Arena::release(void* p) { return contains_address(p) && give(uint64_t(static_cast<char*>(p) - base_), false); }
+
+bool Arena::release_physical(uint64_t offset) { return give(offset, true); }
+
+bool Arena::give(uint64_t offset, bool physical) {
     std::unique_lock lock(mutex_);
-    if (!contains_address(p)) {
+    auto at = used_.find(offset);
+    if (at == used_.end() || at->second.physical != physical) {
         return false;
     }
-    auto at = used_.find(uint64_t(static_cast<char*>(p) - base_));
-    if (at == used_.end()) {
-        return false;
-    }
-    auto [offset, size] = *at;
+    const uint64_t size = at->second.size;
     used_.erase(at);
     allocated_ -= size;
     uint64_t begin = offset, end = offset + size;
@@ -141,10 +154,10 @@ std::optional<Arena::Block> Arena::find(const void* p) const {
         return std::nullopt;
     }
     --at;
-    if (offset >= at->first + at->second) {
+    if (at->second.physical || offset >= at->first + at->second.size) {
         return std::nullopt;
     }
-    return Block{base_ + at->first, at->second};
+    return Block{base_ + at->first, at->second.size};
 }
 
 bool Arena::contains_range(const void* p, uint64_t size) const {

@@ -21,6 +21,7 @@ class Arena {
 public:
     static constexpr uint64_t kAlignment = 512;
     static constexpr uint64_t kPage = 4096;
+    static constexpr uint64_t kGranularity = 2 << 20;  // of physical memory and of what is mapped
 
     // Room for `shared.capacity()` bytes. Throws std::runtime_error.
     explicit Arena(SharedDevice& shared);
@@ -32,6 +33,11 @@ public:
     void* allocate(uint64_t size);
     // False when p is not the start of an allocation.
     bool release(void* p);
+
+    // The same for memory without an address: a range of the file fd(), at a multiple of kGranularity.
+    std::optional<uint64_t> allocate_physical(uint64_t size);
+    bool release_physical(uint64_t offset);
+    int fd() const { return fd_; }
 
     bool contains_address(const void* p) const { return p >= base_ && p < base_ + span_; }
     // Whether [p, p+size) lies in one allocation.
@@ -48,6 +54,12 @@ public:
     void abandon();
 
 private:
+    struct Used {
+        uint64_t size;
+        bool physical;
+    };
+    std::optional<uint64_t> take(uint64_t size, uint64_t alignment, bool physical);
+    bool give(uint64_t offset, bool physical);
     void insert_free(uint64_t offset, uint64_t size);
     void erase_free(std::map<uint64_t, uint64_t>::iterator at);
 
@@ -56,7 +68,7 @@ private:
     char* base_ = nullptr;
     uint64_t span_ = 0;
     mutable std::shared_mutex mutex_;
-    std::map<uint64_t, uint64_t> used_;                   // offset -> size
+    std::map<uint64_t, Used> used_;                       // by offset
     std::map<uint64_t, uint64_t> free_;                   // offset -> size, no two adjacent
     std::set<std::pair<uint64_t, uint64_t>> free_by_size_;  // (size, offset): best fit
     uint64_t allocated_ = 0;

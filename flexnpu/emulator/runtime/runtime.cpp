@@ -170,14 +170,19 @@ void Runtime::exit() {
 
 void Runtime::close_all_devices() {
     std::vector<std::shared_ptr<Stream>> detached;
+    std::vector<std::shared_ptr<Device>> closed;
     {
         std::unique_lock lock(mutex_);
         for (size_t i = 0; i < devices_.size(); ++i) {
+            closed.push_back(devices_[i].device);
             detach_device_locked(int32_t(i), detached);
         }
     }
     for (const auto& stream : detached) {
         stream->shut_down(true);
+    }
+    for (const auto& device : closed) {
+        drop_memory(device);
     }
 }
 
@@ -259,6 +264,7 @@ int32_t Runtime::reset_device(int32_t index, bool force) {
         stream->synchronize(Clock::now() + kDrain);
     }
     std::vector<std::shared_ptr<Stream>> detached;
+    std::shared_ptr<Device> closed;
     {
         std::unique_lock lock(mutex_);
         Slot& slot = devices_[size_t(index)];
@@ -268,12 +274,14 @@ int32_t Runtime::reset_device(int32_t index, bool force) {
         if (--slot.references > 0 && !force) {
             return acl::SUCCESS;
         }
+        closed = slot.device;
         detach_device_locked(index, detached);
     }
     // Not under the lock: what a worker runs may call the runtime.
     for (const auto& stream : detached) {
         stream->shut_down(true);
     }
+    drop_memory(closed);
     return acl::SUCCESS;
 }
 
@@ -410,12 +418,29 @@ std::shared_ptr<Device> Runtime::owner(const void* p) const {
             return slot.device;
         }
     }
-    return nullptr;
+    return addresses.owner(p);
 }
 
 bool Runtime::is_device_range(const void* p, uint64_t size) const {
     auto device = owner(p);
-    return device && device->memory.contains_range(p, size);
+    return device && (device->memory.contains_range(p, size) || addresses.contains_range(p, size));
+}
+
+std::optional<Arena::Block> Runtime::device_block(const void* p) const {
+    auto device = owner(p);
+    if (!device) {
+        return std::nullopt;
+    }
+    auto block = device->memory.find(p);
+    return block ? block : addresses.find(p);
+}
+
+void Runtime::drop_memory(const std::shared_ptr<Device>& device) {
+    if (!device) {
+        return;
+    }
+    addresses.drop(device.get());
+    physical_memory.remove_if([&](const PhysicalMemory& one) { return one.device == device; });
 }
 
 void Runtime::add_host(void* p, uint64_t size, bool ours) {

@@ -18,6 +18,7 @@
 #include "flexnpu/emulator/runtime/profile.hpp"
 #include "flexnpu/emulator/runtime/shared_device.hpp"
 #include "flexnpu/emulator/runtime/stream.hpp"
+#include "flexnpu/emulator/runtime/virtual_memory.hpp"
 
 namespace flexnpu::emulator {
 
@@ -89,8 +90,12 @@ public:
 
     // Device memory.
     std::shared_ptr<Device> owner(const void* p) const;
-    bool is_device_address(const void* p) const { return owner(p) != nullptr; }
+    bool is_device_address(const void* p) const { return owner(p) != nullptr || addresses.is_reserved(p); }
     bool is_device_range(const void* p, uint64_t size) const;
+    // The allocation, or the piece of mapped memory, that holds p.
+    std::optional<Arena::Block> device_block(const void* p) const;
+    AddressSpace addresses;
+    HandleTable<PhysicalMemory> physical_memory{HandleKind::Physical};
 
     // Host memory that the device may reach: page-locked by us or registered.
     void add_host(void* p, uint64_t size, bool ours);
@@ -107,6 +112,8 @@ private:
     // Takes a device apart: its streams, still running, go to `streams`.
     void detach_device_locked(int32_t index, std::vector<std::shared_ptr<Stream>>& streams);
     void close_all_devices();
+    // Once its streams are at rest.
+    void drop_memory(const std::shared_ptr<Device>& device);
     std::shared_ptr<Context> make_context_locked(std::shared_ptr<Device> device, bool primary);
 
     Settings settings_;

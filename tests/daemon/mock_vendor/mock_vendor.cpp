@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <sys/mman.h>
 #include <vector>
 
 #include "acl.gen.h"
@@ -130,6 +131,37 @@ aclError aclrtMemsetAsync(void* to, size_t, int32_t value, size_t bytes, aclrtSt
     memset(to, value, bytes);
     return 0;
 }
+
+// Addresses are real and always readable; mapping is not looked at, so that what reaches it has passed the daemon's own checks.
+constexpr size_t kMockReservation = size_t(1) << 26;
+aclError aclrtReserveMemAddress(void** p, size_t bytes, size_t, void*, uint64_t) {
+    if (bytes > kMockReservation) return fail(acl::RT_MEMORY_ALLOCATION, "no addresses");
+    memory++;
+    *p = mmap(nullptr, kMockReservation, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return *p == MAP_FAILED ? acl::RT_MEMORY_ALLOCATION : 0;
+}
+aclError aclrtReleaseMemAddress(void* p) {
+    memory--;
+    munmap(p, kMockReservation);
+    return 0;
+}
+aclError aclrtMallocPhysical(aclrtDrvMemHandle* handle, size_t bytes, const aclrtPhysicalMemProp*, uint64_t) {
+    return aclrtMalloc(handle, bytes > 4096 ? 4096 : bytes, 0);
+}
+aclError aclrtFreePhysical(aclrtDrvMemHandle handle) {
+    free(handle);
+    memory--;
+    return 0;
+}
+aclError aclrtMapMem(void* p, size_t bytes, size_t, aclrtDrvMemHandle, uint64_t) {
+    log({'M', 0, nullptr, reinterpret_cast<uint64_t>(p), bytes, 0});
+    return 0;
+}
+aclError aclrtUnmapMem(void* p) {
+    log({'U', 0, nullptr, reinterpret_cast<uint64_t>(p), 0, 0});
+    return 0;
+}
+aclError aclrtMemGetAllocationGranularity(aclrtPhysicalMemProp*, aclrtMemGranularityOptions, size_t* bytes) { return *bytes = 4096, 0; }
 
 aclError aclrtCreateStreamWithConfig(aclrtStream* out, uint32_t, uint32_t) {
     *out = new Stream{int(++streams)};

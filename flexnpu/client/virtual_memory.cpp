@@ -1,0 +1,132 @@
+// Virtual memory: reserved addresses, physical memory, mapping. The daemon holds both; here is only what the process must know itself.
+#include "acl.gen.h"
+#include "flexnpu/client/error.hpp"
+#include "flexnpu/client/session.hpp"
+
+namespace acl = flexnpu::acl;
+namespace wire = flexnpu::wire;
+using flexnpu::client::Channel;
+using flexnpu::client::DeviceRange;
+using flexnpu::client::fail;
+using flexnpu::client::Session;
+using Call = wire::VirtualMemory::Call;
+
+namespace {
+
+uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
+
+// Asks; the answer's word goes to *out.
+aclError ask(wire::VirtualMemory v, Call call, uint64_t* out = nullptr) {
+    Channel* c = Session::channel();
+    if (!c) return acl::RT_INTERNAL;
+    v.call = call;
+    if (int32_t e = c->call(wire::Kind::virtual_memory, v)) return e;
+    if (out) *out = c->words()[0];
+    return 0;
+}
+
+aclError check(const char* function, const aclrtPhysicalMemProp* p, wire::VirtualMemory* v) {
+    if (!p) return fail(acl::INVALID_PARAM, "%s: the properties are null", function);
+    if (p->location.type != acl::LOCATION_DEVICE) {
+        return fail(acl::API_NOT_SUPPORTED, "%s: location type %d: FlexNPU interposes device memory only", function, p->location.type);
+    }
+    v->memory = p->memory;
+    v->handle_type = p->handle_type;
+    v->allocation_type = p->allocation_type;
+    return 0;
+}
+
+aclError reserve(const char* function, void** p, size_t bytes, size_t alignment, uint64_t flags) {
+    if (!p || bytes == 0) return fail(acl::INVALID_PARAM, "%s: the output is null, or size 0", function);
+    *p = nullptr;
+    // What the vendor reserves is aligned to its granularity; CANN asks for 0 here.
+    if (alignment > (size_t(2) << 20) || (alignment & (alignment - 1)) != 0) return fail(acl::RT_PARAM_INVALID, "%s: alignment %zu", function, alignment);
+    wire::VirtualMemory v{};
+    v.bytes = bytes;
+    v.flags = flags;
+    uint64_t address = 0;
+    if (aclError e = ask(v, Call::reserve, &address)) return e;
+    *p = reinterpret_cast<void*>(address);
+    return 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+aclError aclrtReserveMemAddress(void** p, size_t bytes, size_t alignment, void*, uint64_t flags) {
+    return reserve("aclrtReserveMemAddress", p, bytes, alignment, flags);
+}
+aclError aclrtReserveMemAddressNoUCMemory(void** p, size_t bytes, size_t alignment, void*, uint64_t flags) {
+    return reserve("aclrtReserveMemAddressNoUCMemory", p, bytes, alignment, flags);
+}
+aclError aclrtReleaseMemAddress(void* p) {
+    wire::VirtualMemory v{};
+    v.address = number(p);
+    return ask(v, Call::release);
+}
+
+aclError aclrtMallocPhysical(aclrtDrvMemHandle* handle, size_t bytes, const aclrtPhysicalMemProp* properties, uint64_t flags) {
+    if (!handle || bytes == 0) return fail(acl::INVALID_PARAM, "aclrtMallocPhysical: the output is null, or size 0");
+    *handle = nullptr;
+    wire::VirtualMemory v{};
+    if (aclError e = check("aclrtMallocPhysical", properties, &v)) return e;
+    v.bytes = bytes;
+    v.flags = flags;
+    uint64_t out = 0;
+    if (aclError e = ask(v, Call::allocate, &out)) return e;
+    *handle = reinterpret_cast<aclrtDrvMemHandle>(out);
+    return 0;
+}
+aclError aclrtFreePhysical(aclrtDrvMemHandle handle) {
+    wire::VirtualMemory v{};
+    v.handle = number(handle);
+    return ask(v, Call::free);
+}
+
+aclError aclrtMapMem(void* p, size_t bytes, size_t offset, aclrtDrvMemHandle handle, uint64_t flags) {
+    wire::VirtualMemory v{};
+    v.address = number(p);
+    v.bytes = bytes;
+    v.offset = offset;
+    v.handle = number(handle);
+    v.flags = flags;
+    if (aclError e = ask(v, Call::map)) return e;
+    Session::channel()->session().memory.add({number(p), bytes});
+    return 0;
+}
+aclError aclrtUnmapMem(void* p) {
+    wire::VirtualMemory v{};
+    v.address = number(p);
+    // Before the daemon unmaps: another thread may map there as soon as it has.
+    Channel* c = Session::channel();
+    if (!c) return acl::RT_INTERNAL;
+    DeviceRange range;
+    const bool known = c->session().memory.remove(number(p), &range);
+    const aclError e = ask(v, Call::unmap);
+    if (e && known) c->session().memory.add(range);
+    return e;
+}
+
+aclError aclrtMemGetAllocationGranularity(aclrtPhysicalMemProp* properties, aclrtMemGranularityOptions option, size_t* granularity) {
+    if (!granularity) return fail(acl::INVALID_PARAM, "aclrtMemGetAllocationGranularity: the output is null");
+    wire::VirtualMemory v{};
+    if (aclError e = check("aclrtMemGetAllocationGranularity", properties, &v)) return e;
+    v.option = option;
+    uint64_t out = 0;
+    if (aclError e = ask(v, Call::granularity, &out)) return e;
+    *granularity = out;
+    return 0;
+}
+
+aclError aclrtMemGetAddressRange(void* p, void** base, size_t* bytes) {
+    Session* s = Session::get();
+    if (!s) return acl::RT_INTERNAL;
+    DeviceRange range;
+    if (!s->memory.find(number(p), &range)) return fail(acl::RT_PARAM_INVALID, "aclrtMemGetAddressRange: %p is not device memory", p);
+    if (base) *base = reinterpret_cast<void*>(range.address);
+    if (bytes) *bytes = range.bytes;
+    return 0;
+}
+
+}  // extern "C"
