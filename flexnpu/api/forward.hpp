@@ -8,6 +8,17 @@
 
 namespace flexnpu::api {
 
+// Which argument of a forwarded function is a device's number as the program counts, or -1.
+constexpr int device_argument(uint16_t function) {
+    switch (function) {
+        case FN_aclGetDeviceCapability: case FN_aclrtDeviceGetUuid: case FN_aclrtGetDeviceInfo: case FN_aclrtGetDeviceResLimit:
+        case FN_aclrtGetDeviceUtilizationRate: case FN_aclrtQueryDeviceStatus: case FN_aclrtResetDeviceResLimit: case FN_aclrtSetDeviceResLimit:
+            return 0;
+        default:
+            return -1;
+    }
+}
+
 // What a generated handler needs of the session that called.
 class ForwardContext {
 public:

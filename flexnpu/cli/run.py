@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -21,6 +21,30 @@ EMULATOR_HOME = PACKAGE / "emulator"
 #: Programs look for more libraries below these: a stand-in for CANN's folder, so that they find none of the
 #: vendor's there.
 _HOMES = {"ASCEND_HOME_PATH": "", "ASCEND_TOOLKIT_HOME": "", "ASCEND_OPP_PATH": "opp"}
+
+
+MAX_DEVICES = 64
+
+
+class Devices(click.ParamType[tuple[int, ...]]):
+    """Device numbers, each once."""
+
+    name = "devices"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        numbers = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdecimal() and int(part) <= 1023 for part in numbers):
+            self.fail(f"{value!r} is not a list of device numbers, such as 0,1", param, ctx)
+        found = tuple(int(part) for part in numbers)
+        if len(set(found)) != len(found):
+            self.fail(f"{value}: a device is named twice", param, ctx)
+        if len(found) > MAX_DEVICES:
+            self.fail(f"{len(found)} devices: a program can use {MAX_DEVICES}", param, ctx)
+        return found
 
 
 def listening(path: Path) -> bool:
@@ -49,9 +73,10 @@ def find_daemon(device: int) -> Path:
     )
 
 
-def environment(home: Path, data_socket: Path | None, base: Mapping[str, str]) -> dict[str, str]:
+def environment(home: Path, data_sockets: Sequence[Path], base: Mapping[str, str]) -> dict[str, str]:
     """`base` changed so that programs load the libraries in `home`/lib. lib/toolkit there is laid out as the
-    vendor's installation, as far as programs look into it.
+    vendor's installation, as far as programs look into it. The program's devices are those behind
+    `data_sockets`, in that order.
     """
     result = dict(base)
     ours = {CLIENT_HOME / "lib", EMULATOR_HOME / "lib"}
@@ -62,8 +87,11 @@ def environment(home: Path, data_socket: Path | None, base: Mapping[str, str]) -
     for name, folder in _HOMES.items():
         result[name] = str(home / "lib" / "toolkit" / folder)
     result.pop("FLEXNPU_SOCKET", None)
-    if data_socket is not None:
-        result["FLEXNPU_SOCKET"] = str(data_socket)
+    result.pop("FLEXNPU_SOCKETS", None)
+    if len(data_sockets) == 1:
+        result["FLEXNPU_SOCKET"] = str(data_sockets[0])
+    elif data_sockets:
+        result["FLEXNPU_SOCKETS"] = ",".join(str(path) for path in data_sockets)
     return result
 
 
@@ -72,13 +100,26 @@ def environment(home: Path, data_socket: Path | None, base: Mapping[str, str]) -
     short_help="Run a program on an NPU that it shares through FlexNPU.",
 )
 @click.option("--device", type=click.IntRange(0, 1023), default=0, show_default=True, metavar="N")
+@click.option(
+    "--devices",
+    type=Devices(),
+    metavar="N,M,...",
+    help="Several NPUs: the program's numbers 0, 1, ... are these devices.",
+)
 @click.option("--emulated", is_flag=True, help="Straight on an emulated NPU, without a daemon.")
 @click.option("--quota", type=SIZE, help="Less device memory than the daemon would give, as 20GiB.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def run(device: int, emulated: bool, quota: int | None, command: tuple[str, ...]) -> None:
+def run(
+    device: int,
+    devices: tuple[int, ...] | None,
+    emulated: bool,
+    quota: int | None,
+    command: tuple[str, ...],
+) -> None:
     """Run COMMAND on an NPU that it shares with others through the daemon of device N.
 
-    COMMAND is not changed: it finds FlexNPU's libraries where it looks for CANN's. It sees one NPU, number 0.
+    COMMAND is not changed: it finds FlexNPU's libraries where it looks for CANN's. It sees one NPU, number 0,
+    or with --devices as many as are named, each through its own daemon.
     With --emulated it finds the emulated CANN instead; FLEXNPU_EMU_PROFILE, FLEXNPU_EMU_MODE and
     FLEXNPU_EMU_DEVICES then choose the chip, compute or time, and how many.
 
@@ -87,6 +128,7 @@ def run(device: int, emulated: bool, quota: int | None, command: tuple[str, ...]
       flexnpu run -- python train.py
       flexnpu run --device 1 -- transformers serve MODEL --device npu:0
       flexnpu run --quota 20GiB -- python train.py
+      flexnpu run --devices 2,3 -- python two_devices.py     its npu:0 is device 2, its npu:1 device 3
     """
     if not command:
         raise click.UsageError("no command given: flexnpu run -- COMMAND [ARGUMENT...]")
@@ -95,8 +137,8 @@ def run(device: int, emulated: bool, quota: int | None, command: tuple[str, ...]
     home = EMULATOR_HOME if emulated else CLIENT_HOME
     if not (home / "lib" / "libascendcl.so").exists():
         raise click.ClickException(f"no libascendcl.so in {home / 'lib'}: build it with: make build")
-    data_socket = None if emulated else find_daemon(device)
-    env = environment(home, data_socket, os.environ)
+    data_sockets = [] if emulated else [find_daemon(one) for one in devices or (device,)]
+    env = environment(home, data_sockets, os.environ)
     if quota is not None:
         env["FLEXNPU_QUOTA"] = str(quota)
     program = shutil.which(command[0])

@@ -1,7 +1,10 @@
 #include "flexnpu/client/aclnn.hpp"
 
+#include <algorithm>
+
 #include "acl.gen.h"
 #include "flexnpu/api/host_objects.hpp"
+#include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/session.hpp"
 #include "fn_ids.gen.h"
@@ -27,6 +30,7 @@ struct aclOpExecutor {
     uint32_t magic;
     uint32_t op;
     Shape* shape;
+    flexnpu::client::Session* session;  // of the device that its tensors are on
     uint32_t count;
     bool repeatable;
     aclOpExecutor* next;               // in the free list
@@ -221,8 +225,6 @@ uint64_t ShapeCache::release(Shape* shape) {
     return number;
 }
 
-namespace {
-
 // Of one session: a child of fork() starts with empty caches because its session is another.
 struct Operators {
     ShapeCache cache;
@@ -231,18 +233,14 @@ struct Operators {
     aclOpExecutor* free = nullptr;
 };
 
-std::atomic<Operators*> the_operators{nullptr};
-std::atomic<Session*> operators_of{nullptr};
-std::mutex operators_mutex;
+namespace {
 
 Operators& operators(Session* session) {
-    if (operators_of.load(std::memory_order_acquire) == session) return *the_operators.load(std::memory_order_relaxed);
-    std::lock_guard lock(operators_mutex);
-    if (operators_of.load(std::memory_order_acquire) != session) {
-        the_operators.store(new Operators, std::memory_order_relaxed);
-        operators_of.store(session, std::memory_order_release);
-    }
-    return *the_operators.load(std::memory_order_relaxed);
+    if (Operators* ops = session->operators.load(std::memory_order_acquire)) return *ops;
+    auto made = std::make_unique<Operators>();
+    Operators* before = nullptr;
+    if (session->operators.compare_exchange_strong(before, made.get(), std::memory_order_acq_rel)) return *made.release();
+    return *before;
 }
 
 aclOpExecutor* new_executor(Operators& ops) {
@@ -266,7 +264,10 @@ void free_executor(Operators& ops, aclOpExecutor* e) {
 
 struct Scratch {
     wire::MetaWriter meta;
-    std::vector<uint64_t> addresses;
+    std::vector<uint64_t> addresses;  // as the daemon knows them
+    uint64_t tag;      // of the thread's device
+    uint64_t foreign;  // has a device's bits once a tensor was another's
+    uint64_t last;     // an address of such a tensor
 };
 
 template <class Dims>
@@ -276,7 +277,12 @@ std::span<const int64_t> span_of(const Dims& d) {
 
 void put_tensor(Scratch& s, char kind, const aclTensor* t) {
     s.meta.tensor(kind, t->dtype, t->format, t->offset, span_of(t->dims), span_of(t->strides), span_of(t->storage_dims));
-    s.addresses.push_back(reinterpret_cast<uint64_t>(t->data));
+    const uint64_t address = reinterpret_cast<uint64_t>(t->data);
+    s.addresses.push_back(wire::untagged(address));
+    if (__builtin_expect(wire::tagged_device(address ^ s.tag) != 0, 0) && address) {
+        s.foreign |= address ^ s.tag;
+        s.last = address;
+    }
 }
 
 void put_scalar(Scratch& s, const aclScalar* v) {
@@ -399,19 +405,51 @@ void let_go(Channel& c, Operators& ops, aclOpExecutor* e) {
 }
 
 // Operators that decide an output's shape when they run; the caller asks for it with aclGetViewShape after a synchronise.
-bool shapes_late(uint32_t op) {
-    static const auto ops = [] {
-        std::vector<bool> is(api::kOpCount);
-        for (const char* name : {"aclnnMaskedSelect", "aclnnNonMaxSuppression", "aclnnNonzero", "aclnnNonzeroV2", "aclnnUnique", "aclnnUnique2",
-                                 "aclnnUniqueConsecutive", "aclnnUniqueDim"}) {
-            if (const int found = api::find_op(name); found >= 0) is[size_t(found)] = true;
-        }
-        return is;
-    }();
-    return ops[op];
-}
+// Made when the library is loaded: a child of fork() could not finish what its parent had begun.
+const std::vector<bool> late_operators = [] {
+    std::vector<bool> is(api::kOpCount);
+    for (const char* name : {"aclnnMaskedSelect", "aclnnNonMaxSuppression", "aclnnNonzero", "aclnnNonzeroV2", "aclnnUnique", "aclnnUnique2",
+                             "aclnnUniqueConsecutive", "aclnnUniqueDim"}) {
+        if (const int found = api::find_op(name); found >= 0) is[size_t(found)] = true;
+    }
+    return is;
+}();
+bool shapes_late(uint32_t op) { return late_operators[op]; }
 
 bool live(const aclOpExecutor* e) { return e && e->magic == kExecutorMagic; }
+
+void destroy(aclOpExecutor* e) {
+    // Nothing to tell the daemon of a session that is over.
+    Channel* c = e->session == Session::opened(e->session->device()) ? e->session->mine() : nullptr;
+    if (c) let_go(*c, operators(e->session), e);
+    else free_executor(operators(e->session), e);
+}
+
+// An executor that was made on another device: possible if none of its tensors has memory there.
+bool adopt(Channel& c, aclOpExecutor* e) {
+    const uint64_t* a = e->addresses();
+    if (std::any_of(a, a + e->count, [](uint64_t address) { return address != 0; })) {
+        fail(acl::RT_PARAM_INVALID, "%s: its tensors are on device %d, it is launched on device %d", name_of(e->op), e->session->device(),
+             c.session().device());
+        return false;
+    }
+    Operators& ops = operators(&c.session());
+    Scratch s{};
+    s.meta.raw(e->shape->key.data(), e->shape->key.size());
+    s.addresses.assign(a, a + e->count);
+    int32_t error = 0;
+    Shape* shape = ops.cache.find(e->shape->hash, s.meta.bytes());
+    if (!shape) shape = define(c, ops, e->op, e->shape->hash, s, &error);
+    if (!shape) return false;
+    if (Session::opened(e->session->device()) == e->session) {
+        if (Channel* old = e->session->mine()) {
+            if (const uint64_t dropped = operators(e->session).cache.release(e->shape)) old->post(Kind::drop_shape, wire::DropShape{dropped});
+        }
+    }
+    e->shape = shape;
+    e->session = &c.session();
+    return true;
+}
 
 // Position of the tensor argument `index` of an executor in its address list, counting only arguments for which `counts` holds; the
 // number of its tensors in *n. -1: there is none.
@@ -442,7 +480,11 @@ aclnnStatus set_address(const char* function, aclOpExecutor* e, size_t index, si
     size_t n = 0;
     const int64_t at = position(e, index, &n, counts);
     if (at < 0 || in_list >= n) return fail(kBadParameter, "%s: %s has no tensor %zu", function, name_of(e->op), index);
-    e->addresses()[size_t(at) + in_list] = reinterpret_cast<uint64_t>(address);
+    const uint64_t value = reinterpret_cast<uint64_t>(address);
+    if (address && wire::tagged_device(value) != e->session->device()) {
+        return fail(acl::RT_PARAM_INVALID, "%s: %p is not memory of the executor's device %d", function, address, e->session->device());
+    }
+    e->addresses()[size_t(at) + in_list] = wire::untagged(value);
     return 0;
 }
 
@@ -463,16 +505,32 @@ void flexnpu_launch(aclrtStream stream, uint32_t op, aclOpExecutor* executor) {
 aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, uint64_t* workspace_size, aclOpExecutor** executor) {
     if (!workspace_size || !executor) return fail(kNullParameter, "%sGetWorkspaceSize: null result pointer", name_of(op));
     Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
+    if (!c) return flexnpu::client::last_error();
     static thread_local Scratch scratch;
     Scratch& s = scratch;
-    s.meta.clear();
-    s.addresses.clear();
-    const uint64_t first_word = op;
-    s.meta.raw(&first_word, 8);
-    for (uint32_t i = 0; i < n; i++) {
-        if (!put(s, args[i])) {
-            return fail(kBadParameter, "%sGetWorkspaceSize: argument %u is not a live object of kind '%c'", name_of(op), i, args[i].kind);
+    auto put_all = [&] {
+        s.meta.clear();
+        s.addresses.clear();
+        s.tag = c->session().tag();
+        s.foreign = 0;
+        const uint64_t first_word = op;
+        s.meta.raw(&first_word, 8);
+        for (uint32_t i = 0; i < n; i++) {
+            if (!put(s, args[i])) {
+                return fail(kBadParameter, "%sGetWorkspaceSize: argument %u is not a live object of kind '%c'", name_of(op), i, args[i].kind);
+            }
+        }
+        return 0;
+    };
+    if (int32_t e = put_all()) return e;
+    if (__builtin_expect(wire::tagged_device(s.foreign) != 0, 0)) {
+        // The executor is made where the tensors are; its launch must be there too.
+        Session* holder = Session::holder(s.last);
+        if (holder && !(c = holder->mine())) return flexnpu::client::last_error();
+        if (int32_t e = put_all()) return e;
+        if (!holder || wire::tagged_device(s.foreign) != 0) {
+            return fail(acl::RT_PARAM_INVALID, "%sGetWorkspaceSize: the tensors are on different devices (one at %p): under FlexNPU an operator "
+                        "reaches its own device's memory only; copy it there first", name_of(op), reinterpret_cast<void*>(s.last));
         }
     }
     Operators& ops = operators(&c->session());
@@ -487,6 +545,7 @@ aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, u
     e->magic = kExecutorMagic;
     e->op = op;
     e->shape = shape;
+    e->session = &c->session();
     e->repeatable = false;
     e->count = uint32_t(s.addresses.size());
     if (e->count <= std::size(e->few)) std::memcpy(e->few, s.addresses.data(), e->count * 8);
@@ -508,11 +567,12 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void* workspace, uint64_t workspac
     if (!live(e)) return fail(kNullParameter, "%s: not an executor, or one that has been launched before", name_of(op));
     if (e->op != op) return fail(kBadParameter, "%s: the executor is one of %s", name_of(op), name_of(e->op));
     Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
+    if (!c) return flexnpu::client::last_error();
     Session& session = c->session();
     if (stream && !session.streams.has(reinterpret_cast<uint64_t>(stream))) {
-        return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", name_of(op), stream);
+        return check_stream(session, name_of(op), reinterpret_cast<uint64_t>(stream));
     }
+    if (__builtin_expect(e->session != &session, 0) && !adopt(*c, e)) return flexnpu::client::last_error();
     flexnpu_launch(stream, op, e);
     const size_t payload = sizeof(wire::Launch) + e->count * 8;
     if (sizeof(wire::Record) + payload > wire::kMaxRecord) return fail(acl::INVALID_PARAM, "%s: too many tensors", name_of(op));
@@ -524,7 +584,8 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void* workspace, uint64_t workspac
         late = last_late.fetch_add(1, std::memory_order_relaxed) + 1;
         session.add_late(late, reinterpret_cast<uint64_t>(stream), e->late);
     }
-    const wire::Launch launch{reinterpret_cast<uint64_t>(stream), reinterpret_cast<uint64_t>(workspace), workspace_size, e->shape->number, op, e->count, late};
+    const wire::Launch launch{reinterpret_cast<uint64_t>(stream), workspace ? reinterpret_cast<uint64_t>(workspace) ^ session.tag() : 0,
+                              workspace_size, e->shape->number, op, e->count, late};
     std::memcpy(p, &launch, sizeof(launch));
     std::memcpy(p + sizeof(launch), e->addresses(), e->count * 8);
     // A step's first operator is not kept waiting: the device has nothing else of ours to do.
@@ -543,9 +604,7 @@ aclnnStatus aclSetAclOpExecutorRepeatable(aclOpExecutor* e) {
 }
 aclnnStatus aclDestroyAclOpExecutor(aclOpExecutor* e) {
     if (!live(e)) return fail(kNullParameter, "aclDestroyAclOpExecutor: not an executor");
-    Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
-    let_go(*c, operators(&c->session()), e);
+    destroy(e);
     return 0;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "acl.gen.h"
+#include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/session.hpp"
 #include "flexnpu/wire/futex.hpp"
@@ -129,7 +130,7 @@ HostCalls& Session::host_calls() {
 
 int32_t HostCalls::launch(uint64_t stream, HostFunction function, void* argument, bool callback, bool block) {
     Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
+    if (!c) return last_error();
     uint64_t number;
     {
         std::lock_guard lock(mutex_);
@@ -285,14 +286,8 @@ uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
 Session* session_of(const char* function, aclrtStream s) {
     Channel* c = Session::channel();
     if (!c) return nullptr;
-    if (s != nullptr && !c->session().streams.has(number(s))) {
-        fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
-        return nullptr;
-    }
-    return &c->session();
+    return check_stream(c->session(), function, number(s)) == 0 ? &c->session() : nullptr;
 }
-
-aclError last_error() { return aclrtPeekAtLastError(0); }
 
 }  // namespace
 

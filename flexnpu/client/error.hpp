@@ -11,4 +11,7 @@ int32_t fail(int32_t code, const char* format, ...) __attribute__((format(printf
 // The same for an error whose message came from the daemon.
 int32_t fail_text(int32_t code, const char* message);
 
+// What the calling thread has recorded last: what to return when somebody else recorded it.
+int32_t last_error();
+
 }  // namespace flexnpu::client

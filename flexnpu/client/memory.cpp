@@ -2,7 +2,9 @@
 #include <stdlib.h>
 
 #include "acl.gen.h"
+#include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
+#include "flexnpu/client/peer.hpp"
 #include "flexnpu/client/session.hpp"
 
 namespace acl = flexnpu::acl;
@@ -26,6 +28,9 @@ struct aclrtPtrAttributes {
 namespace {
 
 uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
+// A device address as the daemon knows it; one of another device becomes what no daemon knows.
+uint64_t on_wire(const Session& s, const void* p) { return number(p) ^ s.tag(); }
+bool elsewhere(const Session& s, const void* p) { return wire::tagged_device(on_wire(s, p)) != 0; }
 
 // Copies up to this size ride in the record itself; larger ones go through the staging area.
 constexpr size_t kInlineTo = wire::kInlineBytes;
@@ -35,10 +40,10 @@ aclError allocate(const char* function, void** out, size_t bytes, aclrtMemMalloc
     if (!out) return fail(acl::INVALID_PARAM, "%s: the pointer's address is null", function);
     if (bytes == 0) return fail(acl::INVALID_PARAM, "%s: size is 0", function);
     Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
+    if (!c) return flexnpu::client::last_error();
     const wire::Malloc ask{bytes, policy, align32};
     if (int32_t e = c->call(Kind::malloc, ask)) return e;
-    const uint64_t address = c->words()[0];
+    const uint64_t address = c->words()[0] | c->session().tag();
     c->session().memory.add({address, bytes});
     *out = reinterpret_cast<void*>(address);
     return 0;
@@ -46,18 +51,19 @@ aclError allocate(const char* function, void** out, size_t bytes, aclrtMemMalloc
 
 aclError release(const char* function, void* p, bool with_sync) {
     if (!p) return fail(acl::INVALID_PARAM, "%s: null pointer", function);
-    Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
+    Session* holder = Session::holder(number(p));
+    Channel* c = holder ? holder->mine() : Session::channel();
+    if (!c) return flexnpu::client::last_error();
     DeviceRange range;
     const bool known = c->session().memory.remove(number(p), &range);
-    const int32_t e = c->call(Kind::free, wire::Free{number(p), with_sync});
+    const int32_t e = c->call(Kind::free, wire::Free{number(p) ^ c->session().tag(), with_sync});
     if (e != 0 && known) c->session().memory.add(range);
     return e;
 }
 
 // A copy as the caller named it, and what it amounts to once MEMCPY_DEFAULT and pinned host memory are resolved.
 struct Plan {
-    enum { to_device, from_device, on_device, on_host } what;
+    enum { to_device, from_device, on_device, on_host } what = on_host;
     bool pinned = false;  // the host side is memory that the daemon maps too
     HostRegion region{};
 };
@@ -67,7 +73,11 @@ aclError plan_copy(const char* function, void* to, size_t room, const void* from
     if (bytes > room) return fail(acl::RT_PARAM_INVALID, "%s: %zu bytes do not fit in the destination's %zu", function, bytes, room);
     if (kind == acl::MEMCPY_DEFAULT) {
         DeviceRange r;
-        const bool to_dev = s.memory.find(number(to), &r), from_dev = s.memory.find(number(from), &r);
+        auto on_device = [&](const void* p) {
+            Session* holder = Session::holder(number(p));
+            return holder && holder->memory.find(number(p), &r);
+        };
+        const bool to_dev = on_device(to), from_dev = on_device(from);
         kind = to_dev ? (from_dev ? acl::DEVICE_TO_DEVICE : acl::HOST_TO_DEVICE) : (from_dev ? acl::DEVICE_TO_HOST : acl::HOST_TO_HOST);
     }
     switch (kind) {
@@ -182,13 +192,20 @@ aclError pull(Channel& c, uint8_t* to, uint64_t from, size_t bytes) {
 
 aclError copy_bytes(const char* function, void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind, bool now, aclrtStream stream) {
     Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
+    if (!c) return flexnpu::client::last_error();
     Session& s = c->session();
-    if (!now && stream && !s.streams.has(number(stream))) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, stream);
+    if (!now) {
+        if (int32_t e = flexnpu::client::check_stream(s, function, number(stream))) return e;
+    }
     Plan plan;
     if (aclError e = plan_copy(function, to, room, from, bytes, kind, s, &plan)) return e;
     if (bytes == 0) return fail(acl::INVALID_PARAM, "%s: size is 0", function);
     const uint64_t st = number(stream);
+    const bool to_device = plan.what == Plan::to_device || plan.what == Plan::on_device;
+    const bool from_device = plan.what == Plan::from_device || plan.what == Plan::on_device;
+    if ((to_device && elsewhere(s, to)) || (from_device && elsewhere(s, from))) {
+        return flexnpu::client::copy_elsewhere(to, to_device, from, from_device, bytes, now, stream);
+    }
     if (plan.what == Plan::on_host) {
         if (!now) {
             if (aclError e = aclrtSynchronizeStream(stream)) return e;
@@ -198,38 +215,41 @@ aclError copy_bytes(const char* function, void* to, size_t room, const void* fro
     }
     if (plan.what == Plan::on_device || plan.pinned) {
         wire::Copy copy = base_copy(st, now, bytes);
-        copy.to = number(to);
-        copy.from = number(from);
+        copy.to = on_wire(s, to);
+        copy.from = on_wire(s, from);
         copy.to_place = copy.from_place = Place::device;
         if (plan.pinned) {
             copy.region = plan.region.region;
-            (plan.what == Plan::to_device ? copy.from : copy.to) -= plan.region.address;
+            (plan.what == Plan::to_device ? copy.from : copy.to) = number(plan.what == Plan::to_device ? from : to) - plan.region.address;
             (plan.what == Plan::to_device ? copy.from_place : copy.to_place) = Place::host;
         }
         return now ? c->call(Kind::copy, copy) : c->post(Kind::copy, copy);
     }
-    if (plan.what == Plan::to_device) return push(*c, st, now, number(to), static_cast<const uint8_t*>(from), bytes);
+    if (plan.what == Plan::to_device) return push(*c, st, now, on_wire(s, to), static_cast<const uint8_t*>(from), bytes);
     // Device to pageable memory has nowhere to be written later: it is over when the call returns, in the stream's order.
     if (!now) {
         if (aclError e = aclrtSynchronizeStream(stream)) return e;
     }
-    return pull(*c, static_cast<uint8_t*>(to), number(from), bytes);
+    return pull(*c, static_cast<uint8_t*>(to), on_wire(s, from), bytes);
 }
 
 aclError fill(const char* function, void* to, size_t room, int32_t value, size_t bytes, bool now, aclrtStream stream) {
     Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
+    if (!c) return flexnpu::client::last_error();
     if (!to) return fail(acl::INVALID_PARAM, "%s: null pointer", function);
     if (bytes > room) return fail(acl::RT_PARAM_INVALID, "%s: %zu bytes do not fit in %zu", function, bytes, room);
-    if (!now && stream && !c->session().streams.has(number(stream))) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, stream);
-    const wire::Memset ask{number(stream), number(to), room, bytes, value, now};
+    if (!now) {
+        if (int32_t e = flexnpu::client::check_stream(c->session(), function, number(stream))) return e;
+    }
+    if (elsewhere(c->session(), to)) return flexnpu::client::fill_elsewhere(to, room, value, bytes, now, stream);
+    const wire::Memset ask{number(stream), on_wire(c->session(), to), room, bytes, value, now};
     return now ? c->call(Kind::memset, ask) : c->post(Kind::memset, ask);
 }
 
 aclError host_allocate(const char* function, void** out, size_t bytes) {
     if (!out || bytes == 0) return fail(acl::INVALID_PARAM, "%s: null pointer or size 0", function);
-    Session* s = Session::get();
-    if (!s) return acl::RT_INTERNAL;
+    Session* s = Session::any();
+    if (!s) return flexnpu::client::last_error();
     HostRegion region;
     if (!s->map_host(bytes, &region)) return acl::RT_MEMORY_ALLOCATION;
     *out = reinterpret_cast<void*>(region.address);
@@ -262,13 +282,16 @@ aclError aclrtMallocHostWithCfg(void** p, uint64_t bytes, aclrtMallocConfig* con
     return host_allocate("aclrtMallocHostWithCfg", p, bytes);
 }
 aclError aclrtFreeHost(void* p) {
-    Session* s = Session::get();
-    if (!s) return acl::RT_INTERNAL;
     HostRegion region;
-    if (!s->host.remove(number(p), &region)) return fail(acl::RT_PARAM_INVALID, "aclrtFreeHost: %p was not allocated by aclrtMallocHost", p);
-    // Copies that still use it are waited for, as the vendor's does.
-    aclrtSynchronizeDevice();
-    return s->unmap_host(region) ? 0 : s->gone();
+    for (int d = 0; d < wire::kMaxDevices; d++) {
+        Session* s = Session::opened(d);
+        if (!s || !s->host.remove(number(p), &region)) continue;
+        // Copies that still use it are waited for, as the vendor's does.
+        if (Channel* c = s->mine()) c->call(Kind::sync_device, wire::StreamOp{0, -1});
+        return s->unmap_host(region) ? 0 : s->gone();
+    }
+    if (Session::free_orphan(number(p))) return 0;
+    return fail(acl::RT_PARAM_INVALID, "aclrtFreeHost: %p was not allocated by aclrtMallocHost", p);
 }
 
 // Memory that the program allocated itself cannot be mapped by the daemon: it is copied through the staging area, registered or not.
@@ -285,16 +308,17 @@ aclError aclrtHostUnregister(void* p) { return p ? 0 : fail(acl::INVALID_PARAM, 
 
 aclError aclrtPointerGetAttributes(const void* p, aclrtPtrAttributes* out) {
     if (!p || !out) return fail(acl::INVALID_PARAM, "aclrtPointerGetAttributes: null pointer");
-    Session* s = Session::get();
-    if (!s) return acl::RT_INTERNAL;
     *out = {};
     DeviceRange device;
     HostRegion host;
-    if (s->memory.find(number(p), &device)) {
+    if (Session* s = Session::holder(number(p)); s && s->memory.find(number(p), &device)) {
         out->device = uint32_t(s->device());
         out->type = 1;
-    } else {
-        out->type = s->host.find(number(p), &host) ? 0 : 2;
+        return 0;
+    }
+    out->type = 2;
+    for (int d = 0; d < wire::kMaxDevices; d++) {
+        if (Session* s = Session::opened(d); s && s->host.find(number(p), &host)) out->type = 0;
     }
     return 0;
 }
@@ -302,7 +326,7 @@ aclError aclrtPointerGetAttributes(const void* p, aclrtPtrAttributes* out) {
 aclError aclrtGetMemInfo(aclrtMemAttr attribute, size_t* free, size_t* total) {
     if (!free || !total) return fail(acl::INVALID_PARAM, "aclrtGetMemInfo: null pointer");
     Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
+    if (!c) return flexnpu::client::last_error();
     if (int32_t e = c->call(Kind::mem_info, wire::MemInfo{attribute, 0})) return e;
     *free = c->words()[0];
     *total = c->words()[1];

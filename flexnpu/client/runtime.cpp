@@ -1,13 +1,13 @@
-// Initialisation, devices, contexts, errors, and the small questions that are answered here or by one round trip.
+// Errors, and the small questions that are answered here or by one round trip.
 #include <stdarg.h>
 #include <stdio.h>
 #include <unistd.h>
 
 #include <map>
-#include <set>
 #include <string>
 
 #include "acl.gen.h"
+#include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/session.hpp"
 #include "fn_ids.gen.h"
@@ -38,6 +38,8 @@ int32_t fail_text(int32_t code, const char* message) {
     return code;
 }
 
+int32_t last_error() { return errors.last ? errors.last : int32_t(acl::RT_INTERNAL); }
+
 int32_t fail(int32_t code, const char* format, ...) {
     char text[1024];
     va_list args;
@@ -47,41 +49,6 @@ int32_t fail(int32_t code, const char* format, ...) {
     return fail_text(code, text);
 }
 
-namespace {
-
-// A context is a client-side object: the daemon has one context of its own on the device.
-struct Context {
-    int32_t device;
-};
-std::mutex contexts_mutex;
-std::set<Context*> contexts;
-std::map<int32_t, Context*> primary;
-
-thread_local Context* current = nullptr;
-
-Context* primary_of(int32_t device) {
-    std::lock_guard lock(contexts_mutex);
-    Context*& c = primary[device];
-    if (!c) {
-        c = new Context{device};
-        contexts.insert(c);
-    }
-    return c;
-}
-
-int32_t check_device(const char* function, int32_t device) {
-    Session* s = Session::get();
-    if (!s) return acl::RT_INTERNAL;
-    if (device != s->device()) {
-        return fail(acl::RT_INVALID_DEVICE, "%s: device %d does not exist (FlexNPU serves device %d here)", function, device, s->device());
-    }
-    return 0;
-}
-
-std::mutex init_mutex;
-uint64_t init_count = 0;
-
-}  // namespace
 }  // namespace flexnpu::client
 
 using namespace flexnpu::client;
@@ -97,8 +64,8 @@ aclError fx_refuse_why(const char* function, const char* why) {
 }
 
 aclError fx_call(uint16_t fn, const uint64_t* in, uint32_t in_words, uint64_t* out, uint32_t out_words) {
-    Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
+    Channel* c = channel_for(fn, in, in_words);
+    if (!c) return flexnpu::client::last_error();
     const wire::Forward head{fn, in_words, out_words, 0};
     const int32_t status = c->call(Kind::forward, &head, sizeof(head), in, in_words * sizeof(uint64_t));
     if (status == 0) std::memcpy(out, c->words(), out_words * sizeof(uint64_t));
@@ -117,103 +84,11 @@ aclError aclrtGetLastError(aclrtLastErrLevel) {
 }
 aclError aclrtPeekAtLastError(aclrtLastErrLevel) { return errors.last; }
 
-aclError aclInit(const char*) {
-    if (!Session::channel()) return acl::RT_INTERNAL;
-    std::lock_guard lock(init_mutex);
-    if (init_count++ > 0) return fail(acl::REPEAT_INITIALIZE, "aclInit: already initialised");
-    return 0;
-}
-aclError aclFinalize() {
-    std::lock_guard lock(init_mutex);
-    if (init_count == 0) return fail(acl::UNINITIALIZED, "aclFinalize: not initialised");
-    init_count = 0;
-    return 0;
-}
-aclError aclFinalizeReference(uint64_t* count) {
-    std::lock_guard lock(init_mutex);
-    if (init_count == 0) return fail(acl::UNINITIALIZED, "aclFinalizeReference: not initialised");
-    init_count--;
-    if (count) *count = init_count;
-    return 0;
-}
-
 const char* aclrtGetSocName() {
-    Session* s = Session::get();
+    Session* s = Session::any();
     return s ? s->soc() : nullptr;
 }
 
-aclError aclrtGetDeviceCount(uint32_t* count) {
-    if (!count) return fail(acl::INVALID_PARAM, "aclrtGetDeviceCount: count is null");
-    Session* s = Session::get();
-    if (!s) return acl::RT_INTERNAL;
-    *count = uint32_t(s->device()) + 1;
-    return 0;
-}
-aclError aclrtSetDevice(int32_t device) {
-    if (int32_t e = check_device("aclrtSetDevice", device)) return e;
-    current = primary_of(device);
-    return 0;
-}
-aclError aclrtGetDevice(int32_t* device) {
-    if (!device) return fail(acl::INVALID_PARAM, "aclrtGetDevice: device is null");
-    if (!current) return fail(acl::RT_CONTEXT_NULL, "aclrtGetDevice: this thread has no context; call aclrtSetDevice");
-    *device = current->device;
-    return 0;
-}
-aclError aclrtResetDevice(int32_t device) {
-    if (int32_t e = check_device("aclrtResetDevice", device)) return e;
-    const aclError e = aclrtSynchronizeDevice();
-    current = nullptr;
-    return e;
-}
-aclError aclrtResetDeviceForce(int32_t device) { return aclrtResetDevice(device); }
-aclError aclrtGetPrimaryCtxState(int32_t device, uint32_t* flags, int32_t* active) {
-    if (int32_t e = check_device("aclrtGetPrimaryCtxState", device)) return e;
-    if (flags) return fail(acl::INVALID_PARAM, "aclrtGetPrimaryCtxState: flags must be null");
-    std::lock_guard lock(contexts_mutex);
-    if (active) *active = primary.count(device) ? 1 : 0;
-    return 0;
-}
-
-aclError aclrtCreateContext(aclrtContext* context, int32_t device) {
-    if (!context) return fail(acl::INVALID_PARAM, "aclrtCreateContext: context is null");
-    if (int32_t e = check_device("aclrtCreateContext", device)) return e;
-    auto* c = new Context{device};
-    std::lock_guard lock(contexts_mutex);
-    contexts.insert(c);
-    current = c;
-    *context = c;
-    return 0;
-}
-aclError aclrtDestroyContext(aclrtContext context) {
-    auto* c = static_cast<Context*>(context);
-    std::lock_guard lock(contexts_mutex);
-    if (!contexts.erase(c)) return fail(acl::RT_INVALID_HANDLE, "aclrtDestroyContext: not a context");
-    for (auto& [device, p] : primary) {
-        if (p == c) p = nullptr;
-    }
-    if (current == c) current = nullptr;
-    delete c;
-    return 0;
-}
-aclError aclrtSetCurrentContext(aclrtContext context) {
-    auto* c = static_cast<Context*>(context);
-    std::lock_guard lock(contexts_mutex);
-    if (!contexts.count(c)) return fail(acl::RT_CONTEXT_NULL, "aclrtSetCurrentContext: not a context");
-    current = c;
-    return 0;
-}
-aclError aclrtGetCurrentContext(aclrtContext* context) {
-    if (!context) return fail(acl::INVALID_PARAM, "aclrtGetCurrentContext: context is null");
-    if (!current) return fail(acl::RT_CONTEXT_NULL, "aclrtGetCurrentContext: this thread has no context; call aclrtSetDevice");
-    *context = current;
-    return 0;
-}
-aclError aclrtCtxGetCurrentDefaultStream(aclrtStream* stream) {
-    if (!stream) return fail(acl::INVALID_PARAM, "aclrtCtxGetCurrentDefaultStream: stream is null");
-    *stream = nullptr;
-    return 0;
-}
 aclError aclrtDeviceGetBareTgid(int32_t* pid) {
     if (!pid) return fail(acl::INVALID_PARAM, "aclrtDeviceGetBareTgid: pid is null");
     *pid = getpid();
@@ -229,7 +104,7 @@ const std::string& option(aclCompileOpt which) {
     auto it = options.find(which);
     if (it == options.end()) {
         std::string value;
-        if (Channel* c = Session::channel()) {
+        if (Channel* c = Session::any_channel()) {
             const wire::Text ask{wire::kCompileOption, which, 0, 0};
             if (c->call(Kind::text, ask) == 0) {
                 const uint64_t n = c->words()[0];
@@ -266,8 +141,8 @@ namespace {
 // A version question: the answer's words behind the length.
 aclError version(uint32_t what, const char* function, const char* package, void* out, size_t limit) {
     if (!package || !out) return fail(acl::INVALID_PARAM, "%s: null argument", function);
-    Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
+    Channel* c = Session::any_channel();
+    if (!c) return flexnpu::client::last_error();
     const wire::Text ask{what, 0, uint32_t(strlen(package)), 0};
     if (int32_t e = c->call(Kind::text, &ask, sizeof(ask), package, ask.bytes)) return e;
     const uint64_t n = c->words()[0];

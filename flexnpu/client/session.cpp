@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "flexnpu/api/host_objects.hpp"
+#include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/wire/futex.hpp"
 #include "flexnpu/wire/meta.hpp"
@@ -23,29 +24,55 @@ using wire::Kind;
 
 namespace {
 
-std::atomic<Session*> the_session{nullptr};
-std::mutex the_session_mutex;
+std::atomic<Session*> sessions[wire::kMaxDevices];
+std::mutex sessions_mutex;
+// Host memory outlives the device that it was allocated for.
+Ranges<HostRegion>& orphans = *new Ranges<HostRegion>;
 
 }  // namespace
 
-// The calling thread's part of a session. The plain pointer beside it spares the hot path the guard of a thread_local with a destructor.
+// The calling thread's device, and its rings by device.
 struct Thread {
-    Session* session = nullptr;
-    Channel* channel = nullptr;
-    ~Thread();
+    int device = -1;
+    Channel* channels[wire::kMaxDevices] = {};
+
+    static Thread& get();
+    static void end(void* thread);
+    // Its ring of a session that is still the device's.
+    Channel* channel(const Session* s) const {
+        Channel* c = channels[s->device()];
+        return c && &c->session() == s ? c : nullptr;
+    }
 };
 
 namespace {
 
-thread_local Thread this_thread;
+// All that the hot path reads: the ring of the thread's device.
 __attribute__((tls_model("initial-exec"))) thread_local Channel* this_channel = nullptr;
+__attribute__((tls_model("initial-exec"))) thread_local Thread* this_thread = nullptr;
+// Not a thread_local with a destructor: others' destructors may still call us, and a key's runs after all of those, and again if need be.
+pthread_key_t thread_key;
 
 }  // namespace
 
-Thread::~Thread() {
+Thread& Thread::get() {
+    if (!this_thread) {
+        this_thread = new Thread;
+        pthread_setspecific(thread_key, this_thread);
+    }
+    return *this_thread;
+}
+
+// A thread has ended: its rings serve the next new threads.
+void Thread::end(void* thread) {
+    auto* t = static_cast<Thread*>(thread);
+    for (int d = 0; d < wire::kMaxDevices; d++) {
+        Channel* c = t->channels[d];
+        if (c && &c->session() == Session::opened(d)) c->session().give_channel(c);
+    }
+    delete t;
+    this_thread = nullptr;
     this_channel = nullptr;
-    if (channel && session == Session::peek()) session->give_channel(channel);
-    channel = nullptr;
 }
 
 // ---- channel ----
@@ -155,9 +182,9 @@ uint64_t EventNumbers::take() {
     if (!free_.empty()) {
         const uint64_t old = free_.back();
         free_.pop_back();
-        return wire::make_handle(wire::HandleKind::event, wire::handle_index(old), uint32_t(old >> 20) + 1);
+        return wire::make_handle(wire::HandleKind::event, wire::handle_index(old), uint32_t(old >> 20) + 1) | tag_;
     }
-    return next_ < wire::kMaxObjects ? wire::make_handle(wire::HandleKind::event, next_++, 1) : 0;
+    return next_ < wire::kMaxObjects ? wire::make_handle(wire::HandleKind::event, next_++, 1) | tag_ : 0;
 }
 
 void EventNumbers::give_back(uint64_t handle) {
@@ -167,31 +194,123 @@ void EventNumbers::give_back(uint64_t handle) {
 
 // ---- session ----
 
-Session* Session::peek() { return the_session.load(std::memory_order_acquire); }
+namespace {
 
-Session* Session::get() {
-    if (Session* s = peek()) return s;
-    std::lock_guard lock(the_session_mutex);
-    if (Session* s = peek()) return s;
-    static const int at_fork = pthread_atfork(nullptr, nullptr, &Session::after_fork);
-    (void)at_fork;
-    auto* s = new Session;
-    if (!s->connect()) {
+// Read anew for every session: a program may set them before its first call, and a child before its own.
+std::vector<std::string> socket_paths() {
+    std::vector<std::string> paths;
+    const char* several = getenv("FLEXNPU_SOCKETS");
+    if (several && *several) {
+        std::string path;
+        for (const char* p = several;; p++) {
+            if (*p && *p != ',') {
+                path += *p;
+                continue;
+            }
+            paths.push_back(std::exchange(path, {}));
+            if (!*p) break;
+        }
+    } else if (const char* one = getenv("FLEXNPU_SOCKET"); one && *one) {
+        paths.emplace_back(one);
+    }
+    if (paths.empty()) {
+        fail(acl::RT_INTERNAL, "FlexNPU: FLEXNPU_SOCKET is not set; start the program with `flexnpu run -- COMMAND`");
+    } else if (paths.size() > wire::kMaxDevices) {
+        fail(acl::RT_INTERNAL, "FlexNPU: FLEXNPU_SOCKETS names %zu sockets; a program can use %d devices", paths.size(), wire::kMaxDevices);
+        paths.clear();
+    }
+    return paths;
+}
+
+int32_t no_device(const char* what) { return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device; call aclrtSetDevice first", what); }
+
+}  // namespace
+
+int Session::count() { return int(socket_paths().size()); }
+
+Session* Session::opened(int device) {
+    return device >= 0 && device < wire::kMaxDevices ? sessions[device].load(std::memory_order_acquire) : nullptr;
+}
+
+Session* Session::of(int device) {
+    if (Session* s = opened(device)) return s;
+    std::lock_guard lock(sessions_mutex);
+    if (Session* s = opened(device)) return s;
+    const std::vector<std::string> paths = socket_paths();
+    if (paths.empty()) return nullptr;
+    if (device < 0 || size_t(device) >= paths.size()) {
+        fail(acl::RT_INVALID_DEVICE, "device %d does not exist: FlexNPU serves %zu here", device, paths.size());
+        return nullptr;
+    }
+    auto* s = new Session(device);
+    if (!s->connect(paths[size_t(device)])) {
         s->abandon();
         delete s;
         return nullptr;
     }
-    the_session.store(s, std::memory_order_release);
+    sessions[device].store(s, std::memory_order_release);
     return s;
 }
 
-// A child of fork() must not speak on its parent's rings: it forgets the session, and connects anew when it calls ACL.
+Session* Session::get() {
+    if (Channel* c = this_channel) return &c->session();
+    const int device = current();
+    if (device < 0) {
+        no_device("FlexNPU");
+        return nullptr;
+    }
+    return of(device);
+}
+
+Session* Session::any() {
+    if (const int device = current(); device >= 0) return of(device);
+    for (auto& slot : sessions) {
+        if (Session* s = slot.load(std::memory_order_acquire)) return s;
+    }
+    return of(0);
+}
+
+bool Session::free_orphan(uint64_t address) {
+    HostRegion region;
+    return orphans.remove(address, &region) && munmap(reinterpret_cast<void*>(region.address), region.bytes) == 0;
+}
+
+int Session::current() { return this_thread ? this_thread->device : -1; }
+
+void Session::use(int device) {
+    Thread& t = Thread::get();
+    t.device = device;
+    Session* s = opened(device);
+    this_channel = s ? t.channel(s) : nullptr;
+}
+
+void Session::close(int device) {
+    std::lock_guard lock(sessions_mutex);
+    Session* s = sessions[device].exchange(nullptr);
+    if (!s) return;
+    s->dead_.store(true);
+    shutdown(s->socket_, SHUT_RDWR);
+    // Never deleted: other threads may be in the midst of a call. What it takes most of is given back.
+    madvise(s->staging_, wire::kBlocks * wire::kBlockBytes, MADV_REMOVE);
+    for (const HostRegion& r : s->host.take_all()) orphans.add(r);
+    this_channel = nullptr;
+}
+
+// A child of fork() must not speak on its parent's rings: it forgets the sessions, and connects anew when it calls ACL. Installed when the library
+// is loaded, so that no fork can fall into the middle of it.
+void Session::watch_forks() {
+    pthread_key_create(&thread_key, &Thread::end);
+    pthread_atfork(nullptr, nullptr, &Session::after_fork);
+}
+
 void Session::after_fork() {
     this_channel = nullptr;
-    this_thread.channel = nullptr;
-    this_thread.session = nullptr;
-    new (&the_session_mutex) std::mutex;
-    if (Session* s = the_session.exchange(nullptr)) s->abandon();  // not deleted: its locks may be held by threads that are gone
+    if (this_thread) *this_thread = Thread{};
+    new (&sessions_mutex) std::mutex;
+    for (auto& slot : sessions) {
+        if (Session* s = slot.exchange(nullptr)) s->abandon();  // not deleted: its locks may be held by threads that are gone
+    }
+    forget_contexts();
 }
 
 void Session::abandon() {
@@ -201,23 +320,18 @@ void Session::abandon() {
     // Mappings are left out of the child by MADV_DONTFORK.
 }
 
-bool Session::connect() {
-    const char* path = getenv("FLEXNPU_SOCKET");
-    if (!path || !*path) {
-        fail(acl::RT_INTERNAL, "FlexNPU: FLEXNPU_SOCKET is not set; start the program with `flexnpu run -- COMMAND`");
-        return false;
-    }
+bool Session::connect(const std::string& path) {
     path_ = path;
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     if (path_.size() >= sizeof(address.sun_path)) {
-        fail(acl::RT_INTERNAL, "FlexNPU: the socket path %s is longer than %zu characters", path, sizeof(address.sun_path) - 1);
+        fail(acl::RT_INTERNAL, "FlexNPU: the socket path %s is longer than %zu characters", path_.c_str(), sizeof(address.sun_path) - 1);
         return false;
     }
     std::memcpy(address.sun_path, path_.c_str(), path_.size() + 1);
     socket_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (socket_ < 0 || ::connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
-        fail(acl::RT_INTERNAL, "FlexNPU: no daemon answers at %s (%s); start one with `flexnpud`", path, strerror(errno));
+        fail(acl::RT_INTERNAL, "FlexNPU: no daemon answers at %s (%s); start one with `flexnpud`", path_.c_str(), strerror(errno));
         return false;
     }
     const timeval timeout{10, 0};
@@ -235,6 +349,7 @@ bool Session::connect() {
             return false;
         }
     }
+    request.region = uint32_t(device_);
     wire::Answer answer;
     int fds[2] = {-1, -1};
     if (!ask(request, &answer, fds, 2)) return false;
@@ -248,7 +363,6 @@ bool Session::connect() {
     madvise(area, wire::kSessionBytes, MADV_DONTFORK);
     page_ = static_cast<wire::SessionPage*>(area);
     staging_ = static_cast<uint8_t*>(area) + wire::kSessionPageBytes;
-    device_ = answer.device;
     std::memcpy(soc_, answer.soc, sizeof(soc_) - 1);
     return true;
 }
@@ -330,12 +444,24 @@ int32_t Session::gone() {
 Channel* Session::channel() {
     if (Channel* c = this_channel; __builtin_expect(c != nullptr, 1)) return c;
     Session* s = get();
-    if (!s) return nullptr;
-    Channel* c = s->take_channel();
-    if (!c) return nullptr;
-    this_thread.session = s;
-    this_thread.channel = c;
-    this_channel = c;
+    return s ? s->mine() : nullptr;
+}
+
+Channel* Session::any_channel() {
+    Session* s = any();
+    return s ? s->mine() : nullptr;
+}
+
+Channel* Session::mine() {
+    if (Channel* c = this_channel; c && &c->session() == this) return c;
+    Thread& t = Thread::get();
+    Channel* c = t.channel(this);
+    if (!c) {
+        c = take_channel();
+        if (!c) return nullptr;
+        t.channels[device_] = c;
+    }
+    if (t.device == device_) this_channel = c;
     return c;
 }
 
@@ -371,7 +497,6 @@ Channel* Session::take_channel() {
     return c;
 }
 
-// A thread has ended: its ring serves the next new thread.
 void Session::give_channel(Channel* channel) {
     std::lock_guard lock(channel_mutex_);
     idle_.push_back(channel);

@@ -1,4 +1,6 @@
-// The client's connection to the daemon: one session a process, one ring a thread.
+// The client's connections to the daemons: one session a device that the process uses, in it one ring a thread.
+//
+// The device that a thread uses (aclrtSetDevice, or a context's) decides which session its calls go to.
 #pragma once
 
 #include <atomic>
@@ -6,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "flexnpu/wire/handle.hpp"
@@ -111,6 +114,10 @@ public:
         std::lock_guard lock(mutex_);
         return items_.empty();
     }
+    std::vector<Range> take_all() {
+        std::lock_guard lock(mutex_);
+        return std::exchange(items_, {});
+    }
 
 private:
     typename std::vector<Range>::const_iterator upper(uint64_t address) const {
@@ -147,6 +154,7 @@ private:
 // Numbers for events, which the client chooses and the daemon checks.
 class EventNumbers {
 public:
+    void set_tag(uint64_t tag) { tag_ = tag; }
     uint64_t take();
     // Once the destruction has been written: whoever takes the slot next writes after that.
     void give_back(uint64_t handle);
@@ -155,17 +163,37 @@ private:
     std::mutex mutex_;
     std::vector<uint64_t> free_;
     uint32_t next_ = 0;
+    uint64_t tag_ = 0;
 };
+
+struct Operators;  // aclnn.cpp: shapes and executors
 
 class Session {
 public:
-    // The process's session, made by the first call of any thread; nullptr with the error recorded when there is no daemon.
+    // How many devices the process has: FLEXNPU_SOCKETS (a list; the place in it is the device's number), else FLEXNPU_SOCKET. 0, with the error
+    // recorded, when neither is set.
+    static int count();
+    // The session of a device, made by the first call of any thread; nullptr with the error recorded when its daemon does not answer.
+    static Session* of(int device);
+    // The same if there is one already.
+    static Session* opened(int device);
+    // That of the calling thread's device; nullptr with the error recorded (RT_CONTEXT_NULL) when it has none.
     static Session* get();
-    // Whether there is one already.
-    static Session* peek();
+    // For questions that need no device: the calling thread's, else one that is open, else the first device's.
+    static Session* any();
+    // Whose this address or handle is; nullptr: of no device that is open.
+    static Session* holder(uint64_t tagged) { return opened(wire::tagged_device(tagged)); }
+    // Makes `device` the calling thread's; -1: none.
+    static void use(int device);
+    static int current();
+    // Ends the session: the daemon frees what it holds. Its rings stay mapped for threads that have yet to notice.
+    static void close(int device);
 
-    // The calling thread's ring; nullptr with the error recorded when the daemon is gone.
+    // The calling thread's ring of its device's session, or of this one; nullptr with the error recorded when there is no device, or its
+    // daemon is gone. Callers then return last_error().
     static Channel* channel();
+    static Channel* any_channel();
+    Channel* mine();
 
     // Looks at the socket. Once dead, a session stays dead.
     bool alive();
@@ -192,10 +220,14 @@ public:
     // Memory shared with the daemon. False with the error recorded.
     bool map_host(size_t bytes, HostRegion* out);
     bool unmap_host(const HostRegion& region);
+    // Host memory of a session that has ended.
+    static bool free_orphan(uint64_t address);
 
     wire::SessionPage& page() { return *page_; }
     const char* soc() const { return soc_; }
+    // Its number in the program, and what marks its handles and addresses.
     int device() const { return device_; }
+    uint64_t tag() const { return wire::device_tag(device_); }
     int doorbell() const { return doorbell_; }
 
     Ranges<HostRegion> host;
@@ -212,20 +244,23 @@ public:
     // Launches since the last synchronise, for SessionPage::steps.
     std::atomic<bool> step_open{false};
 
+    std::atomic<Operators*> operators{nullptr};
+
 private:
     friend struct Thread;
-    Session() = default;
-    bool connect();
+    explicit Session(int device) : device_(device) { event_numbers.set_tag(tag()); }
+    bool connect(const std::string& path);
     bool ask(const wire::Request& request, wire::Answer* answer, int* fds, size_t want_fds);
     Channel* take_channel();
     void give_channel(Channel* channel);
+    __attribute__((constructor)) static void watch_forks();
     static void after_fork();
     void abandon();
 
     std::string path_;
     int socket_ = -1;
     int doorbell_ = -1;
-    int device_ = 0;
+    const int device_;
     char soc_[64] = {};
     wire::SessionPage* page_ = nullptr;
     uint8_t* staging_ = nullptr;

@@ -1,6 +1,7 @@
 // Streams and events.
 #include "acl.gen.h"
 #include "flexnpu/client/callbacks.hpp"
+#include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/session.hpp"
 #include "flexnpu/client/timeouts.hpp"
@@ -18,8 +19,7 @@ uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
 void* handle(uint64_t h) { return reinterpret_cast<void*>(h); }
 
 aclError check_stream(Channel& c, const char* function, aclrtStream s) {
-    if (s == nullptr || c.session().streams.has(number(s))) return 0;  // null: the default stream
-    return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
+    return flexnpu::client::check_stream(c.session(), function, number(s));
 }
 aclError check_event(Channel& c, const char* function, aclrtEvent e) {
     if (c.session().events.has(number(e))) return 0;
@@ -28,7 +28,12 @@ aclError check_event(Channel& c, const char* function, aclrtEvent e) {
 
 #define CHANNEL(c)                     \
     Channel* c = Session::channel();   \
-    if (!c) return acl::RT_INTERNAL
+    if (!c) return flexnpu::client::last_error()
+// Of the event's device, whatever the thread's: an event is asked about by any.
+#define EVENT_CHANNEL(c, event)                           \
+    Session* of_event = Session::holder(number(event));   \
+    Channel* c = of_event ? of_event->mine() : Session::any_channel(); \
+    if (!c) return flexnpu::client::last_error()
 #define CHECK(e) \
     if (aclError error = (e)) return error
 
@@ -38,13 +43,16 @@ aclError create_stream(const char* function, aclrtStream* out, uint32_t priority
     CHECK(c->call(Kind::create_stream, wire::CreateStream{priority, flags}));
     const uint64_t h = c->words()[0];
     c->session().streams.add(h);
+    flexnpu::client::add_to_context(h);
     *out = handle(h);
     return 0;
 }
 
 aclError destroy_stream(const char* function, aclrtStream s, bool force) {
     CHANNEL(c);
-    if (!s || !c->session().streams.remove(number(s))) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
+    if (!s) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
+    CHECK(check_stream(*c, function, s));
+    if (!c->session().streams.remove(number(s))) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
     const aclError e = c->call(Kind::destroy_stream, wire::StreamOp{number(s), force ? 0 : -1});
     if (auto* calls = c->session().peek_host_calls()) calls->forget(number(s));
     return e;
@@ -101,6 +109,16 @@ aclError create_event(const char* function, aclrtEvent* out, uint32_t flags, boo
 
 aclError post_event(Kind kind, const char* function, aclrtEvent e, aclrtStream s, int64_t deadline = -1) {
     CHANNEL(c);
+    if (Session* other = Session::holder(number(e)); other && other != &c->session() && other->events.has(number(e))) {
+        if (kind != Kind::wait_event) {
+            return fail(acl::RT_STREAM_CONTEXT, "%s: event %p is of device %d, the stream of device %d", function, e, other->device(),
+                        c->session().device());
+        }
+        // Another device's event cannot be put into this one's stream: the caller waits, and the stream has nothing left to wait for.
+        CHECK(check_stream(*c, function, s));
+        Channel* theirs = other->mine();
+        return theirs ? theirs->call(Kind::sync_event, wire::EventOp{number(e), 0, deadline}) : flexnpu::client::last_error();
+    }
     CHECK(check_event(*c, function, e));
     CHECK(check_stream(*c, function, s));
     return c->post(kind, wire::EventOp{number(e), number(s), deadline});
@@ -109,7 +127,7 @@ aclError post_event(Kind kind, const char* function, aclrtEvent e, aclrtStream s
 // `form`: which of the three query functions asks; the daemon answers in its terms.
 aclError query_event(const char* function, aclrtEvent e, uint64_t form, int32_t* status) {
     if (!status) return fail(acl::INVALID_PARAM, "%s: status is null", function);
-    CHANNEL(c);
+    EVENT_CHANNEL(c, e);
     CHECK(check_event(*c, function, e));
     CHECK(c->call(Kind::query_event, wire::EventOp{number(e), form, -1}));
     *status = int32_t(c->words()[0]);
@@ -163,7 +181,7 @@ aclError aclrtCreateEvent(aclrtEvent* e) { return create_event("aclrtCreateEvent
 aclError aclrtCreateEventWithFlag(aclrtEvent* e, uint32_t flags) { return create_event("aclrtCreateEventWithFlag", e, flags, false); }
 aclError aclrtCreateEventExWithFlag(aclrtEvent* e, uint32_t flags) { return create_event("aclrtCreateEventExWithFlag", e, flags, true); }
 aclError aclrtDestroyEvent(aclrtEvent e) {
-    CHANNEL(c);
+    EVENT_CHANNEL(c, e);
     if (!c->session().events.remove(number(e))) return fail(acl::RT_INVALID_HANDLE, "aclrtDestroyEvent: %p is not an event", e);
     const int32_t error = c->post(Kind::destroy_event, wire::EventOp{number(e), 0, -1});
     c->session().event_numbers.give_back(number(e));
@@ -181,7 +199,7 @@ aclError aclrtStreamWaitEventWithTimeout(aclrtStream s, aclrtEvent e, int32_t ms
 }
 aclError aclrtSynchronizeEventWithTimeout(aclrtEvent e, int32_t ms) {
     const int64_t deadline = flexnpu::client::deadline_ns(ms);
-    CHANNEL(c);
+    EVENT_CHANNEL(c, e);
     CHECK(flexnpu::client::check_timeout("aclrtSynchronizeEventWithTimeout", ms));
     CHECK(check_event(*c, "aclrtSynchronizeEvent", e));
     return c->call(Kind::sync_event, wire::EventOp{number(e), 0, deadline});
@@ -194,7 +212,7 @@ aclError aclrtQueryEventWaitStatus(aclrtEvent e, aclrtEventWaitStatus* status) {
 }
 aclError aclrtEventElapsedTime(float* ms, aclrtEvent start, aclrtEvent end) {
     if (!ms) return fail(acl::INVALID_PARAM, "aclrtEventElapsedTime: ms is null");
-    CHANNEL(c);
+    EVENT_CHANNEL(c, start);
     CHECK(check_event(*c, "aclrtEventElapsedTime", start));
     CHECK(check_event(*c, "aclrtEventElapsedTime", end));
     CHECK(c->call(Kind::event_elapsed, wire::EventPair{number(start), number(end)}));
@@ -203,7 +221,7 @@ aclError aclrtEventElapsedTime(float* ms, aclrtEvent start, aclrtEvent end) {
 }
 aclError aclrtEventGetTimestamp(aclrtEvent e, uint64_t* timestamp) {
     if (!timestamp) return fail(acl::INVALID_PARAM, "aclrtEventGetTimestamp: timestamp is null");
-    CHANNEL(c);
+    EVENT_CHANNEL(c, e);
     CHECK(check_event(*c, "aclrtEventGetTimestamp", e));
     CHECK(c->call(Kind::event_timestamp, wire::EventOp{number(e), 0, -1}));
     *timestamp = c->words()[0];

@@ -169,7 +169,7 @@ void Acceptor::answer(Client& client, int32_t status, const std::string& message
     a.magic = wire::kMagic;
     a.status = status;
     a.number = number;
-    a.device = 0;  // a program sees one device
+    a.device = client.session ? client.session->device : 0;
     std::strncpy(a.soc, soc_.c_str(), sizeof(a.soc) - 1);
     std::strncpy(a.message, message.c_str(), sizeof(a.message) - 1);
     iovec io{&a, sizeof(a)};
@@ -224,6 +224,10 @@ void Acceptor::hello(Client& client, const Request& request) {
     if (request.table_hash != api::kTableHash) {
         return answer(client, acl::RT_INTERNAL, "FlexNPU: the program's libraries and the daemon come from different builds; install one for both");
     }
+    if (request.region >= wire::kMaxDevices) {
+        malformed_++;
+        return answer(client, acl::INVALID_PARAM, "FlexNPU: malformed hello");
+    }
     if (!access_.permits(client.peer, client.socket.get())) {
         turned_away_++;
         const std::string who = "user " + std::to_string(client.peer.uid);
@@ -246,6 +250,7 @@ void Acceptor::hello(Client& client, const Request& request) {
     s->page = static_cast<wire::SessionPage*>(area);
     s->staging = static_cast<uint8_t*>(area) + wire::kSessionPageBytes;
     s->id = next_session_++;
+    s->set_device(int32_t(request.region));
     s->pid = client.peer.pid;
     s->uid = client.peer.uid;
     s->comm = read_comm(client.peer.pid);

@@ -692,21 +692,6 @@ struct Dispatcher::Context final : api::ForwardContext {
     Session& session;
 };
 
-// Which argument of a forwarded function is a device's number as the program counts, or -1.
-static int device_argument(uint16_t function) {
-    switch (function) {
-        case api::FN_aclGetDeviceCapability: case api::FN_aclrtDeviceGetUuid: case api::FN_aclrtDeviceDisablePeerAccess:
-        case api::FN_aclrtDeviceEnablePeerAccess: case api::FN_aclrtGetDeviceInfo: case api::FN_aclrtGetDeviceResLimit:
-        case api::FN_aclrtGetDeviceUtilizationRate: case api::FN_aclrtQueryDeviceStatus: case api::FN_aclrtResetDeviceResLimit:
-        case api::FN_aclrtSetDeviceResLimit:
-            return 0;
-        case api::FN_aclrtDeviceCanAccessPeer:
-            return 1;
-        default:
-            return -1;
-    }
-}
-
 void Dispatcher::forward(Session& s, Payload p, const Reply& reply) {
     wire::Forward f;
     Payload rest;
@@ -718,9 +703,9 @@ void Dispatcher::forward(Session& s, Payload p, const Reply& reply) {
     uint64_t in[64] = {}, out[wire::kReplyWords] = {};
     if (f.words > std::size(in)) return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: too many arguments");
     if (f.words) std::memcpy(in, rest.data(), rest.size());
-    // A program's device 0 is this daemon's device.
-    if (const int at = device_argument(uint16_t(f.function)); at >= 0 && uint32_t(at) < f.words) {
-        if (int32_t(in[at]) != 0) return refuse(s, reply, acl::RT_INVALID_DEVICE, "device " + std::to_string(int32_t(in[at])) + " does not exist");
+    // The program counts its devices in its own way.
+    if (const int at = api::device_argument(uint16_t(f.function)); at >= 0 && uint32_t(at) < f.words) {
+        if (int32_t(in[at]) != s.device) return refuse(s, reply, acl::RT_INVALID_DEVICE, "device " + std::to_string(int32_t(in[at])) + " does not exist");
         in[at] = uint64_t(device_);
     }
     if (f.function == api::FN_aclrtSetStreamFailureMode && f.words >= 2) {

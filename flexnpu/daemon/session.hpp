@@ -194,6 +194,7 @@ struct Session : std::enable_shared_from_this<Session> {
     uint32_t id = 0;
     int32_t pid = 0;
     uint32_t uid = 0;
+    int32_t device = 0;  // this daemon's, as the program counts: what the session's handles are tagged with
     std::string comm;
     Fd socket, process, doorbell;
     wire::SessionPage* page = nullptr;
@@ -239,6 +240,12 @@ struct Session : std::enable_shared_from_this<Session> {
     uint32_t next_region = 1;  // the acceptor's
     ~Session();
 
+    // Before any object is made: every table's handles are tagged.
+    void set_device(int32_t number) {
+        device = number;
+        streams.set_tag(wire::device_tag(number));
+        events.set_tag(wire::device_tag(number));
+    }
     template <class F>
     void each_lane(F f) const {
         if (default_lane) f(default_lane);

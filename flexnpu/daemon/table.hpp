@@ -13,6 +13,8 @@ template <class T>
 class Table {
 public:
     explicit Table(wire::HandleKind kind) : kind_(kind) {}
+    // Of all its handles, see wire/handle.hpp. While it is empty.
+    void set_tag(uint64_t tag) { tag_ = tag; }
 
     // A handle for the object, or 0 when there are too many.
     uint64_t add(std::shared_ptr<T> object) {
@@ -26,14 +28,14 @@ public:
             free_.pop_back();
         }
         slots_[i].object = std::move(object);
-        slots_[i].handle = wire::make_handle(kind_, i, ++slots_[i].generation);
+        slots_[i].handle = wire::make_handle(kind_, i, ++slots_[i].generation) | tag_;
         count_++;
         return slots_[i].handle;
     }
     // Under a handle that its owner has chosen; false if that is no free slot of this kind.
     bool add_at(uint64_t handle, std::shared_ptr<T> object) {
         const uint32_t i = wire::handle_index(handle);
-        if (handle == 0 || handle != wire::make_handle(kind_, i, uint32_t(handle >> 20)) || find(handle)) return false;
+        if (handle == 0 || handle != (wire::make_handle(kind_, i, uint32_t(handle >> 20)) | tag_) || find(handle)) return false;
         if (i >= slots_.size()) slots_.resize(i + 1);
         if (slots_[i].handle) return false;
         slots_[i] = {handle, 0, std::move(object)};
@@ -68,6 +70,7 @@ private:
         std::shared_ptr<T> object;
     };
     wire::HandleKind kind_;
+    uint64_t tag_ = 0;
     std::vector<Slot> slots_;
     std::vector<uint32_t> free_;
     size_t count_ = 0;

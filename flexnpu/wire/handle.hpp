@@ -13,7 +13,16 @@ inline constexpr uint32_t kMaxObjects = 1u << 20;
 constexpr uint64_t make_handle(HandleKind kind, uint32_t index, uint32_t generation) {
     return uint64_t(kind) << 40 | uint64_t(generation & 0xfffff) << 20 | (index & 0xfffff);
 }
-constexpr HandleKind handle_kind(uint64_t h) { return h >> 48 ? HandleKind::none : HandleKind(h >> 40); }
 constexpr uint32_t handle_index(uint64_t h) { return uint32_t(h) & 0xfffff; }
+
+// A program that uses several devices has a session with each one's daemon. So that nothing of two sessions looks the same to it, the top bits of
+// what it holds say which of its devices that belongs to: handles carry them wherever they go (the daemon's tables give them out so), device
+// addresses get them in the client and lose them on the way to the daemon. Device 0's are zero.
+inline constexpr int kDeviceShift = 56;
+inline constexpr int kMaxDevices = 64;
+constexpr uint64_t device_tag(int device) { return uint64_t(device) << kDeviceShift; }
+constexpr int tagged_device(uint64_t v) { return int(v >> kDeviceShift); }
+constexpr uint64_t untagged(uint64_t v) { return v & (device_tag(1) - 1); }
+constexpr HandleKind handle_kind(uint64_t h) { return untagged(h) >> 48 ? HandleKind::none : HandleKind(untagged(h) >> 40); }
 
 }  // namespace flexnpu::wire

@@ -283,7 +283,7 @@ struct Request {
     uint32_t magic;
     uint32_t version;
     Ask ask;
-    uint32_t region;      // free_host_memory
+    uint32_t region;      // free_host_memory; hello: the device's number in the program, see handle.hpp
     uint64_t bytes;       // host_memory; hello: the quota of device memory that the program was given, 0: the daemon's
     uint64_t table_hash;  // hello
 };

@@ -262,13 +262,24 @@ def test_run_passes_arguments_status_and_environment(run_dir: Path) -> None:
 
 
 def test_environment_replaces_what_an_outer_run_has_set() -> None:
-    first = environment(CLIENT_HOME, Path("/a.sock"), {"LD_LIBRARY_PATH": "/own", "HOME": "/h"})
+    first = environment(CLIENT_HOME, [Path("/a.sock")], {"LD_LIBRARY_PATH": "/own", "HOME": "/h"})
     assert first["FLEXNPU_SOCKET"] == "/a.sock"
     assert first["LD_LIBRARY_PATH"] == f"{CLIENT_HOME}/lib:/own"
     assert first["ASCEND_OPP_PATH"].endswith("/opp")
-    second = environment(CLIENT_HOME, None, first)
-    assert second["LD_LIBRARY_PATH"] == f"{CLIENT_HOME}/lib:/own"
+    second = environment(CLIENT_HOME, [Path("/b.sock"), Path("/a.sock")], first)
+    assert second["FLEXNPU_SOCKETS"] == "/b.sock,/a.sock"
     assert "FLEXNPU_SOCKET" not in second
+    third = environment(CLIENT_HOME, [], second)
+    assert third["LD_LIBRARY_PATH"] == f"{CLIENT_HOME}/lib:/own"
+    assert not {"FLEXNPU_SOCKET", "FLEXNPU_SOCKETS"} & set(third)
+
+
+@pytest.mark.parametrize("devices", ["", "0,", "x", "0,0", "1024", "-1"])
+def test_run_refuses_what_is_no_list_of_devices(run_dir: Path, devices: str) -> None:
+    result = call(run_dir, "flexnpu", "run", "--devices", devices, "--", "true")
+    assert result.returncode == 2
+    assert "--devices" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
