@@ -8,6 +8,7 @@ import torch_npu  # noqa: F401
 
 MIB = 1 << 20
 
+torch.npu.set_device(0)
 free, total = torch.npu.mem_get_info()
 saw: dict[str, object] = {"free": free, "total": total}
 held: list[torch.Tensor] = []
