@@ -50,7 +50,7 @@ class Bench:
         self.direct = os.environ | emulator.environment(mode=mode, machine=f"{machine}-direct")
         self.daemon = Daemon(directory, machine, mode)
         self.interposed = flexnpu_run.environment(
-            flexnpu_run.CLIENT_HOME, paths.data_socket(0, directory), os.environ
+            flexnpu_run.CLIENT_HOME, [paths.data_socket(0, directory)], os.environ
         )
 
     def peers(self, stack: ExitStack, command: list[str]) -> tuple[Peer, Peer]:
