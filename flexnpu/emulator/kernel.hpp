@@ -24,6 +24,20 @@ struct KernelCost {
     double bytes = 0;         // bytes read from and written to device memory
 };
 
+// What a task that meets others (a collective, see hccl/) is told by its stream, and tells it.
+struct Meeting {
+    uint64_t ready_ns = 0;  // device time at which the stream has come to the task
+    uint64_t end_ns = 0;    // to be set: device time at which it is over
+    // Whether the stream has been aborted: the task must end soon, with an error.
+    bool (*cancelled)(const Meeting*) = nullptr;
+    // Takes the device's link to the other devices for `duration` ns, at the first free time from `ready` on; the start.
+    uint64_t (*reserve_link)(const Meeting*, uint64_t ready, uint64_t duration) = nullptr;
+    // The reservation made last turned out to take `extra` ns longer.
+    void (*extend_link)(const Meeting*, uint64_t extra) = nullptr;
+    void* stream = nullptr;
+    uint64_t number = 0;  // of the task in its stream
+};
+
 inline constexpr uint64_t kKernelMagic = 0x666c65786b65726eull;
 
 struct Kernel {
@@ -34,6 +48,8 @@ struct Kernel {
     int (*run)(void* self) = nullptr;  // returns an ACL error, which becomes the stream's asynchronous error
     void (*destroy)(void* self) = nullptr;
     void* self = nullptr;
+    // When set it is called in place of `run`, in both modes, takes as long as it says, and may block: it keeps its stream, not the cores.
+    int (*meet)(void* self, Meeting* meeting) = nullptr;
     uint64_t magic = kKernelMagic;  // a launch of anything else is refused
 };
 
@@ -55,6 +71,11 @@ int32_t flexnpu_emu_fail(int32_t error, const char* format, ...) __attribute__((
 
 // 1 when [p, p+size) lies wholly inside one allocation of device memory of this process, else 0.
 int32_t flexnpu_emu_is_device_range(const void* p, size_t size);
+
+// The modelled link of one device to the others: bytes a second in each direction, and nanoseconds a step of an algorithm.
+void flexnpu_emu_link(double* rate, double* step_ns);
+// FLEXNPU_EMU_MACHINE as the runtime read it.
+const char* flexnpu_emu_machine(void);
 
 // Nanoseconds that the device's compute engine has been busy since the first user opened it, over all processes.
 // Returns an ACL error when the device does not exist.

@@ -96,6 +96,12 @@ extern "C" {
 
 FLEXNPU_EXPORT const char* flexnpu_emu_soc_name(void) { return Runtime::get().settings().profile.soc.c_str(); }
 int32_t flexnpu_emu_mode(void) { return Runtime::get().settings().mode; }
+const char* flexnpu_emu_machine(void) { return Runtime::get().settings().machine.c_str(); }
+void flexnpu_emu_link(double* rate, double* step_ns) {
+    const emu::Profile& profile = Runtime::get().settings().profile;
+    *rate = profile.link_rate;
+    *step_ns = profile.link_step_ns;
+}
 int32_t flexnpu_emu_missing(void) { return Runtime::get().settings().missing; }
 
 int32_t flexnpu_emu_is_device_range(const void* p, size_t size) { return Runtime::get().is_device_range(p, size); }

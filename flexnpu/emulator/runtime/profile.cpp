@@ -152,6 +152,8 @@ Profile load_profile(const std::string& which, const std::string& directory) {
     p.h2d_rate = in.number("copy.h2d_gbps", kPositive) * 1e9;
     p.d2h_rate = in.number("copy.d2h_gbps", kPositive) * 1e9;
     p.copy_static_ns = in.number("copy.static_us", 0) * 1e3;
+    p.link_rate = in.number("link.rate_gbps", kPositive) * 1e9;
+    p.link_step_ns = in.number("link.step_us", 0) * 1e3;
     p.stream_depth = uint32_t(in.number("stream_depth", 1));
     in.refuse_others();
     return p;

@@ -27,6 +27,8 @@ struct Profile {
     // Copies between host and device.
     double h2d_rate = 0, d2h_rate = 0;  // bytes a second
     double copy_static_ns = 0;
+    // The link to the other devices: bytes a second in each direction, and what each step of a collective costs besides.
+    double link_rate = 0, link_step_ns = 0;
     uint32_t stream_depth = 4096;  // launches that a stream holds before a launch blocks
 
     // Device time of an operator in nanoseconds: the roofline (Williams, Waterman, Patterson, CACM 52(4), 2009)

@@ -2,13 +2,11 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <cstddef>
 #include <cstring>
 #include <dirent.h>
 #include <fcntl.h>
-#include <fstream>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -24,6 +22,7 @@
 
 #include "flexnpu/emulator/runtime/clock.hpp"
 #include "flexnpu/emulator/runtime/fork.hpp"
+#include "flexnpu/emulator/runtime/process.hpp"
 
 namespace flexnpu::emulator {
 
@@ -31,32 +30,6 @@ namespace {
 
 [[noreturn]] void throw_errno(const std::string& what) {
     throw std::runtime_error(what + ": " + std::strerror(errno));
-}
-
-// Field 22 of /proc/PID/stat: with the pid it names a process for good. 0 when there is none.
-uint64_t process_start_time(int32_t pid) {
-    std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-    std::string text;
-    if (!std::getline(file, text)) {
-        return 0;
-    }
-    size_t at = text.rfind(')');  // the command name may hold anything, spaces and parentheses too
-    if (at == std::string::npos) {
-        return 0;
-    }
-    // After ')' come " S ppid ...": field 3 is the first.
-    for (int field = 3; field <= 22 && at != std::string::npos; ++field) {
-        at = text.find(' ', at + 1);
-        if (field == 22 && at != std::string::npos) {
-            if (text[text.rfind(')') + 2] == 'Z') {
-                return 0;  // a zombie holds nothing any more
-            }
-            uint64_t value = 0;
-            std::from_chars(text.data() + at + 1, text.data() + text.size(), value);
-            return value;
-        }
-    }
-    return 0;
 }
 
 // Held while a process looks for the device and makes it. An abstract socket's name: the kernel frees it with its holder.

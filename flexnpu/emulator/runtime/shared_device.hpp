@@ -18,7 +18,8 @@ enum Engine : uint32_t {
     kHostToDevice = 1,
     kDeviceToHost = 2,
     kDeviceToDevice = 3,
-    kEngines = 4,
+    kLink = 4,  // to the other devices
+    kEngines = 5,
 };
 
 // A device engine does one thing at a time, for all processes, in the order of reservation.

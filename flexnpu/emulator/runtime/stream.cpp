@@ -143,6 +143,9 @@ void Stream::run(Task& task) {
 
 void Stream::run_kernel(Task& task) {
     Kernel& kernel = task.kernel;
+    if (kernel.meet != nullptr) {
+        return run_meeting(task);
+    }
     uint64_t duration = model_.profile.kernel_ns(kernel.cost);
     uint64_t start = model_.shared.reserve(kCompute, std::max(device_ns_, task.submit_ns), duration);
     if (model_.mode == kModeCompute && kernel.has_body && kernel.run != nullptr) {

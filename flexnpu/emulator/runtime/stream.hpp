@@ -102,6 +102,7 @@ private:
     void run(Task& task);
     void skip(Task& task);
     void run_kernel(Task& task);
+    void run_meeting(Task& task);
     void run_copy(Task& task);
     void run_callback(Task& task);
     void wait_event(Task& task);
