@@ -182,7 +182,7 @@ aclError aclprofInit(const char*, size_t) { return 0; }
 aclError aclprofFinalize() { return 0; }
 
 // Determinism of collectives: there is no communicator here to apply it to, and making one is refused by name.
-int32_t HcclSetConfig() { return 0; }
+int32_t HcclSetConfig(HcclConfig, HcclConfigValue) { return 0; }
 
 void aclAppLog(aclLogLevel level, const char* function, const char* file, uint32_t line, const char* format, ...) {
     static const char* const wanted = getenv("ASCEND_GLOBAL_LOG_LEVEL");
