@@ -104,7 +104,7 @@ def main() -> dict[str, Any]:
             dist.all_reduce(x, group=pair)
             same("all_reduce of a group", x, data(0) + data(1))
 
-    # One step of data-parallel training moves every rank to the same weights as one process with all the data.
+    # A step of data-parallel training moves every rank to the weights of one process with all the data.
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3)
     alone = torch.nn.Linear(4, 3)
