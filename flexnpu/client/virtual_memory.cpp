@@ -15,13 +15,18 @@ namespace {
 
 uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
 
-// Asks; the answer's word goes to *out.
-aclError ask(wire::VirtualMemory v, Call call, uint64_t* out = nullptr) {
-    Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
+// Asks; the answer's word goes to *out, and whom it asked to *asked. Whose an address or a handle is, the same answers for it; without one the
+// thread's device does, or any: torch_npu tries whether addresses can be reserved before it chooses a device.
+aclError ask(wire::VirtualMemory v, Call call, uint64_t* out = nullptr, Session** asked = nullptr) {
+    const uint64_t named = v.address ? v.address : v.handle;
+    Session* holder = named ? Session::holder(named) : Session::any();
+    Channel* c = holder ? holder->mine() : Session::any_channel();
+    if (!c) return flexnpu::client::last_error();
     v.call = call;
+    if (v.address) v.address ^= c->session().tag();
     if (int32_t e = c->call(wire::Kind::virtual_memory, v)) return e;
     if (out) *out = c->words()[0];
+    if (asked) *asked = &c->session();
     return 0;
 }
 
@@ -45,8 +50,9 @@ aclError reserve(const char* function, void** p, size_t bytes, size_t alignment,
     v.bytes = bytes;
     v.flags = flags;
     uint64_t address = 0;
-    if (aclError e = ask(v, Call::reserve, &address)) return e;
-    *p = reinterpret_cast<void*>(address);
+    Session* asked = nullptr;
+    if (aclError e = ask(v, Call::reserve, &address, &asked)) return e;
+    *p = reinterpret_cast<void*>(address | asked->tag());
     return 0;
 }
 
@@ -91,20 +97,20 @@ aclError aclrtMapMem(void* p, size_t bytes, size_t offset, aclrtDrvMemHandle han
     v.offset = offset;
     v.handle = number(handle);
     v.flags = flags;
-    if (aclError e = ask(v, Call::map)) return e;
-    Session::channel()->session().memory.add({number(p), bytes});
+    Session* asked = nullptr;
+    if (aclError e = ask(v, Call::map, nullptr, &asked)) return e;
+    asked->memory.add({number(p), bytes});
     return 0;
 }
 aclError aclrtUnmapMem(void* p) {
     wire::VirtualMemory v{};
     v.address = number(p);
     // Before the daemon unmaps: another thread may map there as soon as it has.
-    Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
+    Session* holder = Session::holder(number(p));
     DeviceRange range;
-    const bool known = c->session().memory.remove(number(p), &range);
+    const bool known = holder && holder->memory.remove(number(p), &range);
     const aclError e = ask(v, Call::unmap);
-    if (e && known) c->session().memory.add(range);
+    if (e && known) holder->memory.add(range);
     return e;
 }
 
@@ -120,10 +126,9 @@ aclError aclrtMemGetAllocationGranularity(aclrtPhysicalMemProp* properties, aclr
 }
 
 aclError aclrtMemGetAddressRange(void* p, void** base, size_t* bytes) {
-    Session* s = Session::get();
-    if (!s) return acl::RT_INTERNAL;
+    Session* s = Session::holder(number(p));
     DeviceRange range;
-    if (!s->memory.find(number(p), &range)) return fail(acl::RT_PARAM_INVALID, "aclrtMemGetAddressRange: %p is not device memory", p);
+    if (!s || !s->memory.find(number(p), &range)) return fail(acl::RT_PARAM_INVALID, "aclrtMemGetAddressRange: %p is not device memory", p);
     if (base) *base = reinterpret_cast<void*>(range.address);
     if (bytes) *bytes = range.bytes;
     return 0;

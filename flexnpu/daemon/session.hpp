@@ -245,6 +245,7 @@ struct Session : std::enable_shared_from_this<Session> {
         device = number;
         streams.set_tag(wire::device_tag(number));
         events.set_tag(wire::device_tag(number));
+        virtual_memory.physical.set_tag(wire::device_tag(number));
     }
     template <class F>
     void each_lane(F f) const {
