@@ -100,7 +100,7 @@ void Dispatcher::empty_lane(Lane& lane) {
             }
             case ItemType::wait:
                 std::erase(item->mark->blocked, &lane);
-                item->mark->queued_waits--;
+                item->mark->queued_waits -= uint32_t(item->value);
                 break;
             case ItemType::host_func: s.host_backlog.push_back({lane.id, {item->a, item->ticket, false}, true}); break;
             case ItemType::sync:

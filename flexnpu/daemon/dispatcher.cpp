@@ -291,7 +291,7 @@ void Dispatcher::drop_lane(Lane& lane) {
             if (item->mark) {
                 std::erase(item->mark->blocked, &lane);
                 item->mark->waiters.clear();
-                if (item->type == ItemType::wait) item->mark->queued_waits--;
+                if (item->type == ItemType::wait) item->mark->queued_waits -= uint32_t(item->value);
             }
         }
         items->clear();
@@ -464,7 +464,7 @@ void Dispatcher::flow(Lane& lane) {
     const uint64_t now = now_ns();
     while (!lane.backlog.empty()) {
         Item& item = *lane.backlog.front();
-        if (item.type == ItemType::wait && item.mark->pending) {
+        if ((item.type == ItemType::wait || item.type == ItemType::reset) && item.mark->pending) {
             lane.blocked = true;
             item.mark->blocked.push_back(&lane);
             if (item.deadline_ns >= 0) {
@@ -701,7 +701,7 @@ void Dispatcher::recorded(Mark& mark) {
 }
 
 void Dispatcher::dispatch_wait(Lane& lane, Item& item) {
-    item.mark->queued_waits--;
+    item.mark->queued_waits -= uint32_t(item.value);
     // The vendor's function with a timeout is newer than the one without.
     static const auto timed_wait = reinterpret_cast<decltype(&::aclrtStreamWaitEventWithTimeout)>(vendor_.function(api::FN_aclrtStreamWaitEventWithTimeout));
     const int32_t e = item.deadline_ns >= 0 && timed_wait ? timed_wait(lane.stream, item.mark->event, left_ms(item.deadline_ns))
@@ -717,7 +717,7 @@ void Dispatcher::give_up_wait(uint32_t id, uint64_t ticket) {
     if (!lane.blocked || lane.backlog.empty() || lane.backlog.front()->ticket != ticket) return;
     Mark& mark = *lane.backlog.front()->mark;
     std::erase(mark.blocked, &lane);
-    mark.queued_waits--;
+    mark.queued_waits -= uint32_t(lane.backlog.front()->value);
     lane.blocked = false;
     lane.blocked_until = {};
     lane.backlog.pop_front();

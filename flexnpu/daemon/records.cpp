@@ -582,7 +582,7 @@ void Dispatcher::record_event(Session& s, Payload p) {
         e->mark = std::make_shared<Mark>(vendor_, fresh);
     }
     if (e->earlier.size() > kMostEarlier) waits_pending(*e);
-    e->mark->pending = true;
+    e->mark->pending = e->mark->recorded = true;
     e->mark->error = 0;
     auto item = std::make_unique<Item>();
     item->type = ItemType::record;
@@ -605,7 +605,8 @@ void Dispatcher::order_event(Session& s, Payload p, ItemType type, const char* f
     item->mark = e->mark;
     if (type == ItemType::wait) {
         item->deadline_ns = o.deadline_ns;
-        e->mark->queued_waits++;
+        item->value = e->mark->recorded;
+        e->mark->queued_waits += e->mark->recorded;
     }
     push(*lane, std::move(item));
 }

@@ -87,7 +87,8 @@ struct Mark {
     void* event;
     bool pending = false;                        // recorded by the program, not yet by the vendor
     int32_t error = 0;                           // why it was not: its stream was aborted
-    uint32_t queued_waits = 0;                   // waits for it that the vendor has not been given
+    bool recorded = false;                       // by the program, ever
+    uint32_t queued_waits = 0;                   // waits for a record of it that the vendor has not been given
     std::vector<Lane*> blocked;                  // lanes whose next item waits for the record's dispatch
     std::vector<std::function<void()>> waiters;  // to run then
 };
@@ -109,7 +110,7 @@ struct Item {
     std::vector<uint64_t> addresses;
     // launch: the client's workspace. copy: destination, source. memset: destination. host_func: the client's number for it.
     uint64_t a = 0, b = 0, bytes = 0;
-    int32_t value = 0;  // memset: the value; copy: its kind; host_func: whether the stream waits for it
+    int32_t value = 0;  // memset: the value; copy: its kind; host_func: whether the stream waits for it; wait: counted in queued_waits
     int64_t deadline_ns = -1;   // wait
     uint8_t* buffer = nullptr;  // copy of inline data: ours, given back when the copy is over
     int32_t block = -1;         // copy from staging: given back when the copy is over
@@ -137,7 +138,7 @@ struct Lane : std::enable_shared_from_this<Lane> {
     void* stream = nullptr;  // the vendor's
     std::deque<std::unique_ptr<Item>> backlog;  // not yet with the gate
     std::deque<std::unique_ptr<Item>> queue;    // with the gate
-    bool blocked = false;                       // the backlog's first is a wait for a record that has not been dispatched
+    bool blocked = false;                       // the backlog's first is a wait for, or a reset of, a record that has not been dispatched
     Timers::Id blocked_until{};                 // of that wait, if it has a deadline
     bool calling = false;                       // nothing goes on until a host function has returned,
     uint64_t call = 0;                          // the item with this ticket

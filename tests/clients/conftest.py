@@ -18,6 +18,7 @@ from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import DaemonStatus
 
 PROGRAMS = Path(__file__).parent / "programs"
+sys.path.insert(0, str(PROGRAMS.parent))  # for ordering_model, which is a helper and no test
 
 
 def _installed(command: str) -> Path:
