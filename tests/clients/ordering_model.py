@@ -1,12 +1,13 @@
 """An executable model of streams and events, and random programs for it.
 
-A program is a list of `Step`s: calls of several threads, one after the other (a synchronise may be left running in
-the background). Each stream has a cell in device memory that counts the stream's effects, and steps look at all
-cells: the driver (native/ordering.cpp) tells what they saw. `check` says what of it cannot be.
+A program is a list of `Step`s: calls of several threads, one after the other (a synchronise may be left
+running in the background). Each stream has a cell in device memory that counts the stream's effects, and
+steps look at all cells: the driver (native/ordering.cpp) tells what they saw. `check` says what of it cannot
+be.
 
-The model knows, for each thing in a stream, everything that happens before it: what precedes it in its stream, what
-precedes the record that it waits for, and what the host knew to be over when it called. Whoever looks at the cells
-must see every effect that happens before his look, and none that happens after it.
+The model knows, for each thing in a stream, everything that happens before it: what precedes it in its
+stream, what precedes the record that it waits for, and what the host knew to be over when it called. Whoever
+looks at the cells must see every effect that happens before his look, and none that happens after it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,17 @@ _OPS += ["sync_stream", "sync_event", "sync_device"]
 # Several steps in a row: work behind something slow, a record behind that, and one who relies on the record.
 _OPS += ["hand over"] * 5 + ["ask after"] * 2
 _PAUSES_US = [0, 300, 1500]
-_PER_EVENT = ("record", "wait", "reset", "query", "old_query", "wait_query", "sync_event", "delete", "elapsed")
+_PER_EVENT = (
+    "record",
+    "wait",
+    "reset",
+    "query",
+    "old_query",
+    "wait_query",
+    "sync_event",
+    "delete",
+    "elapsed",
+)
 
 
 class _Program:
@@ -157,9 +168,14 @@ class Look:
 
 class Model:
     def __init__(self) -> None:
-        self.things: list[list[Clock]] = [[] for _ in range(STREAMS)]  # what happens before each, itself included
-        self.effects: list[list[int]] = [[] for _ in range(STREAMS)]  # which things are effects, counted from 1
+        self.things: list[list[Clock]] = [
+            [] for _ in range(STREAMS)
+        ]  # what happens before each, itself included
+        self.effects: list[list[int]] = [
+            [] for _ in range(STREAMS)
+        ]  # which things are effects, counted from 1
         self.host = ZERO  # what the host knows to be over
+        self.drained = ZERO  # as far as a synchronise or a query of the stream itself has told
         self.events: dict[int, Event] = {}
         self.looks: list[Look] = []
         self.problems: list[str] = []
@@ -176,7 +192,9 @@ class Model:
             self.effects[stream].append(len(things))
         return tuple(before)
 
-    def look(self, step: int, after: Clock, seen: Clock | None, before: tuple[int, int] | None = None) -> None:
+    def look(
+        self, step: int, after: Clock, seen: Clock | None, before: tuple[int, int] | None = None
+    ) -> None:
         if seen is None:
             self.problems.append(f"step {step}: nothing was seen")
         else:
@@ -243,7 +261,8 @@ class Model:
                 clock = self.last(a[0])
                 if outcome.status == str(COMPLETE[what]):
                     self.over(i, clock, outcome.first)
-                elif covers(self.host, clock):
+                    self.drained = merge(self.drained, clock)
+                elif covers(self.drained, clock):
                     self.problems.append(f"step {i}: a stream that is empty is said to be busy")
             case "elapsed":
                 self.elapsed(i, self.events[a[0]], self.events[a[1]], outcome)
@@ -260,6 +279,8 @@ class Model:
                     self.look(i, clock, outcome.first)
                     return clock
                 self.over(i, clock, outcome.first)
+                if what != "sync_event":
+                    self.drained = merge(self.drained, clock)
             case _:
                 raise AssertionError(what)
         return None
@@ -299,7 +320,8 @@ class Model:
                 must = sum(thing <= look.after[stream] for thing in self.effects[stream])
                 if look.seen[stream] < must:
                     self.problems.append(
-                        f"step {look.step}: saw {look.seen[stream]} effects of stream {stream} where {must} happen before"
+                        f"step {look.step}: saw {look.seen[stream]} effects of stream {stream}: "
+                        f"{must} happen before"
                     )
                 if look.before is None:
                     continue
@@ -312,7 +334,8 @@ class Model:
                 may = sum(not later or thing < later[0] for thing in self.effects[stream])
                 if look.seen[stream] > may:
                     self.problems.append(
-                        f"step {look.step}: saw {look.seen[stream]} effects of stream {stream}: only {may} may be over"
+                        f"step {look.step}: saw {look.seen[stream]} effects of stream {stream}: "
+                        f"only {may} may be over"
                     )
         if last != (want := tuple(map(len, self.effects))):
             self.problems.append(f"at the end {last} effects, not {want}")

@@ -1,5 +1,7 @@
-"""Calls keep their order within streams and across events, however the gate delays them: random programs against
-the model in ordering_model.py, directly on the emulated device and through a data plane whose gate holds lanes."""
+"""Calls keep their order within streams and across events, however the gate delays them: random programs
+against the model in ordering_model.py, directly on the emulated device and through a data plane whose gate
+holds lanes.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Lines:
     """A child that answers lines with lines, in time."""
 
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self.process = subprocess.Popen(
+            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
         assert self.process.stdout
         self._rest = b""
         self._selector = selectors.DefaultSelector()
@@ -150,8 +154,9 @@ class World:
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """Which lanes are prefill and held back, and for how long. There is always a busy decode lane, whose target is
-    out of reach."""
+    """Which lanes are prefill and held back, and for how long. There is always a busy decode lane, whose target
+    is out of reach.
+    """
 
     phases: tuple[str, ...]
     window_us: float
@@ -229,7 +234,9 @@ _PROGRAM = [
 _NOTHING = Outcome(0, "-", None, None)
 
 
-@pytest.mark.parametrize(("seen", "admissible"), [((0, 0, 0, 0), False), ((1, 0, 0, 0), True), ((2, 0, 0, 0), True)])
+@pytest.mark.parametrize(
+    ("seen", "admissible"), [((0, 0, 0, 0), False), ((1, 0, 0, 0), True), ((2, 0, 0, 0), True)]
+)
 def test_a_wait_that_overtakes_its_record_is_told(seen: Clock, admissible: bool) -> None:
     outcomes = [_NOTHING] * 4 + [Outcome(0, "-", seen, None), _NOTHING]
     assert (check(_PROGRAM, outcomes, (2, 0, 0, 0)) == []) is admissible
