@@ -47,6 +47,10 @@ l2_mib = 192.0
 [static_us]
 mma = 0.0
 vector = 0.0
+[graph]
+replay_us = 0.0
+static_share = 1.0
+
 [copy]
 h2d_gbps = 1000.0
 d2h_gbps = 1000.0

@@ -68,6 +68,9 @@ int32_t synchronize_device(const char* function, int32_t timeout_ms) {
     if (int32_t error = current_device(function, &index)) {
         return error;
     }
+    if (int32_t error = runtime.captures.check_device(function, index)) {
+        return error;
+    }
     std::optional<emu::Clock::time_point> deadline;
     if (timeout_ms > 0) {
         deadline = emu::Clock::now() + std::chrono::milliseconds(timeout_ms);
@@ -332,6 +335,7 @@ aclError aclrtDeviceTaskAbort(int32_t device, uint32_t) {
         return error;
     }
     for (const auto& stream : Runtime::get().streams(device)) {
+        Runtime::get().captures.stream_aborted(*stream);
         if (!stream->idle()) {
             stream->abort(acl::RT_STREAM_ABORT, "the device's tasks were aborted");
         }

@@ -52,6 +52,11 @@ int32_t stream_wait(const char* function, aclrtStream stream_handle, aclrtEvent 
     if (int32_t error = find_both(function, handle, stream_handle, &event, &stream)) {
         return error;
     }
+    bool captured = false;
+    int32_t capture_error = Runtime::get().captures.wait(function, event, stream, &captured);
+    if (captured) {
+        return capture_error;
+    }
     uint64_t record = event->current();
     if (record == 0) {
         return acl::SUCCESS;  // nothing was recorded: nothing to wait for
@@ -74,6 +79,9 @@ int32_t stream_wait(const char* function, aclrtStream stream_handle, aclrtEvent 
 int32_t host_wait(const char* function, aclrtEvent handle, int32_t timeout_ms) {
     std::shared_ptr<emu::Event> event;
     if (int32_t error = find(function, handle, &event)) {
+        return error;
+    }
+    if (int32_t error = Runtime::get().captures.check_event(function, *event)) {
         return error;
     }
     uint64_t record = event->current();
@@ -118,6 +126,11 @@ aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream stream_handle) {
     if (int32_t error = find_both("aclrtRecordEvent", handle, stream_handle, &event, &stream)) {
         return error;
     }
+    bool captured = false;
+    int32_t capture_error = Runtime::get().captures.record("aclrtRecordEvent", event, *stream, &captured);
+    if (captured) {
+        return capture_error;
+    }
     emu::Task task;
     task.kind = emu::TaskKind::EventRecord;
     task.event = event;
@@ -138,6 +151,11 @@ aclError aclrtResetEvent(aclrtEvent handle, aclrtStream stream_handle) {
     std::shared_ptr<emu::Stream> stream;
     if (int32_t error = find_both("aclrtResetEvent", handle, stream_handle, &event, &stream)) {
         return error;
+    }
+    bool captured = false;
+    int32_t capture_error = Runtime::get().captures.reset("aclrtResetEvent", event, *stream, &captured);
+    if (captured) {
+        return capture_error;
     }
     emu::Task task;
     task.kind = emu::TaskKind::EventReset;
@@ -177,6 +195,9 @@ aclError aclrtQueryEvent(aclrtEvent handle, aclrtEventStatus* status) {
     if (int32_t error = find("aclrtQueryEvent", handle, &event)) {
         return error;
     }
+    if (int32_t error = Runtime::get().captures.check_event("aclrtQueryEvent", *event)) {
+        return error;
+    }
     *status = event->recorded_and_complete() ? acl::EVENT_COMPLETE : acl::EVENT_NOT_READY;
     return acl::SUCCESS;
 }
@@ -187,6 +208,9 @@ aclError aclrtQueryEventStatus(aclrtEvent handle, aclrtEventRecordedStatus* stat
         return fail(acl::INVALID_PARAM, "aclrtQueryEventStatus: the output is null");
     }
     if (int32_t error = find("aclrtQueryEventStatus", handle, &event)) {
+        return error;
+    }
+    if (int32_t error = Runtime::get().captures.check_event("aclrtQueryEventStatus", *event)) {
         return error;
     }
     *status = event->recorded_and_complete() ? acl::EVENT_RECORDED_COMPLETE : acl::EVENT_RECORDED_NOT_READY;

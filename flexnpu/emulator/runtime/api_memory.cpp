@@ -198,6 +198,9 @@ int32_t copy_now(const char* function, const emu::CopyWork& work, uint64_t capac
     if (work.bytes() == 0) {
         return acl::SUCCESS;
     }
+    if (int32_t error = Runtime::get().captures.check_unsafe(function)) {
+        return error;
+    }
     Route route;
     if (int32_t error = check_copy(function, work, capacity, kind, &route)) {
         return error;
@@ -225,9 +228,15 @@ int32_t copy_async(const char* function, const emu::CopyWork& work, uint64_t cap
     task.copy = work;
     Runtime& runtime = Runtime::get();
     uint64_t size = extent(work.source_pitch, work);
-    if (route == Route::HostToDevice && runtime.settings().mode == emu::kModeCompute &&
-        !runtime.is_pinned(work.source, size)) {
-        // The program may reuse pageable memory as soon as the call returns.
+    bool pageable = (route == Route::HostToDevice && !runtime.is_pinned(work.source, size)) ||
+                    (route == Route::DeviceToHost && !runtime.is_pinned(work.target, extent(work.target_pitch, work)));
+    if (pageable) {
+        if (int32_t error = runtime.captures.check_unsafe(function)) {
+            return error;
+        }
+    }
+    if (route == Route::HostToDevice && runtime.settings().mode == emu::kModeCompute && pageable) {
+        // The program may reuse pageable memory as soon as the call returns. A graph keeps the bytes of the capture.
         std::shared_ptr<void> staging(std::malloc(size), std::free);
         if (!staging) {
             return fail(acl::RT_MEMORY_ALLOCATION, "%s: no host memory for %llu bytes", function,
@@ -416,6 +425,9 @@ aclError aclrtMemcpy2dAsync(void* target, size_t target_pitch, const void* sourc
 aclError aclrtMemset(void* target, size_t capacity, int32_t value, size_t size) {
     if (size == 0) {
         return acl::SUCCESS;
+    }
+    if (int32_t error = Runtime::get().captures.check_unsafe("aclrtMemset")) {
+        return error;
     }
     bool device = Runtime::get().is_device_address(target);
     if (int32_t error = check_side("aclrtMemset", {target, capacity, device, "destination"}, size)) {

@@ -33,6 +33,9 @@ int32_t synchronize(const char* function, aclrtStream handle, int32_t timeout_ms
     if (int32_t error = find_stream(function, handle, &stream)) {
         return error;
     }
+    if (int32_t error = Runtime::get().captures.check_stream(function, *stream)) {
+        return error;
+    }
     std::optional<emu::Clock::time_point> deadline;
     if (timeout_ms > 0) {
         deadline = emu::Clock::now() + std::chrono::milliseconds(timeout_ms);
@@ -79,6 +82,9 @@ aclError aclrtStreamQuery(aclrtStream handle, aclrtStreamStatus* status) {
     if (int32_t error = find_stream("aclrtStreamQuery", handle, &stream)) {
         return error;
     }
+    if (int32_t error = Runtime::get().captures.check_stream("aclrtStreamQuery", *stream)) {
+        return error;
+    }
     std::string message;
     if (int32_t error = stream->stopped_by(&message)) {
         return emu::fail_with(error, std::move(message));
@@ -95,6 +101,7 @@ aclError aclrtStreamAbort(aclrtStream handle) {
     if (int32_t error = find_stream("aclrtStreamAbort", handle, &stream)) {
         return error;
     }
+    Runtime::get().captures.stream_aborted(*stream);
     if (!stream->idle()) {
         stream->abort(acl::RT_STREAM_ABORT, "the stream was aborted");
     }

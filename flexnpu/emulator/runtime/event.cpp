@@ -25,6 +25,10 @@ void Event::complete(uint64_t record, uint64_t device_ns, bool aborted) {
     if (record >= slot.record) {
         slot = {record, device_ns};
     }
+    if (record >= reached_) {
+        reached_ = record;
+        reached_ns_ = device_ns;
+    }
     changed_.notify_all();
     for (Waiter* waiter : waiters_) {
         waiter->wake();
@@ -34,6 +38,17 @@ void Event::complete(uint64_t record, uint64_t device_ns, bool aborted) {
 void Event::reset(uint64_t record) {
     std::lock_guard lock(mutex_);
     reset_ = std::max(reset_, record);
+    changed_.notify_all();
+}
+
+std::optional<uint64_t> Event::raised() const {
+    std::lock_guard lock(mutex_);
+    return reached_ > reset_ ? std::optional(reached_ns_) : std::nullopt;
+}
+
+void Event::lower() {
+    std::lock_guard lock(mutex_);
+    reset_ = std::max(reset_, reached_);
     changed_.notify_all();
 }
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -18,6 +19,8 @@ public:
     virtual ~Waiter() = default;
     virtual void wake() = 0;
 };
+
+struct CaptureMark;
 
 // Records are numbered as they are called; a wait is for the number that was the last at its own call, whatever streams
 // other records of the event went to. An event that was never recorded, or was reset since, holds nobody up.
@@ -37,6 +40,11 @@ public:
     // When a stream reaches a reset that was called while `record` was the last.
     void reset(uint64_t record);
 
+    // For a graph's external events, which are flags: whether a record has been reached since the last reset, and when;
+    // and taking such records back.
+    std::optional<uint64_t> raised() const;
+    void lower();
+
     bool is_complete(uint64_t record) const;
     // Whether a record was called and the last one is complete.
     bool recorded_and_complete() const;
@@ -55,6 +63,10 @@ public:
     // Waits in streams that have not been passed yet.
     std::atomic<uint32_t> pending_waits{0};
 
+    // Set while the last record was called on a stream that captures; `mark`, under the captures' lock, says where.
+    std::atomic<bool> captured{false};
+    std::shared_ptr<CaptureMark> mark;
+
 private:
     static constexpr size_t kKept = 16;
     struct Completed {
@@ -70,6 +82,8 @@ private:
     uint64_t recorded_ = 0;
     uint64_t reset_ = 0;
     uint64_t aborted_ = 0;  // the last record whose stream was emptied
+    uint64_t reached_ = 0;      // the greatest complete record, and its time
+    uint64_t reached_ns_ = 0;
     std::vector<uint64_t> pending_;  // records that are not complete: few, most often one
     Completed completed_[kKept] = {};  // the last ones, by record modulo kKept
     std::vector<Waiter*> waiters_;

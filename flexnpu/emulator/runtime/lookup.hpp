@@ -23,8 +23,15 @@ inline int32_t find_stream(const char* function, aclrtStream handle, std::shared
     return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, handle);
 }
 
-// Queues the task, or records why it cannot be.
+// Queues the task or, on a stream that is captured, makes it part of the graph; or records why it cannot be.
 inline int32_t append(const char* function, Stream& stream, Task&& task) {
+    if (stream.divert.load() != Stream::Divert::None) {
+        bool taken = false;
+        int32_t error = Runtime::get().captures.take(function, stream, task, &taken);
+        if (taken) {
+            return error;
+        }
+    }
     if (!stream.enqueue(std::move(task))) {
         return fail(acl::RT_INVALID_HANDLE, "%s: the stream is being destroyed", function);
     }

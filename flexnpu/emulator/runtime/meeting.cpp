@@ -6,13 +6,12 @@
 
 namespace flexnpu::emulator {
 
-void Stream::run_meeting(Task& task) {
-    Kernel& kernel = task.kernel;
+void Stream::meet(const Kernel& kernel, uint64_t ready, uint64_t number) {
     Meeting meeting;
-    meeting.ready_ns = std::max(device_ns_, task.submit_ns);
+    meeting.ready_ns = ready;
     meeting.end_ns = meeting.ready_ns;
     meeting.stream = this;
-    meeting.number = task.number;
+    meeting.number = number;
     meeting.cancelled = [](const Meeting* m) {
         return m->number <= static_cast<const Stream*>(m->stream)->skip_until_.load();
     };
@@ -28,10 +27,6 @@ void Stream::run_meeting(Task& task) {
         meeting.end_ns = std::max(meeting.end_ns, now_ns());  // what follows comes after the wait that failed
     }
     device_ns_ = std::max(device_ns_, meeting.end_ns);
-    if (kernel.destroy != nullptr) {
-        kernel.destroy(kernel.self);
-    }
-    follow_clock(task.number);
 }
 
 }  // namespace flexnpu::emulator

@@ -90,7 +90,7 @@ std::string profile_names(const std::string& directory) {
 
 }  // namespace
 
-uint64_t Profile::kernel_ns(const KernelCost& cost) const {
+uint64_t Profile::kernel_ns(const KernelCost& cost, double static_share) const {
     bool mma = cost.cube_flops > 0;
     double peak = fp32;
     switch (cost.cube_dtype) {
@@ -102,7 +102,7 @@ uint64_t Profile::kernel_ns(const KernelCost& cost) const {
     double work = std::max({cost.cube_flops / (peak * compute_efficiency),
                             cost.vector_flops / (vector * compute_efficiency),
                             cost.bytes / (memory_rate * memory_efficiency)});
-    return to_ns((mma ? mma_static_ns : vector_static_ns) + work * 1e9);
+    return to_ns((mma ? mma_static_ns : vector_static_ns) * static_share + work * 1e9);
 }
 
 uint64_t Profile::copy_ns(Copy direction, uint64_t bytes) const {
@@ -149,6 +149,8 @@ Profile load_profile(const std::string& which, const std::string& directory) {
     p.memory_efficiency = in.number("memory.efficiency", kPositive);
     p.mma_static_ns = in.number("static_us.mma", 0) * 1e3;
     p.vector_static_ns = in.number("static_us.vector", 0) * 1e3;
+    p.replay_static_ns = in.number("graph.replay_us", 0) * 1e3;
+    p.graph_static_share = in.number("graph.static_share", 0);
     p.h2d_rate = in.number("copy.h2d_gbps", kPositive) * 1e9;
     p.d2h_rate = in.number("copy.d2h_gbps", kPositive) * 1e9;
     p.copy_static_ns = in.number("copy.static_us", 0) * 1e3;

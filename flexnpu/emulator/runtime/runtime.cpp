@@ -179,6 +179,7 @@ void Runtime::close_all_devices() {
         }
     }
     for (const auto& stream : detached) {
+        captures.stream_gone(*stream);
         stream->shut_down(true);
     }
     for (const auto& device : closed) {
@@ -279,6 +280,7 @@ int32_t Runtime::reset_device(int32_t index, bool force) {
     }
     // Not under the lock: what a worker runs may call the runtime.
     for (const auto& stream : detached) {
+        captures.stream_gone(*stream);
         stream->shut_down(true);
     }
     drop_memory(closed);
@@ -334,6 +336,7 @@ int32_t Runtime::destroy_context(void* handle) {
     contexts_.remove(handle);
     for (const auto& stream : streams_.all()) {
         if (stream->context == handle && streams_.remove(stream->handle)) {
+            captures.stream_gone(*stream);
             stream->synchronize(Clock::now() + kDrain);
             stream->shut_down(true);
         }
@@ -388,6 +391,7 @@ int32_t Runtime::destroy_stream(void* handle, bool force) {
     if (!streams_.remove(handle)) {
         return fail(acl::RT_INVALID_HANDLE, "%p is not a stream", handle);
     }
+    captures.stream_gone(*stream);
     if (!force) {
         stream->synchronize(Clock::now() + kDrain);
     }
@@ -401,6 +405,11 @@ std::shared_ptr<Stream> Runtime::stream(void* handle) const {
     }
     auto context = current_context();
     return context ? streams_.get(context->default_stream) : nullptr;
+}
+
+bool Runtime::is_default(const Stream& stream) const {
+    auto context = contexts_.get(stream.context);
+    return context && context->default_stream == stream.handle;
 }
 
 std::vector<std::shared_ptr<Stream>> Runtime::streams(int32_t device) const {

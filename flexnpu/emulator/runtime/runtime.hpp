@@ -11,6 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "flexnpu/emulator/runtime/capture.hpp"
 #include "flexnpu/emulator/runtime/errors.hpp"
 #include "flexnpu/emulator/runtime/event.hpp"
 #include "flexnpu/emulator/runtime/handles.hpp"
@@ -82,11 +83,14 @@ public:
     int32_t destroy_stream(void* handle, bool force);
     // The stream, the context's default one for a null handle; null when there is none.
     std::shared_ptr<Stream> stream(void* handle) const;
+    bool is_default(const Stream& stream) const;
     // Streams of a device (-1: all).
     std::vector<std::shared_ptr<Stream>> streams(int32_t device) const;
 
     HandleTable<Event> events{HandleKind::Event};
     std::atomic<uint32_t> next_event_id{0};
+
+    Captures captures;
 
     // Device memory.
     std::shared_ptr<Device> owner(const void* p) const;

@@ -8,6 +8,8 @@
 #include <utility>
 
 #include "flexnpu/emulator/runtime/errors.hpp"
+#include "flexnpu/emulator/runtime/graph.hpp"
+#include "flexnpu/emulator/runtime/replay.hpp"
 
 namespace flexnpu::emulator {
 
@@ -43,6 +45,9 @@ bool Stream::enqueue(Task&& task) {
     }
     task.submit_ns = now_ns();
     task.number = enqueued_.load() + 1;
+    if (task.replay) {
+        task.replay->ticket = task.replay->graph->next_ticket();  // here: turns follow the order of the queues
+    }
     enqueued_.store(task.number);
     queue_.push_back(std::move(task));
     if (!worker_.joinable()) {
@@ -112,6 +117,7 @@ void Stream::skip(Task& task) {
             break;
         case TaskKind::EventReset: task.event->reset(task.record); break;
         case TaskKind::EventWait: task.event->pending_waits.fetch_sub(1); break;
+        case TaskKind::Replay: abandon(*task.replay, std::max(device_ns_, task.submit_ns)); break;
         default: break;
     }
 }
@@ -119,7 +125,10 @@ void Stream::skip(Task& task) {
 void Stream::run(Task& task) {
     switch (task.kind) {
         case TaskKind::Kernel: run_kernel(task); break;
-        case TaskKind::Copy: run_copy(task); break;
+        case TaskKind::Copy:
+            copy(task.copy, task.engine, std::max(device_ns_, task.submit_ns));
+            follow_clock(task.number);
+            break;
         case TaskKind::EventRecord:
             device_ns_ = std::max(device_ns_, task.submit_ns);
             task.event->complete(task.record, device_ns_);
@@ -131,23 +140,33 @@ void Stream::run(Task& task) {
             task.function(task.argument);
             device_ns_ = now_ns();
             break;
-        case TaskKind::Callback: run_callback(task); break;
-        case TaskKind::ValueWrite:
-            if (model_.mode == kModeCompute) {
-                std::atomic_ref(*static_cast<uint64_t*>(task.argument)).store(task.value);
-            }
-            break;
+        case TaskKind::Callback: run_callback(task, report_queue()); break;
+        case TaskKind::ValueWrite: write_value(task); break;
         case TaskKind::ValueWait: wait_value(task); break;
+        case TaskKind::Replay: run_replay(task); break;
+        case TaskKind::GraphUpdate: task.update->apply(); break;
     }
 }
 
 void Stream::run_kernel(Task& task) {
-    Kernel& kernel = task.kernel;
-    if (kernel.meet != nullptr) {
-        return run_meeting(task);
+    execute(task.kernel, std::max(device_ns_, task.submit_ns), 1, task.number);
+    if (task.kernel.destroy != nullptr) {
+        task.kernel.destroy(task.kernel.self);
     }
-    uint64_t duration = model_.profile.kernel_ns(kernel.cost);
-    uint64_t start = model_.shared.reserve(kCompute, std::max(device_ns_, task.submit_ns), duration);
+    follow_clock(task.number);
+}
+
+void Stream::execute(const Kernel& kernel, uint64_t ready, double static_share, uint64_t number) {
+    if (kernel.meet != nullptr) {
+        meet(kernel, ready, number);
+    } else {
+        compute(kernel, ready, static_share);
+    }
+}
+
+void Stream::compute(const Kernel& kernel, uint64_t ready, double static_share) {
+    uint64_t duration = model_.profile.kernel_ns(kernel.cost, static_share);
+    uint64_t start = model_.shared.reserve(kCompute, ready, duration);
     if (model_.mode == kModeCompute && kernel.has_body && kernel.run != nullptr) {
         uint64_t begin = now_ns();
         int error = kernel.run(kernel.self);
@@ -165,29 +184,23 @@ void Stream::run_kernel(Task& task) {
         model_.shared.count_cube(duration);
     }
     device_ns_ = start + duration;
-    if (kernel.destroy != nullptr) {
-        kernel.destroy(kernel.self);
-    }
-    follow_clock(task.number);
 }
 
-void Stream::run_copy(Task& task) {
-    uint64_t duration = model_.profile.copy_ns(copy_direction(task.engine), task.copy.bytes());
-    uint64_t start = model_.shared.reserve(task.engine, std::max(device_ns_, task.submit_ns), duration);
+void Stream::copy(const CopyWork& work, Engine engine, uint64_t ready) {
+    uint64_t duration = model_.profile.copy_ns(copy_direction(engine), work.bytes());
+    uint64_t start = model_.shared.reserve(engine, ready, duration);
     uint64_t begin = now_ns();
-    task.copy.perform(model_.mode, task.engine);
+    work.perform(model_.mode, engine);
     uint64_t real = now_ns() - begin;
     if (real > duration) {
-        model_.shared.extend(task.engine, real - duration);
+        model_.shared.extend(engine, real - duration);
         duration = real;
     }
     device_ns_ = start + duration;
-    follow_clock(task.number);
 }
 
-void Stream::run_callback(Task& task) {
+void Stream::run_callback(Task& task, std::shared_ptr<ReportQueue> queue) {
     follow_clock(task.number);
-    std::shared_ptr<ReportQueue> queue = report_queue();
     if (!queue || queue->closed()) {
         set_error(kStreamNoCallback, "a callback was launched on a stream that no thread subscribed to");
         return;
@@ -223,25 +236,39 @@ void Stream::wait_event(Task& task) {
     follow_clock(task.number);
 }
 
-// Waits by looking again now and then: nothing tells when a program or a kernel writes to device memory.
+bool Stream::value_there(const Task& task) const {
+    if (model_.mode != kModeCompute) {
+        return true;
+    }
+    uint64_t value = std::atomic_ref(*static_cast<uint64_t*>(task.argument)).load();
+    switch (task.flag) {
+        case 0: return int64_t(value - task.value) >= 0;
+        case 1: return value == task.value;
+        case 2: return (value & task.value) != 0;
+        default: return ~(value | task.value) != 0;
+    }
+}
+
+void Stream::write_value(const Task& task) {
+    if (model_.mode == kModeCompute) {
+        std::atomic_ref(*static_cast<uint64_t*>(task.argument)).store(task.value);
+        value_waiters().wake_all();
+    }
+}
+
+// Told of writes by aclrtValueWrite; nothing tells when a program or a kernel writes to device memory, so it also looks
+// again now and then.
 void Stream::wait_value(Task& task) {
     if (model_.mode != kModeCompute) {
         return;
     }
-    auto satisfied = [&] {
-        uint64_t value = std::atomic_ref(*static_cast<uint64_t*>(task.argument)).load();
-        switch (task.flag) {
-            case 0: return int64_t(value - task.value) >= 0;
-            case 1: return value == task.value;
-            case 2: return (value & task.value) != 0;
-            default: return ~(value | task.value) != 0;
-        }
-    };
+    value_waiters().add(this);
     uint64_t pause = 20'000;
-    while (!satisfied() && !skipping(task)) {
-        wait_until(task.number, now_ns() + pause, [] { return false; });
+    while (!value_there(task) && !skipping(task)) {
+        wait_until(task.number, now_ns() + pause, [&] { return value_there(task); });
         pause = std::min<uint64_t>(pause * 2, 1'000'000);
     }
+    value_waiters().remove(this);
     device_ns_ = std::max(device_ns_, now_ns());
 }
 

@@ -32,7 +32,12 @@ enum class TaskKind : uint8_t {
     Callback,      // runs on the thread that subscribed
     ValueWrite,
     ValueWait,
+    Replay,       // of a captured graph
+    GraphUpdate,  // new arguments for tasks of a graph
 };
+
+struct Replay;
+struct TaskUpdate;
 
 struct Task {
     TaskKind kind = TaskKind::Kernel;
@@ -50,6 +55,8 @@ struct Task {
     bool blocking = false;
     uint64_t value = 0;
     uint32_t flag = 0;
+    std::shared_ptr<Replay> replay;
+    std::shared_ptr<TaskUpdate> update;
 };
 
 // What a stream needs of its device.
@@ -73,6 +80,11 @@ public:
     int32_t device = 0;
     std::atomic<uint32_t> overflow_switch{0};
     std::atomic<uint64_t> failure_mode{0};  // 1: after an error the rest is skipped
+
+    // What happens to tasks that are called on the stream: they run, or are taken by a capture or a task update. Written
+    // under the captures' lock.
+    enum class Divert : uint8_t { None, Capture, Update };
+    std::atomic<Divert> divert{Divert::None};
 
     // Appends a task; blocks while the stream is full. False when the stream is being destroyed: the task is untouched.
     bool enqueue(Task&& task);
@@ -102,11 +114,19 @@ private:
     void run(Task& task);
     void skip(Task& task);
     void run_kernel(Task& task);
-    void run_meeting(Task& task);
-    void run_copy(Task& task);
-    void run_callback(Task& task);
+    // These leave device_ns_ at the end of what began at `ready` at the soonest; `number` is of the task that it belongs to.
+    void execute(const Kernel& kernel, uint64_t ready, double static_share, uint64_t number);
+    void meet(const Kernel& kernel, uint64_t ready, uint64_t number);
+    void compute(const Kernel& kernel, uint64_t ready, double static_share);
+    void copy(const CopyWork& work, Engine engine, uint64_t ready);
+    void run_replay(Task& task);
+    class ReplayRun;  // replay.cpp
+    void run_callback(Task& task, std::shared_ptr<ReportQueue> queue);
     void wait_event(Task& task);
     void wait_value(Task& task);
+    // Whether the word that a ValueWait task names has its value; always in time mode, where memory is not touched.
+    bool value_there(const Task& task) const;
+    void write_value(const Task& task);
     void set_error(int32_t error, std::string message);
     bool skipping(const Task& task) const;
     // Lets the device's time run ahead of the clock by kAhead at most.
