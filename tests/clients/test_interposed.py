@@ -118,3 +118,14 @@ def test_without_a_daemon_the_error_names_the_remedy(daemon: Any) -> None:
     )
     assert result.returncode != 0
     assert "flexnpud" in result.stderr
+
+
+@pytest.mark.torch_npu
+def test_training_steps_are_those_of_the_cpu_and_of_the_direct_device(
+    daemon: Any, direct: Callable[..., str]
+) -> None:
+    expected = json.loads(direct("training.py"))
+    for name, by_device in expected.items():
+        assert by_device["npu"] == pytest.approx(by_device["cpu"], rel=1e-4), name
+        assert by_device["npu"][-1] < by_device["npu"][0], name
+    assert json.loads(daemon.run("training.py")) == expected

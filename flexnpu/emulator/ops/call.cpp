@@ -199,8 +199,22 @@ std::vector<Tensor> Call::tensors(uint32_t i) {
     return result;
 }
 
-Scalar Call::scalar(uint32_t i) const {
-    const auto* source = static_cast<const aclScalar*>(at(i).p);
+Scalar Call::scalar(uint32_t i) const { return convert_scalar(at(i).p, i); }
+
+std::vector<Scalar> Call::scalars(uint32_t i) const {
+    const auto* list = static_cast<const aclScalarList*>(at(i).p);
+    if (!api::valid(list)) {
+        throw Invalid{list == nullptr ? kParamNull : kParamInvalid, message(name_, "argument %u is not a list of scalars", i)};
+    }
+    std::vector<Scalar> result;
+    for (const aclScalar* entry : list->scalars) {
+        result.push_back(convert_scalar(entry, i));
+    }
+    return result;
+}
+
+Scalar Call::convert_scalar(const void* handle, uint32_t i) const {
+    const auto* source = static_cast<const aclScalar*>(handle);
     if (!api::valid(source)) {
         throw Invalid{source == nullptr ? kParamNull : kParamInvalid,
                       message(name_, "argument %u is not a scalar", i)};

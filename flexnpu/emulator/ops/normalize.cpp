@@ -318,6 +318,10 @@ OPERATOR("aclnnSwiGlu", swiglu);
 OPERATOR("aclnnRotaryPositionEmbedding", [](Call& call) {  // x, cos, sin, mode, out
     return rotary_job(call, call.tensor(0), call.tensor(1), call.tensor(2), call.integer(3), call.tensor(4));
 });
+OPERATOR("aclnnRotaryPositionEmbeddingV2", [](Call& call) {  // x, cos, sin, mode, rotation matrix, out
+    call.require(!call.has(4), "a rotation matrix is not emulated");
+    return rotary_job(call, call.tensor(0), call.tensor(1), call.tensor(2), call.integer(3), call.tensor(5));
+});
 OPERATOR("aclnnApplyRotaryPosEmb", [](Call& call) -> Job {  // query, key (both in place), cos, sin, layout
     const Tensor q = call.tensor(0), k = call.tensor(1), cosine = call.tensor(2), sine = call.tensor(3);
     const Job first = rotary_job(call, q, cosine, sine, 0, q),

@@ -60,6 +60,7 @@ public:
     std::vector<Tensor> tensors(uint32_t i);
     std::vector<bool> defined(uint32_t i);  // which entries of a tensor list are non-null
     Scalar scalar(uint32_t i) const;
+    std::vector<Scalar> scalars(uint32_t i) const;
     Scalar scalar_or(uint32_t i, double fallback) const;
     std::vector<int64_t> ints(uint32_t i) const;  // empty when null
     int64_t integer(uint32_t i) const;
@@ -90,6 +91,7 @@ public:
 
 private:
     Tensor convert(const void* handle, uint32_t i);
+    Scalar convert_scalar(const void* handle, uint32_t i) const;
     const AclnnArg& at(uint32_t i) const;
 
     const char* name_;

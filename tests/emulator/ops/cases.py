@@ -454,6 +454,85 @@ ATTENTION = [
     ),
 ]
 
+
+#: The gradient of an expression in `a`, for an incoming gradient that is not constant.
+def _gradient(name: str, expression: str, **options: object) -> Case:
+    inner = f"(lambda a: torch.autograd.grad((lambda y: (y * y.detach()).sum())({expression}), a)[0])"
+    options = {"ulps": 16, "layouts": ("dense",), **options}
+    return case(f"gradient of {name}", f"{inner}(a.detach().requires_grad_())", ("float32",), **options)
+
+
+#: What a training step needs: losses, gradients, operators over lists of tensors.
+TRAINING = [
+    case(
+        "mse",
+        "torch.stack([F.mse_loss(a, b), F.mse_loss(a, b, reduction='sum')])",
+        ("float32",),
+        a="x 3 5",
+        b="x 3 5",
+        ulps=8,
+    ),
+    case("smooth l1", "F.smooth_l1_loss(a, b, beta=0.5)", ("float32",), a="x 3 5", b="x 3 5", ulps=8),
+    case("nll", "F.nll_loss(a, b)", ("float32",), a="x 6 5", b="idx5 6", ulps=8),
+    case(
+        "nll, weighted",
+        "F.nll_loss(a, b, weight=w, ignore_index=2)",
+        ("float32",),
+        a="x 6 5",
+        b="idx5 6",
+        w="pos 5",
+        ulps=8,
+    ),
+    case("nll, each", "F.nll_loss(a, b, reduction='none')", ("float32",), a="x 6 5", b="idx5 6"),
+    _gradient("mse", "F.mse_loss(a, b)", a="x 3 5", b="x 3 5"),
+    _gradient("mse, each", "F.mse_loss(a, b, reduction='none')", a="x 3 5", b="x 3 5"),
+    _gradient("smooth l1", "F.smooth_l1_loss(a, b, reduction='sum')", a="x 3 5", b="x 3 5"),
+    _gradient("nll", "F.nll_loss(a, b)", a="x 6 5", b="idx5 6"),
+    _gradient(
+        "nll, weighted", "F.nll_loss(a, b, weight=w, ignore_index=2)", a="x 6 5", b="idx5 6", w="pos 5"
+    ),
+    _gradient("cross entropy", "F.cross_entropy(a, b)", a="x 6 5", b="idx5 6"),
+    _gradient("relu", "F.relu(a)", a="x 3 17"),
+    _gradient("silu", "F.silu(a)", a="x 3 17"),
+    _gradient("sigmoid", "torch.sigmoid(a)", a="x 3 17"),
+    _gradient("tanh", "torch.tanh(a)", a="x 3 17"),
+    _gradient("softmax", "torch.softmax(a, 1)", a="x 3 7 5"),
+    _gradient("log softmax", "torch.log_softmax(a, -1)", a="x 3 7 5"),
+    _gradient("layer norm", "F.layer_norm(a, (7,), w, b)", a="x 3 5 7", w="x 7", b="x 7", ulps=64),
+    _gradient("embedding", "F.embedding(i, a)", a="x 9 5", i="idx9 4 3"),
+    _gradient("embedding, padded", "F.embedding(i, a, padding_idx=2)", a="x 9 5", i="idx9 4 3"),
+]
+TRAINING += [
+    case(
+        f"foreach {name}",
+        f"torch.cat([t.flatten() for t in torch._foreach_{call}])",
+        ("float32",),
+        a="x 3 4",
+        b="pos 7",
+        ulps=2,
+    )
+    for name, call in {
+        "add, scaled": "add([a, b], [a * 2, b], alpha=0.5)",
+        "sub": "sub([a, b], [a * 2, b])",
+        "mul": "mul([a, b], [a * 2, b])",
+        "div": "div([a, b], [a * 2, b])",
+        "add scalar": "add([a, b], 1.5)",
+        "mul scalar": "mul([a, b], 1.5)",
+        "div scalars": "div([a, b], [1.5, 3.0])",
+        "maximum": "maximum([a, b], [b[:4].expand(3, 4), b])",
+        "minimum scalar": "clamp_max([a, b], 0.25)",
+        "power": "pow([a, b], 2)",
+        "sqrt": "sqrt([a * a, b])",
+        "neg": "neg([a, b])",
+        "reciprocal": "reciprocal([b, b])",
+        "exp": "exp([a, b])",
+        "lerp": "lerp([a, b], [a * 2, b * 3], 0.25)",
+        "addcmul": "addcmul([a, b], [a, b], [a, b], value=0.5)",
+        "addcdiv": "addcdiv([a, b], [a, b], [a * 0 + 2, b], [0.5, 2.0])",
+        "norm": "norm([a, b])",
+    }.items()
+]
+
 #: Shapes without elements and without dimensions.
 CORNERS = [
     case("scalar add", "a + b", ALL, a="x", b="x", layouts=("dense",)),
@@ -479,5 +558,6 @@ CASES = [
     *ORDER,
     *INDEXING,
     *ATTENTION,
+    *TRAINING,
     *CORNERS,
 ]
