@@ -325,8 +325,10 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
     s->default_lane.reset();
     s->shapes.clear();
     s->late.clear();
-    give_back_virtual_memory(*s, s->memory.take_all());
-    s->stuck.clear();
+    std::vector<MemoryMap::Range> ranges = s->memory.take_all();
+    std::move(s->leaving.begin(), s->leaving.end(), std::back_inserter(ranges));
+    s->leaving.clear();
+    give_back_virtual_memory(*s, std::move(ranges));
     s->host.clear();
     live_sessions_--;
 }

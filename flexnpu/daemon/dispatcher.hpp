@@ -97,7 +97,7 @@ private:
     void allocate(Session& s, Payload p, const Reply& reply);
     void release(Session& s, Payload p, const Reply& reply);
     // Runs `job`, on the ring's worker, when all that the session has launched so far is over; false: it is not, after a long time.
-    void when_unused(Session& s, const Reply& reply, std::function<void(bool over)> job);
+    void when_unused(Session& s, const Reply& reply, MemoryMap::Range range, std::function<void(bool over, MemoryMap::Range)> job);
     void create_stream(Session& s, Payload p, const Reply& reply);
     void destroy_stream(Session& s, Payload p, const Reply& reply);
     void sync_stream(Session& s, Payload p, const Reply& reply);

@@ -259,31 +259,47 @@ void Dispatcher::release(Session& s, Payload p, const Reply& reply) {
     if (!range) {
         return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtFree: " + hex(f.address) + " was not allocated by this process");
     }
-    when_unused(s, reply, [&s, reply, held = std::move(range->held)](bool over) mutable {
+    when_unused(s, reply, std::move(*range), [&s, reply](bool over, MemoryMap::Range range) {
         if (!over) {
             // Stuck: it is kept, and stays charged, until the session ends.
-            std::lock_guard lock(s.stuck_mutex);
-            s.stuck.push_back(std::move(held));
+            std::lock_guard lock(s.leaving_mutex);
+            s.leaving.push_back(std::move(range));
         }
-        held.reset();
+        range.held.reset();
         reply.ok();
     });
 }
 
 // Memory may go, or be unmapped, when nothing that the session has launched can touch it any more: not dispatched only, but over. Otherwise a late
-// operator would write into what the next owner of the memory has there.
-void Dispatcher::when_unused(Session& s, const Reply& reply, std::function<void(bool over)> job) {
+// operator would write into what the next owner of the memory has there. Until then the session owns it: if it ends before, the memory goes with it.
+void Dispatcher::when_unused(Session& s, const Reply& reply, MemoryMap::Range range, std::function<void(bool over, MemoryMap::Range)> job) {
+    std::list<MemoryMap::Range>::iterator at;
+    {
+        std::lock_guard lock(s.leaving_mutex);
+        at = s.leaving.insert(s.leaving.end(), std::move(range));
+    }
     std::vector<std::shared_ptr<Lane>> lanes;
     s.each_lane([&](const std::shared_ptr<Lane>& lane) { lanes.push_back(lane); });
-    after(lanes_of(s), false, [this, reply, lanes = std::move(lanes), job = std::move(job)]() mutable {
-        worker_of(*reply.ring).post([this, lanes = std::move(lanes), job = std::move(job)] {
+    // Other threads of the program may be amid a copy of it.
+    after(lanes_of(s), false, [this, &s, at, reply, uses = s.uses, lanes = std::move(lanes), job = std::move(job)]() mutable {
+        worker_of(*reply.ring).post([this, &s, at, uses = std::move(uses), lanes = std::move(lanes), job = std::move(job)] {
             const uint64_t deadline = wire::now_ns() + uint64_t(kLongestUseMs) * 1'000'000;
             bool over = true;
             for (auto& lane : lanes) {
                 const int64_t left = (int64_t(deadline) - int64_t(wire::now_ns())) / 1'000'000;
                 over = over && vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, int32_t(std::max<int64_t>(left, 1))) != acl::RT_WAIT_TIMEOUT;
             }
-            job(over);
+            for (const auto& use : uses) {
+                while (!use.expired() && wire::now_ns() < deadline) std::this_thread::sleep_for(std::chrono::microseconds(100));
+                over = over && use.expired();
+            }
+            MemoryMap::Range range;
+            {
+                std::lock_guard lock(s.leaving_mutex);
+                range = std::move(*at);
+                s.leaving.erase(at);
+            }
+            job(over, std::move(range));
         });
     });
 }
@@ -372,14 +388,14 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
     count_.copies++;
     // Small ones take as long as handing them to another thread would, unless the copy engine is busy.
     if (from_inline && copies_are_slow()) {
-        worker_of(*reply.ring).post([this, to, kind, bytes = std::vector<uint8_t>(data.begin(), data.begin() + ptrdiff_t(c.bytes)), reply] {
+        worker_of(*reply.ring).post([this, use = s.use(), to, kind, bytes = std::vector<uint8_t>(data.begin(), data.begin() + ptrdiff_t(c.bytes)), reply] {
             const int32_t e = vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), bytes.size(), bytes.data(), bytes.size(), kind);
             if (e) reply.fail({e, vendor_.message("aclrtMemcpy", e)}); else reply.ok();
         });
         return;
     }
     if (to_inline && copies_are_slow()) {
-        worker_of(*reply.ring).post([this, from, kind, n = c.bytes, reply] {
+        worker_of(*reply.ring).post([this, use = s.use(), from, kind, n = c.bytes, reply] {
             uint64_t words[wire::kReplyWords];
             const int32_t e = vendor_.aclrtMemcpy(words, n, reinterpret_cast<const void*>(from), n, kind);
             if (e) reply.fail({e, vendor_.message("aclrtMemcpy", e)}); else reply.send(0, "", words, wire::round8(n) / 8);
@@ -399,7 +415,7 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
     }
     const bool large = c.bytes > kLargeCopy;
     if (large) large_copies_++;
-    worker_of(*reply.ring).post([this, &s, c, to, from, kind, staged, large, reply] {
+    worker_of(*reply.ring).post([this, &s, use = s.use(), c, to, from, kind, staged, large, reply] {
         Failure& failure = reply.ring->chunk_failure;
         const int32_t e = vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), c.bytes, reinterpret_cast<const void*>(from), c.bytes, kind);
         if (large) large_copies_--;
@@ -425,7 +441,7 @@ void Dispatcher::memset(Session& s, Payload p, const Reply& reply) {
         return refuse_later(s, lane, acl::RT_PARAM_INVALID, std::move(message));
     }
     if (m.now) {
-        worker_of(*reply.ring).post([this, m, reply] {
+        worker_of(*reply.ring).post([this, use = s.use(), m, reply] {
             const int32_t e = vendor_.aclrtMemset(reinterpret_cast<void*>(m.to), m.bytes, m.value, m.bytes);
             if (e) reply.fail({e, vendor_.message("aclrtMemset", e)}); else reply.ok();
         });

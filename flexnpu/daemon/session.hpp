@@ -6,6 +6,7 @@
 #include <atomic>
 #include <deque>
 #include <functional>
+#include <list>
 #include <map>
 #include <memory>
 #include <string>
@@ -213,9 +214,11 @@ struct Session : std::enable_shared_from_this<Session> {
     MemoryMap memory;
     std::shared_ptr<Account> account = std::make_shared<Account>();  // of its device memory
     VirtualMemory virtual_memory;
-    // Memory that the program gave back while operators that never ended could still touch it.
-    std::mutex stuck_mutex;
-    std::vector<std::shared_ptr<Held>> stuck;
+    // Memory that the program gave back and that what it launched before may still touch.
+    std::mutex leaving_mutex;
+    std::list<MemoryMap::Range> leaving;
+    // One for each call on a worker that touches device memory: expired when the call is over.
+    std::vector<std::weak_ptr<void>> uses;
     uint64_t calls = 0;
     uint64_t queued = 0;  // items in all lanes
     // Host functions: those to tell the client of, and those that lanes wait for.
@@ -252,6 +255,13 @@ struct Session : std::enable_shared_from_this<Session> {
     void each_lane(F f) const {
         if (default_lane) f(default_lane);
         streams.each(f);
+    }
+    // To be kept for as long as a call on a worker touches device memory.
+    std::shared_ptr<void> use() {
+        if (uses.size() >= 64) std::erase_if(uses, [](const auto& u) { return u.expired(); });
+        auto one = std::make_shared<char>();
+        uses.push_back(one);
+        return one;
     }
     // A staging block is with the client again.
     void give_block(int32_t block, uint32_t ticket);

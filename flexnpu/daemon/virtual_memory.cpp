@@ -161,24 +161,23 @@ void Dispatcher::unmap(Session& s, const wire::VirtualMemory& v, const Reply& re
     auto range = s.memory.take(v.address, MemoryMap::Kind::mapped);
     if (!range) return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtUnmapMem: nothing of this process is mapped at " + hex(v.address));
     s.virtual_memory.unmapping++;
-    auto shared = std::make_shared<MemoryMap::Range>(std::move(*range));
-    when_unused(s, reply, [this, &s, v, reply, shared](bool over) {
+    when_unused(s, reply, std::move(*range), [this, &s, v, reply](bool over, MemoryMap::Range range) {
         VirtualMemory& m = s.virtual_memory;
         std::lock_guard lock(m.mutex);
         m.unmapping--;
         if (!over) {
             // Still in use after a long time: it stays mapped, and the program is told.
-            s.memory.add(std::move(*shared));
+            s.memory.add(std::move(range));
             return reply.fail({acl::RT_WAIT_TIMEOUT, "aclrtUnmapMem: operators that were launched before still run"});
         }
         const int32_t e = vendor_.aclrtUnmapMem(pointer(v.address));
         if (e) {
-            s.memory.add(std::move(*shared));
+            s.memory.add(std::move(range));
             return reply.fail({e, vendor_.message("aclrtUnmapMem", e)});
         }
         m.pieces--;
         pieces_--;
-        shared->held.reset();
+        range.held.reset();
         reply.ok();
     });
 }
