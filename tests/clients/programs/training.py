@@ -1,4 +1,4 @@
-"""Trains two small networks for a few steps on the NPU, and the same on the CPU. Prints the losses as JSON."""
+"""Trains two small networks on the NPU, and the same on the CPU. Prints the losses as JSON."""
 
 from __future__ import annotations
 
