@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -10,10 +11,29 @@ import click
 from flexnpu import __version__
 from flexnpu.cli.sizes import SIZE
 from flexnpu.control import paths
-from flexnpu.daemon.config import ConfigError, Mode, checked
+from flexnpu.daemon.config import ConfigError, Mode, Shares, checked
 from flexnpu.daemon.files import FilesError
 from flexnpu.daemon.privileges import PrivilegeError
 from flexnpu.daemon.service import serve
+
+_COUNT = click.IntRange(1, 1_000_000)
+_LIMITS: tuple[tuple[str, click.ParamType[int], str], ...] = (
+    ("--max-sessions", _COUNT, "Programs at once; default: 256."),
+    ("--max-sessions-per-user", _COUNT, "Of one user; default: 128."),
+    ("--max-rings", _COUNT, "Threads that call, of all programs; default: 4096."),
+    ("--max-rings-per-user", _COUNT, "Of one user's programs; default: 2048."),
+    ("--max-rings-per-session", _COUNT, "Of one program; default: 256."),
+    ("--max-host-bytes", SIZE, "Host memory shared with programs; default: 3/4 of the machine's."),
+    ("--max-host-bytes-per-user", SIZE, "With one user's programs; default: half of the machine's."),
+)
+
+
+def limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of `Shares`."""
+    for name, kind, text in reversed(_LIMITS):
+        metavar = "SIZE" if kind is SIZE else "N"
+        command = click.option(name, type=kind, metavar=metavar, help=text)(command)
+    return command
 
 
 @click.command("flexnpud", context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,6 +85,7 @@ from flexnpu.daemon.service import serve
     type=SIZE,
     help="Device memory that one program may have, as 20GiB; default: as much as there is.",
 )
+@limit_options
 @click.version_option(__version__)
 def main(
     device: int,
@@ -78,6 +99,7 @@ def main(
     control_group: str | None,
     user: str | None,
     quota: int | None,
+    **shares: int | None,
 ) -> None:
     """Own device N, and dispatch what the programs started with flexnpu run launch on it.
 
@@ -92,6 +114,7 @@ def main(
       flexnpud --device 0 --emulated                 one emulated Ascend 910C die
       flexnpud --emulated --profile small.toml --mode time
       flexnpud --device 0 --quota 20GiB              no program gets more than that
+      flexnpud --max-sessions-per-user 8             no user gets more than that
       flexnpud --allow-group users --group npu-admin who may use it, and who may control it
     """
     try:
@@ -107,6 +130,7 @@ def main(
             control_group=control_group,
             user=user,
             quota=quota,
+            shares=Shares(**{name.removeprefix("max_"): value for name, value in shares.items()}),
         )
         serve(config)
     except (ConfigError, FilesError, PrivilegeError, paths.NoRunDirError) as error:

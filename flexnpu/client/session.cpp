@@ -384,10 +384,11 @@ bool Session::ask(const wire::Request& request, wire::Answer* answer, int* fds, 
     do {
         n = send(socket_, &message, sizeof(message), MSG_NOSIGNAL);
     } while (n < 0 && errno == EINTR);
-    if (n == sizeof(message)) {
-        do {
-            n = recvmsg(socket_, &header, MSG_CMSG_CLOEXEC);
-        } while (n < 0 && errno == EINTR);
+    // A daemon that turns us away says why before it has heard us, and hangs up: then sending fails, or receiving does once.
+    for (int tries = 0; n == sizeof(message) || (tries == 0 && (errno == EPIPE || errno == ECONNRESET)); tries++) {
+        n = recvmsg(socket_, &header, MSG_CMSG_CLOEXEC);
+        if (n >= 0 || tries == 16 || (errno != EINTR && errno != ECONNRESET)) break;
+        n = sizeof(message);
     }
     if (n != sizeof(*answer)) {
         dead_.store(true);

@@ -16,6 +16,8 @@
 #include <fstream>
 #include <stdexcept>
 
+#include "flexnpu/wire/futex.hpp"
+
 namespace flexnpu::daemon {
 
 using wire::Answer;
@@ -25,6 +27,8 @@ namespace {
 
 // epoll keys: the listener, the wake-up, then two a client (its socket, its process).
 constexpr uint64_t kListener = 0, kWake = 1;
+// How often connections that say nothing are looked at, while there are any.
+constexpr int kLookMs = 500;
 
 // Shared memory of a fixed size: sealed, so that a client cannot pull it from under us.
 Fd make_memory(const char* name, uint64_t bytes) {
@@ -48,11 +52,12 @@ struct Acceptor::Client {
     Fd socket;
     ucred peer{};
     std::shared_ptr<Session> session;  // after hello
-    size_t rings = 0;
+    Usage::Amounts amounts;
+    uint64_t since_ns = 0;
 };
 
 Acceptor::Acceptor(Dispatcher& dispatcher, std::string path, std::string soc, Access access, Limits limits)
-    : dispatcher_(dispatcher), path_(std::move(path)), soc_(std::move(soc)), access_(std::move(access)), limits_(limits) {
+    : dispatcher_(dispatcher), path_(std::move(path)), soc_(std::move(soc)), access_(std::move(access)), limits_(limits.resolved()), usage_(limits_) {
     // A session whose rings cannot be trusted is hung up on: its client gets an error, and the hang-up frees what it held.
     dispatcher_.on_broken = [](Session& s) { shutdown(s.socket.get(), SHUT_RDWR); };
 }
@@ -93,6 +98,7 @@ void Acceptor::start(Fd listener) {
     listener_ = std::move(listener);
     epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
     wake_ = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    spare_ = Fd(open("/dev/null", O_RDONLY | O_CLOEXEC));
     epoll_event e{EPOLLIN, {.u64 = kListener}};
     epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listener_.get(), &e);
     e.data.u64 = kWake;
@@ -115,7 +121,8 @@ void Acceptor::loop() {
     pthread_setname_np(pthread_self(), "flexnpu-accept");
     while (!stop_) {
         epoll_event events[64];
-        const int n = epoll_wait(epoll_.get(), events, 64, -1);
+        const int n = epoll_wait(epoll_.get(), events, 64, silent_ ? kLookMs : -1);
+        if (silent_) drop_silent();
         for (int i = 0; i < n; i++) {
             const uint64_t key = events[i].data.u64;
             if (key == kWake) continue;
@@ -133,17 +140,31 @@ void Acceptor::loop() {
 }
 
 void Acceptor::accept_one() {
-    Fd fd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (fd.get() < 0) return;
+    auto accept_now = [this] { return Fd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)); };
     auto client = std::make_unique<Client>();
-    socklen_t length = sizeof(client->peer);
-    if (getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &client->peer, &length) != 0) return;
-    client->socket = std::move(fd);
-    // Refusals are answers to hello, so that the program learns the reason; connections that never say it are bounded here.
-    if (clients_.size() >= 2 * limits_.sessions) {
-        turned_away_++;
+    client->socket = accept_now();
+    if (client->socket.get() < 0) {
+        if (errno != EMFILE && errno != ENFILE) {
+            // Not for long either, but the listener stays ready: do not turn in circles meanwhile.
+            if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) usleep(10'000);
+            return;
+        }
+        out_of_descriptors_++;
+        spare_ = Fd();
+        client->socket = accept_now();
+        if (client->socket.get() >= 0) turn_away(*client, "FlexNPU: the daemon has no file descriptors left; see its ulimit -n");
+        client.reset();
+        spare_ = Fd(open("/dev/null", O_RDONLY | O_CLOEXEC));
+        if (spare_.get() < 0) usleep(10'000);
         return;
     }
+    socklen_t length = sizeof(client->peer);
+    if (getsockopt(client->socket.get(), SOL_SOCKET, SO_PEERCRED, &client->peer, &length) != 0) return;
+    // Other refusals are answers to hello; connections that never say it are bounded here.
+    if (const std::string why = usage_.take_connection(client->peer.uid); !why.empty()) return turn_away(*client, why);
+    client->amounts.connections = 1;
+    client->since_ns = wire::now_ns();
+    silent_++;
     const uint64_t key = client->key = next_key_;
     next_key_ += 2;
     epoll_event e{EPOLLIN | EPOLLRDHUP, {.u64 = key}};
@@ -151,10 +172,38 @@ void Acceptor::accept_one() {
     clients_[key] = std::move(client);
 }
 
+void Acceptor::turn_away(Client& client, const std::string& why) {
+    turned_away_++;
+    answer(client, acl::RT_INTERNAL, why);
+}
+
+// Also those that were refused and have not gone.
+void Acceptor::drop_silent() {
+    const uint64_t now = wire::now_ns();
+    std::vector<uint64_t> late;
+    for (auto& [key, client] : clients_) {
+        if (!client->session && now - client->since_ns > limits_.hello_ms * 1'000'000) late.push_back(key);
+    }
+    for (uint64_t key : late) {
+        silent_dropped_++;
+        close(key);
+    }
+}
+
+void Acceptor::counters(std::map<std::string, uint64_t>* out) const {
+    (*out)["turned_away"] = turned_away_;
+    (*out)["malformed_requests"] = malformed_;
+    (*out)["silent_dropped"] = silent_dropped_;
+    (*out)["out_of_descriptors"] = out_of_descriptors_;
+    usage_.counters(out);
+}
+
 void Acceptor::close(uint64_t key) {
     auto it = clients_.find(key);
     if (it == clients_.end()) return;
     Client& client = *it->second;
+    usage_.give(client.peer.uid, client.amounts);
+    if (!client.session) silent_--;
     epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, client.socket.get(), nullptr);
     if (client.session) {
         if (client.session->process.get() >= 0) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, client.session->process.get(), nullptr);
@@ -233,15 +282,27 @@ void Acceptor::hello(Client& client, const Request& request) {
         const std::string who = "user " + std::to_string(client.peer.uid);
         return answer(client, acl::RT_INTERNAL, "FlexNPU: " + who + " may not use this device; see flexnpud --allow-uid and --allow-group");
     }
-    if (dispatcher_.live_sessions() >= limits_.sessions) {
-        turned_away_++;
-        return answer(client, acl::RT_INTERNAL, "FlexNPU: " + std::to_string(limits_.sessions) + " sessions are open: no more are accepted");
-    }
     const uint64_t quota = limits_.device_bytes_per_session;
     if (quota && request.bytes > quota) {
         return answer(client, acl::RT_MEMORY_ALLOCATION, "FlexNPU: a quota of " + std::to_string(request.bytes) + " bytes is more than the " +
                                                              std::to_string(quota) + " that this daemon gives a session; see flexnpud --quota");
     }
+    if (const std::string why = usage_.take_session(client.peer.uid, dispatcher_.live_sessions()); !why.empty()) return turn_away(client, why);
+    Usage::Amounts taken{.sessions = 1};
+    // Gives back what a session that comes to nothing has taken.
+    struct Undo {
+        Usage& usage;
+        Client& client;
+        Usage::Amounts& taken;
+        ~Undo() {
+            if (!client.session) usage.give(client.peer.uid, taken);
+        }
+    } undo{usage_, client, taken};
+    if (const std::string why = usage_.take_host(client.peer.uid, wire::kSessionBytes); !why.empty()) {
+        turned_away_++;
+        return answer(client, acl::RT_MEMORY_ALLOCATION, "FlexNPU: a session needs " + why);
+    }
+    taken.host_bytes = wire::kSessionBytes;
     Fd memory = make_memory("flexnpu-session", wire::kSessionBytes);
     Fd bell(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     void* area = memory.get() < 0 ? MAP_FAILED : mmap(nullptr, wire::kSessionBytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
@@ -263,8 +324,12 @@ void Acceptor::hello(Client& client, const Request& request) {
     s->socket = Fd(fcntl(client.socket.get(), F_DUPFD_CLOEXEC, 3));
     // The socket's hang-up is missed while a child that forked still holds it; the process's end is not.
     s->process = Fd(int(syscall(SYS_pidfd_open, client.peer.pid, 0)));
+    if (s->socket.get() < 0) return answer(client, acl::RT_INTERNAL, std::string("FlexNPU: no session: ") + strerror(errno));
     if (!dispatcher_.run([&d = dispatcher_, s] { d.add_session(s); })) return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
     client.session = s;
+    client.amounts.sessions = 1;
+    client.amounts.host_bytes = taken.host_bytes;
+    silent_--;
     if (s->process.get() >= 0) {
         epoll_event e{EPOLLIN, {.u64 = client.key | 1}};
         epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, s->process.get(), &e);
@@ -273,27 +338,44 @@ void Acceptor::hello(Client& client, const Request& request) {
 }
 
 void Acceptor::new_ring(Client& client) {
-    if (client.rings >= limits_.rings_per_session) {
-        return answer(client, acl::RT_INTERNAL, "FlexNPU: more than " + std::to_string(limits_.rings_per_session) + " threads call at once");
+    if (const std::string why = usage_.take_ring(client.peer.uid, client.amounts.rings); !why.empty()) {
+        return answer(client, acl::RT_INTERNAL, why);
     }
+    client.amounts.rings++;
+    auto undo = [&] {
+        client.amounts.rings--;
+        usage_.give(client.peer.uid, {.rings = 1});
+    };
     Fd memory = make_memory("flexnpu-ring", wire::kRingFileBytes);
     wire::RingMap map;
     if (memory.get() < 0 || !map.open(memory.get())) {
-        return answer(client, acl::RT_MEMORY_ALLOCATION, std::string("FlexNPU: no memory for a ring: ") + strerror(errno));
+        const int error = errno;
+        undo();
+        return answer(client, acl::RT_MEMORY_ALLOCATION, std::string("FlexNPU: no memory for a ring: ") + strerror(error));
     }
     auto ring = std::make_shared<Ring>(std::move(map));
     if (!dispatcher_.run([s = client.session, ring] { s->rings.push_back(ring); })) return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
-    answer(client, 0, "", uint32_t(client.rings++), {memory.get()});
+    answer(client, 0, "", uint32_t(client.amounts.rings - 1), {memory.get()});
 }
 
 void Acceptor::host_memory(Client& client, uint64_t bytes) {
     Session& s = *client.session;
-    if (bytes == 0 || bytes > limits_.host_bytes_per_session || s.host_bytes + bytes > limits_.host_bytes_per_session) {
-        return answer(client, acl::RT_MEMORY_ALLOCATION, "aclrtMallocHost: " + std::to_string(bytes) + " bytes are more than this session may still have");
+    if (bytes == 0) return answer(client, acl::RT_MEMORY_ALLOCATION, "aclrtMallocHost: size is 0");
+    if (const std::string why = usage_.take_host(client.peer.uid, bytes); !why.empty()) {
+        return answer(client, acl::RT_MEMORY_ALLOCATION, "aclrtMallocHost: " + why);
     }
+    client.amounts.host_bytes += bytes;
+    auto undo = [&] {
+        client.amounts.host_bytes -= bytes;
+        usage_.give(client.peer.uid, {.host_bytes = bytes});
+    };
     Fd memory = make_memory("flexnpu-host", bytes);
     void* area = memory.get() < 0 ? MAP_FAILED : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
-    if (area == MAP_FAILED) return answer(client, acl::RT_MEMORY_ALLOCATION, std::string("aclrtMallocHost: ") + strerror(errno));
+    if (area == MAP_FAILED) {
+        const int error = errno;
+        undo();
+        return answer(client, acl::RT_MEMORY_ALLOCATION, std::string("aclrtMallocHost: ") + strerror(error));
+    }
     auto region = std::make_shared<HostMemory>(static_cast<uint8_t*>(area), bytes);
     const uint32_t number = s.next_region++;
     if (!dispatcher_.run([p = client.session, number, region] { p->host[number] = region; })) {
@@ -313,6 +395,8 @@ void Acceptor::free_host_memory(Client& client, uint32_t number) {
     });
     if (!ran || !region) return answer(client, acl::RT_PARAM_INVALID, "aclrtFreeHost: no such memory");
     client.session->host_bytes -= region->bytes;
+    client.amounts.host_bytes -= region->bytes;
+    usage_.give(client.peer.uid, {.host_bytes = region->bytes});
     answer(client, 0, "");
 }
 

@@ -11,15 +11,9 @@
 #include <vector>
 
 #include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/limits.hpp"
 
 namespace flexnpu::daemon {
-
-struct Limits {
-    size_t sessions = 256;
-    size_t rings_per_session = 256;
-    uint64_t host_bytes_per_session = uint64_t(64) << 30;
-    uint64_t device_bytes_per_session = 0;  // 0: as many as the device has
-};
 
 // Who may have a session, besides root: these users, and members of these groups.
 struct Access {
@@ -39,13 +33,15 @@ public:
     void start(Fd listener);
     void stop();
 
-    uint64_t turned_away() const { return turned_away_; }
-    uint64_t malformed() const { return malformed_; }
+    void counters(std::map<std::string, uint64_t>* out) const;
 
 private:
     struct Client;
     void loop();
     void accept_one();
+    // Refuses a connection before it has said anything.
+    void turn_away(Client& client, const std::string& why);
+    void drop_silent();
     // False: the client is to be closed.
     bool serve(Client& client);
     void close(uint64_t key);
@@ -58,14 +54,17 @@ private:
     Dispatcher& dispatcher_;
     std::string path_, soc_;
     Access access_;
-    Limits limits_;
+    const Limits limits_;
+    Usage usage_;
     Fd listener_, epoll_, wake_;
+    Fd spare_;  // given up for a moment when no descriptor is left, so that a client can be told
     std::thread thread_;
     std::atomic<bool> stop_{false};
     std::map<uint64_t, std::unique_ptr<Client>> clients_;
     uint64_t next_key_ = 16;
     uint32_t next_session_ = 1;
-    std::atomic<uint64_t> turned_away_{0}, malformed_{0};
+    size_t silent_ = 0;  // connections that are no session yet
+    std::atomic<uint64_t> turned_away_{0}, malformed_{0}, silent_dropped_{0}, out_of_descriptors_{0};
 };
 
 }  // namespace flexnpu::daemon

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,22 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
+class Shares:
+    """How much of the daemon one program, one user and all together may have; None: its default."""
+
+    sessions: int | None = None
+    sessions_per_user: int | None = None
+    rings: int | None = None
+    """Threads that call: each has a ring."""
+    rings_per_user: int | None = None
+    rings_per_session: int | None = None
+    host_bytes: int | None = None
+    """Memory that programs share with the daemon: 64 MiB a session, and what they allocate with
+    aclrtMallocHost."""
+    host_bytes_per_user: int | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """One daemon's settings; made by `checked`."""
 
@@ -50,6 +66,7 @@ class Config:
     """Whom the daemon becomes once it has its files; None: it stays who it is."""
     quota: int | None = None
     """Device memory that one session may have, bytes; None: as much as the device has."""
+    shares: Shares = field(default_factory=Shares)
 
     @property
     def own_uids(self) -> frozenset[int]:
@@ -57,6 +74,11 @@ class Config:
         if self.account is None or self.account.shared:
             return frozenset()
         return frozenset({self.account.uid})
+
+    def limits(self) -> dict[str, int]:
+        """The native plane's limits; those that are absent keep its defaults."""
+        chosen = {**asdict(self.shares), "device_bytes_per_session": self.quota}
+        return {name: value for name, value in chosen.items() if value is not None}
 
     def profile_file(self) -> Path | None:
         """The emulated chip's file; None for a real one."""
@@ -87,6 +109,7 @@ def checked(
     control_group: str | None = None,
     user: str | None = None,
     quota: int | None = None,
+    shares: Shares | None = None,
 ) -> Config:
     """Settings that can work. Raises `ConfigError`, `PrivilegeError`."""
     if not 0 <= device <= MAX_DEVICE:
@@ -114,6 +137,7 @@ def checked(
         control_gid=None if control_group is None else privileges.group_id(control_group),
         account=privileges.account(user),
         quota=quota,
+        shares=shares or Shares(),
     )
 
 

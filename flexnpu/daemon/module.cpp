@@ -43,6 +43,28 @@ gate::Settings settings_of(const nb::dict& d) {
     return s;
 }
 
+Limits limits_of(const nb::dict& d) {
+    Limits l;
+    const std::map<std::string, uint64_t*> fields = {
+        {"sessions", &l.sessions},
+        {"sessions_per_user", &l.sessions_per_user},
+        {"rings", &l.rings},
+        {"rings_per_user", &l.rings_per_user},
+        {"rings_per_session", &l.rings_per_session},
+        {"host_bytes", &l.host_bytes},
+        {"host_bytes_per_user", &l.host_bytes_per_user},
+        {"device_bytes_per_session", &l.device_bytes_per_session},
+        {"hello_ms", &l.hello_ms},
+    };
+    for (auto [key, value] : d) {
+        const std::string name = nb::cast<std::string>(key);
+        const auto field = fields.find(name);
+        if (field == fields.end()) throw nb::value_error(("there is no limit '" + name + "'").c_str());
+        *field->second = nb::cast<uint64_t>(value);
+    }
+    return l;
+}
+
 }  // namespace
 
 NB_MODULE(_plane, m) {
@@ -50,14 +72,14 @@ NB_MODULE(_plane, m) {
     nb::class_<Plane>(m, "Plane")
         .def("__init__",
              [](Plane* p, std::string vendor_dir, int32_t device, std::string socket_path, std::vector<uint32_t> users, std::vector<uint32_t> groups,
-                uint64_t quota) {
-                 new (p) Plane(std::move(vendor_dir), device, std::move(socket_path), Access{std::move(users), std::move(groups)}, quota);
+                const nb::dict& limits) {
+                 new (p) Plane(std::move(vendor_dir), device, std::move(socket_path), Access{std::move(users), std::move(groups)}, limits_of(limits));
              },
              nb::arg("vendor_dir"), nb::arg("device"), nb::arg("socket_path"), nb::arg("allowed_uids") = std::vector<uint32_t>{},
-             nb::arg("allowed_gids") = std::vector<uint32_t>{}, nb::arg("quota") = uint64_t(0),
+             nb::arg("allowed_gids") = std::vector<uint32_t>{}, nb::arg("limits") = nb::dict(),
              "A plane for one device, not started. `vendor_dir` holds libascendcl.so and its family; `allowed_uids` and members of `allowed_gids` "
-             "may connect besides root and the user who makes the plane; `quota`: bytes of device memory that one session may have, 0: as many as "
-             "the device.")
+             "may connect besides root and the user who makes the plane; `limits`: a dict of the fields of daemon::Limits, the rest keep their "
+             "defaults.")
         .def("prepare", &Plane::prepare, nb::call_guard<nb::gil_scoped_release>(),
              "Load the libraries and bind the socket: what a plane may do before it gives up privileges. Raises RuntimeError naming what failed.")
         .def("start", &Plane::start, nb::call_guard<nb::gil_scoped_release>(),

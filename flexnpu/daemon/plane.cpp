@@ -1,5 +1,6 @@
 #include "flexnpu/daemon/plane.hpp"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <stdexcept>
@@ -8,8 +9,8 @@
 
 namespace flexnpu::daemon {
 
-Plane::Plane(std::string vendor_dir, int32_t device, std::string socket_path, Access access, uint64_t quota)
-    : vendor_dir_(std::move(vendor_dir)), device_(device), socket_path_(std::move(socket_path)), access_(std::move(access)), quota_(quota) {
+Plane::Plane(std::string vendor_dir, int32_t device, std::string socket_path, Access access, Limits limits)
+    : vendor_dir_(std::move(vendor_dir)), device_(device), socket_path_(std::move(socket_path)), access_(std::move(access)), limits_(limits) {
     access_.users.push_back(geteuid());
 }
 
@@ -35,9 +36,13 @@ void Plane::start() {
     soc_ = soc ? soc : "";
     auto dispatcher = std::make_unique<Dispatcher>(*vendor_, device_);
     dispatcher->start();
-    Limits limits;
-    limits.device_bytes_per_session = quota_;
-    auto acceptor = std::make_unique<Acceptor>(*dispatcher, socket_path_, soc_, access_, limits);
+    // A session takes four descriptors; the usual soft limit would be reached before ours.
+    rlimit files{};
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    auto acceptor = std::make_unique<Acceptor>(*dispatcher, socket_path_, soc_, access_, limits_);
     acceptor->start(std::move(listener_));
     dispatcher_ = std::move(dispatcher);
     acceptor_ = std::move(acceptor);
@@ -69,8 +74,7 @@ std::map<std::string, uint64_t> Plane::counters() {
     auto out = std::make_shared<std::map<std::string, uint64_t>>();
     if (!dispatcher_) return *out;
     dispatcher_->run([d = dispatcher_.get(), out] { *out = d->counters(); });
-    (*out)["turned_away"] = acceptor_->turned_away();
-    (*out)["malformed_requests"] = acceptor_->malformed();
+    acceptor_->counters(out.get());
     // Where the vendor's library tells how long the device has been busy (the emulated one does).
     using Busy = int32_t (*)(int32_t, uint64_t*);
     static const auto busy = reinterpret_cast<Busy>(vendor_->symbol("flexnpu_emu_device_busy_ns"));

@@ -12,7 +12,7 @@ namespace flexnpu::daemon {
 class Plane {
 public:
     // Root, the user who makes the plane and those whom `access` names may connect.
-    Plane(std::string vendor_dir, int32_t device, std::string socket_path, Access access, uint64_t quota = 0);
+    Plane(std::string vendor_dir, int32_t device, std::string socket_path, Access access, Limits limits = {});
     ~Plane();
 
     // What may take more privileges than the rest: loads the libraries and binds the socket. Throws std::runtime_error.
@@ -34,7 +34,7 @@ private:
     int32_t device_;
     std::string socket_path_;
     Access access_;
-    uint64_t quota_;  // of device memory, a session; 0: none
+    Limits limits_;
     std::string soc_;
     Fd listener_;
     std::unique_ptr<Vendor> vendor_;

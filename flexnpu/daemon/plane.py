@@ -42,6 +42,6 @@ def make(config: Config, data_socket: str) -> Plane:
         data_socket,
         sorted(config.allow_uids | config.own_uids),
         sorted(config.allow_gids),
-        quota=config.quota or 0,
+        limits=config.limits(),
     )
     return plane

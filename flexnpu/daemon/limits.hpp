@@ -1,0 +1,52 @@
+// How much of the daemon one session, one user and all together may have, and how much they have. Users are those of SO_PEERCRED.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <string>
+
+namespace flexnpu::daemon {
+
+struct Limits {
+    uint64_t sessions = 256;
+    uint64_t sessions_per_user = 128;
+    uint64_t rings = 4096;  // one a thread that calls
+    uint64_t rings_per_user = 2048;
+    uint64_t rings_per_session = 256;
+    // Memory that programs share with the daemon: staging areas and aclrtMallocHost. 0: three quarters and half of the machine's.
+    uint64_t host_bytes = 0;
+    uint64_t host_bytes_per_user = 0;
+    uint64_t device_bytes_per_session = 0;  // 0: as many as the device has
+    // A connection that has not become a session by then is dropped.
+    uint64_t hello_ms = 10'000;
+
+    // With the machine's memory filled in.
+    Limits resolved() const;
+};
+
+// Of the acceptor's thread, but for the counters.
+class Usage {
+public:
+    struct Amounts {
+        uint64_t connections = 0, sessions = 0, rings = 0, host_bytes = 0;
+    };
+    explicit Usage(const Limits& limits) : limits_(limits) {}
+
+    // Takes what is asked for; else says why not, naming the limit and the option that sets it, and counts.
+    std::string take_connection(uint32_t uid);
+    std::string take_session(uint32_t uid, uint64_t live);  // `live`: sessions that are open or still being torn down
+    std::string take_ring(uint32_t uid, uint64_t in_session);
+    std::string take_host(uint32_t uid, uint64_t bytes);
+    void give(uint32_t uid, const Amounts& amounts);
+
+    void counters(std::map<std::string, uint64_t>* out) const;
+
+private:
+    const Limits limits_;
+    std::map<uint32_t, Amounts> users_;
+    Amounts all_;
+    std::atomic<uint64_t> connections_{0}, sessions_{0}, rings_{0}, host_{0};  // refused
+};
+
+}  // namespace flexnpu::daemon
