@@ -47,6 +47,9 @@ Running& running() {
 Client& client() {
     running();
     static Client c;
+    // As in any program, each thread says which device it uses.
+    static thread_local const bool device_set = c.aclrtSetDevice(0) == 0;
+    REQUIRE(device_set);
     return c;
 }
 
