@@ -127,7 +127,7 @@ class World:
             return
         self.socket.unlink(missing_ok=True)
         self.plane = Plane(self.env, self.socket)
-        self.driver = Driver(environment(CLIENT_HOME, self.socket, self.env))
+        self.driver = Driver(environment(CLIENT_HOME, [self.socket], self.env))
         by_stream = {stream: lane for lane, stream in self.plane.ask({"lanes": True})}
         self.lanes = {i: by_stream[stream] for i, stream in enumerate(self.driver.streams)}
 
@@ -154,8 +154,8 @@ class World:
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """Which lanes are prefill and held back, and for how long. There is always a busy decode lane, whose target
-    is out of reach.
+    """Which lanes are prefill and held back, and for how long. There is always a busy decode lane, whose
+    target is out of reach.
     """
 
     phases: tuple[str, ...]

@@ -26,18 +26,14 @@
 #include <utility>
 #include <vector>
 
-#include "library.hpp"
+#include "benchmarks/native/harness.hpp"
+
+#define OK(name, ...) flexnpu::bench::check(ACL(name)(__VA_ARGS__), #name)
 
 namespace acl = flexnpu::acl;
 
 namespace {
 
-USE(aclInit); USE(aclrtSetDevice); USE(aclrtMalloc); USE(aclrtMemcpy); USE(aclrtMemset); USE(aclrtMemcpyAsync); USE(aclrtMemsetAsync);
-USE(aclrtCreateStream); USE(aclrtSynchronizeStream); USE(aclrtSynchronizeStreamWithTimeout); USE(aclrtSynchronizeDevice); USE(aclrtStreamQuery);
-USE(aclrtCreateEvent); USE(aclrtCreateEventWithFlag); USE(aclrtCreateEventExWithFlag); USE(aclrtDestroyEvent); USE(aclrtRecordEvent);
-USE(aclrtResetEvent); USE(aclrtStreamWaitEvent); USE(aclrtSynchronizeEvent); USE(aclrtQueryEvent); USE(aclrtQueryEventStatus);
-USE(aclrtQueryEventWaitStatus); USE(aclrtEventElapsedTime); USE(aclrtLaunchHostFunc); USE(aclrtLaunchCallback); USE(aclrtSubscribeReport);
-USE(aclrtProcessReport); USE(aclCreateTensor); USE(aclCreateScalar); USE(aclnnInplaceAddsGetWorkspaceSize); USE(aclnnInplaceAdds);
 
 size_t stream_count;
 std::vector<aclrtStream> streams;
@@ -71,7 +67,7 @@ struct Step {
 
 void host_function(void* p) {
     auto& step = *static_cast<Step*>(p);
-    aclrtSetDevice_(0);
+    ACL(aclrtSetDevice)(0);
     step.first = look(cells);
     step.called = 1;
     std::this_thread::sleep_for(std::chrono::microseconds(step.pause_us));
@@ -82,8 +78,8 @@ void host_function(void* p) {
 int add(aclrtStream s, aclTensor* cell) {
     uint64_t workspace = 0;
     aclOpExecutor* executor = nullptr;
-    if (int e = aclnnInplaceAddsGetWorkspaceSize_(cell, one, one, &workspace, &executor)) return e;
-    return aclnnInplaceAdds_(nullptr, 0, executor, s);
+    if (int e = ACL(aclnnInplaceAddsGetWorkspaceSize)(cell, one, one, &workspace, &executor)) return e;
+    return ACL(aclnnInplaceAdds)(nullptr, 0, executor, s);
 }
 
 template <class F>
@@ -100,51 +96,51 @@ int run(Step& step, size_t number, const std::function<void()>& begun) {
     auto stream = [&](size_t i) { return streams.at(step.at(i)); };
     auto event = [&](size_t i) { return events.at(step.at(i)); };
     if (w == "add") return add(stream(0), tensors.at(step.at(0)));
-    if (w == "set") return aclrtMemsetAsync_(cells + step.at(0), 1, int32_t(step.at(1)), 1, stream(0));
+    if (w == "set") return ACL(aclrtMemsetAsync)(cells + step.at(0), 1, int32_t(step.at(1)), 1, stream(0));
     if (w == "put") {
         const auto value = int32_t(step.at(1));
-        return aclrtMemcpyAsync_(cells + step.at(0), 4, &value, 4, acl::HOST_TO_DEVICE, stream(0));
+        return ACL(aclrtMemcpyAsync)(cells + step.at(0), 4, &value, 4, acl::HOST_TO_DEVICE, stream(0));
     }
     if (w == "copy") {
         step.copied = true;
         const size_t bytes = stream_count * 4;
-        return aclrtMemcpyAsync_(copies + number * stream_count, bytes, cells, bytes, acl::DEVICE_TO_DEVICE, stream(0));
+        return ACL(aclrtMemcpyAsync)(copies + number * stream_count, bytes, cells, bytes, acl::DEVICE_TO_DEVICE, stream(0));
     }
     if (w == "host") {
         step.pause_us = step.at(1);
-        return aclrtLaunchHostFunc_(stream(0), reinterpret_cast<aclrtHostFunc>(&host_function), &step);
+        return ACL(aclrtLaunchHostFunc)(stream(0), reinterpret_cast<aclrtHostFunc>(&host_function), &step);
     }
     if (w == "callback") {
         step.pause_us = step.at(1);
-        return aclrtLaunchCallback_(reinterpret_cast<aclrtCallback>(&host_function), &step, aclrtCallbackBlockType(step.at(2)), stream(0));
+        return ACL(aclrtLaunchCallback)(reinterpret_cast<aclrtCallback>(&host_function), &step, aclrtCallbackBlockType(step.at(2)), stream(0));
     }
     if (w == "new") {
         aclrtEvent& e = events.at(step.at(0));
         switch (step.at(1)) {
-            case 0: return aclrtCreateEvent_(&e);
-            case 1: return aclrtCreateEventWithFlag_(&e, acl::EVENT_SYNC | acl::EVENT_TIME_LINE);
-            default: return aclrtCreateEventExWithFlag_(&e, acl::EVENT_SYNC | acl::EVENT_TIME_LINE);
+            case 0: return ACL(aclrtCreateEvent)(&e);
+            case 1: return ACL(aclrtCreateEventWithFlag)(&e, acl::EVENT_SYNC | acl::EVENT_TIME_LINE);
+            default: return ACL(aclrtCreateEventExWithFlag)(&e, acl::EVENT_SYNC | acl::EVENT_TIME_LINE);
         }
     }
-    if (w == "delete") return aclrtDestroyEvent_(std::exchange(events.at(step.at(0)), nullptr));
-    if (w == "record") return aclrtRecordEvent_(event(0), stream(1));
-    if (w == "wait") return aclrtStreamWaitEvent_(stream(1), event(0));
-    if (w == "reset") return aclrtResetEvent_(event(0), stream(1));
-    if (w == "query") return query(step, [&](int32_t* status) { return aclrtQueryEventStatus_(event(0), status); });
-    if (w == "old_query") return query(step, [&](int32_t* status) { return aclrtQueryEvent_(event(0), status); });
-    if (w == "wait_query") return query(step, [&](int32_t* status) { return aclrtQueryEventWaitStatus_(event(0), status); });
-    if (w == "stream_query") return query(step, [&](int32_t* status) { return aclrtStreamQuery_(stream(0), status); });
+    if (w == "delete") return ACL(aclrtDestroyEvent)(std::exchange(events.at(step.at(0)), nullptr));
+    if (w == "record") return ACL(aclrtRecordEvent)(event(0), stream(1));
+    if (w == "wait") return ACL(aclrtStreamWaitEvent)(stream(1), event(0));
+    if (w == "reset") return ACL(aclrtResetEvent)(event(0), stream(1));
+    if (w == "query") return query(step, [&](int32_t* status) { return ACL(aclrtQueryEventStatus)(event(0), status); });
+    if (w == "old_query") return query(step, [&](int32_t* status) { return ACL(aclrtQueryEvent)(event(0), status); });
+    if (w == "wait_query") return query(step, [&](int32_t* status) { return ACL(aclrtQueryEventWaitStatus)(event(0), status); });
+    if (w == "stream_query") return query(step, [&](int32_t* status) { return ACL(aclrtStreamQuery)(stream(0), status); });
     if (w == "elapsed") {
         float ms = 0;
-        const int e = aclrtEventElapsedTime_(&ms, event(0), event(1));
+        const int e = ACL(aclrtEventElapsedTime)(&ms, event(0), event(1));
         step.status = std::to_string(ms);
         return e;
     }
     begun();
     int e;
-    if (w == "sync_stream") e = aclrtSynchronizeStream_(stream(0));
-    else if (w == "sync_event") e = aclrtSynchronizeEvent_(event(0));
-    else if (w == "sync_device") e = aclrtSynchronizeDevice_();
+    if (w == "sync_stream") e = ACL(aclrtSynchronizeStream)(stream(0));
+    else if (w == "sync_event") e = ACL(aclrtSynchronizeEvent)(event(0));
+    else if (w == "sync_device") e = ACL(aclrtSynchronizeDevice)();
     else e = -1;
     step.first = look(cells);
     return e;
@@ -203,7 +199,7 @@ void print(const Seen& seen) {
 void run_program(std::vector<std::unique_ptr<Step>>& steps, std::vector<std::unique_ptr<Thread>>& threads) {
     OK(aclrtMemset, cells, stream_count * 4, 0, stream_count * 4);
     for (size_t i = 0; i < steps.size(); i++) {
-        if (i % 4 == 0) flexnpu::program::check(add(streams.back(), tensors.back()), "aclnnInplaceAdds");
+        if (i % 4 == 0) flexnpu::bench::check(add(streams.back(), tensors.back()), "aclnnInplaceAdds");
         Step& step = *steps[i];
         const bool background = step.what.ends_with('&');
         if (background) step.what.pop_back();
@@ -246,14 +242,14 @@ int main(int argc, char** argv) {
     OK(aclrtMalloc, &p, kSteps * stream_count * 4, 0);
     copies = static_cast<int32_t*>(p);
     int32_t value = 1;
-    one = aclCreateScalar_(&value, acl::INT32);
+    one = ACL(aclCreateScalar)(&value, acl::INT32);
     const int64_t dims[] = {1};
     std::promise<uint64_t> reporter;
     std::thread([&reporter] {
-        aclrtSetDevice_(0);
+        ACL(aclrtSetDevice)(0);
         reporter.set_value(uint64_t(pthread_self()));
         for (;;) {
-            if (aclrtProcessReport_(1000) == acl::RT_THREAD_SUBSCRIBE) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            if (ACL(aclrtProcessReport)(1000) == acl::RT_THREAD_SUBSCRIBE) std::this_thread::sleep_for(std::chrono::milliseconds(1));
         }
     }).detach();
     const uint64_t reporting = reporter.get_future().get();
@@ -262,7 +258,7 @@ int main(int argc, char** argv) {
         OK(aclrtCreateStream, &s);
         OK(aclrtSubscribeReport, reporting, s);
         streams.push_back(s);
-        tensors.push_back(aclCreateTensor_(dims, 1, acl::INT32, dims, 0, acl::ND, dims, 1, cells + i));
+        tensors.push_back(ACL(aclCreateTensor)(dims, 1, acl::INT32, dims, 0, acl::ND, dims, 1, cells + i));
         std::cout << reinterpret_cast<uint64_t>(s) << ' ';
     }
     std::cout << std::endl;
