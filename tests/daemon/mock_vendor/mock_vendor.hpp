@@ -24,4 +24,6 @@ MockHeld mock_held(void);
 void mock_hold(int on);
 // The next launch of this operator fails in its second call (-1: none).
 void mock_fail_launch(int64_t op);
+// Whether calls are logged; they are at first.
+void mock_log(int on);
 }
