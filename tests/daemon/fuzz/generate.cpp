@@ -20,7 +20,7 @@ void launch(Generator& g) {
     const uint64_t shape = g.shape();
     const Generator::Defined& d = g.defined[shape & 15];
     const uint64_t n = d.known ? d.addresses : g.below(4);
-    g.add(wire::Launch{g.stream(), g.memory(), g.below(100), shape, d.op, uint32_t(n), g.plain || g.below(4) ? 0 : g.below(10)});
+    g.add(wire::Launch{g.stream(), g.below(8) ? named(kMemory) : g.memory(), g.below(100), shape, d.op, uint32_t(n), g.plain || g.below(4) ? 0 : g.below(10)});
     for (uint64_t i = 0; i < n; i++) g.add(g.below(32) ? named(kMemory) : g.memory());
 }
 
@@ -155,7 +155,8 @@ void Generator::message(Bytes& out, Kind kind) {
     // What makes an object says which, for others to name.
     const bool makes = kind == Kind::malloc || kind == Kind::create_stream || found == std::end(kCases) || kind == Kind::virtual_memory;
     if ((flags & kAsk) && makes && (plain || !below(8))) flags |= kWait;
-    if (!plain && below(4)) {
+    // What is broken in a shape's definition breaks all launches of it.
+    if (!plain && below(8) < (kind == Kind::define_shape ? 2 : 6)) {
         mutated_++;
         mutate_bytes(payload_.data(), payload_.size());
         if (!below(8)) payload_.resize(payload_.size() / 8 * below(9) / 8 * 8);

@@ -1,5 +1,7 @@
 #include "fuzz/script.hpp"
 
+#include <fcntl.h>
+
 namespace flexnpu::test {
 
 namespace {
