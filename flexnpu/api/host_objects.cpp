@@ -8,11 +8,17 @@
 using namespace flexnpu::api;
 namespace acl = flexnpu::acl;
 
+// The library around these objects replaces this by what records an error of the calling thread.
+__attribute__((weak)) int32_t flexnpu::api::invalid_argument(const char*) { return acl::INVALID_PARAM; }
+
 namespace {
 
-template <class T> aclError destroy(const T* object) {
+// Fails on behalf of `function`: by default, whoever calls.
+int32_t invalid(const char* function = __builtin_FUNCTION()) { return invalid_argument(function); }
+
+template <class T> aclError destroy(const T* object, const char* function = __builtin_FUNCTION()) {
     if (object == nullptr) return acl::SUCCESS;
-    if (!valid(object)) return acl::INVALID_PARAM;
+    if (!valid(object)) return invalid(function);
     auto* o = const_cast<T*>(object);
     o->magic = Magic::Dead;
     delete o;
@@ -20,29 +26,29 @@ template <class T> aclError destroy(const T* object) {
 }
 
 // CANN's getters hand out an array that the caller frees with delete[].
-aclnnStatus copy_out(const Dims& dims, int64_t** out, uint64_t* n) {
-    if (out == nullptr || n == nullptr) return acl::INVALID_PARAM;
+aclnnStatus copy_out(const Dims& dims, int64_t** out, uint64_t* n, const char* function = __builtin_FUNCTION()) {
+    if (out == nullptr || n == nullptr) return invalid(function);
     *out = new int64_t[dims.size() ? dims.size() : 1];
     std::copy(dims.begin(), dims.end(), *out);
     *n = dims.size();
     return acl::SUCCESS;
 }
 
-template <class A, class V> A* create_array(const V* values, uint64_t n) {
-    if (values == nullptr && n != 0) return nullptr;
+template <class A, class V> A* create_array(const V* values, uint64_t n, const char* function = __builtin_FUNCTION()) {
+    if (values == nullptr && n != 0) return invalid(function), nullptr;
     auto* a = new A;
     a->values.assign(values, values + n);
     return a;
 }
 
-template <class A> aclnnStatus array_size(const A* a, uint64_t* n) {
-    if (!valid(a) || n == nullptr) return acl::INVALID_PARAM;
+template <class A> aclnnStatus array_size(const A* a, uint64_t* n, const char* function = __builtin_FUNCTION()) {
+    if (!valid(a) || n == nullptr) return invalid(function);
     *n = a->values.size();
     return acl::SUCCESS;
 }
 
-aclError set_shape(std::vector<int64_t>& to, int n, const int64_t* dims) {
-    if (n < 0 || (n > 0 && dims == nullptr)) return acl::INVALID_PARAM;
+aclError set_shape(std::vector<int64_t>& to, int n, const int64_t* dims, const char* function = __builtin_FUNCTION()) {
+    if (n < 0 || (n > 0 && dims == nullptr)) return invalid(function);
     to.assign(dims, dims + n);
     return acl::SUCCESS;
 }
@@ -52,8 +58,9 @@ template <class V> void append(std::string& text, const V& v) {
 }
 
 // Attributes are kept as a type letter and raw bytes: two attribute sets are equal if their maps are.
-template <class V> aclError set_attr(aclopAttr* attr, const char* name, char type, int n, const V* values) {
-    if (!valid(attr) || name == nullptr || n < 0 || (n > 0 && values == nullptr)) return acl::INVALID_PARAM;
+template <class V> aclError set_attr(aclopAttr* attr, const char* name, char type, int n, const V* values,
+                                    const char* function = __builtin_FUNCTION()) {
+    if (!valid(attr) || name == nullptr || n < 0 || (n > 0 && values == nullptr)) return invalid(function);
     std::string text(1, type);
     append(text, n);
     for (int i = 0; i < n; i++) append(text, values[i]);
@@ -67,7 +74,7 @@ extern "C" {
 
 aclTensor* aclCreateTensor(const int64_t* view_dims, uint64_t n, aclDataType dtype, const int64_t* stride, int64_t offset,
                            aclFormat format, const int64_t* storage_dims, uint64_t storage_n, void* data) {
-    if ((view_dims == nullptr && n) || (storage_dims == nullptr && storage_n)) return nullptr;
+    if ((view_dims == nullptr && n) || (storage_dims == nullptr && storage_n)) return invalid(), nullptr;
     auto* t = new aclTensor;
     if (aclInitTensor(t, view_dims, n, dtype, stride, offset, format, storage_dims, storage_n, data) != acl::SUCCESS) {
         delete t;
@@ -78,7 +85,7 @@ aclTensor* aclCreateTensor(const int64_t* view_dims, uint64_t n, aclDataType dty
 
 aclnnStatus aclInitTensor(aclTensor* t, const int64_t* view_dims, uint64_t n, aclDataType dtype, const int64_t* stride,
                           int64_t offset, aclFormat format, const int64_t* storage_dims, uint64_t storage_n, void* data) {
-    if (!valid(t) || (view_dims == nullptr && n) || (storage_dims == nullptr && storage_n)) return acl::INVALID_PARAM;
+    if (!valid(t) || (view_dims == nullptr && n) || (storage_dims == nullptr && storage_n)) return invalid();
     t->dtype = dtype;
     t->format = format;
     t->dims.assign(view_dims, n);
@@ -92,7 +99,7 @@ aclnnStatus aclInitTensor(aclTensor* t, const int64_t* view_dims, uint64_t n, ac
 aclnnStatus aclDestroyTensor(const aclTensor* t) { return destroy(t); }
 
 aclTensorList* aclCreateTensorList(const aclTensor* const* tensors, uint64_t n) {
-    if (tensors == nullptr && n) return nullptr;
+    if (tensors == nullptr && n) return invalid(), nullptr;
     auto* list = new aclTensorList;
     list->tensors.assign(tensors, tensors + n);
     return list;
@@ -100,14 +107,14 @@ aclTensorList* aclCreateTensorList(const aclTensor* const* tensors, uint64_t n) 
 
 aclnnStatus aclDestroyTensorList(const aclTensorList* list) {
     if (list == nullptr) return acl::SUCCESS;
-    if (!valid(list)) return acl::INVALID_PARAM;
+    if (!valid(list)) return invalid();
     for (auto* t : list->tensors) destroy(t);
     return destroy(list);
 }
 
 aclScalar* aclCreateScalar(void* value, aclDataType dtype) {
     size_t size = acl::element_size(dtype);
-    if (value == nullptr || size == 0) return nullptr;
+    if (value == nullptr || size == 0) return invalid(), nullptr;
     auto* s = new aclScalar;
     s->dtype = dtype;
     std::memcpy(s->value, value, size);
@@ -117,7 +124,7 @@ aclScalar* aclCreateScalar(void* value, aclDataType dtype) {
 aclnnStatus aclDestroyScalar(const aclScalar* s) { return destroy(s); }
 
 aclScalarList* aclCreateScalarList(const aclScalar* const* scalars, uint64_t n) {
-    if (scalars == nullptr && n) return nullptr;
+    if (scalars == nullptr && n) return invalid(), nullptr;
     auto* list = new aclScalarList;
     list->scalars.assign(scalars, scalars + n);
     return list;
@@ -125,7 +132,7 @@ aclScalarList* aclCreateScalarList(const aclScalar* const* scalars, uint64_t n) 
 
 aclnnStatus aclDestroyScalarList(const aclScalarList* list) {
     if (list == nullptr) return acl::SUCCESS;
-    if (!valid(list)) return acl::INVALID_PARAM;
+    if (!valid(list)) return invalid();
     for (auto* s : list->scalars) destroy(s);
     return destroy(list);
 }
@@ -141,48 +148,48 @@ aclnnStatus aclGetFloatArraySize(const aclFloatArray* a, uint64_t* n) { return a
 aclnnStatus aclGetBoolArraySize(const aclBoolArray* a, uint64_t* n) { return array_size(a, n); }
 
 aclnnStatus aclGetTensorListSize(const aclTensorList* l, uint64_t* n) {
-    if (!valid(l) || n == nullptr) return acl::INVALID_PARAM;
+    if (!valid(l) || n == nullptr) return invalid();
     *n = l->tensors.size();
     return acl::SUCCESS;
 }
 aclnnStatus aclGetScalarListSize(const aclScalarList* l, uint64_t* n) {
-    if (!valid(l) || n == nullptr) return acl::INVALID_PARAM;
+    if (!valid(l) || n == nullptr) return invalid();
     *n = l->scalars.size();
     return acl::SUCCESS;
 }
 
 aclnnStatus aclGetViewShape(const aclTensor* t, int64_t** dims, uint64_t* n) {
-    if (!valid(t)) return acl::INVALID_PARAM;
+    if (!valid(t)) return invalid();
     return copy_out(t->late && t->late->known ? t->late->dims : t->dims, dims, n);
 }
 aclnnStatus aclGetStorageShape(const aclTensor* t, int64_t** dims, uint64_t* n) {
-    return valid(t) ? copy_out(t->storage_dims, dims, n) : aclnnStatus(acl::INVALID_PARAM);
+    return valid(t) ? copy_out(t->storage_dims, dims, n) : aclnnStatus(invalid());
 }
 aclnnStatus aclGetViewStrides(const aclTensor* t, int64_t** strides, uint64_t* n) {
-    return valid(t) ? copy_out(t->strides, strides, n) : aclnnStatus(acl::INVALID_PARAM);
+    return valid(t) ? copy_out(t->strides, strides, n) : aclnnStatus(invalid());
 }
 aclnnStatus aclGetViewOffset(const aclTensor* t, int64_t* offset) {
-    if (!valid(t) || offset == nullptr) return acl::INVALID_PARAM;
+    if (!valid(t) || offset == nullptr) return invalid();
     *offset = t->offset;
     return acl::SUCCESS;
 }
 aclnnStatus aclGetFormat(const aclTensor* t, aclFormat* format) {
-    if (!valid(t) || format == nullptr) return acl::INVALID_PARAM;
+    if (!valid(t) || format == nullptr) return invalid();
     *format = t->format;
     return acl::SUCCESS;
 }
 aclnnStatus aclGetDataType(const aclTensor* t, aclDataType* dtype) {
-    if (!valid(t) || dtype == nullptr) return acl::INVALID_PARAM;
+    if (!valid(t) || dtype == nullptr) return invalid();
     *dtype = t->dtype;
     return acl::SUCCESS;
 }
 aclnnStatus aclGetRawTensorAddr(const aclTensor* t, void** address) {
-    if (!valid(t) || address == nullptr) return acl::INVALID_PARAM;
+    if (!valid(t) || address == nullptr) return invalid();
     *address = t->data;
     return acl::SUCCESS;
 }
 aclnnStatus aclSetRawTensorAddr(aclTensor* t, void* address) {
-    if (!valid(t)) return acl::INVALID_PARAM;
+    if (!valid(t)) return invalid();
     t->data = address;
     return acl::SUCCESS;
 }
@@ -221,9 +228,9 @@ aclDataBuffer* aclCreateDataBuffer(void* data, size_t size) {
     b->size = size;
     return b;
 }
-aclError aclDestroyDataBuffer(const aclDataBuffer* b) { return b == nullptr ? aclError(acl::INVALID_PARAM) : destroy(b); }
+aclError aclDestroyDataBuffer(const aclDataBuffer* b) { return b == nullptr ? aclError(invalid()) : destroy(b); }
 aclError aclUpdateDataBuffer(aclDataBuffer* b, void* data, size_t size) {
-    if (!valid(b)) return acl::INVALID_PARAM;
+    if (!valid(b)) return invalid();
     b->data = data;
     b->size = size;
     return acl::SUCCESS;
@@ -233,7 +240,7 @@ uint32_t aclGetDataBufferSize(const aclDataBuffer* b) { return valid(b) ? uint32
 size_t aclGetDataBufferSizeV2(const aclDataBuffer* b) { return valid(b) ? b->size : 0; }
 
 aclTensorDesc* aclCreateTensorDesc(aclDataType dtype, int n, const int64_t* dims, aclFormat format) {
-    if (n < 0 || (n > 0 && dims == nullptr)) return nullptr;
+    if (n < 0 || (n > 0 && dims == nullptr)) return invalid(), nullptr;
     auto* d = new aclTensorDesc;
     d->dtype = dtype;
     d->format = format;
@@ -251,12 +258,12 @@ int64_t aclGetTensorDescDim(const aclTensorDesc* d, size_t i) {
     return valid(d) && i < d->dims.size() ? d->dims[i] : -1;
 }
 aclError aclGetTensorDescDimV2(const aclTensorDesc* d, size_t i, int64_t* size) {
-    if (!valid(d) || size == nullptr || i >= d->dims.size()) return acl::INVALID_PARAM;
+    if (!valid(d) || size == nullptr || i >= d->dims.size()) return invalid();
     *size = d->dims[i];
     return acl::SUCCESS;
 }
 aclError aclGetTensorDescDimRange(const aclTensorDesc* d, size_t i, size_t n, int64_t* range) {
-    if (!valid(d) || range == nullptr || n < 2 || 2 * i + 1 >= d->dim_range.size()) return acl::INVALID_PARAM;
+    if (!valid(d) || range == nullptr || n < 2 || 2 * i + 1 >= d->dim_range.size()) return invalid();
     range[0] = d->dim_range[2 * i];
     range[1] = d->dim_range[2 * i + 1];
     return acl::SUCCESS;
@@ -279,52 +286,52 @@ void aclSetTensorDescName(aclTensorDesc* d, const char* name) {
     if (valid(d)) d->name = name ? name : "";
 }
 aclError aclSetTensorFormat(aclTensorDesc* d, aclFormat format) {
-    if (!valid(d)) return acl::INVALID_PARAM;
+    if (!valid(d)) return invalid();
     d->storage_format = format;
     return acl::SUCCESS;
 }
 aclError aclSetTensorStorageFormat(aclTensorDesc* d, aclFormat format) { return aclSetTensorFormat(d, format); }
 aclError aclSetTensorOriginFormat(aclTensorDesc* d, aclFormat format) {
-    if (!valid(d)) return acl::INVALID_PARAM;
+    if (!valid(d)) return invalid();
     d->origin_format = format;
     return acl::SUCCESS;
 }
 aclError aclSetTensorShape(aclTensorDesc* d, int n, const int64_t* dims) {
-    return valid(d) ? set_shape(d->storage_dims, n, dims) : aclError(acl::INVALID_PARAM);
+    return valid(d) ? set_shape(d->storage_dims, n, dims) : aclError(invalid());
 }
 aclError aclSetTensorStorageShape(aclTensorDesc* d, int n, const int64_t* dims) { return aclSetTensorShape(d, n, dims); }
 aclError aclSetTensorOriginShape(aclTensorDesc* d, int n, const int64_t* dims) {
-    return valid(d) ? set_shape(d->origin_dims, n, dims) : aclError(acl::INVALID_PARAM);
+    return valid(d) ? set_shape(d->origin_dims, n, dims) : aclError(invalid());
 }
 aclError aclSetTensorShapeRange(aclTensorDesc* d, size_t n, int64_t* ranges) {
-    if (!valid(d) || (n && ranges == nullptr)) return acl::INVALID_PARAM;
+    if (!valid(d) || (n && ranges == nullptr)) return invalid();
     d->dim_range.assign(ranges, ranges + 2 * n);
     return acl::SUCCESS;
 }
 aclError aclSetTensorValueRange(aclTensorDesc* d, size_t n, int64_t* ranges) {
-    if (!valid(d) || (n && ranges == nullptr)) return acl::INVALID_PARAM;
+    if (!valid(d) || (n && ranges == nullptr)) return invalid();
     d->value_range.assign(ranges, ranges + 2 * n);
     return acl::SUCCESS;
 }
 aclError aclSetTensorPlaceMent(aclTensorDesc* d, aclMemType type) {
-    if (!valid(d)) return acl::INVALID_PARAM;
+    if (!valid(d)) return invalid();
     d->placement = type;
     return acl::SUCCESS;
 }
 aclError aclSetTensorDynamicInput(aclTensorDesc* d, const char* name) {
-    if (!valid(d) || name == nullptr) return acl::INVALID_PARAM;
+    if (!valid(d) || name == nullptr) return invalid();
     d->dynamic_input = name;
     return acl::SUCCESS;
 }
 aclError aclSetTensorConst(aclTensorDesc* d, void* data, size_t size) {
-    if (!valid(d) || data == nullptr || size == 0) return acl::INVALID_PARAM;
+    if (!valid(d) || data == nullptr || size == 0) return invalid();
     auto* bytes = static_cast<unsigned char*>(data);
     d->constant.assign(bytes, bytes + size);
     return acl::SUCCESS;
 }
 // Between formats of the same layout the description alone changes; other pairs need the vendor's tables.
 aclError aclTransTensorDescFormat(const aclTensorDesc* from, aclFormat format, aclTensorDesc** to) {
-    if (!valid(from) || to == nullptr) return acl::INVALID_PARAM;
+    if (!valid(from) || to == nullptr) return invalid();
     if (from->format != format && from->format != acl::ND && format != acl::ND) return acl::API_NOT_SUPPORTED;
     *to = new aclTensorDesc(*from);
     (*to)->format = format;
@@ -338,7 +345,7 @@ aclError aclopSetAttrInt(aclopAttr* a, const char* name, int64_t v) { return set
 aclError aclopSetAttrFloat(aclopAttr* a, const char* name, float v) { return set_attr(a, name, 'f', 1, &v); }
 aclError aclopSetAttrDataType(aclopAttr* a, const char* name, aclDataType v) { return set_attr(a, name, 'D', 1, &v); }
 aclError aclopSetAttrString(aclopAttr* a, const char* name, const char* v) {
-    return v ? set_attr(a, name, 's', int(std::strlen(v)), v) : aclError(acl::INVALID_PARAM);
+    return v ? set_attr(a, name, 's', int(std::strlen(v)), v) : aclError(invalid());
 }
 aclError aclopSetAttrListBool(aclopAttr* a, const char* name, int n, const uint8_t* v) { return set_attr(a, name, 'B', n, v); }
 aclError aclopSetAttrListInt(aclopAttr* a, const char* name, int n, const int64_t* v) { return set_attr(a, name, 'I', n, v); }
@@ -347,14 +354,14 @@ aclError aclopSetAttrListDataType(aclopAttr* a, const char* name, int n, const a
     return set_attr(a, name, 'T', n, v);
 }
 aclError aclopSetAttrListString(aclopAttr* a, const char* name, int n, const char** v) {
-    if (!valid(a) || name == nullptr || n < 0 || (n > 0 && v == nullptr)) return acl::INVALID_PARAM;
+    if (!valid(a) || name == nullptr || n < 0 || (n > 0 && v == nullptr)) return invalid();
     std::string text = "S";
     for (int i = 0; i < n; i++) text.append(v[i] ? v[i] : "").push_back('\0');
     a->values[name] = std::move(text);
     return acl::SUCCESS;
 }
 aclError aclopSetAttrListListInt(aclopAttr* a, const char* name, int n, const int* counts, const int64_t* const* v) {
-    if (!valid(a) || name == nullptr || n < 0 || (n > 0 && (v == nullptr || counts == nullptr))) return acl::INVALID_PARAM;
+    if (!valid(a) || name == nullptr || n < 0 || (n > 0 && (v == nullptr || counts == nullptr))) return invalid();
     std::string text = "L";
     for (int i = 0; i < n; i++) {
         append(text, counts[i]);

@@ -18,8 +18,12 @@
 
 namespace flexnpu::api {
 
+// Records that `function` was given an argument that is null or no such object; returns INVALID_PARAM.
+int32_t invalid_argument(const char* function);
+
 enum class Magic : uint32_t {
     Tensor = 0x464e5431, TensorList, Scalar, ScalarList, IntArray, FloatArray, BoolArray, TensorDesc, DataBuffer, OpAttr,
+    Dataset, ModelDesc, ProfConfig, ProfStep,
     Dead = 0xdead0bad,
 };
 
@@ -126,6 +130,40 @@ struct aclopAttr {
 
 namespace flexnpu::api {
 
+// An input or output of a compiled model.
+struct ModelTensor {
+    std::string name;
+    std::vector<int64_t> dims;
+    aclDataType dtype = -1;
+    aclFormat format = -1;
+    size_t bytes = 0;
+};
+
+}  // namespace flexnpu::api
+
+struct aclmdlDataset {
+    flexnpu::api::Magic magic = flexnpu::api::Magic::Dataset;
+    struct Item {
+        aclDataBuffer* buffer;
+        aclTensorDesc* desc;
+    };
+    std::vector<Item> items;  // not owned
+};
+
+struct aclmdlDesc {
+    flexnpu::api::Magic magic = flexnpu::api::Magic::ModelDesc;
+    std::vector<flexnpu::api::ModelTensor> inputs, outputs;
+};
+
+// As the vendor lays it out: programs read the members.
+struct aclmdlIODims {
+    char name[128];
+    size_t count;
+    int64_t dims[128];
+};
+
+namespace flexnpu::api {
+
 template <class T> bool valid(const T* object, Magic magic) { return object != nullptr && object->magic == magic; }
 inline bool valid(const aclTensor* t) { return valid(t, Magic::Tensor); }
 inline bool valid(const aclTensorList* t) { return valid(t, Magic::TensorList); }
@@ -136,6 +174,8 @@ inline bool valid(const aclFloatArray* a) { return valid(a, Magic::FloatArray); 
 inline bool valid(const aclBoolArray* a) { return valid(a, Magic::BoolArray); }
 inline bool valid(const aclTensorDesc* d) { return valid(d, Magic::TensorDesc); }
 inline bool valid(const aclDataBuffer* b) { return valid(b, Magic::DataBuffer); }
+inline bool valid(const aclmdlDataset* s) { return valid(s, Magic::Dataset); }
+inline bool valid(const aclmdlDesc* d) { return valid(d, Magic::ModelDesc); }
 inline bool valid(const aclopAttr* a) { return valid(a, Magic::OpAttr); }
 
 }  // namespace flexnpu::api

@@ -77,10 +77,11 @@ class Surface:
             return Served(symbol, REFUSED, None, self._why(symbol))
         if cls is None:
             return Served(symbol, INTERPOSED, "graph engine", _HOW["graph engine"])
-        # The weak stub of a function of class hand is what answers when nobody has written its body.
-        if cls == "refuse" or (cls in ("hand", "local") and weak):
+        # A weak stub answers for a function of class hand, too, as long as nobody has written its body.
+        if cls in ("refuse", "hand", "local") and weak:
             return Served(symbol, REFUSED, cls, self._why(symbol), self.refusal)
-        return Served(symbol, INTERPOSED, cls, _HOW[cls])
+        by = "hand" if cls == "refuse" else cls
+        return Served(symbol, INTERPOSED, by, _HOW[by])
 
     def _why(self, symbol: str) -> str:
         return generate.why_refused(symbol, self.refusals) or "not served yet"

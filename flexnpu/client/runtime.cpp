@@ -7,7 +7,11 @@
 #include <string>
 
 #include "acl.gen.h"
+<<<<<<< HEAD
 #include "flexnpu/client/devices.hpp"
+=======
+#include "flexnpu/api/host_objects.hpp"
+>>>>>>> 289f342 (client, api: data sets, profiling, batches of copies; why a function is refused; tests: calls with zeros)
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/session.hpp"
 #include "fn_ids.gen.h"
@@ -49,6 +53,52 @@ int32_t fail(int32_t code, const char* format, ...) {
     return fail_text(code, text);
 }
 
+<<<<<<< HEAD
+=======
+}  // namespace flexnpu::client
+
+int32_t flexnpu::api::invalid_argument(const char* function) {
+    return fail(acl::INVALID_PARAM, "%s: an argument is null, or not what it should be", function);
+}
+
+namespace flexnpu::client {
+
+namespace {
+
+// A context is a client-side object: the daemon has one context of its own on the device.
+struct Context {
+    int32_t device;
+};
+std::mutex contexts_mutex;
+std::set<Context*> contexts;
+std::map<int32_t, Context*> primary;
+
+thread_local Context* current = nullptr;
+
+Context* primary_of(int32_t device) {
+    std::lock_guard lock(contexts_mutex);
+    Context*& c = primary[device];
+    if (!c) {
+        c = new Context{device};
+        contexts.insert(c);
+    }
+    return c;
+}
+
+int32_t check_device(const char* function, int32_t device) {
+    Session* s = Session::get();
+    if (!s) return acl::RT_INTERNAL;
+    if (device != s->device()) {
+        return fail(acl::RT_INVALID_DEVICE, "%s: device %d does not exist (FlexNPU serves device %d here)", function, device, s->device());
+    }
+    return 0;
+}
+
+std::mutex init_mutex;
+uint64_t init_count = 0;
+
+}  // namespace
+>>>>>>> 289f342 (client, api: data sets, profiling, batches of copies; why a function is refused; tests: calls with zeros)
 }  // namespace flexnpu::client
 
 using namespace flexnpu::client;
@@ -174,12 +224,9 @@ aclError aclmdlRICaptureThreadExchangeMode(aclmdlRICaptureMode* mode) {
     return 0;
 }
 
-// Dumps and profiles are the daemon's to make: here they have nothing to write, and starting one is no error.
+// There is nothing to dump before aclmdlSetDump, which is refused by name.
 aclError aclmdlInitDump() { return 0; }
 aclError aclmdlFinalizeDump() { return 0; }
-aclError aclmdlSetDump(const char*) { return fx_refuse("aclmdlSetDump"); }
-aclError aclprofInit(const char*, size_t) { return 0; }
-aclError aclprofFinalize() { return 0; }
 
 // Determinism of collectives: there is no communicator here to apply it to, and making one is refused by name.
 int32_t HcclSetConfig(HcclConfig, HcclConfigValue) { return 0; }

@@ -65,10 +65,4 @@ void aclAppLog(aclLogLevel level, const char* function, const char* file, uint32
                  function != nullptr ? function : "", text);
 }
 
-// Profiling hooks of the vendor's profiler: accepted and dropped, since no profiler is attached.
-uint64_t MsprofGetHashId() { return 0; }
-int32_t MsprofRegisterCallback() { return 0; }
-int32_t MsprofReportAdditionalInfo() { return 0; }
-int32_t MsprofReportApi() { return 0; }
-int32_t MsprofReportCompactInfo() { return 0; }
 }
