@@ -290,7 +290,7 @@ aclError aclSetTensorFormat(aclTensorDesc* d, aclFormat format) {
     d->storage_format = format;
     return acl::SUCCESS;
 }
-aclError aclSetTensorStorageFormat(aclTensorDesc* d, aclFormat format) { return aclSetTensorFormat(d, format); }
+aclError aclSetTensorStorageFormat(aclTensorDesc* d, aclFormat format) { return valid(d) ? aclSetTensorFormat(d, format) : invalid(); }
 aclError aclSetTensorOriginFormat(aclTensorDesc* d, aclFormat format) {
     if (!valid(d)) return invalid();
     d->origin_format = format;
@@ -299,7 +299,9 @@ aclError aclSetTensorOriginFormat(aclTensorDesc* d, aclFormat format) {
 aclError aclSetTensorShape(aclTensorDesc* d, int n, const int64_t* dims) {
     return valid(d) ? set_shape(d->storage_dims, n, dims) : aclError(invalid());
 }
-aclError aclSetTensorStorageShape(aclTensorDesc* d, int n, const int64_t* dims) { return aclSetTensorShape(d, n, dims); }
+aclError aclSetTensorStorageShape(aclTensorDesc* d, int n, const int64_t* dims) {
+    return valid(d) ? aclSetTensorShape(d, n, dims) : invalid();
+}
 aclError aclSetTensorOriginShape(aclTensorDesc* d, int n, const int64_t* dims) {
     return valid(d) ? set_shape(d->origin_dims, n, dims) : aclError(invalid());
 }

@@ -1,5 +1,6 @@
 // Copies in batches, and the resources that a thread takes over from a stream.
 #include "acl.gen.h"
+#include "flexnpu/api/host_objects.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/session.hpp"
 
@@ -69,3 +70,7 @@ aclError aclrtGetResInCurrentThread(aclrtDevResLimitType type, uint32_t* value) 
 }
 
 }  // extern "C"
+
+int32_t flexnpu::api::invalid_argument(const char* function) {
+    return fail(acl::INVALID_PARAM, "%s: an argument is null, or not what it should be", function);
+}

@@ -199,7 +199,7 @@ aclError copy_bytes(const char* function, void* to, size_t room, const void* fro
     }
     Plan plan;
     if (aclError e = plan_copy(function, to, room, from, bytes, kind, s, &plan)) return e;
-    if (bytes == 0) return fail(acl::INVALID_PARAM, "%s: size is 0", function);
+    if (bytes == 0) return 0;  // as the vendor's: there is nothing to copy
     const uint64_t st = number(stream);
     const bool to_device = plan.what == Plan::to_device || plan.what == Plan::on_device;
     const bool from_device = plan.what == Plan::from_device || plan.what == Plan::on_device;
@@ -343,10 +343,12 @@ aclError aclrtMemcpyAsyncWithCondition(void* to, size_t room, const void* from, 
     return copy_bytes("aclrtMemcpyAsyncWithCondition", to, room, from, bytes, kind, false, stream);
 }
 aclError aclrtMemcpy2d(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, aclrtMemcpyKind kind) {
+    if (!to || !from) return fail(acl::INVALID_PARAM, "aclrtMemcpy2d: null pointer");
     return aclrtMemcpy2dAsync(to, to_pitch, from, from_pitch, width, height, kind, nullptr) ? aclrtPeekAtLastError(0) : aclrtSynchronizeStream(nullptr);
 }
 aclError aclrtMemcpy2dAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, aclrtMemcpyKind kind,
                             aclrtStream stream) {
+    if (!to || !from) return fail(acl::INVALID_PARAM, "aclrtMemcpy2dAsync: null pointer");
     if (width > to_pitch || width > from_pitch) return fail(acl::RT_PARAM_INVALID, "aclrtMemcpy2dAsync: a row is wider than a pitch");
     for (size_t row = 0; row < height; row++) {
         auto* t = static_cast<uint8_t*>(to) + row * to_pitch;

@@ -7,11 +7,7 @@
 #include <string>
 
 #include "acl.gen.h"
-<<<<<<< HEAD
 #include "flexnpu/client/devices.hpp"
-=======
-#include "flexnpu/api/host_objects.hpp"
->>>>>>> 289f342 (client, api: data sets, profiling, batches of copies; why a function is refused; tests: calls with zeros)
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/session.hpp"
 #include "fn_ids.gen.h"
@@ -53,52 +49,6 @@ int32_t fail(int32_t code, const char* format, ...) {
     return fail_text(code, text);
 }
 
-<<<<<<< HEAD
-=======
-}  // namespace flexnpu::client
-
-int32_t flexnpu::api::invalid_argument(const char* function) {
-    return fail(acl::INVALID_PARAM, "%s: an argument is null, or not what it should be", function);
-}
-
-namespace flexnpu::client {
-
-namespace {
-
-// A context is a client-side object: the daemon has one context of its own on the device.
-struct Context {
-    int32_t device;
-};
-std::mutex contexts_mutex;
-std::set<Context*> contexts;
-std::map<int32_t, Context*> primary;
-
-thread_local Context* current = nullptr;
-
-Context* primary_of(int32_t device) {
-    std::lock_guard lock(contexts_mutex);
-    Context*& c = primary[device];
-    if (!c) {
-        c = new Context{device};
-        contexts.insert(c);
-    }
-    return c;
-}
-
-int32_t check_device(const char* function, int32_t device) {
-    Session* s = Session::get();
-    if (!s) return acl::RT_INTERNAL;
-    if (device != s->device()) {
-        return fail(acl::RT_INVALID_DEVICE, "%s: device %d does not exist (FlexNPU serves device %d here)", function, device, s->device());
-    }
-    return 0;
-}
-
-std::mutex init_mutex;
-uint64_t init_count = 0;
-
-}  // namespace
->>>>>>> 289f342 (client, api: data sets, profiling, batches of copies; why a function is refused; tests: calls with zeros)
 }  // namespace flexnpu::client
 
 using namespace flexnpu::client;
@@ -213,7 +163,8 @@ aclError aclsysGetVersionNum(char* package, int32_t* out) {
 
 // Nothing of this process is captured into a graph: capture itself is refused by name.
 aclError aclmdlRICaptureGetInfo(aclrtStream, aclmdlRICaptureStatus* status, aclmdlRI* model) {
-    if (status) *status = acl::CAPTURE_NONE;
+    if (!status) return fail(acl::INVALID_PARAM, "aclmdlRICaptureGetInfo: status is null");
+    *status = acl::CAPTURE_NONE;
     if (model) *model = nullptr;
     return 0;
 }

@@ -1,15 +1,16 @@
 // The functions of libnnopbase that take an executor. Compiled into libnnopbase, not into libopapi.
 #include "acl.gen.h"
 #include "executor.hpp"
+#include "registry.hpp"
 #include "flexnpu/emulator/kernel.hpp"
 
-using flexnpu::acl::INVALID_PARAM;
+using flexnpu::ops::kParamNull;
 
 extern "C" {
 
 aclnnStatus aclSetAclOpExecutorRepeatable(aclOpExecutor* executor) {
     if (executor == nullptr || executor->magic != kExecutorLive) {
-        return flexnpu_emu_fail(INVALID_PARAM, "aclSetAclOpExecutorRepeatable: not a live executor");
+        return flexnpu_emu_fail(kParamNull, "aclSetAclOpExecutorRepeatable: not a live executor");
     }
     executor->repeatable = true;
     return 0;
@@ -17,7 +18,7 @@ aclnnStatus aclSetAclOpExecutorRepeatable(aclOpExecutor* executor) {
 
 aclnnStatus aclDestroyAclOpExecutor(aclOpExecutor* executor) {
     if (executor == nullptr || executor->magic != kExecutorLive) {
-        return flexnpu_emu_fail(INVALID_PARAM, "aclDestroyAclOpExecutor: not a live executor");
+        return flexnpu_emu_fail(kParamNull, "aclDestroyAclOpExecutor: not a live executor");
     }
     executor->release(executor);
     return 0;

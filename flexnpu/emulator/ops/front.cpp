@@ -143,7 +143,7 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void*, uint64_t, aclOpExecutor* ex
     using namespace flexnpu;
     ops::SharedWork work = ops::Pool::instance().take(executor, op);
     if (work == nullptr) {
-        return flexnpu_emu_fail(acl::INVALID_PARAM, "%s: not a live executor of this operator",
+        return flexnpu_emu_fail(ops::kParamNull, "%s: not a live executor of this operator",
                                 api::kOps[op].name);
     }
     emulator::Kernel kernel;

@@ -56,8 +56,11 @@ int32_t allocate(const char* function, void** p, size_t size) {
 }
 
 int32_t release(const char* function, void* p) {
+    if (p == nullptr) {
+        return fail(acl::INVALID_PARAM, "%s: null pointer", function);
+    }
     auto device = Runtime::get().owner(p);
-    if (p == nullptr || !device || !device->memory.release(p)) {
+    if (!device || !device->memory.release(p)) {
         return fail(acl::RT_PARAM_INVALID, "%s: %p is not an allocation of device memory", function, p);
     }
     return acl::SUCCESS;
@@ -195,6 +198,9 @@ int32_t check_copy(const char* function, const emu::CopyWork& work, uint64_t cap
 }
 
 int32_t copy_now(const char* function, const emu::CopyWork& work, uint64_t capacity, int32_t kind) {
+    if (work.target == nullptr || work.source == nullptr) {
+        return fail(acl::INVALID_PARAM, "%s: the destination or the source is null", function);
+    }
     if (work.bytes() == 0) {
         return acl::SUCCESS;
     }
@@ -214,6 +220,9 @@ int32_t copy_async(const char* function, const emu::CopyWork& work, uint64_t cap
     std::shared_ptr<emu::Stream> stream;
     if (int32_t error = find_stream(function, handle, &stream)) {
         return error;
+    }
+    if (work.target == nullptr || work.source == nullptr) {
+        return fail(acl::INVALID_PARAM, "%s: the destination or the source is null", function);
     }
     if (work.bytes() == 0) {
         return acl::SUCCESS;
@@ -369,6 +378,9 @@ aclError aclrtHostRegister(void* p, uint64_t size, aclrtHostRegisterType, void**
 }
 aclError aclrtHostRegisterV2(void* p, uint64_t size, uint32_t) { return aclrtHostRegister(p, size, 0, nullptr); }
 aclError aclrtHostUnregister(void* p) {
+    if (p == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtHostUnregister: null pointer");
+    }
     if (!Runtime::get().remove_host(p, false)) {
         return fail(acl::RT_PARAM_INVALID, "aclrtHostUnregister: %p is not registered", p);
     }
@@ -423,6 +435,9 @@ aclError aclrtMemcpy2dAsync(void* target, size_t target_pitch, const void* sourc
 }
 
 aclError aclrtMemset(void* target, size_t capacity, int32_t value, size_t size) {
+    if (target == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtMemset: the destination is null");
+    }
     if (size == 0) {
         return acl::SUCCESS;
     }
@@ -443,6 +458,9 @@ aclError aclrtMemsetAsync(void* target, size_t capacity, int32_t value, size_t s
     std::shared_ptr<emu::Stream> stream;
     if (int32_t error = find_stream("aclrtMemsetAsync", handle, &stream)) {
         return error;
+    }
+    if (target == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtMemsetAsync: the destination is null");
     }
     if (size == 0) {
         return acl::SUCCESS;

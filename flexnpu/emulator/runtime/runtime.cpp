@@ -327,7 +327,7 @@ int32_t Runtime::create_context(void** handle, int32_t index) {
 int32_t Runtime::destroy_context(void* handle) {
     auto context = contexts_.get(handle);
     if (!context) {
-        return fail(acl::RT_INVALID_HANDLE, "%p is not a context", handle);
+        return fail(acl::RT_INVALID_HANDLE, "aclrtSetCurrentContext: %p is not a context", handle);
     }
     if (context->primary) {
         return fail(acl::RT_PARAM_INVALID, "the default context of device %d ends with aclrtResetDevice",
@@ -355,7 +355,7 @@ void* Runtime::current_context_handle() const { return current_context() ? t_con
 
 int32_t Runtime::set_current_context(void* handle) {
     if (!contexts_.get(handle)) {
-        return fail(acl::RT_INVALID_HANDLE, "%p is not a context", handle);
+        return fail(acl::RT_INVALID_HANDLE, "aclrtSetCurrentContext: %p is not a context", handle);
     }
     t_context = handle;
     return acl::SUCCESS;
