@@ -35,6 +35,11 @@ bool elsewhere(const Session& s, const void* p) { return wire::tagged_device(on_
 // Copies up to this size ride in the record itself; larger ones go through the staging area.
 constexpr size_t kInlineTo = wire::kInlineBytes;
 constexpr size_t kInlineFrom = wire::kReplyWords * 8;
+// Chunks of copies up to this size are small enough for the dispatcher's own thread, which spares waking another.
+constexpr size_t kSmallCopy = 512 << 10;
+constexpr size_t kSmallChunk = wire::kQuickCopy;
+// Chunks under way at once.
+constexpr size_t kAhead = 16;
 
 aclError allocate(const char* function, void** out, size_t bytes, aclrtMemMallocPolicy policy, bool align32) {
     if (!out) return fail(acl::INVALID_PARAM, "%s: the pointer's address is null", function);
@@ -100,8 +105,11 @@ wire::Copy base_copy(uint64_t stream, bool now, uint64_t bytes) {
     return copy;
 }
 
-// Host to device by the staging area, a block a chunk; the daemon copies one while the next is filled. The last chunk of a
-// copy that must be over (`now`) waits for its answer.
+// How much of a copy one chunk carries. A chunk should be small enough that the daemon works on one while we are at the next, and that what is under
+// way stays in the processor's cache: then the second pass over the bytes costs little beside the first.
+size_t chunk_of(size_t bytes) { return bytes <= kSmallCopy ? kSmallChunk : wire::kBlockBytes; }
+
+// Host to device by the staging area. The last chunk of a copy that must be over (`now`) waits for its answer.
 aclError push(Channel& c, uint64_t stream, bool now, uint64_t to, const uint8_t* from, size_t bytes) {
     if (bytes <= kInlineTo) {
         wire::Copy copy = base_copy(stream, now, bytes);
@@ -117,10 +125,16 @@ aclError push(Channel& c, uint64_t stream, bool now, uint64_t to, const uint8_t*
         c.close(payload, Kind::copy);
         return 0;
     }
-    for (size_t done = 0; done < bytes;) {
-        const size_t n = std::min(bytes - done, wire::kBlockBytes);
+    const size_t chunk = chunk_of(bytes);
+    Session::Block ahead[kAhead];
+    size_t sent = 0;
+    for (size_t done = 0; done < bytes; sent++) {
+        const size_t n = std::min(bytes - done, chunk);
+        // A block that has just come back is still in the cache. An asynchronous copy may have to wait for long: it takes what is free.
+        if (now && sent >= kAhead && !c.session().wait_block(ahead[sent % kAhead])) return acl::RT_INTERNAL;
         Session::Block block;
         if (!c.session().take_block(&block, true)) return acl::RT_INTERNAL;
+        ahead[sent % kAhead] = block;
         std::memcpy(block.data, from + done, n);
         wire::Copy copy = base_copy(stream, now, n);
         copy.to = to + done;
@@ -130,7 +144,7 @@ aclError push(Channel& c, uint64_t stream, bool now, uint64_t to, const uint8_t*
         copy.block = block.index;
         copy.ticket = block.ticket;
         done += n;
-        const int32_t e = now && done == bytes ? c.call(Kind::copy, copy) : c.post(Kind::copy, copy);
+        const int32_t e = now && done == bytes ? c.call(Kind::copy, copy) : c.post(Kind::copy, copy, now);
         if (e) return e;
     }
     return 0;
@@ -147,20 +161,18 @@ aclError pull(Channel& c, uint8_t* to, uint64_t from, size_t bytes) {
         if (e == 0) std::memcpy(to, c.words(), bytes);
         return e;
     }
-    constexpr size_t kAhead = 4;
     Session& s = c.session();
+    const size_t chunk = chunk_of(bytes);
     struct {
         Session::Block block;
         size_t at, bytes;
     } window[kAhead];
     size_t asked = 0, first = 0, count = 0;
-    int32_t e = 0;
-    bool last_asked = false;
-    while (e == 0 && (asked < bytes || count > 0)) {
+    while (asked < bytes || count > 0) {
         if (asked < bytes && count < kAhead) {
             auto& w = window[(first + count) % kAhead];
             w.at = asked;
-            w.bytes = std::min(bytes - asked, wire::kBlockBytes);
+            w.bytes = std::min(bytes - asked, chunk);
             if (!s.take_block(&w.block, false)) return acl::RT_INTERNAL;
             wire::Copy copy = base_copy(0, true, w.bytes);
             copy.from = from + asked;
@@ -171,9 +183,8 @@ aclError pull(Channel& c, uint8_t* to, uint64_t from, size_t bytes) {
             copy.ticket = w.block.ticket;
             asked += w.bytes;
             count++;
-            // The last chunk's answer carries the first error of all.
-            last_asked = asked == bytes;
-            e = last_asked ? c.call(Kind::copy, copy) : c.post(Kind::copy, copy);
+            // The last chunk's answer carries the first error of all; it is looked at when the chunks before it have been taken away.
+            if (int32_t e = asked == bytes ? c.begin(Kind::copy, &copy, sizeof(copy)) : c.post(Kind::copy, copy, true)) return e;
             continue;
         }
         auto& w = window[first];
@@ -183,11 +194,7 @@ aclError pull(Channel& c, uint8_t* to, uint64_t from, size_t bytes) {
         first = (first + 1) % kAhead;
         count--;
     }
-    for (; count > 0; count--, first = (first + 1) % kAhead) {
-        if (!s.wait_block(window[first].block)) return acl::RT_INTERNAL;
-        s.give_block(window[first].block);
-    }
-    return e;
+    return c.finish(Kind::copy);
 }
 
 aclError copy_bytes(const char* function, void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind, bool now, aclrtStream stream) {

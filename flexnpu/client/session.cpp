@@ -112,6 +112,11 @@ void Channel::close(size_t payload, Kind kind, bool soon) {
 }
 
 int32_t Channel::call(Kind kind, const void* head, size_t head_bytes, const void* more, size_t more_bytes, const void* rest, size_t rest_bytes) {
+    const int32_t e = begin(kind, head, head_bytes, more, more_bytes, rest, rest_bytes);
+    return e ? e : finish(kind);
+}
+
+int32_t Channel::begin(Kind kind, const void* head, size_t head_bytes, const void* more, size_t more_bytes, const void* rest, size_t rest_bytes) {
     const size_t payload = wire::round8(head_bytes + more_bytes + rest_bytes);
     if (sizeof(wire::Record) + payload > wire::kMaxRecord) {
         return fail(acl::INVALID_PARAM, "FlexNPU: a call with %zu bytes of arguments is larger than the %zu that fit in a message", payload,
@@ -123,17 +128,24 @@ int32_t Channel::call(Kind kind, const void* head, size_t head_bytes, const void
     if (more_bytes) std::memcpy(p + head_bytes, more, more_bytes);
     if (rest_bytes) std::memcpy(p + head_bytes + more_bytes, rest, rest_bytes);
     if (++request_ == 0) ++request_;
-    const uint32_t request = request_;
-    publish(payload, kind, request);
+    publish(payload, kind, request_);
     session_.ring_bell(wire::kAwake);
+    return 0;
+}
 
+int32_t Channel::finish(Kind kind) {
+    const uint32_t request = request_;
     wire::RingHeader& slot = producer_.header();
     const uint64_t start = wire::now_ns();
     uint64_t& usual = usual_ns_[size_t(kind)];
-    const uint64_t spin_until = start + (2 * usual <= kLongestSpinNs ? std::max(2 * usual, kShortestSpinNs) : kShortestSpinNs);
+    // A call that sleeps takes the time of a wake-up too, and so would always find that sleeping is right: now and then one spins to see.
+    const bool probe = request % kProbeEvery == 0;
+    const uint64_t spin_until = start + (probe ? kLongestSpinNs : 2 * usual <= kLongestSpinNs ? std::max(2 * usual, kShortestSpinNs) : kShortestSpinNs);
+    bool slept = false;
     for (unsigned i = 0; slot.reply.load(std::memory_order_acquire) != request; ++i) {
         wire::cpu_relax();
         if (i % 16 == 15 && wire::now_ns() > spin_until) {
+            slept = true;
             slot.waiting.store(1, std::memory_order_seq_cst);
             for (;;) {
                 const uint32_t seen = slot.reply.load(std::memory_order_seq_cst);
@@ -151,7 +163,8 @@ int32_t Channel::call(Kind kind, const void* head, size_t head_bytes, const void
             break;
         }
     }
-    usual = usual - usual / 8 + std::min(wire::now_ns() - start, 2 * kLongestSpinNs) / 8;
+    const uint64_t took = wire::now_ns() - start;
+    usual = probe && !slept ? std::min(usual, took) : usual - usual / 8 + std::min(took, 2 * kLongestSpinNs) / 8;
     if (slot.status != 0) {
         slot.message[wire::kMessageBytes - 1] = '\0';
         return fail_text(slot.status, slot.message);
@@ -571,15 +584,17 @@ bool Session::take_block(Block* out, bool later) {
 
 bool Session::wait_block(const Block& block) {
     auto& word = page_->block_done[block.index];
+    // Tickets of a block grow: a later one says that it has come back since, and was lent anew.
+    auto back = [&](uint32_t ticket) { return int32_t(ticket - block.ticket) >= 0; };
     const uint64_t spin_until = wire::now_ns() + kLongestSpinNs / 4;
-    while (word.load(std::memory_order_acquire) != block.ticket) {
+    while (!back(word.load(std::memory_order_acquire))) {
         wire::cpu_relax();
         if (wire::now_ns() < spin_until) continue;
         page_->block_waiters.fetch_add(1, std::memory_order_seq_cst);
         const uint32_t seen = word.load(std::memory_order_seq_cst);
-        if (seen != block.ticket) wire::futex_wait(word, seen, kSliceNs);
+        if (!back(seen)) wire::futex_wait(word, seen, kSliceNs);
         page_->block_waiters.fetch_sub(1, std::memory_order_relaxed);
-        if (word.load(std::memory_order_acquire) != block.ticket && !alive()) {
+        if (!back(word.load(std::memory_order_acquire)) && !alive()) {
             gone();
             return false;
         }

@@ -26,6 +26,7 @@ class Session;
 // A call spins for its answer for twice the time that such calls usually take, if that is no more than this; else it sleeps soon.
 inline constexpr uint64_t kLongestSpinNs = 150'000;
 inline constexpr uint64_t kShortestSpinNs = 3'000;
+inline constexpr uint32_t kProbeEvery = 16;
 // How often a sleeping call looks whether the daemon lives, ns.
 inline constexpr uint64_t kSliceNs = 100'000'000;
 
@@ -50,12 +51,17 @@ public:
     int32_t call(wire::Kind kind, const T& head) {
         return call(kind, &head, sizeof(head));
     }
+    // call() in two steps: what is posted between them is not answered, and finish() waits for the answer to what was begun.
+    int32_t begin(wire::Kind kind, const void* head, size_t head_bytes, const void* more = nullptr, size_t more_bytes = 0,
+                  const void* rest = nullptr, size_t rest_bytes = 0);
+    int32_t finish(wire::Kind kind);
+    // `soon`: a napping dispatcher is woken, see close().
     template <wire::Plain T>
-    int32_t post(wire::Kind kind, const T& head) {
+    int32_t post(wire::Kind kind, const T& head, bool soon = false) {
         uint8_t* p = open(sizeof(head));
         if (!p) return gone();
         std::memcpy(p, &head, sizeof(head));
-        close(sizeof(head), kind);
+        close(sizeof(head), kind, soon);
         return 0;
     }
     const uint64_t* words() { return producer_.header().data; }

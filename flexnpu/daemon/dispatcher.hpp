@@ -42,7 +42,7 @@ struct SessionInfo {
 };
 
 // Copies above this size keep the device's copy engine for longer than a dispatcher can wait.
-inline constexpr uint64_t kLargeCopy = 64 << 10;
+inline constexpr uint64_t kLargeCopy = wire::kQuickCopy;
 
 class Dispatcher {
 public:
@@ -216,6 +216,7 @@ private:
     std::atomic<uint32_t> large_copies_{0};
     uint64_t copying_until_ = 0;
     bool copies_are_slow() const;
+    bool nothing_queued() const;
     std::unique_ptr<Worker> reaper_;
     std::atomic<uint64_t> quota_refusals_{0};
     // Of all sessions: addresses and mappings are this process's, and everybody's.

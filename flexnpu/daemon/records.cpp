@@ -413,18 +413,34 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
         if (e) return reply.fail({e, vendor_.message("aclrtMemcpy", e)});
         return reply.send(0, "", words, wire::round8(c.bytes) / 8);
     }
-    const bool large = c.bytes > kLargeCopy;
-    if (large) large_copies_++;
-    worker_of(*reply.ring).post([this, &s, use = s.use(), c, to, from, kind, staged, large, reply] {
+    auto make = [this, &s, c, to, from, kind, staged, reply](bool on_worker) {
         Failure& failure = reply.ring->chunk_failure;
         const int32_t e = vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), c.bytes, reinterpret_cast<const void*>(from), c.bytes, kind);
-        if (large) large_copies_--;
         if (e && failure.code == 0) failure = {e, vendor_.message("aclrtMemcpy", e)};
+        const Failure first = reply.request ? std::exchange(failure, {}) : Failure{};
+        // Before the client knows: its next copy need not go to the worker because of this one.
+        if (on_worker) reply.ring->copying.fetch_sub(1, std::memory_order_release);
         if (staged) s.give_block(int32_t(c.block), c.ticket);
-        if (!reply.request) return;
-        const Failure first = std::exchange(failure, {});
         if (first.code) reply.fail(first); else reply.ok();
+    };
+    // The chunks of one copy, and the copies of one thread, stay in order. A thread that has nobody else's work to dispatch makes larger ones itself.
+    const bool quick = c.bytes <= kLargeCopy || (c.bytes <= wire::kBlockBytes && nothing_queued());
+    if (quick && reply.ring->copying.load(std::memory_order_acquire) == 0 && !copies_are_slow()) {
+        make(false);
+        answered_ = true;
+        return;
+    }
+    const bool large = c.bytes > kLargeCopy;
+    if (large) large_copies_++;
+    reply.ring->copying.fetch_add(1, std::memory_order_relaxed);
+    worker_of(*reply.ring).post([this, use = s.use(), make, large] {
+        make(true);
+        if (large) large_copies_--;
     });
+}
+
+bool Dispatcher::nothing_queued() const {
+    return std::all_of(sessions_.begin(), sessions_.end(), [](const auto& s) { return s->queued == 0; });
 }
 
 void Dispatcher::memset(Session& s, Payload p, const Reply& reply) {

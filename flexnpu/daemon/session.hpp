@@ -56,8 +56,9 @@ struct Ring {
     std::unique_ptr<Worker> worker;
     // Held while an answer is written: an honest client has one question under way at a time, another may have many.
     std::mutex answer;
-    // Of the chunks of a copy under way; on the worker's thread.
+    // Of the chunks of a copy under way: on the worker's thread while `copying`, else on the dispatcher's.
     Failure chunk_failure;
+    std::atomic<uint32_t> copying{0};  // copies that the worker has yet to make
 };
 
 // Where the answer to a synchronous record goes.

@@ -19,8 +19,10 @@ static_assert(std::atomic<uint32_t>::is_always_lock_free && std::atomic<uint64_t
 // ---- session page and staging area: one memfd a session ----
 
 // The staging area carries copies between pageable host memory and the device, one block a chunk.
-inline constexpr uint32_t kBlocks = 64;
-inline constexpr size_t kBlockBytes = size_t(1) << 20;
+inline constexpr uint32_t kBlocks = 128;
+inline constexpr size_t kBlockBytes = size_t(1) << 18;
+// A synchronous copy up to this size is made on the dispatcher's own thread, while no large one keeps the copy engine.
+inline constexpr size_t kQuickCopy = size_t(1) << 16;
 inline constexpr size_t kSessionPageBytes = 16384;
 inline constexpr size_t kSessionBytes = kSessionPageBytes + kBlocks * kBlockBytes;
 
