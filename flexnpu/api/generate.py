@@ -125,6 +125,15 @@ def read_ops() -> list[tuple[str, str]]:
     return ops
 
 
+def op_symbols(op: str) -> tuple[str, ...]:
+    """The exported functions of a row of aclnn.tsv: first and second call.
+
+    A row `XGetMax` follows the row of operator `X`, and is the one function `XGetMaxWorkspaceSize`: the most
+    workspace that the operator needs with whatever sequence lengths.
+    """
+    return (f"{op}WorkspaceSize",) if op.endswith("GetMax") else (f"{op}GetWorkspaceSize", op)
+
+
 def read_types() -> dict[str, str]:
     return {row["type"]: row["kind"] for row in read_rows(HERE / "types.tsv")}
 
@@ -165,14 +174,16 @@ def acl_header(functions: list[Function], ops: list[tuple[str, str]], types: dic
     ]
     out += [f"FLEXNPU_EXPORT {f.prototype};" for f in functions]
     for name, kinds in ops:
+        first, *second = op_symbols(name)
         out.append(
-            f"FLEXNPU_EXPORT aclnnStatus {name}GetWorkspaceSize({aclnn_parameters(kinds)}"
+            f"FLEXNPU_EXPORT aclnnStatus {first}({aclnn_parameters(kinds)}"
             "uint64_t* workspace_size, aclOpExecutor** executor);"
         )
-        out.append(
-            f"FLEXNPU_EXPORT aclnnStatus {name}(void* workspace, uint64_t workspace_size, "
+        out += [
+            f"FLEXNPU_EXPORT aclnnStatus {symbol}(void* workspace, uint64_t workspace_size, "
             "aclOpExecutor* executor, aclrtStream stream);"
-        )
+            for symbol in second
+        ]
     out += [
         "// The two hooks that the library around aclnn_front.gen.cpp defines.",
         "aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, "
@@ -260,14 +271,16 @@ def aclnn_front(ops: list[tuple[str, str]]) -> str:
             for i, k in enumerate(kinds)
         )  # fmt: skip
         args = f"const AclnnArg args[] = {{{fields}}};" if kinds else "const AclnnArg* args = nullptr;"
+        first, *second = op_symbols(name)
         out.append(
-            f"aclnnStatus {name}GetWorkspaceSize({aclnn_parameters(kinds)}uint64_t* ws, aclOpExecutor** ex) "
+            f"aclnnStatus {first}({aclnn_parameters(kinds)}uint64_t* ws, aclOpExecutor** ex) "
             f"{{ {args} return flexnpu_aclnn_first({op}, args, {len(kinds)}, ws, ex); }}"
         )
-        out.append(
-            f"aclnnStatus {name}(void* ws, uint64_t size, aclOpExecutor* ex, aclrtStream stream) "
+        out += [
+            f"aclnnStatus {symbol}(void* ws, uint64_t size, aclOpExecutor* ex, aclrtStream stream) "
             f"{{ return flexnpu_aclnn_second({op}, ws, size, ex, stream); }}"
-        )
+            for symbol in second
+        ]
     out.append("}")
     return "\n".join(out) + "\n"
 
@@ -462,7 +475,7 @@ aclError handle_forward(uint16_t fn, const uint64_t* in, uint32_t in_words, uint
 
 def exports(functions: list[Function], ops: list[tuple[str, str]]) -> str:
     names = [f.name for f in functions]
-    names += [s for n, _ in ops for s in (n, f"{n}GetWorkspaceSize")]
+    names += [symbol for name, _ in ops for symbol in op_symbols(name)]
     names.append("flexnpu_*")
     return "{\n  global:\n" + "".join(f"    {n};\n" for n in names) + "  local: *;\n};\n"
 

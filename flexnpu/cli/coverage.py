@@ -58,7 +58,7 @@ class Surface:
         self.classes = {row["function"]: row["class"] for row in rows}
         self.needed_by = {row["function"]: set(row["needed_by"].split(",")) for row in rows}
         for row in generate.read_rows(generate.HERE / "aclnn.tsv"):
-            for name in (row["op"], row["op"] + "GetWorkspaceSize"):
+            for name in generate.op_symbols(row["op"]):
                 self.classes[name] = "operator"
                 self.needed_by[name] = set(row["needed_by"].split(","))
         self.refusals = generate.read_refusals()

@@ -192,7 +192,7 @@ void Dispatcher::launch(Session& s, Payload p) {
     if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
     const uint32_t index = uint32_t(l.shape);
     std::shared_ptr<Shape> shape = index < s.shapes.size() ? s.shapes[index] : nullptr;
-    if (!shape || shape->number != l.shape || shape->op() != l.op || shape->addresses() != l.count) {
+    if (!shape || shape->number != l.shape || shape->op() != l.op || shape->addresses() != l.count || !vendor_.second(l.op)) {
         if (auto bad = s.bad_shapes.find(l.shape); bad != s.bad_shapes.end()) return refuse_later(s, lane, bad->second.code, bad->second.message);
         return refuse_later(s, lane, acl::INVALID_PARAM, "FlexNPU: a launch of an operator that was never defined");
     }

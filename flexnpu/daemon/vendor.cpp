@@ -56,11 +56,12 @@ Vendor::First Vendor::first(uint32_t op) {
     Operator& o = operators_[op];
     if (!o.known) {
         const std::string name = api::kOps[op].name;
-        o.first = symbol((name + "GetWorkspaceSize").c_str());
-        o.second = reinterpret_cast<Second>(symbol(name.c_str()));
+        o.only_size = name.ends_with("GetMax");  // generate.py, op_symbols
+        o.first = symbol((name + (o.only_size ? "WorkspaceSize" : "GetWorkspaceSize")).c_str());
+        o.second = o.only_size ? nullptr : reinterpret_cast<Second>(symbol(name.c_str()));
         o.known = true;
     }
-    return o.second ? o.first : nullptr;
+    return o.second || o.only_size ? o.first : nullptr;
 }
 
 Vendor::Second Vendor::second(uint32_t op) { return first(op) ? operators_[op].second : nullptr; }

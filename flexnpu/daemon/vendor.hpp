@@ -60,6 +60,7 @@ public:
 private:
     struct Operator {
         bool known = false;
+        bool only_size = false;  // has no second call
         First first = nullptr;
         Second second = nullptr;
     };

@@ -456,6 +456,23 @@ TEST_CASE("a graph waits for an external event, and takes the update that comes 
     CHECK(aclmdlRIDestroy(graph) == 0);
 }
 
+TEST_CASE("an external event outside a graph is a flag too: a wait may be called before the record") {
+    StreamOwner first, second;
+    External event;
+    std::atomic<int> step{0};
+    int seen = -1;
+    for (int round = 1; round <= 3; ++round) {
+        REQUIRE(aclrtStreamWaitEvent(first, event) == 0);
+        REQUIRE(aclrtResetEvent(event, first) == 0);
+        REQUIRE(launch(first, 1, [&] { seen = step; return 0; }) == 0);
+        CHECK(aclrtSynchronizeStreamWithTimeout(first, 5) == acl::RT_WAIT_TIMEOUT);
+        REQUIRE(launch(second, 1, [&, round] { step = round; return 0; }) == 0);
+        REQUIRE(aclrtRecordEvent(event, second) == 0);
+        REQUIRE(aclrtSynchronizeStreamWithTimeout(first, 10'000) == 0);
+        CHECK(seen == round);
+    }
+}
+
 TEST_CASE("an external record in a graph is one of each replay") {
     StreamOwner stream, other;
     External event;

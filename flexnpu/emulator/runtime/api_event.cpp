@@ -57,7 +57,8 @@ int32_t stream_wait(const char* function, aclrtStream stream_handle, aclrtEvent 
     if (captured) {
         return capture_error;
     }
-    uint64_t record = event->current();
+    bool external = (event->flags & acl::EVENT_EXTERNAL) != 0;
+    uint64_t record = external ? emu::kExternalRecord : event->current();
     if (record == 0) {
         return acl::SUCCESS;  // nothing was recorded: nothing to wait for
     }
@@ -160,7 +161,7 @@ aclError aclrtResetEvent(aclrtEvent handle, aclrtStream stream_handle) {
     emu::Task task;
     task.kind = emu::TaskKind::EventReset;
     task.event = event;
-    task.record = event->current();
+    task.record = (event->flags & acl::EVENT_EXTERNAL) != 0 ? emu::kExternalRecord : event->current();
     return append("aclrtResetEvent", *stream, std::move(task));
 }
 

@@ -37,22 +37,14 @@ void Event::complete(uint64_t record, uint64_t device_ns, bool aborted) {
 
 void Event::reset(uint64_t record) {
     std::lock_guard lock(mutex_);
-    reset_ = std::max(reset_, record);
-    changed_.notify_all();
-}
-
-std::optional<uint64_t> Event::raised() const {
-    std::lock_guard lock(mutex_);
-    return reached_ > reset_ ? std::optional(reached_ns_) : std::nullopt;
-}
-
-void Event::lower() {
-    std::lock_guard lock(mutex_);
-    reset_ = std::max(reset_, reached_);
+    reset_ = std::max(reset_, record == kExternalRecord ? reached_ : record);
     changed_.notify_all();
 }
 
 bool Event::is_complete_locked(uint64_t record) const {
+    if (record == kExternalRecord) {
+        return reached_ > reset_;
+    }
     return record <= recorded_ && std::find(pending_.begin(), pending_.end(), record) == pending_.end();
 }
 
@@ -67,6 +59,9 @@ bool Event::recorded_and_complete() const {
 }
 
 std::optional<uint64_t> Event::timestamp_locked(uint64_t record) const {
+    if (record == kExternalRecord) {
+        return reached_ > reset_ ? std::optional(reached_ns_) : std::nullopt;
+    }
     const Completed& slot = completed_[record % kKept];
     return record != 0 && slot.record == record ? std::optional(slot.device_ns) : std::nullopt;
 }

@@ -24,6 +24,9 @@ struct CaptureMark;
 
 // Records are numbered as they are called; a wait is for the number that was the last at its own call, whatever streams
 // other records of the event went to. An event that was never recorded, or was reset since, holds nobody up.
+// An external event is a flag besides: a wait or reset with the number kExternalRecord is for whatever record comes.
+inline constexpr uint64_t kExternalRecord = UINT64_MAX;
+
 class Event {
 public:
     explicit Event(uint32_t flags, uint32_t id) : flags(flags), id(id) {}
@@ -39,11 +42,6 @@ public:
     void complete(uint64_t record, uint64_t device_ns, bool aborted = false);
     // When a stream reaches a reset that was called while `record` was the last.
     void reset(uint64_t record);
-
-    // For a graph's external events, which are flags: whether a record has been reached since the last reset, and when;
-    // and taking such records back.
-    std::optional<uint64_t> raised() const;
-    void lower();
 
     bool is_complete(uint64_t record) const;
     // Whether a record was called and the last one is complete.

@@ -83,7 +83,7 @@ private:
             const Task& task = graph_.nodes[index].task;
             stream_.device_ns_ = ready;
             if (task.kind == TaskKind::EventWait) {
-                stream_.device_ns_ = std::max(ready, task.event->raised().value_or(0));
+                stream_.device_ns_ = std::max(ready, task.event->timestamp(kExternalRecord).value_or(0));
             }
             stream_.follow_clock(task_.number);
             if (stopped()) {
@@ -104,7 +104,7 @@ private:
 
     bool may_begin(const GraphNode& node) const {
         switch (node.task.kind) {
-            case TaskKind::EventWait: return node.task.event->raised().has_value();
+            case TaskKind::EventWait: return node.task.event->is_complete(kExternalRecord);
             case TaskKind::ValueWait: return stream_.value_there(node.task);
             default: return true;
         }
@@ -167,7 +167,7 @@ private:
                 task.event->complete(task_.replay->records[node.record], stream_.device_ns_);
                 done_records_.push_back(node.record);
                 break;
-            case TaskKind::EventReset: task.event->lower(); break;
+            case TaskKind::EventReset: task.event->reset(kExternalRecord); break;
             case TaskKind::HostFunction:
                 task.function(task.argument);
                 stream_.device_ns_ = std::max(stream_.device_ns_, now_ns());
