@@ -10,7 +10,7 @@ BUILD_DIR := $(CURDIR)/build
 JOBS ?= $(shell nproc)
 PYTEST_ARGS ?=
 
-.PHONY: help setup build demo test lint bench dashboards wheel clean
+.PHONY: help setup build demo test lint bench dashboards wheel install-units clean
 
 help:
 	@echo "make setup       install system packages (as root), a venv, the build and the commands; safe to repeat"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench       the benchmarks, one JSON object each"
 	@echo "make dashboards  write the Grafana dashboards to dashboards/out"
 	@echo "make wheel       build a wheel into dist/"
+	@echo "make install-units  as root: systemd's units for flexnpud (DESTDIR= for a package)"
 	@echo "make clean       remove what the build made"
 
 setup:
@@ -53,6 +54,14 @@ dashboards: $(PYTHON)
 
 wheel: $(PYTHON)
 	@$(VENV)/bin/pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+# flexnpud must be readable to the user flexnpu: not below /root.
+install-units: BIN ?= $(VENV)/bin
+install-units:
+	@install -d $(DESTDIR)/etc/systemd/system $(DESTDIR)/etc/sysusers.d $(DESTDIR)/etc/flexnpu
+	@sed 's|@BIN@|$(BIN)|g' packaging/systemd/flexnpud@.service > $(DESTDIR)/etc/systemd/system/flexnpud@.service
+	@install -m 644 packaging/systemd/flexnpu.sysusers.conf $(DESTDIR)/etc/sysusers.d/flexnpu.conf
+	@echo "next: systemd-sysusers && systemctl daemon-reload && systemctl enable --now flexnpud@0"
 
 clean:
 	@rm -rf build dist dashboards/out demo-report.json flexnpu/client/lib flexnpu/emulator/lib

@@ -452,6 +452,16 @@ void Session::ring_bell(wire::Doze from) {
 }
 
 int32_t Session::gone() {
+    // One that was stopped has said so, unasked; one that was killed has not.
+    wire::Answer last{};
+    if (socket_mutex_.try_lock()) {
+        const ssize_t n = recv(socket_, &last, sizeof(last), MSG_DONTWAIT);
+        socket_mutex_.unlock();
+        if (n == sizeof(last) && last.magic == wire::kMagic && last.status != 0) {
+            stopped_.store(true);
+        }
+    }
+    if (stopped_.load()) return fail(acl::RT_INTERNAL, "FlexNPU: the daemon at %s was stopped; start it, then this program again", path_.c_str());
     return fail(acl::RT_INTERNAL, "FlexNPU: the daemon at %s is gone; restart it, then this program", path_.c_str());
 }
 

@@ -270,6 +270,7 @@ private:
     char soc_[64] = {};
     wire::SessionPage* page_ = nullptr;
     uint8_t* staging_ = nullptr;
+    std::atomic<bool> stopped_{false};
     std::atomic<bool> dead_{false};
     std::atomic<HostCalls*> host_calls_{nullptr};
     std::mutex socket_mutex_;

@@ -30,6 +30,8 @@ constexpr uint64_t kListener = 0, kWake = 1;
 // How often connections that say nothing are looked at, while there are any.
 constexpr int kLookMs = 500;
 
+constexpr const char* kStopped = "FlexNPU: the daemon was stopped";
+
 // Shared memory of a fixed size: sealed, so that a client cannot pull it from under us.
 Fd make_memory(const char* name, uint64_t bytes) {
     Fd fd(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
@@ -112,6 +114,9 @@ void Acceptor::stop() {
     const uint64_t one = 1;
     [[maybe_unused]] ssize_t n = write(wake_.get(), &one, sizeof(one));
     thread_.join();
+    for (auto& [key, client] : clients_) {
+        if (client->session) answer(*client, acl::RT_INTERNAL, kStopped);
+    }
     clients_.clear();
     listener_ = Fd();
     unlink(path_.c_str());

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -26,7 +27,11 @@ from flexnpu.daemon.config import Config
 from flexnpu.daemon.control_server import ControlServer
 from flexnpu.daemon.files import DaemonFiles
 from flexnpu.daemon.log import log
+from flexnpu.daemon.notify import notify
 from flexnpu.daemon.privileges import Account
+
+STOP_S = 10.0
+"""How long the daemon may take to stop once it is told to."""
 
 _TRANSPARENT = SetGate(policy="transparent", lease_s=1.0)
 
@@ -121,6 +126,18 @@ class Service:
         )
 
 
+def _end_within(seconds: float) -> None:
+    """See to it that the process ends: an operator that never does would hold up its session's closing."""
+
+    def give_up() -> None:
+        log("stop-timed-out", seconds=seconds)
+        os._exit(1)  # the sentinel removes the files
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+
+
 def _become(config: Config, account: Account) -> None:
     profile = config.profile_file()
     copy = os.memfd_create("profile") if profile is not None and profile.is_file() else None
@@ -153,6 +170,8 @@ def serve(config: Config) -> None:
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             log("stopping", signal=signal.Signals(number).name)
+            notify(STOPPING="1")
+            _end_within(STOP_S)
             server.stop()
 
         signal.set_wakeup_fd(server.wake_writer.fileno(), warn_on_full_buffer=False)
@@ -175,6 +194,7 @@ def serve(config: Config) -> None:
                     control=str(files.control_path),
                     data=str(files.data_path),
                 )
+                notify(READY="1", MAINPID=str(os.getpid()), STATUS=f"serving device {config.device}")
                 server.run(service.expire)
             finally:
                 plane.stop()

@@ -88,7 +88,7 @@ void Stage::ring(const uint8_t* p, const uint8_t* end) {
             sent = a.answered(0xffffffff, 1'000'000) || a.alive();
             a.ring.header().head.store(a.head);
         } else {
-            if (flags & kPage) {
+            if ((flags & kPage) && !payload.empty()) {
                 std::memcpy(static_cast<void*>(&a.ring.header().tail), payload.data(), std::min<size_t>(payload.size(), wire::kRingHeaderBytes / 2));
                 a.ring.header().head.store(a.head);
                 std::memcpy(static_cast<void*>(a.page), payload.data(), std::min<size_t>(payload.size(), sizeof(wire::SessionPage)));
