@@ -11,6 +11,7 @@ see `aclnn_arg.hpp`) and `refusals.tsv` (why functions are refused), and writes 
     emu_fallback_<lib>.gen.cpp  weak definition of every function of one library: a named ACL error
     client_stubs.gen.cpp        weak definition of every function: forwarded, or a named ACL error
     daemon_handlers.gen.cpp     the daemon's end of every forwarded function
+    ge.gen.cpp                  the graph engine's C++ functions that programs link: each fails by name
     exports.gen.map             version script: the symbols that a client library exports
 
 A function's class says who serves it under interposition:
@@ -473,9 +474,36 @@ aclError handle_forward(uint16_t fn, const uint64_t* in, uint32_t in_words, uint
 """
 
 
+def read_engine() -> list[tuple[str, str, str]]:
+    """(symbol, name, how) of ge.tsv. How one fails: status (a graphStatus), throw (std::runtime_error), void
+    (nothing to do) or own (it works: written by hand in ge.cpp).
+    """
+    rows = [(row["symbol"], row["name"], row["how"]) for row in read_rows(HERE / "ge.tsv")]
+    for symbol, _, how in rows:
+        if how not in ("status", "throw", "void", "own"):
+            raise TableError(f"ge.tsv: {symbol}: how {how!r} is not status, throw, void or own")
+    return rows
+
+
+def engine(rows: list[tuple[str, str, str]]) -> str:
+    """Functions of C++ that only their mangled names and what they return on failure are known of."""
+    out = ['#include "flexnpu/api/ge.hpp"', 'extern "C" {']
+    bodies = {"status": "return flexnpu::api::engine_status({});", "throw": "flexnpu::api::engine_throw({});", "void": ""}
+    for i, (symbol, name, how) in enumerate(rows):
+        if how == "own":
+            continue
+        returns = "uint32_t" if how == "status" else "void"
+        attributes = '__attribute__((weak, visibility("default")))'
+        out.append(f'{attributes} {returns} ge_{i}() asm("{symbol}");')
+        out.append(f"{returns} ge_{i}() {{ {bodies[how].format(c_string(name))} }}")
+    out.append("}")
+    return "\n".join(out) + "\n"
+
+
 def exports(functions: list[Function], ops: list[tuple[str, str]]) -> str:
     names = [f.name for f in functions]
     names += [symbol for name, _ in ops for symbol in op_symbols(name)]
+    names += [symbol for symbol, _, _ in read_engine()]
     names.append("flexnpu_*")
     return "{\n  global:\n" + "".join(f"    {n};\n" for n in names) + "  local: *;\n};\n"
 
@@ -491,6 +519,7 @@ def generate(out_dir: Path) -> None:
         "client_stubs.gen.cpp": client_stubs(functions, types),
         "daemon_handlers.gen.cpp": daemon_handlers(functions, types),
         "exports.gen.map": exports(functions, ops),
+        "ge.gen.cpp": engine(read_engine()),
     }
     for library in LIBRARIES:
         files[f"emu_fallback_{library}.gen.cpp"] = emu_fallback(functions, library)

@@ -61,7 +61,7 @@ def test_a_bad_row_is_named(
     row: str,
     complaint: str,
 ) -> None:
-    for name in ("functions.tsv", "aclnn.tsv", "types.tsv", "refusals.tsv"):
+    for name in ("functions.tsv", "aclnn.tsv", "types.tsv", "refusals.tsv", "ge.tsv"):
         text = (GENERATOR.parent / name).read_text().rstrip("\n") + "\n"
         (tmp_path / name).write_text(text + (row + "\n" if name == table else ""))
     monkeypatch.setattr(generator, "HERE", tmp_path)
