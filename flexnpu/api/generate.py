@@ -488,7 +488,11 @@ def read_engine() -> list[tuple[str, str, str]]:
 def engine(rows: list[tuple[str, str, str]]) -> str:
     """Functions of C++ that only their mangled names and what they return on failure are known of."""
     out = ['#include "flexnpu/api/ge.hpp"', 'extern "C" {']
-    bodies = {"status": "return flexnpu::api::engine_status({});", "throw": "flexnpu::api::engine_throw({});", "void": ""}
+    bodies = {
+        "status": "return flexnpu::api::engine_status({});",
+        "throw": "flexnpu::api::engine_throw({});",
+        "void": "",
+    }
     for i, (symbol, name, how) in enumerate(rows):
         if how == "own":
             continue

@@ -74,7 +74,9 @@ class Surface:
             operator = symbol.startswith("aclnn") and cls is None
             return Served(symbol, MISSING, cls, _UNKNOWN_OPERATOR if operator else _UNKNOWN)
         if cls is None and weak:
-            return Served(symbol, REFUSED, None, "the graph engine works on the device past AscendCL", self.refusal)
+            return Served(
+                symbol, REFUSED, None, "the graph engine works on the device past AscendCL", self.refusal
+            )
         if cls is None:
             return Served(symbol, INTERPOSED, "graph engine", _HOW["graph engine"])
         # A weak stub answers for a function of class hand, too, as long as nobody has written its body.

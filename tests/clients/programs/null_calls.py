@@ -1,4 +1,4 @@
-"""Calls functions with nothing but zeros: null_calls.py FILE, of lines "NAME KIND", see RESULTS for the kinds.
+"""Calls functions with nothing but zeros: null_calls.py FILE, of lines "NAME KIND", see RESULTS.
 
 Prints "NAME" before and " CODE MESSAGE" behind each call, so that a crash shows whose it was.
 """
