@@ -1,4 +1,4 @@
-"""Prints, as JSON, digests of what torch.npu.NPUGraph computes, and whether eager torch_npu computes the same.
+"""Prints, as JSON, digests of what torch.npu.NPUGraph computes, and whether eager operators give the same.
 
 Every way to run it prints the same.
 """
