@@ -1,7 +1,7 @@
 // Mutated messages for the ring, socket and metadata decoders: none may crash, hang or leak, and an honest client beside them goes on.
 //
 //   fuzz_plane [MESSAGES [SEED]]         the corpus, then so many mutated messages of rings and sockets
-//   fuzz_plane --write-corpus DIRECTORY  an honest script for each kind of message
+//   fuzz_plane --write-corpus DIRECTORY  some scripts, honest and mutated, to begin a corpus with
 //   fuzz_plane --play FILE...            scripts, such as what a crash has left
 //
 // Run it from a build with -DFLEXNPU_SANITIZE=address,undefined for what it is worth; the unit tests run it briefly. With clang and
@@ -97,9 +97,11 @@ int main(int argc, char** argv) {
     if (argc == 3 && std::string(argv[1]) == "--write-corpus") {
         Generator g(1);
         int n = 0;
-        for (const Bytes& b : g.honest_scripts()) {
+        std::vector<Bytes> all = g.honest_scripts();
+        for (int i = 0; i < 24; i++) all.push_back(g.script(Target(i % kTargets), 16));
+        for (const Bytes& b : all) {
             char name[32];
-            snprintf(name, sizeof(name), "/honest-%02d", n++);
+            snprintf(name, sizeof(name), "/script-%02d", n++);
             std::ofstream(argv[2] + std::string(name), std::ios::binary).write(reinterpret_cast<const char*>(b.data()), std::streamsize(b.size()));
         }
         return 0;
@@ -131,13 +133,17 @@ int main(int argc, char** argv) {
     Generator g(seed);
     {
         Stage stage;
-        const std::vector<Bytes> known = corpus();
-        if (known.empty()) die("fuzz_plane: no corpus at " FLEXNPU_FUZZ_CORPUS);
+        std::vector<Bytes> known = Generator(1).honest_scripts();
         for (const Bytes& b : known) stage.play(b.data(), b.size());
         stage.settle();
         stage.check_victim();
-        const auto after_corpus = stage.running().plane.counters();
-        if (after_corpus.at("launches") == 0) die("fuzz_plane: nothing was launched: the corpus does not get past the decoders");
+        if (stage.running().plane.counters().at("launches") == 0) die("fuzz_plane: nothing was launched: an honest script does not get past the decoders");
+        const std::vector<Bytes> kept = corpus();
+        if (kept.empty()) die("fuzz_plane: no corpus at " FLEXNPU_FUZZ_CORPUS);
+        for (const Bytes& b : kept) stage.play(b.data(), b.size());
+        stage.settle();
+        stage.check_victim();
+        known.insert(known.end(), kept.begin(), kept.end());
 
         const uint64_t start = wire::now_ns();
         uint64_t next_check = 0, next_report = messages / 10;
