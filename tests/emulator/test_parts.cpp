@@ -101,6 +101,7 @@ TEST_CASE("the roofline of the calibrated die") {
     KernelCost vector{.cube_flops = 0, .cube_dtype = 0, .vector_flops = 22e12 * 0.7 / 1e3, .bytes = 0};
     CHECK(die.kernel_ns(vector) == 2000 + 1'000'000);
     CHECK(die.kernel_ns(KernelCost{}) == 2000);
+    CHECK(die.kernel_ns(vector, 0.5) == 1000 + 1'000'000);  // of the static part only
     // The types of the matrix unit.
     auto cube = [&](int32_t dtype) {
         return die.kernel_ns(KernelCost{.cube_flops = 1e12, .cube_dtype = dtype, .vector_flops = 0, .bytes = 0});

@@ -87,6 +87,46 @@ TEST_CASE("streams share one compute engine; copies have their own") {
     REQUIRE(aclrtFree(p) == 0);
 }
 
+TEST_CASE("a replay takes its launch and the longest way through the graph") {
+    StreamOwner main, side;
+    EventOwner fork, join, begin, middle, end;
+    constexpr size_t kBytes = 4 << 20;
+    void* p = nullptr;
+    REQUIRE(aclrtMalloc(&p, 2 * kBytes, 0) == 0);
+    aclmdlRI line = nullptr, branches = nullptr;
+    REQUIRE(aclmdlRICaptureBegin(main, acl::CAPTURE_GLOBAL) == 0);
+    for (int i = 0; i < 100; ++i) {
+        REQUIRE(launch(main, 7) == 0);
+    }
+    REQUIRE(aclmdlRICaptureEnd(main, &line) == 0);
+    // A copy of 4 MiB, read and written at 10^12 bytes a second (8.4 us), beside ten operators of 2 us, then one of 3.
+    REQUIRE(aclmdlRICaptureBegin(main, acl::CAPTURE_GLOBAL) == 0);
+    REQUIRE(aclrtRecordEvent(fork, main) == 0);
+    REQUIRE(aclrtStreamWaitEvent(side, fork) == 0);
+    REQUIRE(aclrtMemcpyAsync(p, kBytes, static_cast<char*>(p) + kBytes, kBytes, acl::DEVICE_TO_DEVICE, side) == 0);
+    for (int i = 0; i < 10; ++i) {
+        REQUIRE(launch(main, 2) == 0);
+    }
+    REQUIRE(aclrtRecordEvent(join, side) == 0);
+    REQUIRE(aclrtStreamWaitEvent(main, join) == 0);
+    REQUIRE(launch(main, 3) == 0);
+    REQUIRE(aclmdlRICaptureEnd(main, &branches) == 0);
+    REQUIRE(launch(main, 50000) == 0);  // keeps the device busy while the rest is launched
+    REQUIRE(aclrtRecordEvent(begin, main) == 0);
+    for (int i = 0; i < 3; ++i) {
+        REQUIRE(aclmdlRIExecuteAsync(line, main) == 0);
+    }
+    REQUIRE(aclrtRecordEvent(middle, main) == 0);
+    REQUIRE(aclmdlRIExecuteAsync(branches, main) == 0);
+    REQUIRE(aclrtRecordEvent(end, main) == 0);
+    REQUIRE(aclrtSynchronizeStream(main) == 0);
+    CHECK(elapsed_ms(begin, middle) == doctest::Approx(3 * (5 + 100 * 7) / 1e3).epsilon(1e-5));
+    CHECK(elapsed_ms(middle, end) == doctest::Approx((5 + 10 * 2 + 3) / 1e3).epsilon(1e-4));
+    CHECK(aclmdlRIDestroy(line) == 0);
+    CHECK(aclmdlRIDestroy(branches) == 0);
+    CHECK(aclrtFree(p) == 0);
+}
+
 TEST_CASE("the caller's clock agrees with the device's") {
     StreamOwner stream;
     auto begin = std::chrono::steady_clock::now();
