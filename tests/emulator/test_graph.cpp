@@ -537,6 +537,44 @@ TEST_CASE("a replay that waits can be aborted, by its graph or its stream") {
     CHECK(aclmdlRIDestroy(graph) == 0);
 }
 
+TEST_CASE("meetings with other ranks keep the order of the capture, whatever branch is ready first") {
+    StreamOwner main, side;
+    EventOwner fork, join;
+    static std::vector<int> order;
+    order.clear();
+    auto meet = [](aclrtStream stream, intptr_t number) {
+        emulator::Kernel kernel;
+        kernel.name = "meeting";
+        kernel.self = reinterpret_cast<void*>(number);
+        kernel.meet = [](void* self, emulator::Meeting*) {
+            order.push_back(int(reinterpret_cast<intptr_t>(self)));
+            return 0;
+        };
+        return aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, &kernel, sizeof(kernel), nullptr, 0);
+    };
+    aclmdlRI graph = capture(main, [&] {
+        REQUIRE(aclrtRecordEvent(fork, main) == 0);
+        REQUIRE(aclrtStreamWaitEvent(side, fork) == 0);
+        REQUIRE(launch(main, 500) == 0);
+        REQUIRE(meet(main, 1) == 0);
+        REQUIRE(meet(side, 2) == 0);  // could begin 500 us before the other
+        REQUIRE(aclrtRecordEvent(join, side) == 0);
+        REQUIRE(aclrtStreamWaitEvent(main, join) == 0);
+    });
+    REQUIRE(aclmdlRIExecuteAsync(graph, main) == 0);
+    REQUIRE(aclrtSynchronizeStream(main) == 0);
+    CHECK(order == std::vector{1, 2});
+    // That order does not join a stream that is not joined.
+    REQUIRE(aclmdlRICaptureBegin(main, acl::CAPTURE_GLOBAL) == 0);
+    REQUIRE(aclrtRecordEvent(fork, main) == 0);
+    REQUIRE(aclrtStreamWaitEvent(side, fork) == 0);
+    REQUIRE(meet(side, 1) == 0);
+    REQUIRE(meet(main, 2) == 0);
+    aclmdlRI none = nullptr;
+    CHECK(aclmdlRICaptureEnd(main, &none) == acl::RT_STREAM_UNJOINED);
+    CHECK(aclmdlRIDestroy(graph) == 0);
+}
+
 TEST_CASE("host functions and callbacks of a graph run at each replay") {
     StreamOwner stream;
     std::atomic<int> functions{0}, callbacks{0};

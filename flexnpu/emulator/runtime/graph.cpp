@@ -4,6 +4,7 @@
 #include <cinttypes>
 #include <cstdarg>
 #include <cstdio>
+#include <optional>
 
 namespace flexnpu::emulator {
 
@@ -71,6 +72,19 @@ std::string parameters(const GraphNode& node, const HeldKernel* kernel) {
 }  // namespace
 
 void Graph::seal() {
+    // One thread runs a replay: were two branches to meet other ranks in the order of their times, each rank might wait in
+    // another meeting. In the order of the capture all do the same.
+    std::optional<uint32_t> meeting;
+    for (uint32_t i = 0; i < nodes.size(); ++i) {
+        if (nodes[i].held == nullptr || nodes[i].held->kernel.meet == nullptr) {
+            continue;
+        }
+        auto& after = nodes[i].after;
+        if (meeting && std::find(after.begin(), after.end(), *meeting) == after.end()) {
+            after.push_back(*meeting);
+        }
+        meeting = i;
+    }
     next.assign(nodes.size(), {});
     for (uint32_t i = 0; i < nodes.size(); ++i) {
         for (uint32_t before : nodes[i].after) {

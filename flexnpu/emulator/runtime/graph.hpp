@@ -55,7 +55,7 @@ public:
     std::vector<std::shared_ptr<Event>> recorded;  // the events of external records
     uint32_t groups = 0;
     std::vector<void*> group_handles;
-    // Computes `next` and lets the graph run.
+    // Puts meetings with other ranks in order, computes `next`, and lets the graph run.
     void seal();
     bool sealed() const { return sealed_.load(); }
 
