@@ -97,6 +97,7 @@ aclError aclrtGetRunMode(aclrtRunMode* mode) { return *mode = 1, 0; }
 aclError aclrtMalloc(void** p, size_t bytes, aclrtMemMallocPolicy) {
     if (bytes > (size_t(1) << 32)) return fail(acl::RT_OUT_OF_MEMORY, "out of memory");
     *p = malloc(bytes);
+    if (!*p) return fail(acl::RT_OUT_OF_MEMORY, "out of memory");
     memset(*p, 0, bytes < 4096 ? bytes : 4096);
     memory++;
     return 0;
