@@ -17,6 +17,8 @@ def test_graphs_compute_what_eager_operators_compute(direct: Callable[..., str])
     assert result["branches"]["close"]
     assert result["decode"]["equal"]
     assert len(set(result["decode"]["tokens"])) > 5
+    assert result["qwen2"]["equal"]
+    assert len({tuple(tokens) for tokens in result["qwen2"]["tokens"]}) > 3
     assert result["task group"]["before"]
     assert result["task group"]["after"]
     assert result["attention updates"]["equal"] == 10

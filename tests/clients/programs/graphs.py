@@ -11,6 +11,7 @@ import tempfile
 
 import torch
 import torch_npu
+from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
 
 DEVICE = "npu:0"
 
@@ -140,6 +141,54 @@ def decode(steps: int) -> dict[str, object]:
     return {"equal": eager == replayed, "tokens": replayed}
 
 
+def qwen2(steps: int) -> dict[str, object]:
+    """A step of an unmodified Qwen2 with a static cache: one replay a token."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=512, attn_implementation="eager",
+    )  # fmt: skip
+    net = Qwen2ForCausalLM(config).to(torch.float16).npu().eval()
+    batch, room = 2, 64
+    prompt = torch.randint(0, 1000, (5, batch, 1), generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    cache = StaticCache(config=config, max_cache_len=room)
+    ids = torch.zeros(batch, 1, dtype=torch.int64, device=DEVICE)
+    position = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    places = torch.arange(room, device=DEVICE)
+    shown = torch.zeros((), dtype=torch.float16, device=DEVICE)
+    hidden = torch.full_like(shown, torch.finfo(torch.float16).min)
+
+    def step() -> torch.Tensor:
+        mask = torch.where(places[None, None, None, :] <= position, shown, hidden).expand(batch, 1, 1, room)
+        positions = position[None].expand(batch, 1)
+        out = net(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        chosen = out.logits[:, -1].argmax(-1, keepdim=True)
+        ids.copy_(chosen)
+        position.add_(1)
+        return chosen
+
+    def start() -> None:
+        cache.reset()
+        position.zero_()
+        for token in prompt:
+            ids.copy_(token)
+            step()
+
+    with torch.no_grad():
+        start()
+        eager = [step().flatten().tolist() for _ in range(steps)]
+        start()
+        graph = torch.npu.NPUGraph()
+        with torch.npu.graph(graph):
+            chosen = step()
+        start()
+        replayed = []
+        for _ in range(steps):
+            graph.replay()
+            replayed.append(chosen.flatten().tolist())
+    return {"equal": eager == replayed, "tokens": replayed}
+
+
 def task_group() -> dict[str, object]:
     """An operator of a graph takes other arguments, by hand."""
     a, b, c = (randn(16, 16, seed=i) for i in range(3))
@@ -263,6 +312,7 @@ def main() -> None:
         "shared pool": shared_pool(),
         "branches": branches(),
         "decode": decode(24),
+        "qwen2": qwen2(16),
         "task group": task_group(),
         "attention updates": attention_updates(10),
         "graphed callable": graphed_callable(),
