@@ -272,6 +272,7 @@ void Dispatcher::remove_session(uint32_t id) {
         std::shared_ptr<Session> s = sessions_[i];
         sessions_.erase(sessions_.begin() + ptrdiff_t(i));
         s->removed = true;
+        exports_.forget(s->id, nullptr);
         s->each_lane([this](const std::shared_ptr<Lane>& lane) { drop_lane(*lane); });
         reaper_->post([this, s] { tear_down(s); });
         return;

@@ -13,6 +13,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "flexnpu/daemon/exports.hpp"
 #include "flexnpu/daemon/markers.hpp"
 #include "flexnpu/daemon/session.hpp"
 #include "flexnpu/gate/gate.hpp"
@@ -113,6 +114,7 @@ private:
     void forward(Session& s, Payload p, const Reply& reply);
     void text(Session& s, Payload p, const Reply& reply);
     void virtual_memory(Session& s, Payload p, const Reply& reply);
+    void share(Session& s, Payload p, const Reply& reply);
     void reserve(Session& s, const wire::VirtualMemory& v, const Reply& reply);
     void map(Session& s, const wire::VirtualMemory& v, const Reply& reply);
     void unmap(Session& s, const wire::VirtualMemory& v, const Reply& reply);
@@ -219,6 +221,7 @@ private:
     bool nothing_queued() const;
     std::unique_ptr<Worker> reaper_;
     std::atomic<uint64_t> quota_refusals_{0};
+    Exports exports_;
     // Of all sessions: addresses and mappings are this process's, and everybody's.
     std::atomic<uint64_t> reserved_bytes_{0}, pieces_{0};
 

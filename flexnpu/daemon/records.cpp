@@ -128,6 +128,7 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
             return reply.send(0, "", dims.data(), dims.size());
         }
         case Kind::virtual_memory: return virtual_memory(s, p, reply);
+        case Kind::share: return share(s, p, reply);
         case Kind::invalid: case Kind::count_: break;
     }
     count_.malformed++;
@@ -259,6 +260,7 @@ void Dispatcher::release(Session& s, Payload p, const Reply& reply) {
     if (!range) {
         return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtFree: " + hex(f.address) + " was not allocated by this process");
     }
+    exports_.forget(s.id, range->held->allocation().get());
     when_unused(s, reply, std::move(*range), [&s, reply](bool over, MemoryMap::Range range) {
         if (!over) {
             // Stuck: it is kept, and stays charged, until the session ends.

@@ -215,6 +215,12 @@ struct Session : std::enable_shared_from_this<Session> {
     MemoryMap memory;
     std::shared_ptr<Account> account = std::make_shared<Account>();  // of its device memory
     VirtualMemory virtual_memory;
+    // Memory of other sessions, by the key that named it.
+    struct Import {
+        uint64_t address, bytes;
+        uint32_t times;
+    };
+    std::map<std::string, Import> imports;
     // Memory that the program gave back and that what it launched before may still touch.
     std::mutex leaving_mutex;
     std::list<MemoryMap::Range> leaving;

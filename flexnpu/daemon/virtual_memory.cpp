@@ -79,7 +79,7 @@ void Dispatcher::virtual_memory(Session& s, Payload p, const Reply& reply) {
                 reply.ok(handle);
             });
         case Call::free:
-            return worker.post([&s, v, reply] {
+            return worker.post([this, &s, v, reply] {
                 std::shared_ptr<Held> held;
                 {
                     std::lock_guard lock(s.virtual_memory.mutex);
@@ -90,6 +90,7 @@ void Dispatcher::virtual_memory(Session& s, Payload p, const Reply& reply) {
                     }
                     held = s.virtual_memory.physical.remove(v.handle);
                 }
+                exports_.forget(s.id, held->allocation().get());
                 held.reset();
                 reply.ok();
             });

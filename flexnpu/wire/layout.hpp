@@ -129,6 +129,7 @@ enum class Kind : uint16_t {
     abort_device,     // StreamOp: every stream of the session
     late_dims,        // LateDims -> for each output of the launch: number of dims, dims
     virtual_memory,   // VirtualMemory -> a word, see there
+    share,            // Share -> words, see there
     count_,
 };
 
@@ -237,6 +238,26 @@ struct VirtualMemory {
     int32_t handle_type;
     int32_t allocation_type;
     int32_t reserved;
+};
+struct Share {
+    enum Call : uint32_t {
+        export_memory,    // address, bytes, flags -> key
+        allow_memory,     // key, processes
+        import_memory,    // key -> address, bytes
+        close_memory,     // key -> the address that is no longer this process's, or 0
+        export_physical,  // handle, flags -> number
+        allow_physical,   // handle: the number, processes
+        import_physical,  // handle: the number -> handle
+    };
+    static constexpr uint32_t kProcesses = 32;
+    uint32_t call;
+    uint32_t count;  // of processes
+    uint64_t address;
+    uint64_t bytes;
+    uint64_t flags;
+    uint64_t handle;
+    char key[64];
+    int32_t processes[kProcesses];
 };
 struct DefineShape {
     uint64_t shape;

@@ -112,3 +112,30 @@ def test_expandable_segments(
     assert saw["left"] == 0
     assert saw["too much"] == "refused"
     assert json.loads(daemon.run("torch_expandable.py")) == saw
+
+
+def test_shared_memory_is_the_same_directly_and_interposed(daemon: Any, direct: Callable[..., str]) -> None:
+    saw = json.loads(direct("ipc.py"))
+    assert json.loads(daemon.run("ipc.py")) == saw
+    right = {
+        "key's digits": 64,
+        "read": "hello",
+        "written there": "world",
+        "filled there": "aaaaa",
+        "same address": True,
+        "imported once more": "aaaaa",
+        "after the free": "aaaaa",
+        "and after allocations": "aaaaa",
+        "a part": "apart",
+        "through the handle": "solid",
+        "back": "fluid",
+        "after its free": "fluid",
+        "freed": None,
+        "after an importer's death": "alive",
+        "after the owner's death": "testament",
+    }
+    for name, value in right.items():
+        assert saw.pop(name) == value, name
+    assert len(saw) == 22
+    assert all(one == [107000] for one in saw.values()), saw
+    daemon.wait_for(lambda s: not s.sessions)

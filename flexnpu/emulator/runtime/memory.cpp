@@ -79,6 +79,7 @@ std::optional<uint64_t> Arena::take(uint64_t size, uint64_t alignment, bool phys
         return std::nullopt;
     }
     size = round_up(std::max<uint64_t>(size, 1), kAlignment);
+    give_kept();
     if (!shared_.take_memory(size)) {
         return std::nullopt;
     }
@@ -107,6 +108,18 @@ bool Arena::release(void* p) { return contains_address(p) && give(uint64_t(stati
 
 bool Arena::release_physical(uint64_t offset) { return give(offset, true); }
 
+// What others had imported goes back when they have closed it.
+void Arena::give_kept() {
+    std::vector<uint64_t> kept;
+    {
+        std::unique_lock lock(mutex_);
+        kept.swap(kept_);
+    }
+    for (uint64_t offset : kept) {
+        give(offset, true);
+    }
+}
+
 bool Arena::give(uint64_t offset, bool physical) {
     std::unique_lock lock(mutex_);
     auto at = used_.find(offset);
@@ -114,6 +127,12 @@ bool Arena::give(uint64_t offset, bool physical) {
         return false;
     }
     const uint64_t size = at->second.size;
+    if (!shared_.end_exports(offset, size)) {
+        // Other processes still have it: the program may no longer name it, and nobody else gets it.
+        kept_.push_back(at->first);
+        at->second.physical = true;
+        return true;
+    }
     used_.erase(at);
     allocated_ -= size;
     uint64_t begin = offset, end = offset + size;

@@ -12,6 +12,7 @@
 #include <set>
 #include <shared_mutex>
 #include <utility>
+#include <vector>
 
 #include "flexnpu/emulator/runtime/shared_device.hpp"
 
@@ -38,6 +39,7 @@ public:
     std::optional<uint64_t> allocate_physical(uint64_t size);
     bool release_physical(uint64_t offset);
     int fd() const { return fd_; }
+    uint64_t offset_of(const void* p) const { return uint64_t(static_cast<const char*>(p) - base_); }
 
     bool contains_address(const void* p) const { return p >= base_ && p < base_ + span_; }
     // Whether [p, p+size) lies in one allocation.
@@ -60,6 +62,7 @@ private:
     };
     std::optional<uint64_t> take(uint64_t size, uint64_t alignment, bool physical);
     bool give(uint64_t offset, bool physical);
+    void give_kept();
     void insert_free(uint64_t offset, uint64_t size);
     void erase_free(std::map<uint64_t, uint64_t>::iterator at);
 
@@ -72,6 +75,7 @@ private:
     std::map<uint64_t, uint64_t> free_;                   // offset -> size, no two adjacent
     std::set<std::pair<uint64_t, uint64_t>> free_by_size_;  // (size, offset): best fit
     uint64_t allocated_ = 0;
+    std::vector<uint64_t> kept_;  // given back while other processes still have it imported
 };
 
 }  // namespace flexnpu::emulator

@@ -37,6 +37,25 @@ struct DevicePage {
         uint64_t bytes;
     };
 
+    // Memory that one user has exported, and who has imported it.
+    struct Export {
+        static constexpr uint32_t kPeers = 32;
+        struct Peer {
+            int32_t pid;
+            uint64_t start_time;
+        };
+        char key[64];  // empty: the slot is free
+        Peer owner;
+        bool ended;      // the owner has freed it; importers keep it
+        uint64_t inode;  // of the owner's memory file
+        uint64_t offset, size;
+        bool any_process;
+        int32_t allowed[kPeers];
+        uint32_t allowed_count;
+        Peer importers[kPeers];
+    };
+    static constexpr uint32_t kExports = 512;
+
     std::atomic<uint64_t> magic;  // set last, when the page is ready
     uint64_t size;
     uint64_t capacity_bytes;
@@ -45,6 +64,7 @@ struct DevicePage {
     std::atomic<uint64_t> cube_ns;  // the part of the compute engine's busy time that used the matrix unit
     pthread_mutex_t mutex;          // robust; guards users
     User users[kMaxUsers];
+    Export exports[kExports];  // under the mutex too
 };
 
 class SharedDevice {
@@ -72,11 +92,28 @@ public:
     // Live processes that have the device open.
     uint32_t users();
 
+    // Exported memory. `offset`: in this process's memory file `fd`.
+    std::string add_export(int fd, uint64_t offset, uint64_t size, bool any_process, size_t key_bytes);
+    bool allow_export(const std::string& key, const int32_t* processes, size_t n);
+    enum class Import { Done, Unknown, Own, NotAllowed, NotReachable, Full };
+    struct Imported {
+        int fd = -1;  // the caller's to close
+        uint64_t offset = 0, size = 0;
+    };
+    Import take_import(const std::string& key, Imported* out);
+    void end_import(const std::string& key);
+    bool end_export(const std::string& key);
+    // This process gives the memory back. False: others still have it, and it must not be used again.
+    bool end_exports(uint64_t offset, uint64_t size);
+
     // In a forked child: drops the mapping without touching the parent's entry.
     void abandon();
 
 private:
     class Lock;
+    std::atomic<bool> exported_{false};  // whether this process has ever exported anything
+    DevicePage::Export* find_export_locked(const std::string& key);
+    void reap_exports_locked();
     uint64_t sum_locked(bool reap);
     void enter(uint64_t capacity_bytes, const std::string& name);
 

@@ -2,47 +2,11 @@
 
 import json
 from collections.abc import Callable
-from ctypes import Structure, byref, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import byref, c_int32, c_size_t, c_void_p
 from typing import Any
 
 from ascendcl import AclError, call, copy_in, copy_out, create_stream, malloc
-
-MIB = 1 << 20
-PIECE = 4 * MIB
-
-
-class Properties(Structure):
-    _fields_ = (
-        ("handle_type", c_int32),
-        ("allocation_type", c_int32),
-        ("memory", c_int32),
-        ("location_id", c_uint32),
-        ("location_type", c_int32),
-        ("reserved", c_uint64),
-    )
-
-
-PROPERTIES = Properties(memory=4, location_type=1)
-
-
-def reserve(size: int) -> int:
-    address = c_void_p()
-    call("aclrtReserveMemAddress", byref(address), c_size_t(size), c_size_t(0), None, c_uint64(1))
-    return int(address.value or 0)
-
-
-def physical(size: int = PIECE) -> c_void_p:
-    handle = c_void_p()
-    call("aclrtMallocPhysical", byref(handle), c_size_t(size), byref(PROPERTIES), c_uint64(0))
-    return handle
-
-
-def map_memory(address: int, handle: c_void_p, size: int = PIECE, offset: int = 0) -> None:
-    call("aclrtMapMem", c_void_p(address), c_size_t(size), c_size_t(offset), handle, c_uint64(0))
-
-
-def unmap(address: int) -> None:
-    call("aclrtUnmapMem", c_void_p(address))
+from virtual_memory_calls import MIB, PIECE, PROPERTIES, map_memory, physical, reserve, unmap
 
 
 def code(function: Callable[..., Any], *arguments: Any) -> int:

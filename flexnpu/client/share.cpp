@@ -1,0 +1,148 @@
+// Memory shared between programs: export keys, shareable handles. The daemon keeps both; nothing is copied.
+#include <cstring>
+
+#include "acl.gen.h"
+#include "flexnpu/client/error.hpp"
+#include "flexnpu/client/session.hpp"
+
+namespace acl = flexnpu::acl;
+namespace wire = flexnpu::wire;
+using flexnpu::client::Channel;
+using flexnpu::client::DeviceRange;
+using flexnpu::client::fail;
+using flexnpu::client::Session;
+using Call = wire::Share::Call;
+
+namespace {
+
+uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
+
+// Asks; the answer's words stay in the channel.
+aclError ask(wire::Share& w, Call call, Channel** channel) {
+    *channel = Session::channel();
+    if (!*channel) return acl::RT_INTERNAL;
+    w.call = call;
+    return (*channel)->call(wire::Kind::share, w);
+}
+
+aclError take_key(const char* function, const char* key, wire::Share* w) {
+    if (!key) return fail(acl::INVALID_PARAM, "%s: the key is null", function);
+    const size_t n = strnlen(key, sizeof(w->key) + 1);
+    if (n > sizeof(w->key)) return fail(acl::RT_PARAM_INVALID, "%s: not a key of this device", function);
+    std::memcpy(w->key, key, n);
+    return 0;
+}
+
+// In as many messages as the list needs.
+aclError allow(const char* function, wire::Share w, Call call, const int32_t* processes, size_t n) {
+    if (!processes || n == 0) return fail(acl::INVALID_PARAM, "%s: the list of processes is null or empty", function);
+    for (size_t done = 0; done < n; done += w.count) {
+        w.count = uint32_t(std::min<size_t>(n - done, wire::Share::kProcesses));
+        std::memcpy(w.processes, processes + done, w.count * sizeof(int32_t));
+        Channel* c = nullptr;
+        if (aclError e = ask(w, call, &c)) return e;
+    }
+    return 0;
+}
+
+aclError export_physical(const char* function, aclrtDrvMemHandle handle, uint64_t flags, uint64_t* out) {
+    if (!out) return fail(acl::INVALID_PARAM, "%s: the output is null", function);
+    wire::Share w{};
+    w.handle = number(handle);
+    w.flags = flags;
+    Channel* c = nullptr;
+    if (aclError e = ask(w, Call::export_physical, &c)) return e;
+    *out = c->words()[0];
+    return 0;
+}
+
+aclError import_physical(const char* function, uint64_t shareable, aclrtDrvMemHandle* out) {
+    if (!out) return fail(acl::INVALID_PARAM, "%s: the output is null", function);
+    wire::Share w{};
+    w.handle = shareable;
+    Channel* c = nullptr;
+    if (aclError e = ask(w, Call::import_physical, &c)) return e;
+    *out = reinterpret_cast<aclrtDrvMemHandle>(c->words()[0]);
+    return 0;
+}
+
+// The second versions also serve handles between hosts, which one daemon cannot.
+aclError check_type(const char* function, aclrtMemSharedHandleType type, const void* handle) {
+    if (!handle) return fail(acl::INVALID_PARAM, "%s: the handle is null", function);
+    if (type == acl::SHARE_FABRIC) return fail(acl::API_NOT_SUPPORTED, "%s: FlexNPU does not share memory between hosts", function);
+    return type == acl::SHARE_DEFAULT ? 0 : fail(acl::RT_PARAM_INVALID, "%s: handle type %d", function, type);
+}
+
+}  // namespace
+
+extern "C" {
+
+aclError aclrtIpcMemGetExportKey(void* p, size_t bytes, char* key, size_t room, uint64_t flags) {
+    if (!key || room < sizeof(wire::Share::key) + 1) {
+        return fail(acl::INVALID_PARAM, "aclrtIpcMemGetExportKey: a key needs %zu bytes", sizeof(wire::Share::key) + 1);
+    }
+    wire::Share w{};
+    w.address = number(p);
+    w.bytes = bytes;
+    w.flags = flags;
+    Channel* c = nullptr;
+    if (aclError e = ask(w, Call::export_memory, &c)) return e;
+    std::memcpy(key, c->words(), sizeof(w.key));
+    key[sizeof(w.key)] = '\0';
+    return 0;
+}
+aclError aclrtIpcMemSetImportPid(const char* key, int32_t* processes, size_t n) {
+    wire::Share w{};
+    if (aclError e = take_key("aclrtIpcMemSetImportPid", key, &w)) return e;
+    return allow("aclrtIpcMemSetImportPid", w, Call::allow_memory, processes, n);
+}
+aclError aclrtIpcMemImportByKey(void** p, const char* key, uint64_t) {
+    if (!p) return fail(acl::INVALID_PARAM, "aclrtIpcMemImportByKey: the output is null");
+    *p = nullptr;
+    wire::Share w{};
+    if (aclError e = take_key("aclrtIpcMemImportByKey", key, &w)) return e;
+    Channel* c = nullptr;
+    if (aclError e = ask(w, Call::import_memory, &c)) return e;
+    const DeviceRange range{c->words()[0], c->words()[1]};
+    DeviceRange known;
+    if (!c->session().memory.find(range.address, &known)) c->session().memory.add(range);
+    *p = reinterpret_cast<void*>(range.address);
+    return 0;
+}
+aclError aclrtIpcMemClose(const char* key) {
+    wire::Share w{};
+    if (aclError e = take_key("aclrtIpcMemClose", key, &w)) return e;
+    Channel* c = nullptr;
+    if (aclError e = ask(w, Call::close_memory, &c)) return e;
+    DeviceRange range;
+    if (const uint64_t address = c->words()[0]) c->session().memory.remove(address, &range);
+    return 0;
+}
+
+aclError aclrtMemExportToShareableHandle(aclrtDrvMemHandle handle, aclrtMemHandleType, uint64_t flags, uint64_t* shareable) {
+    return export_physical("aclrtMemExportToShareableHandle", handle, flags, shareable);
+}
+aclError aclrtMemExportToShareableHandleV2(aclrtDrvMemHandle handle, uint64_t flags, aclrtMemSharedHandleType type, void* shareable) {
+    if (aclError e = check_type("aclrtMemExportToShareableHandleV2", type, shareable)) return e;
+    return export_physical("aclrtMemExportToShareableHandleV2", handle, flags, static_cast<uint64_t*>(shareable));
+}
+aclError aclrtMemSetPidToShareableHandle(uint64_t shareable, int32_t* processes, size_t n) {
+    wire::Share w{};
+    w.handle = shareable;
+    return allow("aclrtMemSetPidToShareableHandle", w, Call::allow_physical, processes, n);
+}
+aclError aclrtMemSetPidToShareableHandleV2(void* shareable, aclrtMemSharedHandleType type, int32_t* processes, size_t n) {
+    if (aclError e = check_type("aclrtMemSetPidToShareableHandleV2", type, shareable)) return e;
+    wire::Share w{};
+    w.handle = *static_cast<uint64_t*>(shareable);
+    return allow("aclrtMemSetPidToShareableHandleV2", w, Call::allow_physical, processes, n);
+}
+aclError aclrtMemImportFromShareableHandle(uint64_t shareable, int32_t, aclrtDrvMemHandle* handle) {
+    return import_physical("aclrtMemImportFromShareableHandle", shareable, handle);
+}
+aclError aclrtMemImportFromShareableHandleV2(void* shareable, aclrtMemSharedHandleType type, uint64_t, aclrtDrvMemHandle* handle) {
+    if (aclError e = check_type("aclrtMemImportFromShareableHandleV2", type, shareable)) return e;
+    return import_physical("aclrtMemImportFromShareableHandleV2", *static_cast<uint64_t*>(shareable), handle);
+}
+
+}  // extern "C"
