@@ -86,6 +86,18 @@ constexpr Case kCases[] = {
     {Kind::host_func, [](Generator& g) { g.add(wire::HostFunc{g.stream(), g.below(8), uint32_t(g.below(20) == 0), 0}); }},
     {Kind::late_dims, [](Generator& g) { g.add(wire::LateDims{g.below(10)}); }},
     {Kind::text, [](Generator& g) { g.add(wire::Text{uint32_t(g.below(5)), int32_t(g.below(12)), 5, 0}).add(uint64_t(0x6f6c6c6568)); }},
+    {Kind::share, [](Generator& g) {
+         wire::Share x{};
+         x.call = uint32_t(g.below(8));
+         x.count = uint32_t(g.below(4));
+         x.address = g.answer();
+         x.bytes = 1 + g.below(4096);
+         x.flags = g.below(2);
+         x.handle = g.answer();
+         const uint64_t part = g.answer();
+         std::memcpy(x.key, &part, sizeof(part));
+         g.add(x);
+     }},
     {Kind::virtual_memory, [](Generator& g) { g.add(wire::VirtualMemory{uint32_t(g.below(8)), int32_t(g.below(3)), g.answer(), g.below(4) ? uint64_t(2) << 20 : g.size(), g.below(3), g.answer(), g.below(3), int32_t(g.below(4)), int32_t(g.below(3)), int32_t(g.below(3)), 0}); }},
 };
 
@@ -153,7 +165,7 @@ void Generator::message(Bytes& out, Kind kind) {
                               kind == Kind::wait_event || kind == Kind::reset_event;
     if (asynchronous ? !plain && !below(50) : plain || below(50)) flags |= kAsk;
     // What makes an object says which, for others to name.
-    const bool makes = kind == Kind::malloc || kind == Kind::create_stream || found == std::end(kCases) || kind == Kind::virtual_memory;
+    const bool makes = kind == Kind::malloc || kind == Kind::create_stream || found == std::end(kCases) || kind == Kind::virtual_memory || kind == Kind::share;
     if ((flags & kAsk) && makes && (plain || !below(8))) flags |= kWait;
     // What is broken in a shape's definition breaks all launches of it.
     if (!plain && below(8) < (kind == Kind::define_shape ? 2 : 6)) {
