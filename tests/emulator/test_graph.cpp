@@ -8,6 +8,8 @@
 #include <fstream>
 #include <future>
 #include <iterator>
+#include <memory>
+#include <random>
 #include <string>
 #include <thread>
 #include <unistd.h>
@@ -604,6 +606,100 @@ TEST_CASE("host functions and callbacks of a graph run at each replay") {
     CHECK(aclrtUnSubscribeReport(thread, stream) == 0);
     stop = true;
     reporter.join();
+}
+
+TEST_CASE("random forks and joins: what is called after something runs after it, and one graph runs all of it") {
+    constexpr size_t kStreams = 5;
+    std::vector<std::unique_ptr<StreamOwner>> streams;
+    for (size_t i = 0; i < kStreams; ++i) {
+        streams.push_back(std::make_unique<StreamOwner>());
+    }
+    std::mt19937 random(20);
+    for (int round = 0; round < 60; ++round) {
+        // The model: of each stream and each event, which launches come before.
+        std::vector<std::vector<bool>> before;  // of each launch
+        std::vector<std::vector<bool>> at(kStreams);
+        std::vector<bool> captured(kStreams, false);
+        captured[0] = true;
+        std::vector<std::unique_ptr<EventOwner>> events;
+        std::vector<std::vector<bool>> recorded;
+        auto merge = [](std::vector<bool>& into, const std::vector<bool>& from) {
+            into.resize(std::max(into.size(), from.size()));
+            for (size_t i = 0; i < from.size(); ++i) {
+                into[i] = into[i] || from[i];
+            }
+        };
+        std::vector<uint32_t> order;
+        auto record = [&](size_t s) {
+            events.push_back(std::make_unique<EventOwner>());
+            recorded.push_back(at[s]);
+            REQUIRE(aclrtRecordEvent(*events.back(), *streams[s]) == 0);
+        };
+        auto wait = [&](size_t s, size_t e) {
+            REQUIRE(aclrtStreamWaitEvent(*streams[s], *events[e]) == 0);
+            captured[s] = true;
+            merge(at[s], recorded[e]);
+        };
+        aclmdlRI graph = capture(*streams[0], [&] {
+            for (int step = 0; step < 120; ++step) {
+                size_t s = random() % kStreams;
+                unsigned what = random() % 10;
+                if (what < 2 && !events.empty()) {
+                    wait(s, random() % events.size());
+                } else if (!captured[s]) {
+                    continue;
+                } else if (what < 4) {
+                    record(s);
+                } else {
+                    auto number = uint32_t(before.size());
+                    REQUIRE(launch(*streams[s], double(random() % 20), [&order, number] { order.push_back(number); return 0; }) == 0);
+                    before.push_back(at[s]);
+                    at[s].resize(number + 1);
+                    at[s][number] = true;
+                }
+            }
+            for (size_t s = 1; s < kStreams; ++s) {
+                if (captured[s]) {
+                    record(s);
+                    wait(0, events.size() - 1);
+                }
+            }
+        });
+        REQUIRE(nodes_of(graph) == before.size());
+        for (int replay = 0; replay < 2; ++replay) {
+            order.clear();
+            REQUIRE(aclmdlRIExecuteAsync(graph, *streams[random() % kStreams]) == 0);
+            REQUIRE(aclrtSynchronizeDevice() == 0);
+            REQUIRE(order.size() == before.size());
+            std::vector<bool> ran(before.size(), false);
+            size_t early = 0;
+            for (uint32_t launch : order) {
+                for (size_t i = 0; i < before[launch].size(); ++i) {
+                    early += before[launch][i] && !ran[i];
+                }
+                ran[launch] = true;
+            }
+            CHECK(early == 0);
+        }
+        CHECK(aclmdlRIDestroy(graph) == 0);
+    }
+}
+
+TEST_CASE("a stream that stops at a failure skips the rest of the graph") {
+    StreamOwner stream;
+    External event;
+    int ran = 0;
+    aclmdlRI graph = capture(stream, [&] {
+        REQUIRE(launch(stream, 1, [] { return 507015; }) == 0);
+        REQUIRE(launch(stream, 1, [&] { ++ran; return 0; }) == 0);
+        REQUIRE(aclrtRecordEvent(event, stream) == 0);
+    });
+    REQUIRE(aclrtSetStreamFailureMode(stream, 1) == 0);
+    REQUIRE(aclmdlRIExecuteAsync(graph, stream) == 0);
+    CHECK(aclrtSynchronizeStream(stream) == 507015);
+    CHECK(ran == 0);
+    CHECK(aclrtSynchronizeEventWithTimeout(event, 10'000) == 0);
+    CHECK(aclmdlRIDestroy(graph) == 0);
 }
 
 TEST_CASE("an operator's error in a replay reaches the next synchronise of the stream") {

@@ -72,7 +72,7 @@ public:
     void finish(uint64_t ticket, uint64_t device_ns);
     uint64_t device_ns() const;
 
-    // Ends every replay that was called before.
+    // Ends every replay that was called before, after the task that it is at.
     void abort();
     bool aborted(uint64_t ticket) const { return ticket <= abort_until_.load(); }
 

@@ -39,7 +39,9 @@ public:
     void run() {
         stream_.wait_until(task_.number, std::nullopt,
                            [&] { return graph_.is_turn(task_.replay->ticket) || stopped(); });
-        if (!stopped()) {
+        if (stopped()) {
+            cut_short_ = true;
+        } else {
             uint64_t start = std::max({stream_.device_ns_, task_.submit_ns, graph_.device_ns()});
             end_ = start + uint64_t(stream_.model_.profile.replay_static_ns);
             run_nodes(end_);
@@ -66,6 +68,7 @@ private:
         }
         for (size_t done = 0; done < count;) {
             if (stopped()) {
+                cut_short_ = true;
                 return;
             }
             unblock();
@@ -87,6 +90,7 @@ private:
             }
             stream_.follow_clock(task_.number);
             if (stopped()) {
+                cut_short_ = true;
                 return;
             }
             run_node(index);
@@ -185,7 +189,7 @@ private:
 
     void finish() {
         Replay& replay = *task_.replay;
-        if (graph_.aborted(replay.ticket)) {
+        if (cut_short_ && graph_.aborted(replay.ticket)) {
             stream_.set_error(acl::RT_STREAM_ABORT, "the replay of graph " + std::to_string(graph_.id) + " was aborted");
         }
         if (done_records_.size() < replay.records.size()) {
@@ -213,6 +217,7 @@ private:
     std::vector<Event*> watched_;
     std::vector<uint32_t> done_records_;
     bool watches_values_ = false;
+    bool cut_short_ = false;
     uint64_t pause_ = kShortestPause;
 };
 
