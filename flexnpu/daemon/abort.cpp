@@ -103,6 +103,7 @@ void Dispatcher::empty_lane(Lane& lane) {
                 item->mark->queued_waits -= uint32_t(item->value);
                 break;
             case ItemType::host_func: s.host_backlog.push_back({lane.id, {item->a, item->ticket, false}, true}); break;
+            case ItemType::call: item->job(); break;
             case ItemType::sync:
                 fail(lane, acl::RT_STREAM_ABORT, "the stream was aborted");
                 item->job();

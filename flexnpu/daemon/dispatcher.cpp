@@ -482,7 +482,7 @@ void Dispatcher::flow(Lane& lane) {
         g.step_end = item.step_end;
         if (item.shape) g.key = item.shape->key();
         gate_.enqueue(now, lane.id, g);
-        if (item.type == ItemType::host_func && item.value) {
+        if ((item.type == ItemType::host_func && item.value) || item.type == ItemType::call) {
             lane.calling = true;
             lane.call = item.ticket;
         }
@@ -609,6 +609,7 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
         case ItemType::reset:
             if (int32_t e = vendor_.aclrtResetEvent(item->mark->event, lane.stream)) fail(lane, e, vendor_.message("aclrtResetEvent", e));
             break;
+        case ItemType::call: item->work(lane, item->ticket); break;
         case ItemType::sync: item->job(); break;
     }
     if (item->type != ItemType::sync) fence(lane);

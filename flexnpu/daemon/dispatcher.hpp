@@ -113,6 +113,7 @@ private:
     void elapsed(Session& s, Payload p, const Reply& reply);
     void forward(Session& s, Payload p, const Reply& reply);
     void text(Session& s, Payload p, const Reply& reply);
+    void run_op(Session& s, Payload p, const Reply& reply);
     void virtual_memory(Session& s, Payload p, const Reply& reply);
     void share(Session& s, Payload p, const Reply& reply);
     void reserve(Session& s, const wire::VirtualMemory& v, const Reply& reply);

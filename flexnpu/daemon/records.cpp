@@ -118,6 +118,7 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
         }
         case Kind::forward: return forward(s, p, reply);
         case Kind::text: return text(s, p, reply);
+        case Kind::run_op: return run_op(s, p, reply);
         case Kind::late_dims: {
             wire::LateDims l;
             if (!take(p, &l)) break;

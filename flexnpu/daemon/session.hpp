@@ -102,7 +102,7 @@ struct Event {
     std::vector<std::shared_ptr<Mark>> earlier;  // that waits may still mean; kept for aclrtQueryEventWaitStatus
 };
 
-enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync, host_func };
+enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync, host_func, call };
 
 // Something that a lane is to do, in the lane's order.
 struct Item {
@@ -118,6 +118,7 @@ struct Item {
     int32_t block = -1;         // copy from staging: given back when the copy is over
     uint32_t ticket_of_block = 0;
     std::shared_ptr<Mark> mark;
+    std::function<void(Lane&, uint64_t ticket)> work;  // call: on a worker; the lane waits until it has returned
     std::function<void()> job;  // sync: runs when everything before it has been dispatched
     bool step_end = false;
 };

@@ -130,6 +130,7 @@ enum class Kind : uint16_t {
     late_dims,        // LateDims -> for each output of the launch: number of dims, dims
     virtual_memory,   // VirtualMemory -> a word, see there
     share,            // Share -> words, see there
+    run_op,           // RunOp, then an operation (operation.hpp): an operator named by type has been given to its stream
     count_,
 };
 
@@ -277,6 +278,10 @@ struct HostFunc {
     uint64_t function;  // the client's own number for it: comes back in HostCall
     uint32_t block;     // the stream waits until it has returned
     uint32_t reserved;
+};
+struct RunOp {
+    uint64_t stream;
+    uint64_t bytes;  // of the operation behind this
 };
 struct Forward {
     uint32_t function;

@@ -58,7 +58,7 @@ class Runtime:
         def call(*args: Any) -> None:
             code = function(*args)
             if code != 0:
-                raise AclError(name, code, self._library.aclGetRecentErrMsg().decode())
+                raise AclError(name, code, (self._library.aclGetRecentErrMsg() or b"").decode())
 
         return call
 

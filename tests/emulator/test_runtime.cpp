@@ -369,14 +369,14 @@ TEST_CASE("errors and messages belong to the thread") {
     std::string other = "unset";
     aclError other_last = -1;
     std::thread([&] {
-        other = aclGetRecentErrMsg();
+        other = aclGetRecentErrMsg() ? "a message" : "";
         other_last = aclrtPeekAtLastError(0);
     }).join();
     CHECK(other.empty());
     CHECK(other_last == 0);
     CHECK(aclrtPeekAtLastError(0) == acl::RT_INVALID_HANDLE);
     CHECK(std::string(aclGetRecentErrMsg()).find("is not an event") != std::string::npos);
-    CHECK(std::string(aclGetRecentErrMsg()).empty());
+    CHECK(aclGetRecentErrMsg() == nullptr);
 }
 
 TEST_CASE("an aborted stream skips what has not begun and hangs nobody") {

@@ -1,4 +1,4 @@
-// libacl_op_compiler: compile options are kept; there is no compiler behind them.
+// libacl_op_compiler: compile options are kept; there is no compiler behind them. aclop.cpp runs operators by type.
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -54,19 +54,5 @@ aclError aclGetCompileopt(aclCompileOpt which, char* value, size_t size) {
     }
     std::memcpy(value, text.c_str(), text.size() + 1);
     return acl::SUCCESS;
-}
-
-aclError aclopCompileAndExecute(const char* type, int, const aclTensorDesc* const*, const aclDataBuffer* const*, int,
-                                const aclTensorDesc* const*, aclDataBuffer* const*, const aclopAttr*, aclopEngineType,
-                                aclopCompileType, const char*, aclrtStream) {
-    return flexnpu_emu_fail(acl::OP_NOT_FOUND, "operator %s cannot be compiled: the emulated CANN has no compiler",
-                            type != nullptr ? type : "(null)");
-}
-
-aclError aclopCompileAndExecuteV2(const char* type, int, aclTensorDesc**, aclDataBuffer**, int, aclTensorDesc**,
-                                  aclDataBuffer**, aclopAttr*, aclopEngineType, aclopCompileType, const char*,
-                                  aclrtStream) {
-    return flexnpu_emu_fail(acl::OP_NOT_FOUND, "operator %s cannot be compiled: the emulated CANN has no compiler",
-                            type != nullptr ? type : "(null)");
 }
 }
