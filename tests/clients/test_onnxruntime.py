@@ -1,4 +1,4 @@
-"""The unmodified onnxruntime-cann wheel: interposed it gets as far as directly, with the same errors beyond."""
+"""The unmodified onnxruntime-cann wheel: interposed it gets as far as directly, errors included."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from flexnpu import emulator
 
 PROGRAM = Path(__file__).parent / "programs" / "onnx_add.py"
-#: It needs NumPy 1, so it has a folder of its own beside the other programs' packages: scripts/setup fills it.
+#: It needs NumPy 1, so it has a folder of its own beside the other programs' packages.
 PACKAGES = Path(sys.prefix) / "onnxruntime-cann"
 
 
