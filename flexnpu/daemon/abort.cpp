@@ -58,6 +58,8 @@ void Dispatcher::abort_lane(const std::shared_ptr<Lane>& lane, Worker& worker, s
         post([this, lane, session, done, failure, reported] {
             lane->aborting = false;
             if (session->removed) return;
+            // Another thread of the program may have destroyed the stream meanwhile.
+            if (!has_lane(lane->id)) return done({acl::RT_INVALID_HANDLE, "aclrtStreamAbort: " + hex(lane->handle) + " is not a stream"});
             if (failure.code == 0) {
                 const bool dropped = !lane->idle();
                 if (dropped && !reported) fail(*lane, acl::RT_STREAM_ABORT, "the stream was aborted");
