@@ -14,6 +14,7 @@
 #include "flexnpu/wire/handle.hpp"
 #include "flexnpu/wire/merge.hpp"
 #include "flexnpu/wire/meta.hpp"
+#include "flexnpu/wire/operation.hpp"
 #include "flexnpu/wire/ring.hpp"
 
 using namespace flexnpu::wire;
@@ -231,4 +232,34 @@ TEST_CASE("handles") {
     CHECK(h != make_handle(HandleKind::event, 5, 4));
     CHECK(h != make_handle(HandleKind::stream, 5, 3));
     CHECK(handle_kind(~uint64_t(0)) == HandleKind::none);
+}
+
+TEST_CASE("operators by type: what is written is read; anything else is refused, and nothing is read beyond its end") {
+    Operation o;
+    o.type = "MatMulV2";
+    o.engine = 1;
+    o.inputs.push_back({0, 2, 2, -1, 0, {2, 3}, {2, 3}, {}, "x1", std::string("\0\1\2", 3), 0x1000, 24});
+    o.inputs.push_back({1, 2, -1, -1, 0, {}, {}, {7}, "", "", 0x2000, 2});
+    o.outputs.push_back({0, 2, -1, -1, 0, {2}, {}, {}, "y", "", 0x3000, 8});
+    o.attributes = {{"transpose_x1", std::string("b\1\0\0\0\1", 6)}, {"name", "s"}};
+    const std::vector<uint8_t> bytes = encode_operation(o);
+    Operation back;
+    REQUIRE(decode_operation(bytes, &back));
+    CHECK(encode_operation(back) == bytes);
+    CHECK(back.inputs[0].constant == o.inputs[0].constant);
+    CHECK(back.attributes == o.attributes);
+    for (size_t n = 0; n < bytes.size(); n++) {
+        // A copy of its own: a reader that goes on would leave it, which the sanitizers see.
+        const std::vector<uint8_t> part(bytes.begin(), bytes.begin() + ptrdiff_t(n));
+        Operation cut;
+        CHECK(!decode_operation(part, &cut));
+    }
+    std::mt19937 random(7);
+    for (int turn = 0; turn < 20'000; turn++) {
+        std::vector<uint8_t> changed = bytes;
+        for (int k = int(random() % 4); k >= 0; k--) changed[random() % changed.size()] = uint8_t(random());
+        changed.resize(random() % 3 ? changed.size() : random() % changed.size());
+        Operation any;
+        if (decode_operation(changed, &any)) CHECK(any.inputs.size() + any.outputs.size() + any.attributes.size() <= 3 * kMaxOperationTensors);
+    }
 }

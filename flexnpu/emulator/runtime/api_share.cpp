@@ -122,9 +122,12 @@ int32_t import_physical(const char* function, uint64_t number, aclrtDrvMemHandle
 }
 
 int32_t check_type(const char* function, aclrtMemSharedHandleType type, const void* handle) {
-    if (handle == nullptr || type != acl::SHARE_DEFAULT) {
+    if (handle == nullptr) {
+        return fail(acl::INVALID_PARAM, "%s: the handle is null", function);
+    }
+    if (type != acl::SHARE_DEFAULT) {
         return fail(type == acl::SHARE_FABRIC ? acl::API_NOT_SUPPORTED : acl::RT_PARAM_INVALID,
-                    "%s: the handle is null, or handle type %d, which the emulated device does not have", function, type);
+                    "%s: handle type %d, which the emulated device does not have", function, type);
     }
     return acl::SUCCESS;
 }
@@ -134,13 +137,13 @@ int32_t check_type(const char* function, aclrtMemSharedHandleType type, const vo
 extern "C" {
 
 aclError aclrtIpcMemGetExportKey(void* p, size_t size, char* key, size_t room, uint64_t flags) {
+    if (key == nullptr || room < kKeyBytes + 1) {
+        return fail(acl::INVALID_PARAM, "aclrtIpcMemGetExportKey: a key needs %zu bytes", kKeyBytes + 1);
+    }
     auto device = Runtime::get().owner(p);
     auto block = device ? device->memory.find(p) : std::nullopt;
     if (!block || size == 0 || !device->memory.contains_range(p, size)) {
         return fail(acl::RT_PARAM_INVALID, "aclrtIpcMemGetExportKey: the memory was not allocated by aclrtMalloc");
-    }
-    if (key == nullptr || room < kKeyBytes + 1) {
-        return fail(acl::INVALID_PARAM, "aclrtIpcMemGetExportKey: a key needs %zu bytes", kKeyBytes + 1);
     }
     std::string made = device->shared.add_export(device->memory.fd(), device->memory.offset_of(p), size,
                                                  (flags & acl::EXPORT_ANY_PID) != 0, kKeyBytes);
@@ -214,6 +217,9 @@ aclError aclrtIpcMemClose(const char* key) {
 }
 
 aclError aclrtMemExportToShareableHandle(aclrtDrvMemHandle handle, aclrtMemHandleType, uint64_t flags, uint64_t* number) {
+    if (number == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtMemExportToShareableHandle: the output is null");
+    }
     return export_physical("aclrtMemExportToShareableHandle", handle, flags, number);
 }
 aclError aclrtMemExportToShareableHandleV2(aclrtDrvMemHandle handle, uint64_t flags, aclrtMemSharedHandleType type, void* number) {
