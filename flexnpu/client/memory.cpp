@@ -207,6 +207,9 @@ aclError copy_bytes(const char* function, void* to, size_t room, const void* fro
     Plan plan;
     if (aclError e = plan_copy(function, to, room, from, bytes, kind, s, &plan)) return e;
     if (bytes == 0) return 0;  // as the vendor's: there is nothing to copy
+    if (now) {
+        if (aclError e = s.graphs.unsafe(function)) return e;
+    }
     const uint64_t st = number(stream);
     const bool to_device = plan.what == Plan::to_device || plan.what == Plan::on_device;
     const bool from_device = plan.what == Plan::from_device || plan.what == Plan::on_device;
@@ -232,6 +235,11 @@ aclError copy_bytes(const char* function, void* to, size_t room, const void* fro
         }
         return now ? c->call(Kind::copy, copy) : c->post(Kind::copy, copy);
     }
+    // Pageable memory: nobody can read or write it when a graph is replayed.
+    if (aclError e = s.graphs.unsafe(function)) return e;
+    if (!now && plan.what == Plan::from_device && s.graphs.of(st)) {
+        return fail(acl::RT_CAPTURE_MODE_NOT_SUPPORT, "%s: FlexNPU cannot capture a copy to memory that aclrtMallocHost has not given", function);
+    }
     if (plan.what == Plan::to_device) return push(*c, st, now, on_wire(s, to), static_cast<const uint8_t*>(from), bytes);
     // Device to pageable memory has nowhere to be written later: it is over when the call returns, in the stream's order.
     if (!now) {
@@ -249,6 +257,9 @@ aclError fill(const char* function, void* to, size_t room, int32_t value, size_t
         if (int32_t e = flexnpu::client::check_stream(c->session(), function, number(stream))) return e;
     }
     if (elsewhere(c->session(), to)) return flexnpu::client::fill_elsewhere(to, room, value, bytes, now, stream);
+    if (now) {
+        if (aclError e = c->session().graphs.unsafe(function)) return e;
+    }
     const wire::Memset ask{number(stream), on_wire(c->session(), to), room, bytes, value, now};
     return now ? c->call(Kind::memset, ask) : c->post(Kind::memset, ask);
 }

@@ -161,20 +161,6 @@ aclError aclsysGetVersionNum(char* package, int32_t* out) {
     return version(wire::kVersionNumberOf, "aclsysGetVersionNum", package, out, sizeof(int32_t));
 }
 
-// Nothing of this process is captured into a graph: capture itself is refused by name.
-aclError aclmdlRICaptureGetInfo(aclrtStream, aclmdlRICaptureStatus* status, aclmdlRI* model) {
-    if (!status) return fail(acl::INVALID_PARAM, "aclmdlRICaptureGetInfo: status is null");
-    *status = acl::CAPTURE_NONE;
-    if (model) *model = nullptr;
-    return 0;
-}
-aclError aclmdlRICaptureThreadExchangeMode(aclmdlRICaptureMode* mode) {
-    static thread_local aclmdlRICaptureMode current_mode = 0;
-    if (!mode) return fail(acl::INVALID_PARAM, "aclmdlRICaptureThreadExchangeMode: mode is null");
-    std::swap(current_mode, *mode);
-    return 0;
-}
-
 // There is nothing to dump before aclmdlSetDump, which is refused by name.
 aclError aclmdlInitDump() { return 0; }
 aclError aclmdlFinalizeDump() { return 0; }

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "flexnpu/client/graphs.hpp"
 #include "flexnpu/wire/handle.hpp"
 #include "flexnpu/wire/ring.hpp"
 
@@ -241,6 +242,7 @@ public:
     LiveHandles streams;
     LiveHandles events;
     EventNumbers event_numbers;
+    Graphs graphs;
     // Kinds of events that the daemon is known to make, by flags (below 32; bit 32 + flags: made by the Ex function).
     std::atomic<uint64_t> event_kinds{0};
     // Fills in the shapes that launches on this stream (of all streams: nullptr with `all`) have left for their outputs. After a synchronise.

@@ -72,7 +72,10 @@ aclError sync_stream(const char* function, aclrtStream s, int32_t timeout_ms) {
     CHECK(flexnpu::client::check_timeout(function, timeout_ms));
     CHECK(check_stream(*c, function, s));
     end_step(c->session());
-    CHECK(c->call(Kind::sync_stream, wire::StreamOp{number(s), deadline}));
+    if (int32_t e = c->call(Kind::sync_stream, wire::StreamOp{number(s), deadline})) {
+        c->session().graphs.doubt(number(s));
+        return e;
+    }
     c->session().settle(*c, number(s), false);
     return 0;
 }
@@ -102,6 +105,7 @@ aclError create_event(const char* function, aclrtEvent* out, uint32_t flags, boo
         return e;
     }
     session.event_kinds.fetch_or(kind, std::memory_order_relaxed);
+    if (flags & acl::EVENT_EXTERNAL) session.graphs.add_real_event(h);
     session.events.add(h);
     *out = handle(h);
     return 0;
@@ -121,6 +125,10 @@ aclError post_event(Kind kind, const char* function, aclrtEvent e, aclrtStream s
     }
     CHECK(check_event(*c, function, e));
     CHECK(check_stream(*c, function, s));
+    if (__builtin_expect(c->session().graphs.any(), 0)) {
+        if (kind == Kind::record_event) c->session().graphs.recorded(number(e), number(s));
+        if (kind == Kind::wait_event) c->session().graphs.waited(number(s), number(e));
+    }
     return c->post(kind, wire::EventOp{number(e), number(s), deadline});
 }
 
@@ -183,6 +191,7 @@ aclError aclrtCreateEventExWithFlag(aclrtEvent* e, uint32_t flags) { return crea
 aclError aclrtDestroyEvent(aclrtEvent e) {
     EVENT_CHANNEL(c, e);
     if (!c->session().events.remove(number(e))) return fail(acl::RT_INVALID_HANDLE, "aclrtDestroyEvent: %p is not an event", e);
+    c->session().graphs.forget_event(number(e));
     const int32_t error = c->post(Kind::destroy_event, wire::EventOp{number(e), 0, -1});
     c->session().event_numbers.give_back(number(e));
     return error;

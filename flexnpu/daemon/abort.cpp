@@ -92,6 +92,7 @@ void Dispatcher::empty_lane(Lane& lane) {
     for (auto& item : dropped) {
         s.give_block(item->block, item->ticket_of_block);
         if (item->buffer) spare_buffers_.push_back(item->buffer);
+        detach(lane, *item);
         switch (item->type) {
             case ItemType::record: {
                 const std::shared_ptr<Mark> mark = std::move(item->mark);
@@ -101,7 +102,6 @@ void Dispatcher::empty_lane(Lane& lane) {
                 break;
             }
             case ItemType::wait:
-                std::erase(item->mark->blocked, &lane);
                 item->mark->queued_waits -= uint32_t(item->value);
                 break;
             case ItemType::host_func: s.host_backlog.push_back({lane.id, {item->a, item->ticket, false}, true}); break;
@@ -112,6 +112,7 @@ void Dispatcher::empty_lane(Lane& lane) {
                 break;
             default: break;
         }
+        release_marks(*item);
     }
     tell(s);
 }

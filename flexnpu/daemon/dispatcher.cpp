@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "flexnpu/daemon/graphs.hpp"
 #include "flexnpu/wire/futex.hpp"
 #include "flexnpu/wire/merge.hpp"
 
@@ -65,6 +66,7 @@ void Dispatcher::stop() {
     thread_.join();
     running_ = false;
     for (auto& s : sessions_) {
+        s->removed = true;
         s->each_lane([this](const std::shared_ptr<Lane>& lane) { drop_lane(*lane); });
         reaper_->post([this, s] { tear_down(s); });
     }
@@ -294,6 +296,8 @@ void Dispatcher::drop_lane(Lane& lane) {
                 item->mark->waiters.clear();
                 if (item->type == ItemType::wait) item->mark->queued_waits -= uint32_t(item->value);
             }
+            detach(lane, *item);
+            for (const auto& m : item->makes) m->waiters.clear();
         }
         items->clear();
     }
@@ -303,6 +307,7 @@ void Dispatcher::drop_lane(Lane& lane) {
 // On the reaper's thread. Waits for what is in flight, then gives everything back.
 void Dispatcher::tear_down(std::shared_ptr<Session> s) {
     for (auto& ring : s->rings) ring->worker.reset();
+    tear_down_graphs(*s);
     s->each_lane([this](const std::shared_ptr<Lane>& lane) {
         lane->markers.reset();
         vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, 10'000);
@@ -383,6 +388,9 @@ std::map<std::string, uint64_t> Dispatcher::counters() {
         {"shapes_defined", count_.shapes},
         {"vendor_errors", count_.vendor_errors},
         {"markers", count_.markers},
+        {"graphs_captured", count_.graphs},
+        {"captured_launches", count_.captured},
+        {"graph_replays", count_.replays},
         {"quota_refusals", quota_refusals_.load()},
         {"host_functions", count_.host_calls},
         {"stream_aborts", count_.aborts},
@@ -419,7 +427,10 @@ void Dispatcher::refuse_later(Session& s, Lane* lane, int32_t code, std::string 
 
 // The first failure since the last synchronise is the one that it reports.
 void Dispatcher::fail(Lane& lane, int32_t code, std::string message) {
-    if (lane.failure.code == 0) lane.failure = {code, std::move(message)};
+    // A capture's failures are for its end to report.
+    Graph* capture = dispatching_ ? dispatching_->capturing.get() : lane.capture.get();
+    Failure& first = capture && !capture->over ? capture->failure : lane.failure;
+    if (first.code == 0) first = {code, std::move(message)};
 }
 
 // ---- lanes ----
@@ -454,6 +465,10 @@ std::vector<Lane*> Dispatcher::lanes_of(Session& s) {
 }
 
 void Dispatcher::push(Lane& lane, std::unique_ptr<Item> item) {
+    if (item->type != ItemType::sync && (lane.capture || lane.update)) {
+        item->capturing = lane.update ? lane.update->graph.lock() : lane.capture;
+        item->group = lane.update ? lane.update : lane.group;
+    }
     item->ticket = ++lane.last_ticket;
     lane.session->queued++;
     lane.backlog.push_back(std::move(item));
@@ -467,20 +482,21 @@ void Dispatcher::flow(Lane& lane) {
     const uint64_t now = now_ns();
     while (!lane.backlog.empty()) {
         Item& item = *lane.backlog.front();
-        if ((item.type == ItemType::wait || item.type == ItemType::reset) && item.mark->pending) {
+        if (Mark* first = obstacle(item)) {
             lane.blocked = true;
-            item.mark->blocked.push_back(&lane);
-            if (item.deadline_ns >= 0) {
+            first->blocked.push_back(&lane);
+            if (item.type == ItemType::wait && item.deadline_ns >= 0) {
                 lane.blocked_until = timers_.add(uint64_t(item.deadline_ns), [this, id = lane.id, ticket = item.ticket] { give_up_wait(id, ticket); });
             }
             return;
         }
-        if (!room(lane)) return;
+        if (!item.capturing && !room(lane)) return;
         gate::Item g;
         g.ticket = item.ticket;
-        g.costed = item.type == ItemType::launch;
+        g.costed = (item.type == ItemType::launch && !item.capturing) || item.type == ItemType::replay;
         g.step_end = item.step_end;
         if (item.shape) g.key = item.shape->key();
+        if (item.graph) g.key = gate::graph_key(item.graph->serial, item.graph->us);
         gate_.enqueue(now, lane.id, g);
         if ((item.type == ItemType::host_func && item.value) || item.type == ItemType::call) {
             lane.calling = true;
@@ -595,6 +611,9 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
     lane.session->queued--;
     void* start = nullptr;
     if (d.timed && (start = spare_event())) vendor_.aclrtRecordEvent(start, lane.stream);
+    if (lane.update_failed && item->capturing && item->type != ItemType::update_end) return release_marks(*item);
+    dispatching_ = item.get();
+    if (item->capturing && item->capturing == lane.capture) enter_capture(lane);
     switch (item->type) {
         case ItemType::launch: dispatch_launch(lane, *item); break;
         case ItemType::copy: dispatch_copy(lane, *item); break;
@@ -610,8 +629,22 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
             if (int32_t e = vendor_.aclrtResetEvent(item->mark->event, lane.stream)) fail(lane, e, vendor_.message("aclrtResetEvent", e));
             break;
         case ItemType::call: item->work(lane, item->ticket); break;
-        case ItemType::sync: item->job(); break;
+        case ItemType::replay: dispatch_replay(lane, *item); break;
+        case ItemType::value: {
+            const int32_t e = Vendor::call(item->value ? vendor_.aclrtValueWait : vendor_.aclrtValueWrite, reinterpret_cast<void*>(item->a), item->b,
+                                           uint32_t(item->flag), lane.stream);
+            if (e) fail(lane, e, vendor_.message(item->value ? "aclrtValueWait" : "aclrtValueWrite", e));
+            break;
+        }
+        case ItemType::update_begin: case ItemType::update_end: dispatch_update(lane, *item); break;
+        case ItemType::sync:
+            dispatching_ = nullptr;
+            item->job();
+            break;
     }
+    dispatching_ = nullptr;
+    release_marks(*item);
+    if (item->capturing) return;  // nothing of ours in a stream that captures; the gate has not been told to expect more
     if (item->type != ItemType::sync) fence(lane);
     if (d.mark || d.timed) {
         if (void* end = spare_event()) {
@@ -629,10 +662,14 @@ void Dispatcher::dispatch_launch(Lane& lane, Item& item) {
     Shape& shape = *item.shape;
     uint64_t need = 0;
     aclOpExecutor* executor = nullptr;
-    lane.launched++;
-    lane.in_flight_since_sync++;
-    lane.step_open = true;
-    count_.launches++;
+    if (item.capturing) {
+        count_.captured++;
+    } else {
+        lane.launched++;
+        lane.in_flight_since_sync++;
+        lane.step_open = true;
+        count_.launches++;
+    }
     if (int32_t e = shape.first(item.addresses, &need, &executor)) {
         count_.vendor_errors++;
         fail(lane, e, vendor_.message(shape.name(), e));
@@ -640,7 +677,12 @@ void Dispatcher::dispatch_launch(Lane& lane, Item& item) {
     }
     void* workspace = reinterpret_cast<void*>(item.a);
     uint64_t size = item.b;
-    if (need > size) {
+    if (need > size && item.capturing) {
+        Held* own = captured_workspace(lane, item, need);
+        if (!own) return;
+        workspace = reinterpret_cast<void*>(own->address());
+        size = own->bytes();
+    } else if (need > size) {
         if (!lane.workspace || need > lane.workspace->bytes()) {
             if (lane.workspace) lane.old_workspaces.push_back(std::exchange(lane.workspace, nullptr));
             std::string message;
@@ -661,7 +703,7 @@ void Dispatcher::dispatch_launch(Lane& lane, Item& item) {
 
 void Dispatcher::dispatch_copy(Lane& lane, Item& item) {
     count_.copies++;
-    if (item.bytes > kLargeCopy && item.value != acl::DEVICE_TO_DEVICE) {
+    if (!item.capturing && item.bytes > kLargeCopy && item.value != acl::DEVICE_TO_DEVICE) {
         copying_until_ = std::max(copying_until_, now_ns()) + item.bytes / kSlowCopyBytesPerNs;
     }
     const int32_t e = vendor_.aclrtMemcpyAsync(reinterpret_cast<void*>(item.a), item.bytes, reinterpret_cast<const void*>(item.b), item.bytes,
@@ -688,6 +730,7 @@ bool Dispatcher::copies_are_slow() const { return large_copies_.load(std::memory
 void Dispatcher::dispatch_record(Lane& lane, Item& item) {
     const std::shared_ptr<Mark> mark = item.mark;
     if (int32_t e = vendor_.aclrtRecordEvent(mark->event, lane.stream)) fail(lane, e, vendor_.message("aclrtRecordEvent", e));
+    if (item.as_it_is || !item.makes.empty()) return;
     item.mark.reset();
     recorded(*mark);
 }
@@ -719,14 +762,15 @@ void Dispatcher::give_up_wait(uint32_t id, uint64_t ticket) {
     if (it == lanes_.end()) return;
     Lane& lane = *it->second;
     if (!lane.blocked || lane.backlog.empty() || lane.backlog.front()->ticket != ticket) return;
-    Mark& mark = *lane.backlog.front()->mark;
-    std::erase(mark.blocked, &lane);
-    mark.queued_waits -= uint32_t(lane.backlog.front()->value);
+    const std::unique_ptr<Item> item = std::move(lane.backlog.front());
+    detach(lane, *item);
+    item->mark->queued_waits -= uint32_t(item->value);
     lane.blocked = false;
     lane.blocked_until = {};
     lane.backlog.pop_front();
     lane.session->queued--;
     count_.timeouts++;
+    release_marks(*item);
     fail(lane, acl::RT_WAIT_TIMEOUT, "aclrtStreamWaitEvent: the event was not recorded in time");
     flow(lane);
 }

@@ -21,6 +21,8 @@
 
 namespace flexnpu::daemon {
 
+class Footprint;
+
 struct LaneInfo {
     uint32_t lane, session;
     int32_t pid;
@@ -120,6 +122,38 @@ private:
     void map(Session& s, const wire::VirtualMemory& v, const Reply& reply);
     void unmap(Session& s, const wire::VirtualMemory& v, const Reply& reply);
     void give_back_virtual_memory(Session& s, std::vector<MemoryMap::Range> ranges);
+
+    // Graphs; graphs.cpp.
+    void capture_begin(Session& s, Payload p, const Reply& reply);
+    void capture_end(Session& s, Payload p, const Reply& reply);
+    void capture_ended(Session& s, const std::shared_ptr<Graph>& graph, Failure failure, const Reply& reply);
+    void capture_info(Session& s, Payload p, const Reply& reply);
+    void group_begin(Session& s, Payload p, const Reply& reply);
+    void group_end(Session& s, Payload p, const Reply& reply);
+    void update_begin(Session& s, Payload p);
+    void update_end(Session& s, Payload p);
+    void value_op(Session& s, Payload p);
+    void launch_graph(Session& s, Payload p);
+    void destroy_graph(Session& s, Payload p, const Reply& reply);
+    void enter_capture(Lane& lane);
+    void forget_graph(Session& s, const std::shared_ptr<Graph>& graph);
+    void graph_text(Session& s, Payload p, const Reply& reply);
+    void control_graph(Session& s, Payload p, const Reply& reply);
+    // The footprint that this lane's next operator adds to, or nullptr.
+    static Footprint* footprint_of(Lane& lane);
+    // A captured copy's bytes, in memory that lives as long as the graph.
+    static bool keep_bytes(Lane& lane, Item& item, const void* from, uint64_t bytes);
+    bool capture_event(Session& s, Lane& lane, Event& event, ItemType type);
+    void use_real_event(Lane& lane, Event& event, ItemType type, int64_t deadline_ns);
+    static Mark* obstacle(const Item& item);
+    static void detach(Lane& lane, const Item& item);
+    void release_marks(Item& item);
+    void unblock(Mark& mark);
+    void dispatch_replay(Lane& lane, Item& item);
+    void dispatch_update(Lane& lane, Item& item);
+    // A workspace for a captured operator; nullptr with the failure recorded.
+    Held* captured_workspace(Lane& lane, Item& item, uint64_t bytes);
+    void tear_down_graphs(Session& s);
 
     // A refused call: counted, and answered or kept for the lane's next synchronise.
     void refuse(Session& s, const Reply& reply, int32_t code, std::string message);
@@ -225,10 +259,13 @@ private:
     Exports exports_;
     // Of all sessions: addresses and mappings are this process's, and everybody's.
     std::atomic<uint64_t> reserved_bytes_{0}, pieces_{0};
+    uint64_t next_graph_ = 1;
+    Item* dispatching_ = nullptr;
 
     struct {
         uint64_t records = 0, launches = 0, copies = 0, refused = 0, malformed = 0, sessions = 0, sessions_broken = 0, naps = 0, sleeps = 0,
-                 shapes = 0, vendor_errors = 0, markers = 0, host_calls = 0, aborts = 0, timeouts = 0;
+                 shapes = 0, vendor_errors = 0, markers = 0, host_calls = 0, aborts = 0, timeouts = 0,
+                 captured = 0, graphs = 0, replays = 0;
     } count_;
 };
 

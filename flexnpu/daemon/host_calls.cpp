@@ -19,6 +19,9 @@ void Dispatcher::host_func(Session& s, Payload p) {
     }
     Lane* lane = lane_of(s, h.stream);
     if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
+    if (lane->capture || lane->update) {
+        return refuse_later(s, lane, acl::RT_CAPTURE_MODE_NOT_SUPPORT, "aclrtLaunchHostFunc: FlexNPU cannot capture a function of the program");
+    }
     auto item = std::make_unique<Item>();
     item->type = ItemType::host_func;
     item->a = h.function;

@@ -40,6 +40,7 @@ public:
         std::optional<Range> range = std::move(*it);
         ranges_.erase(it);
         last_ = 0;
+        removals_++;
         return range;
     }
     // The range that holds `address`.
@@ -75,6 +76,11 @@ public:
             if (bytes != 0 && !holds_locked(address, bytes)) return i;
         }
         return n;
+    }
+    // How often a range has been taken out: what was found to be held is still so while this stays the same.
+    uint64_t removals() const {
+        std::lock_guard lock(mutex_);
+        return removals_;
     }
     std::vector<Range> take_all() {
         std::lock_guard lock(mutex_);
@@ -114,6 +120,7 @@ private:
     mutable std::mutex mutex_;
     std::vector<Range> ranges_;
     size_t last_ = 0;
+    uint64_t removals_ = 1;
 };
 
 }  // namespace flexnpu::daemon

@@ -147,6 +147,9 @@ void Dispatcher::run_op(Session& s, Payload p, const Reply& reply) {
     }
     Lane* lane = lane_of(s, head.stream);
     if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclopCompileAndExecute: " + hex(head.stream) + " is not a stream");
+    if (lane->capture || lane->update) {
+        return refuse(s, reply, acl::RT_CAPTURE_MODE_NOT_SUPPORT, "FlexNPU cannot capture an operator that is named by type");
+    }
     for (const auto* side : {&o->inputs, &o->outputs}) {
         for (const wire::OperationTensor& t : *side) {
             const std::string who = "aclopCompileAndExecute: " + o->type + ": ";

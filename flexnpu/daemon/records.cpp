@@ -5,6 +5,7 @@
 
 #include "flexnpu/api/forward.hpp"
 #include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/graphs.hpp"
 #include "flexnpu/daemon/payload.hpp"
 #include "flexnpu/wire/futex.hpp"
 
@@ -116,6 +117,18 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
             }
             return reply.ok(t);
         }
+        case Kind::launch_graph: return launch_graph(s, p);
+        case Kind::update_begin: return update_begin(s, p);
+        case Kind::update_end: return update_end(s, p);
+        case Kind::value_op: return value_op(s, p);
+        case Kind::capture_begin: return capture_begin(s, p, reply);
+        case Kind::capture_end: return capture_end(s, p, reply);
+        case Kind::capture_info: return capture_info(s, p, reply);
+        case Kind::group_begin: return group_begin(s, p, reply);
+        case Kind::group_end: return group_end(s, p, reply);
+        case Kind::destroy_graph: return destroy_graph(s, p, reply);
+        case Kind::graph_text: return graph_text(s, p, reply);
+        case Kind::control_graph: return control_graph(s, p, reply);
         case Kind::forward: return forward(s, p, reply);
         case Kind::text: return text(s, p, reply);
         case Kind::run_op: return run_op(s, p, reply);
@@ -221,6 +234,12 @@ void Dispatcher::launch(Session& s, Payload p) {
                             std::string(shape->name()) + ": " + (ws ? "the workspace" : "tensor " + std::to_string(foreign)) + " at " +
                                 hex(ws ? l.workspace : item->addresses[foreign]) + " is not in memory of this process");
     }
+    if (lane->update_refused) return refuse_later(s, lane, acl::RT_TASK_GROUP_STATUS, "");
+    if (Footprint* f = footprint_of(*lane)) {
+        for (size_t i = 0; i < l.count; i++) f->add(s.memory, item->addresses[i], shape->extent(i));
+        f->add(s.memory, l.workspace, l.workspace_size);
+        if (!lane->update) lane->capture->us += gate_.estimate(shape->key());
+    }
     item->a = l.workspace;
     item->b = l.workspace_size;
     item->shape = shape;
@@ -281,17 +300,31 @@ void Dispatcher::when_unused(Session& s, const Reply& reply, MemoryMap::Range ra
         std::lock_guard lock(s.leaving_mutex);
         at = s.leaving.insert(s.leaving.end(), std::move(range));
     }
-    std::vector<std::shared_ptr<Lane>> lanes;
-    s.each_lane([&](const std::shared_ptr<Lane>& lane) { lanes.push_back(lane); });
     // Other threads of the program may be amid a copy of it.
-    after(lanes_of(s), false, [this, &s, at, reply, uses = s.uses, lanes = std::move(lanes), job = std::move(job)]() mutable {
-        worker_of(*reply.ring).post([this, &s, at, uses = std::move(uses), lanes = std::move(lanes), job = std::move(job)] {
+    after(lanes_of(s), false, [this, &s, at, reply, uses = s.uses, job = std::move(job)]() mutable {
+        // Events now, not the streams themselves later: those may be capturing by then, and must not be asked.
+        std::vector<void*> ours, all;
+        std::vector<std::shared_ptr<Lane>> streams;
+        s.each_lane([&](const std::shared_ptr<Lane>& lane) {
+            if (lane->in_capture) return all.push_back(lane->before_capture);  // what came before is all that runs there
+            progress(*lane);
+            if (lane->given == lane->over && !lane->in_flight_since_sync) return;
+            void* e = lane->in_update ? nullptr : spare_event();
+            if (e && vendor_.aclrtRecordEvent(e, lane->stream) != 0) spare_events_.push_back(std::exchange(e, nullptr));
+            if (!e) return streams.push_back(lane);
+            ours.push_back(e);
+            all.push_back(e);
+        });
+        std::erase(all, nullptr);
+        worker_of(*reply.ring).post([this, &s, at, uses = std::move(uses), ours = std::move(ours), all = std::move(all), streams = std::move(streams),
+                                     job = std::move(job)]() mutable {
             const uint64_t deadline = wire::now_ns() + uint64_t(kLongestUseMs) * 1'000'000;
+            const auto left = [deadline] { return int32_t(std::max<int64_t>((int64_t(deadline) - int64_t(wire::now_ns())) / 1'000'000, 1)); };
             bool over = true;
-            for (auto& lane : lanes) {
-                const int64_t left = (int64_t(deadline) - int64_t(wire::now_ns())) / 1'000'000;
-                over = over && vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, int32_t(std::max<int64_t>(left, 1))) != acl::RT_WAIT_TIMEOUT;
-            }
+            for (void* e : all) over = over && vendor_.aclrtSynchronizeEventWithTimeout(e, left()) != acl::RT_WAIT_TIMEOUT;
+            for (auto& lane : streams) over = over && vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, left()) != acl::RT_WAIT_TIMEOUT;
+            // An event that has not been reached yet may serve again: recording it anew is what it is for.
+            if (!ours.empty()) post([this, ours = std::move(ours)] { spare_events_.insert(spare_events_.end(), ours.begin(), ours.end()); });
             for (const auto& use : uses) {
                 while (!use.expired() && wire::now_ns() < deadline) std::this_thread::sleep_for(std::chrono::microseconds(100));
                 over = over && use.expired();
@@ -374,11 +407,23 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
         item->b = from;
         item->bytes = c.bytes;
         item->value = kind;
-        if (staged) {
+        Footprint* footprint = footprint_of(*lane);
+        if (footprint) {
+            if (c.to_place == Place::device) footprint->add(s.memory, to, c.bytes);
+            if (c.from_place == Place::device) footprint->add(s.memory, from, c.bytes);
+            if (c.to_place == Place::staging) return bad(acl::RT_CAPTURE_MODE_NOT_SUPPORT, "aclrtMemcpyAsync: a copy to pageable memory cannot be captured");
+            if (c.to_place == Place::host || c.from_place == Place::host) lane->graph()->regions.push_back(s.host[c.region]);
+        }
+        if (footprint && (staged || from_inline)) {
+            if (!keep_bytes(*lane, *item, from_inline ? data.data() : reinterpret_cast<const uint8_t*>(from), c.bytes)) {
+                return bad(acl::RT_MEMORY_ALLOCATION, "FlexNPU: no host memory for a captured copy");
+            }
+            if (staged) s.give_block(int32_t(c.block), c.ticket);
+        } else if (staged) {
             item->block = int32_t(c.block);
             item->ticket_of_block = c.ticket;
         }
-        if (from_inline) {
+        if (from_inline && !footprint) {
             item->buffer = spare_buffer();
             if (!item->buffer) return bad(acl::RT_MEMORY_ALLOCATION, "FlexNPU: no host memory for a copy");
             std::memcpy(item->buffer, data.data(), c.bytes);
@@ -466,6 +511,7 @@ void Dispatcher::memset(Session& s, Payload p, const Reply& reply) {
         });
         return;
     }
+    if (Footprint* f = footprint_of(*lane)) f->add(s.memory, m.to, m.bytes);
     auto item = std::make_unique<Item>();
     item->type = ItemType::memset;
     item->a = m.to;
@@ -509,6 +555,8 @@ void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
     }
     // Found again when the lane has drained: a second destroy on the way finds nothing.
     after({s.streams.find(o.stream)}, false, [this, session, o, reply] {
+        const Lane* found = session->streams.find(o.stream);
+        if (found && found->capture) return refuse(*session, reply, acl::RT_STREAM_CAPTURED, "aclrtDestroyStream: the stream is being captured");
         std::shared_ptr<Lane> lane = session->streams.remove(o.stream);
         if (!lane) return refuse(*session, reply, acl::RT_INVALID_HANDLE, "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
         drop_lane(*lane);
@@ -608,6 +656,8 @@ void Dispatcher::record_event(Session& s, Payload p) {
     Event* e = s.events.find(o.event);
     Lane* lane = lane_of(s, o.stream);
     if (!e || !lane) return refuse_later(s, lane, acl::RT_INVALID_HANDLE, "aclrtRecordEvent: " + hex(o.event) + " is not an event");
+    if (capture_event(s, *lane, *e, ItemType::record)) return;
+    if (e->real()) return use_real_event(*lane, *e, ItemType::record, -1);
     if (e->mark.use_count() > 1) {
         // Operators that have yet to be dispatched mean the earlier record.
         void* fresh = nullptr;
@@ -619,6 +669,7 @@ void Dispatcher::record_event(Session& s, Payload p) {
     if (e->earlier.size() > kMostEarlier) waits_pending(*e);
     e->mark->pending = e->mark->recorded = true;
     e->mark->error = 0;
+    e->mark->capture = lane->capture;
     auto item = std::make_unique<Item>();
     item->type = ItemType::record;
     item->mark = e->mark;
@@ -635,6 +686,8 @@ void Dispatcher::order_event(Session& s, Payload p, ItemType type, const char* f
     Event* e = s.events.find(o.event);
     Lane* lane = lane_of(s, o.stream);
     if (!e || !lane) return refuse_later(s, lane, acl::RT_INVALID_HANDLE, std::string(function) + ": " + hex(o.event) + " is not an event");
+    if (capture_event(s, *lane, *e, type)) return;
+    if (e->real()) return use_real_event(*lane, *e, type, o.deadline_ns);
     auto item = std::make_unique<Item>();
     item->type = type;
     item->mark = e->mark;

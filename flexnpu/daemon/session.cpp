@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "flexnpu/daemon/graphs.hpp"
 #include "flexnpu/wire/futex.hpp"
 
 namespace flexnpu::daemon {

@@ -76,15 +76,24 @@ struct Reply {
 };
 
 struct Lane;
+struct Graph;
+struct TaskGroup;
 
 // One use of an event: what a record writes and the waits behind it wait for.
 //
 // A wait binds to the record that precedes it in program order. The vendor's event is shared by all records of the client's
 // event, unless the event is recorded anew while operators that mean the earlier record have yet to be dispatched: then the new record gets a
 // vendor event of its own, so that no wait can take the later record for the earlier one.
+//
+// A real event (ACL_EVENT_EXTERNAL), which graphs record and wait for when they are replayed, keeps its one vendor's event: each record has a mark of
+// its own that names it, and is dispatched after the earlier record and what uses that.
 struct Mark {
     Mark(Vendor& v, void* e) : vendor(v), event(e) {}
-    ~Mark() { vendor.aclrtDestroyEvent(event); }
+    explicit Mark(const std::shared_ptr<Mark>& earlier)
+        : vendor(earlier->vendor), event(earlier->event), owner(earlier->owner ? earlier->owner : earlier), previous(earlier) {}
+    ~Mark() {
+        if (!owner) vendor.aclrtDestroyEvent(event);
+    }
     Vendor& vendor;
     void* event;
     bool pending = false;                        // recorded by the program, not yet by the vendor
@@ -93,16 +102,21 @@ struct Mark {
     uint32_t queued_waits = 0;                   // waits for a record of it that the vendor has not been given
     std::vector<Lane*> blocked;                  // lanes whose next item waits for the record's dispatch
     std::vector<std::function<void()>> waiters;  // to run then
+    std::weak_ptr<Graph> capture;                // under way when the event was recorded: who waits for it joins
+    // Of real events:
+    std::shared_ptr<Mark> owner, previous;
+    uint32_t users = 0;                          // waits and resets that mean this record and have yet to be dispatched
 };
 
-struct Event {
+struct Event : std::enable_shared_from_this<Event> {
+    bool real() const { return flags & acl::EVENT_EXTERNAL; }
     uint32_t flags = 0;
     bool ex = false;
     std::shared_ptr<Mark> mark;
     std::vector<std::shared_ptr<Mark>> earlier;  // that waits may still mean; kept for aclrtQueryEventWaitStatus
 };
 
-enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync, host_func, call };
+enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync, replay, value, update_begin, update_end, host_func, call };
 
 // Something that a lane is to do, in the lane's order.
 struct Item {
@@ -119,6 +133,14 @@ struct Item {
     uint32_t ticket_of_block = 0;
     std::shared_ptr<Mark> mark;
     std::function<void(Lane&, uint64_t ticket)> work;  // call: on a worker; the lane waits until it has returned
+    // What a graph captures, or the arguments of its operators that this updates: it does not run here and now.
+    std::shared_ptr<Graph> capturing;
+    std::shared_ptr<Graph> graph;           // replay: which
+    std::shared_ptr<TaskGroup> group;       // of an update, or of an operator that can be updated
+    bool as_it_is = false;                  // a real event in a capture: waits for nothing now, and is not recorded now
+    // Of real events: what it waits for or resets, and what it records.
+    std::vector<std::shared_ptr<Mark>> uses, makes;
+    uint64_t flag = 0;                      // value: as the program gave it; `a`, `b`: address and value
     std::function<void()> job;  // sync: runs when everything before it has been dispatched
     bool step_end = false;
 };
@@ -172,6 +194,15 @@ struct Lane : std::enable_shared_from_this<Lane> {
     std::shared_ptr<Held> workspace;  // ours, for operators that ask for more at launch than their first call said
     std::vector<std::shared_ptr<Held>> old_workspaces;  // may be in use by what is in flight
     std::unique_ptr<Markers> markers;
+    // As of the last record read: the capture that the lane is part of, the task group that is open in it, and the update that it makes.
+    std::shared_ptr<Graph> capture;
+    std::shared_ptr<TaskGroup> group, update;
+    bool update_refused = false;   // and what is launched until its end, too
+    bool update_failed = false;    // the same, as of the last item dispatched
+    // As of the last item dispatched:
+    bool in_capture = false, in_update = false;
+    void* before_capture = nullptr;  // an event behind what the vendor's stream held when it began to capture
+    Graph* graph() const;  // that the lane captures or updates, or nullptr
     bool idle() const { return backlog.empty() && queue.empty() && !calling; }
     bool held() const { return blocked || full || calling || aborting; }
 };
@@ -206,6 +237,8 @@ struct Session : std::enable_shared_from_this<Session> {
     std::vector<std::shared_ptr<Ring>> rings;
     Table<Lane> streams{wire::HandleKind::stream};
     Table<Event> events{wire::HandleKind::event};
+    Table<Graph> graphs{wire::HandleKind::graph};
+    Table<TaskGroup> groups{wire::HandleKind::task_group};
     std::shared_ptr<Lane> default_lane;
     std::vector<std::shared_ptr<Shape>> shapes;
     std::unordered_map<uint32_t, std::shared_ptr<HostMemory>> host;
@@ -229,6 +262,7 @@ struct Session : std::enable_shared_from_this<Session> {
     std::vector<std::weak_ptr<void>> uses;
     uint64_t calls = 0;
     uint64_t queued = 0;  // items in all lanes
+    uint64_t graph_bytes = 0;  // of pageable memory that its graphs keep
     // Host functions: those to tell the client of, and those that lanes wait for.
     struct HostTold {
         uint32_t lane;
@@ -257,6 +291,8 @@ struct Session : std::enable_shared_from_this<Session> {
         device = number;
         streams.set_tag(wire::device_tag(number));
         events.set_tag(wire::device_tag(number));
+        graphs.set_tag(wire::device_tag(number));
+        groups.set_tag(wire::device_tag(number));
         virtual_memory.physical.set_tag(wire::device_tag(number));
     }
     template <class F>

@@ -28,7 +28,11 @@ namespace flexnpu::daemon {
 // Those that not every CANN has: null where it lacks them.
 #define FLEXNPU_VENDOR_OPTIONAL(X)                                                                                           \
     X(aclrtReserveMemAddress) X(aclrtReleaseMemAddress) X(aclrtMallocPhysical) X(aclrtFreePhysical) X(aclrtMapMem)           \
-    X(aclrtUnmapMem) X(aclrtMemGetAllocationGranularity)
+    X(aclrtUnmapMem) X(aclrtMemGetAllocationGranularity)                                                            \
+    X(aclmdlRICaptureBegin) X(aclmdlRICaptureEnd) X(aclmdlRICaptureGetInfo) X(aclmdlRICaptureTaskGrpBegin)                   \
+    X(aclmdlRICaptureTaskGrpEnd) X(aclmdlRICaptureTaskUpdateBegin) X(aclmdlRICaptureTaskUpdateEnd) X(aclmdlRIDebugJsonPrint) \
+    X(aclmdlRIDebugPrint) X(aclmdlRIDestroy) X(aclmdlRIExecuteAsync) X(aclmdlRIGetId) X(aclmdlRIAbort) X(aclmdlRIUpdate)     \
+    X(aclrtValueWait) X(aclrtValueWrite)
 
 class Vendor {
 public:
@@ -56,6 +60,11 @@ public:
     void enter(int32_t device) const { aclrtSetDevice(device); }
     // The message of the calling thread's last error, or what the code alone tells.
     std::string message(const char* what, int32_t error) const;
+    // Calls one of the optional functions, if it is there.
+    template <class F, class... A>
+    static int32_t call(F function, A... args) {
+        return function ? function(args...) : int32_t(acl::API_NOT_SUPPORTED);
+    }
 
 private:
     struct Operator {

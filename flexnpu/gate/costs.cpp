@@ -56,6 +56,14 @@ size_t CostModel::Hash::operator()(const OpKey& k) const noexcept {
     return static_cast<size_t>(mix(k.bucket, k.op));
 }
 
+OpKey graph_key(uint64_t serial, double us) {
+    // As many bytes as an operator of that time moves, so that the first guess is the sum of the parts.
+    const double bytes = std::max(0.0, us - kPriorBaseUs) * kPriorBytesPerUs;
+    const double quarter_octaves = std::round(4 * std::log2(bytes + 1));
+    constexpr uint32_t kGraphOp = UINT32_MAX;
+    return {kGraphOp, (serial << 8) | static_cast<uint64_t>(std::clamp(quarter_octaves, 0.0, 255.0))};
+}
+
 double CostModel::estimate(OpKey key) const {
     if (const auto it = costs_.find(key); it != costs_.end() && it->second.samples > 0) {
         return it->second.us;

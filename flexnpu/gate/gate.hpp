@@ -69,6 +69,9 @@ private:
     uint64_t bytes_ = 0;
 };
 
+// The key of a graph, which is one operator to the gate: no two share one. `us`: what its captured operators are estimated to take.
+OpKey graph_key(uint64_t serial, double us);
+
 struct Item {
     OpKey key;
     uint64_t ticket = 0;    // the caller's name for it, unique within the lane

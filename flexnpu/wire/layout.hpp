@@ -107,6 +107,10 @@ enum class Kind : uint16_t {
     host_func,        // HostFunc
     drop_shape,       // DropShape
     create_event,     // CreateEvent; asked or not
+    launch_graph,     // GraphOp
+    update_begin,     // GraphOp, its `graph` a task group: launches of the stream give the group's operators new arguments, until
+    update_end,       // StreamOp
+    value_op,         // ValueOp
     define_shape,     // DefineShape, `addresses` addresses, then the metadata -> workspace size, if asked
     // synchronous (request != 0)
     malloc,           // Malloc -> address
@@ -131,6 +135,14 @@ enum class Kind : uint16_t {
     virtual_memory,   // VirtualMemory -> a word, see there
     share,            // Share -> words, see there
     run_op,           // RunOp, then an operation (operation.hpp): an operator named by type has been given to its stream
+    capture_begin,    // StreamOp -> graph, the vendor's number for it
+    capture_end,      // CaptureEnd
+    capture_info,     // GraphOp -> status
+    group_begin,      // StreamOp
+    group_end,        // StreamOp -> task group
+    destroy_graph,    // GraphOp
+    graph_text,       // GraphText -> bytes in all, the text from the offset on
+    control_graph,    // ControlGraph
     count_,
 };
 
@@ -195,6 +207,32 @@ struct EventPair {
 struct StreamOp {
     uint64_t stream;
     int64_t deadline_ns;  // of CLOCK_MONOTONIC; < 0: none. destroy_stream: 0 drops what has not run
+};
+struct GraphOp {
+    uint64_t graph;
+    uint64_t stream;
+};
+struct CaptureEnd {
+    uint64_t stream;
+    uint64_t drop;  // 1: the client has found the capture invalid
+};
+struct GraphText {
+    uint64_t graph;
+    uint64_t offset;  // 0: asks the vendor anew
+    uint64_t flags;
+};
+struct ControlGraph {
+    uint64_t graph;
+    uint32_t what;  // ControlOf
+    uint32_t reserved;
+};
+enum ControlOf : uint32_t { kAbortGraph = 1, kUpdateGraph = 2, kPrintGraph = 3 };
+struct ValueOp {
+    uint64_t stream;
+    uint64_t address;
+    uint64_t value;
+    uint32_t flag;
+    uint32_t wait;  // 1: wait, 0: write
 };
 struct CreateStream {
     uint32_t priority;

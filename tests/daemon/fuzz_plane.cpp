@@ -70,7 +70,7 @@ void report(const Stage::Count& c, const Generator& g, std::map<std::string, uin
            static_cast<unsigned long long>(g.mutated()), static_cast<unsigned long long>(c.ring), static_cast<unsigned long long>(c.socket),
            static_cast<unsigned long long>(c.meta), static_cast<unsigned long long>(c.sessions), static_cast<unsigned long long>(seed), seconds,
            static_cast<unsigned long long>(resident_kib()));
-    for (const char* name : {"refused", "malformed", "malformed_requests", "sessions_broken", "launches", "copies", "vendor_errors"}) {
+    for (const char* name : {"refused", "malformed", "malformed_requests", "sessions_broken", "launches", "copies", "vendor_errors", "captured_launches", "graphs_captured", "graph_replays"}) {
         printf(", \"%s\": %llu", name, static_cast<unsigned long long>(counters[name]));
     }
     printf("}\n");
@@ -172,10 +172,11 @@ int main(int argc, char** argv) {
         const auto counters = stage.running().plane.counters();
         report(stage.count, g, counters, seed, double(wire::now_ns() - start) / 1e9);
         if (counters.at("refused") == 0 || counters.at("sessions_broken") == 0) die("nothing was refused: the fuzzer does not reach the decoders");
+        if (counters.at("graph_replays") == 0 || counters.at("captured_launches") == 0) die("no graph was replayed: the fuzzer does not get that far");
         if (counters.at("launches") < stage.count.ring / 200) die("little was launched: the fuzzer does not get past the decoders");
     }
     const MockHeld held = mock.mock_held();
-    if (held.streams || held.events || held.memory || held.host || held.executors || held.tensors) die("a session's objects were not freed");
+    if (held.streams || held.events || held.memory || held.host || held.executors || held.tensors || held.models) die("a session's objects were not freed");
     return 0;
 }
 

@@ -29,7 +29,7 @@ struct Client {
     X(aclnnAbsGetWorkspaceSize) X(aclnnAbs) X(aclnnNegGetWorkspaceSize) X(aclnnNeg) X(aclnnAddsGetWorkspaceSize)             \
     X(aclnnAdds) X(aclSetAclOpExecutorRepeatable) X(aclSetTensorAddr) X(aclDestroyAclOpExecutor) X(aclrtGetLastError)        \
     X(aclrtSynchronizeStreamWithTimeout) X(aclsysGetVersionStr) X(aclGetCompileopt) X(aclGetCompileoptSize)                  \
-    X(aclrtGetMemInfo) X(aclmdlRICaptureBegin) X(aclrtGetRunMode)
+    X(aclrtGetMemInfo) X(aclmdlRIBuildBegin) X(aclrtGetRunMode)
 #define X(name) decltype(&::name) name = symbol<decltype(::name)>(handle, #name);
     FUNCTIONS(X)
 #undef X
@@ -116,8 +116,8 @@ TEST_CASE("the device's name and text answers come from the vendor") {
     aclrtRunMode mode = 0;
     CHECK(client().aclrtGetRunMode(&mode) == 0);  // forwarded
     CHECK(mode == 1);
-    CHECK(client().aclmdlRICaptureBegin(nullptr, 0) == acl::API_NOT_SUPPORTED);
-    CHECK(std::string(client().aclGetRecentErrMsg()).find("aclmdlRICaptureBegin") != std::string::npos);
+    CHECK(client().aclmdlRIBuildBegin(nullptr, 0) == acl::API_NOT_SUPPORTED);
+    CHECK(std::string(client().aclGetRecentErrMsg()).find("aclmdlRIBuildBegin") != std::string::npos);
 }
 
 TEST_CASE("copies of every size and way keep every byte") {

@@ -55,6 +55,8 @@ void forward(Generator& g) {
     for (uint64_t i = 0; i < n; i++) g.add(g.below(2) ? g.below(3) : g.answer());
 }
 
+void graph_op(Generator& g) { g.add(wire::GraphOp{g.answer(), g.stream()}); }
+
 // Kinds of records, each with how an honest one looks. One that is not here is made of words of all sorts.
 constexpr Case kCases[] = {
     {Kind::launch, launch},
@@ -98,6 +100,18 @@ constexpr Case kCases[] = {
          std::memcpy(x.key, &part, sizeof(part));
          g.add(x);
      }},
+    {Kind::capture_begin, stream_op},
+    {Kind::capture_end, [](Generator& g) { g.add(wire::CaptureEnd{g.stream(), uint64_t(!g.plain && !g.below(8))}); }},
+    {Kind::capture_info, graph_op},
+    {Kind::group_begin, stream_op},
+    {Kind::group_end, stream_op},
+    {Kind::update_begin, graph_op},
+    {Kind::update_end, stream_op},
+    {Kind::launch_graph, graph_op},
+    {Kind::destroy_graph, graph_op},
+    {Kind::graph_text, [](Generator& g) { g.add(wire::GraphText{g.answer(), g.below(3), g.below(3)}); }},
+    {Kind::control_graph, [](Generator& g) { g.add(wire::ControlGraph{g.answer(), uint32_t(g.below(5)), 0}); }},
+    {Kind::value_op, [](Generator& g) { g.add(wire::ValueOp{g.stream(), g.memory(), g.below(8), uint32_t(g.below(4)), uint32_t(g.below(2))}); }},
     {Kind::virtual_memory, [](Generator& g) { g.add(wire::VirtualMemory{uint32_t(g.below(8)), int32_t(g.below(3)), g.answer(), g.below(4) ? uint64_t(2) << 20 : g.size(), g.below(3), g.answer(), g.below(3), int32_t(g.below(4)), int32_t(g.below(3)), int32_t(g.below(3)), 0}); }},
 };
 
@@ -162,10 +176,12 @@ void Generator::message(Bytes& out, Kind kind) {
     }
     uint8_t flags = 0;
     const bool asynchronous = kind == Kind::launch || kind == Kind::host_func || kind == Kind::drop_shape || kind == Kind::record_event ||
-                              kind == Kind::wait_event || kind == Kind::reset_event;
+                              kind == Kind::wait_event || kind == Kind::reset_event || kind == Kind::launch_graph || kind == Kind::update_begin ||
+                              kind == Kind::update_end || kind == Kind::value_op;
     if (asynchronous ? !plain && !below(50) : plain || below(50)) flags |= kAsk;
     // What makes an object says which, for others to name.
-    const bool makes = kind == Kind::malloc || kind == Kind::create_stream || found == std::end(kCases) || kind == Kind::virtual_memory || kind == Kind::share;
+    const bool makes = kind == Kind::malloc || kind == Kind::create_stream || found == std::end(kCases) || kind == Kind::virtual_memory ||
+                       kind == Kind::share || kind == Kind::capture_begin || kind == Kind::group_end;
     if ((flags & kAsk) && makes && (plain || !below(8))) flags |= kWait;
     // What is broken in a shape's definition breaks all launches of it.
     if (!plain && below(8) < (kind == Kind::define_shape ? 2 : 6)) {
@@ -190,6 +206,31 @@ void Generator::message(Bytes& out, Kind kind) {
     append(out, uint16_t(payload_.size() / 8));
     append(out, uint32_t(flags));
     out.insert(out.end(), payload_.begin(), payload_.begin() + ptrdiff_t(payload_.size() / 8 * 8));
+}
+
+// A graph with a task group, replayed and updated. The answers that its records name are the graph's and the group's handles.
+void Generator::graph(Bytes& out) {
+    // One that breaks is no graph.
+    const bool before = std::exchange(plain, plain || below(4));
+    for (Kind k : {Kind::capture_begin, Kind::memset, Kind::group_begin, Kind::memset, Kind::group_end, Kind::memset}) message(out, k);
+    if (!below(4)) message(out, Kind::value_op);
+    if (!below(4)) message(out, Kind::copy);
+    if (!below(4)) message(out, Kind::launch);
+    message(out, Kind::capture_end);
+    plain = before;
+    const auto say = [&out](Kind kind, Name what) {
+        append(out, uint16_t(kind));
+        append(out, uint16_t(sizeof(wire::GraphOp) / 8));
+        append(out, uint32_t(0));
+        append(out, wire::GraphOp{named(what), named(kStream)});
+    };
+    for (uint64_t n = 1 + below(3); n > 0; n--) {
+        say(Kind::launch_graph, kEarlierAnswer);
+        say(Kind::update_begin, kAnswer);
+        message(out, below(2) ? Kind::memset : Kind::launch);
+        message(out, Kind::update_end);
+    }
+    if (below(2)) message(out, Kind::destroy_graph);
 }
 
 void Generator::request(Bytes& out) {
@@ -233,11 +274,17 @@ Bytes Generator::script(Target target, size_t messages) {
             request(out);
             continue;
         }
+        if (!below(64)) {
+            graph(out);
+            continue;
+        }
         const uint64_t dice = below(8);
         const bool rare = dice == 0;
         Kind kind = dice < 3 ? Kind::launch : dice == 3 ? Kind::define_shape : Kind(below(uint64_t(Kind::count_) + (rare ? 2 : 0)));
         // What ends or stalls streams leaves nothing for the rest to do.
         if ((kind == Kind::abort_device || kind == Kind::abort_stream || kind == Kind::create_stream || kind == Kind::host_func) && below(20)) kind = Kind::launch;
+        // What is captured does not run.
+        if (kind == Kind::capture_begin) kind = Kind::capture_end;
         message(out, kind);
     }
     return out;
@@ -280,6 +327,12 @@ std::vector<Bytes> Generator::honest_scripts() {
         Bytes out{uint8_t(kRing)};
         for (Kind before : {Kind::define_shape, Kind::launch, Kind::record_event}) message(out, before);
         for (int i = 0; i < 3; i++) message(out, Kind(k));
+        message(out, Kind::sync_stream);
+        all.push_back(std::move(out));
+    }
+    for (int i = 0; i < 3; i++) {
+        Bytes out{uint8_t(kRing)};
+        graph(out);
         message(out, Kind::sync_stream);
         all.push_back(std::move(out));
     }

@@ -49,6 +49,7 @@ private:
     int32_t offset() { return plain || below(4) ? 0 : int32_t(below(4) ? below(64) : rng_()); }
     uint64_t one_of(Name ours, Name theirs) { return named(plain || below(12) ? ours : theirs, offset()); }
     void message(Bytes& out, wire::Kind kind);
+    void graph(Bytes& out);
     void request(Bytes& out);
     void mutate_bytes(uint8_t* p, size_t n);
 

@@ -23,11 +23,28 @@ struct aclOpExecutor {
 
 namespace {
 
+// A graph only counts what it captures. Anything that a stream is asked while it captures, or an event that it has captured, spoils the capture.
+struct Model {
+    uint32_t id;
+    bool invalid = false, aborted = false;
+    uint64_t nodes = 0;
+    int open_groups = 0;
+};
+struct Group {
+    Model* model;
+};
 struct Stream {
     int id;
+    Model* capture = nullptr;
+    bool origin = false;
+    Model* update = nullptr;
+    bool in_group = false;
+    Model* stuck = nullptr;
 };
 struct Event {
+    uint32_t flags = 0;
     uint64_t at = 0;  // number of the record, 0: never recorded
+    Model* capture = nullptr;
 };
 
 std::mutex mutex;
@@ -36,17 +53,35 @@ std::vector<MockCall> calls;
 bool held = false;
 bool logging = true;
 std::atomic<int64_t> failing{-1};
+std::atomic<int64_t> models{0};
+std::vector<Stream*> all_streams;
+// Never freed, as events and handles may name them; kept where a leak checker finds them.
+auto& all_groups = *new std::vector<Group*>;
+auto& all_models = *new std::vector<Model*>;
+bool sticky = false;
 std::atomic<int64_t> streams{0}, events{0}, memory{0}, host{0}, tensors{0}, executors{0};
 thread_local char message[256];
 
+void log_locked(MockCall call) {
+    if (auto* s = static_cast<Stream*>(call.stream); s && !call.model) call.model = s->capture ? s->capture : s->update;
+    if (call.model && strchr("lcmvV", call.what) && !static_cast<Stream*>(call.stream)->update) static_cast<Model*>(call.model)->nodes++;
+    if (logging) calls.push_back(call);
+}
 void log(MockCall call) {
     std::lock_guard lock(mutex);
-    if (logging) calls.push_back(call);
+    log_locked(call);
 }
 
 int fail(int code, const char* text) {
     snprintf(message, sizeof(message), "mock: %s", text);
     return code;
+}
+
+// A question about a stream that captures, or an event that has been captured.
+int asked(Model* capture) {
+    if (!capture) return 0;
+    capture->invalid = true;
+    return fail(acl::RT_CAPTURE_MODE_NOT_SUPPORT, "not while it is being captured");
 }
 
 int wait_free(int32_t ms) {
@@ -67,7 +102,7 @@ FLEXNPU_EXPORT uint64_t mock_calls(uint64_t from, MockCall* out, uint64_t room) 
     for (uint64_t i = from; i < calls.size() && i - from < room; i++) out[i - from] = calls[i];
     return calls.size();
 }
-FLEXNPU_EXPORT MockHeld mock_held(void) { return {streams, events, memory, host, tensors, executors}; }
+FLEXNPU_EXPORT MockHeld mock_held(void) { return {streams, events, memory, host, tensors, executors, models}; }
 FLEXNPU_EXPORT void mock_hold(int on) {
     {
         std::lock_guard lock(mutex);
@@ -80,6 +115,17 @@ FLEXNPU_EXPORT void mock_log(int on) {
     logging = on;
 }
 FLEXNPU_EXPORT void mock_fail_launch(int64_t op) { failing = op; }
+FLEXNPU_EXPORT uint64_t mock_nodes(void* model) {
+    std::lock_guard lock(mutex);
+    return static_cast<Model*>(model)->nodes;
+}
+FLEXNPU_EXPORT void mock_stick(int on) {
+    std::lock_guard lock(mutex);
+    sticky = on;
+    if (!on) {
+        for (Stream* s : all_streams) s->stuck = nullptr;
+    }
+}
 
 int emu_unsupported(const char* function) {
     snprintf(message, sizeof(message), "mock: %s does nothing", function);
@@ -170,25 +216,34 @@ aclError aclrtUnmapMem(void* p) {
 aclError aclrtMemGetAllocationGranularity(aclrtPhysicalMemProp*, aclrtMemGranularityOptions, size_t* bytes) { return *bytes = 4096, 0; }
 
 aclError aclrtCreateStreamWithConfig(aclrtStream* out, uint32_t, uint32_t) {
-    *out = new Stream{int(++streams)};
+    auto* s = new Stream{int(++streams)};
+    std::lock_guard lock(mutex);
+    all_streams.push_back(s);
+    *out = s;
     return 0;
 }
 aclError aclrtDestroyStream(aclrtStream s) {
     streams--;
+    std::lock_guard lock(mutex);
+    std::erase(all_streams, static_cast<Stream*>(s));
     delete static_cast<Stream*>(s);
     return 0;
 }
 aclError aclrtSynchronizeStream(aclrtStream s) {
     log({'s', 0, s, 0, 0, 0});
+    if (int e = asked(static_cast<Stream*>(s)->capture)) return e;
     return wait_free(-1);
 }
 aclError aclrtSynchronizeStreamWithTimeout(aclrtStream s, int32_t ms) {
     log({'s', 0, s, 0, 0, 0});
+    if (int e = asked(static_cast<Stream*>(s)->capture)) return e;
+    if (static_cast<Stream*>(s)->stuck) return fail(acl::RT_WAIT_TIMEOUT, "stuck");
     return wait_free(ms);
 }
-aclError aclrtStreamQuery(aclrtStream, aclrtStreamStatus* status) {
+aclError aclrtStreamQuery(aclrtStream s, aclrtStreamStatus* status) {
     std::lock_guard lock(mutex);
-    *status = held ? acl::STREAM_NOT_READY : acl::STREAM_COMPLETE;
+    if (int e = asked(static_cast<Stream*>(s)->capture)) return e;
+    *status = held || static_cast<Stream*>(s)->stuck ? acl::STREAM_NOT_READY : acl::STREAM_COMPLETE;
     return 0;
 }
 aclError aclrtStreamAbort(aclrtStream s) {
@@ -197,14 +252,24 @@ aclError aclrtStreamAbort(aclrtStream s) {
 }
 aclError aclrtStreamGetId(aclrtStream s, int32_t* id) { return *id = static_cast<Stream*>(s)->id, 0; }
 aclError aclrtStreamWaitEvent(aclrtStream s, aclrtEvent e) {
-    log({'w', 0, s, reinterpret_cast<uint64_t>(e), static_cast<Event*>(e)->at, 0});
+    std::lock_guard lock(mutex);
+    auto* stream = static_cast<Stream*>(s);
+    auto* event = static_cast<Event*>(e);
+    if (!(event->flags & acl::EVENT_EXTERNAL)) {
+        if (stream->capture && event->capture != stream->capture) {
+            stream->capture->invalid = true;
+            return fail(acl::RT_CAPTURE_DEPENDENCY, "the event has not been recorded in the capture");
+        }
+        if (event->capture) stream->capture = event->capture;
+    }
+    log_locked({'w', 0, s, reinterpret_cast<uint64_t>(e), event->at, 0});
     return 0;
 }
 aclError aclrtStreamWaitEventWithTimeout(aclrtStream s, aclrtEvent e, int32_t) { return aclrtStreamWaitEvent(s, e); }
 
-aclError aclrtCreateEventWithFlag(aclrtEvent* out, uint32_t) {
+aclError aclrtCreateEventWithFlag(aclrtEvent* out, uint32_t flags) {
     events++;
-    *out = new Event;
+    *out = new Event{flags};
     return 0;
 }
 aclError aclrtCreateEventExWithFlag(aclrtEvent* out, uint32_t flags) { return aclrtCreateEventWithFlag(out, flags); }
@@ -215,15 +280,23 @@ aclError aclrtDestroyEvent(aclrtEvent e) {
 }
 aclError aclrtRecordEvent(aclrtEvent e, aclrtStream s) {
     std::lock_guard lock(mutex);
-    if (logging) calls.push_back({'r', 0, s, reinterpret_cast<uint64_t>(e), 0, 0});
-    static_cast<Event*>(e)->at = logging ? calls.size() : 1;
+    log_locked({'r', 0, s, reinterpret_cast<uint64_t>(e), 0, 0});
+    auto* event = static_cast<Event*>(e);
+    auto* capture = static_cast<Stream*>(s)->capture;
+    if (event->flags & acl::EVENT_EXTERNAL && capture) return 0;  // is recorded when the graph is replayed
+    event->at = logging ? calls.size() : 1;
+    event->capture = capture;
     return 0;
 }
 aclError aclrtResetEvent(aclrtEvent, aclrtStream) { return 0; }
-aclError aclrtSynchronizeEvent(aclrtEvent) { return wait_free(-1); }
-aclError aclrtSynchronizeEventWithTimeout(aclrtEvent, int32_t ms) { return wait_free(ms); }
+aclError aclrtSynchronizeEvent(aclrtEvent e) { return aclrtSynchronizeEventWithTimeout(e, -1); }
+aclError aclrtSynchronizeEventWithTimeout(aclrtEvent e, int32_t ms) {
+    if (int error = asked(static_cast<Event*>(e)->capture)) return error;
+    return wait_free(ms);
+}
 aclError aclrtQueryEventStatus(aclrtEvent e, aclrtEventRecordedStatus* status) {
     std::lock_guard lock(mutex);
+    if (int error = asked(static_cast<Event*>(e)->capture)) return error;
     *status = !held && static_cast<Event*>(e)->at ? acl::EVENT_RECORDED_COMPLETE : acl::EVENT_RECORDED_NOT_READY;
     return 0;
 }
@@ -265,6 +338,118 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void*, uint64_t size, aclOpExecuto
     const bool bad = failing == int64_t(op);
     aclDestroyAclOpExecutor(e);
     return bad ? fail(507000, "the launch fails") : 0;
+}
+
+// ---- graphs ----
+
+aclError aclmdlRICaptureBegin(aclrtStream s, aclmdlRICaptureMode mode) {
+    auto* stream = static_cast<Stream*>(s);
+    std::lock_guard lock(mutex);
+    // Another mode would forbid the daemon's other threads their calls.
+    if (mode != acl::CAPTURE_RELAXED) return fail(acl::INVALID_PARAM, "a capture that is not relaxed");
+    if (stream->capture) return fail(acl::RT_STREAM_CAPTURED, "is being captured");
+    auto* m = new Model{uint32_t(1000 + ++models)};
+    all_models.push_back(m);
+    log_locked({'B', 0, s, 0, 0, 0, m});
+    stream->capture = m;
+    stream->origin = true;
+    return 0;
+}
+aclError aclmdlRICaptureEnd(aclrtStream s, aclmdlRI* out) {
+    auto* stream = static_cast<Stream*>(s);
+    std::lock_guard lock(mutex);
+    Model* m = stream->capture;
+    *out = nullptr;
+    if (!m) return fail(acl::RT_STREAM_NOT_CAPTURED, "is not being captured");
+    if (!stream->origin) return fail(acl::RT_CAPTURE_UNMATCHED, "not the stream of the begin");
+    for (Stream* other : all_streams) {
+        if (other->capture == m) other->capture = nullptr, other->origin = other->in_group = false;
+    }
+    log_locked({'E', 0, s, 0, 0, 0, m});
+    if (m->invalid) {
+        models--;
+        return fail(acl::RT_CAPTURE_INVALIDATED, "the capture is invalid");
+    }
+    *out = m;
+    return 0;
+}
+aclError aclmdlRICaptureGetInfo(aclrtStream s, aclmdlRICaptureStatus* status, aclmdlRI* out) {
+    std::lock_guard lock(mutex);
+    Model* m = static_cast<Stream*>(s)->capture;
+    *status = !m ? acl::CAPTURE_NONE : m->invalid ? acl::CAPTURE_INVALIDATED : acl::CAPTURE_ACTIVE;
+    *out = m;
+    return 0;
+}
+aclError aclmdlRIGetId(aclmdlRI m, uint32_t* id) { return *id = static_cast<Model*>(m)->id, 0; }
+aclError aclmdlRICaptureTaskGrpBegin(aclrtStream s) {
+    auto* stream = static_cast<Stream*>(s);
+    if (!stream->capture || stream->in_group) return fail(acl::RT_TASK_GROUP_STATUS, "no capture, or a group is open");
+    stream->in_group = true;
+    log({'g', 0, s, 0, 0, 0});
+    return 0;
+}
+aclError aclmdlRICaptureTaskGrpEnd(aclrtStream s, aclrtTaskGrp* out) {
+    auto* stream = static_cast<Stream*>(s);
+    if (!stream->capture || !stream->in_group) return fail(acl::RT_TASK_GROUP_STATUS, "no group is open");
+    stream->in_group = false;
+    log({'G', 0, s, 0, 0, 0});
+    auto* group = new Group{stream->capture};
+    all_groups.push_back(group);
+    *out = group;
+    return 0;
+}
+aclError aclmdlRICaptureTaskUpdateBegin(aclrtStream s, aclrtTaskGrp group) {
+    auto* stream = static_cast<Stream*>(s);
+    if (stream->capture || stream->update) return fail(acl::RT_TASK_GROUP_STATUS, "captures or updates");
+    stream->update = static_cast<Group*>(group)->model;
+    log({'u', 0, s, reinterpret_cast<uint64_t>(group), 0, 0});
+    return 0;
+}
+aclError aclmdlRICaptureTaskUpdateEnd(aclrtStream s) {
+    auto* stream = static_cast<Stream*>(s);
+    if (!stream->update) return fail(acl::RT_TASK_GROUP_STATUS, "updates nothing");
+    log({'U', 0, s, 0, 0, 0});
+    stream->update = nullptr;
+    return 0;
+}
+aclError aclmdlRIExecuteAsync(aclmdlRI m, aclrtStream s) {
+    auto* stream = static_cast<Stream*>(s);
+    std::lock_guard lock(mutex);
+    if (stream->capture) return fail(acl::RT_STREAM_CAPTURED, "is being captured");
+    log_locked({'x', 0, s, 0, 0, 0, m});
+    if (sticky) stream->stuck = static_cast<Model*>(m);
+    return 0;
+}
+aclError aclmdlRIAbort(aclmdlRI m) {
+    std::lock_guard lock(mutex);
+    for (Stream* s : all_streams) {
+        if (s->stuck == m) s->stuck = nullptr;
+    }
+    return 0;
+}
+aclError aclmdlRIDestroy(aclmdlRI m) {
+    std::lock_guard lock(mutex);
+    for (Stream* s : all_streams) {
+        if (s->stuck == m) return fail(107037, "the graph is running");
+    }
+    log_locked({'d', 0, nullptr, 0, 0, 0, m});
+    models--;
+    return 0;
+}
+aclError aclmdlRIDebugJsonPrint(aclmdlRI m, const char* path, uint32_t flags) {
+    FILE* file = fopen(path, "w");
+    if (!file) return fail(acl::INVALID_PARAM, "no such file");
+    fprintf(file, "{\"id\": %u, \"flags\": %u, \"padding\": \"%05000d\"}\n", static_cast<Model*>(m)->id, flags, 0);
+    fclose(file);
+    return 0;
+}
+aclError aclrtValueWait(void* p, uint64_t value, uint32_t flag, aclrtStream s) {
+    log({'V', flag, s, reinterpret_cast<uint64_t>(p), value, 0});
+    return 0;
+}
+aclError aclrtValueWrite(void* p, uint64_t value, uint32_t flag, aclrtStream s) {
+    log({'v', flag, s, reinterpret_cast<uint64_t>(p), value, 0});
+    return 0;
 }
 
 }  // extern "C"

@@ -6,18 +6,20 @@
 extern "C" {
 
 struct MockCall {
-    char what;          // l launch, c copy, m memset, r record, w wait, s synchronise stream, a abort stream, f free
+    char what;          // l launch, c copy, m memset, r record, w wait, s synchronise stream, a abort stream, f free, v value write, V value wait,
+                        // g begin and G end of a task group, u begin and U end of an update, B begin and E end of a capture, x replay, d destroy graph
     uint32_t op;        // of a launch
     void* stream;
     uint64_t a, b;      // launch: first two addresses; copy: destination, source; record and wait: event; free: address
     uint64_t bytes;
+    void* model = nullptr;  // the graph that captured or updated this, or was replayed
 };
 
 // Copies up to `room` calls from number `from` on; how many there are in all.
 uint64_t mock_calls(uint64_t from, MockCall* out, uint64_t room);
 // Objects that the vendor holds now: streams, events, device memory blocks and host memory blocks, tensors and executors.
 struct MockHeld {
-    int64_t streams, events, memory, host, tensors, executors;
+    int64_t streams, events, memory, host, tensors, executors, models;
 };
 MockHeld mock_held(void);
 // While held, streams do not become complete: queries say not ready, synchronises wait.
@@ -26,4 +28,8 @@ void mock_hold(int on);
 void mock_fail_launch(int64_t op);
 // Whether calls are logged; they are at first.
 void mock_log(int on);
+// Operators, copies, memsets and values in a graph.
+uint64_t mock_nodes(void* model);
+// Replays do not end until this is called with 0, or they are aborted.
+void mock_stick(int on);
 }

@@ -1,0 +1,567 @@
+// Graphs through client library and data plane, over a vendor that logs what each graph captures.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "acl.gen.h"
+#include "flexnpu/wire/futex.hpp"
+#include "plane_fixture.hpp"
+
+using namespace flexnpu;
+using namespace flexnpu::test;
+
+namespace {
+
+struct Client {
+    void* handle = library(FLEXNPU_CLIENT_LIBRARY);
+#define FUNCTIONS(X)                                                                                                         \
+    X(aclInit) X(aclrtSetDevice) X(aclGetRecentErrMsg) X(aclrtMalloc) X(aclrtFree) X(aclrtMemcpy) X(aclrtMemcpyAsync) X(aclrtMemset)           \
+    X(aclrtMemsetAsync) X(aclrtMallocHost) X(aclrtFreeHost) X(aclrtCreateStream) X(aclrtDestroyStream) X(aclrtStreamQuery)   \
+    X(aclrtSynchronizeStream) X(aclrtSynchronizeDevice) X(aclrtCreateEventWithFlag) X(aclrtDestroyEvent) X(aclrtRecordEvent) \
+    X(aclrtStreamWaitEvent) X(aclrtResetEvent) X(aclrtQueryEventStatus) X(aclCreateTensor) X(aclDestroyTensor)               \
+    X(aclnnAbsGetWorkspaceSize) X(aclnnAbs) X(aclmdlRICaptureBegin) X(aclmdlRICaptureEnd) X(aclmdlRICaptureGetInfo)          \
+    X(aclmdlRICaptureTaskGrpBegin) X(aclmdlRICaptureTaskGrpEnd) X(aclmdlRICaptureTaskUpdateBegin)                            \
+    X(aclmdlRICaptureTaskUpdateEnd) X(aclmdlRICaptureThreadExchangeMode) X(aclmdlRIExecuteAsync) X(aclmdlRIDestroy)          \
+    X(aclmdlRIGetId) X(aclmdlRIDebugJsonPrint) X(aclmdlRIAbort) X(aclrtValueWait) X(aclrtValueWrite)
+#define X(name) decltype(&::name) name = symbol<decltype(::name)>(handle, #name);
+    FUNCTIONS(X)
+#undef X
+};
+
+Mock& mock() {
+    static Mock m;
+    return m;
+}
+Running& running() {
+    static Running r;
+    return r;
+}
+Client& acl_() {
+    running();
+    static Client c;
+    thread_local const bool says = c.aclrtSetDevice(0) == 0;  // every thread says which device it uses
+    (void)says;
+    return c;
+}
+uint64_t counter(const char* name) { return running().plane.counters().at(name); }
+uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
+
+struct Memory {
+    void* p = nullptr;
+    explicit Memory(size_t n) { REQUIRE(acl_().aclrtMalloc(&p, n, 0) == 0); }
+    ~Memory() {
+        if (p) CHECK(acl_().aclrtFree(p) == 0);
+    }
+};
+struct StreamOf {
+    aclrtStream s = nullptr;
+    StreamOf() { REQUIRE(acl_().aclrtCreateStream(&s) == 0); }
+    ~StreamOf() { CHECK(acl_().aclrtDestroyStream(s) == 0); }
+};
+struct EventOf {
+    aclrtEvent e = nullptr;
+    explicit EventOf(uint32_t flags = 0) { REQUIRE(acl_().aclrtCreateEventWithFlag(&e, flags) == 0); }
+    ~EventOf() { CHECK(acl_().aclrtDestroyEvent(e) == 0); }
+};
+struct GraphOf {
+    aclmdlRI g = nullptr;
+    ~GraphOf() {
+        if (g) CHECK(acl_().aclmdlRIDestroy(g) == 0);
+    }
+};
+
+int abs(void* from, void* to, int64_t n, aclrtStream s) {
+    const int64_t dims[] = {n}, strides[] = {1};
+    aclTensor* a = acl_().aclCreateTensor(dims, 1, acl::FLOAT, strides, 0, acl::ND, dims, 1, from);
+    aclTensor* b = acl_().aclCreateTensor(dims, 1, acl::FLOAT, strides, 0, acl::ND, dims, 1, to);
+    uint64_t workspace = 0;
+    aclOpExecutor* e = nullptr;
+    int r = acl_().aclnnAbsGetWorkspaceSize(a, b, &workspace, &e);
+    if (r == 0) r = acl_().aclnnAbs(nullptr, 0, e, s);  // less than it needs: the daemon has a workspace of its own
+    acl_().aclDestroyTensor(a);
+    acl_().aclDestroyTensor(b);
+    return r;
+}
+
+aclmdlRICaptureStatus status_of(aclrtStream s, aclmdlRI* model = nullptr) {
+    aclmdlRICaptureStatus status = -1;
+    REQUIRE(acl_().aclmdlRICaptureGetInfo(s, &status, model) == 0);
+    return status;
+}
+
+bool eventually(const std::function<bool()>& f) {
+    for (int i = 0; i < 500; i++) {
+        if (f()) return true;
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return false;
+}
+
+// What the vendor's last graph captured, in order.
+std::vector<MockCall> captured(uint64_t from) {
+    std::vector<MockCall> out;
+    void* model = nullptr;
+    for (const MockCall& c : mock().since(from)) {
+        if (c.what == 'B') model = c.model, out.clear();
+        else if (model && c.model == model && std::strchr("lcmvVrw", c.what)) out.push_back(c);
+    }
+    return out;
+}
+std::string kinds(const std::vector<MockCall>& calls) {
+    std::string out;
+    for (const MockCall& c : calls) out += c.what;
+    return out;
+}
+
+}  // namespace
+
+TEST_CASE("a graph holds what was captured, in order, and nothing else") {
+    Memory a(4096), b(4096);
+    StreamOf s, other;
+    GraphOf graph;
+    const uint64_t calls = mock().count();
+    CHECK(status_of(s.s) == acl::CAPTURE_NONE);
+    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_GLOBAL) == 0);
+    aclmdlRI model = nullptr;
+    CHECK(status_of(s.s, &model) == acl::CAPTURE_ACTIVE);
+    CHECK(status_of(other.s) == acl::CAPTURE_NONE);
+    uint32_t id = 0;
+    CHECK(acl_().aclmdlRIGetId(model, &id) == 0);
+    CHECK(id > 1000);  // the vendor's
+    CHECK(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_GLOBAL) == acl::RT_STREAM_CAPTURED);
+    REQUIRE(abs(a.p, b.p, 100, s.s) == 0);
+    REQUIRE(abs(b.p, a.p, 100, other.s) == 0);
+    REQUIRE(acl_().aclrtMemsetAsync(a.p, 64, 7, 64, s.s) == 0);
+    REQUIRE(acl_().aclrtMemcpyAsync(a.p, 64, b.p, 64, acl::DEVICE_TO_DEVICE, s.s) == 0);
+    REQUIRE(acl_().aclrtValueWrite(a.p, 5, 1, s.s) == 0);
+    REQUIRE(acl_().aclrtValueWait(a.p, 5, 1, s.s) == 0);
+    const uint64_t launches = counter("launches");
+    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    CHECK(graph.g == model);
+    CHECK(status_of(s.s) == acl::CAPTURE_NONE);
+    const auto got = captured(calls);
+    CHECK(kinds(got) == "lmcvV");
+    CHECK(got[0].a == number(a.p));
+    CHECK(got[0].bytes == 128);  // the workspace that it needs: the graph's
+    CHECK(got[3].op == 1);
+    CHECK(got[3].b == 5);
+    // Captured operators are not launched, nor in flight.
+    for (const auto& l : running().plane.lanes()) {
+        if (l.stream == number(s.s)) CHECK(l.launched == 0);
+    }
+    for (int i = 0; i < 3; i++) REQUIRE(acl_().aclmdlRIExecuteAsync(graph.g, i % 2 ? other.s : s.s) == 0);
+    REQUIRE(acl_().aclrtSynchronizeDevice() == 0);
+    int replays = 0;
+    for (const MockCall& c : mock().since(calls)) replays += c.what == 'x';
+    CHECK(replays == 3);
+    CHECK(counter("launches") <= launches + 1);  // the other stream's
+    for (const auto& l : running().plane.lanes()) {
+        if (l.stream == number(s.s)) CHECK(l.launched == 2);
+    }
+    CHECK(mock().mock_nodes(got[0].model) == 5);
+}
+
+TEST_CASE("other streams join by events, and nothing of the daemon's enters a capture") {
+    Memory a(1 << 16), b(1 << 16);
+    StreamOf s, side;
+    EventOf fork, join;
+    GraphOf graph;
+    const uint64_t calls = mock().count();
+    // Work that the daemon still has fences and markers for.
+    for (int i = 0; i < 200; i++) REQUIRE(abs(a.p, b.p, 16, side.s) == 0);
+    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_THREAD_LOCAL) == 0);
+    REQUIRE(acl_().aclrtRecordEvent(fork.e, s.s) == 0);
+    CHECK(status_of(side.s) == acl::CAPTURE_NONE);
+    REQUIRE(acl_().aclrtStreamWaitEvent(side.s, fork.e) == 0);
+    aclmdlRI of_side = nullptr, of_main = nullptr;
+    CHECK(status_of(side.s, &of_side) == acl::CAPTURE_ACTIVE);
+    CHECK(status_of(s.s, &of_main) == acl::CAPTURE_ACTIVE);
+    CHECK(of_side == of_main);
+    for (int i = 0; i < 300; i++) {
+        REQUIRE(abs(a.p, b.p, 16, side.s) == 0);
+        REQUIRE(abs(b.p, a.p, 17, s.s) == 0);
+    }
+    REQUIRE(acl_().aclrtRecordEvent(join.e, side.s) == 0);
+    REQUIRE(acl_().aclrtStreamWaitEvent(s.s, join.e) == 0);
+    CHECK(acl_().aclmdlRICaptureEnd(side.s, &graph.g) == acl::RT_CAPTURE_UNMATCHED);
+    CHECK(status_of(s.s) == acl::CAPTURE_ACTIVE);
+    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    const auto got = captured(calls);
+    size_t launches = 0, records = 0, waits = 0;
+    for (const MockCall& c : got) {
+        launches += c.what == 'l';
+        records += c.what == 'r';
+        waits += c.what == 'w';
+    }
+    CHECK(launches == 600);
+    CHECK(records == 2);
+    CHECK(waits == 2);
+    CHECK(got.size() == 604);
+    // Both run again.
+    REQUIRE(abs(a.p, b.p, 16, side.s) == 0);
+    REQUIRE(acl_().aclrtSynchronizeStream(side.s) == 0);
+    REQUIRE(acl_().aclrtSynchronizeStream(s.s) == 0);
+}
+
+TEST_CASE("a hundred captures hold every launch while the gate holds other lanes and other threads work") {
+    Memory a(1 << 20), b(1 << 20);
+    StreamOf s, prefill, decode;
+    uint32_t prefill_lane = 0, decode_lane = 0, lane = 0;
+    for (const auto& l : running().plane.lanes()) {
+        if (l.stream == number(prefill.s)) prefill_lane = l.lane;
+        if (l.stream == number(decode.s)) decode_lane = l.lane;
+        if (l.stream == number(s.s)) lane = l.lane;
+    }
+    REQUIRE(running().plane.set_lane(prefill_lane, gate::Phase::Prefill, 0));
+    REQUIRE(running().plane.set_lane(lane, gate::Phase::Prefill, 0));  // captures in a lane that the gate may hold
+    REQUIRE(running().plane.set_lane(decode_lane, gate::Phase::Decode, 1000));
+    gate::Settings settings;
+    settings.enabled = true;
+    settings.window_us = 1;
+    settings.max_hold_us = 200;
+    settings.lease_until_ns = wire::now_ns() + 60'000'000'000ull;
+    running().plane.set_gate(settings);
+    std::atomic<bool> stop{false};
+    const auto work = [&](aclrtStream stream) {
+        Memory x(1 << 16), y(1 << 16);
+        for (int i = 0; !stop; i++) {
+            if (abs(x.p, y.p, 1000 + i % 8, stream) != 0) break;
+            if (i % 8 == 7) {
+                acl_().aclrtSynchronizeStream(stream);
+                void* more = nullptr;  // memory comes and goes amid the captures
+                if (acl_().aclrtMalloc(&more, 4096, 0) == 0) acl_().aclrtFree(more);
+            }
+        }
+        acl_().aclrtSynchronizeStream(stream);
+    };
+    std::thread first(work, prefill.s), second(work, decode.s);
+    const uint64_t held = counter("gate_held");
+    int whole = 0;
+    constexpr int kLaunches = 40;
+    for (int round = 0; round < 100; round++) {
+        const uint64_t calls = mock().count();
+        GraphOf graph;
+        if (acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_THREAD_LOCAL) != 0) continue;
+        for (int i = 0; i < kLaunches; i++) {
+            if (abs(a.p, b.p, 100 + i, s.s) != 0) break;
+            if (i % 10 == 5) {
+                void* more = nullptr;
+                REQUIRE(acl_().aclrtMalloc(&more, 4096, 0) == 0);
+                REQUIRE(acl_().aclrtFree(more) == 0);
+            }
+        }
+        if (acl_().aclmdlRICaptureEnd(s.s, &graph.g) != 0) {
+            MESSAGE(std::string(acl_().aclGetRecentErrMsg()));
+            continue;
+        }
+        whole += kinds(captured(calls)) == std::string(kLaunches, 'l');
+        acl_().aclmdlRIExecuteAsync(graph.g, s.s);
+        acl_().aclrtSynchronizeStream(s.s);
+    }
+    stop = true;
+    first.join();
+    second.join();
+    CHECK(whole == 100);
+    CHECK(counter("gate_held") > held);
+    running().plane.set_gate({});
+}
+
+TEST_CASE("task groups are updated without an answer, and updates run in their stream's order") {
+    Memory a(4096), b(4096), flag(64);
+    StreamOf s, updates;
+    GraphOf graph;
+    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_GLOBAL) == 0);
+    aclrtTaskGrp group = nullptr;
+    CHECK(acl_().aclmdlRICaptureTaskGrpEnd(s.s, &group) == acl::RT_TASK_GROUP_STATUS);
+    REQUIRE(acl_().aclrtValueWait(flag.p, 1, 0, s.s) == 0);
+    REQUIRE(acl_().aclmdlRICaptureTaskGrpBegin(s.s) == 0);
+    REQUIRE(abs(a.p, b.p, 8, s.s) == 0);
+    REQUIRE(acl_().aclmdlRICaptureTaskGrpEnd(s.s, &group) == 0);
+    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    const uint64_t calls = mock().count(), launches = counter("launches");
+    constexpr int kSteps = 20;
+    for (int i = 0; i < kSteps; i++) {
+        REQUIRE(acl_().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
+        REQUIRE(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
+        REQUIRE(abs(a.p, b.p, 8 + i, updates.s) == 0);
+        REQUIRE(acl_().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
+        REQUIRE(acl_().aclrtValueWrite(flag.p, 1, 0, updates.s) == 0);
+    }
+    REQUIRE(acl_().aclrtSynchronizeDevice() == 0);
+    std::string order;
+    for (const MockCall& c : mock().since(calls)) {
+        if (std::strchr("uUlv", c.what)) order += c.what;
+        if (c.what == 'l') CHECK(c.model != nullptr);
+        if (c.what == 'r') CHECK(c.model == nullptr);  // no event of the daemon's within an update
+    }
+    std::string expected;
+    for (int i = 0; i < kSteps; i++) expected += "ulUv";
+    CHECK(order == expected);
+    CHECK(counter("launches") == launches);  // an update launches nothing
+    // A forged group is refused here, and the launch behind a refused begin does not run by itself.
+    CHECK(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, reinterpret_cast<aclrtTaskGrp>(12345)) == acl::RT_INVALID_HANDLE);
+    REQUIRE(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
+    REQUIRE(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
+    CHECK(acl_().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
+    CHECK(acl_().aclrtSynchronizeStream(updates.s) == acl::RT_TASK_GROUP_STATUS);
+    CHECK(acl_().aclrtSynchronizeStream(updates.s) == 0);
+}
+
+TEST_CASE("a replay of operators whose memory is gone is refused by name") {
+    Memory a(4096), kept(4096), unrelated(4096);
+    StreamOf s;
+    GraphOf graph;
+    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(abs(a.p, kept.p, 100, s.s) == 0);
+    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    REQUIRE(acl_().aclrtFree(std::exchange(unrelated.p, nullptr)) == 0);
+    REQUIRE(acl_().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
+    CHECK(acl_().aclrtSynchronizeStream(s.s) == 0);
+    REQUIRE(acl_().aclrtFree(std::exchange(a.p, nullptr)) == 0);
+    const uint64_t replays = counter("graph_replays"), refused = counter("refused");
+    REQUIRE(acl_().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
+    CHECK(acl_().aclrtSynchronizeStream(s.s) == acl::RT_PARAM_INVALID);
+    CHECK(std::string(acl_().aclGetRecentErrMsg()).find("which this process has freed") != std::string::npos);
+    CHECK(counter("graph_replays") == replays);
+    CHECK(counter("refused") == refused + 1);
+}
+
+TEST_CASE("what cannot be captured is told by the capture's end, and the stream goes on") {
+    Memory a(4096), b(4096);
+    StreamOf s, other;
+    EventOf outside;
+    GraphOf graph;
+    REQUIRE(acl_().aclrtRecordEvent(outside.e, other.s) == 0);
+    // An event from outside of the capture.
+    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(acl_().aclrtStreamWaitEvent(s.s, outside.e) == 0);
+    CHECK(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == acl::RT_CAPTURE_DEPENDENCY);
+    CHECK(graph.g == nullptr);
+    CHECK(status_of(s.s) == acl::CAPTURE_NONE);
+    // A synchronise of a stream that captures fails, and so does the capture.
+    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    CHECK(acl_().aclrtSynchronizeStream(s.s) == acl::RT_CAPTURE_MODE_NOT_SUPPORT);
+    CHECK(status_of(s.s) == acl::CAPTURE_INVALIDATED);
+    CHECK(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == acl::RT_CAPTURE_INVALIDATED);
+    // Memory of nobody.
+    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(acl_().aclrtMemsetAsync(reinterpret_cast<void*>(0x1000), 64, 0, 64, s.s) == 0);
+    CHECK(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == acl::RT_PARAM_INVALID);
+    CHECK(acl_().aclrtSynchronizeStream(s.s) == 0);
+    // The default stream, and streams that do not capture.
+    CHECK(acl_().aclmdlRICaptureBegin(nullptr, acl::CAPTURE_RELAXED) == acl::RT_CAPTURE_IMPLICIT);
+    CHECK(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == acl::RT_STREAM_NOT_CAPTURED);
+    CHECK(acl_().aclmdlRICaptureTaskGrpBegin(s.s) == acl::RT_STREAM_NOT_CAPTURED);
+    CHECK(acl_().aclmdlRIExecuteAsync(reinterpret_cast<aclmdlRI>(7), s.s) == acl::RT_INVALID_HANDLE);
+    REQUIRE(abs(a.p, b.p, 100, s.s) == 0);
+    CHECK(acl_().aclrtSynchronizeStream(s.s) == 0);
+    CHECK(mock().mock_held().models == 0);
+}
+
+TEST_CASE("unsafe calls follow the capture's mode and the thread's") {
+    Memory a(4096);
+    StreamOf s;
+    char bytes[64] = {};
+    const auto unsafe = [&] { return acl_().aclrtMemset(a.p, 64, 0, 64); };
+    const auto elsewhere = [&](aclmdlRICaptureMode mode) {
+        int r = -1;
+        std::thread([&] {
+            acl_().aclmdlRICaptureThreadExchangeMode(&mode);
+            r = acl_().aclrtMemcpy(a.p, 64, bytes, 64, acl::HOST_TO_DEVICE);
+        }).join();
+        return r;
+    };
+    const auto capture = [&](aclmdlRICaptureMode mode) { REQUIRE(acl_().aclmdlRICaptureBegin(s.s, mode) == 0); };
+    const auto end = [&] {
+        GraphOf graph;
+        return acl_().aclmdlRICaptureEnd(s.s, &graph.g);
+    };
+    capture(acl::CAPTURE_RELAXED);
+    CHECK(unsafe() == 0);
+    CHECK(elsewhere(acl::CAPTURE_GLOBAL) == 0);
+    CHECK(end() == 0);
+
+    capture(acl::CAPTURE_THREAD_LOCAL);
+    CHECK(elsewhere(acl::CAPTURE_GLOBAL) == 0);
+    CHECK(end() == 0);
+    capture(acl::CAPTURE_THREAD_LOCAL);
+    CHECK(unsafe() == acl::RT_CAPTURE_MODE_NOT_SUPPORT);
+    CHECK(status_of(s.s) == acl::CAPTURE_INVALIDATED);
+    CHECK(end() == acl::RT_CAPTURE_INVALIDATED);
+
+    capture(acl::CAPTURE_GLOBAL);
+    CHECK(elsewhere(acl::CAPTURE_RELAXED) == 0);
+    CHECK(elsewhere(acl::CAPTURE_THREAD_LOCAL) == 0);
+    // What torch_npu does around its memset.
+    aclmdlRICaptureMode mode = acl::CAPTURE_RELAXED;
+    CHECK(acl_().aclmdlRICaptureThreadExchangeMode(&mode) == 0);
+    CHECK(mode == acl::CAPTURE_GLOBAL);
+    CHECK(unsafe() == 0);
+    CHECK(acl_().aclmdlRICaptureThreadExchangeMode(&mode) == 0);
+    CHECK(mode == acl::CAPTURE_RELAXED);
+    CHECK(end() == 0);
+    capture(acl::CAPTURE_GLOBAL);
+    CHECK(elsewhere(acl::CAPTURE_GLOBAL) == acl::RT_CAPTURE_MODE_NOT_SUPPORT);
+    CHECK(end() == acl::RT_CAPTURE_INVALIDATED);
+    capture(acl::CAPTURE_GLOBAL);
+    int wrong = 0;
+    std::thread([&] { wrong = end(); }).join();
+    CHECK(wrong == acl::RT_CAPTURE_WRONG_THREAD);
+    CHECK(end() == 0);
+    CHECK(unsafe() == 0);
+}
+
+TEST_CASE("captured copies keep pageable bytes and read pinned memory at replay") {
+    constexpr size_t n = 3000, large = 3 << 20;
+    Memory a(large), b(large);
+    StreamOf s;
+    GraphOf graph;
+    std::vector<uint8_t> pageable(large, 1);
+    void* pinned = nullptr;
+    REQUIRE(acl_().aclrtMallocHost(&pinned, n) == 0);
+    const uint64_t calls = mock().count();
+    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(acl_().aclrtMemcpyAsync(a.p, n, pageable.data(), n, acl::HOST_TO_DEVICE, s.s) == 0);
+    REQUIRE(acl_().aclrtMemcpyAsync(a.p, large, pageable.data(), large, acl::HOST_TO_DEVICE, s.s) == 0);
+    REQUIRE(acl_().aclrtMemcpyAsync(b.p, n, pinned, n, acl::HOST_TO_DEVICE, s.s) == 0);
+    CHECK(acl_().aclrtMemcpyAsync(pageable.data(), n, a.p, n, acl::DEVICE_TO_HOST, s.s) == acl::RT_CAPTURE_MODE_NOT_SUPPORT);
+    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    REQUIRE(acl_().aclrtFreeHost(pinned) == 0);  // the graph keeps it
+    // Staging blocks and inline buffers are used by others meanwhile.
+    std::vector<uint8_t> other(large, 9);
+    for (int i = 0; i < 64; i++) REQUIRE(acl_().aclrtMemcpy(b.p, large, other.data(), large, acl::HOST_TO_DEVICE) == 0);
+    size_t pageable_bytes = 0;
+    for (const MockCall& c : captured(calls)) {
+        REQUIRE(c.what == 'c');
+        const auto* from = reinterpret_cast<const uint8_t*>(c.b);
+        if (c.a >= number(a.p) && c.a < number(a.p) + large) {
+            pageable_bytes += c.bytes;
+            CHECK(std::all_of(from, from + c.bytes, [](uint8_t v) { return v == 1; }));
+        } else {
+            [[maybe_unused]] volatile uint8_t still_mapped = *from;
+        }
+    }
+    CHECK(pageable_bytes == n + large);
+}
+
+TEST_CASE("a real event is recorded by replays, and its waits and records keep the program's order") {
+    Memory a(1 << 20), b(4096);
+    StreamOf held, waiter, s;
+    EventOf real(acl::EVENT_EXTERNAL), gone(acl::EVENT_EXTERNAL);
+    GraphOf graph;
+    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(abs(a.p, b.p, 100, s.s) == 0);
+    REQUIRE(acl_().aclrtRecordEvent(real.e, s.s) == 0);
+    REQUIRE(acl_().aclrtStreamWaitEvent(waiter.s, real.e) == 0);
+    CHECK(status_of(waiter.s) == acl::CAPTURE_NONE);  // a real event takes nobody into the capture
+    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    uint32_t lane = 0, decode = 0;
+    StreamOf steps;
+    for (const auto& l : running().plane.lanes()) {
+        if (l.stream == number(held.s)) lane = l.lane;
+        if (l.stream == number(steps.s)) decode = l.lane;
+    }
+    REQUIRE(running().plane.set_lane(lane, gate::Phase::Prefill, 0));
+    REQUIRE(running().plane.set_lane(decode, gate::Phase::Decode, 1));
+    gate::Settings settings;
+    settings.enabled = true;
+    settings.window_us = 1;
+    settings.max_hold_us = 100;
+    settings.lease_until_ns = wire::now_ns() + 60'000'000'000ull;
+    running().plane.set_gate(settings);
+    const uint64_t calls = mock().count();
+    constexpr int kRounds = 50;
+    for (int i = 0; i < kRounds; i++) {
+        REQUIRE(abs(b.p, b.p, 10, steps.s) == 0);
+        // The gate holds the lane of the replay, so the replay, and so the wait of its event.
+        for (int k = 0; k < 3; k++) REQUIRE(abs(a.p, a.p, 100000, held.s) == 0);
+        REQUIRE(acl_().aclmdlRIExecuteAsync(graph.g, held.s) == 0);
+        REQUIRE(acl_().aclrtStreamWaitEvent(waiter.s, real.e) == 0);
+        REQUIRE(acl_().aclrtResetEvent(real.e, waiter.s) == 0);
+        REQUIRE(acl_().aclrtMemsetAsync(b.p, 1, 1, 1, waiter.s) == 0);
+    }
+    REQUIRE(acl_().aclrtSynchronizeDevice() == 0);
+    std::string order;
+    void* vendors_event = nullptr;
+    for (const MockCall& c : mock().since(calls)) {
+        if (std::strchr("xwm", c.what)) order += c.what;
+        if (c.what != 'w') continue;
+        if (!vendors_event) vendors_event = reinterpret_cast<void*>(c.a);
+        CHECK(number(vendors_event) == c.a);  // one and the same
+    }
+    std::string expected;
+    for (int i = 0; i < kRounds; i++) expected += "xwm";
+    CHECK(order == expected);
+    running().plane.set_gate({});
+}
+
+TEST_CASE("a graph's description crosses whole") {
+    StreamOf s;
+    GraphOf graph;
+    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    const std::string path = running().directory + "/graph.json";
+    REQUIRE(acl_().aclmdlRIDebugJsonPrint(graph.g, path.c_str(), 3) == 0);
+    std::ifstream file(path);
+    std::stringstream text;
+    text << file.rdbuf();
+    CHECK(text.str().size() > 5000);
+    CHECK(text.str().find("\"flags\": 3") != std::string::npos);
+    CHECK(text.str().ends_with("\"}\n"));
+    CHECK(acl_().aclmdlRIDebugJsonPrint(graph.g, "/nowhere/graph.json", 0) == acl::INVALID_PARAM);
+}
+
+TEST_CASE("a graph that is being replayed cannot go, one that is aborted can") {
+    StreamOf s;
+    GraphOf graph;
+    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    mock().mock_stick(1);
+    REQUIRE(acl_().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
+    int32_t status = -1;
+    CHECK(eventually([&] { return acl_().aclrtStreamQuery(s.s, &status) == 0 && status == acl::STREAM_NOT_READY; }));
+    CHECK(acl_().aclmdlRIDestroy(graph.g) == 107037);
+    CHECK(acl_().aclmdlRIAbort(graph.g) == 0);
+    mock().mock_stick(0);
+    CHECK(acl_().aclrtSynchronizeStream(s.s) == 0);
+}
+
+TEST_CASE("a session that ends amid a capture and amid a replay leaves nothing") {
+    // Left to the daemon's end, with the session still open: a graph, a capture under way with what it keeps, a replay that never ends.
+    aclrtStream capturing = nullptr, replaying = nullptr;
+    aclrtEvent event = nullptr;
+    void* a = nullptr;
+    REQUIRE(acl_().aclrtCreateStream(&capturing) == 0);
+    REQUIRE(acl_().aclrtCreateStream(&replaying) == 0);
+    REQUIRE(acl_().aclrtCreateEventWithFlag(&event, 0) == 0);
+    REQUIRE(acl_().aclrtMalloc(&a, 4096, 0) == 0);
+    aclmdlRI graph = nullptr;
+    REQUIRE(acl_().aclmdlRICaptureBegin(replaying, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(abs(a, a, 100, replaying) == 0);
+    REQUIRE(acl_().aclmdlRICaptureEnd(replaying, &graph) == 0);
+    mock().mock_stick(1);
+    REQUIRE(acl_().aclmdlRIExecuteAsync(graph, replaying) == 0);
+    REQUIRE(acl_().aclmdlRICaptureBegin(capturing, acl::CAPTURE_RELAXED) == 0);
+    std::vector<uint8_t> bytes(4096, 1);
+    REQUIRE(acl_().aclrtMemcpyAsync(a, 4096, bytes.data(), 4096, acl::HOST_TO_DEVICE, capturing) == 0);
+    REQUIRE(abs(a, a, 100, capturing) == 0);
+    REQUIRE(acl_().aclrtRecordEvent(event, capturing) == 0);
+    CHECK(eventually([&] { return mock().mock_held().models == 2 && mock().mock_held().host >= 1; }));
+    running().plane.stop();
+    const MockHeld held = mock().mock_held();
+    CHECK(held.models == 0);
+    CHECK(held.streams == 0);
+    CHECK(held.events == 0);
+    CHECK(held.memory == 0);
+    CHECK(held.host == 0);
+    CHECK(held.tensors == 0);
+    CHECK(held.executors == 0);
+}
