@@ -101,9 +101,13 @@ TEST_CASE("captured tasks run at the replay, in order, each time") {
     CHECK(aclrtSynchronizeStream(stream) == 0);
     CHECK(order.empty());
     StreamOwner other;
-    for (int replay = 1; replay <= 3; ++replay) {
-        CHECK(aclmdlRIExecuteAsync(graph, replay == 2 ? other : stream) == 0);
-        CHECK(aclrtSynchronizeStream(replay == 2 ? other : stream) == 0);
+    for (int replay = 1; replay <= 4; ++replay) {
+        if (replay == 4) {
+            CHECK(aclmdlRIExecute(graph, 10'000) == 0);  // waits itself
+        } else {
+            CHECK(aclmdlRIExecuteAsync(graph, replay == 2 ? other : stream) == 0);
+            CHECK(aclrtSynchronizeStream(replay == 2 ? other : stream) == 0);
+        }
         REQUIRE(order.size() == size_t(10 * replay));
         CHECK(std::is_sorted(order.end() - 10, order.end()));
     }
