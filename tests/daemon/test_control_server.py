@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from flexnpu.control.client import ControlClient, ControlError, NoDaemonError, RefusedError, connect_all
 from flexnpu.control.messages import MAX_REQUEST_BYTES, SetGate, StatusRequest, encode
@@ -19,6 +22,17 @@ from flexnpu.daemon.control_server import MAX_CONNECTIONS, ControlServer
 @pytest.fixture
 def client(served: ControlServer) -> ControlClient:
     return ControlClient(served.path)
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def _line(value: object) -> bytes:
+    return json.dumps(value).encode() + b"\n"
 
 
 def raw(path: Path) -> socket.socket:
@@ -127,6 +141,32 @@ def test_an_endless_line_is_cut(served: ControlServer) -> None:
         except ConnectionResetError:
             pass
     assert ControlClient(served.path).status().counters["control_refused"] == 1
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.binary(max_size=300)
+        | st.sampled_from([b"\n", encode(StatusRequest()), encode(StatusRequest())[:-1], b'{"v":1,', b"\xff"])
+        | st.dictionaries(st.sampled_from(["v", "type", "policy", "lease_s", "lanes"]), _VALUES).map(_line),
+        max_size=12,
+    )
+)
+def test_any_bytes_in_any_pieces(served: ControlServer, pieces: list[bytes]) -> None:
+    """Each line gets one answer, whatever it is and however it is cut, and the server serves on."""
+    sent = b"".join(pieces)
+    with raw(served.path) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        connection.shutdown(socket.SHUT_WR)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while data := connection.recv(65536):
+                received += data
+    for answer in received.splitlines():
+        assert json.loads(answer)["type"] in ("error", "daemon_status", "gate_status")
+    assert received.count(b"\n") <= sent.count(b"\n")
+    assert ControlClient(served.path).status()
 
 
 def _send_for_ever(connection: socket.socket, data: bytes) -> None:
