@@ -127,6 +127,7 @@ void Dispatcher::loop() {
     bool after_answer = false;  // the last thing done was an answer
     while (!stop_) {
         run_posted();
+        if (stop_) break;  // not after another sleep
         bool worked = drain();
         worked |= poll_host();
         const uint64_t now = now_ns();
