@@ -145,4 +145,33 @@ aclError aclrtMemImportFromShareableHandleV2(void* shareable, aclrtMemSharedHand
     return import_physical("aclrtMemImportFromShareableHandleV2", *static_cast<uint64_t*>(shareable), handle);
 }
 
+// The handle's 64 bytes are the key's.
+aclError aclrtIpcGetEventHandle(aclrtEvent event, aclrtIpcEventHandle* handle) {
+    if (!handle) return fail(acl::INVALID_PARAM, "aclrtIpcGetEventHandle: the output is null");
+    wire::Share w{};
+    w.handle = number(event);
+    Channel* c = nullptr;
+    if (aclError e = ask(w, Call::export_event, &c)) return e;
+    std::memcpy(handle->bytes, c->words(), sizeof(handle->bytes));
+    return 0;
+}
+aclError aclrtIpcOpenEventHandle(aclrtIpcEventHandle handle, aclrtEvent* event) {
+    if (!event) return fail(acl::INVALID_PARAM, "aclrtIpcOpenEventHandle: the output is null");
+    *event = nullptr;
+    Channel* c = Session::channel();
+    if (!c) return acl::RT_INTERNAL;
+    Session& s = c->session();
+    wire::Share w{};
+    std::memcpy(w.key, handle.bytes, sizeof(w.key));
+    w.handle = s.event_numbers.take();
+    if (!w.handle) return fail(acl::RT_MEMORY_ALLOCATION, "aclrtIpcOpenEventHandle: too many events");
+    if (aclError e = ask(w, Call::open_event, &c)) {
+        s.event_numbers.give_back(w.handle);
+        return e;
+    }
+    s.events.add(w.handle);
+    *event = reinterpret_cast<aclrtEvent>(w.handle);
+    return 0;
+}
+
 }  // extern "C"

@@ -276,7 +276,25 @@ void Dispatcher::remove_session(uint32_t id) {
         sessions_.erase(sessions_.begin() + ptrdiff_t(i));
         s->removed = true;
         exports_.forget(s->id, nullptr);
+        std::vector<std::shared_ptr<Mark>> orphans;
+        s->each_lane([&](const std::shared_ptr<Lane>& lane) {
+            for (auto* items : {&lane->backlog, &lane->queue}) {
+                for (auto& item : *items) {
+                    if (item->type == ItemType::record && item->mark->between_sessions) orphans.push_back(item->mark);
+                }
+            }
+        });
         s->each_lane([this](const std::shared_ptr<Lane>& lane) { drop_lane(*lane); });
+        // Others may have opened its events: from here on these are theirs, and nobody waits for records that will not come.
+        for (const uint64_t event : s->ipc_events) s->events.remove(event);
+        for (auto& mark : orphans) {
+            mark->pending = false;
+            for (Lane* l : std::exchange(mark->blocked, {})) {
+                l->blocked = false;
+                flow(*l);
+            }
+            for (auto& w : std::exchange(mark->waiters, {})) w();
+        }
         reaper_->post([this, s] { tear_down(s); });
         return;
     }
@@ -294,7 +312,7 @@ void Dispatcher::drop_lane(Lane& lane) {
             if (item->buffer) spare_buffers_.push_back(item->buffer);
             if (item->mark) {
                 std::erase(item->mark->blocked, &lane);
-                item->mark->waiters.clear();
+                if (!item->mark->between_sessions) item->mark->waiters.clear();
                 if (item->type == ItemType::wait) item->mark->queued_waits -= uint32_t(item->value);
             }
             detach(lane, *item);

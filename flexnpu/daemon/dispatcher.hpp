@@ -257,6 +257,8 @@ private:
     std::unique_ptr<Worker> reaper_;
     std::atomic<uint64_t> quota_refusals_{0};
     Exports exports_;
+    std::map<std::string, std::weak_ptr<Event>> ipc_events_;  // by key; the dispatcher's
+    void share_event(Session& s, const wire::Share& w, const std::string& key, const Reply& reply);
     // Of all sessions: addresses and mappings are this process's, and everybody's.
     std::atomic<uint64_t> reserved_bytes_{0}, pieces_{0};
     uint64_t next_graph_ = 1;

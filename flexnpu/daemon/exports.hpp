@@ -81,7 +81,6 @@ public:
         std::erase_if(all_, [&](const auto& e) { return e.second.session == session && (!allocation || e.second.allocation.lock().get() == allocation); });
     }
 
-private:
     static std::string random_key() {
         uint8_t bytes[kKeyBytes / 2];
         if (getrandom(bytes, sizeof(bytes), 0) != ssize_t(sizeof(bytes))) throw std::runtime_error("getrandom failed");
@@ -92,6 +91,8 @@ private:
         }
         return out;
     }
+
+private:
     std::mutex mutex_;
     std::map<std::string, Export> all_;
 };

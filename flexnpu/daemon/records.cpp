@@ -634,6 +634,9 @@ void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtCreateEvent");
     }
     void* event = nullptr;
+    // All sessions' events are this process's: the vendor need not know that one is for several.
+    const bool ipc = (c.flags & acl::EVENT_IPC) != 0;
+    if (ipc) c.flags = (c.flags & ~uint32_t(acl::EVENT_IPC)) ? c.flags & ~uint32_t(acl::EVENT_IPC) : uint32_t(acl::EVENT_SYNC);
     const int32_t e = c.ex ? vendor_.aclrtCreateEventExWithFlag(&event, c.flags) : vendor_.aclrtCreateEventWithFlag(&event, c.flags);
     if (e) {
         count_.vendor_errors++;
@@ -642,7 +645,9 @@ void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
     auto made = std::make_shared<Event>();
     made->flags = c.flags;
     made->ex = c.ex != 0;
+    made->ipc = ipc;
     made->mark = std::make_shared<Mark>(vendor_, event);
+    made->mark->between_sessions = ipc;
     if (!s.events.add_at(c.handle, made)) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtCreateEvent: " + hex(c.handle) + " is not free");
     reply.ok();
 }
@@ -665,6 +670,7 @@ void Dispatcher::record_event(Session& s, Payload p) {
         if (err) return fail(*lane, err, vendor_.message("aclrtRecordEvent", err));
         if (e->mark->queued_waits) e->earlier.push_back(e->mark);
         e->mark = std::make_shared<Mark>(vendor_, fresh);
+        e->mark->between_sessions = e->ipc;
     }
     if (e->earlier.size() > kMostEarlier) waits_pending(*e);
     e->mark->pending = e->mark->recorded = true;

@@ -97,6 +97,7 @@ struct Mark {
     Vendor& vendor;
     void* event;
     bool pending = false;                        // recorded by the program, not yet by the vendor
+    bool between_sessions = false;               // of an event that other sessions may have opened
     int32_t error = 0;                           // why it was not: its stream was aborted
     bool recorded = false;                       // by the program, ever
     uint32_t queued_waits = 0;                   // waits for a record of it that the vendor has not been given
@@ -112,6 +113,7 @@ struct Event : std::enable_shared_from_this<Event> {
     bool real() const { return flags & acl::EVENT_EXTERNAL; }
     uint32_t flags = 0;
     bool ex = false;
+    bool ipc = false;  // made to be opened by other sessions
     std::shared_ptr<Mark> mark;
     std::vector<std::shared_ptr<Mark>> earlier;  // that waits may still mean; kept for aclrtQueryEventWaitStatus
 };
@@ -255,6 +257,7 @@ struct Session : std::enable_shared_from_this<Session> {
         uint32_t times;
     };
     std::map<std::string, Import> imports;
+    std::vector<uint64_t> ipc_events;  // handles of events that it has exported or opened
     // Memory that the program gave back and that what it launched before may still touch.
     std::mutex leaving_mutex;
     std::list<MemoryMap::Range> leaving;

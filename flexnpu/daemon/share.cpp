@@ -16,6 +16,8 @@ std::string hex16(uint64_t v) {
     return text;
 }
 
+constexpr size_t kMaxIpcEvents = 1 << 14;
+
 Failure refusal(const char* function, Exports::Answer answer, int32_t process) {
     switch (answer) {
         case Exports::Answer::own: return {acl::RT_PARAM_INVALID, std::string(function) + ": the memory is this process's own"};
@@ -111,6 +113,7 @@ void Dispatcher::share(Session& s, Payload p, const Reply& reply) {
         case Call::allow_physical:
             if (exports_.allow(s.id, Exports::Kind::physical, hex16(w.handle), processes)) return reply.ok();
             return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtMemSetPidToShareableHandle: the handle is not of an export of this process");
+        case Call::export_event: case Call::open_event: return share_event(s, w, key, reply);
         case Call::import_physical: {
             Exports::Export e;
             std::shared_ptr<Allocation> allocation;
@@ -132,6 +135,30 @@ void Dispatcher::share(Session& s, Payload p, const Reply& reply) {
     }
     count_.malformed++;
     refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed call for shared memory");
+}
+
+// An opened event is the exporter's own object under a handle of the opener: a record by either is seen by both.
+void Dispatcher::share_event(Session& s, const wire::Share& w, const std::string& key, const Reply& reply) {
+    if (w.call == Call::export_event) {
+        const std::shared_ptr<Event> event = s.events.share(w.handle);
+        if (!event || !event->ipc) {
+            return refuse(s, reply, event ? acl::RT_PARAM_INVALID : acl::RT_INVALID_HANDLE, "aclrtIpcGetEventHandle: not an event that was created with the IPC flag");
+        }
+        std::erase_if(ipc_events_, [](const auto& e) { return e.second.expired(); });
+        if (ipc_events_.size() >= kMaxIpcEvents) return refuse(s, reply, acl::RT_INTERNAL, "aclrtIpcGetEventHandle: too many events are exported");
+        const std::string made = Exports::random_key();
+        ipc_events_[made] = event;
+        s.ipc_events.push_back(w.handle);
+        uint64_t words[Exports::kKeyBytes / 8] = {};
+        std::memcpy(words, made.data(), made.size());
+        return reply.send(0, "", words, std::size(words));
+    }
+    auto at = ipc_events_.find(key);
+    std::shared_ptr<Event> event = at == ipc_events_.end() ? nullptr : at->second.lock();
+    if (!event) return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtIpcOpenEventHandle: no such event, or its owner has destroyed it or has ended");
+    if (!s.events.add_at(w.handle, std::move(event))) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtIpcOpenEventHandle: the handle is not free");
+    s.ipc_events.push_back(w.handle);
+    reply.ok();
 }
 
 }  // namespace flexnpu::daemon

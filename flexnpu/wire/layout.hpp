@@ -287,6 +287,8 @@ struct Share {
         export_physical,  // handle, flags -> number
         allow_physical,   // handle: the number, processes
         import_physical,  // handle: the number -> handle
+        export_event,     // handle -> key
+        open_event,       // key, handle: the client's choice, as in CreateEvent
     };
     static constexpr uint32_t kProcesses = 32;
     uint32_t call;

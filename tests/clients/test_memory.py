@@ -131,11 +131,19 @@ def test_shared_memory_is_the_same_directly_and_interposed(daemon: Any, direct: 
         "back": "fluid",
         "after its free": "fluid",
         "freed": None,
+        "waited there": True,
         "after an importer's death": "alive",
         "after the owner's death": "testament",
     }
     for name, value in right.items():
         assert saw.pop(name) == value, name
-    assert len(saw) == 22
+    assert len(saw) == 25
     assert all(one == [107000] for one in saw.values()), saw
     daemon.wait_for(lambda s: not s.sessions)
+
+
+@pytest.mark.torch_npu
+def test_torch_shares_a_tensor_between_processes(daemon: Any, direct: Callable[..., str]) -> None:
+    expected = {"there": [1000.0, "npu:0", [1000]], "then": "added", "here": 2000.0}
+    assert json.loads(direct("torch_share.py")) == expected
+    assert json.loads(daemon.run("torch_share.py")) == expected

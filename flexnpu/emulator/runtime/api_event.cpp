@@ -1,6 +1,8 @@
 // Events.
 #include <atomic>
 
+#include <cstring>
+
 #include "acl.gen.h"
 #include "flexnpu/emulator/runtime/lookup.hpp"
 #include "flexnpu/emulator/runtime/runtime.hpp"
@@ -22,7 +24,17 @@ int32_t create(const char* function, aclrtEvent* handle, uint32_t flags) {
     if (!runtime.current_context()) {
         return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
     }
-    *handle = runtime.events.add(std::make_shared<emu::Event>(flags, runtime.next_event_id++));
+    auto event = std::make_shared<emu::Event>(flags, runtime.next_event_id++);
+    if (flags & acl::EVENT_IPC) {
+        auto device = runtime.current_context()->device;
+        event->between.slot = device->shared.make_event();
+        if (event->between.slot == nullptr) {
+            return fail(acl::RT_INTERNAL, "%s: no more events between processes", function);
+        }
+        event->between.id = event->between.slot->id;
+        event->between.keep = device;
+    }
+    *handle = runtime.events.add(std::move(event));
     return *handle != nullptr ? int32_t(acl::SUCCESS) : fail(acl::RT_INTERNAL, "%s: no more events", function);
 }
 
@@ -131,6 +143,9 @@ aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream stream_handle) {
     int32_t capture_error = Runtime::get().captures.record("aclrtRecordEvent", event, *stream, &captured);
     if (captured) {
         return capture_error;
+    }
+    if (event->between.theirs) {
+        return fail(acl::API_NOT_SUPPORTED, "aclrtRecordEvent: on the emulated device only its owner records an event between processes");
     }
     emu::Task task;
     task.kind = emu::TaskKind::EventRecord;
@@ -283,5 +298,48 @@ aclError aclrtGetEventAvailNum(uint32_t* count) {
     }
     *count = 65535;
     return acl::SUCCESS;
+}
+
+// In the handle: a word that tells it from other bytes, the slot, its random number.
+constexpr uint64_t kIpcEventMagic = 0x746e657665786c66ull;
+
+aclError aclrtIpcGetEventHandle(aclrtEvent handle, aclrtIpcEventHandle* out) {
+    std::shared_ptr<emu::Event> event;
+    if (out == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtIpcGetEventHandle: the output is null");
+    }
+    if (int32_t error = find("aclrtIpcGetEventHandle", handle, &event)) {
+        return error;
+    }
+    if (event->between.slot == nullptr || event->between.theirs) {
+        return fail(acl::RT_PARAM_INVALID, "aclrtIpcGetEventHandle: not an event that was created with the IPC flag");
+    }
+    auto device = std::static_pointer_cast<emu::Device>(event->between.keep);
+    uint64_t words[3] = {kIpcEventMagic, device->shared.number_of(event->between.slot), event->between.id};
+    *out = {};
+    std::memcpy(out->bytes, words, sizeof(words));
+    return acl::SUCCESS;
+}
+
+aclError aclrtIpcOpenEventHandle(aclrtIpcEventHandle handle, aclrtEvent* out) {
+    if (out == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtIpcOpenEventHandle: the output is null");
+    }
+    *out = nullptr;
+    Runtime& runtime = Runtime::get();
+    auto context = runtime.current_context();
+    if (!context) {
+        return fail(acl::RT_CONTEXT_NULL, "aclrtIpcOpenEventHandle: this thread has no device");
+    }
+    uint64_t words[3];
+    std::memcpy(words, handle.bytes, sizeof(words));
+    auto* slot = words[0] == kIpcEventMagic && words[1] < UINT32_MAX ? context->device->shared.event(uint32_t(words[1])) : nullptr;
+    if (slot == nullptr || words[2] == 0 || slot->id != words[2]) {
+        return fail(acl::RT_PARAM_INVALID, "aclrtIpcOpenEventHandle: no such event, or its owner has destroyed it or has ended");
+    }
+    auto event = std::make_shared<emu::Event>(acl::EVENT_IPC, runtime.next_event_id++);
+    event->between = {context->device, slot, words[2], true};
+    *out = runtime.events.add(std::move(event));
+    return *out != nullptr ? int32_t(acl::SUCCESS) : fail(acl::RT_INTERNAL, "aclrtIpcOpenEventHandle: no more events");
 }
 }

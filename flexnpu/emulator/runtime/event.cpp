@@ -1,17 +1,24 @@
 #include "flexnpu/emulator/runtime/event.hpp"
 
 #include <algorithm>
+#include <thread>
 
 namespace flexnpu::emulator {
 
 uint64_t Event::next_record() {
     std::lock_guard lock(mutex_);
     pending_.push_back(++recorded_);
+    if (between.slot != nullptr && !between.theirs) {
+        between.slot->recorded = recorded_;
+    }
     return recorded_;
 }
 
 uint64_t Event::current() const {
     std::lock_guard lock(mutex_);
+    if (between.theirs) {
+        return between.slot->id.load() == between.id ? between.slot->recorded.load() : 0;
+    }
     return recorded_ > reset_ ? recorded_ : 0;
 }
 
@@ -28,6 +35,9 @@ void Event::complete(uint64_t record, uint64_t device_ns, bool aborted) {
     if (record >= reached_) {
         reached_ = record;
         reached_ns_ = device_ns;
+        if (between.slot != nullptr) {
+            between.slot->completed = record;
+        }
     }
     changed_.notify_all();
     for (Waiter* waiter : waiters_) {
@@ -42,6 +52,11 @@ void Event::reset(uint64_t record) {
 }
 
 bool Event::is_complete_locked(uint64_t record) const {
+    if (between.theirs) {
+        // Nobody waits for an owner that has destroyed the event, or has ended.
+        const DevicePage::IpcEvent& slot = *between.slot;
+        return slot.id.load() != between.id || slot.completed.load() >= record || !SharedDevice::owner_lives(slot);
+    }
     if (record == kExternalRecord) {
         return reached_ > reset_;
     }
@@ -55,6 +70,9 @@ bool Event::is_complete(uint64_t record) const {
 
 bool Event::recorded_and_complete() const {
     std::lock_guard lock(mutex_);
+    if (between.theirs) {
+        return between.slot->recorded.load() > 0 && is_complete_locked(between.slot->recorded.load());
+    }
     return recorded_ > reset_ && is_complete_locked(recorded_);
 }
 
@@ -77,6 +95,16 @@ std::optional<uint64_t> Event::timestamp(uint64_t record) const {
 }
 
 bool Event::wait(uint64_t record, std::optional<Clock::time_point> deadline) {
+    // Another process does not wake us.
+    while (between.theirs && !is_complete(record)) {
+        if (deadline && Clock::now() >= *deadline) {
+            return false;
+        }
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+    if (between.theirs) {
+        return true;
+    }
     std::unique_lock lock(mutex_);
     auto done = [&] { return is_complete_locked(record) || reset_ >= record; };
     if (!deadline) {

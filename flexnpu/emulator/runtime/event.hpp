@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "flexnpu/emulator/runtime/clock.hpp"
+#include "flexnpu/emulator/runtime/shared_device.hpp"
 
 namespace flexnpu::emulator {
 
@@ -32,6 +33,21 @@ public:
     explicit Event(uint32_t flags, uint32_t id) : flags(flags), id(id) {}
     const uint32_t flags;
     const uint32_t id;
+
+    // Of an event between processes: the place in the device's page that its owner writes and others read. An event that was
+    // opened (`theirs`) can be waited for and queried; it is its owner's to record.
+    struct Between {
+        std::shared_ptr<void> keep;  // what owns the page
+        DevicePage::IpcEvent* slot = nullptr;
+        uint64_t id = 0;
+        bool theirs = false;
+    };
+    Between between;
+    ~Event() {
+        if (between.slot != nullptr && !between.theirs) {
+            between.slot->id = 0;
+        }
+    }
 
     // At the call of record: its number.
     uint64_t next_record();

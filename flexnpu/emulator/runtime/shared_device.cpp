@@ -442,6 +442,29 @@ bool SharedDevice::end_exports(uint64_t offset, uint64_t size) {
     return free;
 }
 
+bool SharedDevice::owner_lives(const DevicePage::IpcEvent& event) { return process_start_time(event.pid) == event.start_time; }
+
+DevicePage::IpcEvent* SharedDevice::make_event() {
+    Lock lock(page_);
+    for (DevicePage::IpcEvent& one : page_->events) {
+        if (one.id.load() != 0 && owner_lives(one)) {
+            continue;
+        }
+        uint64_t id = 0;
+        while (id == 0) {
+            if (getrandom(&id, sizeof(id), 0) != sizeof(id)) {
+                throw_errno("getrandom");
+            }
+        }
+        one.pid = getpid();
+        one.start_time = process_start_time(getpid());
+        one.recorded = one.completed = 0;
+        one.id = id;
+        return &one;
+    }
+    return nullptr;
+}
+
 uint32_t SharedDevice::users() {
     Lock lock(page_);
     sum_locked(true);

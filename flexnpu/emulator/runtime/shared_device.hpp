@@ -56,6 +56,15 @@ struct DevicePage {
     };
     static constexpr uint32_t kExports = 512;
 
+    // An event that its owner records and others wait for.
+    struct IpcEvent {
+        std::atomic<uint64_t> id;  // 0: the slot is free
+        int32_t pid;
+        uint64_t start_time;
+        std::atomic<uint64_t> recorded, completed;
+    };
+    static constexpr uint32_t kIpcEvents = 1024;
+
     std::atomic<uint64_t> magic;  // set last, when the page is ready
     uint64_t size;
     uint64_t capacity_bytes;
@@ -64,6 +73,7 @@ struct DevicePage {
     std::atomic<uint64_t> cube_ns;  // the part of the compute engine's busy time that used the matrix unit
     pthread_mutex_t mutex;          // robust; guards users
     User users[kMaxUsers];
+    IpcEvent events[kIpcEvents];  // made under the mutex
     Export exports[kExports];  // under the mutex too
 };
 
@@ -105,6 +115,12 @@ public:
     bool end_export(const std::string& key);
     // This process gives the memory back. False: others still have it, and it must not be used again.
     bool end_exports(uint64_t offset, uint64_t size);
+
+    // A slot for an event of this process, or null; its number is its place.
+    DevicePage::IpcEvent* make_event();
+    DevicePage::IpcEvent* event(uint32_t number) { return number < DevicePage::kIpcEvents ? &page_->events[number] : nullptr; }
+    uint32_t number_of(const DevicePage::IpcEvent* event) const { return uint32_t(event - page_->events); }
+    static bool owner_lives(const DevicePage::IpcEvent& event);
 
     // In a forked child: drops the mapping without touching the parent's entry.
     void abandon();

@@ -9,7 +9,18 @@ import json
 import os
 import subprocess
 import sys
-from ctypes import byref, c_char_p, c_int32, c_size_t, c_uint64, c_void_p, create_string_buffer
+from ctypes import (
+    Structure,
+    byref,
+    c_char,
+    c_char_p,
+    c_int32,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+    create_string_buffer,
+)
 from typing import Any
 
 from ascendcl import AclError, call, copy_in, copy_out, create_stream, malloc, start
@@ -70,6 +81,33 @@ def fill(address: int, value: int) -> None:
     call("aclrtSynchronizeStream", stream)
 
 
+class Handle(Structure):
+    _fields_ = (("bytes", c_char * 64),)
+
+
+def create_event(flags: int = 0x40) -> c_void_p:
+    event = c_void_p()
+    call("aclrtCreateEventExWithFlag", byref(event), c_uint32(flags))
+    return event
+
+
+def event_handle(event: c_void_p) -> str:
+    handle = Handle()
+    call("aclrtIpcGetEventHandle", event, byref(handle))
+    return bytes(handle).hex()
+
+
+def wait_event(handle: str) -> bool:
+    """Opens the event, and waits for it in a stream."""
+    event = c_void_p()
+    call("aclrtIpcOpenEventHandle", Handle.from_buffer_copy(bytes.fromhex(handle)), byref(event))
+    stream = create_stream()
+    call("aclrtStreamWaitEvent", stream, event)
+    call("aclrtSynchronizeStream", stream)
+    call("aclrtDestroyEvent", event)
+    return True
+
+
 def free(address: int) -> None:
     call("aclrtFree", c_void_p(address))
 
@@ -86,7 +124,19 @@ def free_handle(handle: int) -> None:
 
 COMMANDS = {
     one.__name__: one
-    for one in (import_key, close, read, write, fill, free, import_handle, map_handle, free_handle, unmap)
+    for one in (
+        import_key,
+        close,
+        read,
+        write,
+        fill,
+        free,
+        import_handle,
+        map_handle,
+        free_handle,
+        unmap,
+        wait_event,
+    )
 } | {"allow": allow, "export": export}
 
 
@@ -209,6 +259,17 @@ def exporter() -> None:
     one.do("unmap", mapped)
     saw["freed"] = one.do("free_handle", imported)
 
+    # Events.
+    event, stream = create_event(), create_stream()
+    opened = event_handle(event)
+    call("aclrtRecordEvent", event, stream)
+    saw["waited there"] = one.do("wait_event", opened)
+    saw["forged event"] = one.do("wait_event", "00" * 64)
+    saw["an event of one process"] = run("event_handle", create_event(1))
+    call("aclrtDestroyEvent", event)
+    call("aclrtSynchronizeStream", stream)
+    saw["after its end"] = one.do("wait_event", opened)
+
     # The importer's death, then the owner's.
     key = export(memory, SIZE, ANY_PROCESS)
     one.do("import_key", key)
@@ -232,7 +293,7 @@ def export_new(text: str) -> str:
     return export(memory, SIZE, ANY_PROCESS)
 
 
-COMMANDS["export_new"] = export_new
+COMMANDS |= {"export_new": export_new, "event_handle": event_handle}
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["importer"]:
