@@ -237,4 +237,21 @@ aclError aclrtEventGetTimestamp(aclrtEvent e, uint64_t* timestamp) {
     return 0;
 }
 
+// Attributes are what their own functions set; the value's first word is all that these two have.
+struct aclrtStreamAttrValue {
+    union {
+        uint64_t failure_mode;
+        uint32_t overflow_switch;
+        uint32_t words[4];
+    };
+};
+aclError aclrtSetStreamAttribute(aclrtStream s, aclrtStreamAttr attribute, aclrtStreamAttrValue* value) {
+    if (!value) return fail(acl::INVALID_PARAM, "aclrtSetStreamAttribute: the value is null");
+    switch (attribute) {
+        case 1: return aclrtSetStreamFailureMode(s, value->failure_mode);
+        case 2: return aclrtSetStreamOverflowSwitch(s, value->overflow_switch);
+        default: return fail(acl::RT_PARAM_INVALID, "aclrtSetStreamAttribute: FlexNPU does not interpose attribute %d", attribute);
+    }
+}
+
 }  // extern "C"
