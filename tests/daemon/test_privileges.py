@@ -200,3 +200,26 @@ def test_no_such_user_or_group() -> None:
     assert privileges.group_id("4343") == 4343
     assert privileges.account("root") is None
     assert as_user(STRANGER, [], lambda: privileges.account(None)) is None
+
+
+def test_it_still_ends_with_its_parent_if_it_was_to(tmp_path: Path) -> None:
+    """The kernel forgets that wish when a process changes its user."""
+    script = f"""
+import ctypes, signal, subprocess, sys
+def with_me():
+    ctypes.CDLL(None).prctl({privileges._PR_SET_PDEATHSIG}, signal.SIGTERM)
+command = [sys.executable, "-c", "from flexnpu.cli.daemon import main; main()", "--emulated", "--run-dir"]
+daemon = subprocess.Popen(
+    [*command, {str(tmp_path / "run")!r}], stderr=subprocess.PIPE, text=True, preexec_fn=with_me
+)
+daemon.stderr.readline()
+print(daemon.pid, flush=True)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    pid = int(result.stdout)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
