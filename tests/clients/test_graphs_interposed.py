@@ -1,4 +1,4 @@
-"""Unmodified torch.npu.NPUGraph through the daemon: the bits of a direct run, with another session beside it."""
+"""Unmodified torch.npu.NPUGraph through the daemon: the bits of a direct run, another session beside it."""
 
 from __future__ import annotations
 
