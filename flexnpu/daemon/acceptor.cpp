@@ -392,12 +392,7 @@ void Acceptor::host_memory(Client& client, uint64_t bytes) {
 
 void Acceptor::free_host_memory(Client& client, uint32_t number) {
     std::shared_ptr<HostMemory> region;
-    const bool ran = dispatcher_.run([p = client.session, number, &region] {
-        auto it = p->host.find(number);
-        if (it == p->host.end()) return;
-        region = it->second;
-        p->host.erase(it);
-    });
+    const bool ran = dispatcher_.run([&d = dispatcher_, p = client.session, number, &region] { region = d.retire_host(*p, number); });
     if (!ran || !region) return answer(client, acl::RT_PARAM_INVALID, "aclrtFreeHost: no such memory");
     client.session->host_bytes -= region->bytes;
     client.amounts.host_bytes -= region->bytes;

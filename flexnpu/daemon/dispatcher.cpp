@@ -44,6 +44,7 @@ constexpr uint64_t kMaxQueuedCalling = 8 * kMaxQueued;
 // Items of one lane between us and the device. Hardware streams hold about a thousand or two; with fewer than this a device runs dry.
 constexpr uint64_t kInFlight = 512;
 constexpr uint64_t kFenceEvery = 64;
+constexpr uint64_t kMostLeavingHost = uint64_t(1) << 30;
 constexpr uint64_t kSlowCopyBytesPerNs = 8;  // a cautious 8 GB/s
 constexpr uint32_t kMarkerFlags = acl::EVENT_SYNC | acl::EVENT_TIME_LINE;
 
@@ -262,6 +263,26 @@ void Dispatcher::add_session(std::shared_ptr<Session> session) {
     sessions_.push_back(std::move(session));
 }
 
+// The client waits for its copies before it frees; one that does not must not pull memory from under the device.
+std::shared_ptr<HostMemory> Dispatcher::retire_host(Session& s, uint32_t number) {
+    auto it = s.host.find(number);
+    if (it == s.host.end()) return nullptr;
+    bool quiet = s.queued == 0 && std::all_of(s.uses.begin(), s.uses.end(), [](const auto& use) { return use.expired(); });
+    s.each_lane([&](const std::shared_ptr<Lane>& lane) {
+        int32_t status = acl::STREAM_NOT_READY;
+        // A stream that captures must not be asked.
+        quiet = quiet && !lane->in_capture && vendor_.aclrtStreamQuery(lane->stream, &status) == 0 && status == acl::STREAM_COMPLETE;
+    });
+    if (quiet) s.leaving_host.clear();
+    uint64_t waiting = 0;
+    for (const auto& region : s.leaving_host) waiting += region->bytes;
+    if (!quiet && !s.leaving_host.empty() && waiting + it->second->bytes > kMostLeavingHost) return nullptr;
+    std::shared_ptr<HostMemory> region = std::move(it->second);
+    s.host.erase(it);
+    if (!quiet) s.leaving_host.push_back(region);
+    return region;
+}
+
 Session* Dispatcher::session(uint32_t id) {
     for (auto& s : sessions_) {
         if (s->id == id) return s.get();
@@ -355,6 +376,7 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
     s->leaving.clear();
     give_back_virtual_memory(*s, std::move(ranges));
     s->host.clear();
+    s->leaving_host.clear();
     live_sessions_--;
 }
 

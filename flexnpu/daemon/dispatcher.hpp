@@ -64,6 +64,9 @@ public:
     // On the dispatching thread.
     void add_session(std::shared_ptr<Session> session);
     void remove_session(uint32_t id);
+    // Takes shared host memory from the session; it is unmapped when no copy can touch it any more. Null: there is none of that number, or too
+    // much waits for its copies already.
+    std::shared_ptr<HostMemory> retire_host(Session& s, uint32_t number);
     Session* session(uint32_t id);
     std::vector<SessionInfo> session_infos();
     std::vector<LaneInfo> lane_infos();

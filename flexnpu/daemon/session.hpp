@@ -261,6 +261,7 @@ struct Session : std::enable_shared_from_this<Session> {
     // Memory that the program gave back and that what it launched before may still touch.
     std::mutex leaving_mutex;
     std::list<MemoryMap::Range> leaving;
+    std::vector<std::shared_ptr<HostMemory>> leaving_host;  // the dispatcher's
     // One for each call on a worker that touches device memory: expired when the call is over.
     std::vector<std::weak_ptr<void>> uses;
     uint64_t calls = 0;
