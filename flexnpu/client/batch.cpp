@@ -30,7 +30,7 @@ thread_local aclrtStream resources_of = nullptr;
 
 aclError check_stream(const char* function, aclrtStream stream) {
     Session* s = Session::get();
-    if (!s) return acl::RT_INTERNAL;
+    if (!s) return flexnpu::client::last_error();
     if (stream && !s->streams.has(reinterpret_cast<uint64_t>(stream))) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, stream);
     return 0;
 }
@@ -52,6 +52,15 @@ aclError aclrtMemcpyBatchV2(void** to, size_t* room, void** from, size_t* bytes,
 aclError aclrtMemcpyBatchAsyncV2(void** to, size_t* room, void** from, size_t* bytes, size_t n, aclrtMemcpyBatchAttr*, size_t*, size_t,
                                  aclrtStream stream) {
     return copy_batch("aclrtMemcpyBatchAsyncV2", to, room, from, bytes, n, nullptr, false, stream);
+}
+
+aclError aclrtCmoAsync(void* address, size_t bytes, aclrtCmoType type, aclrtStream stream) {
+    if (aclError e = check_stream("aclrtCmoAsync", stream)) return e;
+    if (!address || bytes == 0) return fail(acl::INVALID_PARAM, "aclrtCmoAsync: null address, or size 0");
+    flexnpu::client::Channel* c = Session::channel();
+    if (!c) return flexnpu::client::last_error();
+    const flexnpu::wire::CacheHint ask{reinterpret_cast<uint64_t>(stream), reinterpret_cast<uint64_t>(address), bytes, type};
+    return c->post(flexnpu::wire::Kind::cache_hint, ask);
 }
 
 aclError aclrtUseStreamResInCurrentThread(aclrtStream stream) {

@@ -670,6 +670,7 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
             if (int32_t e = vendor_.aclrtResetEvent(item->mark->event, lane.stream)) fail(lane, e, vendor_.message("aclrtResetEvent", e));
             break;
         case ItemType::call: item->work(lane, item->ticket); break;
+        case ItemType::hint: dispatch_hint(lane, *item); break;
         case ItemType::replay: dispatch_replay(lane, *item); break;
         case ItemType::value: {
             const int32_t e = Vendor::call(item->value ? vendor_.aclrtValueWait : vendor_.aclrtValueWrite, reinterpret_cast<void*>(item->a), item->b,

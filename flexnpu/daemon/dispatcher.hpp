@@ -119,6 +119,8 @@ private:
     void forward(Session& s, Payload p, const Reply& reply);
     void text(Session& s, Payload p, const Reply& reply);
     void run_op(Session& s, Payload p, const Reply& reply);
+    void cache_hint(Session& s, Payload p);
+    void dispatch_hint(Lane& lane, Item& item);
     void virtual_memory(Session& s, Payload p, const Reply& reply);
     void share(Session& s, Payload p, const Reply& reply);
     void reserve(Session& s, const wire::VirtualMemory& v, const Reply& reply);

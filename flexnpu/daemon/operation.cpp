@@ -200,4 +200,31 @@ void Dispatcher::run_op(Session& s, Payload p, const Reply& reply) {
     push(*lane, std::move(item));
 }
 
+// aclrtCmoAsync: the cache is to fetch, write back or forget a range of memory.
+void Dispatcher::cache_hint(Session& s, Payload p) {
+    wire::CacheHint h;
+    if (!take(p, &h)) {
+        count_.malformed++;
+        return refuse_later(s, nullptr, acl::INVALID_PARAM, "");
+    }
+    Lane* lane = lane_of(s, h.stream);
+    if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
+    // Forgetting what is in the cache would lose what was written there: the range must be the program's to the byte.
+    if (h.bytes == 0 || !s.memory.holds(h.address, h.bytes)) {
+        return refuse_later(s, lane, acl::RT_PARAM_INVALID, "aclrtCmoAsync: " + hex(h.address) + " is not in memory of this process");
+    }
+    auto item = std::make_unique<Item>();
+    item->type = ItemType::hint;
+    item->a = h.address;
+    item->bytes = h.bytes;
+    item->value = int32_t(h.type);
+    push(*lane, std::move(item));
+}
+
+void Dispatcher::dispatch_hint(Lane& lane, Item& item) {
+    const auto cmo = reinterpret_cast<decltype(&::aclrtCmoAsync)>(vendor_.function(api::FN_aclrtCmoAsync));
+    if (!cmo) return fail(lane, acl::API_NOT_SUPPORTED, "aclrtCmoAsync: this CANN does not have it");
+    if (int32_t e = cmo(reinterpret_cast<void*>(item.a), item.bytes, item.value, lane.stream)) fail(lane, e, vendor_.message("aclrtCmoAsync", e));
+}
+
 }  // namespace flexnpu::daemon

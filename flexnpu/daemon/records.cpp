@@ -131,6 +131,7 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
         case Kind::control_graph: return control_graph(s, p, reply);
         case Kind::forward: return forward(s, p, reply);
         case Kind::text: return text(s, p, reply);
+        case Kind::cache_hint: return cache_hint(s, p);
         case Kind::run_op: return run_op(s, p, reply);
         case Kind::late_dims: {
             wire::LateDims l;

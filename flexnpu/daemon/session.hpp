@@ -118,7 +118,7 @@ struct Event : std::enable_shared_from_this<Event> {
     std::vector<std::shared_ptr<Mark>> earlier;  // that waits may still mean; kept for aclrtQueryEventWaitStatus
 };
 
-enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync, replay, value, update_begin, update_end, host_func, call };
+enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync, replay, value, update_begin, update_end, host_func, call, hint };
 
 // Something that a lane is to do, in the lane's order.
 struct Item {

@@ -111,6 +111,7 @@ enum class Kind : uint16_t {
     update_begin,     // GraphOp, its `graph` a task group: launches of the stream give the group's operators new arguments, until
     update_end,       // StreamOp
     value_op,         // ValueOp
+    cache_hint,       // CacheHint
     define_shape,     // DefineShape, `addresses` addresses, then the metadata -> workspace size, if asked
     // synchronous (request != 0)
     malloc,           // Malloc -> address
@@ -318,6 +319,12 @@ struct HostFunc {
     uint64_t function;  // the client's own number for it: comes back in HostCall
     uint32_t block;     // the stream waits until it has returned
     uint32_t reserved;
+};
+struct CacheHint {
+    uint64_t stream;
+    uint64_t address;
+    uint64_t bytes;
+    int64_t type;  // aclrtCmoType
 };
 struct RunOp {
     uint64_t stream;
