@@ -561,18 +561,20 @@ void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
         std::shared_ptr<Lane> lane = session->streams.remove(o.stream);
         if (!lane) return refuse(*session, reply, acl::RT_INVALID_HANDLE, "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
         drop_lane(*lane);
-        worker_of(*reply.ring).post([this, lane, reply] {
-            int32_t e = vendor_.aclrtSynchronizeStream(lane->stream);
+        worker_of(*reply.ring).post([this, lane, reply]() mutable {
+            const int32_t e = vendor_.aclrtSynchronizeStream(lane->stream);
+            const Failure failure = e ? Failure{e, vendor_.message("aclrtDestroyStream", e)} : Failure{};
             lane->markers.reset();
             lane->workspace.reset();
             lane->old_workspaces.clear();
             for (const Lane::Fence& f : lane->fences) vendor_.aclrtDestroyEvent(f.event);
-            post([this, lane] {
+            lane->ends_with = &vendor_;
+            post([this, lane = std::move(lane), reply, failure]() mutable {
                 lent_ += lane->lent.size();  // reclaim() counts them down; drop_lane() did already
                 reclaim(*lane, true);
+                lane.reset();
+                if (failure.code) reply.fail(failure); else reply.ok();
             });
-            if (int32_t d = vendor_.aclrtDestroyStream(lane->stream)) e = d;
-            if (e) reply.fail({e, vendor_.message("aclrtDestroyStream", e)}); else reply.ok();
         });
     });
 }

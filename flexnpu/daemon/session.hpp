@@ -163,6 +163,11 @@ struct Lane : std::enable_shared_from_this<Lane> {
     uint64_t handle = 0;  // the client's; 0: its default stream
     Session* session = nullptr;
     void* stream = nullptr;  // the vendor's
+    // Of a lane that was destroyed: a synchronise of another thread may still be looking at the vendor's stream, which goes with the last of them.
+    Vendor* ends_with = nullptr;
+    ~Lane() {
+        if (ends_with) ends_with->aclrtDestroyStream(stream);
+    }
     std::deque<std::unique_ptr<Item>> backlog;  // not yet with the gate
     std::deque<std::unique_ptr<Item>> queue;    // with the gate
     bool blocked = false;                       // the backlog's first is a wait for, or a reset of, a record that has not been dispatched
