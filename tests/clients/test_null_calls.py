@@ -96,7 +96,7 @@ def test_zeros_for_every_argument(interposed: dict[str, Any], tmp_path: Path) ->
         if one.status != REFUSED and direct[name][0] != NOT_SUPPORTED and kinds()[name] == "code"
         and interposed[name][0] != direct[name][0]
     }  # fmt: skip
-    # Of graphs the two name different errors for one mistake; an update's end is refused by the daemon, later.
+    # Of graphs the two name different errors for one mistake; an update's end is refused later.
     graphs = {name for name in different if name.startswith(("aclmdlRI", "aclrtValue"))}
     failing = {name for name in graphs if interposed[name][0] != 0 and direct[name][0] != 0}
     assert graphs - failing <= {"aclmdlRICaptureTaskUpdateEnd"}
