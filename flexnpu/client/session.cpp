@@ -139,8 +139,9 @@ int32_t Channel::finish(Kind kind) {
     const uint64_t start = wire::now_ns();
     uint64_t& usual = usual_ns_[size_t(kind)];
     // A call that sleeps takes the time of a wake-up too, and so would always find that sleeping is right: now and then one spins to see.
-    const bool probe = request % kProbeEvery == 0;
-    const uint64_t spin_until = start + (probe ? kLongestSpinNs : 2 * usual <= kLongestSpinNs ? std::max(2 * usual, kShortestSpinNs) : kShortestSpinNs);
+    // Two copies in a row: the first wakes the dispatcher and finds it slow, the second finds it awake.
+    const bool probe = request % kProbeEvery <= (kind == Kind::copy ? 1 : 0);
+    const uint64_t spin_until = start + (probe ? (kind == Kind::copy ? kProbeSpinNs : kLongestSpinNs) : 2 * usual <= kLongestSpinNs ? std::max(2 * usual, kShortestSpinNs) : kShortestSpinNs);
     bool slept = false;
     for (unsigned i = 0; slot.reply.load(std::memory_order_acquire) != request; ++i) {
         wire::cpu_relax();

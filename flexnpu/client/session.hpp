@@ -27,7 +27,8 @@ class Session;
 // A call spins for its answer for twice the time that such calls usually take, if that is no more than this; else it sleeps soon.
 inline constexpr uint64_t kLongestSpinNs = 150'000;
 inline constexpr uint64_t kShortestSpinNs = 3'000;
-inline constexpr uint32_t kProbeEvery = 16;
+inline constexpr uint32_t kProbeEvery = 32;
+inline constexpr uint64_t kProbeSpinNs = 150'000;
 // How often a sleeping call looks whether the daemon lives, ns.
 inline constexpr uint64_t kSliceNs = 100'000'000;
 
