@@ -141,7 +141,8 @@ void Dispatcher::run_op(Session& s, Payload p, const Reply& reply) {
     wire::RunOp head;
     Payload rest;
     auto o = std::make_shared<wire::Operation>();
-    if (!take(p, &head, &rest) || rest.size() != wire::round8(head.bytes) || !wire::decode_operation(rest.first(head.bytes), o.get())) {
+    // A size near the greatest number rounds up to nothing.
+    if (!take(p, &head, &rest) || head.bytes > rest.size() || rest.size() != wire::round8(head.bytes) || !wire::decode_operation(rest.first(head.bytes), o.get())) {
         count_.malformed++;
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed operator");
     }
