@@ -176,7 +176,12 @@ int main(int argc, char** argv) {
         if (counters.at("launches") < stage.count.ring / 200) die("little was launched: the fuzzer does not get past the decoders");
     }
     const MockHeld held = mock.mock_held();
-    if (held.streams || held.events || held.memory || held.host || held.executors || held.tensors || held.models) die("a session's objects were not freed");
+    if (held.streams || held.events || held.memory || held.host || held.executors || held.tensors) {
+        fprintf(stderr, "left: %lld streams, %lld events, %lld of memory, %lld of host memory, %lld executors, %lld tensors\n", static_cast<long long>(held.streams),
+                static_cast<long long>(held.events), static_cast<long long>(held.memory), static_cast<long long>(held.host),
+                static_cast<long long>(held.executors), static_cast<long long>(held.tensors));
+        die("a session's objects were not freed");
+    }
     return 0;
 }
 
