@@ -137,35 +137,34 @@ int32_t Channel::finish(Kind kind) {
     const uint32_t request = request_;
     wire::RingHeader& slot = producer_.header();
     const uint64_t start = wire::now_ns();
-    uint64_t& usual = usual_ns_[size_t(kind)];
-    // A call that sleeps takes the time of a wake-up too, and so would always find that sleeping is right: now and then one spins to see.
-    // Two copies in a row: the first wakes the dispatcher and finds it slow, the second finds it awake.
-    const bool probe = request % kProbeEvery <= (kind == Kind::copy ? 1 : 0);
-    const uint64_t spin_until = start + (probe ? (kind == Kind::copy ? kProbeSpinNs : kLongestSpinNs) : 2 * usual <= kLongestSpinNs ? std::max(2 * usual, kShortestSpinNs) : kShortestSpinNs);
-    bool slept = false;
-    for (unsigned i = 0; slot.reply.load(std::memory_order_acquire) != request; ++i) {
-        wire::cpu_relax();
-        if (i % 16 == 15 && wire::now_ns() > spin_until) {
-            slept = true;
-            slot.waiting.store(1, std::memory_order_seq_cst);
-            for (;;) {
-                const uint32_t seen = slot.reply.load(std::memory_order_seq_cst);
-                if (seen == request) break;
-                wire::futex_wait(slot.reply, seen, kSliceNs);
-                if (slot.reply.load(std::memory_order_acquire) == request) break;
-                if (!session_.alive()) {
-                    // The daemon may have answered and died since.
-                    if (slot.reply.load(std::memory_order_acquire) == request) break;
-                    slot.waiting.store(0, std::memory_order_relaxed);
-                    return gone();
-                }
+    wire::Patience& patience = patience_[size_t(kind)];
+    const wire::Patience::Plan plan = patience.plan(start);
+    auto answered = [&] { return slot.reply.load(std::memory_order_acquire) == request; };
+    // Sleeps until the answer or `until`. False: the daemon is gone.
+    auto sleep = [&](uint64_t until) {
+        slot.waiting.store(1, std::memory_order_seq_cst);
+        for (uint64_t now = wire::now_ns(); now < until; now = wire::now_ns()) {
+            const uint32_t seen = slot.reply.load(std::memory_order_seq_cst);
+            if (seen == request) break;
+            wire::futex_wait(slot.reply, seen, std::min(until - now, kSliceNs));
+            // The daemon may have answered and died since.
+            if (!answered() && wire::now_ns() < until && !session_.alive() && !answered()) {
+                slot.waiting.store(0, std::memory_order_relaxed);
+                return false;
             }
-            slot.waiting.store(0, std::memory_order_relaxed);
+        }
+        slot.waiting.store(0, std::memory_order_relaxed);
+        return true;
+    };
+    if (plan.spin_from > start && !answered() && !sleep(plan.spin_from)) return gone();
+    for (unsigned i = 0; !answered(); ++i) {
+        wire::cpu_relax();
+        if (i % 16 == 15 && wire::now_ns() > plan.spin_until) {
+            if (!sleep(UINT64_MAX)) return gone();
             break;
         }
     }
-    const uint64_t took = wire::now_ns() - start;
-    usual = probe && !slept ? std::min(usual, took) : usual - usual / 8 + std::min(took, 2 * kLongestSpinNs) / 8;
+    patience.learn(wire::now_ns() - start);
     if (slot.status != 0) {
         slot.message[wire::kMessageBytes - 1] = '\0';
         return fail_text(slot.status, slot.message);
@@ -597,7 +596,7 @@ bool Session::wait_block(const Block& block) {
     auto& word = page_->block_done[block.index];
     // Tickets of a block grow: a later one says that it has come back since, and was lent anew.
     auto back = [&](uint32_t ticket) { return int32_t(ticket - block.ticket) >= 0; };
-    const uint64_t spin_until = wire::now_ns() + kLongestSpinNs / 4;
+    const uint64_t spin_until = wire::now_ns() + kBlockSpinNs;
     while (!back(word.load(std::memory_order_acquire))) {
         wire::cpu_relax();
         if (wire::now_ns() < spin_until) continue;

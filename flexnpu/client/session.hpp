@@ -13,6 +13,7 @@
 
 #include "flexnpu/client/graphs.hpp"
 #include "flexnpu/wire/handle.hpp"
+#include "flexnpu/wire/patience.hpp"
 #include "flexnpu/wire/ring.hpp"
 
 namespace flexnpu::api {
@@ -24,11 +25,8 @@ namespace flexnpu::client {
 class HostCalls;
 class Session;
 
-// A call spins for its answer for twice the time that such calls usually take, if that is no more than this; else it sleeps soon.
-inline constexpr uint64_t kLongestSpinNs = 150'000;
-inline constexpr uint64_t kShortestSpinNs = 3'000;
-inline constexpr uint32_t kProbeEvery = 32;
-inline constexpr uint64_t kProbeSpinNs = 150'000;
+// How long a thread spins for a staging block before it sleeps, ns.
+inline constexpr uint64_t kBlockSpinNs = 40'000;
 // How often a sleeping call looks whether the daemon lives, ns.
 inline constexpr uint64_t kSliceNs = 100'000'000;
 
@@ -36,7 +34,6 @@ inline constexpr uint64_t kSliceNs = 100'000'000;
 class Channel {
 public:
     Channel(Session& session, wire::RingMap map) : session_(session), producer_(std::move(map)) {
-        for (uint64_t& t : usual_ns_) t = kLongestSpinNs / 4;
     }
 
     // Starts an asynchronous record with `payload` bytes; returns where they go, or nullptr (error recorded) when the daemon is gone.
@@ -77,7 +74,7 @@ private:
     Session& session_;
     wire::Producer producer_;
     uint32_t request_ = 0;
-    uint64_t usual_ns_[size_t(wire::Kind::count_)];  // how long calls of a kind have lately taken
+    wire::Patience patience_[size_t(wire::Kind::count_)];  // by kind of call
 };
 
 // Host memory that the daemon maps too (aclrtMallocHost).

@@ -18,10 +18,6 @@ using wire::now_ns;
 
 namespace {
 
-// A synchronise is polled for twice the time that synchronises have lately taken, if that is no more than this; else for the least
-// time: a thread is made to wait for it.
-constexpr uint64_t kMostPollSyncNs = 150'000;
-constexpr uint64_t kLeastPollSyncNs = 10'000;
 // After an answer the client's next call may come within microseconds. We poll for as long as such calls have lately taken to come, between these:
 constexpr uint64_t kLeastSpinNs = 5'000;
 constexpr uint64_t kMostSpinNs = 60'000;
@@ -161,7 +157,7 @@ void Dispatcher::loop() {
             }
             answered_ = false;
         }
-        uint64_t until = std::min({gate_.wake_at(now), timers_.next(), now + kLongestSleepNs});
+        uint64_t until = std::min({gate_.wake_at(now), timers_.next(), next_poll(), now + kLongestSleepNs});
         if (lent_) until = std::min(until, now + kReclaimNs);
         for (auto& s : sessions_) {
             if (!s->host_backlog.empty()) until = std::min(until, now + kTellNs);  // the client takes its time
@@ -889,8 +885,8 @@ bool Dispatcher::settle(const std::shared_ptr<Timed>& t) {
 // longer; the rest is waited for by the ring's worker.
 void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t deadline_ns, const Reply& reply) {
     const uint64_t began = now_ns();
-    const uint64_t poll = 2 * usual_sync_ns_ <= kMostPollSyncNs ? std::max(2 * usual_sync_ns_, kLeastPollSyncNs) : kLeastPollSyncNs;
-    Waiting w{std::move(s), std::move(lanes), {}, {}, deadline_ns, began, began + poll, reply};
+    const wire::Patience::Plan poll = (lanes.empty() ? wire::Patience{} : lanes.front()->sync_patience).plan(began);
+    Waiting w{std::move(s), std::move(lanes), {}, {}, deadline_ns, began, poll, reply};
     for (auto& lane : w.lanes) {
         if (w.failure.code == 0) w.failure = std::exchange(lane->failure, {});
         w.tickets.emplace_back(lane->id, lane->last_ticket);
@@ -925,26 +921,37 @@ void Dispatcher::answer(const Waiting& w) {
 }
 
 // Polls for synchronises that have just begun. True while there are any.
-void Dispatcher::learn_sync(uint64_t ns) { usual_sync_ns_ = usual_sync_ns_ - usual_sync_ns_ / 8 + std::min(ns, 2 * kMostPollSyncNs) / 8; }
+void Dispatcher::learn(const Waiting& w, uint64_t now) {
+    if (!w.lanes.empty()) w.lanes.front()->sync_patience.learn(now - w.began);
+}
+
+uint64_t Dispatcher::next_poll() const {
+    uint64_t first = UINT64_MAX;
+    for (const Waiting& w : waiting_) first = std::min(first, w.poll.spin_from);
+    return first;
+}
 
 bool Dispatcher::poll_waiting(uint64_t now) {
+    bool busy = false;
     for (size_t i = 0; i < waiting_.size();) {
         Waiting& w = waiting_[i];
-        const bool done = w.session->removed || answer_if_complete(w);
-        if (!done && now < w.poll_until) {
+        const bool done = w.session->removed || (now >= w.poll.spin_from && answer_if_complete(w));
+        if (!done && now < w.poll.spin_until) {
+            busy |= now >= w.poll.spin_from;
             i++;
             continue;
         }
         if (done) {
-            learn_sync(now - w.began);
+            learn(w, now);
         } else {
             // The worker keeps the session: its lanes must not be torn down under the wait. tear_down() ends the worker first.
             Ring& ring = *w.reply.ring;
             worker_of(ring).post([this, w = std::move(w)]() mutable {
                 wait_for(w);
                 if (w.failure.code == 0) {
-                    post([this, tickets = w.tickets, took = now_ns() - w.began] {
-                        learn_sync(took);
+                    post([this, tickets = w.tickets, lanes = w.lanes, took = now_ns() - w.began] {
+                        if (!lanes.empty()) lanes.front()->sync_patience.learn(took);
+                        answered_ = true;
                         for (auto [id, ticket] : tickets) synced(id, ticket);
                     });
                 }
@@ -953,7 +960,7 @@ bool Dispatcher::poll_waiting(uint64_t now) {
         }
         waiting_.erase(waiting_.begin() + ptrdiff_t(i));
     }
-    return !waiting_.empty();
+    return busy;
 }
 
 }  // namespace flexnpu::daemon

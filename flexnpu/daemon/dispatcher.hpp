@@ -18,6 +18,7 @@
 #include "flexnpu/daemon/session.hpp"
 #include "flexnpu/gate/gate.hpp"
 #include "flexnpu/wire/layout.hpp"
+#include "flexnpu/wire/patience.hpp"
 
 namespace flexnpu::daemon {
 
@@ -197,14 +198,17 @@ private:
         std::vector<std::pair<uint32_t, uint64_t>> tickets;
         Failure failure;
         int64_t deadline_ns;  // < 0: none
-        uint64_t began, poll_until;
+        uint64_t began;
+        wire::Patience::Plan poll;
         Reply reply;
     };
     bool answer_if_complete(Waiting& w);
     void wait_for(Waiting& w) const;
     static void answer(const Waiting& w);
     bool poll_waiting(uint64_t now);
-    void learn_sync(uint64_t ns);
+    // When the first of the synchronises will be worth a look.
+    uint64_t next_poll() const;
+    static void learn(const Waiting& w, uint64_t now);
     void finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t deadline_ns, const Reply& reply);
     // What waits in a lane until its turn or its deadline: whichever is first settles it.
     struct Timed {
@@ -251,7 +255,6 @@ private:
     std::vector<void*> slabs_;
     bool answered_ = false;               // a synchronous call was answered since the last idle moment: more may follow at once
     std::vector<Waiting> waiting_;
-    uint64_t usual_sync_ns_ = 30'000;  // how long synchronises have lately taken, from their dispatch on
     uint64_t lent_ = 0;
     Timers timers_;
     // Large copies that keep the device's copy engine: on workers, and until when those given to streams may take.

@@ -19,6 +19,7 @@
 #include "flexnpu/daemon/table.hpp"
 #include "flexnpu/daemon/timers.hpp"
 #include "flexnpu/daemon/worker.hpp"
+#include "flexnpu/wire/patience.hpp"
 #include "flexnpu/wire/ring.hpp"
 
 namespace flexnpu::daemon {
@@ -196,6 +197,7 @@ struct Lane : std::enable_shared_from_this<Lane> {
     std::deque<Fence> fences;
     bool full = false;  // waits for its first fence
     bool step_open = false;  // operators since the last synchronise
+    wire::Patience sync_patience;  // how long its synchronises take; the dispatcher's
     Failure failure;
     std::deque<Lent> lent;
     std::shared_ptr<Held> workspace;  // ours, for operators that ask for more at launch than their first call said
