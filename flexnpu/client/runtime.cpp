@@ -165,9 +165,6 @@ aclError aclsysGetVersionNum(char* package, int32_t* out) {
 aclError aclmdlInitDump() { return 0; }
 aclError aclmdlFinalizeDump() { return 0; }
 
-// Determinism of collectives: there is no communicator here to apply it to, and making one is refused by name.
-int32_t HcclSetConfig(HcclConfig, HcclConfigValue) { return 0; }
-
 void aclAppLog(aclLogLevel level, const char* function, const char* file, uint32_t line, const char* format, ...) {
     static const char* const wanted = getenv("ASCEND_GLOBAL_LOG_LEVEL");
     if (!format || level < (wanted ? atoi(wanted) : 3)) return;

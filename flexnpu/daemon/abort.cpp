@@ -43,15 +43,14 @@ void Dispatcher::abort_device(Session& s, Payload p, const Reply& reply) {
 }
 
 void Dispatcher::abort_lane(const std::shared_ptr<Lane>& lane, Worker& worker, std::function<void(Failure)> done) {
-    static const auto abort = reinterpret_cast<decltype(&::aclrtStreamAbort)>(vendor_.function(api::FN_aclrtStreamAbort));
-    if (!abort) return done({acl::API_NOT_SUPPORTED, "aclrtStreamAbort: the device's libraries lack it"});
+    if (!vendor_.aclrtStreamAbort) return done({acl::API_NOT_SUPPORTED, "aclrtStreamAbort: the device's libraries lack it"});
     count_.aborts++;
     lane->aborting = true;
     // The worker keeps lane and session: tear_down() ends the worker first.
     worker.post([this, lane, session = lane->session->shared_from_this(), done = std::move(done)] {
         int32_t status = acl::STREAM_COMPLETE;
         vendor_.aclrtStreamQuery(lane->stream, &status);
-        const int32_t e = abort(lane->stream);
+        const int32_t e = vendor_.aclrtStreamAbort(lane->stream);
         const Failure failure = e ? Failure{e, vendor_.message("aclrtStreamAbort", e)} : Failure{};
         // An abort of a stream that works is reported by the vendor's own next synchronise.
         const bool reported = status != acl::STREAM_COMPLETE;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "flexnpu/daemon/communicators.hpp"
 #include "flexnpu/daemon/graphs.hpp"
 #include "flexnpu/wire/futex.hpp"
 #include "flexnpu/wire/merge.hpp"
@@ -65,11 +66,13 @@ void Dispatcher::stop() {
     for (auto& s : sessions_) {
         s->removed = true;
         s->each_lane([this](const std::shared_ptr<Lane>& lane) { drop_lane(*lane); });
-        reaper_->post([this, s] { tear_down(s); });
+        bury(s);
     }
     sessions_.clear();
     waiting_.clear();
     timers_.clear();
+    for (Undertaker& u : undertakers_) u.thread.join();
+    undertakers_.clear();
     reaper_.reset();
     vendor_.enter(device_);
     run_posted();  // what markers have brought back
@@ -312,7 +315,7 @@ void Dispatcher::remove_session(uint32_t id) {
             }
             for (auto& w : std::exchange(mark->waiters, {})) w();
         }
-        reaper_->post([this, s] { tear_down(s); });
+        bury(s);
         return;
     }
 }
@@ -340,10 +343,29 @@ void Dispatcher::drop_lane(Lane& lane) {
     lent_ -= lane.lent.size();
 }
 
+// One session after the other, but for those that wait for ranks elsewhere.
+void Dispatcher::bury(std::shared_ptr<Session> s) {
+    if (!s->communicators) return reaper_->post([this, s] { tear_down(s); });
+    std::erase_if(undertakers_, [](Undertaker& u) {
+        if (!*u.done) return false;
+        u.thread.join();
+        return true;
+    });
+    auto done = std::make_shared<std::atomic<bool>>(false);
+    undertakers_.push_back({std::thread([this, s, done]() mutable {
+                                vendor_.enter(device_);
+                                abandon_collectives(*s);
+                                tear_down(std::move(s));
+                                *done = true;
+                            }),
+                            done});
+}
+
 // On the reaper's thread. Waits for what is in flight, then gives everything back.
 void Dispatcher::tear_down(std::shared_ptr<Session> s) {
     for (auto& ring : s->rings) ring->worker.reset();
     tear_down_graphs(*s);
+    s->communicators.reset();
     s->each_lane([this](const std::shared_ptr<Lane>& lane) {
         lane->markers.reset();
         vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, 10'000);
@@ -416,6 +438,7 @@ std::map<std::string, uint64_t> Dispatcher::counters() {
         {"records", count_.records},
         {"launches", count_.launches},
         {"copies", count_.copies},
+        {"collectives", count_.collectives},
         {"refused", refused},
         {"malformed", count_.malformed},
         {"sessions_opened", count_.sessions},
@@ -535,7 +558,8 @@ void Dispatcher::flow(Lane& lane) {
         if (item.shape) g.key = item.shape->key();
         if (item.graph) g.key = gate::graph_key(item.graph->serial, item.graph->us);
         gate_.enqueue(now, lane.id, g);
-        if ((item.type == ItemType::host_func && item.value) || item.type == ItemType::call) {
+        if (item.type == ItemType::collective) item.value = may_block(item) ? 1 : 0;
+        if (((item.type == ItemType::host_func || item.type == ItemType::collective) && item.value) || item.type == ItemType::call) {
             lane.calling = true;
             lane.call = item.ticket;
         }
@@ -679,6 +703,7 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
             dispatching_ = nullptr;
             item->job();
             break;
+        case ItemType::collective: dispatch_collective(lane, *item); break;
     }
     dispatching_ = nullptr;
     release_marks(*item);

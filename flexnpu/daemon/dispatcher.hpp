@@ -122,6 +122,11 @@ private:
     void run_op(Session& s, Payload p, const Reply& reply);
     void cache_hint(Session& s, Payload p);
     void dispatch_hint(Lane& lane, Item& item);
+    void collective(Session& s, Payload p);
+    void communicator(Session& s, Payload p, const Reply& reply);
+    void dispatch_collective(Lane& lane, Item& item);
+    // Ends what a dying session's collectives wait for.
+    void abandon_collectives(Session& s);
     void virtual_memory(Session& s, Payload p, const Reply& reply);
     void share(Session& s, Payload p, const Reply& reply);
     void reserve(Session& s, const wire::VirtualMemory& v, const Reply& reply);
@@ -231,6 +236,7 @@ private:
     void* spare_event();
     uint8_t* spare_buffer();
     void drop_lane(Lane& lane);
+    void bury(std::shared_ptr<Session> s);
     void tear_down(std::shared_ptr<Session> s);
 
     Vendor& vendor_;
@@ -263,6 +269,12 @@ private:
     bool copies_are_slow() const;
     bool nothing_queued() const;
     std::unique_ptr<Worker> reaper_;
+    // Threads that tear down sessions which other ranks may keep waiting.
+    struct Undertaker {
+        std::thread thread;
+        std::shared_ptr<std::atomic<bool>> done;
+    };
+    std::vector<Undertaker> undertakers_;
     std::atomic<uint64_t> quota_refusals_{0};
     Exports exports_;
     std::map<std::string, std::weak_ptr<Event>> ipc_events_;  // by key; the dispatcher's
@@ -273,7 +285,7 @@ private:
     Item* dispatching_ = nullptr;
 
     struct {
-        uint64_t records = 0, launches = 0, copies = 0, refused = 0, malformed = 0, sessions = 0, sessions_broken = 0, naps = 0, sleeps = 0,
+        uint64_t records = 0, launches = 0, copies = 0, collectives = 0, refused = 0, malformed = 0, sessions = 0, sessions_broken = 0, naps = 0, sleeps = 0,
                  shapes = 0, vendor_errors = 0, markers = 0, host_calls = 0, aborts = 0, timeouts = 0,
                  captured = 0, graphs = 0, replays = 0;
     } count_;

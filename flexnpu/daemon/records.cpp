@@ -142,6 +142,8 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
             s.late.erase(it);
             return reply.send(0, "", dims.data(), dims.size());
         }
+        case Kind::collective: return collective(s, p);
+        case Kind::communicator: return communicator(s, p, reply);
         case Kind::virtual_memory: return virtual_memory(s, p, reply);
         case Kind::share: return share(s, p, reply);
         case Kind::invalid: case Kind::count_: break;

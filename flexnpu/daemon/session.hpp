@@ -57,6 +57,7 @@ struct Ring {
     std::unique_ptr<Worker> worker;
     // Held while an answer is written: an honest client has one question under way at a time, another may have many.
     std::mutex answer;
+    std::vector<uint8_t> rest;  // of an answer that is longer than the slot
     // Of the chunks of a copy under way: on the worker's thread while `copying`, else on the dispatcher's.
     Failure chunk_failure;
     std::atomic<uint32_t> copying{0};  // copies that the worker has yet to make
@@ -79,6 +80,8 @@ struct Reply {
 struct Lane;
 struct Graph;
 struct TaskGroup;
+struct Communicator;   // communicators.hpp
+struct Communicators;  // of a session
 
 // One use of an event: what a record writes and the waits behind it wait for.
 //
@@ -119,7 +122,7 @@ struct Event : std::enable_shared_from_this<Event> {
     std::vector<std::shared_ptr<Mark>> earlier;  // that waits may still mean; kept for aclrtQueryEventWaitStatus
 };
 
-enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync, replay, value, update_begin, update_end, host_func, call, hint };
+enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync, replay, value, update_begin, update_end, host_func, call, hint, collective };
 
 // Something that a lane is to do, in the lane's order.
 struct Item {
@@ -146,6 +149,9 @@ struct Item {
     uint64_t flag = 0;                      // value: as the program gave it; `a`, `b`: address and value
     std::function<void()> job;  // sync: runs when everything before it has been dispatched
     bool step_end = false;
+    // collective: the vendor's call, and what to know it by (b): the first of a kind may block. `value`: it is made by the communicator's worker.
+    std::shared_ptr<Communicator> communicator;
+    std::function<int32_t()> call;
 };
 
 // A resource that a dispatched copy still reads.
@@ -271,6 +277,7 @@ struct Session : std::enable_shared_from_this<Session> {
     std::vector<std::shared_ptr<HostMemory>> leaving_host;  // the dispatcher's
     // One for each call on a worker that touches device memory: expired when the call is over.
     std::vector<std::weak_ptr<void>> uses;
+    std::shared_ptr<Communicators> communicators;  // made with the first
     uint64_t calls = 0;
     uint64_t queued = 0;  // items in all lanes
     uint64_t graph_bytes = 0;  // of pageable memory that its graphs keep

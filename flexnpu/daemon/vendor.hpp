@@ -32,7 +32,12 @@ namespace flexnpu::daemon {
     X(aclmdlRICaptureBegin) X(aclmdlRICaptureEnd) X(aclmdlRICaptureGetInfo) X(aclmdlRICaptureTaskGrpBegin)                   \
     X(aclmdlRICaptureTaskGrpEnd) X(aclmdlRICaptureTaskUpdateBegin) X(aclmdlRICaptureTaskUpdateEnd) X(aclmdlRIDebugJsonPrint) \
     X(aclmdlRIDebugPrint) X(aclmdlRIDestroy) X(aclmdlRIExecuteAsync) X(aclmdlRIGetId) X(aclmdlRIAbort) X(aclmdlRIUpdate)     \
-    X(aclrtValueWait) X(aclrtValueWrite)
+    X(aclrtValueWait) X(aclrtValueWrite) X(aclrtStreamAbort) X(HcclGetRootInfo) X(HcclCommInitRootInfo)                      \
+    X(HcclCommInitRootInfoConfig) X(HcclCreateSubCommConfig) X(HcclCommDestroy)                                              \
+    X(HcclGetCommName) X(HcclGetCommAsyncError) X(HcclCommResume) X(HcclGetCommConfigCapability)                             \
+    X(HcclAllReduce) X(HcclReduce) X(HcclAllGather) X(HcclAllGatherV) X(HcclReduceScatter) X(HcclReduceScatterV)             \
+    X(HcclBroadcast) X(HcclScatter) X(HcclAlltoAll) X(HcclAlltoAllV) X(HcclAlltoAllVC) X(HcclBarrier)                        \
+    X(HcclSend) X(HcclRecv) X(HcclBatchSendRecv)
 
 class Vendor {
 public:

@@ -106,6 +106,7 @@ enum class Kind : uint16_t {
     reset_event,      // EventOp
     host_func,        // HostFunc
     drop_shape,       // DropShape
+    collective,       // Collective, then `words` words
     create_event,     // CreateEvent; asked or not
     launch_graph,     // GraphOp
     update_begin,     // GraphOp, its `graph` a task group: launches of the stream give the group's operators new arguments, until
@@ -144,6 +145,7 @@ enum class Kind : uint16_t {
     destroy_graph,    // GraphOp
     graph_text,       // GraphText -> bytes in all, the text from the offset on
     control_graph,    // ControlGraph
+    communicator,     // Communicator, then bytes -> see there
     count_,
 };
 
@@ -320,6 +322,41 @@ struct HostFunc {
     uint32_t block;     // the stream waits until it has returned
     uint32_t reserved;
 };
+// A collective or a message of a communicator, in its stream's order.
+struct Collective {
+    enum Of : uint32_t {
+        all_reduce, reduce, all_gather, all_gather_v, reduce_scatter, reduce_scatter_v, broadcast, scatter, all_to_all,
+        all_to_all_v, all_to_all_vc, barrier, send_one, receive_one,
+        batch,  // words: for each message send (0) or receive (1) and its type << 32, buffer, count, peer
+        count_
+    };
+    uint64_t communicator;
+    uint64_t stream;
+    uint64_t send, recv;              // addresses; broadcast and messages: send
+    uint64_t send_count, recv_count;  // elements; recv_count where it is another
+    int32_t send_type, recv_type;     // HcclDataType
+    int32_t reduction;
+    uint32_t peer;  // or root
+    Of of;
+    uint32_t words;  // behind this: counts and displacements, the sender's first
+};
+// Making communicators, and what is asked of them.
+struct Communicator {
+    enum Call : uint32_t {
+        root_info,     // -> the first bytes of the root info, as many as fit; the rest by answer_rest
+        answer_rest,   // `id`: from this byte on -> the bytes
+        initialise,    // ranks, rank; root info, then `config` bytes of configuration -> handle
+        split,         // communicator, id, ranks, rank; the members (uint32_t), then `config` bytes -> handle
+        destroy, name, async_error, resume,  // communicator -> nothing, text, error, nothing
+        capability,    // -> number
+        count_
+    };
+    uint64_t communicator;
+    uint64_t id;
+    uint32_t ranks, rank;
+    uint32_t config;
+    Call call;
+};
 struct CacheHint {
     uint64_t stream;
     uint64_t address;
@@ -346,7 +383,7 @@ enum TextOf : uint32_t { kVersionOf = 1, kVersionNumberOf = 2, kCompileOption = 
 
 template <class T>
 concept Plain = std::is_trivially_copyable_v<T> && sizeof(T) % 8 == 0;
-static_assert(Plain<Launch> && Plain<Copy> && Plain<Memset> && Plain<EventOp> && Plain<DefineShape> && Plain<HostFunc> && Plain<Text>);
+static_assert(Plain<Launch> && Plain<Copy> && Plain<Memset> && Plain<EventOp> && Plain<DefineShape> && Plain<HostFunc> && Plain<Text> && Plain<Collective> && Plain<Communicator>);
 
 constexpr size_t round8(size_t n) { return (n + 7) & ~size_t(7); }
 

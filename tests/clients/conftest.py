@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -26,15 +26,19 @@ def _installed(command: str) -> Path:
 
 
 class Daemon:
-    """flexnpud for an emulated device 0, in a run directory of its own."""
+    """flexnpud for an emulated device, in the run directory `directory`."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(
+        self, directory: Path, *options: str, device: int = 0, variables: Mapping[str, str] | None = None
+    ) -> None:
         self.directory = directory
+        self.device = device
         self.environment = os.environ | {"FLEXNPU_RUN_DIR": str(directory), "PYTHONUNBUFFERED": "1"}
+        self.environment |= variables or {}
         command = [
             str(_installed("flexnpud")),
             "--device",
-            "0",
+            str(device),
             "--emulated",
             "--run-dir",
             str(directory),
@@ -50,7 +54,7 @@ class Daemon:
 
     @property
     def control(self) -> Path:
-        return paths.control_socket(0, self.directory)
+        return paths.control_socket(self.device, self.directory)
 
     def status(self) -> DaemonStatus:
         with ControlClient(self.control) as client:

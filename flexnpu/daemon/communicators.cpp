@@ -1,0 +1,409 @@
+// Hccl*: what other ranks may keep waiting is called by workers; the rest is an operation of its lane that the gate never holds.
+#include "flexnpu/daemon/communicators.hpp"
+
+#include <sys/prctl.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "flexnpu/api/hccl_types.hpp"
+#include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/payload.hpp"
+#include "flexnpu/wire/futex.hpp"
+
+namespace flexnpu::daemon {
+
+namespace {
+
+constexpr uint64_t kMostElements = uint64_t(1) << 44;
+constexpr uint32_t kMostRanks = 1 << 14;
+// A dying session's streams get this long to end by themselves; then its collectives are aborted, which tells the other ranks.
+constexpr uint64_t kGraceNs = 2'000'000'000;
+
+constexpr const char* kNames[wire::Collective::count_] = {
+    "HcclAllReduce", "HcclReduce", "HcclAllGather", "HcclAllGatherV", "HcclReduceScatter", "HcclReduceScatterV", "HcclBroadcast", "HcclScatter",
+    "HcclAlltoAll", "HcclAlltoAllV", "HcclAlltoAllVC", "HcclBarrier", "HcclSend", "HcclRecv", "HcclBatchSendRecv"};
+
+using Of = wire::Collective::Of;
+using wire::now_ns;
+
+// Bytes of `count` elements, `times` over; false when they are absurd.
+bool bytes_of(uint64_t count, int32_t type, uint64_t times, uint64_t* out) {
+    const uint64_t size = hccl::element_size(type);
+    if (size == 0 || count > kMostElements || times > kMostRanks) return false;
+    const unsigned __int128 all = static_cast<unsigned __int128>(count) * size * times;
+    *out = uint64_t(all);
+    return all < uint64_t(1) << 62;
+}
+
+// The end of n pieces, whose counts and displacements (elements) are given.
+bool end_of(const uint64_t* counts, const uint64_t* displacements, uint32_t n, int32_t type, uint64_t* out) {
+    *out = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t end;
+        if (displacements[i] > kMostElements || counts[i] > kMostElements || !bytes_of(displacements[i] + counts[i], type, 1, &end)) return false;
+        if (counts[i]) *out = std::max(*out, end);
+    }
+    return true;
+}
+
+// One operation with everything that it needs, in our own memory.
+struct Operation {
+    wire::Collective c;
+    std::vector<uint64_t> words;
+    std::vector<HcclSendRecvItem> messages;
+    // What it touches.
+    std::vector<MemoryMap::Span> spans;
+
+    void* send() const { return reinterpret_cast<void*>(c.send); }
+    void* recv() const { return reinterpret_cast<void*>(c.recv); }
+};
+
+// Fills in what `o` touches. False if its numbers cannot be right.
+bool measure(Operation& o, uint32_t n, uint32_t rank) {
+    const wire::Collective& c = o.c;
+    auto touch = [&](uint64_t address, uint64_t count, int32_t type, uint64_t times) {
+        uint64_t bytes;
+        if (!bytes_of(count, type, times, &bytes)) return false;
+        o.spans.push_back({address, bytes});
+        return true;
+    };
+    auto pieces = [&](uint64_t address, const uint64_t* counts, int32_t type) {
+        uint64_t bytes;
+        if (!end_of(counts, counts + n, n, type, &bytes)) return false;
+        o.spans.push_back({address, bytes});
+        return true;
+    };
+    const bool reduces = c.of == Of::all_reduce || c.of == Of::reduce || c.of == Of::reduce_scatter || c.of == Of::reduce_scatter_v;
+    if (reduces && (c.reduction < hccl::SUM || c.reduction > hccl::MIN)) return false;
+    const bool aims = c.of == Of::reduce || c.of == Of::broadcast || c.of == Of::scatter || c.of == Of::send_one || c.of == Of::receive_one;
+    if (aims && c.peer >= n) return false;
+    const size_t words = c.of == Of::all_gather_v || c.of == Of::reduce_scatter_v ? 2 * size_t(n)
+                         : c.of == Of::all_to_all_v                               ? 4 * size_t(n)
+                         : c.of == Of::all_to_all_vc                              ? size_t(n) * n
+                                                                                  : 0;
+    if (c.of == Of::batch ? o.words.size() % 4 != 0 : o.words.size() != words) return false;
+    switch (c.of) {
+        case Of::all_reduce: return touch(c.send, c.send_count, c.send_type, 1) && touch(c.recv, c.send_count, c.send_type, 1);
+        case Of::reduce: return touch(c.send, c.send_count, c.send_type, 1) && (c.peer != rank || touch(c.recv, c.send_count, c.send_type, 1));
+        case Of::all_gather: return touch(c.send, c.send_count, c.send_type, 1) && touch(c.recv, c.send_count, c.send_type, n);
+        case Of::all_gather_v: return touch(c.send, c.send_count, c.send_type, 1) && pieces(c.recv, o.words.data(), c.send_type);
+        case Of::reduce_scatter: return touch(c.send, c.recv_count, c.recv_type, n) && touch(c.recv, c.recv_count, c.recv_type, 1);
+        case Of::reduce_scatter_v: return pieces(c.send, o.words.data(), c.recv_type) && touch(c.recv, c.recv_count, c.recv_type, 1);
+        case Of::broadcast: case Of::send_one: case Of::receive_one: return touch(c.send, c.send_count, c.send_type, 1);
+        case Of::scatter: return touch(c.recv, c.recv_count, c.recv_type, 1) && (c.peer != rank || touch(c.send, c.recv_count, c.recv_type, n));
+        case Of::all_to_all: return touch(c.send, c.send_count, c.send_type, n) && touch(c.recv, c.recv_count, c.recv_type, n);
+        case Of::all_to_all_v:
+            return pieces(c.send, o.words.data(), c.send_type) && pieces(c.recv, o.words.data() + 2 * size_t(n), c.recv_type);
+        case Of::all_to_all_vc: {
+            uint64_t out = 0, in = 0;
+            for (uint32_t r = 0; r < n; r++) {
+                const uint64_t give = o.words[size_t(rank) * n + r], take = o.words[size_t(r) * n + rank];
+                if (give > kMostElements || take > kMostElements) return false;
+                out += give;
+                in += take;
+            }
+            return out <= kMostElements && in <= kMostElements && touch(c.send, out, c.send_type, 1) && touch(c.recv, in, c.recv_type, 1);
+        }
+        case Of::batch:
+            for (size_t i = 0; i < o.words.size(); i += 4) {
+                const auto type = int32_t(uint32_t(o.words[i] >> 32));
+                const auto way = uint32_t(o.words[i]);
+                if (way > 1 || o.words[i + 3] >= n || !touch(o.words[i + 1], o.words[i + 2], type, 1)) return false;
+                o.messages.push_back({int32_t(way), reinterpret_cast<void*>(o.words[i + 1]), o.words[i + 2], type, uint32_t(o.words[i + 3])});
+            }
+            return true;
+        case Of::barrier: return true;
+        case Of::count_: break;
+    }
+    return false;
+}
+
+// The vendor's call; HcclResult.
+int32_t perform(const Vendor& v, Operation& o, HcclComm comm, uint32_t n, void* stream) {
+    const wire::Collective& c = o.c;
+    const uint64_t* w = o.words.data();
+    auto with = [](auto* f, auto... args) { return f ? f(args...) : int32_t(hccl::E_NOT_SUPPORT); };
+    switch (c.of) {
+        case Of::all_reduce: return with(v.HcclAllReduce, o.send(), o.recv(), c.send_count, c.send_type, c.reduction, comm, stream);
+        case Of::reduce: return with(v.HcclReduce, o.send(), o.recv(), c.send_count, c.send_type, c.reduction, c.peer, comm, stream);
+        case Of::all_gather: return with(v.HcclAllGather, o.send(), o.recv(), c.send_count, c.send_type, comm, stream);
+        case Of::all_gather_v: return with(v.HcclAllGatherV, o.send(), c.send_count, o.recv(), w, w + n, c.send_type, comm, stream);
+        case Of::reduce_scatter: return with(v.HcclReduceScatter, o.send(), o.recv(), c.recv_count, c.recv_type, c.reduction, comm, stream);
+        case Of::reduce_scatter_v:
+            return with(v.HcclReduceScatterV, o.send(), w, w + n, o.recv(), c.recv_count, c.recv_type, c.reduction, comm, stream);
+        case Of::broadcast: return with(v.HcclBroadcast, o.send(), c.send_count, c.send_type, c.peer, comm, stream);
+        case Of::scatter: return with(v.HcclScatter, o.send(), o.recv(), c.recv_count, c.recv_type, c.peer, comm, stream);
+        case Of::all_to_all: return with(v.HcclAlltoAll, o.send(), c.send_count, c.send_type, o.recv(), c.recv_count, c.recv_type, comm, stream);
+        case Of::all_to_all_v:
+            return with(v.HcclAlltoAllV, o.send(), w, w + n, c.send_type, o.recv(), w + 2 * size_t(n), w + 3 * size_t(n), c.recv_type, comm, stream);
+        case Of::all_to_all_vc: return with(v.HcclAlltoAllVC, o.send(), w, c.send_type, o.recv(), c.recv_type, comm, stream);
+        case Of::barrier: return with(v.HcclBarrier, comm, stream);
+        case Of::send_one: return with(v.HcclSend, o.send(), c.send_count, c.send_type, c.peer, comm, stream);
+        case Of::receive_one: return with(v.HcclRecv, o.send(), c.send_count, c.send_type, c.peer, comm, stream);
+        case Of::batch: return with(v.HcclBatchSendRecv, o.messages.data(), uint32_t(o.messages.size()), comm, stream);
+        case Of::count_: break;
+    }
+    return hccl::E_PARA;
+}
+
+// Calls that need the same connections: of one function, with one peer, of one order of size, since the vendor chooses its algorithm by that.
+uint64_t kind_of(const Operation& o) {
+    uint64_t bytes = 0, peers = 0;
+    for (const MemoryMap::Span& s : o.spans) bytes = std::max(bytes, s.bytes);
+    for (const HcclSendRecvItem& m : o.messages) peers = peers * 31 + (uint64_t(m.peer) << 1 | uint64_t(m.type));
+    return (uint64_t(o.c.of) << 6 | uint64_t(std::bit_width(bytes))) ^ (uint64_t(o.c.peer) << 16) ^ (peers << 32) ^ (uint64_t(uint32_t(o.c.reduction)) << 12);
+}
+
+std::string told(const Vendor& v, const char* function, int32_t result) {
+    const char* text = v.aclGetRecentErrMsg();
+    if (text && *text) return text;
+    return std::string(function) + " failed with HcclResult " + std::to_string(result);
+}
+
+}  // namespace
+
+Communicators::~Communicators() {
+    table.each([](const std::shared_ptr<Communicator>& c) {
+        c->worker.reset();
+        if (c->vendor.HcclCommDestroy) c->vendor.HcclCommDestroy(c->handle);
+    });
+}
+
+bool may_block(const Item& item) { return !item.communicator->known.contains(item.b); }
+
+// ---- operations ----
+
+void Dispatcher::collective(Session& s, Payload p) {
+    wire::Collective c;
+    Payload rest;
+    if (!take(p, &c, &rest) || rest.size() != size_t(c.words) * 8 || c.of >= Of::count_) {
+        count_.malformed++;
+        return refuse_later(s, nullptr, acl::INVALID_PARAM, "");
+    }
+    Lane* lane = lane_of(s, c.stream);
+    if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
+    const char* name = kNames[c.of];
+    auto comm = s.communicators ? s.communicators->find(c.communicator) : nullptr;
+    if (!comm) return refuse_later(s, lane, acl::RT_INVALID_HANDLE, std::string(name) + ": " + hex(c.communicator) + " is not a communicator");
+    auto operation = std::make_shared<Operation>();
+    operation->c = c;
+    operation->words.resize(c.words);
+    if (c.words) std::memcpy(operation->words.data(), rest.data(), rest.size());
+    if (!measure(*operation, comm->ranks, comm->rank)) return refuse_later(s, lane, acl::RT_PARAM_INVALID, std::string(name) + ": an argument is out of range");
+    const auto& spans = operation->spans;
+    const size_t foreign = s.memory.first_foreign(spans.size(), [&](size_t i) { return spans[i]; });
+    if (foreign != spans.size()) {
+        return refuse_later(s, lane, acl::RT_PARAM_INVALID,
+                            std::string(name) + ": " + hex(spans[foreign].address) + " (" + std::to_string(spans[foreign].bytes) +
+                                " bytes) is not in memory of this process");
+    }
+    auto item = std::make_unique<Item>();
+    item->type = ItemType::collective;
+    item->b = kind_of(*operation);
+    item->a = c.of;
+    item->communicator = comm;
+    item->call = [this, operation, comm = comm.get(), stream = lane->stream] { return perform(vendor_, *operation, comm->handle, comm->ranks, stream); };
+    push(*lane, std::move(item));
+}
+
+void Dispatcher::dispatch_collective(Lane& lane, Item& item) {
+    count_.collectives++;
+    lane.step_open = true;
+    lane.in_flight_since_sync++;
+    const char* name = kNames[item.a];
+    if (!item.value) {
+        if (const int32_t e = item.call()) {
+            count_.vendor_errors++;
+            fail(lane, acl::RT_INTERNAL, told(vendor_, name, e));
+        }
+        return;
+    }
+    Communicator& comm = *item.communicator;
+    if (!comm.worker) {
+        comm.worker = std::make_unique<Worker>([this] {
+            prctl(PR_SET_NAME, "flexnpu-ranks");
+            vendor_.enter(device_);
+        });
+    }
+    // The worker belongs to the communicator, which its session ends before its lanes.
+    comm.worker->post([this, name, call = std::move(item.call), &comm, key = item.b, id = lane.id, ticket = item.ticket] {
+        const int32_t e = comm.dropped ? int32_t(hccl::E_UNAVAIL) : call();
+        Failure failure;
+        if (e) failure = {acl::RT_INTERNAL, told(vendor_, name, e)};
+        post([this, comm = comm.shared_from_this(), key, id, ticket, failure] {
+            if (failure.code == 0) comm->known.insert(key);
+            auto it = lanes_.find(id);
+            if (it == lanes_.end()) return;
+            Lane& lane = *it->second;
+            if (failure.code) {
+                count_.vendor_errors++;
+                fail(lane, failure.code, failure.message);
+            }
+            if (lane.calling && lane.call == ticket) {
+                lane.calling = false;
+                flow(lane);
+            }
+        });
+    });
+}
+
+// What the session's streams still hold may wait for ranks that wait for this one, or for none.
+void Dispatcher::abandon_collectives(Session& s) {
+    {
+        std::lock_guard lock(s.communicators->mutex);
+        s.communicators->table.each([](const std::shared_ptr<Communicator>& c) { c->dropped = true; });
+    }
+    const uint64_t give_up = now_ns() + kGraceNs;
+    s.each_lane([&](const std::shared_ptr<Lane>& lane) {
+        int32_t status = acl::STREAM_NOT_READY;
+        while (vendor_.aclrtStreamQuery(lane->stream, &status) == 0 && status != acl::STREAM_COMPLETE) {
+            if (now_ns() > give_up) {
+                if (vendor_.aclrtStreamAbort) vendor_.aclrtStreamAbort(lane->stream);
+                return;
+            }
+            const timespec pause{0, 5'000'000};
+            nanosleep(&pause, nullptr);
+        }
+    });
+}
+
+// ---- communicators ----
+
+void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
+    using Call = wire::Communicator;
+    Call c;
+    Payload rest;
+    auto malformed = [&] {
+        count_.malformed++;
+        refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed question about a communicator");
+    };
+    if (!take(p, &c, &rest) || c.call >= Call::count_) return malformed();
+    if (!vendor_.HcclGetRootInfo || !vendor_.HcclCommInitRootInfo || !vendor_.HcclCommDestroy) {
+        return refuse(s, reply, acl::API_NOT_SUPPORTED, "Hccl*: the device's libraries have no libhccl");
+    }
+    if (!s.communicators) {
+        s.communicators = std::make_shared<Communicators>();
+        s.communicators->table.set_tag(wire::device_tag(s.device));
+    }
+    Ring* const ring = reply.ring.get();
+    Session* const session = &s;  // the ring keeps the worker, and the worker ends before its session
+    // An HcclResult is told from an ACL error by its size.
+    auto failed = [this, reply](const char* function, int32_t e) { reply.fail({e, told(vendor_, function, e)}); };
+    auto made = [session, reply, this](HcclComm handle, uint32_t ranks, uint32_t rank) {
+        auto comm = std::make_shared<Communicator>(vendor_, handle, ranks, rank);
+        std::lock_guard lock(session->communicators->mutex);
+        reply.ok(session->communicators->table.add(std::move(comm)));
+    };
+    switch (c.call) {
+        case Call::root_info:
+            return worker_of(*ring).post([this, ring, reply, failed] {
+                HcclRootInfo root;
+                if (int32_t e = vendor_.HcclGetRootInfo(&root)) return failed("HcclGetRootInfo", e);
+                ring->rest.assign(root.internal, root.internal + sizeof(root.internal));
+                reply.send(0, "", reinterpret_cast<const uint64_t*>(ring->rest.data()), wire::kReplyWords);
+            });
+        case Call::answer_rest:
+            return worker_of(*ring).post([ring, reply, from = c.id] {
+                uint64_t words[wire::kReplyWords] = {};
+                const size_t all = ring->rest.size();
+                const size_t n = from < all ? std::min(all - size_t(from), sizeof(words)) : 0;
+                if (n) std::memcpy(words, ring->rest.data() + from, n);
+                reply.send(0, "", words, (n + 7) / 8);
+            });
+        case Call::initialise: {
+            if (c.ranks == 0 || c.ranks > kMostRanks || c.rank >= c.ranks || c.config > hccl::kLargestConfig ||
+                rest.size() != wire::round8(sizeof(wire::Communicator) + sizeof(HcclRootInfo) + c.config) - sizeof(wire::Communicator)) {
+                return malformed();
+            }
+            auto root = std::make_shared<HcclRootInfo>();
+            std::memcpy(root.get(), rest.data(), sizeof(*root));
+            std::vector<uint64_t> config(c.config / 8 + 1);
+            std::memcpy(config.data(), rest.data() + sizeof(*root), c.config);
+            size_t size;
+            std::memcpy(&size, config.data(), sizeof(size));
+            // The vendor reads as much as the configuration says that it has.
+            if (c.config && (c.config < 32 || size != c.config)) return malformed();
+            return worker_of(*ring).post([this, c, root, config = std::move(config), failed, made] {
+                HcclComm comm = nullptr;
+                int32_t e;
+                if (c.config && !vendor_.HcclCommInitRootInfoConfig) {
+                    e = hccl::E_NOT_SUPPORT;
+                } else {
+                    e = c.config ? vendor_.HcclCommInitRootInfoConfig(c.ranks, root.get(), c.rank, reinterpret_cast<const HcclCommConfig*>(config.data()), &comm)
+                                 : vendor_.HcclCommInitRootInfo(c.ranks, root.get(), c.rank, &comm);
+                }
+                if (e) return failed("HcclCommInitRootInfo", e);
+                made(comm, c.ranks, c.rank);
+            });
+        }
+        case Call::capability:
+            return reply.ok(vendor_.HcclGetCommConfigCapability ? vendor_.HcclGetCommConfigCapability() : 0);
+        default: break;
+    }
+    auto comm = s.communicators->find(c.communicator);
+    if (!comm) return refuse(s, reply, hccl::E_PARA, "Hccl*: " + hex(c.communicator) + " is not a communicator");
+    switch (c.call) {
+        case Call::split: {
+            if (c.ranks == 0 || c.ranks > comm->ranks || c.rank >= c.ranks || c.config > hccl::kLargestConfig ||
+                rest.size() != wire::round8(sizeof(wire::Communicator) + size_t(c.ranks) * 4 + c.config) - sizeof(wire::Communicator)) {
+                return malformed();
+            }
+            if (!vendor_.HcclCreateSubCommConfig) return refuse(s, reply, hccl::E_NOT_SUPPORT, "HcclCreateSubCommConfig: the device's libraries lack it");
+            std::vector<uint32_t> members(c.ranks);
+            std::memcpy(members.data(), rest.data(), members.size() * 4);
+            std::vector<uint64_t> config(c.config / 8 + 1);
+            std::memcpy(config.data(), rest.data() + members.size() * 4, c.config);
+            size_t size;
+            std::memcpy(&size, config.data(), sizeof(size));
+            if (c.config && (c.config < 32 || size != c.config)) return malformed();
+            if (std::any_of(members.begin(), members.end(), [&](uint32_t r) { return r >= comm->ranks; })) return malformed();
+            return worker_of(*ring).post([this, c, comm, members = std::move(members), config = std::move(config), failed, made]() mutable {
+                HcclComm parent = comm->handle, made_handle = nullptr;
+                const int32_t e = vendor_.HcclCreateSubCommConfig(&parent, c.ranks, members.data(), c.id, c.rank,
+                                                                  c.config ? reinterpret_cast<HcclCommConfig*>(config.data()) : nullptr, &made_handle);
+                if (e) return failed("HcclCreateSubCommConfig", e);
+                made(made_handle, c.ranks, c.rank);
+            });
+        }
+        case Call::destroy:
+            // What the program called before is with the vendor first.
+            return after(lanes_of(s), false, [this, session, handle = c.communicator, ring, reply, failed] {
+                std::shared_ptr<Communicator> gone;
+                {
+                    std::lock_guard lock(session->communicators->mutex);
+                    gone = session->communicators->table.remove(handle);
+                }
+                if (!gone) return refuse(*session, reply, hccl::E_PARA, "HcclCommDestroy: " + hex(handle) + " is not a communicator");
+                worker_of(*ring).post([this, gone, reply, failed] {
+                    gone->worker.reset();
+                    if (int32_t e = vendor_.HcclCommDestroy(gone->handle)) return failed("HcclCommDestroy", e);
+                    reply.ok();
+                });
+            });
+        case Call::name:
+            return worker_of(*ring).post([this, comm, reply, failed] {
+                uint64_t words[hccl::kNameBytes / 8] = {};
+                if (!vendor_.HcclGetCommName) return failed("HcclGetCommName", hccl::E_NOT_SUPPORT);
+                if (int32_t e = vendor_.HcclGetCommName(comm->handle, reinterpret_cast<char*>(words))) return failed("HcclGetCommName", e);
+                reply.send(0, "", words, std::size(words));
+            });
+        case Call::async_error:
+            return worker_of(*ring).post([this, comm, reply, failed] {
+                int32_t error = 0;
+                if (!vendor_.HcclGetCommAsyncError) return failed("HcclGetCommAsyncError", hccl::E_NOT_SUPPORT);
+                if (int32_t e = vendor_.HcclGetCommAsyncError(comm->handle, &error)) return failed("HcclGetCommAsyncError", e);
+                reply.ok(uint64_t(uint32_t(error)));
+            });
+        case Call::resume:
+            return worker_of(*ring).post([this, comm, reply, failed] {
+                const int32_t e = vendor_.HcclCommResume ? vendor_.HcclCommResume(comm->handle) : int32_t(hccl::E_NOT_SUPPORT);
+                if (e) return failed("HcclCommResume", e);
+                reply.ok();
+            });
+        default: return malformed();
+    }
+}
+
+}  // namespace flexnpu::daemon

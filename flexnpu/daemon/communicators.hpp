@@ -1,0 +1,41 @@
+// A session's communicators: the vendor's, under the session's numbers.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <unordered_set>
+
+#include "flexnpu/daemon/session.hpp"
+
+namespace flexnpu::daemon {
+
+struct Communicator : std::enable_shared_from_this<Communicator> {
+    Communicator(Vendor& v, HcclComm h, uint32_t n, uint32_t r) : vendor(v), handle(h), ranks(n), rank(r) {}
+    Vendor& vendor;
+    const HcclComm handle;  // the vendor's
+    const uint32_t ranks, rank;
+    // What has been called once with success: the vendor made its connections then, for which it may have waited for the other ranks. The
+    // dispatcher's.
+    std::unordered_set<uint64_t> known;
+    // Makes calls that may wait. A communicator's calls keep their order, since its lane goes on only after each.
+    std::unique_ptr<Worker> worker;
+    std::atomic<bool> dropped{false};  // the session has died: nothing more is called
+};
+
+struct Communicators {
+    ~Communicators();
+    // Held for each look: communicators are made on workers.
+    std::mutex mutex;
+    Table<Communicator> table{wire::HandleKind::comm};
+    std::shared_ptr<Communicator> find(uint64_t handle) {
+        std::lock_guard lock(mutex);
+        Communicator* c = table.find(handle);
+        return c ? c->shared_from_this() : nullptr;
+    }
+};
+
+// Whether the vendor's call of this item may wait for other ranks.
+bool may_block(const Item& item);
+
+}  // namespace flexnpu::daemon
