@@ -1,4 +1,4 @@
-"""Unmodified torch.distributed with the hccl backend: on emulated devices, directly and through a daemon for each."""
+"""Unmodified torch.distributed with the hccl backend: directly, and through a daemon for each device."""
 
 from __future__ import annotations
 
