@@ -1,5 +1,7 @@
 #include "fuzz/generate.hpp"
 
+#include "flexnpu/api/hccl_types.hpp"
+
 namespace flexnpu::test {
 
 using wire::Kind;
@@ -55,6 +57,40 @@ void forward(Generator& g) {
     for (uint64_t i = 0; i < n; i++) g.add(g.below(2) ? g.below(3) : g.answer());
 }
 
+void communicator(Generator& g) {
+    wire::Communicator c{};
+    c.call = wire::Communicator::Call(g.below(wire::Communicator::count_ + 1));
+    c.communicator = g.answer();
+    c.id = g.below(3) ? g.below(5000) : g.size();
+    c.ranks = uint32_t(g.below(6));
+    c.rank = uint32_t(g.below(4));
+    const bool makes = c.call == wire::Communicator::initialise, splits = c.call == wire::Communicator::split;
+    c.config = (makes || splits) && !g.below(3) ? uint32_t(160 + 8 * g.below(3)) : 0;
+    g.add(c);
+    // What follows is padded together with the head, whose own size is a multiple of 8.
+    const size_t before = makes ? sizeof(HcclRootInfo) : splits ? c.ranks * 4 : 0, at = g.payload().size();
+    g.payload().resize(at + wire::round8(before + c.config));
+    if (c.config && g.below(4)) std::memcpy(g.payload().data() + at + before, &c.config, sizeof(c.config));
+}
+
+void collective(Generator& g) {
+    wire::Collective c{};
+    c.communicator = g.answer();
+    c.stream = g.stream();
+    c.send = g.memory();
+    c.recv = g.memory();
+    c.send_count = g.below(20) ? g.below(64) : g.size();
+    c.recv_count = g.below(20) ? g.below(64) : g.size();
+    c.send_type = int32_t(g.below(13));
+    c.recv_type = int32_t(g.below(13));
+    c.reduction = int32_t(g.below(5));
+    c.peer = uint32_t(g.below(4));
+    c.of = wire::Collective::Of(g.below(wire::Collective::count_ + 1));
+    c.words = uint32_t(g.below(3) ? 4 * g.below(5) : g.below(20));
+    g.add(c);
+    for (uint32_t i = 0; i < c.words; i++) g.add(g.below(4) ? g.below(40) : g.memory());
+}
+
 void graph_op(Generator& g) { g.add(wire::GraphOp{g.answer(), g.stream()}); }
 
 // Kinds of records, each with how an honest one looks. One that is not here is made of words of all sorts.
@@ -100,6 +136,8 @@ constexpr Case kCases[] = {
          std::memcpy(x.key, &part, sizeof(part));
          g.add(x);
      }},
+    {Kind::communicator, communicator},
+    {Kind::collective, collective},
     {Kind::capture_begin, stream_op},
     {Kind::capture_end, [](Generator& g) { g.add(wire::CaptureEnd{g.stream(), uint64_t(!g.plain && !g.below(8))}); }},
     {Kind::capture_info, graph_op},
@@ -177,11 +215,11 @@ void Generator::message(Bytes& out, Kind kind) {
     uint8_t flags = 0;
     const bool asynchronous = kind == Kind::launch || kind == Kind::host_func || kind == Kind::drop_shape || kind == Kind::record_event ||
                               kind == Kind::wait_event || kind == Kind::reset_event || kind == Kind::launch_graph || kind == Kind::update_begin ||
-                              kind == Kind::update_end || kind == Kind::value_op;
+                              kind == Kind::update_end || kind == Kind::value_op || kind == Kind::collective;
     if (asynchronous ? !plain && !below(50) : plain || below(50)) flags |= kAsk;
     // What makes an object says which, for others to name.
     const bool makes = kind == Kind::malloc || kind == Kind::create_stream || found == std::end(kCases) || kind == Kind::virtual_memory ||
-                       kind == Kind::share || kind == Kind::capture_begin || kind == Kind::group_end;
+                       kind == Kind::share || kind == Kind::communicator || kind == Kind::capture_begin || kind == Kind::group_end;
     if ((flags & kAsk) && makes && (plain || !below(8))) flags |= kWait;
     // What is broken in a shape's definition breaks all launches of it.
     if (!plain && below(8) < (kind == Kind::define_shape ? 2 : 6)) {
