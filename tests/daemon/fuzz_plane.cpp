@@ -70,7 +70,7 @@ void report(const Stage::Count& c, const Generator& g, std::map<std::string, uin
            static_cast<unsigned long long>(g.mutated()), static_cast<unsigned long long>(c.ring), static_cast<unsigned long long>(c.socket),
            static_cast<unsigned long long>(c.meta), static_cast<unsigned long long>(c.sessions), static_cast<unsigned long long>(seed), seconds,
            static_cast<unsigned long long>(resident_kib()));
-    for (const char* name : {"refused", "malformed", "malformed_requests", "sessions_broken", "launches", "copies", "vendor_errors", "captured_launches", "graphs_captured", "graph_replays"}) {
+    for (const char* name : {"refused", "malformed", "malformed_requests", "sessions_broken", "launches", "copies", "vendor_errors", "captured_launches", "graphs_captured", "graph_replays", "collectives"}) {
         printf(", \"%s\": %llu", name, static_cast<unsigned long long>(counters[name]));
     }
     printf("}\n");
@@ -173,6 +173,7 @@ int main(int argc, char** argv) {
         report(stage.count, g, counters, seed, double(wire::now_ns() - start) / 1e9);
         if (counters.at("refused") == 0 || counters.at("sessions_broken") == 0) die("nothing was refused: the fuzzer does not reach the decoders");
         if (counters.at("graph_replays") == 0 || counters.at("captured_launches") == 0) die("no graph was replayed: the fuzzer does not get that far");
+        if (counters.at("collectives") == 0) die("no collective was called: the fuzzer does not get that far");
         if (counters.at("launches") < stage.count.ring / 200) die("little was launched: the fuzzer does not get past the decoders");
     }
     const MockHeld held = mock.mock_held();

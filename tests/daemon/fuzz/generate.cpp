@@ -271,6 +271,36 @@ void Generator::graph(Bytes& out) {
     if (below(2)) message(out, Kind::destroy_graph);
 }
 
+// A communicator and some of its operations, each mutated or not.
+void Generator::ranks(Bytes& out) {
+    constexpr size_t kQuestion = sizeof(wire::Communicator) + wire::round8(sizeof(HcclRootInfo));
+    wire::Communicator c{};
+    c.call = wire::Communicator::initialise;
+    c.ranks = uint32_t(1 + below(4));
+    c.rank = uint32_t(below(c.ranks));
+    append(out, uint16_t(Kind::communicator));
+    append(out, uint16_t(kQuestion / 8));
+    append(out, uint32_t(kAsk | kWait));
+    const size_t at = out.size();
+    append(out, c);
+    out.resize(at + kQuestion);
+    for (uint64_t n = 1 + below(6); n > 0; n--) {
+        payload_.clear();
+        collective(*this);
+        const uint64_t handle = named(kAnswer);
+        std::memcpy(payload_.data() + offsetof(wire::Collective, communicator), &handle, sizeof(handle));
+        if (!plain && below(2)) {
+            mutated_++;
+            mutate_bytes(payload_.data(), payload_.size());
+        }
+        append(out, uint16_t(Kind::collective));
+        append(out, uint16_t(payload_.size() / 8));
+        append(out, uint32_t(0));
+        out.insert(out.end(), payload_.begin(), payload_.end());
+    }
+    if (!below(4)) message(out, Kind::communicator);
+}
+
 void Generator::request(Bytes& out) {
     Bytes b;
     wire::Request r{};
@@ -314,6 +344,10 @@ Bytes Generator::script(Target target, size_t messages) {
         }
         if (!below(64)) {
             graph(out);
+            continue;
+        }
+        if (!below(128)) {
+            ranks(out);
             continue;
         }
         const uint64_t dice = below(8);

@@ -50,6 +50,7 @@ private:
     uint64_t one_of(Name ours, Name theirs) { return named(plain || below(12) ? ours : theirs, offset()); }
     void message(Bytes& out, wire::Kind kind);
     void graph(Bytes& out);
+    void ranks(Bytes& out);
     void request(Bytes& out);
     void mutate_bytes(uint8_t* p, size_t n);
 
