@@ -7,7 +7,7 @@ import importlib
 import click
 
 #: Name -> module in `benchmarks` whose `main` is the command. Imported when called.
-BENCHMARKS = {"launch": "benchmarks.launch_cost"}
+BENCHMARKS = {"launch": "benchmarks.launch_cost", "events": "benchmarks.events"}
 
 
 class _Lazy(click.Group):
