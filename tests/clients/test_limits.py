@@ -47,10 +47,10 @@ def test_more_threads_than_rings(daemon: Any) -> None:
     assert daemon.status().counters["limited_rings"] == 24
 
 
-@pytest.mark.parametrize("daemon", [("--max-host-bytes-per-user", "96MiB")], indirect=True)
+@pytest.mark.parametrize("daemon", [("--max-host-bytes-per-user", "60MiB")], indirect=True)
 def test_host_memory_of_a_user(daemon: Any) -> None:
     # 32 MiB are the session's own; every second piece is freed.
-    said = json.loads(daemon.run("limits.py", "host", "6", str(24 << 20)))
+    said = json.loads(daemon.run("limits.py", "host", "6", str(12 << 20)))
     assert said[:3] == ["ok", "ok", "ok"]
     assert all(one.startswith("207001") and "--max-host-bytes-per-user" in one for one in said[3:])
     # Two sessions fit, a third does not.
