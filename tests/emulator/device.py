@@ -35,6 +35,7 @@ class Kernel(ctypes.Structure):
         ("run", ctypes.c_void_p),
         ("destroy", ctypes.c_void_p),
         ("self", ctypes.c_void_p),
+        ("meet", ctypes.c_void_p),
         ("magic", ctypes.c_uint64),
     ]
 
