@@ -17,11 +17,14 @@ namespace {
 
 uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
 
-// Asks; the answer's words stay in the channel.
-aclError ask(wire::Share& w, Call call, Channel** channel) {
-    *channel = Session::channel();
-    if (!*channel) return acl::RT_INTERNAL;
+// Asks; the answer's words stay in the channel. Whose the address or the handle `named` is, the same answers for it; without one, and for keys,
+// the thread's device does.
+aclError ask(wire::Share& w, Call call, Channel** channel, uint64_t named = 0) {
+    Session* holder = named ? Session::holder(named) : nullptr;
+    *channel = holder ? holder->mine() : Session::channel();
+    if (!*channel) return flexnpu::client::last_error();
     w.call = call;
+    if (w.address) w.address ^= (*channel)->session().tag();
     return (*channel)->call(wire::Kind::share, w);
 }
 
@@ -51,7 +54,7 @@ aclError export_physical(const char* function, aclrtDrvMemHandle handle, uint64_
     w.handle = number(handle);
     w.flags = flags;
     Channel* c = nullptr;
-    if (aclError e = ask(w, Call::export_physical, &c)) return e;
+    if (aclError e = ask(w, Call::export_physical, &c, w.handle)) return e;
     *out = c->words()[0];
     return 0;
 }
@@ -86,7 +89,7 @@ aclError aclrtIpcMemGetExportKey(void* p, size_t bytes, char* key, size_t room, 
     w.bytes = bytes;
     w.flags = flags;
     Channel* c = nullptr;
-    if (aclError e = ask(w, Call::export_memory, &c)) return e;
+    if (aclError e = ask(w, Call::export_memory, &c, w.address)) return e;
     std::memcpy(key, c->words(), sizeof(w.key));
     key[sizeof(w.key)] = '\0';
     return 0;
@@ -103,7 +106,7 @@ aclError aclrtIpcMemImportByKey(void** p, const char* key, uint64_t) {
     if (aclError e = take_key("aclrtIpcMemImportByKey", key, &w)) return e;
     Channel* c = nullptr;
     if (aclError e = ask(w, Call::import_memory, &c)) return e;
-    const DeviceRange range{c->words()[0], c->words()[1]};
+    const DeviceRange range{c->words()[0] | c->session().tag(), c->words()[1]};
     DeviceRange known;
     if (!c->session().memory.find(range.address, &known)) c->session().memory.add(range);
     *p = reinterpret_cast<void*>(range.address);
@@ -115,7 +118,7 @@ aclError aclrtIpcMemClose(const char* key) {
     Channel* c = nullptr;
     if (aclError e = ask(w, Call::close_memory, &c)) return e;
     DeviceRange range;
-    if (const uint64_t address = c->words()[0]) c->session().memory.remove(address, &range);
+    if (const uint64_t address = c->words()[0]) c->session().memory.remove(address | c->session().tag(), &range);
     return 0;
 }
 
@@ -151,7 +154,7 @@ aclError aclrtIpcGetEventHandle(aclrtEvent event, aclrtIpcEventHandle* handle) {
     wire::Share w{};
     w.handle = number(event);
     Channel* c = nullptr;
-    if (aclError e = ask(w, Call::export_event, &c)) return e;
+    if (aclError e = ask(w, Call::export_event, &c, w.handle)) return e;
     std::memcpy(handle->bytes, c->words(), sizeof(handle->bytes));
     return 0;
 }
@@ -159,7 +162,7 @@ aclError aclrtIpcOpenEventHandle(aclrtIpcEventHandle handle, aclrtEvent* event) 
     if (!event) return fail(acl::INVALID_PARAM, "aclrtIpcOpenEventHandle: the output is null");
     *event = nullptr;
     Channel* c = Session::channel();
-    if (!c) return acl::RT_INTERNAL;
+    if (!c) return flexnpu::client::last_error();
     Session& s = c->session();
     wire::Share w{};
     std::memcpy(w.key, handle.bytes, sizeof(w.key));

@@ -16,10 +16,10 @@ namespace {
 uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
 
 // Asks; the answer's word goes to *out, and whom it asked to *asked. Whose an address or a handle is, the same answers for it; without one the
-// thread's device does, or any: torch_npu tries whether addresses can be reserved before it chooses a device.
-aclError ask(wire::VirtualMemory v, Call call, uint64_t* out = nullptr, Session** asked = nullptr) {
+// thread's device does, or any: torch_npu tries whether addresses can be reserved before it chooses a device. `at` if a device was named instead.
+aclError ask(wire::VirtualMemory v, Call call, uint64_t* out = nullptr, Session** asked = nullptr, Session* at = nullptr) {
     const uint64_t named = v.address ? v.address : v.handle;
-    Session* holder = named ? Session::holder(named) : Session::any();
+    Session* holder = at ? at : named ? Session::holder(named) : Session::any();
     Channel* c = holder ? holder->mine() : Session::any_channel();
     if (!c) return flexnpu::client::last_error();
     v.call = call;
@@ -79,8 +79,16 @@ aclError aclrtMallocPhysical(aclrtDrvMemHandle* handle, size_t bytes, const aclr
     if (aclError e = check("aclrtMallocPhysical", properties, &v)) return e;
     v.bytes = bytes;
     v.flags = flags;
+    // The location's device, whichever the thread's is.
+    const uint32_t device = properties->location.id;
+    const int n = Session::count();
+    if (device >= uint32_t(n)) {
+        return fail(acl::RT_INVALID_DEVICE, "aclrtMallocPhysical: device %u does not exist: FlexNPU serves %d here", device, n);
+    }
+    Session* at = Session::of(int(device));
+    if (!at) return flexnpu::client::last_error();
     uint64_t out = 0;
-    if (aclError e = ask(v, Call::allocate, &out)) return e;
+    if (aclError e = ask(v, Call::allocate, &out, nullptr, at)) return e;
     *handle = reinterpret_cast<aclrtDrvMemHandle>(out);
     return 0;
 }

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,42 @@ class Daemon:
             self.process.send_signal(signal.SIGTERM)
         _, errors = self.process.communicate(timeout=30)
         assert self.process.returncode in (0, -signal.SIGKILL), errors
+
+
+class Machine:
+    """An emulated machine that no other test uses; programs run on it directly or through its daemons."""
+
+    def __init__(self, directory: Path, devices: int, extra: Mapping[str, str] | None = None) -> None:
+        self.directory = directory
+        self.devices = devices
+        self.variables = emulator.environment(devices=devices, machine=f"test-{uuid.uuid4().hex[:8]}")
+        self.variables |= extra or {}
+
+    @property
+    def prefix(self) -> list[str]:
+        """The command that gives a program all devices."""
+        devices = ",".join(map(str, range(self.devices)))
+        return [str(_installed("flexnpu")), "run", "--devices", devices, "--"]
+
+    @contextmanager
+    def daemons(self) -> Iterator[list[Daemon]]:
+        names = ("FLEXNPU_EMU", "HCCL")
+        variables = {k: v for k, v in self.variables.items() if k.startswith(names)}
+        with ExitStack() as stack:
+            daemons = []
+            for device in range(self.devices):
+                daemons.append(Daemon(self.directory, device=device, variables=variables))
+                stack.callback(daemons[-1].stop)
+            yield daemons
+
+    def direct(self, program: str, *arguments: str, timeout: float = 120) -> str:
+        command = [sys.executable, str(PROGRAMS / program), *arguments]
+        return _output(command, os.environ | self.variables, timeout)
+
+    def interposed(self, program: str, *arguments: str, timeout: float = 120) -> str:
+        """Needs the daemons."""
+        command = [*self.prefix, sys.executable, str(PROGRAMS / program), *arguments]
+        return _output(command, os.environ | {"FLEXNPU_RUN_DIR": str(self.directory)}, timeout)
 
 
 def _output(command: list[str], environment: dict[str, str], timeout: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Machine
 
 MIB = 1 << 20
 QUOTA = 256 * MIB
@@ -114,9 +115,14 @@ def test_expandable_segments(
     assert json.loads(daemon.run("torch_expandable.py")) == saw
 
 
-def test_shared_memory_is_the_same_directly_and_interposed(daemon: Any, direct: Callable[..., str]) -> None:
-    saw = json.loads(direct("ipc.py"))
-    assert json.loads(daemon.run("ipc.py")) == saw
+@pytest.mark.parametrize("device", [0, 1])
+def test_shared_memory_is_the_same_directly_and_interposed(device: int, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, 2)
+    saw = json.loads(machine.direct("ipc.py", "exporter", str(device)))
+    with machine.daemons() as (*_, last):
+        assert json.loads(machine.interposed("ipc.py", "exporter", str(device))) == saw
+        last.wait_for(lambda s: not s.sessions)
+    assert saw.pop("without a device") == [[107002]] * 4
     right = {
         "key's digits": 64,
         "read": "hello",
@@ -139,7 +145,6 @@ def test_shared_memory_is_the_same_directly_and_interposed(daemon: Any, direct: 
         assert saw.pop(name) == value, name
     assert len(saw) == 25
     assert all(one == [107000] for one in saw.values()), saw
-    daemon.wait_for(lambda s: not s.sessions)
 
 
 @pytest.mark.torch_npu

@@ -23,9 +23,9 @@ def call(function: str, *arguments: Any) -> None:
         raise AclError(function, code)
 
 
-def start() -> None:
+def start(device: int = 0) -> None:
     call("aclInit", None)
-    call("aclrtSetDevice", 0)
+    call("aclrtSetDevice", device)
 
 
 def malloc(size: int) -> c_void_p:

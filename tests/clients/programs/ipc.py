@@ -1,14 +1,15 @@
 """Memory shared between processes: one exports, others import. Prints JSON that must be the same directly and
 interposed.
 
-ipc.py            the exporter, which starts the importers and tells each what to do over its pipes
-ipc.py importer   reads commands, one JSON array a line, and answers each with one line of JSON
+ipc.py exporter DEVICE   starts the importers and tells each what to do over its pipes
+ipc.py importer DEVICE   reads commands, one JSON array a line, and answers each with one line of JSON
 """
 
 import json
 import os
 import subprocess
 import sys
+import threading
 from ctypes import (
     Structure,
     byref,
@@ -149,8 +150,8 @@ def run(name: str, *arguments: Any) -> Any:
 
 
 class Importer:
-    def __init__(self) -> None:
-        command = [sys.executable, __file__, "importer"]
+    def __init__(self, device: int) -> None:
+        command = [sys.executable, __file__, "importer", str(device)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = int(self.answer())
 
@@ -174,17 +175,37 @@ class Importer:
         self.process.wait(30)
 
 
-def importer() -> None:
-    start()
+def importer(device: int) -> None:
+    start(device)
     print(os.getpid(), flush=True)
     for line in sys.stdin:
         print(json.dumps(run(*json.loads(line))), flush=True)
 
 
-def exporter() -> None:
-    start()
-    one, two = Importer(), Importer()
+def without_a_device() -> list[Any]:
+    """What a thread is told that has not chosen a device."""
+    told: list[Any] = []
+    handle = "00" * 64
+    threads = [
+        threading.Thread(target=lambda one=one: told.append(run(*one)))
+        for one in (
+            ("import_key", "0" * 64),
+            ("close", "0" * 64),
+            ("import_handle", 1),
+            ("wait_event", handle),
+        )
+    ]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    return told
+
+
+def exporter(device: int) -> None:
+    start(device)
+    one, two = Importer(device), Importer(device)
     saw: dict[str, Any] = {}
+    saw["without a device"] = without_a_device()
     memory = malloc(SIZE).value or 0
     write(memory, "hello")
     key = export(memory)
@@ -238,7 +259,7 @@ def exporter() -> None:
     saw["not device memory"] = run("export", id(saw) // 4096 * 4096)
 
     # Physical memory.
-    handle = physical()
+    handle = physical(device=device)
     address = map_handle(handle.value or 0)
     write(address, "solid")
     number = share(handle)
@@ -280,7 +301,7 @@ def exporter() -> None:
     there = import_key(theirs)
     two.kill()
     saw["after the owner's death"] = read(there, 9)
-    three = Importer()
+    three = Importer(device)
     saw["import after the owner's death"] = three.do("import_key", theirs)
     three.end()
     close(theirs)
@@ -296,7 +317,4 @@ def export_new(text: str) -> str:
 COMMANDS |= {"export_new": export_new, "event_handle": event_handle}
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["importer"]:
-        importer()
-    else:
-        exporter()
+    (importer if sys.argv[1] == "importer" else exporter)(int(sys.argv[2]))

@@ -19,7 +19,7 @@ class Properties(Structure):
     )
 
 
-PROPERTIES = Properties(memory=4, location_type=1)
+PROPERTIES = Properties(memory=4, location_type=1)  # of device 0
 
 
 def reserve(size: int) -> int:
@@ -28,9 +28,10 @@ def reserve(size: int) -> int:
     return int(address.value or 0)
 
 
-def physical(size: int = PIECE) -> c_void_p:
+def physical(size: int = PIECE, device: int = 0) -> c_void_p:
     handle = c_void_p()
-    call("aclrtMallocPhysical", byref(handle), c_size_t(size), byref(PROPERTIES), c_uint64(0))
+    properties = Properties(memory=4, location_type=1, location_id=device)
+    call("aclrtMallocPhysical", byref(handle), c_size_t(size), byref(properties), c_uint64(0))
     return handle
 
 
