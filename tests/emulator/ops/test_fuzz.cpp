@@ -292,6 +292,10 @@ TEST_CASE("no arguments of the right kinds crash an operator") {
     for (uint32_t op = 0; op < api::kOpCount; op++) {
         const std::string name = api::kOps[op].name;
         CAPTURE(name);
+        if (name.ends_with("GetMax")) {  // a question about another row's workspace, with no call to launch
+            REQUIRE(dlsym(RTLD_DEFAULT, (name + "WorkspaceSize").c_str()) != nullptr);
+            continue;
+        }
         void* first = dlsym(RTLD_DEFAULT, (name + "GetWorkspaceSize").c_str());
         void* second = dlsym(RTLD_DEFAULT, name.c_str());
         REQUIRE(first != nullptr);
