@@ -1,6 +1,6 @@
 """64 threads on one device, twice over: each works in a stream of its own and in one that all share.
 
-Prints JSON that must be the same directly and interposed; after each wave it says "over" and waits for a line."""
+Prints JSON that must be the same directly and interposed; after each wave "over", and waits for a line."""
 
 import json
 import sys
