@@ -105,6 +105,11 @@ void Dispatcher::empty_lane(Lane& lane) {
                 break;
             case ItemType::host_func: s.host_backlog.push_back({lane.id, {item->a, item->ticket, false}, true}); break;
             case ItemType::call: item->job(); break;
+            // An update that has begun ends, and of one whose begin is dropped nothing is run.
+            case ItemType::update_begin: lane.update_failed = true; break;
+            case ItemType::update_end:
+                if (lane.in_update || lane.update_failed) dispatch_update(lane, *item);
+                break;
             case ItemType::sync:
                 fail(lane, acl::RT_STREAM_ABORT, "the stream was aborted");
                 item->job();

@@ -672,7 +672,9 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
     lane.session->queued--;
     void* start = nullptr;
     if (d.timed && (start = spare_event())) vendor_.aclrtRecordEvent(start, lane.stream);
-    if (lane.update_failed && item->capturing && item->type != ItemType::update_end) return release_marks(*item);
+    // What would have been updated is left alone. Its events stay: others wait for them.
+    const bool orders = item->type == ItemType::record || item->type == ItemType::wait || item->type == ItemType::reset;
+    if (lane.update_failed && item->capturing && item->type != ItemType::update_end && !orders) return;
     dispatching_ = item.get();
     if (item->capturing && item->capturing == lane.capture) enter_capture(lane);
     switch (item->type) {

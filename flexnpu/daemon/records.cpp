@@ -562,6 +562,7 @@ void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
         if (found && found->capture) return refuse(*session, reply, acl::RT_STREAM_CAPTURED, "aclrtDestroyStream: the stream is being captured");
         std::shared_ptr<Lane> lane = session->streams.remove(o.stream);
         if (!lane) return refuse(*session, reply, acl::RT_INVALID_HANDLE, "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
+        if (!lane->idle()) empty_lane(*lane);  // what other threads launched meanwhile: nobody may hang on it
         drop_lane(*lane);
         worker_of(*reply.ring).post([this, lane, reply]() mutable {
             const int32_t e = vendor_.aclrtSynchronizeStream(lane->stream);

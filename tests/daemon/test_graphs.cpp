@@ -30,7 +30,8 @@ struct Client {
     X(aclnnAbsGetWorkspaceSize) X(aclnnAbs) X(aclmdlRICaptureBegin) X(aclmdlRICaptureEnd) X(aclmdlRICaptureGetInfo)          \
     X(aclmdlRICaptureTaskGrpBegin) X(aclmdlRICaptureTaskGrpEnd) X(aclmdlRICaptureTaskUpdateBegin)                            \
     X(aclmdlRICaptureTaskUpdateEnd) X(aclmdlRICaptureThreadExchangeMode) X(aclmdlRIExecuteAsync) X(aclmdlRIDestroy)          \
-    X(aclmdlRIGetId) X(aclmdlRIDebugJsonPrint) X(aclmdlRIAbort) X(aclrtValueWait) X(aclrtValueWrite)
+    X(aclmdlRIGetId) X(aclmdlRIDebugJsonPrint) X(aclmdlRIAbort) X(aclrtValueWait) X(aclrtValueWrite)                         \
+    X(aclrtSynchronizeEventWithTimeout) X(aclrtSynchronizeStreamWithTimeout) X(aclrtStreamAbort) X(aclrtLaunchHostFunc)
 #define X(name) decltype(&::name) name = symbol<decltype(::name)>(handle, #name);
     FUNCTIONS(X)
 #undef X
@@ -313,6 +314,63 @@ TEST_CASE("task groups are updated without an answer, and updates run in their s
     CHECK(acl_().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
     CHECK(acl_().aclrtSynchronizeStream(updates.s) == acl::RT_TASK_GROUP_STATUS);
     CHECK(acl_().aclrtSynchronizeStream(updates.s) == 0);
+}
+
+TEST_CASE("an update that the vendor refuses, or that an abort cuts in two, runs nothing, and its events hang nobody") {
+    Memory a(4096), b(4096);
+    StreamOf s, updates, other;
+    EventOf e;
+    GraphOf graph;
+    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_GLOBAL) == 0);
+    aclrtTaskGrp group = nullptr;
+    REQUIRE(acl_().aclmdlRICaptureTaskGrpBegin(s.s) == 0);
+    REQUIRE(abs(a.p, b.p, 8, s.s) == 0);
+    REQUIRE(acl_().aclmdlRICaptureTaskGrpEnd(s.s, &group) == 0);
+    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    uint64_t calls = mock().count();
+    const auto updated = [&] {
+        std::string order;
+        for (const MockCall& c : mock().since(calls)) {
+            if (std::strchr("ulU", c.what)) order += c.what;
+        }
+        return order;
+    };
+
+    mock().mock_fail_update(1);
+    REQUIRE(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
+    REQUIRE(abs(a.p, b.p, 8, updates.s) == 0);
+    REQUIRE(acl_().aclrtRecordEvent(e.e, updates.s) == 0);
+    REQUIRE(acl_().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
+    CHECK(acl_().aclrtSynchronizeEventWithTimeout(e.e, 5000) == 0);
+    REQUIRE(acl_().aclrtStreamWaitEvent(other.s, e.e) == 0);
+    CHECK(acl_().aclrtSynchronizeStreamWithTimeout(other.s, 5000) == 0);
+    CHECK(acl_().aclrtSynchronizeStream(updates.s) == acl::RT_TASK_GROUP_STATUS);
+    CHECK(updated() == "");
+    mock().mock_fail_update(0);
+
+    // The begin is dropped, what comes after the abort is not.
+    std::atomic<bool> entered{false}, open{false};
+    std::pair flags{&entered, &open};
+    const auto hold = +[](void* p) {
+        auto [in, out] = *static_cast<decltype(flags)*>(p);
+        *in = true;
+        while (!*out) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    };
+    REQUIRE(acl_().aclrtLaunchHostFunc(updates.s, reinterpret_cast<aclrtHostFunc>(hold), &flags) == 0);
+    REQUIRE(eventually([&] { return entered.load(); }));
+    REQUIRE(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
+    REQUIRE(abs(a.p, b.p, 8, updates.s) == 0);
+    CHECK(acl_().aclrtStreamAbort(updates.s) == 0);
+    REQUIRE(abs(a.p, b.p, 8, updates.s) == 0);
+    REQUIRE(acl_().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
+    CHECK(acl_().aclrtSynchronizeStream(updates.s) == acl::RT_STREAM_ABORT);
+    CHECK(updated() == "");
+    open = true;
+    REQUIRE(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
+    REQUIRE(abs(a.p, b.p, 8, updates.s) == 0);
+    REQUIRE(acl_().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
+    CHECK(acl_().aclrtSynchronizeStream(updates.s) == 0);
+    CHECK(updated() == "ulU");
 }
 
 TEST_CASE("a replay of operators whose memory is gone is refused by name") {

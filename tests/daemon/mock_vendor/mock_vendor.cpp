@@ -53,6 +53,7 @@ std::vector<MockCall> calls;
 bool held = false;
 bool logging = true;
 std::atomic<int64_t> failing{-1};
+std::atomic<int> failing_update{0};
 std::atomic<int64_t> models{0};
 std::vector<Stream*> all_streams;
 // Never freed, as events and handles may name them; kept where a leak checker finds them.
@@ -115,6 +116,7 @@ FLEXNPU_EXPORT void mock_log(int on) {
     logging = on;
 }
 FLEXNPU_EXPORT void mock_fail_launch(int64_t op) { failing = op; }
+FLEXNPU_EXPORT void mock_fail_update(int on) { failing_update = on; }
 FLEXNPU_EXPORT uint64_t mock_nodes(void* model) {
     std::lock_guard lock(mutex);
     return static_cast<Model*>(model)->nodes;
@@ -400,7 +402,7 @@ aclError aclmdlRICaptureTaskGrpEnd(aclrtStream s, aclrtTaskGrp* out) {
 }
 aclError aclmdlRICaptureTaskUpdateBegin(aclrtStream s, aclrtTaskGrp group) {
     auto* stream = static_cast<Stream*>(s);
-    if (stream->capture || stream->update) return fail(acl::RT_TASK_GROUP_STATUS, "captures or updates");
+    if (failing_update || stream->capture || stream->update) return fail(acl::RT_TASK_GROUP_STATUS, "captures or updates");
     stream->update = static_cast<Group*>(group)->model;
     log({'u', 0, s, reinterpret_cast<uint64_t>(group), 0, 0});
     return 0;

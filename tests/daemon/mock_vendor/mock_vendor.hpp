@@ -26,6 +26,8 @@ MockHeld mock_held(void);
 void mock_hold(int on);
 // The next launch of this operator fails in its second call (-1: none).
 void mock_fail_launch(int64_t op);
+// Whether the next updates of task groups are refused at their begin.
+void mock_fail_update(int on);
 // Whether calls are logged; they are at first.
 void mock_log(int on);
 // Operators, copies, memsets and values in a graph.
