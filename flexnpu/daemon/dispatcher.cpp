@@ -21,7 +21,7 @@ namespace {
 
 // After an answer the client's next call may come within microseconds. We poll for as long as such calls have lately taken to come, between these:
 constexpr uint64_t kLeastSpinNs = 5'000;
-constexpr uint64_t kMostSpinNs = 60'000;
+constexpr uint64_t kMostSpinNs = 150'000;
 // While a client is busy, look into the rings this often without being woken: an asynchronous call then costs its caller no system
 // call, and us one timer for several calls.
 constexpr uint64_t kNapNs = 50'000;
@@ -345,6 +345,7 @@ void Dispatcher::drop_lane(Lane& lane) {
 
 // One session after the other, but for those that wait for ranks elsewhere.
 void Dispatcher::bury(std::shared_ptr<Session> s) {
+    for (auto& ring : s->rings) ring->closed = true;
     if (!s->communicators) return reaper_->post([this, s] { tear_down(s); });
     std::erase_if(undertakers_, [](Undertaker& u) {
         if (!*u.done) return false;
@@ -399,6 +400,7 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
 }
 
 Worker& Dispatcher::worker_of(Ring& ring) {
+    if (ring.closed) return nobody_;
     if (!ring.worker) {
         ring.worker = std::make_unique<Worker>([this] {
             prctl(PR_SET_NAME, "flexnpu-serve");

@@ -275,6 +275,7 @@ private:
         std::shared_ptr<std::atomic<bool>> done;
     };
     std::vector<Undertaker> undertakers_;
+    Worker nobody_;  // for what comes back to a session that has ended
     std::atomic<uint64_t> quota_refusals_{0};
     Exports exports_;
     std::map<std::string, std::weak_ptr<Event>> ipc_events_;  // by key; the dispatcher's

@@ -55,6 +55,8 @@ struct Ring {
     wire::Record head{};
     bool has_head = false;
     std::unique_ptr<Worker> worker;
+    // The session has ended and another thread takes the worker down: the dispatcher gives it no more.
+    bool closed = false;
     // Held while an answer is written: an honest client has one question under way at a time, another may have many.
     std::mutex answer;
     std::vector<uint8_t> rest;  // of an answer that is longer than the slot

@@ -15,13 +15,15 @@ namespace flexnpu::daemon {
 class Worker {
 public:
     explicit Worker(std::function<void()> at_start) : thread_([this, at_start] { at_start(); run(); }) {}
+    // One without a thread: it forgets what it is given.
+    Worker() : forgets_(true) {}
     ~Worker() {
         {
             std::lock_guard lock(mutex_);
             stop_ = true;
         }
         ready_.notify_one();
-        thread_.join();
+        if (thread_.joinable()) thread_.join();
     }
     Worker(const Worker&) = delete;
     Worker& operator=(const Worker&) = delete;
@@ -29,6 +31,7 @@ public:
     void post(std::function<void()> job) {
         {
             std::lock_guard lock(mutex_);
+            if (forgets_) return;
             jobs_.push_back(std::move(job));
             there_.store(true, std::memory_order_release);
         }
@@ -62,6 +65,7 @@ private:
     std::deque<std::function<void()>> jobs_;
     std::atomic<bool> there_{false};  // whether there are jobs
     bool stop_ = false;
+    const bool forgets_ = false;
     std::thread thread_;
 };
 

@@ -11,7 +11,7 @@ namespace flexnpu::wire {
 
 class Patience {
 public:
-    static constexpr uint64_t kMostSpinNs = 150'000;
+    static constexpr uint64_t kMostSpinNs = 200'000;
     static constexpr uint64_t kLeastSpinNs = 3'000;
     // What a sleep may last too long, and what is left for the rest.
     static constexpr uint64_t kWakeNs = 40'000;
