@@ -8,16 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Daemon
-
-from flexnpu import emulator
+from conftest import Machine
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -54,11 +50,6 @@ def check(results: list[dict[str, Any]]) -> None:
         assert ("all_reduce of a group" in done) == (world > 1 and number < 2)
 
 
-def machine(world: int) -> dict[str, str]:
-    """An emulated machine of `world` devices that no other test uses."""
-    return emulator.environment(devices=world, machine=f"collectives-{uuid.uuid4().hex[:8]}") | LIMITS
-
-
 def start(
     program: str, world: int, store: Path, environment: Mapping[str, str], *prefix: str
 ) -> list[subprocess.Popen[str]]:
@@ -76,33 +67,25 @@ def start(
     ]
 
 
-@contextmanager
-def daemons(world: int, directory: Path) -> Iterator[list[str]]:
-    """One daemon for each device of a machine; the command that gives a program all of them."""
-    variables = {k: v for k, v in machine(world).items() if k.startswith(("FLEXNPU_EMU", "HCCL"))}
-    with ExitStack() as stack:
-        for device in range(world):
-            stack.callback(Daemon(directory, device=device, variables=variables).stop)
-        flexnpu = str(Path(sys.executable).with_name("flexnpu"))
-        yield [flexnpu, "run", "--devices", ",".join(map(str, range(world))), "--"]
-
-
 @pytest.mark.parametrize("world", [1, 4])
 def test_every_collective_directly(world: int, tmp_path: Path) -> None:
-    check(finish(start("collectives.py", world, tmp_path / "store", os.environ | machine(world))))
+    variables = Machine(tmp_path, world, LIMITS).variables
+    check(finish(start("collectives.py", world, tmp_path / "store", os.environ | variables)))
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_collective_through_a_daemon_a_device(world: int, tmp_path: Path) -> None:
     environment = os.environ | {"FLEXNPU_RUN_DIR": str(tmp_path)} | LIMITS
-    with daemons(world, tmp_path) as prefix:
-        check(finish(start("collectives.py", world, tmp_path / "store", environment, *prefix)))
+    machine = Machine(tmp_path, world, LIMITS)
+    with machine.daemons():
+        check(finish(start("collectives.py", world, tmp_path / "store", environment, *machine.prefix)))
 
 
 def test_a_lost_rank_is_an_error_and_no_hang(tmp_path: Path) -> None:
     environment = os.environ | {"FLEXNPU_RUN_DIR": str(tmp_path)} | LIMITS
-    with daemons(2, tmp_path) as prefix:
-        ranks = start("lost_rank.py", 2, tmp_path / "store", environment, *prefix)
+    machine = Machine(tmp_path, 2, LIMITS)
+    with machine.daemons():
+        ranks = start("lost_rank.py", 2, tmp_path / "store", environment, *machine.prefix)
         ranks[1].communicate(timeout=120)
         assert ranks[1].returncode == -signal.SIGKILL
         told = finish(ranks[:1])[0]
@@ -112,7 +95,8 @@ def test_a_lost_rank_is_an_error_and_no_hang(tmp_path: Path) -> None:
 
 def test_two_ranks_on_one_device_are_told_so(tmp_path: Path) -> None:
     environment = os.environ | {"FLEXNPU_RUN_DIR": str(tmp_path)} | LIMITS
-    with daemons(1, tmp_path) as prefix:
-        for told in finish(start("same_device.py", 2, tmp_path / "store", environment, *prefix)):
+    machine = Machine(tmp_path, 1, LIMITS)
+    with machine.daemons():
+        for told in finish(start("same_device.py", 2, tmp_path / "store", environment, *machine.prefix)):
             assert told["error"]
             assert told["sum"] == 16
