@@ -1,0 +1,48 @@
+"""What the commands share: how they end, and how they say what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import click
+
+from flexnpu.control import paths
+from probes.attach import AttachError
+from probes.feed import FeedError
+from probes.symbols import ProcessGone
+from probes.tracer import TracerError
+
+
+class Stop:
+    """Set by SIGINT and SIGTERM, which end the loop in an orderly way."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
+
+
+@contextlib.contextmanager
+def errors() -> Iterator[None]:
+    """Turn what can go wrong into a line on standard error and exit status 1."""
+    from probes.wire import WireError
+
+    try:
+        yield
+    except (TracerError, AttachError, FeedError, WireError, ProcessGone, paths.NoRunDirError) as error:
+        raise click.ClickException(str(error)) from None
+    except BrokenPipeError:
+        # The reader of our output went away. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def note(text: str) -> None:
+    click.echo(f"flexnpu-probe: {text}", err=True)
