@@ -87,6 +87,7 @@ enum EventFlag : uint32_t {
     EVENT_SYNC = 1, EVENT_CAPTURE_STREAM_PROGRESS = 2, EVENT_TIME_LINE = 8, EVENT_DEVICE_USE_ONLY = 0x10,
     EVENT_EXTERNAL = 0x20, EVENT_IPC = 0x40,
 };
+enum HostRegister : uint32_t { HOST_REG_MAPPED = 0x2, HOST_REG_PINNED = 0x10000000 };  // of aclrtHostRegisterV2
 enum StreamFlag : uint32_t { FAST_LAUNCH = 1, FAST_SYNC = 2, PERSISTENT = 4, HUGE_STREAM = 8 };
 
 enum DeviceInfo : int32_t { INFO_AI_CORE_NUM = 0, INFO_VECTOR_CORE_NUM = 1, INFO_L2_SIZE = 2 };

@@ -25,6 +25,8 @@ _LIMITS: tuple[tuple[str, click.ParamType[int], str], ...] = (
     ("--max-rings-per-session", _COUNT, "Of one program; default: 256."),
     ("--max-host-bytes", SIZE, "Host memory shared with programs; default: 3/4 of the machine's."),
     ("--max-host-bytes-per-user", SIZE, "With one user's programs; default: half of the machine's."),
+    ("--max-pinned-bytes", SIZE, "How much of that is page-locked; default: half of the machine's."),
+    ("--max-pinned-bytes-per-user", SIZE, "For one user's programs; default: a quarter of the machine's."),
 )
 
 

@@ -58,8 +58,16 @@ struct Acceptor::Client {
     uint64_t since_ns = 0;
 };
 
-Acceptor::Acceptor(Dispatcher& dispatcher, std::string path, std::string soc, Access access, Limits limits)
-    : dispatcher_(dispatcher), path_(std::move(path)), soc_(std::move(soc)), access_(std::move(access)), limits_(limits.resolved()), usage_(limits_) {
+Acceptor::Acceptor(Dispatcher& dispatcher, Vendor& vendor, int32_t device, std::string path, std::string soc, Access access, Limits limits)
+    : dispatcher_(dispatcher),
+      vendor_(vendor),
+      device_(device),
+      path_(std::move(path)),
+      soc_(std::move(soc)),
+      access_(std::move(access)),
+      limits_(limits.resolved()),
+      usage_(limits_),
+      pins_(std::make_shared<Pins>(vendor, limits_)) {
     // A session whose rings cannot be trusted is hung up on: its client gets an error, and the hang-up frees what it held.
     dispatcher_.on_broken = [](Session& s) { shutdown(s.socket.get(), SHUT_RDWR); };
 }
@@ -124,6 +132,7 @@ void Acceptor::stop() {
 
 void Acceptor::loop() {
     pthread_setname_np(pthread_self(), "flexnpu-accept");
+    vendor_.enter(device_);  // it registers and unregisters memory
     while (!stop_) {
         epoll_event events[64];
         const int n = epoll_wait(epoll_.get(), events, 64, silent_ ? kLookMs : -1);
@@ -201,6 +210,7 @@ void Acceptor::counters(std::map<std::string, uint64_t>* out) const {
     (*out)["silent_dropped"] = silent_dropped_;
     (*out)["out_of_descriptors"] = out_of_descriptors_;
     usage_.counters(out);
+    pins_->counters(out);
 }
 
 void Acceptor::close(uint64_t key) {
@@ -315,6 +325,7 @@ void Acceptor::hello(Client& client, const Request& request) {
     auto s = std::make_shared<Session>();
     s->page = static_cast<wire::SessionPage*>(area);
     s->staging = static_cast<uint8_t*>(area) + wire::kSessionPageBytes;
+    s->staging_pin = pins_->pin(client.peer.uid, s->staging, wire::kBlocks * wire::kBlockBytes);
     s->id = next_session_++;
     s->set_device(int32_t(request.region));
     s->pid = client.peer.pid;
@@ -381,7 +392,7 @@ void Acceptor::host_memory(Client& client, uint64_t bytes) {
         undo();
         return answer(client, acl::RT_MEMORY_ALLOCATION, std::string("aclrtMallocHost: ") + strerror(error));
     }
-    auto region = std::make_shared<HostMemory>(static_cast<uint8_t*>(area), bytes);
+    auto region = std::make_shared<HostMemory>(static_cast<uint8_t*>(area), bytes, pins_->pin(client.peer.uid, area, bytes));
     const uint32_t number = s.next_region++;
     if (!dispatcher_.run([p = client.session, number, region] { p->host[number] = region; })) {
         return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
@@ -397,6 +408,7 @@ void Acceptor::free_host_memory(Client& client, uint32_t number) {
     client.session->host_bytes -= region->bytes;
     client.amounts.host_bytes -= region->bytes;
     usage_.give(client.peer.uid, {.host_bytes = region->bytes});
+    region.reset();
     answer(client, 0, "");
 }
 

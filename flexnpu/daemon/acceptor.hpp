@@ -12,6 +12,7 @@
 
 #include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/daemon/limits.hpp"
+#include "flexnpu/daemon/pins.hpp"
 
 namespace flexnpu::daemon {
 
@@ -25,7 +26,7 @@ struct Access {
 class Acceptor {
 public:
     // Owns the socket file at `path` from here on.
-    Acceptor(Dispatcher& dispatcher, std::string path, std::string soc, Access access, Limits limits);
+    Acceptor(Dispatcher& dispatcher, Vendor& vendor, int32_t device, std::string path, std::string soc, Access access, Limits limits);
     ~Acceptor();
 
     // A listening data socket (mode 0666: the peer's credentials decide). Throws std::runtime_error.
@@ -52,10 +53,13 @@ private:
     void answer(Client& client, int32_t status, const std::string& message, uint32_t number = 0, std::vector<int> fds = {});
 
     Dispatcher& dispatcher_;
+    Vendor& vendor_;
+    const int32_t device_;
     std::string path_, soc_;
     Access access_;
     const Limits limits_;
     Usage usage_;
+    const std::shared_ptr<Pins> pins_;
     Fd listener_, epoll_, wake_;
     Fd spare_;  // given up for a moment when no descriptor is left, so that a client can be told
     std::thread thread_;

@@ -40,9 +40,12 @@ class Shares:
     rings_per_user: int | None = None
     rings_per_session: int | None = None
     host_bytes: int | None = None
-    """Memory that programs share with the daemon: 64 MiB a session, and what they allocate with
+    """Memory that programs share with the daemon: 32 MiB a session, and what they allocate with
     aclrtMallocHost."""
     host_bytes_per_user: int | None = None
+    pinned_bytes: int | None = None
+    """How much of that is registered with the vendor as page-locked, which makes copies faster."""
+    pinned_bytes_per_user: int | None = None
 
 
 @dataclass(frozen=True)

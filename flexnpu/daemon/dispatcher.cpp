@@ -396,6 +396,7 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
     give_back_virtual_memory(*s, std::move(ranges));
     s->host.clear();
     s->leaving_host.clear();
+    s->staging_pin.reset();
     live_sessions_--;
 }
 

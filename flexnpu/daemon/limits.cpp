@@ -19,6 +19,8 @@ Limits Limits::resolved() const {
     const uint64_t machine = uint64_t(sysconf(_SC_PHYS_PAGES)) * uint64_t(sysconf(_SC_PAGESIZE));
     if (!l.host_bytes) l.host_bytes = machine / 4 * 3;
     if (!l.host_bytes_per_user) l.host_bytes_per_user = machine / 2;
+    if (!l.pinned_bytes) l.pinned_bytes = machine / 2;
+    if (!l.pinned_bytes_per_user) l.pinned_bytes_per_user = machine / 4;
     return l;
 }
 

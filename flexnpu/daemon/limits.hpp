@@ -17,6 +17,9 @@ struct Limits {
     // Memory that programs share with the daemon: staging areas and aclrtMallocHost. 0: three quarters and half of the machine's.
     uint64_t host_bytes = 0;
     uint64_t host_bytes_per_user = 0;
+    // How much of that may be registered with the vendor as page-locked (pins.hpp); the rest is not. 0: half and a quarter of the machine's.
+    uint64_t pinned_bytes = 0;
+    uint64_t pinned_bytes_per_user = 0;
     uint64_t device_bytes_per_session = 0;  // 0: as many as the device has
     // A connection that has not become a session by then is dropped.
     uint64_t hello_ms = 10'000;

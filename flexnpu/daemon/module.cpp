@@ -53,6 +53,8 @@ Limits limits_of(const nb::dict& d) {
         {"rings_per_session", &l.rings_per_session},
         {"host_bytes", &l.host_bytes},
         {"host_bytes_per_user", &l.host_bytes_per_user},
+        {"pinned_bytes", &l.pinned_bytes},
+        {"pinned_bytes_per_user", &l.pinned_bytes_per_user},
         {"device_bytes_per_session", &l.device_bytes_per_session},
         {"hello_ms", &l.hello_ms},
     };

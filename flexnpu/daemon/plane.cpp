@@ -42,7 +42,7 @@ void Plane::start() {
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
-    auto acceptor = std::make_unique<Acceptor>(*dispatcher, socket_path_, soc_, access_, limits_);
+    auto acceptor = std::make_unique<Acceptor>(*dispatcher, *vendor_, device_, socket_path_, soc_, access_, limits_);
     acceptor->start(std::move(listener_));
     dispatcher_ = std::move(dispatcher);
     acceptor_ = std::move(acceptor);

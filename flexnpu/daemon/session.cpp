@@ -26,9 +26,13 @@ void Reply::send(int32_t status, const char* message, const uint64_t* words, siz
     if (slot.waiting.load(std::memory_order_seq_cst)) wire::futex_wake(slot.reply);
 }
 
-HostMemory::~HostMemory() { munmap(address, bytes); }
+HostMemory::~HostMemory() {
+    pin.reset();
+    munmap(address, bytes);
+}
 
 Session::~Session() {
+    staging_pin.reset();
     if (page) munmap(page, wire::kSessionBytes);
 }
 

@@ -15,6 +15,7 @@
 
 #include "flexnpu/daemon/markers.hpp"
 #include "flexnpu/daemon/memory_map.hpp"
+#include "flexnpu/daemon/pins.hpp"
 #include "flexnpu/daemon/shape.hpp"
 #include "flexnpu/daemon/table.hpp"
 #include "flexnpu/daemon/timers.hpp"
@@ -238,7 +239,8 @@ struct VirtualMemory {
 struct HostMemory {
     uint8_t* address = nullptr;
     uint64_t bytes = 0;
-    HostMemory(uint8_t* a, uint64_t n) : address(a), bytes(n) {}
+    std::unique_ptr<Pins::Pin> pin;
+    HostMemory(uint8_t* a, uint64_t n, std::unique_ptr<Pins::Pin> p) : address(a), bytes(n), pin(std::move(p)) {}
     ~HostMemory();
 };
 
@@ -251,6 +253,7 @@ struct Session : std::enable_shared_from_this<Session> {
     Fd socket, process, doorbell;
     wire::SessionPage* page = nullptr;
     uint8_t* staging = nullptr;
+    std::unique_ptr<Pins::Pin> staging_pin;
     std::vector<std::shared_ptr<Ring>> rings;
     Table<Lane> streams{wire::HandleKind::stream};
     Table<Event> events{wire::HandleKind::event};

@@ -28,7 +28,7 @@ namespace flexnpu::daemon {
 // Those that not every CANN has: null where it lacks them.
 #define FLEXNPU_VENDOR_OPTIONAL(X)                                                                                           \
     X(aclrtReserveMemAddress) X(aclrtReleaseMemAddress) X(aclrtMallocPhysical) X(aclrtFreePhysical) X(aclrtMapMem)           \
-    X(aclrtUnmapMem) X(aclrtMemGetAllocationGranularity)                                                            \
+    X(aclrtUnmapMem) X(aclrtMemGetAllocationGranularity) X(aclrtHostRegisterV2) X(aclrtHostUnregister)                                                            \
     X(aclmdlRICaptureBegin) X(aclmdlRICaptureEnd) X(aclmdlRICaptureGetInfo) X(aclmdlRICaptureTaskGrpBegin)                   \
     X(aclmdlRICaptureTaskGrpEnd) X(aclmdlRICaptureTaskUpdateBegin) X(aclmdlRICaptureTaskUpdateEnd) X(aclmdlRIDebugJsonPrint) \
     X(aclmdlRIDebugPrint) X(aclmdlRIDestroy) X(aclmdlRIExecuteAsync) X(aclmdlRIGetId) X(aclmdlRIAbort) X(aclmdlRIUpdate)     \

@@ -123,6 +123,55 @@ TEST_CASE("sessions, rings and memory are given back with what they were for") {
     CHECK(ask(again, wire::Ask::host_memory, (8 << 20)).status == 0);
 }
 
+TEST_CASE("shared memory is registered with the vendor within bounds, and until it goes") {
+    test::Mock mock;
+    constexpr uint64_t kStaging = wire::kBlocks * wire::kBlockBytes, kMiB = 1 << 20;
+    REQUIRE(mock.mock_held().pinned == 0);
+    {
+        Limited d({.pinned_bytes = 2 * kStaging + 8 * kMiB, .pinned_bytes_per_user = 2 * kStaging + 6 * kMiB});
+        const Fd one = d.connected(), two = d.connected();
+        REQUIRE(ask(one, wire::Ask::hello).status == 0);
+        CHECK(mock.mock_held().pinned == kStaging);
+        const wire::Answer memory = ask(one, wire::Ask::host_memory, 4 * kMiB);
+        CHECK(memory.status == 0);
+        CHECK(mock.mock_held().pinned == kStaging + 4 * kMiB);
+        // Beyond the bound memory is given all the same.
+        CHECK(ask(one, wire::Ask::host_memory, 40 * kMiB).status == 0);
+        CHECK(mock.mock_held().pinned == kStaging + 4 * kMiB);
+        REQUIRE(ask(two, wire::Ask::hello).status == 0);
+        CHECK(mock.mock_held().pinned == 2 * kStaging + 4 * kMiB);
+        CHECK(ask(two, wire::Ask::host_memory, 2 * kMiB + 1).status == 0);
+        CHECK(mock.mock_held().pinned == 2 * kStaging + 4 * kMiB);
+        CHECK(ask(one, wire::Ask::free_host_memory, 0, memory.number).status == 0);
+        CHECK(mock.mock_held().pinned == 2 * kStaging);
+        // What the vendor refuses is given, and not charged.
+        mock.mock_refuse_pins(1);
+        CHECK(ask(two, wire::Ask::host_memory, 6 * kMiB).status == 0);
+        mock.mock_refuse_pins(0);
+        CHECK(mock.mock_held().pinned == 2 * kStaging);
+        CHECK(ask(two, wire::Ask::host_memory, 6 * kMiB).status == 0);
+        CHECK(mock.mock_held().pinned == 2 * kStaging + 6 * kMiB);
+        CHECK(d.counter("pinned") == 4);
+        CHECK(d.counter("unpinned_over_limit") == 2);
+        CHECK(d.counter("unpinned_by_vendor") == 1);
+    }
+    CHECK(mock.mock_held().pinned == 0);
+    Limited d({});
+    mock.mock_refuse_pins(1);
+    const Fd one = d.connected();
+    REQUIRE(ask(one, wire::Ask::hello).status == 0);
+    mock.mock_refuse_pins(0);
+    CHECK(d.counter("unpinned_by_vendor") == 1);
+    {
+        const Fd two = d.connected();
+        REQUIRE(ask(two, wire::Ask::hello).status == 0);
+        CHECK(ask(two, wire::Ask::host_memory, kMiB).status == 0);
+        CHECK(mock.mock_held().pinned == kStaging + kMiB);
+    }
+    for (int i = 0; i < 500 && mock.mock_held().pinned; i++) usleep(10'000);
+    CHECK(mock.mock_held().pinned == 0);
+}
+
 TEST_CASE("without file descriptors a client is told so, and the daemon serves on when there are some again") {
     Limited d({});
     const Fd held = d.connected();

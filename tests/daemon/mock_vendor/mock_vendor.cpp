@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <sys/mman.h>
 #include <vector>
@@ -54,6 +55,8 @@ bool held = false;
 bool logging = true;
 std::atomic<int64_t> failing{-1};
 std::atomic<int> failing_update{0};
+std::atomic<bool> refusing_pins{false};
+std::map<void*, uint64_t> pinned;
 std::atomic<int64_t> models{0};
 std::vector<Stream*> all_streams;
 // Never freed, as events and handles may name them; kept where a leak checker finds them.
@@ -103,7 +106,13 @@ FLEXNPU_EXPORT uint64_t mock_calls(uint64_t from, MockCall* out, uint64_t room) 
     for (uint64_t i = from; i < calls.size() && i - from < room; i++) out[i - from] = calls[i];
     return calls.size();
 }
-FLEXNPU_EXPORT MockHeld mock_held(void) { return {streams, events, memory, host, tensors, executors, models}; }
+FLEXNPU_EXPORT MockHeld mock_held(void) {
+    std::lock_guard lock(mutex);
+    uint64_t bytes = 0;
+    for (const auto& [p, n] : pinned) bytes += n;
+    return {streams, events, memory, host, tensors, executors, models, bytes};
+}
+FLEXNPU_EXPORT void mock_refuse_pins(int on) { refusing_pins = on; }
 FLEXNPU_EXPORT void mock_hold(int on) {
     {
         std::lock_guard lock(mutex);
@@ -164,6 +173,21 @@ aclError aclrtMallocHost(void** p, size_t bytes) {
 aclError aclrtFreeHost(void* p) {
     host--;
     free(p);
+    return 0;
+}
+aclError aclrtHostRegisterV2(void* p, uint64_t bytes, uint32_t flag) {
+    if (refusing_pins) return fail(acl::API_NOT_SUPPORTED, "memory cannot be registered");
+    std::lock_guard lock(mutex);
+    const bool aligned = reinterpret_cast<uint64_t>(p) % 4096 == 0;
+    if (!aligned || !bytes || flag != acl::HOST_REG_PINNED || pinned.contains(p)) return fail(acl::RT_PARAM_INVALID, "not to be registered");
+    pinned[p] = bytes;
+    return 0;
+}
+aclError aclrtHostUnregister(void* p) {
+    std::lock_guard lock(mutex);
+    // It must still be there: what is unmapped first cannot be unregistered.
+    if (!pinned.contains(p) || msync(p, 4096, MS_ASYNC) != 0) return fail(acl::RT_PARAM_INVALID, "not registered");
+    pinned.erase(p);
     return 0;
 }
 aclError aclrtGetMemInfo(aclrtMemAttr, size_t* free, size_t* total) { return *free = 1 << 20, *total = 1 << 21, 0; }

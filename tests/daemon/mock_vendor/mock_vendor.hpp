@@ -20,6 +20,7 @@ uint64_t mock_calls(uint64_t from, MockCall* out, uint64_t room);
 // Objects that the vendor holds now: streams, events, device memory blocks and host memory blocks, tensors and executors.
 struct MockHeld {
     int64_t streams, events, memory, host, tensors, executors, models;
+    uint64_t pinned;  // bytes of registered host memory
 };
 MockHeld mock_held(void);
 // While held, streams do not become complete: queries say not ready, synchronises wait.
@@ -30,6 +31,8 @@ void mock_fail_launch(int64_t op);
 void mock_fail_update(int on);
 // Whether calls are logged; they are at first.
 void mock_log(int on);
+// Whether memory can be registered; at first it can.
+void mock_refuse_pins(int on);
 // Operators, copies, memsets and values in a graph.
 uint64_t mock_nodes(void* model);
 // Replays do not end until this is called with 0, or they are aborted.
