@@ -92,7 +92,7 @@ class Peer:
 class Daemon:
     """flexnpud for an emulated device of its own. Raises BenchmarkError when it does not start."""
 
-    def __init__(self, directory: Path, machine: str, mode: str) -> None:
+    def __init__(self, directory: Path, machine: str, mode: str, **variables: str) -> None:
         self.directory = directory
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `stop`)
         self.process = subprocess.Popen(
@@ -100,7 +100,7 @@ class Daemon:
                 *(str(Path(sys.executable).with_name("flexnpud")), "--device", "0", "--emulated"),
                 *("--mode", mode, "--run-dir", str(directory)),
             ],
-            env=os.environ | {"FLEXNPU_EMU_MACHINE": machine},
+            env=os.environ | {"FLEXNPU_EMU_MACHINE": machine} | variables,
             stderr=self._log,
         )
         deadline = time.monotonic() + 30

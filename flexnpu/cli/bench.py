@@ -7,7 +7,11 @@ import importlib
 import click
 
 #: Name -> module in `benchmarks` whose `main` is the command. Imported when called.
-BENCHMARKS = {"launch": "benchmarks.launch_cost", "events": "benchmarks.events"}
+BENCHMARKS = {
+    "launch": "benchmarks.launch_cost",
+    "events": "benchmarks.events",
+    "classification": "benchmarks.classification",
+}
 
 
 class _Lazy(click.Group):
