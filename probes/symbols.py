@@ -137,6 +137,13 @@ class _Library:
                     return symbol
         return None
 
+    def build_id(self) -> str:
+        for segment in self.elf.iter_segments("PT_NOTE"):
+            for note in segment.iter_notes():
+                if note["n_type"] == "NT_GNU_BUILD_ID":
+                    return str(note["n_desc"])
+        return ""
+
     def file_offset(self, address: int) -> int | None:
         for segment in self.elf.iter_segments("PT_LOAD"):
             start = segment["p_vaddr"]
@@ -160,6 +167,30 @@ class _Scan:
     needed: tuple[str, ...]
     soname: str
     machine: str
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What an ELF file calls itself and needs."""
+
+    soname: str
+    needed: tuple[str, ...]
+    build_id: str
+    """Hexadecimal, empty if it bears none."""
+
+
+def dependencies(real: str) -> Dependencies:
+    """Of the file `real`; everything empty when it is no ELF file or cannot be read."""
+    try:
+        library = _Library(real)
+    except (OSError, ELFError):
+        return Dependencies("", (), "")
+    try:
+        return Dependencies(library.soname, library.needed, library.build_id())
+    except (ELFError, OSError, ValueError, KeyError, UnicodeDecodeError):
+        return Dependencies("", (), "")
+    finally:
+        library.close()
 
 
 _cache: dict[tuple[tuple[int, int, int, int], tuple[str, ...]], _Scan] = {}

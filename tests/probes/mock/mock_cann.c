@@ -47,16 +47,59 @@ API int aclmdlRIExecuteAsync(void *model, void *stream) { sink += (uint64_t)mode
 #endif
 
 #ifdef NNOPBASE
-volatile uint64_t sink;
+#include <string.h>
+// Opaque to everybody: a tensor keeps a pointer to what it is, with begin and end pointers to its dimensions.
+struct extent {
+    int64_t *begin, *end;
+};
+struct tensor_body {
+    struct extent storage, strides, view;
+    void *data;
+    int64_t offset;
+    uint8_t format, dtype;
+};
+struct tensor {
+    uint64_t kind;
+    struct tensor_body *body;
+};
+struct int_array {
+    uint32_t kind, n;
+    int64_t values[];
+};
+static struct extent extent(const int64_t *values, uint64_t n)
+{
+    struct extent e = {malloc(8 * n + 8), 0};
+    e.end = e.begin + n;
+    if (n)
+        memcpy(e.begin, values, 8 * n);
+    return e;
+}
 API void *aclCreateTensor(const int64_t *dims, uint64_t n, int32_t type, const int64_t *strides, int64_t offset,
                           int32_t format, const int64_t *storage, uint64_t storage_n, void *data)
 {
-    sink += type + (uint64_t)strides + offset + format + (uint64_t)storage + storage_n;
-    sink += n ? dims[0] : 0;
-    return malloc(64 + ((uintptr_t)data & 0));
+    struct tensor *t = malloc(sizeof(*t));
+    struct tensor_body *body = malloc(sizeof(*body));
+    *body = (struct tensor_body){extent(storage, storage_n), extent(strides, strides ? n : 0), extent(dims, n),
+                                 data, offset, format, type};
+    *t = (struct tensor){7, body};
+    return t;
 }
-API void *aclCreateIntArray(const int64_t *values, uint64_t n) { sink += n ? values[0] : 0; return malloc(32); }
-API int aclDestroyTensor(void *t) { free(t); return 0; }
+API void *aclCreateIntArray(const int64_t *values, uint64_t n)
+{
+    struct int_array *a = malloc(sizeof(*a) + 8 * n);
+    *a = (struct int_array){8, n};
+    memcpy(a->values, values, 8 * n);
+    return a;
+}
+API int aclDestroyTensor(struct tensor *t)
+{
+    free(t->body->storage.begin);
+    free(t->body->strides.begin);
+    free(t->body->view.begin);
+    free(t->body);
+    free(t);
+    return 0;
+}
 #endif
 
 #ifdef OPAPI
