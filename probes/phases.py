@@ -3,7 +3,7 @@
 Method
 ======
 
-The kernel side (`bpf/steps.c`) folds the calls of a lane into one record a step. This module turns a
+The kernel side (`bpf/`) folds the calls of a lane into one record a step. This module turns a
 record into a phase, a token count and a batch. It looks at shapes and copies and never at launch counts:
 an eager Llama of four layers launches 218 operators for a 37-token prefill and 214 for a decode step, and
 a graph launches one.

@@ -5,9 +5,9 @@
         while True:
             tracer.poll(0.1)
 
-`Tracer` loads `bpf/steps.c` through bcc, places its programs on whichever libraries of a process define
-the AscendCL functions of `SITES`, decodes the records and hands `Step`s to a callback. The callback runs
-inside `poll`.
+`Tracer` loads the programs of `SOURCES` through bcc, places them on whichever libraries of a process define
+the AscendCL functions of `plan.SITES`, decodes the records and hands `Step`s to a callback. The callback
+runs inside `poll`.
 
 Needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE), bcc, and kernel headers; `check` says what is
 missing. A probe costs the traced thread 1 to 6 us a hit; `flexnpu-probe attach --help` has the figures.
@@ -31,6 +31,7 @@ from probes import headers, symbols
 from probes.attach import AttachError, Uprobe
 from probes.events import Event, Losses, Step, StepBegin
 from probes.phases import IDLE_NS, Evidence, Lengths, Verdict, classify
+from probes.plan import FUNNELS, SITES
 from probes.sites import cheap_offset
 
 GAP_NS = 1_000_000_000
@@ -58,6 +59,9 @@ OWN_COUNTERS = ("unclassified", "reopened", "foreign")
 idle; records
 of processes that are no longer attached."""
 
+SOURCES = ("common.h", "cann.c", "client.c")
+"""Files of `bpf/` that make up the program, in the order in which they are put together."""
+
 _RING_PAGES = 256
 _SWEEP_S = 0.1
 _REFRESH_S = 1.0
@@ -68,42 +72,6 @@ _ENDED_BY = ("sync", "embedding", "graph", "gap", "none")
 _HAS_INDICES, _HAS_TABLE, _HAS_OUTPUT, _FROM_CAPTURE = 1, 2, 4, 8
 _DIMS = 4
 _ARRAYS = 3
-
-
-@dataclass(frozen=True)
-class Site:
-    """A function to probe, the BPF program at its entry, and the one at its return if there is one."""
-
-    symbol: str
-    entry: str
-    on_return: str | None = None
-
-
-SITES = (
-    Site("aclCreateTensor", "on_create_tensor"),
-    Site("aclnnEmbeddingGetWorkspaceSize", "on_embedding_first", "on_embedding_first_return"),
-    Site("aclrtLaunchKernelWithHostArgs", "on_kernel_launch"),
-    Site("flexnpu_launch", "on_client_launch"),
-    Site("aclCreateIntArray", "on_create_int_array"),
-    Site("aclmdlRIExecuteAsync", "on_graph"),
-    Site("aclmdlRICaptureBegin", "on_capture_begin"),
-    Site("aclmdlRICaptureEnd", "on_capture_end", "on_capture_end_return"),
-    Site("aclrtSynchronizeStream", "on_sync_stream", "on_sync_return"),
-    Site("aclrtSynchronizeStreamWithTimeout", "on_sync_stream", "on_sync_return"),
-    Site("aclrtSynchronizeDevice", "on_sync_device", "on_sync_return"),
-    Site("aclrtSynchronizeDeviceWithTimeout", "on_sync_device", "on_sync_return"),
-    Site("aclrtMemcpy", "on_copy", "on_copy_return"),
-    Site("aclrtMemcpyAsync", "on_copy_async"),
-    Site("aclnnEmbedding", "on_embedding_second"),
-)
-"""What is probed, in the order of placing: what shows a shape before what opens a step.
-
-A process need not define all of them; without any of `FUNNELS` there is nothing to trace.
-"""
-
-FUNNELS = frozenset({"aclrtLaunchKernelWithHostArgs", "flexnpu_launch"})
-"""Functions through which every operator launch passes: CANN's (and the emulated CANN's), and FlexNPU's
-client's."""
 
 
 class TracerError(RuntimeError):
@@ -211,7 +179,7 @@ def _evidence(kind: int, raw: Any, work: Any) -> Evidence:
 
 
 def decode(data: bytes) -> Record:
-    """Decode one record of `bpf/steps.c`. Raises `RecordError`."""
+    """Decode one record of `bpf/common.h`. Raises `RecordError`."""
     if len(data) < RECORD_SIZE:
         raise RecordError(f"{len(data)} bytes, a record has {RECORD_SIZE}")
     raw = _Record.from_buffer_copy(data)
@@ -284,6 +252,12 @@ class _Lane:
     published_graphs: int = 0
     usual: int = 0
     """Launches of the last model step."""
+
+
+def program_text() -> str:
+    """The source of the BPF programs, as it is compiled."""
+    folder = Path(__file__).parent / "bpf"
+    return "".join(f'#line 1 "{name}"\n{(folder / name).read_text()}' for name in SOURCES)
 
 
 def check() -> None:
@@ -400,9 +374,8 @@ class Tracer:
                 f"-DTARGET_PIDNS_DEV={namespace.st_dev}ULL",
                 f"-DTARGET_PIDNS_INO={namespace.st_ino}ULL",
             ]
-        source = Path(__file__).parent / "bpf" / "steps.c"
         try:
-            self._bpf = bcc.BPF(text=source.read_text(), cflags=flags)
+            self._bpf = bcc.BPF(text=program_text().encode(), cflags=flags)
             names = {site.entry for site in SITES} | {site.on_return for site in SITES if site.on_return}
             self._programs = {
                 name: self._bpf.load_func(name.encode(), bcc.BPF.KPROBE) for name in sorted(names)

@@ -19,8 +19,9 @@ from probes.commands.common import Stop, errors, note
 from probes.events import Event, Losses, RequestTiming, Step, StepBegin
 from probes.feed import FeedServer
 from probes.gates import Gates
+from probes.plan import FUNNELS
 from probes.table import Window, losses_line
-from probes.tracer import FUNNELS, Tracer, check, find_processes
+from probes.tracer import Tracer, check, find_processes
 
 if TYPE_CHECKING:
     from probes.wire import WireTracer

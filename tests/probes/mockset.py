@@ -73,7 +73,7 @@ def python() -> list[str]:
 def probed(pid: int) -> list[str]:
     """Probed functions of the mock libraries in `pid`, by what the kernel put into its memory: an int3."""
     from probes import symbols
-    from probes.tracer import SITES
+    from probes.plan import SITES
 
     found = symbols.resolve(pid, [site.symbol for site in SITES])
     result = []

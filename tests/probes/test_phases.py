@@ -15,7 +15,7 @@ CASES = yaml.safe_load((Path(__file__).parent / "phase_cases.yaml").read_text())
 
 
 def reduce(values: list[int]) -> Lengths:
-    """What bpf/steps.c keeps of an integer array."""
+    """What the kernel side keeps of an integer array."""
     differences = [b - a for a, b in pairwise([0, *values])]
     return Lengths(
         n=len(values),

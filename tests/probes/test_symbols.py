@@ -8,7 +8,8 @@ import mockset
 import pytest
 
 from probes import symbols
-from probes.tracer import FUNNELS, find_processes
+from probes.plan import FUNNELS
+from probes.tracer import find_processes
 
 
 def build(folder: Path, name: str, code: str, *flags: str) -> Path:

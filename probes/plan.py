@@ -1,0 +1,92 @@
+"""Which functions are probed, what each probe is for, and what it is expected to cost.
+
+A plan is a choice of `SITES`. Those of the plan ``default`` are sentinels: a step hits each once or a few
+times. ``detail`` adds every operator launch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+Plan = Literal["default", "detail"]
+"""``default``: sentinels, and a short rotating window of detail; ``detail``: every launch, all the time."""
+
+
+class Cost(StrEnum):
+    """How often a site is hit: what its probes cost, up to the cost of one hit."""
+
+    STEP = "step"
+    """Once or a few times a step."""
+    COPY = "copy"
+    """A few times a step, more where a program copies much."""
+    LAYER = "layer"
+    """Once an attention layer; only the first of a step does more than return."""
+    LAUNCH = "launch"
+    """Once an operator: hundreds of times a step."""
+    TENSOR = "tensor"
+    """Once a tensor or array: more often than launches."""
+
+
+class Role(StrEnum):
+    """What a site tells. Shed in the reverse order: what cuts steps goes last."""
+
+    BOUNDARY = "boundary"
+    """Where steps begin and end."""
+    SHAPE = "shape"
+    """The shape of a step: its embedding's first call."""
+    COPY = "copy"
+    """Copies between host and device."""
+    ATTENTION = "attention"
+    """Sequence lengths of a step."""
+    COUNT = "count"
+    """How many operators were launched."""
+    OBJECT = "object"
+    """Shapes of all objects, for libraries whose objects cannot be read."""
+    CLIENT = "client"
+    """FlexNPU's client tells of its steps itself."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A function to probe: the BPF program at its entry, the one at its return if there is one."""
+
+    symbol: str
+    entry: str
+    on_return: str | None = None
+    cost_class: Cost = Cost.STEP
+    role: Role = Role.BOUNDARY
+
+
+SITES = (
+    Site("aclCreateTensor", "on_create_tensor", None, Cost.TENSOR, Role.OBJECT),
+    Site(
+        "aclnnEmbeddingGetWorkspaceSize",
+        "on_embedding_first",
+        "on_embedding_first_return",
+        Cost.STEP,
+        Role.SHAPE,
+    ),
+    Site("aclrtLaunchKernelWithHostArgs", "on_kernel_launch", None, Cost.LAUNCH, Role.COUNT),
+    Site("flexnpu_launch", "on_client_launch", None, Cost.LAUNCH, Role.CLIENT),
+    Site("aclCreateIntArray", "on_create_int_array", None, Cost.TENSOR, Role.OBJECT),
+    Site("aclmdlRIExecuteAsync", "on_graph"),
+    Site("aclmdlRICaptureBegin", "on_capture_begin"),
+    Site("aclmdlRICaptureEnd", "on_capture_end", "on_capture_end_return"),
+    Site("aclrtSynchronizeStream", "on_sync_stream", "on_sync_return"),
+    Site("aclrtSynchronizeStreamWithTimeout", "on_sync_stream", "on_sync_return"),
+    Site("aclrtSynchronizeDevice", "on_sync_device", "on_sync_return"),
+    Site("aclrtSynchronizeDeviceWithTimeout", "on_sync_device", "on_sync_return"),
+    Site("aclrtMemcpy", "on_copy", "on_copy_return", Cost.COPY, Role.COPY),
+    Site("aclrtMemcpyAsync", "on_copy_async", None, Cost.COPY, Role.COPY),
+    Site("aclnnEmbedding", "on_embedding_second"),
+)
+"""What is probed, in the order of placing: what shows a shape before what opens a step.
+
+A process need not define all of them; without any of `FUNNELS` there is nothing to trace.
+"""
+
+FUNNELS = frozenset({"aclrtLaunchKernelWithHostArgs", "flexnpu_launch"})
+"""Functions through which every operator launch passes: CANN's (and the emulated CANN's), and FlexNPU's
+client's. A process that maps one uses an NPU."""
