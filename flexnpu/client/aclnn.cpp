@@ -33,6 +33,8 @@ struct aclOpExecutor {
     flexnpu::client::Session* session;  // of the device that its tensors are on
     uint32_t count;
     bool repeatable;
+    flexnpu::client::StepRole role;
+    uint64_t first_ns;                 // when an embedding's first call was made, while somebody listened to steps
     aclOpExecutor* next;               // in the free list
     uint64_t few[24];
     std::vector<uint64_t> many;        // used instead when there are more
@@ -416,6 +418,26 @@ const std::vector<bool> late_operators = [] {
 }();
 bool shapes_late(uint32_t op) { return late_operators[op]; }
 
+const std::vector<StepRole> step_roles = [] {
+    std::vector<StepRole> roles(api::kOpCount);
+    for (uint32_t op = 0; op < api::kOpCount; op++) roles[op] = step_role(name_of(op));
+    return roles;
+}();
+
+// Counts a launch in its lane's step. What a stream captures is the capture's, whichever stream it was put into.
+inline void count_launch(Session& session, uint64_t stream, aclOpExecutor* e) {
+    if (__builtin_expect(session.graphs.any(), 0)) {
+        if (const auto capture = session.graphs.of(stream)) stream = capture->origin;
+    }
+    StepLane& lane = session.steps.lane(stream);
+    if (__builtin_expect(e->role != StepRole::none, 0)) {
+        const std::span<const uint8_t> meta = std::span<const uint8_t>(e->shape->key).subspan(8);
+        if (e->role == StepRole::embedding) session.steps.embedding(lane, meta, std::exchange(e->first_ns, 0));
+        else session.steps.attention(lane, meta, api::kOps[e->op].kinds);
+    }
+    session.steps.launched(lane);
+}
+
 bool live(const aclOpExecutor* e) { return e && e->magic == kExecutorMagic; }
 
 void destroy(aclOpExecutor* e) {
@@ -547,6 +569,8 @@ aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, u
     e->shape = shape;
     e->session = &c->session();
     e->repeatable = false;
+    e->role = step_roles[op];
+    e->first_ns = e->role == StepRole::embedding && c->session().steps.listened() ? wire::now_ns() : 0;
     e->count = uint32_t(s.addresses.size());
     if (e->count <= std::size(e->few)) std::memcpy(e->few, s.addresses.data(), e->count * 8);
     else e->many = s.addresses;
@@ -592,7 +616,7 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void* workspace, uint64_t workspac
     const bool opens = !session.step_open.load(std::memory_order_relaxed);
     if (opens) session.step_open.store(true, std::memory_order_relaxed);
     c->close(payload, Kind::launch, opens);
-    session.page().launches.fetch_add(1, std::memory_order_relaxed);
+    count_launch(session, reinterpret_cast<uint64_t>(stream), e);
     if (!e->repeatable) let_go(*c, operators(&session), e);
     return 0;
 }

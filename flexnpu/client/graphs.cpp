@@ -56,12 +56,13 @@ void Graphs::add_group(uint64_t graph, uint64_t group) {
     auto it = graphs_.find(graph);
     if (it == graphs_.end()) return;
     it->second.groups.push_back(group);
-    groups_.insert(group);
+    groups_[group] = graph;
 }
 
-bool Graphs::has_group(uint64_t group) const {
+uint64_t Graphs::graph_of_group(uint64_t group) const {
     std::lock_guard lock(mutex_);
-    return groups_.count(group) != 0;
+    auto it = groups_.find(group);
+    return it == groups_.end() ? 0 : it->second;
 }
 
 void Graphs::begin(const Capture& capture) {
@@ -200,6 +201,7 @@ aclError aclmdlRICaptureBegin(aclrtStream s, aclmdlRICaptureMode mode) {
     const uint64_t graph = c->words()[0];
     session.graphs.add(graph, uint32_t(c->words()[1]));
     session.graphs.begin({graph, number(s), mode, flexnpu::client::this_thread_id()});
+    session.steps.capture_begun(number(s));
     return 0;
 }
 
@@ -216,6 +218,7 @@ aclError aclmdlRICaptureEnd(aclrtStream s, aclmdlRI* model) {
     }
     const int32_t e = c->call(Kind::capture_end, wire::CaptureEnd{number(s), capture->invalid});
     session.graphs.end(number(s));
+    session.steps.capture_ended(number(s), e ? 0 : capture->graph);
     if (e) session.graphs.drop(capture->graph);
     *model = e ? nullptr : handle(capture->graph);
     return e;
@@ -265,14 +268,17 @@ aclError aclmdlRICaptureTaskGrpEnd(aclrtStream s, aclrtTaskGrp* group) {
 aclError aclmdlRICaptureTaskUpdateBegin(aclrtStream s, aclrtTaskGrp group) {
     CHANNEL(c);
     CHECK(check_stream(*c, "aclmdlRICaptureTaskUpdateBegin", s));
-    if (!c->session().graphs.has_group(number(group))) {
+    const uint64_t graph = c->session().graphs.graph_of_group(number(group));
+    if (!graph) {
         return fail(acl::RT_INVALID_HANDLE, "aclmdlRICaptureTaskUpdateBegin: %p is not a task group", group);
     }
+    c->session().steps.updating(number(s), graph);
     return c->post(Kind::update_begin, wire::GraphOp{number(group), number(s)});
 }
 aclError aclmdlRICaptureTaskUpdateEnd(aclrtStream s) {
     CHANNEL(c);
     CHECK(check_stream(*c, "aclmdlRICaptureTaskUpdateEnd", s));
+    c->session().steps.updating(number(s), 0);
     return c->post(Kind::update_end, wire::StreamOp{number(s), -1});
 }
 
@@ -290,6 +296,7 @@ aclError aclmdlRIExecuteAsync(aclmdlRI g, aclrtStream s) {
     if (opens) session.step_open.store(true, std::memory_order_relaxed);
     c->close(sizeof(replay), Kind::launch_graph, opens);
     session.page().launches.fetch_add(1, std::memory_order_relaxed);
+    session.steps.graph(number(s), number(g));
     return 0;
 }
 aclError aclmdlRIExecute(aclmdlRI g, int32_t timeout_ms) {
@@ -301,6 +308,7 @@ aclError aclmdlRIDestroy(aclmdlRI g) {
     CHECK(check_graph(*c, "aclmdlRIDestroy", g));
     CHECK(c->call(Kind::destroy_graph, wire::GraphOp{number(g), 0}));
     c->session().graphs.drop(number(g));
+    c->session().steps.graph_destroyed(number(g));
     return 0;
 }
 aclError aclmdlRIAbort(aclmdlRI g) { return control("aclmdlRIAbort", g, wire::kAbortGraph); }

@@ -36,7 +36,8 @@ public:
     void drop(uint64_t graph);
     bool has(uint64_t graph, uint32_t* id = nullptr) const;
     void add_group(uint64_t graph, uint64_t group);
-    bool has_group(uint64_t group) const;
+    // The graph that the group is part of; 0: no such group.
+    uint64_t graph_of_group(uint64_t group) const;
 
     void begin(const Capture& capture);
     // Forgets the capture of this stream.
@@ -64,7 +65,7 @@ private:
     };
     mutable std::mutex mutex_;
     std::map<uint64_t, Known> graphs_;
-    std::set<uint64_t> groups_;
+    std::map<uint64_t, uint64_t> groups_;
     std::map<uint64_t, std::shared_ptr<Capture>> streams_;
     std::atomic<uint32_t> real_count_{0};
     std::set<uint64_t> real_events_;

@@ -210,6 +210,11 @@ aclError copy_bytes(const char* function, void* to, size_t room, const void* fro
     if (now) {
         if (aclError e = s.graphs.unsafe(function)) return e;
     }
+    if (plan.what == Plan::to_device) s.steps.copied(number(stream), now, true, bytes);
+    auto over = [&](aclError e) {
+        if (e == 0 && plan.what == Plan::from_device) s.steps.copied(number(stream), now, false, bytes);
+        return e;
+    };
     const uint64_t st = number(stream);
     const bool to_device = plan.what == Plan::to_device || plan.what == Plan::on_device;
     const bool from_device = plan.what == Plan::from_device || plan.what == Plan::on_device;
@@ -233,7 +238,7 @@ aclError copy_bytes(const char* function, void* to, size_t room, const void* fro
             (plan.what == Plan::to_device ? copy.from : copy.to) = number(plan.what == Plan::to_device ? from : to) - plan.region.address;
             (plan.what == Plan::to_device ? copy.from_place : copy.to_place) = Place::host;
         }
-        return now ? c->call(Kind::copy, copy) : c->post(Kind::copy, copy);
+        return over(now ? c->call(Kind::copy, copy) : c->post(Kind::copy, copy));
     }
     // Pageable memory: nobody can read or write it when a graph is replayed.
     if (aclError e = s.graphs.unsafe(function)) return e;
@@ -245,7 +250,7 @@ aclError copy_bytes(const char* function, void* to, size_t room, const void* fro
     if (!now) {
         if (aclError e = aclrtSynchronizeStream(stream)) return e;
     }
-    return pull(*c, static_cast<uint8_t*>(to), on_wire(s, from), bytes);
+    return over(pull(*c, static_cast<uint8_t*>(to), on_wire(s, from), bytes));
 }
 
 aclError fill(const char* function, void* to, size_t room, int32_t value, size_t bytes, bool now, aclrtStream stream) {

@@ -376,6 +376,7 @@ bool Session::connect(const std::string& path) {
     madvise(area, wire::kSessionBytes, MADV_DONTFORK);
     page_ = static_cast<wire::SessionPage*>(area);
     staging_ = static_cast<uint8_t*>(area) + wire::kSessionPageBytes;
+    steps.publish_to(&page_->launches, page_->gated_ns, wire::kGatedLanes);
     std::memcpy(soc_, answer.soc, sizeof(soc_) - 1);
     return true;
 }

@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "flexnpu/client/graphs.hpp"
+#include "flexnpu/client/steps.hpp"
+#include "flexnpu/wire/futex.hpp"
 #include "flexnpu/wire/handle.hpp"
 #include "flexnpu/wire/patience.hpp"
 #include "flexnpu/wire/ring.hpp"
@@ -247,6 +249,7 @@ public:
     void settle(Channel& channel, uint64_t stream, bool all);
     void add_late(uint64_t number, uint64_t stream, std::vector<std::shared_ptr<api::LateDims>> outputs);
 
+    Steps steps;
     // Launches since the last synchronise, for SessionPage::steps.
     std::atomic<bool> step_open{false};
 
@@ -254,7 +257,7 @@ public:
 
 private:
     friend struct Thread;
-    explicit Session(int device) : device_(device) { event_numbers.set_tag(tag()); }
+    explicit Session(int device) : steps({&flexnpu_step_semaphore, wire::now_ns, flexnpu_step}), device_(device) { event_numbers.set_tag(tag()); }
     bool connect(const std::string& path);
     bool ask(const wire::Request& request, wire::Answer* answer, int* fds, size_t want_fds);
     Channel* take_channel();

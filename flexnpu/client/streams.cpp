@@ -53,6 +53,7 @@ aclError destroy_stream(const char* function, aclrtStream s, bool force) {
     if (!s) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
     CHECK(check_stream(*c, function, s));
     if (!c->session().streams.remove(number(s))) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
+    c->session().steps.stream_destroyed(number(s));
     const aclError e = c->call(Kind::destroy_stream, wire::StreamOp{number(s), force ? 0 : -1});
     if (auto* calls = c->session().peek_host_calls()) calls->forget(number(s));
     return e;
@@ -76,6 +77,7 @@ aclError sync_stream(const char* function, aclrtStream s, int32_t timeout_ms) {
         c->session().graphs.doubt(number(s));
         return e;
     }
+    c->session().steps.synchronised(number(s));
     c->session().settle(*c, number(s), false);
     return 0;
 }
@@ -86,6 +88,7 @@ aclError sync_device(const char* function, int32_t timeout_ms) {
     CHECK(flexnpu::client::check_timeout(function, timeout_ms));
     end_step(c->session());
     CHECK(c->call(Kind::sync_device, wire::StreamOp{0, deadline}));
+    c->session().steps.device_synchronised();
     c->session().settle(*c, 0, true);
     return 0;
 }
@@ -129,6 +132,7 @@ aclError post_event(Kind kind, const char* function, aclrtEvent e, aclrtStream s
         if (kind == Kind::record_event) c->session().graphs.recorded(number(e), number(s));
         if (kind == Kind::wait_event) c->session().graphs.waited(number(s), number(e));
     }
+    if (kind == Kind::record_event) c->session().steps.event_recorded(number(e), number(s));
     return c->post(kind, wire::EventOp{number(e), number(s), deadline});
 }
 
@@ -211,7 +215,9 @@ aclError aclrtSynchronizeEventWithTimeout(aclrtEvent e, int32_t ms) {
     EVENT_CHANNEL(c, e);
     CHECK(flexnpu::client::check_timeout("aclrtSynchronizeEventWithTimeout", ms));
     CHECK(check_event(*c, "aclrtSynchronizeEvent", e));
-    return c->call(Kind::sync_event, wire::EventOp{number(e), 0, deadline});
+    CHECK(c->call(Kind::sync_event, wire::EventOp{number(e), 0, deadline}));
+    c->session().steps.event_synchronised(number(e));
+    return 0;
 }
 aclError aclrtSynchronizeEvent(aclrtEvent e) { return aclrtSynchronizeEventWithTimeout(e, -1); }
 aclError aclrtQueryEvent(aclrtEvent e, aclrtEventStatus* status) { return query_event("aclrtQueryEvent", e, 0, status); }

@@ -668,11 +668,18 @@ uint8_t* Dispatcher::spare_buffer() {
     return b;
 }
 
+// For the program's own records of its steps, and for nothing of ours: it may write there what it likes.
+void Dispatcher::publish_held(const Lane& lane, uint64_t held_ns) {
+    const uint32_t at = lane.handle ? wire::handle_index(lane.handle) + 1 : 0;
+    if (at < wire::kGatedLanes) lane.session->page->gated_ns[at].fetch_add(held_ns, std::memory_order_relaxed);
+}
+
 void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
     if (lane.queue.empty() || lane.queue.front()->ticket != d.ticket) return;  // the lane has been emptied since
     const std::unique_ptr<Item> item = std::move(lane.queue.front());
     lane.queue.pop_front();
     lane.session->queued--;
+    if (d.held_ns) publish_held(lane, d.held_ns);
     void* start = nullptr;
     if (d.timed && (start = spare_event())) vendor_.aclrtRecordEvent(start, lane.stream);
     // What would have been updated is left alone. Its events stay: others wait for them.

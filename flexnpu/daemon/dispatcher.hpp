@@ -175,6 +175,7 @@ private:
     void push(Lane& lane, std::unique_ptr<Item> item);
     void flow(Lane& lane);
     void dispatch(Lane& lane, const gate::Decision& decision);
+    void publish_held(const Lane& lane, uint64_t held_ns);
     void dispatch_launch(Lane& lane, Item& item);
     void dispatch_copy(Lane& lane, Item& item);
     void dispatch_record(Lane& lane, Item& item);

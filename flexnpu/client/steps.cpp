@@ -1,0 +1,501 @@
+#include "flexnpu/client/steps.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "flexnpu/wire/meta.hpp"
+
+namespace flexnpu::client {
+
+constinit thread_local StepLane* step_lane_used = nullptr;
+
+namespace {
+
+constexpr auto relaxed = std::memory_order_relaxed;
+constexpr uint32_t kArrays = std::size(flexnpu_step_evidence{}.array);
+constexpr size_t kDims = std::size(flexnpu_step_evidence{}.dims);
+constexpr int32_t kInt32 = 3, kInt64 = 9;  // aclDataType
+
+// The dimensions of a tensor in an operator's metadata, without taking memory: once a step, listened to or not.
+struct Tensor {
+    bool present = false;
+    int32_t dtype = -1;
+    uint32_t ndim = 0;
+    int64_t dims[kDims] = {};
+    int64_t last = 0;
+};
+bool take_tensor(std::span<const uint8_t> key, size_t* at, Tensor* t) {
+    wire::MetaHead head;
+    if (key.size() - *at < sizeof(head)) return false;
+    std::memcpy(&head, key.data() + *at, sizeof(head));
+    *at += sizeof(head);
+    t->present = head.present;
+    if (!head.present) return true;
+    const size_t words = 1 + size_t(head.counts[0]) + head.counts[1] + head.counts[2];
+    if ((key.size() - *at) / 8 < words) return false;
+    t->dtype = head.dtype;
+    t->ndim = head.counts[0];
+    const uint8_t* dims = key.data() + *at + 8;
+    std::memcpy(t->dims, dims, 8 * std::min<size_t>(t->ndim, kDims));
+    if (t->ndim) std::memcpy(&t->last, dims + 8 * (t->ndim - 1), 8);
+    *at += 8 * words;
+    return true;
+}
+
+bool is_index(const Tensor& t) { return t.dtype == kInt64 || t.dtype == kInt32; }
+
+// What the first call of aclnnEmbedding(weight, indices, out) showed.
+flexnpu_step_evidence of_embedding(std::span<const uint8_t> key) {
+    flexnpu_step_evidence e{};
+    Tensor weight, indices, out;
+    size_t at = 0;
+    if (!take_tensor(key, &at, &weight) || !take_tensor(key, &at, &indices) || !take_tensor(key, &at, &out)) return e;
+    if (indices.present && is_index(indices) && indices.ndim <= kDims) {
+        e.flags |= FLEXNPU_STEP_HAS_INDICES;
+        e.ndim = indices.ndim;
+        std::memcpy(e.dims, indices.dims, sizeof(e.dims));
+    }
+    if (weight.present && weight.ndim == 2) {
+        e.flags |= FLEXNPU_STEP_HAS_TABLE;
+        e.rows = weight.dims[0];
+        e.columns = weight.dims[1];
+    }
+    if (out.present && out.ndim == e.ndim + 1 && out.last == e.columns) e.flags |= FLEXNPU_STEP_AGREED;
+    return e;
+}
+
+void add_lengths(flexnpu_step_evidence* e, const std::vector<int64_t>& values) {
+    if (values.empty()) return;
+    flexnpu_step_array a{};
+    a.n = uint32_t(values.size());
+    a.rising = 1;
+    int64_t before = 0;
+    for (int64_t v : values) {
+        if (v <= 0) return;  // axes, permutations, paddings: not lengths
+        if (a.seen++ == 0) a.first = v;
+        a.ones += v - before == 1;
+        if (v <= before) a.rising = 0;
+        a.max = std::max(a.max, v);
+        a.sum += v;
+        a.last = before = v;
+    }
+    for (uint32_t i = 0; i < e->arrays; i++) {
+        const flexnpu_step_array& old = e->array[i];
+        if (old.n == a.n && old.first == a.first && old.last == a.last && old.sum == a.sum) return;
+    }
+    if (e->arrays < kArrays) e->array[e->arrays++] = a;
+}
+
+// Of an attention operator: its first tensor is the query, and its integer arrays are lengths.
+void add_attention(flexnpu_step_evidence* e, std::span<const uint8_t> key, const char* kinds) {
+    std::vector<wire::ArgMeta> args;
+    if (!wire::decode_meta(key, kinds, &args)) return;
+    bool first = true;
+    for (const wire::ArgMeta& a : args) {
+        if (a.kind == 'I' && a.present) add_lengths(e, a.ints);
+        if (!first || a.kind != 'T' || !a.tensors.front().present) continue;
+        first = false;
+        const std::vector<int64_t>& dims = a.tensors.front().dims;
+        if (dims.size() > kDims) continue;
+        e->flags |= FLEXNPU_STEP_HAS_QUERY;
+        e->query_ndim = uint32_t(dims.size());
+        std::copy(dims.begin(), dims.end(), e->query);
+    }
+}
+
+void take_lengths(flexnpu_step_evidence* to, const flexnpu_step_evidence& from) {
+    to->flags |= from.flags & FLEXNPU_STEP_HAS_QUERY;
+    to->query_ndim = from.query_ndim;
+    std::memcpy(to->query, from.query, sizeof(to->query));
+    to->arrays = from.arrays;
+    std::memcpy(to->array, from.array, sizeof(to->array));
+}
+
+}  // namespace
+
+StepRole step_role(const char* op) {
+    if (std::strcmp(op, "aclnnEmbedding") == 0) return StepRole::embedding;
+    if (std::strstr(op, "Grad")) return StepRole::none;
+    for (const char* prefix : {"aclnnFusedInferAttentionScore", "aclnnPromptFlashAttention", "aclnnIncreFlashAttention", "aclnnFlashAttentionScore",
+                               "aclnnFlashAttentionVarLenScore"}) {
+        if (std::strncmp(op, prefix, std::strlen(prefix)) == 0) return StepRole::attention;
+    }
+    return StepRole::none;
+}
+
+// ---- lanes ----
+
+StepLane& Steps::make(uint64_t stream) {
+    std::lock_guard lock(mutex_);
+    if (stream == 0) {
+        if (!default_ready_.load(relaxed)) {
+            default_.owner_ = this;
+            default_.heard_.store(listened(), relaxed);
+            lanes_.push_back(&default_);
+            default_ready_.store(true, std::memory_order_release);
+        }
+        return default_;
+    }
+    const uint32_t i = wire::handle_index(stream);
+    auto& slot = chunks_[i / kChunk];
+    if (!slot.load(relaxed)) slot.store(new std::atomic<Lane*>[kChunk] {}, std::memory_order_release);
+    std::atomic<Lane*>& place = slot.load(relaxed)[i % kChunk];
+    Lane* lane = place.load(relaxed);
+    if (!lane) {
+        lane = new Lane;  // kept: a later stream has its place
+        lane->owner_ = this;
+        lane->stream_.store(stream, relaxed);
+        lane->heard_.store(listened(), relaxed);  // nothing of it has gone by
+        lanes_.push_back(lane);
+        place.store(lane, std::memory_order_release);
+        return *lane;
+    }
+    if (lane->stream_.load(relaxed) == stream) return *lane;
+    // The stream that had the place is gone.
+    std::lock_guard held(lane->mutex_);
+    close_for_next(*lane, FLEXNPU_STEP_BY_GAP);
+    lane->base_ = totals(*lane);
+    lane->has_model_ = lane->capturing_ = false;
+    lane->may_gap_.store(true, relaxed);
+    lane->updating_.store(0, relaxed);
+    lane->run_start_ = lane->base_.launches + lane->base_.graphs;
+    lane->stream_.store(stream, relaxed);
+    return *lane;
+}
+
+// The lane of a synchronous copy: that which the thread used last, or the only one.
+StepLane* Steps::copies_lane() {
+    if (Lane* last = step_lane_used; last && last->owner_ == this) return last;
+    std::lock_guard lock(mutex_);
+    return lanes_.size() == 1 ? lanes_.front() : nullptr;
+}
+
+uint64_t Steps::gated(const Lane& lane) const {
+    const uint32_t at = slot(lane.stream_.load(relaxed));
+    return at < outside_.gated_lanes ? outside_.gated[at].load(relaxed) : UINT64_MAX;
+}
+
+StepLane::Totals Steps::totals(const Lane& lane) const {
+    Totals t = lane.now_;
+    t.launches = lane.launches_.load(relaxed);
+    t.graphs = lane.graphs_.load(relaxed);
+    t.gated = gated(lane);
+    return t;
+}
+
+void Steps::publish(Lane& lane) {
+    const uint64_t n = lane.launches_.load(relaxed);
+    const uint64_t before = lane.published_.exchange(n, relaxed);
+    if (outside_.launched) outside_.launched->fetch_add(n - before, relaxed);  // the sum is right whoever was first
+}
+
+// Before a launch of a lane that is listened to.
+void Steps::touch(Lane& lane) {
+    const uint64_t now = outside_.now();
+    if (lane.may_gap_.load(relaxed) && lane.t_open_.load(relaxed) && now - lane.t_last_.load(relaxed) > kGapNs) {
+        std::lock_guard lock(lane.mutex_);
+        // Plain work without a synchronise is cut where the lane was idle.
+        const uint64_t last = lane.t_last_.load(relaxed);
+        if (lane.may_gap_.load(relaxed) && lane.t_open_.load(relaxed) && now - last > kGapNs) {
+            const Totals end = totals(lane);
+            lane.run_start_ = end.launches + end.graphs;
+            close(lane, last, FLEXNPU_STEP_BY_GAP, end);
+        }
+    }
+    lane.t_last_.store(now, relaxed);
+    if (!lane.t_open_.load(relaxed)) lane.t_open_.store(now, relaxed);
+}
+
+// ---- steps; all with the lane's lock held ----
+
+void Steps::tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end) {
+    if (!lane.heard_.load(relaxed) || !listened()) return;
+    flexnpu_step_record r{};
+    r.version = kFlexnpuStepVersion;
+    r.size = sizeof(r);
+    r.kind = kind;
+    r.opening = lane.capturing_                     ? FLEXNPU_STEP_CAPTURE
+                : lane.kind_ == Kind::embedding     ? FLEXNPU_STEP_EMBEDDING
+                : lane.kind_ == Kind::graph         ? FLEXNPU_STEP_GRAPH
+                                                    : FLEXNPU_STEP_PLAIN;
+    r.ended_by = ended_by;
+    r.t_start = lane.t_open_.load(relaxed);
+    r.t_end = t_end;
+    r.t_last = lane.t_last_.load(relaxed);
+    r.stream = lane.stream_.load(relaxed);
+    r.seq = lane.seq_;
+    r.launches = end.launches - lane.base_.launches;
+    r.graphs = end.graphs - lane.base_.graphs;
+    r.h2d = end.h2d - lane.base_.h2d;
+    r.d2h = end.d2h - lane.base_.d2h;
+    r.h2d_copies = end.h2d_copies - lane.base_.h2d_copies;
+    r.lane_work = end.launches + end.graphs;
+    // A figure of the daemon's: one that shrinks is nonsense, and harms nobody.
+    r.gated_ns = end.gated == UINT64_MAX || end.gated < lane.base_.gated ? UINT64_MAX : end.gated - lane.base_.gated;
+    r.model = lane.model_;
+    r.evidence = lane.evidence_;
+    outside_.tell(&r);
+}
+
+void Steps::open(Lane& lane, Kind kind, uint64_t now) {
+    const bool heard = listened();
+    lane.kind_ = kind;
+    lane.has_model_ = true;
+    lane.may_gap_.store(false, relaxed);
+    lane.heard_.store(heard, relaxed);
+    lane.t_open_.store(now, relaxed);
+    lane.t_last_.store(now, relaxed);
+    lane.has_cand_ = false;
+    lane.attended_ = false;
+    lane.run_longest_ = 0;
+    lane.opened_at_ = lane.launches_.load(relaxed);
+    lane.run_start_ = lane.opened_at_ + lane.graphs_.load(relaxed);
+    lane.base_.gated = gated(lane);
+}
+
+// Ends the running step at `end`; what came after belongs to the next one.
+void Steps::close(Lane& lane, uint64_t t_end, uint32_t ended_by, const Totals& end) {
+    tell(lane, FLEXNPU_STEP_DONE, t_end, ended_by, end);
+    lane.base_ = end;
+    lane.seq_++;
+    lane.kind_ = Kind::between;
+    lane.model_ = 0;
+    lane.evidence_ = {};
+    lane.has_cand_ = false;
+    lane.attended_ = false;
+    lane.run_longest_ = 0;
+    lane.t_open_.store(0, relaxed);
+    lane.may_gap_.store(!lane.has_model_, relaxed);
+    lane.heard_.store(listened(), relaxed);
+}
+
+void Steps::close_for_next(Lane& lane, uint32_t ended_by) {
+    if (lane.kind_ == Kind::between) return;  // what was launched between steps counts in the step that now begins
+    if (lane.has_cand_) {
+        const Totals end = lane.cand_;
+        close(lane, lane.cand_t_, FLEXNPU_STEP_BY_SYNC, end);
+    } else {
+        close(lane, lane.t_last_.load(relaxed), ended_by, totals(lane));
+    }
+}
+
+// ---- what the program calls ----
+
+void Steps::embedding(Lane& lane, std::span<const uint8_t> key, uint64_t t_first) {
+    const flexnpu_step_evidence e = of_embedding(key);
+    std::lock_guard lock(lane.mutex_);
+    const flexnpu_step_evidence& old = lane.evidence_;
+    // Position and token-type embeddings follow the token embedding within the same step, with tables of their own.
+    if (lane.kind_ == Kind::embedding && (e.flags & old.flags & FLEXNPU_STEP_HAS_TABLE) && (e.rows != old.rows || e.columns != old.columns) &&
+        lane.launches_.load(relaxed) - lane.opened_at_ < kTableWindow) {
+        return;
+    }
+    close_for_next(lane, FLEXNPU_STEP_BY_NEXT);
+    const uint64_t now = listened() ? outside_.now() : 0;
+    open(lane, Kind::embedding, t_first && t_first < now ? t_first : now);
+    lane.t_last_.store(now, relaxed);
+    lane.evidence_ = e;
+    if (!lane.capturing_) tell(lane, FLEXNPU_STEP_BEGIN, 0, FLEXNPU_STEP_NOT, lane.base_);
+}
+
+void Steps::attention(Lane& lane, std::span<const uint8_t> key, const char* kinds) {
+    if (const uint64_t graph = lane.updating_.load(relaxed)) {
+        Lane* replayed = nullptr;
+        {
+            std::lock_guard lock(models_mutex_);
+            const Model& model = models_[graph];
+            if (model.updated) return;  // every layer is given the same arrays
+            replayed = model.replayed;
+        }
+        if (replayed) {
+            std::lock_guard lock(replayed->mutex_);
+            if (replayed->kind_ == Kind::graph && replayed->model_ == graph) {
+                if (replayed->attended_ || !replayed->heard_.load(relaxed)) return;
+                replayed->attended_ = true;
+                add_attention(&replayed->evidence_, key, kinds);
+                return;
+            }
+        }
+        // For the graph's next launch.
+        if (!listened()) return;
+        flexnpu_step_evidence e{};
+        add_attention(&e, key, kinds);
+        std::lock_guard lock(models_mutex_);
+        Model& model = models_[graph];
+        model.lengths = e;
+        model.updated = true;
+        return;
+    }
+    if (!lane.heard_.load(relaxed)) return;
+    std::lock_guard lock(lane.mutex_);
+    if (lane.attended_) return;
+    lane.attended_ = true;
+    add_attention(&lane.evidence_, key, kinds);
+}
+
+void Steps::graph(uint64_t stream, uint64_t model) {
+    Lane& l = lane(stream);
+    step_lane_used = &l;
+    std::lock_guard lock(l.mutex_);
+    Model known;
+    {
+        std::lock_guard models(models_mutex_);
+        Model& m = models_[model];
+        m.replayed = &l;
+        known = m;
+        m.updated = false;
+    }
+    // A graph that holds its own embedding is a whole step. Of an unknown one, new input since the last synchronise says so; else it is a piece of
+    // the step that runs.
+    const bool whole = known.whole || (l.kind_ == Kind::embedding && l.has_cand_ && l.now_.h2d_copies > l.cand_.h2d_copies);
+    if (l.kind_ != Kind::between && !whole) {
+        if (l.heard_.load(relaxed)) l.t_last_.store(outside_.now(), relaxed);
+        l.graphs_.fetch_add(1, relaxed);
+        return;
+    }
+    close_for_next(l, FLEXNPU_STEP_BY_GRAPH);
+    open(l, Kind::graph, listened() ? outside_.now() : 0);
+    l.model_ = model;
+    if (known.whole) {
+        l.evidence_ = known.evidence;
+        l.evidence_.flags |= FLEXNPU_STEP_FROM_CAPTURE;
+        take_lengths(&l.evidence_, {});  // those of the capture are not this step's
+        l.evidence_.flags &= ~uint32_t(FLEXNPU_STEP_HAS_QUERY);
+    }
+    if (known.updated) {
+        take_lengths(&l.evidence_, known.lengths);
+        l.attended_ = true;
+    }
+    l.graphs_.fetch_add(1, relaxed);
+    tell(l, FLEXNPU_STEP_BEGIN, 0, FLEXNPU_STEP_NOT, l.base_);
+}
+
+void Steps::capture_begun(uint64_t stream) {
+    Lane& l = lane(stream);
+    std::lock_guard lock(l.mutex_);
+    close_for_next(l, FLEXNPU_STEP_BY_GRAPH);
+    l.capturing_ = true;
+}
+
+void Steps::capture_ended(uint64_t stream, uint64_t model) {
+    Lane& l = lane(stream);
+    std::lock_guard lock(l.mutex_);
+    if (!l.capturing_) return;
+    if (model && l.kind_ == Kind::embedding) {
+        std::lock_guard models(models_mutex_);
+        Model& m = models_[model];
+        m.whole = true;
+        m.evidence = l.evidence_;
+    }
+    const Totals end = totals(l);
+    if (end.launches != l.base_.launches || l.kind_ != Kind::between) close(l, l.t_last_.load(relaxed), FLEXNPU_STEP_BY_GRAPH, end);
+    l.capturing_ = false;
+}
+
+void Steps::graph_destroyed(uint64_t model) {
+    std::lock_guard models(models_mutex_);
+    models_.erase(model);
+}
+
+void Steps::updating(uint64_t stream, uint64_t graph) {
+    Lane& l = lane(stream);
+    std::lock_guard lock(l.mutex_);
+    l.updating_.store(graph, relaxed);
+}
+
+void Steps::synchronised(Lane& lane, const Totals& then) {
+    const uint64_t done = then.launches + then.graphs;
+    if (done <= lane.run_start_) return;  // nothing was waited for: the synchronise that precedes a copy, for one
+    publish(lane);
+    const uint64_t run = done - lane.run_start_;
+    lane.run_start_ = done;
+    if (lane.capturing_) return;
+    const bool heard = lane.heard_.load(relaxed);
+    if (lane.kind_ == Kind::embedding) {
+        if (run * 4 >= lane.run_longest_) {
+            lane.cand_ = then;
+            lane.has_cand_ = true;
+            if (heard) {
+                lane.cand_t_ = outside_.now();
+                tell(lane, FLEXNPU_STEP_MAYBE, lane.cand_t_, FLEXNPU_STEP_BY_SYNC, then);
+            }
+        }
+        lane.run_longest_ = std::max(lane.run_longest_, run);
+    } else if (lane.kind_ == Kind::graph || !lane.has_model_) {
+        close(lane, heard ? outside_.now() : 0, FLEXNPU_STEP_BY_SYNC, then);
+    }
+}
+
+void Steps::synchronised(uint64_t stream) {
+    Lane& l = lane(stream);
+    step_lane_used = &l;
+    std::lock_guard lock(l.mutex_);
+    synchronised(l, totals(l));
+}
+
+void Steps::device_synchronised() {
+    std::lock_guard lock(mutex_);
+    for (Lane* l : lanes_) {
+        std::lock_guard held(l->mutex_);
+        synchronised(*l, totals(*l));
+    }
+}
+
+void Steps::event_recorded(uint64_t event, uint64_t stream) {
+    const uint32_t i = wire::handle_index(event);
+    auto& slot = events_[i / kEventChunk];
+    Mark* chunk = slot.load(std::memory_order_acquire);
+    if (!chunk) {
+        std::lock_guard lock(mutex_);
+        if (!(chunk = slot.load(relaxed))) slot.store(chunk = new Mark[kEventChunk], std::memory_order_release);
+    }
+    const Lane& l = lane(stream);
+    Mark& mark = chunk[i % kEventChunk];
+    mark.launches.store(l.launches_.load(relaxed), relaxed);
+    mark.graphs.store(l.graphs_.load(relaxed), relaxed);
+    mark.stream.store(stream, relaxed);
+}
+
+// Who waits for an event has waited for what its stream held when it was recorded.
+void Steps::event_synchronised(uint64_t event) {
+    const uint32_t i = wire::handle_index(event);
+    Mark* chunk = events_[i / kEventChunk].load(std::memory_order_acquire);
+    if (!chunk) return;
+    const Mark& mark = chunk[i % kEventChunk];
+    Lane& l = lane(mark.stream.load(relaxed));
+    std::lock_guard lock(l.mutex_);
+    // If the record is of an earlier step, which has been closed without knowing its end, there is nothing new that was waited for.
+    Totals then = totals(l);
+    then.launches = std::min(then.launches, mark.launches.load(relaxed));
+    then.graphs = std::min(then.graphs, mark.graphs.load(relaxed));
+    synchronised(l, then);
+}
+
+void Steps::copied(uint64_t stream, bool waits, bool to_device, uint64_t bytes) {
+    Lane* l = waits ? copies_lane() : &lane(stream);
+    if (!l) return;
+    std::lock_guard lock(l->mutex_);
+    if (to_device) {
+        l->now_.h2d += bytes;
+        l->now_.h2d_copies++;
+        return;
+    }
+    l->now_.d2h += bytes;
+    const uint64_t launches = l->launches_.load(relaxed);
+    const bool more = launches + l->graphs_.load(relaxed) != l->run_start_;
+    // What is copied right after the synchronise that ended a step is its result.
+    if (l->has_cand_ && !more && l->cand_.launches == launches) {
+        l->cand_.d2h += bytes;
+        tell(*l, FLEXNPU_STEP_MAYBE, l->cand_t_, FLEXNPU_STEP_BY_SYNC, l->cand_);
+    }
+    // A copy to the host waits for what was launched before it.
+    if (waits && more) synchronised(*l, totals(*l));
+}
+
+void Steps::stream_destroyed(uint64_t stream) {
+    Lane& l = lane(stream);
+    std::lock_guard lock(l.mutex_);
+    close_for_next(l, FLEXNPU_STEP_BY_GAP);
+}
+
+}  // namespace flexnpu::client

@@ -1,0 +1,181 @@
+// Folds the calls of a lane (a client stream) into steps, as `probes/phases.py` describes them, for the probe point flexnpu_step.
+//
+//   - the second call of an embedding opens a step, and so does the launch of a whole captured graph;
+//   - a second embedding with another table soon after (positions, token types) belongs to the same step;
+//   - a synchronise that ends the longest run of launches so far is where the step is taken to end (MAYBE); that it has ended is known when
+//     the next one opens, because a forward pass may synchronise in its middle;
+//   - a step that a graph opened, or on a lane that never showed an embedding, ends at the first synchronise;
+//   - what is launched between two steps counts in the later one.
+//
+// The counting never stops, so a reader that comes in the middle of a step is given the next whole one. Clocks are read, and records assembled,
+// only in steps that opened while somebody listened.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "flexnpu/client/probe_point.hpp"
+#include "flexnpu/wire/handle.hpp"
+
+namespace flexnpu::client {
+
+// What an operator tells about a step.
+enum class StepRole : uint8_t { none, embedding, attention };
+StepRole step_role(const char* op);
+
+class Steps;
+class StepLane;
+// The lane that the calling thread used last: a synchronous copy names none.
+extern constinit __attribute__((tls_model("initial-exec"))) thread_local StepLane* step_lane_used;
+
+class alignas(64) StepLane {
+    friend class Steps;
+    // All that a launch touches.
+    std::atomic<uint64_t> launches_{0};
+    std::atomic<uint64_t> stream_{0};
+    std::atomic<uint64_t> graphs_{0};
+    std::atomic<uint64_t> t_open_{0}, t_last_{0};
+    std::atomic<bool> heard_{false};  // somebody listened when the step opened (or the one before it ended)
+    std::atomic<bool> may_gap_{true};  // between two steps of a lane that has shown no model
+    Steps* owner_ = nullptr;
+    std::atomic<uint64_t> published_{0};
+
+    struct Totals {
+        uint64_t launches = 0, graphs = 0, h2d = 0, d2h = 0, h2d_copies = 0, gated = 0;
+    };
+    enum class Kind : uint8_t { between, embedding, graph };
+
+    std::mutex mutex_;
+    Totals now_;   // but launches and graphs, which are above, and gated time, which is the daemon's to say
+    Totals base_;  // at the running step's beginning
+    Totals cand_;  // at the synchronise that is taken to end it
+    bool has_cand_ = false;
+    uint64_t cand_t_ = 0;
+    uint64_t run_start_ = 0;    // launches + graphs at the last synchronise
+    uint64_t run_longest_ = 0;
+    uint64_t opened_at_ = 0;    // launches when the step opened
+    uint64_t seq_ = 0;
+    uint64_t model_ = 0;
+    Kind kind_ = Kind::between;
+    bool has_model_ = false, capturing_ = false, attended_ = false;
+    std::atomic<uint64_t> updating_{0};  // the graph whose task group launches now give new arguments
+    flexnpu_step_evidence evidence_{};
+};
+
+// Thread-safe.
+class Steps {
+public:
+    // What it needs from outside; tests have their own.
+    struct Outside {
+        const volatile uint16_t* listeners;
+        uint64_t (*now)();
+        void (*tell)(const flexnpu_step_record*);
+        const std::atomic<uint64_t>* gated = nullptr;  // ns by lane, see slot()
+        uint32_t gated_lanes = 0;
+        std::atomic<uint64_t>* launched = nullptr;     // operators launched on all lanes, for people: late by a few
+    };
+    explicit Steps(const Outside& outside) : outside_(outside) {}
+    // Before anything is launched.
+    void publish_to(std::atomic<uint64_t>* launched, const std::atomic<uint64_t>* gated, uint32_t lanes) {
+        outside_.launched = launched;
+        outside_.gated = gated;
+        outside_.gated_lanes = lanes;
+    }
+
+    // The place of a lane's figure among those that the daemon publishes; handles' indices are dense.
+    static constexpr uint32_t slot(uint64_t stream) { return stream ? wire::handle_index(stream) + 1 : 0; }
+
+    StepLane& lane(uint64_t stream) {
+        if (stream == 0) return default_lane();
+        const uint32_t i = wire::handle_index(stream);
+        auto* chunk = chunks_[i / kChunk].load(std::memory_order_acquire);
+        if (__builtin_expect(chunk != nullptr, 1)) {
+            StepLane* l = chunk[i % kChunk].load(std::memory_order_acquire);
+            if (__builtin_expect(l && l->stream_.load(std::memory_order_relaxed) == stream, 1)) return *l;
+        }
+        return make(stream);
+    }
+    bool listened() const { return *outside_.listeners != 0; }
+
+    // An operator has been launched on the lane; its embedding() or attention() comes before.
+    void launched(StepLane& lane) {
+        if (__builtin_expect(lane.heard_.load(std::memory_order_relaxed), 0)) touch(lane);
+        const uint64_t n = lane.launches_.fetch_add(1, std::memory_order_relaxed) + 1;
+        if (__builtin_expect(n % kPublishEvery == 0, 0)) publish(lane);
+        step_lane_used = &lane;
+    }
+    // `key`: the metadata of the operator's first call behind the operator's number (wire/meta.hpp); `t_first`: when that was, 0: not known.
+    void embedding(StepLane& lane, std::span<const uint8_t> key, uint64_t t_first);
+    void attention(StepLane& lane, std::span<const uint8_t> key, const char* kinds);
+
+    void graph(uint64_t stream, uint64_t model);
+    void capture_begun(uint64_t stream);
+    void capture_ended(uint64_t stream, uint64_t model);  // model 0: it failed
+    void graph_destroyed(uint64_t model);
+    // Launches of the stream give new arguments to a task group of this graph; 0: no longer.
+    void updating(uint64_t stream, uint64_t graph);
+
+    void synchronised(uint64_t stream);
+    void device_synchronised();
+    void event_recorded(uint64_t event, uint64_t stream);
+    void event_synchronised(uint64_t event);
+    // A copy between host and device of the stream; `waits`: of none (aclrtMemcpy), and the call returns when it is over.
+    void copied(uint64_t stream, bool waits, bool to_device, uint64_t bytes);
+    void stream_destroyed(uint64_t stream);
+
+    // Silence on a lane, without a synchronise, that ends a plain step, ns.
+    static constexpr uint64_t kGapNs = 1'000'000'000;
+    // Launches within which a second embedding table belongs to the same step.
+    static constexpr uint64_t kTableWindow = 64;
+    static constexpr uint32_t kPublishEvery = 64;
+
+private:
+    using Lane = StepLane;
+    using Totals = StepLane::Totals;
+    using Kind = StepLane::Kind;
+    static constexpr uint32_t kChunk = 1024;
+    static constexpr uint32_t kEventChunk = 1024;
+    struct Mark {
+        std::atomic<uint64_t> stream{0}, launches{0}, graphs{0};
+    };
+    struct Model {
+        bool whole = false;               // it holds an embedding
+        flexnpu_step_evidence evidence{};
+        StepLane* replayed = nullptr;     // on which it was launched last
+        bool updated = false;             // arrays for its next launch
+        flexnpu_step_evidence lengths{};
+    };
+
+    Lane& default_lane() {
+        if (__builtin_expect(default_ready_.load(std::memory_order_acquire), 1)) return default_;
+        return make(0);
+    }
+    Lane& make(uint64_t stream);
+    Lane* copies_lane();
+    void touch(Lane& lane);
+    void publish(Lane& lane);
+    Totals totals(const Lane& lane) const;
+    uint64_t gated(const Lane& lane) const;
+    void open(Lane& lane, Kind kind, uint64_t now);
+    void tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end);
+    void close(Lane& lane, uint64_t t_end, uint32_t ended_by, const Totals& end);
+    void close_for_next(Lane& lane, uint32_t ended_by);
+    void synchronised(Lane& lane, const Totals& then);
+
+    Outside outside_;
+    std::atomic<bool> default_ready_{false};
+    Lane default_;
+    std::atomic<std::atomic<Lane*>*> chunks_[wire::kMaxObjects / kChunk] = {};
+    std::atomic<Mark*> events_[wire::kMaxObjects / kEventChunk] = {};
+    std::mutex mutex_;  // never taken with a lane's held; the other way round is allowed
+    std::vector<Lane*> lanes_;
+    std::mutex models_mutex_;  // the innermost
+    std::map<uint64_t, Model> models_;
+};
+
+}  // namespace flexnpu::client
