@@ -94,6 +94,7 @@ void Dispatcher::empty_lane(Lane& lane) {
         detach(lane, *item);
         switch (item->type) {
             case ItemType::record: {
+                if (item->as_it_is) break;  // the event's record of now is another lane's
                 const std::shared_ptr<Mark> mark = std::move(item->mark);
                 mark->error = acl::RT_STREAM_ABORT;
                 vendor_.aclrtRecordEvent(mark->event, lane.stream);

@@ -65,7 +65,9 @@ void Dispatcher::stop() {
     running_ = false;
     for (auto& s : sessions_) {
         s->removed = true;
+        const auto orphans = orphans_of(*s);
         s->each_lane([this](const std::shared_ptr<Lane>& lane) { drop_lane(*lane); });
+        for (const auto& mark : orphans) mark->waiters.clear();  // they hold the mark
         bury(s);
     }
     sessions_.clear();
@@ -296,18 +298,11 @@ void Dispatcher::remove_session(uint32_t id) {
         sessions_.erase(sessions_.begin() + ptrdiff_t(i));
         s->removed = true;
         exports_.forget(s->id, nullptr);
-        std::vector<std::shared_ptr<Mark>> orphans;
-        s->each_lane([&](const std::shared_ptr<Lane>& lane) {
-            for (auto* items : {&lane->backlog, &lane->queue}) {
-                for (auto& item : *items) {
-                    if (item->type == ItemType::record && item->mark->between_sessions) orphans.push_back(item->mark);
-                }
-            }
-        });
+        const auto orphans = orphans_of(*s);
         s->each_lane([this](const std::shared_ptr<Lane>& lane) { drop_lane(*lane); });
         // Others may have opened its events: from here on these are theirs, and nobody waits for records that will not come.
         for (const uint64_t event : s->ipc_events) s->events.remove(event);
-        for (auto& mark : orphans) {
+        for (const auto& mark : orphans) {
             mark->pending = false;
             for (Lane* l : std::exchange(mark->blocked, {})) {
                 l->blocked = false;
@@ -318,6 +313,19 @@ void Dispatcher::remove_session(uint32_t id) {
         bury(s);
         return;
     }
+}
+
+// Records that the session has not dispatched, of events that other sessions may wait for.
+std::vector<std::shared_ptr<Mark>> Dispatcher::orphans_of(const Session& s) {
+    std::vector<std::shared_ptr<Mark>> out;
+    s.each_lane([&](const std::shared_ptr<Lane>& lane) {
+        for (auto* items : {&lane->backlog, &lane->queue}) {
+            for (auto& item : *items) {
+                if (item->type == ItemType::record && item->mark->between_sessions) out.push_back(item->mark);
+            }
+        }
+    });
+    return out;
 }
 
 // Forgets what the lane has not dispatched.
@@ -336,7 +344,10 @@ void Dispatcher::drop_lane(Lane& lane) {
                 if (item->type == ItemType::wait) item->mark->queued_waits -= uint32_t(item->value);
             }
             detach(lane, *item);
-            for (const auto& m : item->makes) m->waiters.clear();
+            for (const auto& m : item->makes) {
+                m->waiters.clear();
+                m->previous.reset();  // one by one: a long chain that ends at once would end on the stack
+            }
         }
         items->clear();
     }
@@ -532,6 +543,7 @@ void Dispatcher::push(Lane& lane, std::unique_ptr<Item> item) {
         item->capturing = lane.update ? lane.update->graph.lock() : lane.capture;
         item->group = lane.update ? lane.update : lane.group;
     }
+    if (lane.ending) item->behind = item->type != ItemType::sync;
     item->ticket = ++lane.last_ticket;
     lane.session->queued++;
     lane.backlog.push_back(std::move(item));
@@ -553,6 +565,7 @@ void Dispatcher::flow(Lane& lane) {
             }
             return;
         }
+        if (item.behind && lane.ending) return;
         if (!item.capturing && !room(lane)) return;
         gate::Item g;
         g.ticket = item.ticket;
@@ -686,7 +699,7 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
     const bool orders = item->type == ItemType::record || item->type == ItemType::wait || item->type == ItemType::reset;
     if (lane.update_failed && item->capturing && item->type != ItemType::update_end && !orders) return;
     dispatching_ = item.get();
-    if (item->capturing && item->capturing == lane.capture) enter_capture(lane);
+    if (item->capturing && (item->capturing == lane.capture || item->capturing == lane.ending)) enter_capture(lane);
     switch (item->type) {
         case ItemType::launch: dispatch_launch(lane, *item); break;
         case ItemType::copy: dispatch_copy(lane, *item); break;
@@ -846,7 +859,9 @@ void Dispatcher::give_up_wait(uint32_t id, uint64_t ticket) {
     lane.session->queued--;
     count_.timeouts++;
     release_marks(*item);
+    dispatching_ = item.get();
     fail(lane, acl::RT_WAIT_TIMEOUT, "aclrtStreamWaitEvent: the event was not recorded in time");
+    dispatching_ = nullptr;
     flow(lane);
 }
 

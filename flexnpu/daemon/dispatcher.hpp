@@ -237,6 +237,7 @@ private:
     void* spare_event();
     uint8_t* spare_buffer();
     void drop_lane(Lane& lane);
+    static std::vector<std::shared_ptr<Mark>> orphans_of(const Session& s);
     void bury(std::shared_ptr<Session> s);
     void tear_down(std::shared_ptr<Session> s);
 

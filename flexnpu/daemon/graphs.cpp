@@ -82,7 +82,7 @@ void Dispatcher::capture_begin(Session& s, Payload p, const Reply& reply) {
     if (o.stream == 0) return refuse(s, reply, acl::RT_CAPTURE_IMPLICIT, "aclmdlRICaptureBegin: the default stream cannot be captured");
     Lane* lane = lane_of(s, o.stream);
     if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRICaptureBegin: " + hex(o.stream) + " is not a stream");
-    if (lane->capture) return refuse(s, reply, acl::RT_STREAM_CAPTURED, "aclmdlRICaptureBegin: the stream is being captured already");
+    if (lane->capture || lane->ending) return refuse(s, reply, acl::RT_STREAM_CAPTURED, "aclmdlRICaptureBegin: the stream is being captured already");
     if (lane->update) return refuse(s, reply, acl::RT_TASK_GROUP_STATUS, "aclmdlRICaptureBegin: the stream updates a task group");
     if (s.graphs.size() >= kMaxGraphs) return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, "aclmdlRICaptureBegin: too many graphs");
     auto graph = std::make_shared<Graph>(vendor_, next_graph_++);
@@ -123,11 +123,15 @@ void Dispatcher::enter_capture(Lane& lane) {
 void Dispatcher::forget_graph(Session& s, const std::shared_ptr<Graph>& graph) {
     for (auto& weak : std::exchange(graph->lanes, {})) {
         auto lane = weak.lock();
-        if (!lane || lane->capture != graph) continue;
-        lane->capture.reset();
-        lane->group.reset();
+        if (!lane || (lane->capture != graph && lane->ending != graph)) continue;
+        if (lane->capture == graph) {
+            lane->capture.reset();
+            lane->group.reset();
+        }
+        lane->ending.reset();
         lane->in_capture = false;
         if (lane->before_capture) spare_events_.push_back(std::exchange(lane->before_capture, nullptr));
+        flow(*lane);
     }
     if (graph->over) return;
     for (uint64_t group : graph->group_handles) s.groups.remove(group);
@@ -144,14 +148,18 @@ void Dispatcher::capture_end(Session& s, Payload p, const Reply& reply) {
     Lane* lane = lane_of(s, o.stream);
     if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRICaptureEnd: " + hex(o.stream) + " is not a stream");
     const std::shared_ptr<Graph> graph = lane->capture;
-    if (!graph || graph->ending) return refuse(s, reply, acl::RT_STREAM_NOT_CAPTURED, "aclmdlRICaptureEnd: the stream is not being captured");
+    if (!graph) return refuse(s, reply, acl::RT_STREAM_NOT_CAPTURED, "aclmdlRICaptureEnd: the stream is not being captured");
     if (graph->origin.lock().get() != lane) {
         return refuse(s, reply, acl::RT_CAPTURE_UNMATCHED, "aclmdlRICaptureEnd: the capture was begun on another stream");
     }
     graph->ending = true;
     std::vector<Lane*> lanes;
     for (auto& weak : graph->lanes) {
-        if (auto l = weak.lock()) lanes.push_back(l.get());
+        auto l = weak.lock();
+        if (!l || l->capture != graph) continue;
+        lanes.push_back(l.get());
+        l->ending = std::exchange(l->capture, nullptr);
+        l->group.reset();
     }
     // The vendor may take its time over a large graph: others are served meanwhile.
     after(lanes, false, [this, session = &s, graph, drop = o.drop != 0, reply] {
@@ -284,11 +292,12 @@ void Dispatcher::update_begin(Session& s, Payload p) {
     if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
     TaskGroup* group = s.groups.find(o.graph);
     const auto graph = group ? group->graph.lock() : nullptr;
-    if (!graph || lane->update || lane->capture) {
+    const bool there = graph && graph->over && !graph->dying;  // else workers are at it
+    if (!there || lane->update || lane->capture) {
         lane->update_refused = true;
-        return refuse_later(s, lane, graph ? acl::RT_TASK_GROUP_STATUS : acl::RT_INVALID_HANDLE,
-                            graph ? "aclmdlRICaptureTaskUpdateBegin: the stream is being captured, or updates a task group already"
-                                  : "aclmdlRICaptureTaskUpdateBegin: " + hex(o.graph) + " is not a task group");
+        return refuse_later(s, lane, there ? acl::RT_TASK_GROUP_STATUS : acl::RT_INVALID_HANDLE,
+                            there ? "aclmdlRICaptureTaskUpdateBegin: the stream is being captured, or updates a task group already"
+                                  : "aclmdlRICaptureTaskUpdateBegin: " + hex(o.graph) + " is not a task group of a graph that can be run");
     }
     for (const auto& g : graph->groups) {
         if (g.get() == group) lane->update = g;
@@ -374,7 +383,7 @@ bool Dispatcher::capture_event(Session& s, Lane& lane, Event& event, ItemType ty
     if (!event.real()) {
         // Waiting for an event of a capture joins it.
         const auto of = event.mark->capture.lock();
-        if (type == ItemType::wait && !lane.capture && of && !of->ending && s.graphs.find(of->handle) == of.get()) {
+        if (type == ItemType::wait && !lane.capture && !lane.ending && of && !of->ending && s.graphs.find(of->handle) == of.get()) {
             lane.capture = of;
             of->lanes.push_back(lane.weak_from_this());
         }
@@ -521,11 +530,16 @@ void Dispatcher::destroy_graph(Session& s, Payload p, const Reply& reply) {
     Graph* graph = s.graphs.find(o.graph);
     if (!graph || graph->dying) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRIDestroy: " + hex(o.graph) + " is not a graph");
     if (!graph->over) return refuse(s, reply, acl::RT_MODEL_CAPTURED, "aclmdlRIDestroy: the graph is being captured");
+    bool updated = false;
+    s.each_lane([&](const std::shared_ptr<Lane>& lane) { updated = updated || (lane->update && lane->update->graph.lock().get() == graph); });
+    if (updated) return refuse(s, reply, acl::RT_TASK_GROUP_STATUS, "aclmdlRIDestroy: a stream updates a task group of the graph");
     graph->dying = true;
     // What the program has launched before is dispatched before; the vendor knows what is still running.
     after(lanes_of(s), false, [this, session = &s, graph = graph->shared_from_this(), reply] {
         worker_of(*reply.ring).post([this, s = session->shared_from_this(), graph, reply] {
+            std::unique_lock lock(graph->mutex);
             const int32_t e = graph->destroy();
+            lock.unlock();
             const Failure failure{e, e ? vendor_.message("aclmdlRIDestroy", e) : ""};
             post([this, s, graph, failure, reply] {
                 graph->dying = false;
@@ -549,7 +563,8 @@ void Dispatcher::graph_text(Session& s, Payload p, const Reply& reply) {
         return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRIDebugJsonPrint: " + hex(o.graph) + " is not a graph");
     }
     worker_of(*reply.ring).post([this, graph = graph->shared_from_this(), o, reply] {
-        std::lock_guard lock(graph->text_mutex);
+        std::lock_guard lock(graph->mutex);
+        if (!graph->model) return reply.fail({acl::RT_INVALID_HANDLE, "aclmdlRIDebugJsonPrint: the graph has been destroyed"});
         if (o.offset == 0) {
             // The vendor writes a file of a name; the client's is its own affair.
             char path[] = "/tmp/flexnpu-graph-XXXXXX.json";
@@ -582,6 +597,8 @@ void Dispatcher::control_graph(Session& s, Payload p, const Reply& reply) {
     auto job = [this, graph = graph->shared_from_this(), what = o.what, reply] {
         worker_of(*reply.ring).post([this, graph, what, reply] {
             const char* name = what == wire::kAbortGraph ? "aclmdlRIAbort" : what == wire::kUpdateGraph ? "aclmdlRIUpdate" : "aclmdlRIDebugPrint";
+            std::lock_guard lock(graph->mutex);
+            if (!graph->model) return reply.fail({acl::RT_INVALID_HANDLE, std::string(name) + ": the graph has been destroyed"});
             const int32_t e = Vendor::call(what == wire::kAbortGraph    ? vendor_.aclmdlRIAbort
                                            : what == wire::kUpdateGraph ? vendor_.aclmdlRIUpdate
                                                                         : vendor_.aclmdlRIDebugPrint,
@@ -600,6 +617,7 @@ void Dispatcher::tear_down_graphs(Session& s) {
     s.graphs.each([](const std::shared_ptr<Graph>& graph) { graph->abandon(); });
     s.each_lane([&](const std::shared_ptr<Lane>& lane) {
         lane->capture.reset();
+        lane->ending.reset();
         lane->group.reset();
         lane->update.reset();
         if (lane->before_capture) vendor_.aclrtDestroyEvent(std::exchange(lane->before_capture, nullptr));

@@ -536,6 +536,11 @@ void Dispatcher::create_stream(Session& s, Payload p, const Reply& reply) {
     auto lane = make_lane(s, c.priority, c.flags, &failure);
     if (!lane) return reply.fail(failure);
     lane->handle = s.streams.add(lane);
+    if (!lane->handle) {
+        drop_lane(*lane);
+        lane->ends_with = &vendor_;
+        return refuse(s, reply, acl::RT_INTERNAL, "aclrtCreateStream: too many streams");
+    }
     reply.ok(lane->handle);
 }
 
@@ -559,7 +564,7 @@ void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
     // Found again when the lane has drained: a second destroy on the way finds nothing.
     after({s.streams.find(o.stream)}, false, [this, session, o, reply] {
         const Lane* found = session->streams.find(o.stream);
-        if (found && found->capture) return refuse(*session, reply, acl::RT_STREAM_CAPTURED, "aclrtDestroyStream: the stream is being captured");
+        if (found && (found->capture || found->ending)) return refuse(*session, reply, acl::RT_STREAM_CAPTURED, "aclrtDestroyStream: the stream is being captured");
         std::shared_ptr<Lane> lane = session->streams.remove(o.stream);
         if (!lane) return refuse(*session, reply, acl::RT_INVALID_HANDLE, "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
         if (!lane->idle()) empty_lane(*lane);  // what other threads launched meanwhile: nobody may hang on it
@@ -642,6 +647,9 @@ void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
     void* event = nullptr;
     // All sessions' events are this process's: the vendor need not know that one is for several.
     const bool ipc = (c.flags & acl::EVENT_IPC) != 0;
+    if (ipc && (c.flags & acl::EVENT_EXTERNAL)) {
+        return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtCreateEvent: FlexNPU does not share external events between processes");
+    }
     if (ipc) c.flags = (c.flags & ~uint32_t(acl::EVENT_IPC)) ? c.flags & ~uint32_t(acl::EVENT_IPC) : uint32_t(acl::EVENT_SYNC);
     const int32_t e = c.ex ? vendor_.aclrtCreateEventExWithFlag(&event, c.flags) : vendor_.aclrtCreateEventWithFlag(&event, c.flags);
     if (e) {

@@ -146,6 +146,7 @@ struct Item {
     std::shared_ptr<Graph> capturing;
     std::shared_ptr<Graph> graph;           // replay: which
     std::shared_ptr<TaskGroup> group;       // of an update, or of an operator that can be updated
+    bool behind = false;                    // the end of a capture, which the vendor comes to first
     bool as_it_is = false;                  // a real event in a capture: waits for nothing now, and is not recorded now
     // Of real events: what it waits for or resets, and what it records.
     std::vector<std::shared_ptr<Mark>> uses, makes;
@@ -215,6 +216,8 @@ struct Lane : std::enable_shared_from_this<Lane> {
     // As of the last record read: the capture that the lane is part of, the task group that is open in it, and the update that it makes.
     std::shared_ptr<Graph> capture;
     std::shared_ptr<TaskGroup> group, update;
+    // The capture that the program has ended and the vendor has not: what comes behind is none of it, and waits.
+    std::shared_ptr<Graph> ending;
     bool update_refused = false;   // and what is launched until its end, too
     bool update_failed = false;    // the same, as of the last item dispatched
     // As of the last item dispatched:

@@ -267,31 +267,19 @@ TEST_CASE("what comes behind a stream's destruction is dropped, and its events h
         RawClient c(running.path());
         c.open();
         const Objects o = furnish(c);
-        const auto say = [&c](Kind kind, uint32_t request, const auto& payload) {
-            Bytes b;
-            append(b, payload);
-            put(c, uint32_t(sizeof(wire::Record) + b.size()), kind, request, b);
-        };
         const auto soon = [] { return int64_t(wire::now_ns()) + 5'000'000'000; };
         // The stream waits for a function, its destruction for the stream.
-        say(Kind::host_func, 0, wire::HostFunc{o.stream, 1, 1, 0});
+        c.say(Kind::host_func, wire::HostFunc{o.stream, 1, 1, 0});
         const uint32_t destruction = ++c.request;
-        say(Kind::destroy_stream, destruction, wire::StreamOp{o.stream, -1});
-        say(Kind::record_event, 0, wire::EventOp{o.event, o.stream, 0});
-        say(Kind::wait_event, 0, wire::EventOp{o.event, 0, -1});
-        for (int i = 0; i < 1000 && c.page->host_given.load() == 0; i++) {
-            c.knock();
-            usleep(2000);
-        }
-        REQUIRE(c.page->host_given.load() == 1);
-        const wire::HostCall& call = c.page->host_calls[0];
-        REQUIRE(call.slot < wire::kHostSlots);
-        c.page->host_done[call.slot].store(call.ticket);
+        c.say(Kind::destroy_stream, wire::StreamOp{o.stream, -1}, destruction);
+        c.say(Kind::record_event, wire::EventOp{o.event, o.stream, 0});
+        c.say(Kind::wait_event, wire::EventOp{o.event, 0, -1});
+        c.function_returned(c.function_given(0));
         REQUIRE(c.answered(destruction, 5'000'000'000));
         CHECK(c.ring.header().status == 0);
         CHECK(c.call(Kind::sync_event, wire::EventOp{o.event, 0, soon()}) == acl::RT_STREAM_ABORT);
         CHECK(c.call(Kind::sync_stream, wire::StreamOp{0, soon()}) == 0);
-        say(Kind::record_event, 0, wire::EventOp{o.event, 0, 0});
+        c.say(Kind::record_event, wire::EventOp{o.event, 0, 0});
         CHECK(c.call(Kind::sync_event, wire::EventOp{o.event, 0, soon()}) == 0);
         CHECK(c.call(Kind::destroy_event, wire::EventOp{o.event, 0, 0}) == 0);
     }

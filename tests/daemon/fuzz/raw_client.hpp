@@ -186,6 +186,27 @@ struct RawClient {
         append(b, payload);
         return call(kind, b);
     }
+    // A well-formed message that nobody waits for here; with a request number the daemon answers it.
+    template <class T>
+    void say(wire::Kind kind, const T& payload, uint32_t with_request = 0) {
+        Bytes b;
+        append(b, wire::Record{uint32_t(sizeof(wire::Record) + sizeof(T)), kind, 0, with_request, 0, ++sequence});
+        append(b, payload);
+        if (!put(b)) die("the session is gone");
+    }
+    // The daemon has given us a function to call: its place among the page's.
+    const wire::HostCall& function_given(uint32_t number) {
+        for (int i = 0; i < 1000 && page->host_given.load() <= number; i++) {
+            knock();
+            usleep(2000);
+        }
+        if (page->host_given.load() <= number) die("no host function is given");
+        return page->host_calls[number];
+    }
+    void function_returned(const wire::HostCall& call) {
+        page->host_done[call.slot].store(call.ticket);
+        knock();
+    }
     uint64_t word(size_t i = 0) { return ring.header().data[i]; }
     std::string message() { return ring.header().message; }
 };
