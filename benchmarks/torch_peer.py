@@ -1,7 +1,8 @@
 """A torch_npu program that measures slices of itself at the word of another program (see `pairs`).
 
-Requests: ``operators N`` (N eager operators and a synchronise), ``eager N`` (N decode steps of Qwen2.5-0.5B),
-``graph N`` (the same steps replayed from a captured NPUGraph). Run as ``python -m benchmarks.torch_peer``.
+Requests: ``operators N`` (N eager operators and a synchronise), ``eager N`` (N decode steps), ``graph N``
+(the same steps replayed from a captured NPUGraph). Run as ``python -m benchmarks.torch_peer MODEL``, where
+MODEL is ``qwen2`` (Qwen2.5-0.5B) or ``llama`` (four layers: some 210 launches a step, all of it host work).
 """
 
 from __future__ import annotations
@@ -22,18 +23,25 @@ WARM = 3
 CACHE = 512
 
 
-class Program:
-    """The things measured, warm."""
+def _network(model: str) -> Any:
+    """A network whose weights are never touched in time mode, so that they cost addresses and no memory."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers.initialization import no_init_weights
 
-    def __init__(self) -> None:
-        import torch
-        from transformers import Qwen2Config, Qwen2ForCausalLM
-        from transformers.initialization import no_init_weights
-
-        self.torch: Any = torch
-        self.npu: Any = importlib.import_module("torch_npu").npu
-        # Qwen2.5-0.5B. Its weights are never touched in time mode, so that they cost addresses and no memory.
-        config: Any = Qwen2Config(
+    config: Any
+    if model == "llama":
+        config = LlamaConfig(
+            vocab_size=32000,
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=32768,
+        )
+    else:
+        config = Qwen2Config(
             vocab_size=151936,
             hidden_size=896,
             intermediate_size=4864,
@@ -42,10 +50,21 @@ class Program:
             num_key_value_heads=2,
             max_position_embeddings=32768,
             tie_word_embeddings=True,
-            dtype=torch.float16,
         )
-        with torch.device("npu"), no_init_weights():
-            net: Any = Qwen2ForCausalLM(config)
+    config.dtype = torch.float16
+    with torch.device("npu"), no_init_weights():
+        return (LlamaForCausalLM if model == "llama" else Qwen2ForCausalLM)(config)
+
+
+class Program:
+    """The things measured, warm."""
+
+    def __init__(self, model: str) -> None:
+        import torch
+
+        self.torch: Any = torch
+        self.npu: Any = importlib.import_module("torch_npu").npu
+        net: Any = _network(model)
         self.net: Any = net.to(torch.float16).eval()
         tensor: Any = torch.ones(64, 64)
         self.tensor: Any = tensor.npu()
@@ -136,7 +155,7 @@ class Program:
 
 
 def main() -> None:
-    program = Program()
+    program = Program(sys.argv[1] if len(sys.argv) > 1 else "qwen2")
     requests = {"operators": program.operators, "eager": program.eager, "graph": program.replay}
     program.operators(200)
     program.eager(5)

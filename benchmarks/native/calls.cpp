@@ -6,6 +6,7 @@
 //   calls N            N rounds of each call; medians
 //   copy BYTES N       N copies each way, pageable and pinned; medians
 //   load MS            launches and synchronises for MS milliseconds; operators done
+//   rate PER_S MS      the same, but PER_S operators a second, by the millisecond
 #include <cinttypes>
 #include <cstring>
 #include <functional>
@@ -106,6 +107,19 @@ void load(Operator& op, int ms) {
     printf("{\"operators\": %" PRIu64 ", \"seconds\": %.6f}\n", done, (now - began) * 1e-9);
 }
 
+void rate(Operator& op, uint64_t per_s, int ms) {
+    uint64_t done = 0;
+    const double began = now_ns();
+    for (int tick = 1; tick <= ms; tick++) {
+        for (const uint64_t due = per_s * uint64_t(tick) / 1000; done < due; done++) op.launch();
+        op.finish();
+        const double wake = began + tick * 1e6;
+        timespec until{time_t(wake / 1e9), long(wake - 1e9 * double(time_t(wake / 1e9)))};
+        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, nullptr);
+    }
+    printf("{\"operators\": %" PRIu64 ", \"seconds\": %.6f}\n", done, (now_ns() - began) * 1e-9);
+}
+
 }  // namespace
 
 int main() {
@@ -125,6 +139,7 @@ int main() {
         if (what == "calls" && a) calls(op, event, int(a));
         else if (what == "copy" && a && b) copy(op, buffers, a, int(b));
         else if (what == "load" && a) load(op, int(a));
+        else if (what == "rate" && a && b) rate(op, a, int(b));
         else {
             fprintf(stderr, "launch: cannot make sense of \"%s\"\n", line.c_str());
             return 1;

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "launch": "benchmarks.launch_cost",
     "events": "benchmarks.events",
     "classification": "benchmarks.classification",
+    "probe": "benchmarks.probe_cost",
 }
 
 
