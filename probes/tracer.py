@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from probes import headers, symbols
+from probes import capabilities, headers, symbols
 from probes.attach import AttachError, Uprobe
 from probes.events import Event, Losses, Step, StepBegin
 from probes.phases import IDLE_NS, Evidence, Lengths, Verdict, classify
@@ -261,11 +261,11 @@ def program_text() -> str:
 
 
 def check() -> None:
-    """Raise `TracerError` unless this process may trace: root, bcc, headers."""
-    if os.geteuid() != 0:
-        raise TracerError(
-            "tracing needs root: it reads other processes' memory. Type: sudo flexnpu-probe ..."
-        )
+    """Raise `TracerError` unless this process may trace: capabilities, bcc, headers."""
+    # Probes are placed through perf's uprobe unit.
+    lacking = capabilities.missing(multi=False)
+    if lacking:
+        raise TracerError(f"tracing is not permitted here.\n{capabilities.explain(lacking)}")
     _bcc()
     try:
         headers.prepare()

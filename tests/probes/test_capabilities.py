@@ -1,0 +1,93 @@
+"""Tracing with no more rights than it needs, tried as another user with ambient capabilities."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mockset
+import pytest
+
+from probes import capabilities, headers
+
+ebpf = pytest.mark.ebpf
+
+ROOT = Path(__file__).parents[2]
+NEEDED = ("bpf", "perfmon", "sys_ptrace")
+
+
+def limited(code: str, *names: str) -> subprocess.CompletedProcess[str]:
+    """Run Python `code` as nobody with the capabilities `names` and no others."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("needs root and setpriv")
+    sets = ",".join(["-all", *(f"+{name}" for name in names)])
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    environment["BCC_KERNEL_SOURCE"] = str(headers.prepare().path)
+    options = [f"--{kind}={sets}" for kind in ("inh-caps", "ambient-caps", "bounding-set")]
+    return subprocess.run(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *options, sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+        check=False,
+    )
+
+
+ASK = """
+from probes import capabilities
+for one in capabilities.missing(multi={multi}): print(one.capability)
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "multi", "lacking"),
+    [
+        (NEEDED, True, []),
+        (NEEDED, False, ["CAP_SYS_ADMIN"]),
+        (("sys_admin", "sys_ptrace"), False, []),
+        (("perfmon", "sys_ptrace"), True, ["CAP_BPF"]),
+        (("bpf", "sys_ptrace"), True, ["CAP_PERFMON"]),
+        (("bpf", "perfmon"), True, ["CAP_SYS_PTRACE"]),
+        ((), True, ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"]),
+    ],
+)
+def test_what_is_missing_is_named(names: tuple[str, ...], multi: bool, lacking: list[str]) -> None:
+    if Path("/proc/sys/kernel/unprivileged_bpf_disabled").read_text().strip() == "0":
+        pytest.skip("this kernel loads some programs for everybody")
+    result = limited(ASK.format(multi=multi), *names)
+    assert result.stdout.split() == lacking, result.stderr
+
+
+def test_root_lacks_nothing() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    assert capabilities.missing() == []
+    assert {"CAP_BPF", "CAP_SYS_ADMIN"} <= capabilities.held()
+
+
+@ebpf
+def test_attaching_with_what_is_said_to_be_enough(driver: mockset.Driver) -> None:
+    lacking = limited(ASK.format(multi=None), *NEEDED).stdout.split()
+    attach = f"""
+from probes.tracer import Tracer
+with Tracer(print) as tracer:
+    print(len(tracer.attach({driver.pid}).placed))
+"""
+    names = {name.removeprefix("CAP_").lower() for name in lacking} | set(NEEDED)
+    # The libraries are in a folder that only root may enter; the tracer's probes are placed through perf.
+    names |= {"dac_read_search", "sys_admin"}
+    result = limited(attach, *sorted(names))
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 10
+
+
+@ebpf
+def test_what_is_missing_is_told_before_anything_is_tried(driver: mockset.Driver) -> None:
+    result = limited("from probes.tracer import check; check()", "bpf", "perfmon")
+    assert result.returncode != 0
+    assert "CAP_SYS_PTRACE is missing, needed to read the memory maps of other users" in result.stderr
+    assert "Type: sudo flexnpu-probe" in result.stderr
