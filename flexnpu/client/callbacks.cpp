@@ -148,7 +148,11 @@ int32_t HostCalls::launch(uint64_t stream, HostFunction function, void* argument
 
 void HostCalls::start() {
     started_ = true;
-    start_thread([this] { receive(); });
+    if (!session_.join()) return;
+    start_thread([this] {
+        receive();
+        session_.leave();
+    });
 }
 
 // Takes what the daemon gives, as long as it lives.
@@ -161,7 +165,7 @@ void HostCalls::receive() {
         if (given == taken) {
             page.host_waiting.store(1, std::memory_order_seq_cst);
             given = page.host_given.load(std::memory_order_seq_cst);
-            if (given == taken) wire::futex_wait(page.host_given, given, uint64_t(std::chrono::nanoseconds(kLook).count()));
+            if (given == taken && session_.alive()) wire::futex_wait(page.host_given, given, uint64_t(std::chrono::nanoseconds(kLook).count()));
             page.host_waiting.store(0, std::memory_order_relaxed);
             if (page.host_given.load(std::memory_order_acquire) == taken && !session_.alive()) break;
             continue;
@@ -174,8 +178,13 @@ void HostCalls::receive() {
         }
         if (was_full) session_.ring_bell(wire::kNapping);
     }
-    std::lock_guard lock(mutex_);
-    for (auto& [stream, queue] : queues_) queue->daemon_is_gone();
+    {
+        std::lock_guard lock(mutex_);
+        for (auto& [stream, queue] : queues_) queue->daemon_is_gone();
+    }
+    std::lock_guard lock(jobs_mutex_);
+    over_ = true;
+    jobs_ready_.notify_all();
 }
 
 void HostCalls::take(const wire::HostCall& call) {
@@ -198,11 +207,13 @@ void HostCalls::take(const wire::HostCall& call) {
 
 void HostCalls::returned(uint32_t slot, uint32_t ticket, int32_t status) {
     if (slot >= wire::kHostSlots) return;  // nobody waits
+    if (!session_.join()) return;
     wire::SessionPage& page = session_.page();
     page.host_status[slot].store(status, std::memory_order_relaxed);
     // seq_cst: before the look at `doze`.
     page.host_done[slot].store(ticket, std::memory_order_seq_cst);
     session_.ring_bell(wire::kAwake);
+    session_.leave();
 }
 
 void HostCalls::run(Job job) {
@@ -217,8 +228,9 @@ void HostCalls::serve() {
     std::unique_lock lock(jobs_mutex_);
     for (;;) {
         idle_++;
-        jobs_ready_.wait(lock, [this] { return !jobs_.empty(); });
+        jobs_ready_.wait(lock, [this] { return !jobs_.empty() || over_; });
         idle_--;
+        if (jobs_.empty()) return;
         const Job job = jobs_.front();
         jobs_.pop_front();
         lock.unlock();

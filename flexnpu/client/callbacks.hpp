@@ -90,6 +90,7 @@ private:
     std::condition_variable jobs_ready_;
     std::deque<Job> jobs_;
     size_t idle_ = 0;
+    bool over_ = false;  // no job will come
 };
 
 }  // namespace flexnpu::client

@@ -14,6 +14,7 @@
 #include "flexnpu/api/host_objects.hpp"
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
+#include "flexnpu/client/fork.hpp"
 #include "flexnpu/wire/futex.hpp"
 #include "flexnpu/wire/meta.hpp"
 #include "fn_ids.gen.h"
@@ -28,6 +29,10 @@ std::atomic<Session*> sessions[wire::kMaxDevices];
 std::mutex sessions_mutex;
 // Host memory outlives the device that it was allocated for.
 Ranges<HostRegion>& orphans = *new Ranges<HostRegion>;
+// Sessions that nobody uses any more. The last few stay mapped: a call may have been amid another when its thread went over to a new session.
+constexpr size_t kKeptMapped = 2;
+std::mutex ended_mutex;
+std::vector<Session*>& ended = *new std::vector<Session*>;
 
 }  // namespace
 
@@ -68,7 +73,10 @@ void Thread::end(void* thread) {
     auto* t = static_cast<Thread*>(thread);
     for (int d = 0; d < wire::kMaxDevices; d++) {
         Channel* c = t->channels[d];
-        if (c && &c->session() == Session::opened(d)) c->session().give_channel(c);
+        if (!c) continue;
+        Session& s = c->session();
+        if (&s == Session::opened(d)) s.give_channel(c);
+        s.leave();
     }
     delete t;
     this_thread = nullptr;
@@ -285,7 +293,9 @@ Session* Session::any() {
 
 bool Session::free_orphan(uint64_t address) {
     HostRegion region;
-    return orphans.remove(address, &region) && munmap(reinterpret_cast<void*>(region.address), region.bytes) == 0;
+    if (!orphans.remove(address, &region)) return false;
+    if (region.file >= 0) ::close(region.file);
+    return munmap(reinterpret_cast<void*>(region.address), region.bytes) == 0;
 }
 
 int Session::current() { return this_thread ? this_thread->device : -1; }
@@ -302,24 +312,86 @@ void Session::close(int device) {
     Session* s = sessions[device].exchange(nullptr);
     if (!s) return;
     s->dead_.store(true);
-    shutdown(s->socket_, SHUT_RDWR);
-    // Never deleted: other threads may be in the midst of a call. What it takes most of is given back.
+    shutdown(s->socket_, SHUT_RDWR);  // who waits for an answer gives up
+    {
+        std::lock_guard socket_lock(s->socket_mutex_);
+        ::close(std::exchange(s->socket_, -1));
+    }
+    // Never deleted: other threads may be in the midst of a call. What it takes most of is given back now, the mappings when they have left.
     madvise(s->staging_, wire::kBlocks * wire::kBlockBytes, MADV_REMOVE);
     for (const HostRegion& r : s->host.take_all()) orphans.add(r);
+    wire::futex_wake(s->page_->host_given);  // HostCalls::receive
     this_channel = nullptr;
+    if (this_thread && this_thread->channel(s)) {
+        this_thread->channels[device] = nullptr;
+        s->leave();
+    }
+    s->leave();
+}
+
+bool Session::join() {
+    std::lock_guard lock(channel_mutex_);
+    if (uses_ == 0) return false;
+    uses_++;
+    return true;
+}
+
+void Session::leave() {
+    {
+        std::lock_guard lock(channel_mutex_);
+        if (--uses_ > 0) return;
+    }
+    ::close(std::exchange(doorbell_, -1));
+    Session* oldest = nullptr;
+    {
+        std::lock_guard lock(ended_mutex);
+        ended.push_back(this);
+        if (ended.size() > kKeptMapped) {
+            oldest = ended.front();
+            ended.erase(ended.begin());
+        }
+    }
+    if (oldest) oldest->unmap();
+}
+
+void Session::unmap() {
+    for (Channel* c : all_) delete c;
+    all_.clear();
+    idle_.clear();
+    munmap(page_, wire::kSessionBytes);
 }
 
 // A child of fork() must not speak on its parent's rings: it forgets the sessions, and connects anew when it calls ACL. Installed when the library
 // is loaded, so that no fork can fall into the middle of it.
 void Session::watch_forks() {
     pthread_key_create(&thread_key, &Thread::end);
-    pthread_atfork(nullptr, nullptr, &Session::after_fork);
+    pthread_atfork(&Session::before_fork, &Session::after_fork_in_parent, &Session::after_fork_in_child);
 }
 
-void Session::after_fork() {
+void Session::before_fork() {
+    sessions_mutex.lock();
+    ended_mutex.lock();
+    std::vector<Ranges<HostRegion>*> memory{&orphans};
+    for (auto& slot : sessions) {
+        if (Session* s = slot.load()) memory.push_back(&s->host);
+    }
+    keep_host_memory(memory);
+}
+
+void Session::after_fork_in_parent() {
+    release_host_memory();
+    ended_mutex.unlock();
+    sessions_mutex.unlock();
+}
+
+void Session::after_fork_in_child() {
+    take_host_memory();
+    orphans.take_all();
+    ended.clear();  // they are not mapped here
+    ended_mutex.unlock();
+    sessions_mutex.unlock();
     this_channel = nullptr;
     if (this_thread) *this_thread = Thread{};
-    new (&sessions_mutex) std::mutex;
     for (auto& slot : sessions) {
         if (Session* s = slot.exchange(nullptr)) s->abandon();  // not deleted: its locks may be held by threads that are gone
     }
@@ -394,6 +466,10 @@ bool Session::ask(const wire::Request& request, wire::Answer* answer, int* fds, 
     header.msg_iovlen = 1;
     header.msg_control = control;
     header.msg_controllen = sizeof(control);
+    if (socket_ < 0) {
+        gone();
+        return false;
+    }
     ssize_t n;
     do {
         n = send(socket_, &message, sizeof(message), MSG_NOSIGNAL);
@@ -456,7 +532,7 @@ int32_t Session::gone() {
     // One that was stopped has said so, unasked; one that was killed has not.
     wire::Answer last{};
     if (socket_mutex_.try_lock()) {
-        const ssize_t n = recv(socket_, &last, sizeof(last), MSG_DONTWAIT);
+        const ssize_t n = socket_ < 0 ? 0 : recv(socket_, &last, sizeof(last), MSG_DONTWAIT);
         socket_mutex_.unlock();
         if (n == sizeof(last) && last.magic == wire::kMagic && last.status != 0) {
             stopped_.store(true);
@@ -484,7 +560,8 @@ Channel* Session::mine() {
     if (!c) {
         c = take_channel();
         if (!c) return nullptr;
-        t.channels[device_] = c;
+        Channel* before = std::exchange(t.channels[device_], c);
+        if (before) before->session().leave();
     }
     if (t.device == device_) this_channel = c;
     return c;
@@ -493,9 +570,10 @@ Channel* Session::mine() {
 Channel* Session::take_channel() {
     {
         std::lock_guard lock(channel_mutex_);
-        if (!idle_.empty()) {
+        if (uses_ > 0 && !idle_.empty()) {
             Channel* c = idle_.back();
             idle_.pop_back();
+            uses_++;
             return c;
         }
     }
@@ -517,7 +595,14 @@ Channel* Session::take_channel() {
     }
     madvise(map.base(), wire::kRingHeaderBytes + 2 * wire::kRingBytes, MADV_DONTFORK);
     auto* c = new Channel(*this, std::move(map));
-    std::lock_guard lock(channel_mutex_);
+    std::unique_lock lock(channel_mutex_);
+    if (uses_ == 0) {
+        lock.unlock();
+        delete c;
+        gone();
+        return nullptr;
+    }
+    uses_++;
     all_.push_back(c);
     return c;
 }
@@ -626,12 +711,13 @@ bool Session::map_host(size_t bytes, HostRegion* out) {
     int fd = -1;
     if (!ask(request, &answer, &fd, 1)) return false;
     void* area = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    ::close(fd);
+    const int error = errno;
+    if (area == MAP_FAILED || bytes < kMappedInChild) ::close(std::exchange(fd, -1));
     if (area == MAP_FAILED) {
-        fail(acl::RT_MEMORY_ALLOCATION, "FlexNPU: cannot map %zu bytes of host memory: %s", bytes, strerror(errno));
+        fail(acl::RT_MEMORY_ALLOCATION, "FlexNPU: cannot map %zu bytes of host memory: %s", bytes, strerror(error));
         return false;
     }
-    *out = {reinterpret_cast<uint64_t>(area), bytes, answer.number};
+    *out = {reinterpret_cast<uint64_t>(area), bytes, answer.number, fd};
     host.add(*out);
     return true;
 }
@@ -642,6 +728,7 @@ bool Session::unmap_host(const HostRegion& region) {
     request.region = region.region;
     wire::Answer answer;
     const bool ok = alive() && ask(request, &answer, nullptr, 0);
+    if (region.file >= 0) ::close(region.file);
     munmap(reinterpret_cast<void*>(region.address), region.bytes);
     return ok;
 }

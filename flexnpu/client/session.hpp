@@ -84,6 +84,7 @@ struct HostRegion {
     uint64_t address;
     uint64_t bytes;
     uint32_t region;
+    int file;  // for a child of fork(), see fork.hpp; -1: none
 };
 
 struct DeviceRange {
@@ -121,6 +122,9 @@ public:
         std::lock_guard lock(mutex_);
         return items_.empty();
     }
+    // Keeps them as they are while the lock is held; then items() may be read.
+    std::unique_lock<std::mutex> hold() const { return std::unique_lock(mutex_); }
+    const std::vector<Range>& items() const { return items_; }
     std::vector<Range> take_all() {
         std::lock_guard lock(mutex_);
         return std::exchange(items_, {});
@@ -193,8 +197,12 @@ public:
     // Makes `device` the calling thread's; -1: none.
     static void use(int device);
     static int current();
-    // Ends the session: the daemon frees what it holds. Its rings stay mapped for threads that have yet to notice.
+    // Ends the session: the daemon frees what it holds. Its rings stay mapped until the threads that used them have noticed.
     static void close(int device);
+
+    // Keeps the session's mappings; false: they are on their way out already. Each successful join() needs a leave().
+    bool join();
+    void leave();
 
     // The calling thread's ring of its device's session, or of this one; nullptr with the error recorded when there is no device, or its
     // daemon is gone. Callers then return last_error().
@@ -263,8 +271,11 @@ private:
     Channel* take_channel();
     void give_channel(Channel* channel);
     __attribute__((constructor)) static void watch_forks();
-    static void after_fork();
+    static void before_fork();
+    static void after_fork_in_parent();
+    static void after_fork_in_child();
     void abandon();
+    void unmap();
 
     std::string path_;
     int socket_ = -1;
@@ -280,6 +291,8 @@ private:
     std::mutex channel_mutex_;
     std::vector<Channel*> idle_;
     std::vector<Channel*> all_;
+    // Under channel_mutex_: threads that have a ring here, others that joined, and the session itself until it is closed.
+    uint32_t uses_ = 1;
     std::mutex block_mutex_;
     struct Late {
         uint64_t number, stream;

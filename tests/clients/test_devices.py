@@ -54,6 +54,29 @@ def test_children_of_fork_and_of_exec(daemon: Any, direct: Callable[..., str]) -
     }
 
 
+def test_pinned_memory_in_a_child_is_the_childs_own(daemon: Any, direct: Callable[..., str]) -> None:
+    saw = json.loads(direct("pinned_fork.py"))
+    through = json.loads(daemon.run("pinned_fork.py"))
+    assert through == saw
+    child = {"small": ["pp", "cc", 107000], "large": ["pp", "cc", 107000], "beside the grandchild": "cc"}
+    assert saw == {
+        "child": child,
+        "parent": ["pp", "pp"],
+        "copied": True,
+        "child after the reset": child,
+        "parent after the reset": ["pp", "pp"],
+        "freed": [0, 0],
+        "descriptors": 0,
+    }
+
+
+def test_setting_and_resetting_the_device_keeps_nothing(daemon: Any, direct: Callable[..., str]) -> None:
+    through = json.loads(daemon.run("cycles.py"))
+    assert through == {"descriptors": 0, "mappings": 0, "right": 120, "host functions": 120}
+    assert json.loads(direct("cycles.py")) == through
+    daemon.wait_for(lambda s: not s.sessions)
+
+
 def test_many_threads_and_their_rings(daemon: Any, direct: Callable[..., str]) -> None:
     process = subprocess.Popen(
         daemon.command("many_threads.py"),
