@@ -313,18 +313,17 @@ def find_processes(*, only: Collection[str] | None = None, known: Collection[int
     The daemon launches on behalf of its clients, who are listed themselves; name it with `attach` to see
     its lanes.
     """
-    found = []
-    for pid in symbols.processes():
-        if pid == os.getpid() or pid in known:
-            continue
-        try:
-            if is_daemon(pid):
-                continue
-            if symbols.resolve(pid, FUNNELS, only=only):
-                found.append(pid)
-        except (symbols.ProcessGone, PermissionError, OSError):
-            continue
-    return found
+    return [pid for pid in symbols.processes() if pid not in known and uses_npu(pid, only=only)]
+
+
+def uses_npu(pid: int, *, only: Collection[str] | None = None) -> bool:
+    """Whether `pid` is one that `find_processes` would list."""
+    if pid == os.getpid():
+        return False
+    try:
+        return not is_daemon(pid) and bool(symbols.resolve(pid, FUNNELS, only=only))
+    except (symbols.ProcessGone, OSError):
+        return False
 
 
 def is_daemon(pid: int) -> bool:

@@ -3,57 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 from rich.console import Console
 
 from flexnpu.control import paths
-from probes.attach import AttachError
 from probes.commands.common import Stop, errors, note
-from probes.events import Event, Losses, RequestTiming, Step, StepBegin
+from probes.commands.live import Live
+from probes.commands.options import selection_options, take_selection
+from probes.events import Event, Losses, Step, StepBegin
 from probes.feed import FeedServer
 from probes.gates import Gates
-from probes.plan import FUNNELS
 from probes.table import Window, losses_line
-from probes.tracer import Tracer, check, find_processes
-
-if TYPE_CHECKING:
-    from probes.wire import WireTracer
-
-_POLL_S = 0.05
-_SCAN_S = 1.0
 
 
 @click.command("attach", short_help="Attach to running processes and show their steps.")
-@click.option(
-    "--pid",
-    "pids",
-    type=click.IntRange(min=1),
-    multiple=True,
-    metavar="P",
-    help="Attach to process P. May be given several times.",
-)
-@click.option(
-    "--all",
-    "everything",
-    is_flag=True,
-    help="Attach to every process that uses an NPU, now and as they appear. "
-    "FlexNPU's own daemon is left out: its clients are shown instead.",
-)
-@click.option(
-    "--lib",
-    "libraries",
-    multiple=True,
-    metavar="PATH",
-    help="Look for AscendCL functions in this mapped library only (its path in the process, or its file "
-    "name). May be given several times.",
-)
+@selection_options
 @click.option(
     "--duration",
     type=click.FloatRange(min=0, min_open=True),
@@ -94,9 +64,6 @@ _SCAN_S = 1.0
 )
 @click.option("--quiet", is_flag=True, help="Print no tables.")
 def command(
-    pids: tuple[int, ...],
-    everything: bool,
-    libraries: tuple[str, ...],
     duration: float | None,
     interval: float,
     as_json: bool,
@@ -105,12 +72,20 @@ def command(
     feed_group: str | None,
     wire: bool | None,
     quiet: bool,
+    **options: Any,
 ) -> None:
     """Attach to running processes and show their steps.
 
-    Without --pid and --all: to every process that uses an NPU at this moment. The processes are not
-    restarted, stopped or changed, and may run with or without FlexNPU under them. Which library defines a
-    function is read from the process's memory map, through /proc/PID/root for containers.
+    Without any of --pid, --comm, --cgroup, --container and --all: to every process that uses an NPU at
+    this moment. The processes are not restarted, stopped or changed, and may run with or without FlexNPU
+    under them. Which library defines a function is read from the process's memory map, through
+    /proc/PID/root for containers.
+
+    --comm, --cgroup, --container and --all also attach to processes as they appear: forked, started, or
+    loading AscendCL later. Given together, a process must fit one of each kind. A process is found when it
+    has loaded AscendCL, at most a third of its age (and 10 s) after that; its end is noticed at once, and
+    the step that ran is published. Where the kernel's process events cannot be had (another network or
+    process namespace), /proc is read every second instead, and standard error says so.
 
     Ctrl-C, SIGTERM, --duration and the end of all the processes detach. So does kill -9: a probe lives no
     longer than this program.
@@ -138,6 +113,8 @@ def command(
             every process that uses an NPU, a table a second
       sudo flexnpu-probe attach --pid 4242 --duration 10
             one process, for ten seconds
+      sudo flexnpu-probe attach --container 3f2a91 --comm 'VLLM*'
+            the processes of one container that have such a name, and later ones
       sudo flexnpu-probe attach --all --json | jq 'select(.phase == "decode")'
             decode steps as JSON, of processes that start later too
       sudo flexnpu-probe attach --all --feed --quiet
@@ -164,22 +141,31 @@ def command(
       0 after detaching; 1 when something is missing, and standard error says what
       and what to type; 2 for wrong usage.
     """
+    selection, libraries = take_selection(options)
     stop = Stop()
-    with errors():
-        check()
-        _attach(
-            stop,
-            pids,
-            everything,
-            libraries,
-            duration,
-            interval,
-            as_json,
-            (feed_socket or paths.probe_socket()) if feed or feed_socket else None,
-            feed_group,
-            feed if wire is None else wire,
-            quiet,
+    feed_path = (feed_socket or paths.probe_socket()) if feed or feed_socket else None
+    with errors(), contextlib.ExitStack() as stack:
+        output = _Output(as_json=as_json, quiet=quiet)
+        live = stack.enter_context(
+            Live(
+                selection,
+                output.event,
+                only=libraries,
+                begins=feed_path is not None,
+                wire=feed if wire is None else wire,
+            )
         )
+        # Last, so that the socket says: everything is attached.
+        if feed_path is not None:
+            output.feed = stack.enter_context(FeedServer(feed_path, group=feed_group))
+            note(f"publishing on {feed_path}")
+        if live.waiting:
+            note("no such process uses an NPU yet; waiting for one (Ctrl-C ends)")
+        live.run(stop, duration=duration, interval=interval, on_tick=output.tick)
+        if not quiet and not as_json:
+            note("detaching")
+        ended = time.monotonic()
+        output.end(live.finish(), ended)
 
 
 class _Output:
@@ -193,14 +179,22 @@ class _Output:
         self._gates = Gates()
         self._console = Console()
         self._since = time.monotonic()
+        self._told: dict[str, dict[str, int]] = {}
 
     def event(self, event: Event) -> None:
         if self.feed is not None:
             self.feed.publish(event)
+        if isinstance(event, Losses) and not self._news(event):
+            return
         if self._json and not isinstance(event, StepBegin):
             sys.stdout.write(event.to_json() + "\n")
         elif self._table and isinstance(event, Step):
             self._window.add(event)
+
+    def _news(self, losses: Losses) -> bool:
+        """Whether the counters of a source differ from the last ones."""
+        before, self._told[losses.source] = self._told.get(losses.source), losses.counts
+        return losses.counts != before
 
     def tick(self, losses: Losses, now: float) -> None:
         """The end of an interval, at `now` of time.monotonic."""
@@ -220,113 +214,3 @@ class _Output:
             sys.stdout.write(losses.to_json() + "\n")
             sys.stdout.flush()
         self._gates.close()
-
-
-def _attach(
-    stop: Stop,
-    pids: tuple[int, ...],
-    everything: bool,
-    libraries: tuple[str, ...],
-    duration: float | None,
-    interval: float,
-    as_json: bool,
-    feed_path: Path | None,
-    feed_group: str | None,
-    wire: bool,
-    quiet: bool,
-) -> None:
-    only = frozenset(libraries) or None
-    wanted = list(dict.fromkeys(pids))
-    if not wanted:
-        wanted = find_processes(only=only)
-        if not wanted and not everything:
-            raise AttachError(
-                "no process uses an NPU: none maps a library that defines any of "
-                f"{', '.join(sorted(FUNNELS))}. Start one, name one with --pid, or wait for one with --all."
-            )
-    with contextlib.ExitStack() as stack:
-        output = _Output(as_json=as_json, quiet=quiet)
-        tracer = stack.enter_context(Tracer(output.event, begins=feed_path is not None, only=only))
-        wire_tracer = stack.enter_context(_wire(output)) if wire else None
-        for pid in wanted:
-            _attach_one(tracer, wire_tracer, pid, required=bool(pids))
-        # Last, so that the socket says: everything is attached.
-        if feed_path is not None:
-            output.feed = stack.enter_context(FeedServer(feed_path, group=feed_group))
-            note(f"publishing on {feed_path}")
-        if everything and not tracer.targets:
-            note("no process uses an NPU yet; waiting for one (Ctrl-C ends)")
-        _loop(stop, tracer, wire_tracer, output, everything, duration, interval, only)
-        if not quiet and not as_json:
-            note("detaching")
-        ended = time.monotonic()
-        tracer.close()
-        output.end(tracer.losses(), ended)
-
-
-def _wire(output: _Output) -> WireTracer:
-    from probes.wire import WireTracer
-
-    def on_request(timing: RequestTiming) -> None:
-        output.event(timing)
-
-    told: dict[str, int] = {}
-
-    def on_loss(counts: dict[str, int]) -> None:
-        nonlocal told
-        losses = Losses(t_ns=time.monotonic_ns(), source="wire", counts=counts)
-        if counts != told:
-            told = counts
-            output.event(losses)
-        elif output.feed is not None:
-            # Again and again, for who has only now subscribed.
-            output.feed.publish(losses)
-
-    return WireTracer((), on_request=on_request, on_loss=on_loss)
-
-
-def _attach_one(tracer: Tracer, wire: WireTracer | None, pid: int, *, required: bool) -> None:
-    try:
-        target = tracer.attach(pid)
-        if wire is not None:
-            wire.add(pid)
-    except (AttachError, ProcessLookupError) as error:
-        if required:
-            raise AttachError(str(error)) from None
-        note(str(error))
-        return
-    libraries = sorted({os.path.basename(placed.library) for placed in target.placed})
-    kind = "FlexNPU's client" if target.kind == "client" else "CANN"
-    note(f"attached to {target.comm} ({pid}), {kind}: {len(target.placed)} probes in {', '.join(libraries)}")
-
-
-def _loop(
-    stop: Stop,
-    tracer: Tracer,
-    wire: WireTracer | None,
-    output: _Output,
-    everything: bool,
-    duration: float | None,
-    interval: float,
-    only: frozenset[str] | None,
-) -> None:
-    begun = time.monotonic()
-    next_tick, next_scan = begun + interval, begun + _SCAN_S
-    while not stop.requested:
-        now = time.monotonic()
-        if duration is not None and now - begun >= duration:
-            return
-        if not everything and not tracer.targets:
-            note("every process that was attached has ended")
-            return
-        tracer.poll(_POLL_S)
-        if wire is not None:
-            wire.poll(0)
-        if now >= next_tick:
-            next_tick = max(next_tick + interval, now)
-            output.tick(tracer.losses(), now)
-        if everything and now >= next_scan:
-            next_scan = now + _SCAN_S
-            attached = {target.pid for target in tracer.targets}
-            for pid in find_processes(only=only, known=attached):
-                _attach_one(tracer, wire, pid, required=False)

@@ -14,16 +14,19 @@ import click
 from flexnpu.control import paths
 from probes.attach import AttachError
 from probes.feed import FeedError
+from probes.selection import SelectionError
 from probes.symbols import ProcessGone
 from probes.tracer import TracerError
 
+_FAILURES = (TracerError, AttachError, FeedError, SelectionError, ProcessGone, paths.NoRunDirError)
+
 
 class Stop:
-    """Set by SIGINT and SIGTERM, which end the loop in an orderly way."""
+    """Set by SIGINT, SIGTERM and SIGHUP, which end the loop in an orderly way."""
 
     def __init__(self) -> None:
         self.requested = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
@@ -37,7 +40,7 @@ def errors() -> Iterator[None]:
 
     try:
         yield
-    except (TracerError, AttachError, FeedError, WireError, ProcessGone, paths.NoRunDirError) as error:
+    except (*_FAILURES, WireError) as error:
         raise click.ClickException(str(error)) from None
     except BrokenPipeError:
         # The reader of our output went away. Python would complain once more when it flushes at exit.

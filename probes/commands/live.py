@@ -1,0 +1,167 @@
+"""Tracing for as long as a command runs: what the commands that trace share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from probes import symbols
+from probes.attach import AttachError
+from probes.commands.common import Stop, note
+from probes.events import Event, Losses, RequestTiming
+from probes.finder import Finder
+from probes.plan import FUNNELS
+from probes.selection import Selection
+from probes.tracer import Tracer, check, uses_npu
+
+if TYPE_CHECKING:
+    from probes.wire import WireTracer
+
+_POLL_S = 0.05
+
+
+class Live:
+    """A tracer on the processes of `selection`, with what comes and goes meanwhile.
+
+    `on_event` gets every event. `only`: the libraries to look into. `wire` times streamed requests too.
+    Raises AttachError when there is nothing to attach to and nothing to wait for.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        on_event: Callable[[Event], None],
+        *,
+        only: frozenset[str] | None = None,
+        begins: bool = False,
+        wire: bool = False,
+    ) -> None:
+        check()
+        self._selection = selection
+        self._only = only
+        self._on_event = on_event
+        self._since: dict[int, int] = {}
+        self._stack = contextlib.ExitStack()
+        with self._stack:
+            selection.check(symbols.processes())
+            self._finder = self._stack.enter_context(Finder(selection, self._uses_npu))
+            if self._finder.why_scanning and selection.follows:
+                note(
+                    f"new processes are looked for every second: {self._finder.why_scanning}. "
+                    "An exit is noticed within a second"
+                )
+            wanted = list(selection.pids) or self._present()
+            if not wanted and not selection.follows:
+                raise AttachError(
+                    "no process uses an NPU: none maps a library that defines any of "
+                    f"{', '.join(sorted(FUNNELS))}. Start one, name one with --pid, or wait for one with "
+                    "--all."
+                )
+            self.tracer = self._stack.enter_context(Tracer(on_event, begins=begins, only=only))
+            self._wire = self._stack.enter_context(self._make_wire()) if wire else None
+            for pid in wanted:
+                self._attach(pid, required=pid in selection.pids)
+            self._stack = self._stack.pop_all()
+
+    def _uses_npu(self, pid: int) -> bool:
+        return uses_npu(pid, only=self._only)
+
+    def _present(self) -> list[int]:
+        return [pid for pid in symbols.processes() if self._selection.matches(pid) and self._uses_npu(pid)]
+
+    def _make_wire(self) -> WireTracer:
+        from probes.wire import WireTracer
+
+        def on_request(timing: RequestTiming) -> None:
+            self._on_event(timing)
+
+        def on_loss(counts: dict[str, int]) -> None:
+            # Again and again, for who has only now subscribed.
+            self._on_event(Losses(t_ns=time.monotonic_ns(), source="wire", counts=counts))
+
+        return WireTracer((), on_request=on_request, on_loss=on_loss)
+
+    def _attach(self, pid: int, *, required: bool) -> None:
+        self._since[pid] = time.monotonic_ns()
+        try:
+            target = self.tracer.attach(pid)
+            if self._wire is not None:
+                self._wire.add(pid)
+        except (AttachError, ProcessLookupError) as error:
+            if required:
+                raise AttachError(str(error)) from None
+            note(str(error))
+            self._finder.forget(pid)
+            return
+        libraries = sorted({os.path.basename(placed.library) for placed in target.placed})
+        kind = "FlexNPU's client" if target.kind == "client" else "CANN"
+        where = f"{len(target.placed)} probes in {', '.join(libraries)}"
+        note(f"attached to {target.comm} ({pid}), {kind}: {where}")
+
+    @property
+    def waiting(self) -> bool:
+        """Nothing is attached, but something may come."""
+        return self._selection.follows and not self.tracer.targets
+
+    def run(
+        self,
+        stop: Stop,
+        *,
+        duration: float | None,
+        interval: float,
+        on_tick: Callable[[Losses, float], None],
+        on_poll: Callable[[], None] | None = None,
+    ) -> None:
+        """Trace until `stop`, for `duration` seconds, or until the last process ended and none may come.
+
+        `on_tick` is called every `interval` seconds with what was lost so far and the time (monotonic);
+        `on_poll` many times a second.
+        """
+        begun = time.monotonic()
+        next_tick = begun + interval
+        while not stop.requested:
+            now = time.monotonic()
+            if duration is not None and now - begun >= duration:
+                return
+            if not self._selection.follows and not self.tracer.targets:
+                note("every process that was attached has ended")
+                return
+            self.tracer.poll(_POLL_S)
+            if self._wire is not None:
+                self._wire.poll(0)
+            self._follow()
+            if on_poll is not None:
+                on_poll()
+            if now >= next_tick:
+                next_tick = max(next_tick + interval, now)
+                on_tick(self.tracer.losses(), now)
+
+    def _follow(self) -> None:
+        attached = {target.pid: self._since[target.pid] for target in self.tracer.targets}
+        changes = self._finder.poll(attached)
+        for pid in changes.ended:
+            self.tracer.detach(pid)
+            if self._wire is not None:
+                self._wire.remove(pid)
+        for pid in changes.appeared:
+            self._attach(pid, required=False)
+
+    def finish(self) -> Losses:
+        """Detach from everything, which publishes the steps that run; what was lost in all."""
+        self.tracer.close()
+        return self.tracer.losses()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

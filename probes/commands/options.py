@@ -1,0 +1,81 @@
+"""The options that the commands which trace share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from probes.selection import Selection
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_SELECTION = (
+    click.option(
+        "--pid",
+        "pids",
+        type=click.IntRange(min=1),
+        multiple=True,
+        metavar="P",
+        help="Attach to process P, whatever else is given. May be given several times.",
+    ),
+    click.option(
+        "--comm",
+        "comms",
+        multiple=True,
+        metavar="NAME",
+        help="Attach to processes whose name (/proc/PID/comm, at most 15 characters) is NAME, or fits it as "
+        "a shell pattern. May be given several times.",
+    ),
+    click.option(
+        "--cgroup",
+        "cgroups",
+        multiple=True,
+        metavar="PATH",
+        help="Attach to processes in control group PATH or below: a folder of /sys/fs/cgroup, or as in "
+        "/proc/PID/cgroup. May be given several times.",
+    ),
+    click.option(
+        "--container",
+        "containers",
+        multiple=True,
+        metavar="ID",
+        help="Attach to processes of the container whose id begins with ID. May be given several times.",
+    ),
+    click.option(
+        "--all",
+        "everything",
+        is_flag=True,
+        help="Attach to every process that uses an NPU, now and as they appear. "
+        "FlexNPU's own daemon is left out: its clients are shown instead.",
+    ),
+    click.option(
+        "--lib",
+        "libraries",
+        multiple=True,
+        metavar="PATH",
+        help="Look for AscendCL functions in this mapped library only (its path in the process, or its file "
+        "name). May be given several times.",
+    ),
+)
+
+
+def selection_options(command: Command) -> Command:
+    """Adds the options that say which processes to trace; `take_selection` reads them."""
+    for option in reversed(_SELECTION):
+        command = option(command)
+    return command
+
+
+def take_selection(options: dict[str, Any]) -> tuple[Selection, frozenset[str] | None]:
+    """Takes the values of `selection_options` out of a command's: the processes, and the libraries to look
+    into (None: any)."""
+    selection = Selection(
+        pids=tuple(dict.fromkeys(options.pop("pids"))),
+        comms=options.pop("comms"),
+        cgroups=options.pop("cgroups"),
+        containers=options.pop("containers"),
+        everything=options.pop("everything"),
+    )
+    return selection, frozenset(options.pop("libraries")) or None

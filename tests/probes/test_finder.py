@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import mockset
+import pytest
+
+from probes.finder import Changes, Finder
+from probes.procevents import ProcessEvents
+from probes.selection import Selection, SelectionError, cgroups_of, containers_of
+from probes.tracer import uses_npu
+
+ALL = Selection(everything=True)
+SOURCES = pytest.mark.parametrize("source", [ProcessEvents, None], ids=["events", "scanning"])
+ID = "0123456789abcdef" * 4
+
+
+def wait(finder: Finder, attached: Mapping[int, int], seconds: float = 8.0) -> Changes:
+    """The first changes."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        changes = finder.poll(attached)
+        if changes.appeared or changes.ended:
+            return changes
+        time.sleep(0.01)
+    return Changes()
+
+
+def appears(finder: Finder, pid: int, attached: dict[int, int]) -> bool:
+    """Whether `pid` does; what else appears (another test's) is passed over."""
+    while True:
+        changes = wait(finder, attached)
+        if pid in changes.appeared:
+            return True
+        if not changes.appeared:
+            return False
+        attached |= dict.fromkeys(changes.appeared, 0)
+
+
+@SOURCES
+def test_programs_that_load_the_library_late_are_found(
+    mock_driver: Path, source: type[ProcessEvents] | None
+) -> None:
+    library = mock_driver.parent / "libacl_rt.so"
+    code = f"import ctypes, time; input(); ctypes.CDLL({str(library)!r}); print('ok', flush=True); input()"
+    with Finder(ALL, uses_npu, source=source) as finder:
+        assert (finder.why_scanning is None) == (source is not None)
+        attached = dict.fromkeys(finder.poll({}).appeared, 0)
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        ) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            begun = time.monotonic()
+            while time.monotonic() < begun + 0.5:
+                assert child.pid not in finder.poll(attached).appeared
+                time.sleep(0.01)
+            child.stdin.write("\n")
+            assert child.stdout.readline() == "ok\n"
+            loaded = time.monotonic()
+            assert appears(finder, child.pid, attached)
+            assert time.monotonic() - loaded < 2.0
+            child.stdin.write("\n")
+            child.stdin.close()
+
+
+@SOURCES
+def test_a_forked_child_inherits_and_is_found(mock_driver: Path, source: type[ProcessEvents] | None) -> None:
+    ctypes.CDLL(str(mock_driver.parent / "libacl_rt.so"))
+    with Finder(Selection(comms=("forked*",)), lambda pid: uses_npu(pid), source=source) as finder:
+        finder.poll({})
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            Path("/proc/self/comm").write_text("forked-one")
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)
+        try:
+            assert wait(finder, {os.getpid(): 0}).appeared == (child,)
+        finally:
+            os.close(write)
+            os.close(read)
+            os.waitpid(child, 0)
+
+
+def test_an_end_and_another_program_are_noticed_at_once(mock_driver: Path) -> None:
+    with Finder(Selection(pids=(1,)), uses_npu) as finder:
+        with mockset.Driver(mock_driver) as driver:
+            since = time.monotonic_ns()
+            assert finder.poll({driver.pid: since}) == Changes()  # it began before it was attached
+            ended = time.monotonic()
+        assert wait(finder, {driver.pid: since}).ended == (driver.pid,)
+        assert time.monotonic() - ended < 0.5
+        shell = subprocess.Popen(["sh", "-c", "read x; exec sleep 20"], stdin=subprocess.PIPE)
+        try:
+            assert shell.stdin is not None
+            time.sleep(0.1)
+            since = time.monotonic_ns()
+            assert finder.poll({shell.pid: since}) == Changes()
+            shell.stdin.write(b"\n")
+            shell.stdin.close()
+            assert wait(finder, {shell.pid: since}).ended == (shell.pid,)
+        finally:
+            shell.kill()
+            shell.wait()
+
+
+def test_criteria_of_one_kind_are_joined_and_of_different_kinds_intersected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = os.getpid()
+    name = Path("/proc/self/comm").read_text().strip()
+    monkeypatch.setattr("probes.selection.cgroups_of", lambda pid: (f"/kubepods/pod1/cri-{ID}.scope",))
+    for selection, meant in (
+        (Selection(), True),
+        (Selection(pids=(own,)), True),
+        (Selection(pids=(own + 1,)), False),
+        (Selection(pids=(own + 1,), everything=True), True),
+        (Selection(comms=("nobody", name)), True),
+        (Selection(comms=(name[:2] + "*",)), True),
+        (Selection(comms=("nobody",)), False),
+        (Selection(pids=(own,), comms=("nobody",)), True),
+        (Selection(cgroups=("/kubepods",)), True),
+        (Selection(cgroups=("/sys/fs/cgroup/kubepods/pod1/",)), True),
+        (Selection(cgroups=("/kube",)), False),
+        (Selection(containers=(ID[:12],)), True),
+        (Selection(containers=("ffff",)), False),
+        (Selection(containers=(ID[:12],), comms=("nobody",)), False),
+    ):
+        assert selection.matches(own) == meant, selection
+
+
+def test_what_can_match_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("probes.selection.cgroups_of", lambda pid: (f"/docker/{ID[:-1]}{pid % 10}",))
+    for selection, complaint in (
+        (Selection(containers=("web",)), "'web' is no container id"),
+        (Selection(containers=("ffffff",)), "begins with ffffff"),
+        (Selection(containers=(ID[:12],)), "give more of it"),
+        (Selection(cgroups=("/no/such",)), "no control group /no/such"),
+    ):
+        with pytest.raises(SelectionError, match=complaint):
+            selection.check([1, 2])
+    Selection(containers=(ID[:-1] + "2",), cgroups=("/docker",)).check([1, 2])
+
+
+def test_containers_of_engines() -> None:
+    for path in (
+        f"/docker/{ID}",
+        f"/system.slice/docker-{ID}.scope",
+        f"/kubepods.slice/kubepods-pod1.slice/cri-containerd-{ID}.scope",
+        f"/machine.slice/libpod-{ID}.scope/container",
+    ):
+        assert containers_of([path]) == {ID}
+    assert containers_of(["/user.slice/user-1000.slice"]) == set()
+    assert cgroups_of(os.getpid())
+    assert cgroups_of(1 << 22) == ()
