@@ -1,8 +1,14 @@
 """How exact and how dear the wire tracer is. Needs root. Prints one JSON object.
 
-Accuracy: streamed requests at several concurrencies against an asyncio server; each request's TTFT on the
-wire beside the client's own clock, from just before it sends to its first content line. The client's figure
-holds the client's own scheduling, so the difference bounds the tracer's error from above.
+Accuracy: streamed requests at several concurrencies, in turn, against an event-loop server; each request's
+TTFT and TPOT on the wire beside a client's own clock. The client (native/stream_client.cpp) is a process
+of its own without an interpreter: one thread with a real-time priority, which reads the clock just before
+each send and just after each recv. What its clock still holds beyond the wire is the way to the server's
+socket, the server's write up to the socket, and the client's own wake-up; `error_us` holds all of that, so
+it bounds the tracer's error from above. `error_without_wakeup_us` takes the receive time that the client's
+kernel stamped on the data instead of the clock after recv. A positive error is a TTFT that the client saw
+longer than the wire. TTFT runs from the send to the first chunk with content; TPOT is (last chunk - first
+chunk) / (chunks - 1).
 
 Cost: system calls of a loop of 1-byte reads and writes on a socket pair, without a tracer, with a tracer on
 another process, and with a tracer on the loop itself; and the same on an HTTP connection whose every write
@@ -10,7 +16,6 @@ is copied. The three are taken in turns within one run."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -21,12 +26,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks.pairs import NATIVE, BenchmarkError
 from benchmarks.replay import quantile
 from probes.events import RequestTiming
 from probes.wire import WireTracer
@@ -34,12 +40,53 @@ from probes.wire import WireTracer
 SERVERS = Path(__file__).parent.parent / "tests" / "wire" / "servers.py"
 BODY = json.dumps({"messages": [{"role": "user", "content": "x" * 400}], "stream": True}).encode()
 REQUEST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+_CONTENT = '"content": "tok'
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
+    """A request by the client's clock, ns of CLOCK_MONOTONIC; the last two as its kernel stamped them."""
+
+    request: int
     sent: int
     first: int
+    last: int
+    end: int
+    contents: int
+    kernel_first: int
+    kernel_last: int
+
+
+@dataclass
+class Errors:
+    """Client minus wire, in us."""
+
+    ttft: list[float] = field(default_factory=list)
+    tpot: list[float] = field(default_factory=list)
+    ttft_kernel: list[float] = field(default_factory=list)
+
+    def add(self, wire: RequestTiming, truth: Seen) -> None:
+        assert wire.t_first_ns is not None
+        on_wire = wire.t_first_ns - wire.t_arrival_ns
+        self.ttft.append((truth.first - truth.sent - on_wire) / 1e3)
+        if truth.kernel_first:
+            self.ttft_kernel.append((truth.kernel_first - truth.sent - on_wire) / 1e3)
+        if truth.contents > 1:
+            between = wire.chunk_ns[-1] - wire.chunk_ns[0]
+            self.tpot.append((truth.last - truth.first - between) / (truth.contents - 1) / 1e3)
+
+    def extend(self, other: Errors) -> None:
+        self.ttft += other.ttft
+        self.tpot += other.tpot
+        self.ttft_kernel += other.ttft_kernel
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "requests": len(self.ttft),
+            "ttft_error_us": _spread(self.ttft),
+            "tpot_error_us": _spread(self.tpot),
+            "ttft_error_without_wakeup_us": _spread(self.ttft_kernel),
+        }
 
 
 @contextlib.contextmanager
@@ -54,84 +101,85 @@ def _serving(kind: str) -> Iterator[tuple[int, int]]:
         process.wait(10)
 
 
-async def _client(port: int, requests: int) -> list[_Seen]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    seen = []
-    for _ in range(requests):
-        sent, first = time.monotonic_ns(), 0
-        writer.write(REQUEST)
-        while (line := await reader.readline()) != b"0\r\n":
-            if not first and b'"content": "tok' in line:
-                first = time.monotonic_ns()
-        await reader.readline()
-        seen.append(_Seen(sent, first))
-    writer.close()
-    return seen
-
-
-def _load(port: int, connections: int, requests: int) -> list[_Seen]:
-    async def run() -> list[_Seen]:
-        every = await asyncio.gather(*(_client(port, requests // connections) for _ in range(connections)))
-        return [seen for one in every for seen in one]
-
-    return asyncio.run(asyncio.wait_for(run(), 600))
-
-
 def _cpu_s() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
+def _load(tracer: WireTracer, port: int, connections: int, requests: int, first: int) -> tuple[str, list[Seen]]:
+    """Runs the client while the tracer is polled. Returns the client's scheduling class and what it saw."""
+    program = NATIVE.with_name("stream_client")
+    if not program.exists():
+        raise BenchmarkError(f"{program} is missing: build the project first")
+    command = [str(program), *map(str, (port, connections, requests, first)), _CONTENT]
+    client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert client.stdin is not None
+    assert client.stdout is not None
+    client.stdin.write(BODY)
+    client.stdin.close()
+    while client.poll() is None:
+        tracer.poll(50)
+    lines = client.stdout.read().decode().splitlines()
+    if client.returncode != 0:
+        raise BenchmarkError(f"the client ended with status {client.returncode}")
+    return lines[0].split()[1], [Seen(*map(int, line.split())) for line in lines[1:]]
+
+
 def accuracy(kind: str, concurrencies: list[int], requests: int) -> dict[str, Any]:
-    """Errors of the wire's TTFT in us, over all concurrencies and apart."""
+    """Errors of the wire's TTFT and TPOT in us, of `requests` in all, in equal parts at each concurrency."""
     by_concurrency = {}
-    every: list[float] = []
+    every = Errors()
+    first = 1
+    scheduling = "?"
     with _serving(kind) as (pid, port):
         for concurrency in concurrencies:
-            # The load runs in a process of its own: its figures must not wait for the tracer's Python.
-            code = (
-                "import sys, json; from benchmarks.wire_latency import _load;"
-                f"print(json.dumps([[s.sent, s.first] for s in _load({port}, {concurrency}, {requests})]))"
-            )
+            part = -(-requests // len(concurrencies))
             got: list[RequestTiming] = []
             with WireTracer([pid], on_request=got.append) as tracer:
                 arrival = tracer.arrival
                 before = _cpu_s()
-                load = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-                assert load.stdout is not None
-                while load.poll() is None:
+                scheduling, seen = _load(tracer, port, concurrency, part, first)
+                deadline = time.monotonic() + 5
+                while len(got) < len(seen) and time.monotonic() < deadline:
                     tracer.poll(50)
-                tracer.poll(100)
                 cpu = _cpu_s() - before
                 losses = {name: n for name, n in tracer.losses.items() if n}
-            seen = [_Seen(*pair) for pair in json.loads(load.stdout.read())]
-            errors = []
-            for request, truth in zip(
-                sorted(got, key=lambda r: r.t_arrival_ns), sorted(seen, key=lambda s: s.sent), strict=True
-            ):
-                assert request.t_first_ns is not None
-                wire = request.t_first_ns - request.t_arrival_ns
-                errors.append((truth.first - truth.sent - wire) / 1e3)
-            every += errors
-            by_concurrency[str(concurrency)] = {
-                "requests": len(got),
-                "error_us": _spread(errors),
-                "tracer_cpu_us_per_chunk": cpu * 1e6 / sum(len(r.chunk_ns) for r in got),
+            first += part
+            wire = {int(request.path.split("/")[1]): request for request in got}
+            missing = [truth.request for truth in seen if truth.request not in wire]
+            errors = Errors()
+            for truth in seen:
+                if truth.request in wire:
+                    request = wire[truth.request]
+                    assert len(request.chunk_ns) == truth.contents, "the wire has other chunks than the client"
+                    errors.add(request, truth)
+            every.extend(errors)
+            by_concurrency[str(concurrency)] = errors.report() | {
+                "missing": len(missing),
+                "tracer_cpu_us_per_chunk": round(cpu * 1e6 / sum(len(r.chunk_ns) for r in got), 1),
                 "losses": losses,
             }
     return {
+        "server": kind,
         "arrival": arrival,
-        "requests": len(every),
-        "error_us": _spread(every),
+        "client_scheduling": scheduling,
+        "load_average": round(os.getloadavg()[0], 1),
+        "cores": os.cpu_count(),
+        **every.report(),
         "concurrency": by_concurrency,
     }
 
 
 def _spread(values: list[float]) -> dict[str, float]:
+    """Quantiles of the error, and of its size (`p99_abs`)."""
+    if not values:
+        return {}
     ordered = sorted(values)
+    sizes = sorted(map(abs, values))
     return {
         "p50": round(statistics.median(ordered), 1),
         "p99": round(quantile(ordered, 0.99) or 0.0, 1),
+        "p99_abs": round(quantile(sizes, 0.99) or 0.0, 1),
         "min": round(ordered[0], 1),
         "max": round(ordered[-1], 1),
     }
@@ -207,21 +255,31 @@ def cost(rounds: int, calls: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--requests", default=1000, show_default=True, help="Requests at each concurrency.")
+@click.option("--requests", default=1000, show_default=True, help="Requests in all, for each server.")
 @click.option(
-    "--concurrency", "concurrencies", multiple=True, type=int, default=(1, 8, 32), show_default=True
+    "--concurrency", "concurrencies", multiple=True, type=int, default=(1, 4, 16, 64), show_default=True
 )
 @click.option(
-    "--rounds", default=5, show_default=True, help="Turns of the cost loops; the best of each counts."
+    "--server", "servers", multiple=True, default=("asyncio", "uvicorn"), show_default=True,
+    help="Test servers (tests/wire/servers.py).",
+)
+@click.option(
+    "--rounds", default=5, show_default=True, help="Turns of the cost loops; the best of each counts. 0: none."
 )
 @click.option("--calls", default=20_000, show_default=True, help="Calls a turn.")
-def main(requests: int, concurrencies: tuple[int, ...], rounds: int, calls: int) -> None:
+def main(
+    requests: int, concurrencies: tuple[int, ...], servers: tuple[str, ...], rounds: int, calls: int
+) -> None:
     """Measure the wire tracer."""
-    result = {
-        "benchmark": "wire_latency",
-        "accuracy": accuracy("asyncio", list(concurrencies), requests),
-        "cost": cost(rounds, calls),
-    }
+    try:
+        result: dict[str, Any] = {
+            "benchmark": "wire_latency",
+            "accuracy": [accuracy(kind, list(concurrencies), requests) for kind in servers],
+        }
+    except BenchmarkError as error:
+        raise click.ClickException(str(error)) from None
+    if rounds:
+        result["cost"] = cost(rounds, calls)
     click.echo(json.dumps(result, indent=1))
 
 
