@@ -106,7 +106,9 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _load(tracer: WireTracer, port: int, connections: int, requests: int, first: int) -> tuple[str, list[Seen]]:
+def _load(
+    tracer: WireTracer, port: int, connections: int, requests: int, first: int
+) -> tuple[str, list[Seen]]:
     """Runs the client while the tracer is polled. Returns the client's scheduling class and what it saw."""
     program = NATIVE.with_name("stream_client")
     if not program.exists():
@@ -136,7 +138,7 @@ def accuracy(kind: str, concurrencies: list[int], requests: int) -> dict[str, An
             part = -(-requests // len(concurrencies))
             got: list[RequestTiming] = []
             with WireTracer([pid], on_request=got.append) as tracer:
-                arrival = tracer.arrival
+                dating = tracer.dating
                 before = _cpu_s()
                 scheduling, seen = _load(tracer, port, concurrency, part, first)
                 deadline = time.monotonic() + 5
@@ -151,7 +153,9 @@ def accuracy(kind: str, concurrencies: list[int], requests: int) -> dict[str, An
             for truth in seen:
                 if truth.request in wire:
                     request = wire[truth.request]
-                    assert len(request.chunk_ns) == truth.contents, "the wire has other chunks than the client"
+                    assert len(request.chunk_ns) == truth.contents, (
+                        "the wire has other chunks than the client"
+                    )
                     errors.add(request, truth)
             every.extend(errors)
             by_concurrency[str(concurrency)] = errors.report() | {
@@ -161,7 +165,7 @@ def accuracy(kind: str, concurrencies: list[int], requests: int) -> dict[str, An
             }
     return {
         "server": kind,
-        "arrival": arrival,
+        "dating": dating,
         "client_scheduling": scheduling,
         "load_average": round(os.getloadavg()[0], 1),
         "cores": os.cpu_count(),
@@ -260,11 +264,18 @@ def cost(rounds: int, calls: int) -> dict[str, Any]:
     "--concurrency", "concurrencies", multiple=True, type=int, default=(1, 4, 16, 64), show_default=True
 )
 @click.option(
-    "--server", "servers", multiple=True, default=("asyncio", "uvicorn"), show_default=True,
+    "--server",
+    "servers",
+    multiple=True,
+    default=("asyncio", "uvicorn"),
+    show_default=True,
     help="Test servers (tests/wire/servers.py).",
 )
 @click.option(
-    "--rounds", default=5, show_default=True, help="Turns of the cost loops; the best of each counts. 0: none."
+    "--rounds",
+    default=5,
+    show_default=True,
+    help="Turns of the cost loops; the best of each counts. 0: none.",
 )
 @click.option("--calls", default=20_000, show_default=True, help="Calls a turn.")
 def main(

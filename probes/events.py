@@ -122,18 +122,24 @@ class RequestTiming(_Event):
     comm: str
     fd: _NonNegative
     t_arrival_ns: _NonNegative
-    """First byte of the request read by the server."""
+    """First byte of the request at the server's socket; where the kernel does not show that, read by the
+    server."""
     t_first_ns: _NonNegative | None
-    """First chunk with content (not the role chunk) written; None when none was."""
+    """First chunk with content (not the role chunk) sent; None when none was."""
     t_end_ns: _NonNegative | None
-    """End of the response written; None while it runs, or when it was cut off."""
+    """End of the response sent; None while it runs, or when it was cut off."""
     chunk_ns: list[_NonNegative]
-    """When each content chunk was written, the first included."""
+    """When each content chunk was sent, the first included."""
     path: str
     status: _NonNegative | None
     prompt_chars: _NonNegative | None
     complete: _Flag
     """The whole exchange was seen: no byte of it was lost by the tracer and it ended as HTTP says."""
+    t_read_ns: _NonNegative | None = None
+    """First byte of the request read by the server. Before that it waited in the kernel for the server."""
+    t_write_ns: _NonNegative | None = None
+    """Start of the write that had the first content. From then to `t_first_ns` the kernel kept it back, for
+    an acknowledgement (Nagle's algorithm) or room in the client's window."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

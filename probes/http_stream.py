@@ -55,6 +55,10 @@ class Exchange:
     t_first: int | None = None
     t_end: int | None = None
     chunks: list[int] = field(default_factory=list)
+    t_read: int | None = None
+    """When the server's read of the request's first byte was through."""
+    t_write: int | None = None
+    """When the server began to write the first content; `t_first` is when it was sent."""
     prompt_chars: int | None = None
     complete: bool = False
     # What follows is for the parser.
@@ -357,7 +361,7 @@ class _Requests(_Half):
         self._body: bytearray | None = None
 
     def start(self, t: int) -> None:
-        exchange = self._exchange = Exchange(t_arrival=t)
+        exchange = self._exchange = Exchange(t_arrival=t, t_read=self._owner.called)
         self._owner.pending.append(exchange)
         if len(self._owner.pending) > MAX_PENDING:
             raise _Malformed
@@ -475,7 +479,7 @@ class _Responses(_Half):
         if not text or _is_echo(exchange, text):
             return
         if exchange.t_first is None:
-            exchange.t_first = t
+            exchange.t_first, exchange.t_write = t, self._owner.called
         if len(exchange.chunks) < MAX_CHUNKS:
             exchange.chunks.append(t)
         else:
@@ -513,13 +517,16 @@ class HttpStream:
         self.pending: deque[Exchange] = deque()
         self._requests = _Requests(self)
         self._responses = _Responses(self)
+        self.called: int | None = None
 
-    def received(self, t: int, data: bytes, hole: int = 0) -> None:
-        """The server read `data`, then `hole` bytes that were not copied."""
+    def received(self, t: int, data: bytes, hole: int = 0, called: int | None = None) -> None:
+        """`data`, then `hole` bytes not copied, arrived at `t`; the server had read them at `called`."""
+        self.called = called
         self._feed(self._requests, t, data, hole)
 
-    def sent(self, t: int, data: bytes, hole: int = 0) -> None:
-        """The server wrote `data`, then `hole` bytes that were not copied."""
+    def sent(self, t: int, data: bytes, hole: int = 0, called: int | None = None) -> None:
+        """`data`, then `hole` bytes not copied, left at `t`; the server began to write them at `called`."""
+        self.called = called
         self._feed(self._responses, t, data, hole)
 
     def close(self, t: int | None) -> None:

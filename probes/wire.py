@@ -5,10 +5,14 @@ proxy and without the program's help, and delivers one `events.RequestTiming` a 
 a content chunk are is said by `http_stream`.
 
 Method. The kernel part (bpf/wire.c) copies a bounded prefix of what the process reads from and writes to
-its HTTP connections. A write is dated by the start of the call. A read is dated by the arrival of its first
-byte at the socket where the kernel shows that (tracepoints sock:sk_data_ready and sock:sock_recv_length,
-Linux 6.3), so that a server which is slow to read does not look fast; else by the return of the call.
-`arrival` says which.
+its HTTP connections. A read is dated by the arrival of its first byte at the socket, so that a server that is
+slow to read does not look fast, and a write by when its last byte was sent. Mostly that is the start of the
+call; but what the kernel keeps back, because Nagle's algorithm waits for an acknowledgement (a server without
+TCP_NODELAY) or the client's window is full, leaves with the acknowledgement that lets it go. The kernel shows
+both in the tracepoints of `_SOCKET_TIME` (Linux 6.3) where it has BTF: `WireTracer.dating` is then
+``socket``. Else it is ``call``: a read is dated by the call's return, a write by its start, and those two are
+a request's `t_read_ns` and `t_write_ns` in any case. Data kept back by TCP_CORK and let go by the program are
+dated by the write.
 
 Limits. TLS, HTTP/2 and io_uring are out of scope: connections that do not begin with an HTTP/1 method are
 counted (``wire_unsupported``), traffic through io_uring makes no syscall and is not seen at all. A
@@ -34,6 +38,8 @@ Losses, as delivered to `on_loss` and published as ``Losses(source="wire")``:
     wire_malformed          connections given up because they did not follow HTTP
     wire_opaque_streams     event streams not read because they were compressed
     wire_events_unread      events not read, too long or not JSON
+    wire_departures_unknown writes that the kernel kept back and whose sending was not seen; dated by the next
+                            sign that they had been sent
     wire_cut_requests       requests whose end was not seen: closed early, lost, or still open at detach
 """
 
@@ -47,12 +53,15 @@ import os
 import select
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from probes import events, headers
+from probes.btf import member_offsets
 from probes.http_stream import Exchange, HttpStream
 
 SOURCE: Final = Path(__file__).with_name("bpf") / "wire.c"
@@ -75,7 +84,13 @@ _CALLS: Final = (
     ("accept4", None, "exit_accept"),
     ("close", "enter_close", None),
 )
-_SOCKET_TIME: Final = ("sock/sk_data_ready", "sock/sock_recv_length", "tcp/tcp_destroy_sock")
+_SOCKET_TIME: Final = (
+    "sock/sk_data_ready",
+    "sock/sock_recv_length",
+    "sock/sock_send_length",
+    "tcp/tcp_probe",
+    "tcp/tcp_destroy_sock",
+)
 
 # In the order of the enum in wire.c.
 _KERNEL_LOSSES: Final = (
@@ -90,8 +105,12 @@ _STREAM_LOSSES: Final = ("desyncs", "malformed", "opaque_streams", "events_unrea
 
 _REPORT_S: Final = 1.0
 
-_DATA, _CLOSE = 2, 3
-_IN = 0
+MAX_HELD_BYTES: Final = 1 << 20
+"""Copied bytes of one connection that wait for word of their sending."""
+MAX_HELD_NS: Final = 10_000_000_000
+
+_DATA, _CLOSE, _SENT = 2, 3, 4
+_IN, _OUT = 0, 1
 _FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO in linux/proc_ns.h
 
 
@@ -102,8 +121,10 @@ class WireError(RuntimeError):
 class _Record(ctypes.Structure):
     _fields_ = (
         ("t", ctypes.c_uint64),
+        ("called", ctypes.c_uint64),
         ("connection", ctypes.c_uint64),
         ("offset", ctypes.c_uint64),
+        ("sent", ctypes.c_uint64),
         ("tgid", ctypes.c_uint32),
         ("fd", ctypes.c_uint32),
         ("span", ctypes.c_uint32),
@@ -133,20 +154,99 @@ def ensure_tracefs() -> Path:
     return TRACEFS
 
 
+@dataclass(slots=True)
+class _Slice:
+    """A part of one call's bytes: `data`, then `span` - len(`data`) bytes that were not copied."""
+
+    t: int
+    called: int
+    offset: int
+    span: int
+    data: bytes
+    waited: bool = False
+    """It was seen waiting after its write: it left at `t`."""
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.span
+
+
+def _socket_offsets() -> dict[str, int] | None:
+    """Offsets that wire.c wants in the kernel's struct tcp_sock, which starts with sock and sock_common."""
+    sock = member_offsets("sock", ("sk_protocol",))
+    common = member_offsets("sock_common", ("skc_family",))
+    tcp = member_offsets("tcp_sock", ("write_seq", "snd_nxt"))
+    if sock is None or common is None or tcp is None:
+        return None
+    return {
+        "SOCK_PROTOCOL": sock["sk_protocol"],
+        "SOCK_FAMILY": common["skc_family"],
+        "TCP_WRITE_SEQ": tcp["write_seq"],
+        "TCP_SND_NXT": tcp["snd_nxt"],
+    }
+
+
 class _Connection:
-    """One connection: puts the records' slices into the byte streams of an `HttpStream`."""
+    """One connection: puts the records' slices into the byte streams of an `HttpStream`, each when it is
+    known when it was sent."""
 
     def __init__(self, stream: HttpStream) -> None:
         self.stream = stream
+        self.late = 0
         self._expected = [0, 0]
+        self._held: deque[_Slice] = deque()
+        self._held_bytes = 0
 
-    def data(self, t: int, direction: int, offset: int, data: bytes, span: int) -> None:
+    def data(self, direction: int, part: _Slice, sent: int) -> None:
+        """A slice of a read, or of a write at whose end the stream had been sent up to `sent`."""
+        if direction == _IN:
+            self._feed(_IN, part)
+            return
+        if not self._held and part.end <= sent:
+            self._feed(_OUT, part)
+            return
+        self._held.append(part)
+        self._held_bytes += len(part.data) + 1
+        self._release(sent, part.called)
+        if self._held_bytes > MAX_HELD_BYTES:
+            self._give_up(self._held[0])
+
+    def sent(self, t: int, upto: int) -> None:
+        """At `t` the stream had been sent up to `upto`; the rest leaves now or later."""
+        self._release(upto, t)
+        for part in self._held:
+            part.t, part.waited = max(part.t, t), True
+
+    def expire(self, now: int) -> bool:
+        """Give up waiting for what has waited too long. Returns whether something still waits."""
+        while self._held and now - self._held[0].called > MAX_HELD_NS:
+            self._give_up(self._held[0])
+        return bool(self._held)
+
+    def close(self, t: int | None) -> None:
+        self._release(1 << 64, 0)
+        self.stream.close(t)
+
+    def _give_up(self, part: _Slice) -> None:
+        self._release(part.end, 0)
+
+    def _release(self, upto: int, t: int) -> None:
+        """What ends at `upto` or before has been sent, as is known since `t`."""
+        while self._held and self._held[0].end <= upto:
+            part = self._held.popleft()
+            self._held_bytes -= len(part.data) + 1
+            if not part.waited:
+                self.late += 1
+                part.t = max(part.t, t)
+            self._feed(_OUT, part)
+
+    def _feed(self, direction: int, part: _Slice) -> None:
         feed = self.stream.received if direction == _IN else self.stream.sent
-        missing = offset - self._expected[direction]
+        missing = part.offset - self._expected[direction]
         if missing > 0:
-            feed(t, b"", missing)
-        self._expected[direction] = max(self._expected[direction], offset + span)
-        feed(t, data, span - len(data))
+            feed(part.t, b"", missing, part.called)
+        self._expected[direction] = max(self._expected[direction], part.end)
+        feed(part.t, part.data, part.span - len(part.data), part.called)
 
 
 class WireTracer:
@@ -183,7 +283,9 @@ class WireTracer:
         self._exits = select.poll()
         self._failure: BaseException | None = None
         self._next_report = 0.0
-        self.arrival: Literal["socket", "read"]
+        self._late = 0
+        self._waiting: set[tuple[int, int]] = set()
+        self.dating: Literal["socket", "call"]
         self._bpf = self._load(ring_pages)
         try:
             for pid in pids:
@@ -204,11 +306,11 @@ class WireTracer:
             headers.prepare()
         except headers.HeadersMissing as error:
             raise WireError(str(error)) from error
-        socket_time = all((folder / name).is_dir() for name in _SOCKET_TIME)
-        self.arrival = "socket" if socket_time else "read"
         flags = [f"-DRING_PAGES={ring_pages}", "-DMAX_IN_SLICES=16", "-DMAX_OUT_SLICES=8"]
-        if socket_time:
-            flags.append("-DSOCKET_TIME")
+        offsets = _socket_offsets() if all((folder / name).is_dir() for name in _SOCKET_TIME) else None
+        self.dating = "call" if offsets is None else "socket"
+        if offsets is not None:
+            flags += ["-DSOCKET_TIME", *(f"-D{name}={offset}" for name, offset in offsets.items())]
         namespace = os.stat("/proc/self/ns/pid")
         if namespace.st_ino != _FIRST_PID_NAMESPACE:
             flags += [
@@ -273,7 +375,7 @@ class WireTracer:
 
     def _give_up(self, pid: int) -> None:
         for key in [key for key in self._connections if key[0] == pid]:
-            self._connections.pop(key)[1].stream.close(None)
+            self._end(key, None)
         # A thread that was killed inside a call leaves the call behind as well.
         for table in (self._bpf[b"connections"], self._bpf[b"calls"]):
             for key in [key for key in table if key.value >> 32 == pid]:
@@ -296,6 +398,10 @@ class WireTracer:
         self._bpf.ring_buffer_consume()
         for fd, _ in self._exits.poll(0):
             self.remove(self._watched[fd][0])
+        now = time.monotonic_ns()
+        for key in list(self._waiting):
+            if key not in self._connections or not self._connections[key][1].expire(now):
+                self._waiting.discard(key)
         self._raise()
         done = self._deliver(before)
         self._tell_losses()
@@ -325,21 +431,32 @@ class WireTracer:
         record = _Record.from_address(address)
         key = (record.tgid, record.fd)
         known = self._connections.get(key)
+        if record.kind == _SENT:
+            if known is not None and known[0] == record.connection:
+                known[1].sent(record.t, record.sent)
+            return
         if known is not None and known[0] != record.connection:
             # Its close was lost, or seen as the next one's opening.
-            known[1].stream.close(None)
+            self._end(key, None)
             known = None
         if record.kind == _CLOSE:
             if known is not None:
-                known[1].stream.close(record.t)
-                del self._connections[key]
+                self._end(key, record.t)
             return
         if known is None:
             known = self._connections[key] = (record.connection, self._connect(*key))
         if record.kind == _DATA:
             length = min(record.length, size - ctypes.sizeof(_Record))
             data = ctypes.string_at(address + ctypes.sizeof(_Record), length)
-            known[1].data(record.t, record.direction, record.offset, data, record.span)
+            part = _Slice(record.t, record.called, record.offset, record.span, data)
+            known[1].data(record.direction, part, record.sent)
+            if record.direction == _OUT and record.sent < part.end:
+                self._waiting.add(key)
+
+    def _end(self, key: tuple[int, int], t: int | None) -> None:
+        _, connection = self._connections.pop(key)
+        connection.close(t)
+        self._late += connection.late
 
     def _connect(self, pid: int, fd: int) -> _Connection:
         comm = next((comm for watched, comm in self._watched.values() if watched == pid), "")
@@ -358,7 +475,8 @@ class WireTracer:
         table = self._bpf[b"losses"]
         counts = {name: int(sum(table[table.Key(i)])) for i, name in enumerate(_KERNEL_LOSSES)}
         counts |= {f"wire_{name}": self._counts[name] for name in _STREAM_LOSSES}
-        return counts | {"wire_cut_requests": self._cut}
+        late = self._late + sum(connection.late for _, connection in self._connections.values())
+        return counts | {"wire_departures_unknown": late, "wire_cut_requests": self._cut}
 
     def _tell_losses(self) -> None:
         now = time.monotonic()
@@ -413,4 +531,6 @@ def timing(pid: int, comm: str, fd: int, exchange: Exchange) -> events.RequestTi
         status=exchange.status,
         prompt_chars=exchange.prompt_chars,
         complete=exchange.complete,
+        t_read_ns=exchange.t_read,
+        t_write_ns=exchange.t_write,
     )

@@ -5,10 +5,12 @@
 // ring buffer, in slices, each with its offset in the direction's byte stream: whoever reads the slices sees every
 // hole, be it a copy limit or a full ring.
 //
-// Compiled by bcc. -DMAX_IN_SLICES, -DMAX_OUT_SLICES: slices copied of one call. -DSOCKET_TIME: the tracepoints
-// sock:sk_data_ready, sock:sock_recv_length and tcp:tcp_destroy_sock exist, so that a read can be dated by when
-// its first byte reached the socket rather than by when the program came round to it. -DTARGET_PIDNS_DEV, _INO: the
-// tracer does not run in the first pid namespace.
+// Compiled by bcc. -DMAX_IN_SLICES, -DMAX_OUT_SLICES: slices copied of one call. -DSOCKET_TIME: the tracepoints of
+// `_SOCKET_TIME` in wire.py exist, and SOCK_FAMILY, SOCK_PROTOCOL, TCP_WRITE_SEQ and TCP_SND_NXT are offsets in this
+// kernel's struct tcp_sock: so a read can be dated by when its first byte reached the socket rather than by when the
+// program came round to it, and what a write left unsent (Nagle's algorithm, a full window) by the acknowledgement that
+// let it go.
+// -DTARGET_PIDNS_DEV, _INO: the tracer does not run in the first pid namespace.
 //
 // The argument block of a syscall tracepoint is the same on every architecture with 64-bit longs.
 
@@ -22,7 +24,7 @@ struct user_msg { u64 name; u32 name_len; u32 pad; u64 iov; u64 iov_len; };
 #define IN 0
 #define OUT 1
 
-enum { KIND_OPEN = 1, KIND_DATA, KIND_CLOSE };
+enum { KIND_OPEN = 1, KIND_DATA, KIND_CLOSE, KIND_SENT };
 enum { FRESH, HTTP, OTHER };
 // Keep in step with wire.py.
 enum { LOST_RECORDS, LOST_CALLS, LOST_CONNECTIONS, UNREADABLE_BYTES, TRUNCATED_BYTES, UNSUPPORTED, N_LOSSES };
@@ -32,6 +34,9 @@ struct call {
     u64 addr;     // the buffer, or the iovec array
     u64 count;    // its bytes, or entries
     u64 arrived;  // when the socket's data arrived, or 0
+    u64 sock;     // the TCP socket written to, or 0
+    u32 unsent;   // bytes that it had not sent when the write was through
+    u32 written;  // its sequence number behind the last byte written
     u32 fd;
     u8 vector;
     u8 direction;
@@ -44,9 +49,11 @@ struct connection {
 };
 
 struct record {
-    u64 t;
+    u64 t;       // data: when they arrived, or the start of the write
+    u64 called;  // data: when the read returned, or the start of the write
     u64 connection;
     u64 offset;
+    u64 sent;    // of a write's stream, the bytes that had been sent when the write was through
     u32 tgid;
     u32 fd;
     u32 span;    // bytes of the stream that this record stands for
@@ -56,6 +63,15 @@ struct record {
     u8 pad[6];
     char data[SLICE];
 };
+#ifdef SOCKET_TIME
+// The head of a record, for the program that may interrupt the one which fills a record.
+struct mark {
+    u64 t, called, connection, offset, sent;
+    u32 tgid, fd, span, length;
+    u8 kind, direction;
+    u8 pad[6];
+};
+#endif
 // Where a copy stands. It is kept in a map because the verifier would otherwise follow every value that it can take.
 struct walk {
     u64 left;    // bytes of the call
@@ -75,6 +91,9 @@ BPF_PERCPU_ARRAY(scratch, struct record, 1);
 BPF_PERCPU_ARRAY(walks, struct walk, 1);
 BPF_PERCPU_ARRAY(bursts, u64, 1);  // bytes recorded since the last wake-up
 BPF_RINGBUF_OUTPUT(records, RING_PAGES);
+#ifdef SOCKET_TIME
+BPF_PERCPU_ARRAY(marks, struct mark, 1);
+#endif
 
 static __always_inline void lose(int what, u64 n)
 {
@@ -132,7 +151,9 @@ static __always_inline void emit_mark(u64 id, u32 fd, struct connection *c, u8 k
         return;
     r->t = bpf_ktime_get_ns();
     r->connection = c->id;
+    r->called = r->t;
     r->offset = 0;
+    r->sent = 0;
     r->tgid = id >> 32;
     r->fd = fd;
     r->span = 0;
@@ -142,6 +163,32 @@ static __always_inline void emit_mark(u64 id, u32 fd, struct connection *c, u8 k
     emit(r, 0);
 }
 
+#ifdef SOCKET_TIME
+// Sockets that have unsent bytes of a traced connection, by address.
+struct holding {
+    u64 connection;
+    u64 offset;  // the stream's end when its last write was through
+    u32 seq;     // the sequence number there
+    u32 tgid;
+    u32 fd;
+    u32 pad;
+};
+BPF_TABLE("lru_hash", u64, struct holding, holdings, 16384);
+
+static __always_inline void hold(u64 id, struct call *call, struct connection *c)
+{
+    if (!call->sock || (!call->unsent && !holdings.lookup(&call->sock)))
+        return;
+    struct holding h = {};
+    h.connection = c->id;
+    h.offset = c->offset[OUT];
+    h.seq = call->written;
+    h.tgid = id >> 32;
+    h.fd = call->fd;
+    holdings.update(&call->sock, &h);
+}
+#endif
+
 static __always_inline void emit_data(u64 id, struct call *call, struct connection *c, u64 t, u64 total)
 {
     int zero = 0;
@@ -150,6 +197,7 @@ static __always_inline void emit_data(u64 id, struct call *call, struct connecti
     if (!r || !w)
         return;
     r->t = t;
+    r->called = call->direction == OUT ? call->start : bpf_ktime_get_ns();
     r->connection = c->id;
     r->tgid = id >> 32;
     r->fd = call->fd;
@@ -162,6 +210,11 @@ static __always_inline void emit_data(u64 id, struct call *call, struct connecti
     w->at = call->addr;
     w->part = call->vector ? 0 : total;
     c->offset[call->direction & 1] += total;
+    r->sent = c->offset[call->direction & 1] - call->unsent;
+#ifdef SOCKET_TIME
+    if (call->direction == OUT)
+        hold(id, call, c);
+#endif
 
     int slices = call->direction == IN ? MAX_IN_SLICES : MAX_OUT_SLICES;
     for (int i = 0; i < (MAX_IN_SLICES > MAX_OUT_SLICES ? MAX_IN_SLICES : MAX_OUT_SLICES); i++) {
@@ -348,23 +401,32 @@ int enter_close(struct enter_ctx *ctx)
 // data may arrive before anyone has read from the socket and thereby shown whose it is.
 BPF_TABLE("lru_hash", u64, u64, ready, 16384);
 
-TRACEPOINT_PROBE(sock, sk_data_ready)
+// These run in interrupts, amid the programs above too. A program on a plain tracepoint is passed over while another
+// one runs on the CPU; one on a raw tracepoint is not, but is given nothing except the socket.
+static __always_inline int is_tcp(u64 sock)
 {
-    u64 sock = (u64)args->skaddr;
-    if (args->family != 2 && args->family != 10)
+    u16 family = 0, protocol = 0;
+    if (bpf_probe_read_kernel(&family, sizeof(family), (void *)(sock + SOCK_FAMILY)) ||
+        bpf_probe_read_kernel(&protocol, sizeof(protocol), (void *)(sock + SOCK_PROTOCOL)))
         return 0;
-    if (!ready.lookup(&sock)) {
+    return (family == 2 || family == 10) && protocol == 6;
+}
+
+RAW_TRACEPOINT_PROBE(sk_data_ready)
+{
+    u64 sock = ctx->args[0];
+    if (is_tcp(sock) && !ready.lookup(&sock)) {
         u64 now = bpf_ktime_get_ns();
         ready.update(&sock, &now);
     }
     return 0;
 }
 
-TRACEPOINT_PROBE(sock, sock_recv_length)
+RAW_TRACEPOINT_PROBE(sock_recv_length)
 {
-    if (args->ret <= 0 || args->flags & 2 /* MSG_PEEK */)
+    u64 sock = ctx->args[0];
+    if ((int)ctx->args[1] <= 0 || ctx->args[2] & 2 /* MSG_PEEK */)
         return 0;
-    u64 sock = (u64)args->sk;
     u64 *arrived = ready.lookup(&sock);
     if (!arrived)
         return 0;
@@ -376,10 +438,63 @@ TRACEPOINT_PROBE(sock, sock_recv_length)
     return 0;
 }
 
-TRACEPOINT_PROBE(tcp, tcp_destroy_sock)
+RAW_TRACEPOINT_PROBE(tcp_destroy_sock)
 {
-    u64 sock = (u64)args->skaddr;
+    u64 sock = ctx->args[0];
     ready.delete(&sock);
+    holdings.delete(&sock);
+    return 0;
+}
+
+RAW_TRACEPOINT_PROBE(sock_send_length)
+{
+    u64 id = pid_tgid();
+    struct call *call = calls.lookup(&id);
+    if (!call || call->direction != OUT)
+        return 0;
+    u32 written = 0, next = 0;
+    u64 sock = ctx->args[0];
+    if ((int)ctx->args[1] <= 0 || !is_tcp(sock))
+        return 0;
+    if (bpf_probe_read_kernel(&written, sizeof(written), (void *)(sock + TCP_WRITE_SEQ)) ||
+        bpf_probe_read_kernel(&next, sizeof(next), (void *)(sock + TCP_SND_NXT)))
+        return 0;
+    call->sock = sock;
+    call->written = written;
+    call->unsent = written - next;
+    return 0;
+}
+
+// A segment of the peer's has come and is about to be processed. What is unsent now goes with it or later.
+RAW_TRACEPOINT_PROBE(tcp_probe)
+{
+    u64 sock = ctx->args[0];
+    u32 next = 0;
+    struct holding *h = holdings.lookup(&sock);
+    if (!h)
+        return 0;
+    int zero = 0;
+    struct mark *m = marks.lookup(&zero);
+    if (!m)
+        return 0;
+    if (bpf_probe_read_kernel(&next, sizeof(next), (void *)(sock + TCP_SND_NXT)))
+        return 0;
+    s32 left = h->seq - next;
+    m->t = bpf_ktime_get_ns();
+    m->called = m->t;
+    m->connection = h->connection;
+    m->offset = 0;
+    m->sent = h->offset - (s64)left;
+    m->tgid = h->tgid;
+    m->fd = h->fd;
+    m->span = 0;
+    m->length = 0;
+    m->kind = KIND_SENT;
+    m->direction = OUT;
+    if (left <= 0)
+        holdings.delete(&sock);
+    if (records.ringbuf_output(m, sizeof(*m), BPF_RB_NO_WAKEUP))
+        lose(LOST_RECORDS, 1);
     return 0;
 }
 #endif
