@@ -194,6 +194,7 @@ class _Connection:
         self.stream = stream
         self.late = 0
         self._expected = [0, 0]
+        self._last = [0, 0]
         self._held: deque[_Slice] = deque()
         self._held_bytes = 0
 
@@ -242,6 +243,8 @@ class _Connection:
 
     def _feed(self, direction: int, part: _Slice) -> None:
         feed = self.stream.received if direction == _IN else self.stream.sent
+        # A stream is sent in order, but word of a sending may overtake the record of a write that began before.
+        self._last[direction] = part.t = max(part.t, self._last[direction])
         missing = part.offset - self._expected[direction]
         if missing > 0:
             feed(part.t, b"", missing, part.called)
