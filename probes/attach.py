@@ -55,10 +55,34 @@ def _return_bit() -> int:
     return 1 << int(text.removeprefix("config:"))
 
 
-class Uprobe:
-    """One probe: entry (or return) at `offset` in the file `path`, for process `pid` alone."""
+def _semaphore_bits(offset: int) -> int:
+    """`offset` in the bits of `config` that the kernel describes for it ("config:32-63")."""
+    path = _UNIT / "format" / "ref_ctr_offset"
+    if not path.is_file():
+        raise AttachError("this kernel raises no semaphores (Linux 4.20 or newer is needed)")
+    first, _, last = path.read_text().strip().removeprefix("config:").partition("-")
+    if offset >= 1 << (int(last) - int(first) + 1):
+        raise AttachError(f"the semaphore at {offset:#x} lies too far in its file")
+    return offset << int(first)
 
-    def __init__(self, program_fd: int, path: str, offset: int, pid: int, *, on_return: bool = False) -> None:
+
+class Uprobe:
+    """One probe: entry (or return) at `offset` in the file `path`, for process `pid` alone.
+
+    `semaphore`: offset in the file of a 16-bit word of the process's data, which is one higher while the
+    probe is there; 0: none.
+    """
+
+    def __init__(
+        self,
+        program_fd: int,
+        path: str,
+        offset: int,
+        pid: int,
+        *,
+        on_return: bool = False,
+        semaphore: int = 0,
+    ) -> None:
         if not supported():
             raise AttachError(
                 "this kernel has no perf uprobe unit (/sys/bus/event_source/devices/uprobe); "
@@ -68,7 +92,7 @@ class Uprobe:
         attr = _Attr(
             type=int((_UNIT / "type").read_text()),
             size=ctypes.sizeof(_Attr),
-            config=_return_bit() if on_return else 0,
+            config=(_return_bit() if on_return else 0) | (_semaphore_bits(semaphore) if semaphore else 0),
             path=ctypes.addressof(name),
             offset=offset,
         )

@@ -57,6 +57,8 @@ class Site:
     on_return: str | None = None
     cost_class: Cost = Cost.STEP
     role: Role = Role.BOUNDARY
+    semaphore: str | None = None
+    """A word in the library's data that the kernel raises while the probe is there."""
 
 
 SITES = (
@@ -69,7 +71,7 @@ SITES = (
         Role.SHAPE,
     ),
     Site("aclrtLaunchKernelWithHostArgs", "on_kernel_launch", None, Cost.LAUNCH, Role.COUNT),
-    Site("flexnpu_launch", "on_client_launch", None, Cost.LAUNCH, Role.CLIENT),
+    Site("flexnpu_step", "on_client_step", None, Cost.STEP, Role.CLIENT, "flexnpu_step_semaphore"),
     Site("aclCreateIntArray", "on_create_int_array", None, Cost.TENSOR, Role.OBJECT),
     Site("aclmdlRIExecuteAsync", "on_graph"),
     Site("aclmdlRICaptureBegin", "on_capture_begin"),
@@ -87,6 +89,9 @@ SITES = (
 A process need not define all of them; without any of `FUNNELS` there is nothing to trace.
 """
 
-FUNNELS = frozenset({"aclrtLaunchKernelWithHostArgs", "flexnpu_launch"})
-"""Functions through which every operator launch passes: CANN's (and the emulated CANN's), and FlexNPU's
-client's. A process that maps one uses an NPU."""
+CLIENT = "flexnpu_step"
+"""The probe point of FlexNPU's client. A process that has it is probed there and nowhere else."""
+
+FUNNELS = frozenset({"aclrtLaunchKernelWithHostArgs", CLIENT})
+"""Functions through which everything passes: every operator launch of CANN (and the emulated CANN), every
+step of FlexNPU's client. A process that maps one uses an NPU."""

@@ -125,7 +125,7 @@ class _Library:
         self._file.close()
 
     def find(self, name: str) -> Any | None:
-        """The defined function `name`, through the hash table that the dynamic linker uses."""
+        """The defined function or object `name`, through the hash table that the dynamic linker uses."""
         for section in (".gnu.hash", ".hash"):
             table = self.elf.get_section_by_name(section)
             if table is not None:
@@ -157,8 +157,9 @@ class _Library:
 
 
 def _is_definition(symbol: Any) -> bool:
-    function: bool = symbol["st_info"]["type"] == "STT_FUNC"
-    return function and symbol["st_shndx"] != "SHN_UNDEF" and bool(symbol["st_value"])
+    # Objects, too: a probe point's semaphore is data.
+    wanted: bool = symbol["st_info"]["type"] in ("STT_FUNC", "STT_OBJECT")
+    return wanted and symbol["st_shndx"] != "SHN_UNDEF" and bool(symbol["st_value"])
 
 
 @dataclass(frozen=True)

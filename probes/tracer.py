@@ -27,11 +27,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from probes import capabilities, headers, symbols
+from probes import capabilities, client_steps, headers, symbols
 from probes.attach import AttachError, Uprobe
 from probes.events import Event, Losses, Step, StepBegin
 from probes.phases import IDLE_NS, Evidence, Lengths, Verdict, classify
-from probes.plan import FUNNELS, SITES
+from probes.plan import CLIENT, FUNNELS, SITES
 from probes.sites import cheap_offset
 
 GAP_NS = 1_000_000_000
@@ -146,6 +146,8 @@ class Record:
     h2d: int
     d2h: int
     evidence: Evidence
+    gated_ns: int | None = None
+    """How long a daemon's gate held the lane meanwhile; None where there is none, or it did not say."""
 
     @property
     def lane(self) -> tuple[int, int]:
@@ -206,6 +208,28 @@ def decode(data: bytes) -> Record:
     )
 
 
+_OPENED = {"plain": _PLAIN, "embedding": _EMBEDDING, "graph": _GRAPH, "capture": _CAPTURE}
+
+
+def _of_client(step: client_steps.ClientStep) -> Record:
+    """A step of FlexNPU's client as a record."""
+    return Record(
+        t_start=step.t_start,
+        t_end=step.t_end,
+        seq=step.seq,
+        pid=step.pid,
+        stream=step.stream,
+        kind=_BEGIN if step.kind == "begin" else _OPENED[step.opening],
+        ended_by=step.ended_by,
+        launches=step.launches,
+        graphs=step.graphs,
+        h2d=step.h2d,
+        d2h=step.d2h,
+        evidence=step.evidence,
+        gated_ns=step.gated_ns,
+    )
+
+
 @dataclass(frozen=True)
 class Placed:
     """One probe that was placed."""
@@ -232,6 +256,8 @@ class Target:
     def missing(self) -> list[str]:
         """Symbols of `SITES` that no mapped library defines (yet); one of `FUNNELS` is enough."""
         have = {placed.symbol for placed in self.placed}
+        if CLIENT in have:
+            return []
         if have & FUNNELS:
             have |= FUNNELS
         return [site.symbol for site in SITES if site.symbol not in have]
@@ -239,7 +265,7 @@ class Target:
     @property
     def kind(self) -> str:
         """Whose libraries they are: ``client`` (FlexNPU's) or ``cann``."""
-        return "client" if any(p.symbol == "flexnpu_launch" for p in self.placed) else "cann"
+        return "client" if any(p.symbol == CLIENT for p in self.placed) else "cann"
 
 
 @dataclass
@@ -252,6 +278,18 @@ class _Lane:
     published_graphs: int = 0
     usual: int = 0
     """Launches of the last model step."""
+
+
+def _semaphore(
+    name: str | None, beside: symbols.Definition, found: dict[str, tuple[symbols.Definition, ...]]
+) -> int:
+    """The file offset of a semaphore in the library of `beside`. Raises `AttachError` when it has none."""
+    if name is None:
+        return 0
+    for definition in found.get(name, ()):
+        if definition.library == beside.library:
+            return definition.offset
+    raise AttachError(f"{beside.library.path} defines {beside.symbol} without {name}")
 
 
 def program_text() -> str:
@@ -367,6 +405,8 @@ class Tracer:
         self._ring = bool(bcc.BPF.kernel_struct_has_field(b"bpf_ringbuf", b"waitq") == 1)
         if self._ring:
             flags.append("-DEVENTS_RING")
+        if begins:
+            flags.append("-DBEGINS")
         namespace = _pid_namespace()
         if namespace is not None:
             flags += [
@@ -444,13 +484,16 @@ class Tracer:
     def _place(self, target: Target) -> None:
         try:
             mapped = symbols.mapped_paths(target.pid)
-            found = symbols.resolve(target.pid, [site.symbol for site in SITES], only=self._only)
+            names = [name for site in SITES for name in (site.symbol, site.semaphore) if name]
+            found = symbols.resolve(target.pid, names, only=self._only)
         except symbols.ProcessGone:
             raise AttachError(f"no process {target.pid}") from None
         except PermissionError as error:
             raise AttachError(f"may not read the memory map of process {target.pid}: {error}") from None
         target.maps = mapped
         for site in SITES:
+            if CLIENT in found and site.symbol != CLIENT:
+                continue  # the client tells of its steps itself
             for definition in found.get(site.symbol, ()):
                 # A return probe must see the return address where the call left it, and both share one trap.
                 chosen = cheap_offset(
@@ -459,7 +502,8 @@ class Tracer:
                 # Returns first: an entry without its return would leave a call open.
                 if site.on_return is not None:
                     self._probe(target, definition, site.on_return, chosen, on_return=True)
-                self._probe(target, definition, site.entry, chosen, on_return=False)
+                semaphore = _semaphore(site.semaphore, definition, found)
+                self._probe(target, definition, site.entry, chosen, on_return=False, semaphore=semaphore)
 
     def _probe(
         self,
@@ -469,6 +513,7 @@ class Tracer:
         chosen: tuple[int, str],
         *,
         on_return: bool,
+        semaphore: int = 0,
     ) -> None:
         key = (definition.symbol, definition.library.path, definition.library.inode, on_return)
         if key in target._probes:
@@ -476,7 +521,9 @@ class Tracer:
         step, instruction = chosen
         offset = definition.offset + step
         fd = self._programs[program].fd
-        target._probes[key] = Uprobe(fd, definition.library.real, offset, target.pid, on_return=on_return)
+        target._probes[key] = Uprobe(
+            fd, definition.library.real, offset, target.pid, on_return=on_return, semaphore=semaphore
+        )
         target.placed.append(
             Placed(definition.symbol, definition.library.path, offset, instruction, on_return)
         )
@@ -532,7 +579,11 @@ class Tracer:
     def _take(self, data: Any, size: int) -> None:
         # Called from C, where an exception would be printed and forgotten: `poll` raises it.
         try:
-            self._on_record(decode(ctypes.string_at(data, size)))
+            record = ctypes.string_at(data, size)
+            if client_steps.is_client_record(record):
+                self._on_record(_of_client(client_steps.decode(record)))
+            else:
+                self._on_record(decode(record))
         except BaseException as error:
             self._failure = self._failure or error
 
@@ -602,6 +653,7 @@ class Tracer:
                 confidence=verdict.confidence,
                 kv_len=verdict.kv_len,
                 ended_by=record.ended_by,
+                gated_us=None if record.gated_ns is None else record.gated_ns / 1e3,
             )
         )
 
@@ -627,6 +679,34 @@ class Tracer:
                     self._publish_running(pid, stream, raw, "sync")
             elif raw.kind == _BETWEEN and not raw.has_model and raw.t_open and silent > GAP_NS:
                 self._publish_running(pid, stream, raw, "gap")
+        for step in self._perhaps_over():
+            lane = self._lanes.setdefault((step.pid, step.stream), _Lane())
+            whole = lane.usual and step.launches * 2 >= lane.usual
+            if now - step.t_end > (IDLE_NS if whole else STALL_NS):
+                self._publish_perhaps(step, "sync")
+
+    def _perhaps_over(self) -> list[client_steps.ClientStep]:
+        """Steps of FlexNPU's clients that may have ended, and were not published."""
+        steps = []
+        for key, value in self._bpf[b"maybes"].items():
+            pid = int(key.tgid)
+            if pid not in self._targets:
+                continue
+            lane = self._lanes.setdefault((pid, int(key.stream)), _Lane())
+            if value.seq != lane.published and value.seq > lane.delivered:
+                with contextlib.suppress(client_steps.ClientRecordError):
+                    steps.append(client_steps.step_of(pid, value))
+        return steps
+
+    def _publish_perhaps(self, step: client_steps.ClientStep, ended_by: str) -> None:
+        self._drain()  # records of earlier steps come first, perhaps that of this one
+        lane = self._lanes.setdefault((step.pid, step.stream), _Lane())
+        if step.seq <= lane.delivered:
+            return
+        lane.published = step.seq
+        lane.published_launches, lane.published_graphs = step.launches, step.graphs
+        record = replace(_of_client(step), ended_by=ended_by)
+        self._publish(self._targets[step.pid], record, classify(record.evidence))
 
     def _publish_running(self, pid: int, stream: int, raw: Any, ended_by: str) -> None:
         self._drain()  # records of earlier steps come first, perhaps that of this one
@@ -690,10 +770,14 @@ class Tracer:
                 record = self._record_of(pid, stream, raw, rest, raw.now, raw.t_last, "detach")
                 record = replace(record, kind=_PLAIN, evidence=Evidence())
                 self._publish(target, record, classify(record.evidence))
+        for step in self._perhaps_over():
+            if step.pid == pid:
+                lane = self._lanes.setdefault((pid, step.stream), _Lane())
+                self._publish_perhaps(step, "sync" if step.launches * 2 >= lane.usual else "detach")
         self._forget(pid)
 
     def _forget(self, pid: int) -> None:
-        for name in (b"lanes", b"executors", b"models"):
+        for name in (b"lanes", b"executors", b"models", b"maybes"):
             table = self._bpf[name]
             for key in [key for key in table if key.tgid == pid]:
                 with contextlib.suppress(KeyError):

@@ -517,13 +517,6 @@ using namespace flexnpu::client;
 
 extern "C" {
 
-// The one place that every operator launch passes, for probes: stable name and arguments, called once a launch before it is written.
-FLEXNPU_EXPORT __attribute__((noinline)) void flexnpu_launch(aclrtStream stream, uint32_t op, aclOpExecutor* executor);
-void flexnpu_launch(aclrtStream stream, uint32_t op, aclOpExecutor* executor) {
-    // The kernel emulates a one-byte nop under a probe (0.8 us); a ret it would single-step (9.5 us).
-    asm volatile("nop" : : "r"(stream), "r"(op), "r"(executor) : "memory");
-}
-
 aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, uint64_t* workspace_size, aclOpExecutor** executor) {
     if (!workspace_size || !executor) return fail(kNullParameter, "%sGetWorkspaceSize: null result pointer", name_of(op));
     Channel* c = Session::channel();
@@ -597,7 +590,7 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void* workspace, uint64_t workspac
         return check_stream(session, name_of(op), reinterpret_cast<uint64_t>(stream));
     }
     if (__builtin_expect(e->session != &session, 0) && !adopt(*c, e)) return flexnpu::client::last_error();
-    flexnpu_launch(stream, op, e);
+    if (__builtin_expect(flexnpu_operator_semaphore != 0, 0)) flexnpu_operator(stream, name_of(op), e);
     const size_t payload = sizeof(wire::Launch) + e->count * 8;
     if (sizeof(wire::Record) + payload > wire::kMaxRecord) return fail(acl::INVALID_PARAM, "%s: too many tensors", name_of(op));
     uint8_t* p = c->open(payload);

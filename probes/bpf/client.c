@@ -1,7 +1,119 @@
-// Programs for FlexNPU's client. Compiled behind common.h.
+// Programs for FlexNPU's client, which folds its steps itself (flexnpu/client/probe_point.hpp). Compiled behind common.h.
+//
+// The client calls flexnpu_step() only while a probe is on it: the kernel counts probes in a word of the client's.
+// A step costs a hit when it opens, one for each synchronise that may have ended it, and one when it is over.
+//
+// BEGINS is defined where the tracer wants the openings of steps too.
 
-// flexnpu_launch(stream, op, executor)
-int on_client_launch(struct pt_regs *ctx)
+// Mirrors flexnpu_step_record, version 1. A later version is longer, and begins like this.
+struct client_array {
+    u32 n;
+    u32 seen;
+    u32 ones;
+    u32 rising;
+    s64 first, last, max, sum;
+};
+struct client_evidence {
+    u32 flags;
+    u32 ndim;
+    s64 dims[4];
+    s64 rows, columns;
+    s64 query[4];
+    u32 query_ndim;
+    u32 arrays;
+    struct client_array array[3];
+};
+struct client_step {
+    u32 version;
+    u32 size;
+    u32 kind;
+    u32 opening;
+    u32 ended_by;
+    u32 reserved;
+    u64 t_start;
+    u64 t_end;
+    u64 t_last;
+    u64 stream;
+    u64 seq;
+    u64 launches;
+    u64 graphs;
+    u64 h2d, d2h;
+    u64 h2d_copies;
+    u64 lane_work;
+    u64 gated_ns;
+    u64 model;
+    struct client_evidence evidence;
+};
+// end of the mirror
+
+enum { CLIENT_BEGIN = 1, CLIENT_MAYBE = 2, CLIENT_DONE = 3 };
+
+// In the ring, among records whose first word is a time: this bit says whose it is.
+#define CLIENT_MARK (1ULL << 63)
+struct client_record {
+    u64 tgid;  // | CLIENT_MARK
+    struct client_step step;
+};
+
+// Steps that have perhaps ended, by lane; the tracer looks at them when the lane has been silent for a while.
+BPF_HASH(maybes, struct lane_key, struct client_step, 4096);
+
+#ifndef EVENTS_RING
+BPF_PERCPU_ARRAY(client_scratch, struct client_record, 1);
+#endif
+
+// flexnpu_step(const struct flexnpu_step_record*)
+int on_client_step(struct pt_regs *ctx)
 {
-    return add_work(ctx, pid_tgid(), PT_REGS_PARM1(ctx), 0);
+    u64 tgid = pid_tgid() >> 32;
+#ifdef EVENTS_RING
+    struct client_record *r = events.ringbuf_reserve(sizeof(*r));
+    if (!r) {
+        u32 lost = 0;
+        bpf_probe_read_user(&lost, sizeof(lost), &((struct client_step *)PT_REGS_PARM1(ctx))->kind);
+        if (lost != CLIENT_MAYBE)
+            count(lost == CLIENT_BEGIN ? BEGINS_LOST : STEPS_LOST);
+        return 0;
+    }
+#else
+    int zero = 0;
+    struct client_record *r = client_scratch.lookup(&zero);
+    if (!r)
+        return 0;
+#endif
+    int keep = 0;
+    u32 kind = 0;
+    if (bpf_probe_read_user(&r->step, sizeof(r->step), (void *)PT_REGS_PARM1(ctx))) {
+        count(BAD_READS);
+    } else {
+        kind = r->step.kind;
+        r->tgid = tgid | CLIENT_MARK;
+#ifdef BEGINS
+        keep = kind == CLIENT_BEGIN || kind == CLIENT_DONE;
+#else
+        keep = kind == CLIENT_DONE;
+#endif
+        if (kind == CLIENT_MAYBE) {
+            struct lane_key key = {.tgid = tgid, .stream = r->step.stream};
+            if (maybes.update(&key, &r->step))
+                count(MAP_FULL);
+        }
+    }
+#ifdef EVENTS_RING
+    if (!keep) {
+        events.ringbuf_discard(r, BPF_RB_NO_WAKEUP);
+        return 0;
+    }
+    events.ringbuf_submit(r, 0);
+    if (kind == CLIENT_DONE)
+        count(STEPS_SENT);
+#else
+    if (!keep)
+        return 0;
+    if (events.perf_submit(ctx, r, sizeof(*r)))
+        count(kind == CLIENT_DONE ? STEPS_LOST : BEGINS_LOST);
+    else if (kind == CLIENT_DONE)
+        count(STEPS_SENT);
+#endif
+    return 0;
 }

@@ -1,0 +1,187 @@
+"""Records of FlexNPU's client, which folds its steps itself.
+
+The client calls ``flexnpu_step(record)`` when a step opens, when a synchronise may have ended it, and when
+it is over; `bpf/client.c` passes the record on as it is. Its layout is that of
+``flexnpu/client/probe_point.hpp``.
+Since the client knows an executor's arguments, the shapes need no guessing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from probes.phases import Evidence, Lengths
+
+VERSION = 1
+SEMAPHORES = {"flexnpu_step": "flexnpu_step_semaphore", "flexnpu_operator": "flexnpu_operator_semaphore"}
+"""Probe points of the client, and the word in its data that the kernel raises while a probe is on one."""
+
+Kind = Literal["begin", "maybe", "done"]
+Opening = Literal["plain", "embedding", "graph", "capture"]
+
+_KINDS: dict[int, Kind] = {1: "begin", 2: "maybe", 3: "done"}
+_OPENINGS: tuple[Opening, ...] = ("plain", "embedding", "graph", "capture")
+_ENDS = ("sync", "embedding", "graph", "gap", "none")
+_HAS_INDICES, _HAS_TABLE, _AGREED, _FROM_CAPTURE = 1, 2, 4, 8
+_MARK = 1 << 63
+_UNKNOWN = (1 << 64) - 1
+_DIMS = 4
+_ARRAYS = 3
+
+
+class RawArray(ctypes.Structure):
+    """``flexnpu_step_array``."""
+
+    _fields_ = (
+        ("n", ctypes.c_uint32),
+        ("seen", ctypes.c_uint32),
+        ("ones", ctypes.c_uint32),
+        ("rising", ctypes.c_uint32),
+        ("first", ctypes.c_int64),
+        ("last", ctypes.c_int64),
+        ("max", ctypes.c_int64),
+        ("sum", ctypes.c_int64),
+    )
+
+
+class RawEvidence(ctypes.Structure):
+    """``flexnpu_step_evidence``."""
+
+    _fields_ = (
+        ("flags", ctypes.c_uint32),
+        ("ndim", ctypes.c_uint32),
+        ("dims", ctypes.c_int64 * _DIMS),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("query", ctypes.c_int64 * _DIMS),
+        ("query_ndim", ctypes.c_uint32),
+        ("arrays", ctypes.c_uint32),
+        ("array", RawArray * _ARRAYS),
+    )
+
+
+class RawStep(ctypes.Structure):
+    """``flexnpu_step_record``."""
+
+    _fields_ = (
+        ("version", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("opening", ctypes.c_uint32),
+        ("ended_by", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("t_start", ctypes.c_uint64),
+        ("t_end", ctypes.c_uint64),
+        ("t_last", ctypes.c_uint64),
+        ("stream", ctypes.c_uint64),
+        ("seq", ctypes.c_uint64),
+        ("launches", ctypes.c_uint64),
+        ("graphs", ctypes.c_uint64),
+        ("h2d", ctypes.c_uint64),
+        ("d2h", ctypes.c_uint64),
+        ("h2d_copies", ctypes.c_uint64),
+        ("lane_work", ctypes.c_uint64),
+        ("gated_ns", ctypes.c_uint64),
+        ("model", ctypes.c_uint64),
+        ("evidence", RawEvidence),
+    )
+
+
+class RawRecord(ctypes.Structure):
+    """``client_record`` of `bpf/client.c`: a step with its process."""
+
+    _fields_ = (("tgid", ctypes.c_uint64), ("step", RawStep))
+
+
+RECORD_SIZE = ctypes.sizeof(RawRecord)
+
+
+@dataclass(frozen=True)
+class ClientStep:
+    """A step as the client counted it. Times are CLOCK_MONOTONIC, ns."""
+
+    pid: int
+    stream: int
+    kind: Kind
+    """``maybe``: as it is if its last synchronise was its end."""
+    opening: Opening
+    ended_by: str
+    t_start: int
+    t_end: int
+    seq: int
+    """Of the lane's steps, whether anybody listened or not."""
+    launches: int
+    graphs: int
+    h2d: int
+    d2h: int
+    lane_work: int
+    """Operators and graphs launched on the lane ever, up to the step's end."""
+    gated_ns: int | None
+    """How long the daemon's gate held the lane's head; None: not known."""
+    evidence: Evidence
+
+
+class ClientRecordError(ValueError):
+    """Bytes that are no record of the client."""
+
+
+def is_client_record(data: bytes) -> bool:
+    """Whether a record of the ring is the client's: its first word bears a mark that no time has."""
+    return len(data) >= 8 and bool(data[7] & 0x80)
+
+
+def decode(data: bytes) -> ClientStep:
+    """Decode one record of `bpf/client.c`. Raises `ClientRecordError`."""
+    if len(data) < RECORD_SIZE:
+        raise ClientRecordError(f"{len(data)} bytes, a record of the client has {RECORD_SIZE}")
+    raw = RawRecord.from_buffer_copy(data)
+    return step_of(raw.tgid & ~_MARK, raw.step)
+
+
+def step_of(pid: int, raw: Any) -> ClientStep:
+    """The step in a `RawStep`, or in the same struct as bcc has made it. Raises `ClientRecordError`."""
+    if raw.version < VERSION or raw.size < ctypes.sizeof(RawStep):
+        raise ClientRecordError(f"a record of version {raw.version} with {raw.size} bytes")
+    if raw.kind not in _KINDS or raw.opening >= len(_OPENINGS) or raw.ended_by >= len(_ENDS):
+        raise ClientRecordError(f"kind {raw.kind}, opening {raw.opening}, end {raw.ended_by}")
+    return ClientStep(
+        pid=pid,
+        stream=raw.stream,
+        kind=_KINDS[raw.kind],
+        opening=_OPENINGS[raw.opening],
+        ended_by=_ENDS[raw.ended_by],
+        t_start=raw.t_start,
+        t_end=raw.t_end,
+        seq=raw.seq,
+        launches=raw.launches,
+        graphs=raw.graphs,
+        h2d=raw.h2d,
+        d2h=raw.d2h,
+        lane_work=raw.lane_work,
+        gated_ns=None if raw.gated_ns == _UNKNOWN else raw.gated_ns,
+        evidence=_evidence(raw),
+    )
+
+
+def _evidence(raw: Any) -> Evidence:
+    seen = raw.evidence
+    opening = _OPENINGS[raw.opening]
+    indices = None
+    if seen.flags & _HAS_INDICES and seen.ndim <= _DIMS:
+        indices = tuple(seen.dims[: seen.ndim])
+    return Evidence(
+        embedding=opening == "embedding",
+        indices=indices,
+        agreed=bool(seen.flags & _HAS_TABLE and seen.flags & _AGREED),
+        graph=opening == "graph",
+        from_capture=bool(seen.flags & _FROM_CAPTURE),
+        capture=opening == "capture",
+        h2d_bytes=raw.h2d,
+        h2d_copies=raw.h2d_copies,
+        arrays=tuple(
+            Lengths(a.n, a.seen, a.ones, bool(a.rising), a.first, a.last, a.max, a.sum)
+            for a in seen.array[: min(seen.arrays, _ARRAYS)]
+        ),
+    )

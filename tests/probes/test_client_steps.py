@@ -1,0 +1,113 @@
+"""The records of FlexNPU's client: one layout in three languages, and a decoder that believes nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from probes import client_steps, plan
+from probes.client_steps import ClientRecordError, RawArray, RawEvidence, RawRecord, RawStep, decode
+
+ROOT = Path(__file__).resolve().parents[2]
+STRUCTS: dict[type[ctypes.Structure], tuple[str, str]] = {
+    RawArray: ("flexnpu_step_array", "client_array"),
+    RawEvidence: ("flexnpu_step_evidence", "client_evidence"),
+    RawStep: ("flexnpu_step_record", "client_step"),
+}
+
+
+def test_the_layout_is_the_same_in_cpp_and_bpf_and_python(tmp_path: Path) -> None:
+    bpf = (ROOT / "probes/bpf/client.c").read_text()
+    mirror = re.search(r"struct client_array \{.*?// end of the mirror", bpf, re.DOTALL)
+    assert mirror is not None
+    checks = []
+    for python, (client, kernel) in STRUCTS.items():
+        for name in (client, kernel):
+            checks.append(f"static_assert(sizeof({name}) == {ctypes.sizeof(python)});")
+            for field, *_ in python._fields_:
+                at, size = getattr(python, field).offset, getattr(python, field).size
+                checks.append(f"static_assert(offsetof({name}, {field}) == {at});")
+                checks.append(f"static_assert(sizeof({name}::{field}) == {size});")
+    source = tmp_path / "layout.cpp"
+    source.write_text(
+        '#include <cstddef>\n#include "flexnpu/client/probe_point.hpp"\n'
+        "using u32 = uint32_t; using u64 = uint64_t; using s64 = int64_t;\n"
+        + mirror.group()
+        + "\n"
+        + "\n".join(checks)
+        + f"\nstatic_assert(kFlexnpuStepVersion == {client_steps.VERSION});\n"
+    )
+    command = ["c++", "-std=c++20", "-fsyntax-only", f"-I{ROOT}", str(source)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(checks) > 100
+
+
+def test_the_plan_names_the_points_as_the_client_does() -> None:
+    points = (ROOT / "flexnpu/client/probe_point.hpp").read_text()
+    for site in plan.SITES:
+        if site.role is plan.Role.CLIENT:
+            assert f"void {site.symbol}(" in points
+            assert f"volatile uint16_t {site.semaphore};" in points
+
+
+def record(**fields: Any) -> bytes:
+    raw = RawRecord(tgid=77 | 1 << 63)
+    raw.step = RawStep(version=1, size=ctypes.sizeof(RawStep), kind=3, opening=1, gated_ns=(1 << 64) - 1)
+    for name, value in fields.items():
+        setattr(raw.step, name, value)
+    return bytes(raw)
+
+
+def test_a_record_is_told_from_the_tracers_own() -> None:
+    assert client_steps.is_client_record(record())
+    assert not client_steps.is_client_record((1 << 62).to_bytes(8, "little"))
+    assert not client_steps.is_client_record(b"")
+
+
+def test_what_is_not_known_is_absent() -> None:
+    assert decode(record()).gated_ns is None
+    assert decode(record(gated_ns=0)).gated_ns == 0
+    assert decode(record()).evidence.indices is None
+    assert decode(record()).pid == 77
+
+
+def test_a_later_version_begins_like_this_one() -> None:
+    longer = record(version=2, size=ctypes.sizeof(RawStep) + 64) + bytes(64)
+    assert decode(longer).kind == "done"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"version": 0}, {"size": 8}, {"kind": 0}, {"kind": 9}, {"opening": 4}, {"ended_by": 5}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_nonsense_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ClientRecordError):
+        decode(record(**wrong))
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
+    try:
+        step = decode(data)
+    except ClientRecordError:
+        return
+    assert step.evidence.indices is None or len(step.evidence.indices) <= 4
+    assert len(step.evidence.arrays) <= 3
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+def test_counts_out_of_range_reach_no_further_than_the_record(flags: int, ndim: int, arrays: int) -> None:
+    raw = RawRecord.from_buffer_copy(record())
+    raw.step.evidence.flags, raw.step.evidence.ndim, raw.step.evidence.arrays = flags, ndim, arrays
+    step = decode(bytes(raw))
+    assert step.evidence.indices is None or len(step.evidence.indices) == ndim
+    assert len(step.evidence.arrays) == min(arrays, 3)
