@@ -295,6 +295,7 @@ aclError aclmdlRIExecuteAsync(aclmdlRI g, aclrtStream s) {
     const bool opens = !session.step_open.load(std::memory_order_relaxed);
     if (opens) session.step_open.store(true, std::memory_order_relaxed);
     c->close(sizeof(replay), Kind::launch_graph, opens);
+    session.replayed.store(number(g), std::memory_order_relaxed);
     session.page().launches.fetch_add(1, std::memory_order_relaxed);
     session.steps.graph(number(s), number(g));
     return 0;

@@ -194,7 +194,7 @@ aclError pull(Channel& c, uint8_t* to, uint64_t from, size_t bytes) {
         first = (first + 1) % kAhead;
         count--;
     }
-    return c.finish(Kind::copy);
+    return c.finish();
 }
 
 aclError copy_bytes(const char* function, void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind, bool now, aclrtStream stream) {

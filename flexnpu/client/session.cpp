@@ -121,7 +121,7 @@ void Channel::close(size_t payload, Kind kind, bool soon) {
 
 int32_t Channel::call(Kind kind, const void* head, size_t head_bytes, const void* more, size_t more_bytes, const void* rest, size_t rest_bytes) {
     const int32_t e = begin(kind, head, head_bytes, more, more_bytes, rest, rest_bytes);
-    return e ? e : finish(kind);
+    return e ? e : finish();
 }
 
 int32_t Channel::begin(Kind kind, const void* head, size_t head_bytes, const void* more, size_t more_bytes, const void* rest, size_t rest_bytes) {
@@ -136,16 +136,25 @@ int32_t Channel::begin(Kind kind, const void* head, size_t head_bytes, const voi
     if (more_bytes) std::memcpy(p + head_bytes, more, more_bytes);
     if (rest_bytes) std::memcpy(p + head_bytes + more_bytes, rest, rest_bytes);
     if (++request_ == 0) ++request_;
+    habit_ = size_t(kind);
+    if (kind == Kind::copy && static_cast<const wire::Copy*>(head)->bytes <= wire::kInlineBytes) habit_ = kSmallCopy;
+    if (kind == Kind::sync_stream || kind == Kind::sync_device || kind == Kind::sync_event) {
+        const uint64_t graph = session_.replayed.load(std::memory_order_relaxed);
+        if (graph) {
+            habit_ = kReplays + wire::handle_index(graph) % kReplayed;
+            session_.replayed.store(0, std::memory_order_relaxed);
+        }
+    }
     publish(payload, kind, request_);
     session_.ring_bell(wire::kAwake);
     return 0;
 }
 
-int32_t Channel::finish(Kind kind) {
+int32_t Channel::finish() {
     const uint32_t request = request_;
     wire::RingHeader& slot = producer_.header();
     const uint64_t start = wire::now_ns();
-    wire::Patience& patience = patience_[size_t(kind)];
+    wire::Patience& patience = patience_[habit_];
     const wire::Patience::Plan plan = patience.plan(start);
     auto answered = [&] { return slot.reply.load(std::memory_order_acquire) == request; };
     // Sleeps until the answer or `until`. False: the daemon is gone.

@@ -55,7 +55,7 @@ public:
     // call() in two steps: what is posted between them is not answered, and finish() waits for the answer to what was begun.
     int32_t begin(wire::Kind kind, const void* head, size_t head_bytes, const void* more = nullptr, size_t more_bytes = 0,
                   const void* rest = nullptr, size_t rest_bytes = 0);
-    int32_t finish(wire::Kind kind);
+    int32_t finish();
     // `soon`: a napping dispatcher is woken, see close().
     template <wire::Plain T>
     int32_t post(wire::Kind kind, const T& head, bool soon = false) {
@@ -76,7 +76,10 @@ private:
     Session& session_;
     wire::Producer producer_;
     uint32_t request_ = 0;
-    wire::Patience patience_[size_t(wire::Kind::count_)];  // by kind of call
+    // How long answers take: by kind of call; of copies that ride in the answer; of synchronises behind a replay, by graph.
+    static constexpr size_t kSmallCopy = size_t(wire::Kind::count_), kReplays = kSmallCopy + 1, kReplayed = 8;
+    wire::Patience patience_[kReplays + kReplayed];
+    size_t habit_ = 0;           // of the call under way
 };
 
 // Host memory that the daemon maps too (aclrtMallocHost).
@@ -260,6 +263,8 @@ public:
     Steps steps;
     // Launches since the last synchronise, for SessionPage::steps.
     std::atomic<bool> step_open{false};
+    // The graph replayed last since then: the synchronise takes about as long.
+    std::atomic<uint64_t> replayed{0};
 
     std::atomic<Operators*> operators{nullptr};
 

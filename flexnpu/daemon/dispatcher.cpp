@@ -5,6 +5,7 @@
 #include <sys/prctl.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "flexnpu/daemon/communicators.hpp"
@@ -19,14 +20,19 @@ using wire::now_ns;
 
 namespace {
 
-// After an answer the client's next call may come within microseconds. We poll for as long as such calls have lately taken to come, between these:
-constexpr uint64_t kLeastSpinNs = 5'000;
-constexpr uint64_t kMostSpinNs = 150'000;
+// Spin for a record that is likely to come within this time; sleep for others.
+constexpr uint64_t kMostSpinNs = 80'000;
+// By how much a record that woke us was there earlier than we saw it.
+constexpr uint64_t kWokenNs = 30'000;
+// A sleep that lasted no longer too long than this was prompt.
+constexpr uint64_t kPromptNs = 25'000;
 // While a client is busy, look into the rings this often without being woken: an asynchronous call then costs its caller no system
 // call, and us one timer for several calls.
 constexpr uint64_t kNapNs = 50'000;
-// After this long without a record, sleep until somebody rings.
-constexpr uint64_t kNapForNs = 2'000'000;
+// This long after the last asynchronous record, sleep until somebody rings: naps cost more than the caller's system call then.
+constexpr uint64_t kNapForNs = 400'000;
+// A ring without a record for so long is not lively any more.
+constexpr uint64_t kLivelyNs = 20'000'000;
 constexpr uint64_t kLongestSleepNs = 1'000'000'000;
 // How often copies that have lent out a buffer are looked at.
 constexpr uint64_t kReclaimNs = 200'000;
@@ -87,11 +93,17 @@ void Dispatcher::stop() {
 // ---- the loop ----
 
 void Dispatcher::post(std::function<void()> job) {
-    {
-        std::lock_guard lock(posted_mutex_);
-        posted_.push_back(std::move(job));
-        has_posted_.store(true, std::memory_order_seq_cst);
-    }
+    put(std::move(job));
+    wake();
+}
+
+void Dispatcher::put(std::function<void()> job) {
+    std::lock_guard lock(posted_mutex_);
+    posted_.push_back(std::move(job));
+    has_posted_.store(true, std::memory_order_seq_cst);
+}
+
+void Dispatcher::wake() {
     if (doze_.load(std::memory_order_seq_cst) != wire::kAwake) {
         const uint64_t one = 1;
         [[maybe_unused]] ssize_t n = write(wake_.get(), &one, sizeof(one));
@@ -124,9 +136,7 @@ void Dispatcher::loop() {
     vendor_.enter(device_);
     prctl(PR_SET_NAME, "flexnpu-plane");
     prctl(PR_SET_TIMERSLACK, 1);  // naps and the gate's waits are tens of microseconds
-    uint64_t last_work = now_ns(), last_reclaim = 0;
-    uint64_t spin = kMostSpinNs / 2;
-    bool after_answer = false;  // the last thing done was an answer
+    uint64_t last_reclaim = 0;
     while (!stop_) {
         run_posted();
         if (stop_) break;  // not after another sleep
@@ -136,12 +146,6 @@ void Dispatcher::loop() {
         timers_.run(now);
         pump(now);
         if (worked) {
-            if (after_answer) {
-                const uint64_t gap = now - last_work;
-                spin = gap < kMostSpinNs ? std::clamp(std::max(2 * gap, spin - spin / 8), kLeastSpinNs, kMostSpinNs) : std::max(spin / 2, kLeastSpinNs);
-                after_answer = false;
-            }
-            last_work = now;
             if (!waiting_.empty()) poll_waiting(now);
             continue;
         }
@@ -153,21 +157,17 @@ void Dispatcher::loop() {
             wire::cpu_relax();
             continue;
         }
-        const uint64_t idle = now - last_work;
-        if (answered_) {
-            after_answer = true;
-            if (idle < spin) {
-                for (int i = 0; i < 8; i++) wire::cpu_relax();
-                continue;
-            }
-            answered_ = false;
+        bool nap = false;
+        if (expecting(now, &nap)) {
+            for (int i = 0; i < 8; i++) wire::cpu_relax();
+            continue;
         }
         uint64_t until = std::min({gate_.wake_at(now), timers_.next(), next_poll(), now + kLongestSleepNs});
         if (lent_) until = std::min(until, now + kReclaimNs);
         for (auto& s : sessions_) {
             if (!s->host_backlog.empty()) until = std::min(until, now + kTellNs);  // the client takes its time
         }
-        if (idle < kNapForNs && !sessions_.empty()) {
+        if (nap) {
             until = std::min(until, now + kNapNs);
             count_.naps++;
             set_doze(wire::kNapping);
@@ -179,6 +179,53 @@ void Dispatcher::loop() {
         if (!has_posted_.load(std::memory_order_seq_cst) && rings_empty()) sleep(until);
         set_doze(wire::kAwake);
     }
+}
+
+// How long after this record, or its answer, the client's next one comes is learnt by kind. Operators come in rows: what follows one is not foretold,
+// and naps do for them.
+void Dispatcher::taken(const std::shared_ptr<Ring>& ring, const wire::Record& record, uint64_t now) {
+    Ring::Habits& h = ring->habits;
+    if (h.last != Kind::launch) {
+        const uint64_t at = slept_ ? now - kWokenNs : now;
+        const auto after = [at](uint64_t then) { return at > then ? at - then : 0; };
+        h.after_record[size_t(h.last)].learn(after(h.since));
+        if (h.answered_at) h.after_answer[size_t(h.last)].learn(after(h.answered_at));
+    }
+    slept_ = false;
+    h.last = record.kind < Kind::count_ ? record.kind : Kind::invalid;
+    h.question = record.request;
+    h.since = now;
+    h.answered_at = 0;
+    h.spin_until = 0;
+    if (h.last != Kind::launch) {
+        const wire::Patience::Plan plan = h.after_record[size_t(h.last)].plan(now);
+        if (plan.spin_until <= now + kMostSpinNs) h.spin_until = plan.spin_until;
+        h.nap = plan.spin_from == now;
+    } else {
+        h.nap = true;
+    }
+    if (!h.lively) {
+        h.lively = true;
+        lively_.push_back(ring);
+    }
+}
+
+bool Dispatcher::expecting(uint64_t now, bool* nap) {
+    bool spin = false;
+    std::erase_if(lively_, [&](const std::shared_ptr<Ring>& ring) {
+        Ring::Habits& h = ring->habits;
+        if (h.question && !h.answered_at && ring->consumer.header().reply.load(std::memory_order_relaxed) == h.question) {
+            h.answered_at = now;
+            const wire::Patience::Plan plan = h.after_answer[size_t(h.last)].plan(now);
+            if (plan.spin_until <= now + kMostSpinNs) h.spin_until = std::max(h.spin_until, plan.spin_until);
+        }
+        spin |= now < h.spin_until;
+        *nap |= h.nap && !h.question && now - h.since < kNapForNs;
+        const bool over = ring->closed || now - std::max(h.since, h.answered_at) > kLivelyNs;
+        if (over) h.lively = false;
+        return over;
+    });
+    return spin;
 }
 
 void Dispatcher::set_doze(wire::Doze doze) {
@@ -204,6 +251,7 @@ bool Dispatcher::rings_empty() const {
 void Dispatcher::sleep(uint64_t until) {
     const uint64_t now = now_ns();
     if (until <= now) return;
+    slept_ = true;
     std::vector<pollfd> fds;
     fds.push_back({wake_.get(), POLLIN, 0});
     for (auto& s : sessions_) fds.push_back({s->doorbell.get(), POLLIN, 0});
@@ -240,6 +288,7 @@ bool Dispatcher::drain() {
             worked = true;
             count_.records++;
             s->calls++;
+            taken(ring, m.record, now_ns());
             handle(*s, ring, m.record);
             pump(now_ns());
         }
@@ -490,7 +539,6 @@ void Dispatcher::refuse(Session& s, const Reply& reply, int32_t code, std::strin
     count_.refused++;
     s.refused++;
     reply.send(code, message.c_str(), nullptr, 0);
-    answered_ = true;
 }
 
 void Dispatcher::refuse_later(Session& s, Lane* lane, int32_t code, std::string message) {
@@ -897,6 +945,7 @@ void Dispatcher::synced(uint32_t lane_id, uint64_t ticket) {
         lane.completed = lane.launched;
         lane.in_flight_since_sync = 0;
         lane.step_open = false;
+        lane.replayed.reset();
         progress(lane);
         lane.over = lane.given;
         reclaim(lane, true);
@@ -919,7 +968,6 @@ std::shared_ptr<Dispatcher::Timed> Dispatcher::timed(int64_t deadline_ns, const 
         t->over = true;
         count_.timeouts++;
         reply.fail({acl::RT_WAIT_TIMEOUT, std::string(function) + ": not over in time"});
-        answered_ = true;
     });
     return t;
 }
@@ -937,8 +985,13 @@ bool Dispatcher::settle(const std::shared_ptr<Timed>& t) {
 // longer; the rest is waited for by the ring's worker.
 void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t deadline_ns, const Reply& reply) {
     const uint64_t began = now_ns();
-    const wire::Patience::Plan poll = (lanes.empty() ? wire::Patience{} : lanes.front()->sync_patience).plan(began);
-    Waiting w{std::move(s), std::move(lanes), {}, {}, deadline_ns, began, poll, reply};
+    Waiting w{std::move(s), std::move(lanes), {}, {}, deadline_ns, began, {began, began + wire::Patience::kFirstSpinNs}, reply, {}, 0};
+    if (!w.lanes.empty()) {
+        const Lane& lane = *w.lanes.front();
+        w.graph = lane.replayed;
+        w.bucket = std::min<size_t>(std::bit_width(lane.in_flight_since_sync), std::size(lane.sync_patience) - 1);
+        w.poll = patience_of(w)->plan(began);
+    }
     for (auto& lane : w.lanes) {
         if (w.failure.code == 0) w.failure = std::exchange(lane->failure, {});
         w.tickets.emplace_back(lane->id, lane->last_ticket);
@@ -956,7 +1009,6 @@ bool Dispatcher::answer_if_complete(Waiting& w) {
         for (auto [id, ticket] : w.tickets) synced(id, ticket);
     }
     answer(w);
-    answered_ = true;
     return true;
 }
 
@@ -972,9 +1024,10 @@ void Dispatcher::answer(const Waiting& w) {
     if (w.failure.code) w.reply.fail(w.failure); else w.reply.ok();
 }
 
-// Polls for synchronises that have just begun. True while there are any.
-void Dispatcher::learn(const Waiting& w, uint64_t now) {
-    if (!w.lanes.empty()) w.lanes.front()->sync_patience.learn(now - w.began);
+wire::Patience* Dispatcher::patience_of(const Waiting& w) {
+    if (w.lanes.empty()) return nullptr;
+    const auto graph = w.graph.lock();
+    return graph ? &graph->sync_patience : &w.lanes.front()->sync_patience[w.bucket];
 }
 
 uint64_t Dispatcher::next_poll() const {
@@ -983,31 +1036,41 @@ uint64_t Dispatcher::next_poll() const {
     return first;
 }
 
+// Polls for synchronises that are likely to be over soon. True while there are any.
 bool Dispatcher::poll_waiting(uint64_t now) {
     bool busy = false;
     for (size_t i = 0; i < waiting_.size();) {
         Waiting& w = waiting_[i];
-        const bool done = w.session->removed || (now >= w.poll.spin_from && answer_if_complete(w));
+        const bool look = now >= w.poll.spin_from;
+        const bool done = w.session->removed || (look && answer_if_complete(w));
+        const bool first = look && !std::exchange(w.looked, w.looked || look);
         if (!done && now < w.poll.spin_until) {
-            busy |= now >= w.poll.spin_from;
+            busy |= look;
             i++;
             continue;
         }
+        wire::Patience* patience = patience_of(w);
         if (done) {
-            learn(w, now);
+            // Over at the first look after a sleep: who knows since when.
+            const bool slept = first && w.poll.spin_from > w.began;
+            if (patience && !slept) patience->learn(now - w.began);
+            else if (patience && now < w.poll.spin_from + kPromptNs) patience->forget();
         } else {
             // The worker keeps the session: its lanes must not be torn down under the wait. tear_down() ends the worker first.
             Ring& ring = *w.reply.ring;
             worker_of(ring).post([this, w = std::move(w)]() mutable {
                 wait_for(w);
-                if (w.failure.code == 0) {
-                    post([this, tickets = w.tickets, lanes = w.lanes, took = now_ns() - w.began] {
-                        if (!lanes.empty()) lanes.front()->sync_patience.learn(took);
-                        answered_ = true;
+                // Told before the answer, so that it is known before the client's next record; woken for it after.
+                const bool failed = w.failure.code != 0;
+                if (!failed) {
+                    put([this, tickets = w.tickets, lanes = w.lanes, graph = w.graph, bucket = w.bucket, took = now_ns() - w.began] {
+                        const auto g = graph.lock();
+                        if (!lanes.empty()) (g ? g->sync_patience : lanes.front()->sync_patience[bucket]).learn(took);
                         for (auto [id, ticket] : tickets) synced(id, ticket);
                     });
                 }
                 answer(w);
+                if (!failed) wake();
             });
         }
         waiting_.erase(waiting_.begin() + ptrdiff_t(i));

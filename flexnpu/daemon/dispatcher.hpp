@@ -91,6 +91,13 @@ private:
     void handle(Session& s, const std::shared_ptr<Ring>& ring, const wire::Record& record);
     void sleep(uint64_t until);
     bool rings_empty() const;
+    // Notes that a record of this kind has been taken from the ring.
+    void taken(const std::shared_ptr<Ring>& ring, const wire::Record& record, uint64_t now);
+    // Whether a record is likely to come at once. `nap`: asynchronous ones are likely to come before long.
+    bool expecting(uint64_t now, bool* nap);
+    // post() in two steps.
+    void put(std::function<void()> job);
+    void wake();
     void set_doze(wire::Doze doze);
 
     // Records. `p` is the payload, in our own memory.
@@ -207,6 +214,10 @@ private:
         uint64_t began;
         wire::Patience::Plan poll;
         Reply reply;
+        // Whose patience it teaches.
+        std::weak_ptr<Graph> graph;
+        size_t bucket;
+        bool looked = false;  // at spin_from or later
     };
     bool answer_if_complete(Waiting& w);
     void wait_for(Waiting& w) const;
@@ -214,7 +225,7 @@ private:
     bool poll_waiting(uint64_t now);
     // When the first of the synchronises will be worth a look.
     uint64_t next_poll() const;
-    static void learn(const Waiting& w, uint64_t now);
+    static wire::Patience* patience_of(const Waiting& w);
     void finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t deadline_ns, const Reply& reply);
     // What waits in a lane until its turn or its deadline: whichever is first settles it.
     struct Timed {
@@ -261,7 +272,8 @@ private:
     std::vector<void*> spare_events_;     // timing events for markers and reclaims
     std::vector<uint8_t*> spare_buffers_;
     std::vector<void*> slabs_;
-    bool answered_ = false;               // a synchronous call was answered since the last idle moment: more may follow at once
+    std::vector<std::shared_ptr<Ring>> lively_;  // rings with a record lately
+    bool slept_ = false;                  // since the last record was taken
     std::vector<Waiting> waiting_;
     uint64_t lent_ = 0;
     Timers timers_;

@@ -512,6 +512,7 @@ void Dispatcher::dispatch_replay(Lane& lane, Item& item) {
     lane.launched++;
     lane.in_flight_since_sync++;
     lane.step_open = true;
+    lane.replayed = item.graph;
     count_.replays++;
     if (int32_t e = Vendor::call(vendor_.aclmdlRIExecuteAsync, item.graph->model, lane.stream)) {
         count_.vendor_errors++;

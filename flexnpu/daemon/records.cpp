@@ -47,7 +47,6 @@ constexpr size_t kMaxBadShapes = 1024;
 void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wire::Record& record) {
     const Payload p(payload_.data(), record.size - sizeof(wire::Record));
     const Reply reply{ring, record.request};
-    if (record.request) answered_ = true;
     if (is_synchronous(record.kind) && record.request == 0) {
         count_.malformed++;
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: a question without a request number");
@@ -478,7 +477,6 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
     const bool quick = c.bytes <= kLargeCopy || (c.bytes <= wire::kBlockBytes && nothing_queued());
     if (quick && reply.ring->copying.load(std::memory_order_acquire) == 0 && !copies_are_slow()) {
         make(false);
-        answered_ = true;
         return;
     }
     const bool large = c.bytes > kLargeCopy;

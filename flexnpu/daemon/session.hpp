@@ -61,6 +61,17 @@ struct Ring {
     // Held while an answer is written: an honest client has one question under way at a time, another may have many.
     std::mutex answer;
     std::vector<uint8_t> rest;  // of an answer that is longer than the slot
+    // What its client did last, and how soon it lately did something after the like of it: see Dispatcher::expecting(). The dispatcher's.
+    struct Habits {
+        wire::Kind last = wire::Kind::invalid;
+        uint32_t question = 0;     // the last record's request number; 0: none
+        uint64_t since = 0;        // when it was taken, ns
+        uint64_t answered_at = 0;  // when its answer was seen, ns; 0: not yet
+        uint64_t spin_until = 0;
+        bool nap = false;          // rather than sleep: the next one is not known to take its time
+        bool lively = false;       // among the dispatcher's lively rings
+        wire::Patience after_record[size_t(wire::Kind::count_)], after_answer[size_t(wire::Kind::count_)];
+    } habits;
     // Of the chunks of a copy under way: on the worker's thread while `copying`, else on the dispatcher's.
     Failure chunk_failure;
     std::atomic<uint32_t> copying{0};  // copies that the worker has yet to make
@@ -207,7 +218,9 @@ struct Lane : std::enable_shared_from_this<Lane> {
     std::deque<Fence> fences;
     bool full = false;  // waits for its first fence
     bool step_open = false;  // operators since the last synchronise
-    wire::Patience sync_patience;  // how long its synchronises take; the dispatcher's
+    // How long its synchronises take, by the operators before them: bit_width of their number. Behind a replay it is the graph's.
+    wire::Patience sync_patience[16];
+    std::weak_ptr<Graph> replayed;  // last, since the last synchronise
     Failure failure;
     std::deque<Lent> lent;
     std::shared_ptr<Held> workspace;  // ours, for operators that ask for more at launch than their first call said

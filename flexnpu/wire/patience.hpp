@@ -5,6 +5,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace flexnpu::wire {
@@ -13,6 +15,8 @@ class Patience {
 public:
     static constexpr uint64_t kMostSpinNs = 200'000;
     static constexpr uint64_t kLeastSpinNs = 3'000;
+    // How long to spin while nothing is known.
+    static constexpr uint64_t kFirstSpinNs = 50'000;
     // What a sleep may last too long, and what is left for the rest.
     static constexpr uint64_t kWakeNs = 40'000;
     static constexpr uint64_t kSlackNs = 5'000;
@@ -23,25 +27,27 @@ public:
     struct Plan {
         uint64_t spin_from, spin_until;
     };
+    // From the last kRecent times without the shortest and the two longest: an average would take long to forget one that was far off.
     Plan plan(uint64_t now) const {
-        const uint64_t margin = 2 * spread_;
-        uint64_t early = usual_ > margin + kWakeNs ? usual_ - margin - kWakeNs : 0;
+        if (n_ < kKnown) return {now, now + kFirstSpinNs};
+        std::array<uint32_t, kRecent> sorted = recent_;
+        const size_t n = std::min<size_t>(n_, kRecent);
+        std::sort(sorted.begin(), sorted.begin() + ptrdiff_t(n));
+        const uint64_t shortest = sorted[1], late = sorted[n - 1 - n / 4] + kSlackNs;
+        uint64_t early = shortest > kWakeNs ? shortest - kWakeNs : 0;
         if (early < kWakeNs) early = 0;  // not worth a sleep
-        const uint64_t late = usual_ + margin + kSlackNs;
-        if (late - early > kMostSpinNs) return {now, now + kLeastSpinNs};
+        if (late > early + kMostSpinNs) return {now, now + kLeastSpinNs};
         return {now + early, now + late};
     }
-    // Exponential averages of the time and of its distance from the average, as TCP keeps them for its time-outs (RFC 6298).
-    void learn(uint64_t took) {
-        took = std::min(took, kLongestNs);
-        const uint64_t off = took > usual_ ? took - usual_ : usual_ - took;
-        spread_ = spread_ - spread_ / 4 + off / 4;
-        usual_ = usual_ - usual_ / 8 + took / 8;
-    }
+    void learn(uint64_t took) { recent_[n_++ % kRecent] = uint32_t(std::min(took, kLongestNs)); }
+    // It was over before anybody looked: how long it takes is not known any more.
+    void forget() { n_ = 0; }
 
 private:
-    uint64_t usual_ = 30'000;
-    uint64_t spread_ = 10'000;
+    static constexpr uint32_t kRecent = 8;
+    static constexpr uint32_t kKnown = 3;
+    std::array<uint32_t, kRecent> recent_{};
+    uint32_t n_ = 0;  // learnt
 };
 
 }  // namespace flexnpu::wire
