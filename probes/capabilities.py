@@ -84,7 +84,7 @@ def _bpf(command: int, attributes: bytes, size: int) -> int:
     return result if result >= 0 else -ctypes.get_errno()
 
 
-def _load(attach_type: int) -> int:
+def load_nothing(attach_type: int = 0) -> int:
     """Load a program that does nothing; a file descriptor, or minus the error number."""
     code = ctypes.create_string_buffer(_PROGRAM)
     licence = ctypes.create_string_buffer(b"GPL")
@@ -104,7 +104,7 @@ def _load(attach_type: int) -> int:
 
 def may_load() -> bool:
     """Whether the kernel loads a tracing program for this process."""
-    program = _load(0)
+    program = load_nothing()
     if program >= 0:
         os.close(program)
     return program >= 0
@@ -114,7 +114,7 @@ def may_load() -> bool:
 def uprobe_multi() -> bool:
     """Whether the kernel places many uprobes by one link. Asked of the kernel, which may refuse it for want
     of rights: False then."""
-    program = _load(_UPROBE_MULTI)
+    program = load_nothing(_UPROBE_MULTI)
     if program < 0:
         return False
     try:

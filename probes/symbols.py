@@ -21,6 +21,9 @@ from typing import Any
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
+_CODE = 1024
+"""Bytes of a function's code to keep: its prologue, and what may jump back into it."""
+
 
 @dataclass(frozen=True)
 class Mapped:
@@ -221,7 +224,7 @@ def _read(real: str, names: tuple[str, ...]) -> _Scan:
             offset = library.file_offset(symbol["st_value"])
             if offset is not None:
                 size = int(symbol["st_size"])
-                found.append((name, offset, size, library.read(offset, min(size or 64, 64))))
+                found.append((name, offset, size, library.read(offset, min(size or 64, _CODE))))
         return _Scan(tuple(found), library.needed, library.soname, library.machine)
     except (ELFError, OSError, ValueError, KeyError, UnicodeDecodeError):
         return _Scan((), (), "", "")
