@@ -21,7 +21,11 @@ def test_two_devices(tmp_path: Path) -> None:
         for daemon in daemons:
             status = daemon.wait_for(lambda s: not s.sessions)
             assert status.counters["copies"] > 0
+    assert set(saw.pop("the other's stream").values()) == {107003}
+    assert set(saw.pop("without a device").values()) == {107002}
     assert saw == {
+        "the other's event": {"aclrtRecordEvent": 107003, "aclrtResetEvent": 107003},
+        "waits for it": 0,
         "devices": 2,
         "device": 1,
         "handles differ": True,

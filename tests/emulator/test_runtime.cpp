@@ -541,7 +541,10 @@ TEST_CASE("a full stream holds the caller back and lets it go on") {
     std::atomic<int> ran{0};
     REQUIRE(launch(stream, 1, gate.body()) == 0);
     std::atomic<int> launched{0};
+    aclrtContext context = nullptr;
+    REQUIRE(aclrtGetCurrentContext(&context) == 0);
     std::thread producer([&] {
+        aclrtSetCurrentContext(context);
         for (int i = 0; i < 5000; ++i) {
             launch(stream, 0.01, [&] { ran++; return 0; });
             launched++;
@@ -606,7 +609,7 @@ TEST_CASE("devices, contexts and reference counts") {
         CHECK(aclrtResetDevice(1) == 0);
         CHECK(launch(stream, 1) == 0);  // one reference is left
         CHECK(aclrtResetDevice(1) == 0);
-        CHECK(launch(stream, 1) == acl::RT_INVALID_HANDLE);
+        CHECK(launch(stream, 1) == acl::RT_CONTEXT_NULL);
         CHECK(aclrtFree(p) == acl::RT_PARAM_INVALID);
         CHECK(aclrtGetDevice(&device) == acl::RT_CONTEXT_NULL);
     }).join();
@@ -615,6 +618,37 @@ TEST_CASE("devices, contexts and reference counts") {
     CHECK(active == 1);
     CHECK(aclrtGetPrimaryCtxState(1, nullptr, &active) == 0);
     CHECK(active == 0);
+}
+
+TEST_CASE("a stream is used by threads of its device") {
+    StreamOwner stream;
+    aclrtEvent event = nullptr;
+    REQUIRE(aclrtCreateEventWithFlag(&event, acl::EVENT_SYNC) == 0);
+    REQUIRE(aclrtRecordEvent(event, stream) == 0);
+    void* word = device_memory(8);
+    std::thread([&] {
+        for (const int32_t expected : {acl::RT_CONTEXT_NULL, acl::RT_STREAM_CONTEXT}) {
+            CHECK(launch(stream, 1) == expected);
+            CHECK(aclrtMemsetAsync(word, 8, 0, 8, stream) == expected);
+            CHECK(aclrtRecordEvent(event, stream) == expected);
+            CHECK(aclrtStreamWaitEvent(stream, event) == expected);
+            CHECK(aclrtSynchronizeStream(stream) == expected);
+            CHECK(aclrtDestroyStream(stream) == expected);
+            CHECK(aclrtMemset(word, 8, 0, 8) == (expected == acl::RT_CONTEXT_NULL ? expected : 0));
+            REQUIRE(aclrtSetDevice(1) == 0);
+        }
+        StreamOwner mine;
+        CHECK(aclrtRecordEvent(event, mine) == acl::RT_STREAM_CONTEXT);
+        CHECK(aclrtResetEvent(event, mine) == acl::RT_STREAM_CONTEXT);
+        CHECK(aclrtStreamWaitEvent(mine, event) == 0);
+        CHECK(aclrtSynchronizeStream(mine) == 0);
+        CHECK(aclrtResetDevice(1) == 0);
+        REQUIRE(aclrtResetDevice(1) == 0);
+    }).join();
+    CHECK(launch(stream, 1) == 0);
+    CHECK(aclrtSynchronizeStream(stream) == 0);
+    CHECK(aclrtDestroyEvent(event) == 0);
+    CHECK(aclrtFree(word) == 0);
 }
 
 TEST_CASE("what is not a kernel of the emulated device is refused") {

@@ -21,6 +21,7 @@ std::atomic<int32_t> g_saturation{1};  // INF_NAN mode
 std::atomic<uint32_t> g_execute_timeout_s{0};
 std::atomic<uint64_t> g_execute_timeout_us{0};
 std::atomic<int64_t> g_system_options[64];
+std::atomic<bool> g_peers[64][64];  // aclrtDeviceEnablePeerAccess: of the device, to the peer
 
 int32_t null_argument(const char* function) { return fail(acl::INVALID_PARAM, "%s: an output is null", function); }
 
@@ -39,6 +40,19 @@ int32_t check_device(const char* function, int64_t index) {
         return fail(acl::RT_INVALID_DEVICE, "%s: there is no device %lld: this machine has %d", function,
                     static_cast<long long>(index), devices);
     }
+    return acl::SUCCESS;
+}
+
+// What was enabled is only remembered: any device reaches any other's memory.
+int32_t peer_access(const char* function, int32_t peer, bool enable) {
+    int32_t device = 0;
+    if (int32_t error = check_device(function, peer)) {
+        return error;
+    }
+    if (int32_t error = current_device(function, &device)) {
+        return error;
+    }
+    g_peers[device][peer] = enable;
     return acl::SUCCESS;
 }
 
@@ -317,9 +331,21 @@ aclError aclrtDeviceCanAccessPeer(int32_t* can, int32_t device, int32_t peer) {
     return acl::SUCCESS;
 }
 aclError aclrtDeviceEnablePeerAccess(int32_t peer, uint32_t) {
-    return check_device("aclrtDeviceEnablePeerAccess", peer);
+    return peer_access("aclrtDeviceEnablePeerAccess", peer, true);
 }
-aclError aclrtDeviceDisablePeerAccess(int32_t peer) { return check_device("aclrtDeviceDisablePeerAccess", peer); }
+aclError aclrtDeviceDisablePeerAccess(int32_t peer) { return peer_access("aclrtDeviceDisablePeerAccess", peer, false); }
+aclError aclrtDevicePeerAccessStatus(int32_t device, int32_t peer, int32_t* status) {
+    if (status == nullptr) {
+        return null_argument("aclrtDevicePeerAccessStatus");
+    }
+    for (int32_t index : {device, peer}) {
+        if (int32_t error = check_device("aclrtDevicePeerAccessStatus", index)) {
+            return error;
+        }
+    }
+    *status = g_peers[device][peer] ? 1 : 0;
+    return acl::SUCCESS;
+}
 
 aclError aclrtDeviceGetStreamPriorityRange(int32_t* least, int32_t* greatest) {
     if (least == nullptr || greatest == nullptr) {

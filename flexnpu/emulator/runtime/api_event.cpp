@@ -25,6 +25,7 @@ int32_t create(const char* function, aclrtEvent* handle, uint32_t flags) {
         return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
     }
     auto event = std::make_shared<emu::Event>(flags, runtime.next_event_id++);
+    event->device = runtime.current_device();
     if (flags & acl::EVENT_IPC) {
         auto device = runtime.current_context()->device;
         event->between.slot = device->shared.make_event();
@@ -52,6 +53,19 @@ int32_t find_both(const char* function, aclrtEvent event_handle, aclrtStream str
         return error;
     }
     return find_stream(function, stream_handle, stream);
+}
+
+// The same for what the event's own device does with it.
+int32_t find_at_home(const char* function, aclrtEvent event_handle, aclrtStream stream_handle,
+                     std::shared_ptr<emu::Event>* event, std::shared_ptr<emu::Stream>* stream) {
+    if (int32_t error = find_both(function, event_handle, stream_handle, event, stream)) {
+        return error;
+    }
+    if ((*event)->device != (*stream)->device) {
+        return fail(acl::RT_STREAM_CONTEXT, "%s: event %p is of device %d, the stream of device %d", function, event_handle,
+                    (*event)->device, (*stream)->device);
+    }
+    return acl::SUCCESS;
 }
 
 // Of the process, by aclrtSetOpWaitTimeout; 0: none.
@@ -136,7 +150,7 @@ aclError aclrtDestroyEvent(aclrtEvent handle) {
 aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream stream_handle) {
     std::shared_ptr<emu::Event> event;
     std::shared_ptr<emu::Stream> stream;
-    if (int32_t error = find_both("aclrtRecordEvent", handle, stream_handle, &event, &stream)) {
+    if (int32_t error = find_at_home("aclrtRecordEvent", handle, stream_handle, &event, &stream)) {
         return error;
     }
     bool captured = false;
@@ -165,7 +179,7 @@ aclError aclrtRecordEventWithFlag(aclrtEvent event, aclrtStream stream, uint32_t
 aclError aclrtResetEvent(aclrtEvent handle, aclrtStream stream_handle) {
     std::shared_ptr<emu::Event> event;
     std::shared_ptr<emu::Stream> stream;
-    if (int32_t error = find_both("aclrtResetEvent", handle, stream_handle, &event, &stream)) {
+    if (int32_t error = find_at_home("aclrtResetEvent", handle, stream_handle, &event, &stream)) {
         return error;
     }
     bool captured = false;
@@ -338,6 +352,7 @@ aclError aclrtIpcOpenEventHandle(aclrtIpcEventHandle handle, aclrtEvent* out) {
         return fail(acl::RT_PARAM_INVALID, "aclrtIpcOpenEventHandle: no such event, or its owner has destroyed it or has ended");
     }
     auto event = std::make_shared<emu::Event>(acl::EVENT_IPC, runtime.next_event_id++);
+    event->device = context->device->index;
     event->between = {context->device, slot, words[2], true};
     *out = runtime.events.add(std::move(event));
     return *out != nullptr ? int32_t(acl::SUCCESS) : fail(acl::RT_INTERNAL, "aclrtIpcOpenEventHandle: no more events");

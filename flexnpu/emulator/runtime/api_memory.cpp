@@ -207,6 +207,9 @@ int32_t copy_now(const char* function, const emu::CopyWork& work, uint64_t capac
     if (int32_t error = Runtime::get().captures.check_unsafe(function)) {
         return error;
     }
+    if (int32_t error = emu::check_context(function)) {
+        return error;
+    }
     Route route;
     if (int32_t error = check_copy(function, work, capacity, kind, &route)) {
         return error;
@@ -442,6 +445,9 @@ aclError aclrtMemset(void* target, size_t capacity, int32_t value, size_t size) 
         return acl::SUCCESS;
     }
     if (int32_t error = Runtime::get().captures.check_unsafe("aclrtMemset")) {
+        return error;
+    }
+    if (int32_t error = emu::check_context("aclrtMemset")) {
         return error;
     }
     bool device = Runtime::get().is_device_address(target);

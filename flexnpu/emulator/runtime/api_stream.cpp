@@ -55,6 +55,17 @@ int32_t create(const char* function, aclrtStream* stream, uint32_t priority, uin
     return Runtime::get().create_stream(stream, priority, flags);
 }
 
+int32_t destroy(const char* function, aclrtStream handle, bool force) {
+    std::shared_ptr<emu::Stream> stream;
+    if (handle == nullptr) {
+        return fail(acl::RT_INVALID_HANDLE, "%s: a context's default stream is not destroyed", function);
+    }
+    if (int32_t error = find_stream(function, handle, &stream)) {
+        return error;
+    }
+    return Runtime::get().destroy_stream(handle, force);
+}
+
 }  // namespace
 
 extern "C" {
@@ -63,8 +74,8 @@ aclError aclrtCreateStream(aclrtStream* stream) { return create("aclrtCreateStre
 aclError aclrtCreateStreamWithConfig(aclrtStream* stream, uint32_t priority, uint32_t flags) {
     return create("aclrtCreateStreamWithConfig", stream, priority, flags);
 }
-aclError aclrtDestroyStream(aclrtStream stream) { return Runtime::get().destroy_stream(stream, false); }
-aclError aclrtDestroyStreamForce(aclrtStream stream) { return Runtime::get().destroy_stream(stream, true); }
+aclError aclrtDestroyStream(aclrtStream stream) { return destroy("aclrtDestroyStream", stream, false); }
+aclError aclrtDestroyStreamForce(aclrtStream stream) { return destroy("aclrtDestroyStreamForce", stream, true); }
 
 aclError aclrtSynchronizeStream(aclrtStream stream) { return synchronize("aclrtSynchronizeStream", stream, -1); }
 aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t ms) {

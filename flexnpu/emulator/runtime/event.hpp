@@ -33,6 +33,7 @@ public:
     explicit Event(uint32_t flags, uint32_t id) : flags(flags), id(id) {}
     const uint32_t flags;
     const uint32_t id;
+    int32_t device = -1;  // whose streams record it; those of others may wait for it
 
     // Of an event between processes: the place in the device's page that its owner writes and others read. An event that was
     // opened (`theirs`) can be waited for and queried; it is its owner's to record.

@@ -19,6 +19,13 @@ std::mutex& creation_mutex() {
 }
 
 thread_local void* t_context = nullptr;
+// What current_device() has found, and when: a context that had not ended then, of this runtime.
+struct FoundDevice {
+    const void* context = nullptr;
+    uint64_t ended = 0;
+    int32_t device = -1;
+};
+thread_local FoundDevice t_found;
 
 // How long a stream that is destroyed or a process that ends waits for work in flight.
 constexpr auto kDrain = std::chrono::seconds(600);
@@ -115,6 +122,7 @@ void Runtime::forget_after_fork() {
     g_runtime.store(nullptr, std::memory_order_release);
     new (&creation_mutex()) std::mutex;
     t_context = nullptr;
+    t_found = {};
     if (old == nullptr) {
         return;
     }
@@ -300,6 +308,7 @@ void Runtime::detach_device_locked(int32_t index, std::vector<std::shared_ptr<St
     for (const auto& context : contexts_.all()) {
         if (context->device == slot.device) {
             contexts_.remove(context->handle);
+            ++contexts_ended_;
         }
     }
     slot = Slot{};
@@ -334,6 +343,7 @@ int32_t Runtime::destroy_context(void* handle) {
                     context->device->index);
     }
     contexts_.remove(handle);
+    ++contexts_ended_;
     for (const auto& stream : streams_.all()) {
         if (stream->context == handle && streams_.remove(stream->handle)) {
             captures.stream_gone(*stream);
@@ -349,6 +359,18 @@ int32_t Runtime::destroy_context(void* handle) {
 
 std::shared_ptr<Context> Runtime::current_context() const {
     return t_context != nullptr ? contexts_.get(t_context) : nullptr;
+}
+
+int32_t Runtime::current_device() const {
+    if (t_context == nullptr) {
+        return -1;
+    }
+    uint64_t ended = contexts_ended_.load(std::memory_order_acquire);
+    if (t_found.context != t_context || t_found.ended != ended) {
+        auto context = current_context();
+        t_found = {t_context, ended, context ? context->device->index : -1};
+    }
+    return t_found.device;
 }
 
 void* Runtime::current_context_handle() const { return current_context() ? t_context : nullptr; }

@@ -77,6 +77,8 @@ public:
     // The calling thread's context, or null.
     std::shared_ptr<Context> current_context() const;
     void* current_context_handle() const;
+    // The device of that context, or -1. For every call: it looks the context up only when some context has ended since.
+    int32_t current_device() const;
     int32_t set_current_context(void* handle);
 
     int32_t create_stream(void** handle, uint32_t priority, uint32_t flags);
@@ -132,6 +134,7 @@ private:
     };
     std::vector<Slot> devices_;
     HandleTable<Context> contexts_{HandleKind::Context};
+    std::atomic<uint64_t> contexts_ended_{1};
     HandleTable<Stream> streams_{HandleKind::Stream};
     std::atomic<int32_t> next_stream_id_{0};
 

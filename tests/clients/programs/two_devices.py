@@ -82,6 +82,45 @@ call("aclrtMemcpyAsync", second, *arguments)
 call("aclrtSynchronizeStream", second_stream)
 saw["after the other's event"] = copy_out(second, SIZE) == b"a" * SIZE
 
+# Work in a stream of the other device, or with its events, is refused; waiting for its event is not.
+mine = event()
+call("aclrtRecordEvent", mine, second_stream)
+status = c_int32()
+in_streams: dict[str, tuple[Any, ...]] = {
+    "aclrtMemsetAsync": (second, c_size_t(8), c_int32(0), c_size_t(8), first_stream),
+    "aclrtMemcpyAsync": (second, c_size_t(8), second, c_size_t(8), c_int32(DEVICE_TO_DEVICE), first_stream),
+    "aclrtRecordEvent": (mine, first_stream),
+    "aclrtResetEvent": (mine, first_stream),
+    "aclrtStreamWaitEvent": (first_stream, mine),
+    "aclrtStreamQuery": (first_stream, byref(status)),
+    "aclrtSynchronizeStream": (first_stream,),
+    "aclrtSynchronizeStreamWithTimeout": (first_stream, c_int32(1000)),
+    "aclrtDestroyStream": (first_stream,),
+}
+saw["the other's stream"] = {name: attempt(name, *arguments) for name, arguments in in_streams.items()}
+saw["the other's event"] = {
+    name: attempt(name, ready, second_stream) for name in ("aclrtRecordEvent", "aclrtResetEvent")
+}
+saw["waits for it"] = attempt("aclrtStreamWaitEvent", second_stream, ready)
+
+
+def without_device() -> None:
+    memory, stream, made = c_void_p(), c_void_p(), c_void_p()
+    calls: dict[str, tuple[Any, ...]] = in_streams | {
+        "aclrtMalloc": (byref(memory), c_size_t(8), c_uint32(0)),
+        "aclrtMemcpy": (second, c_size_t(8), second, c_size_t(8), c_int32(DEVICE_TO_DEVICE)),
+        "aclrtMemset": (second, c_size_t(8), c_int32(0), c_size_t(8)),
+        "aclrtCreateStream": (byref(stream),),
+        "aclrtCreateEvent": (byref(made),),
+        "aclrtSynchronizeDevice": (),
+    }
+    saw["without a device"] = {name: attempt(name, *arguments) for name, arguments in calls.items()}
+
+
+thread = threading.Thread(target=without_device)
+thread.start()
+thread.join()
+
 # A thread has a device of its own.
 others: list[int] = []
 
