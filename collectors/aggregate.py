@@ -14,7 +14,7 @@ from collectors import names
 from collectors.interference import Interference
 from collectors.names import Metric
 from collectors.sinks import Labels, Sample, Sink
-from probes.events import Event, Losses, RequestTiming, Step, StepBegin
+from probes.events import Event, HostDelay, Losses, RequestTiming, Step, StepBegin
 
 _RECORDS: Final = frozenset({"steps_sent", "steps_received"})
 """Kinds in `Losses.counts` that count what was delivered."""
@@ -60,6 +60,7 @@ class Aggregator:
             Sample(names.SLO_OBJECTIVE, (), ttft_objective),
         )
         self._interference = Interference(self._decided, settle_ns=settle_ns, device_of=device_of)
+        self._comms: dict[int, str] = {}
         self._late = 0
         self._losses: dict[tuple[str, str], int] = {}
         self.connected = False
@@ -72,6 +73,8 @@ class Aggregator:
                 self._interference.begin(event)
             case RequestTiming():
                 self._request(event)
+            case HostDelay():
+                self._host(event)
             case Losses():
                 self._losses = self._losses | {(event.source, kind): n for kind, n in event.counts.items()}
 
@@ -124,6 +127,19 @@ class Aggregator:
         self._interference.step(step)
         for sink in self._sinks:
             sink.step(step)
+
+    def _host(self, delay: HostDelay) -> None:
+        comm = delay.comm
+        if delay.tid is None:
+            self._comms[delay.pid] = comm
+        else:
+            comm = self._comms.get(delay.pid, comm)  # not the thread's name: series of a process share it
+        labels = (str(delay.pid), comm, "process" if delay.tid is None else "launcher")
+        self._add(names.HOST_RUNQUEUE, labels, delay.runqueue_us / 1e6)
+        self._add(names.HOST_CPU, labels, delay.cpu_us / 1e6)
+        for kind, waited in (("blkio", delay.blkio_us), ("swapin", delay.swapin_us)):
+            if waited is not None:
+                self._add(names.HOST_IO, (*labels, kind), waited / 1e6)
 
     def _decided(self, step: Step, disturbed: bool) -> None:
         labels = (str(step.pid), step.comm, "true" if disturbed else "false")

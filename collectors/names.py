@@ -30,6 +30,7 @@ ATTRIBUTES: Final[dict[str, str]] = {
     "source": "flexnpu.source",
     "device": "flexnpu.device",
     "lane": "flexnpu.lane",
+    "scope": "flexnpu.host.scope",
     "session": "flexnpu.session",
     "policy": "flexnpu.gate.policy",
     "soc": "flexnpu.soc",
@@ -230,6 +231,36 @@ LATE_PREFILLS: Final = Metric(
     (),
     "flexnpu.interference.late_prefills",
     "{step}",
+)
+
+# From the host's scheduler, by the tracer.
+
+_SCOPE_HELP: Final = "scope: launcher (the threads that launch) or process (all threads)."
+HOST_RUNQUEUE: Final = Metric(
+    "flexnpu_host_runqueue_wait_seconds_total",
+    "counter",
+    f"Time for which threads were runnable and had no CPU. Long waits of launchers make steps longer "
+    f"as a slow NPU would. {_SCOPE_HELP}",
+    (*_PROCESS, "scope"),
+    "flexnpu.host.runqueue_wait",
+    "s",
+)
+HOST_CPU: Final = Metric(
+    "flexnpu_host_cpu_seconds_total",
+    "counter",
+    f"Time for which threads ran on a CPU. {_SCOPE_HELP}",
+    (*_PROCESS, "scope"),
+    "flexnpu.host.cpu",
+    "s",
+)
+HOST_IO: Final = Metric(
+    "flexnpu_host_io_wait_seconds_total",
+    "counter",
+    "Time for which threads waited. kind: blkio (block devices) or swapin (pages from swap). Absent while "
+    f"the kernel does not count it (sysctl kernel.task_delayacct). {_SCOPE_HELP}",
+    (*_PROCESS, "scope", "kind"),
+    "flexnpu.host.io_wait",
+    "s",
 )
 
 # From the tracer.
@@ -456,5 +487,6 @@ METRICS: Final[tuple[Metric, ...]] = tuple(
 EVENT_METRICS: Final = (
     *(TTFT, SECOND_TOKEN, TOKEN_INTERVAL, TPOT, REQUEST_DURATION, REQUESTS, SLO_REQUESTS, SLO_GOOD),
     *(STEPS, STEP_TOKENS, STEPS_UNSIZED, LAUNCHES, STEP_DURATION, DECODE_STEP, LATE_PREFILLS),
+    *(HOST_RUNQUEUE, HOST_CPU, HOST_IO),
 )
 """Fed event by event; the others are read off at the time of a scrape."""

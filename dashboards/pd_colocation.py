@@ -195,6 +195,27 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     "none",
                     [(_ratio(names.LAUNCHES, names.STEPS, _BY), _BY_LEGEND)],
                 ),
+                _panel(
+                    "Run-queue wait of the launching threads",
+                    f"{names.HOST_RUNQUEUE.help} As a share of time, which all threads of a process together "
+                    "may exceed.",
+                    "percentunit",
+                    [
+                        (rate(names.HOST_RUNQUEUE.name, _SELECT), "{{scope}} {{comm}} {{pid}}"),
+                    ],
+                ),
+                _panel(
+                    "CPU of the launching threads",
+                    names.HOST_CPU.help,
+                    "percentunit",
+                    [(rate(names.HOST_CPU.name, _SELECT), "{{scope}} {{comm}} {{pid}}")],
+                ),
+                _panel(
+                    "Waits for block devices and swap",
+                    names.HOST_IO.help,
+                    "percentunit",
+                    [(rate(names.HOST_IO.name, _SELECT), "{{kind}} {{scope}} {{comm}} {{pid}}")],
+                ),
             ],
         ),
         (

@@ -1,7 +1,9 @@
-"""What the probes publish: a `Step` a model step, a `RequestTiming` a streamed request, and `Losses`.
+"""What the probes publish: a `Step` a model step, a `RequestTiming` a streamed request, `HostDelay`, and
+`Losses`.
 
 Every event has one JSON form, a single line with ``"v"`` (the version of the form, `VERSION`) and
-``"type"`` (``step``, ``begin``, ``request`` or ``losses``). A reader ignores fields that it does not know, so
+``"type"`` (``step``, ``begin``, ``request``, ``host`` or
+``losses``). A reader ignores fields that it does not know, so
 fields may be added without a new version. A measurement that could not be made is ``null``, never zero.
 
 All times are nanoseconds of CLOCK_MONOTONIC on the traced machine (Python's `time.monotonic_ns`), so
@@ -143,6 +145,33 @@ class RequestTiming(_Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class HostDelay(_Event):
+    """What the host made a process, or one of its launching threads, wait for during an interval.
+
+    All threads of a process together may wait longer than the interval. See `taskstats`.
+    """
+
+    type: ClassVar[str] = "host"
+
+    t_ns: _NonNegative
+    """End of the interval."""
+    pid: _NonNegative
+    comm: str
+    """Name of the process, or of the thread."""
+    tid: _NonNegative | None
+    """The thread, one that launches; None for the whole process, its other threads included."""
+    interval_us: _Microseconds
+    cpu_us: _Microseconds
+    """Time on a CPU."""
+    runqueue_us: _Microseconds
+    """Time runnable without a CPU."""
+    blkio_us: _Microseconds | None = None
+    """Time waiting for block devices; None where the kernel does not count it."""
+    swapin_us: _Microseconds | None = None
+    """Time waiting for pages from swap; None where the kernel does not count it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Losses(_Event):
     """What a tracer could not deliver or decide, counted since it started.
 
@@ -158,12 +187,13 @@ class Losses(_Event):
     counts: dict[str, _NonNegative]
 
 
-Event = Step | StepBegin | RequestTiming | Losses
+Event = Step | StepBegin | RequestTiming | HostDelay | Losses
 
-_TYPES: dict[str, type[Step] | type[StepBegin] | type[RequestTiming] | type[Losses]] = {
+_TYPES: dict[str, type[Event]] = {
     "step": Step,
     "begin": StepBegin,
     "request": RequestTiming,
+    "host": HostDelay,
     "losses": Losses,
 }
 

@@ -436,6 +436,10 @@ class Tracer:
     def targets(self) -> list[Target]:
         return list(self._targets.values())
 
+    def threads(self, pid: int) -> list[int]:
+        """Ids of the threads of `pid` that have called a probed function, as far as the kernel side knows."""
+        return sorted(key.value & 0xFFFFFFFF for key in self._bpf[b"threads"] if key.value >> 32 == pid)
+
     def attach(self, pid: int) -> Target:
         """Place the probes in process `pid`, which goes on running.
 

@@ -16,6 +16,7 @@ from probes.events import Event, Losses, RequestTiming
 from probes.finder import Finder
 from probes.plan import FUNNELS
 from probes.selection import Selection
+from probes.taskstats import HostDelays
 from probes.tracer import Tracer, check, uses_npu
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class Live:
                 )
             self.tracer = self._stack.enter_context(Tracer(on_event, begins=begins, only=only))
             self._wire = self._stack.enter_context(self._make_wire()) if wire else None
+            self.delays = self._stack.enter_context(HostDelays())
+            if self.delays.why:
+                note(f"run-queue waits are read from /proc: {self.delays.why}")
             for pid in wanted:
                 self._attach(pid, required=pid in selection.pids)
             self._stack = self._stack.pop_all()
@@ -123,6 +127,7 @@ class Live:
         """
         begun = time.monotonic()
         next_tick = begun + interval
+        self._sample()
         while not stop.requested:
             now = time.monotonic()
             if duration is not None and now - begun >= duration:
@@ -138,7 +143,14 @@ class Live:
                 on_poll()
             if now >= next_tick:
                 next_tick = max(next_tick + interval, now)
+                self._sample()
                 on_tick(self.tracer.losses(), now)
+
+    def _sample(self) -> None:
+        """Publish what the host made the processes wait for in the interval."""
+        threads = {target.pid: self.tracer.threads(target.pid) for target in self.tracer.targets}
+        for event in self.delays.sample(threads):
+            self._on_event(event)
 
     def _follow(self) -> None:
         attached = {target.pid: self._since[target.pid] for target in self.tracer.targets}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flexnpu.control.messages import DaemonStatus, GateStatus, LaneStatus, SessionStatus
-from probes.events import Event, Losses, Phase, RequestTiming, Step, StepBegin
+from probes.events import Event, HostDelay, Losses, Phase, RequestTiming, Step, StepBegin
 
 MS = 1_000_000
 S = 1_000 * MS
@@ -98,6 +98,8 @@ def second(now: int, *, ttft_ms: int = 50, flood: bool = True) -> Iterator[Event
     first = now - 500 * MS
     yield request(first - ttft_ms * MS, [first + i * 20 * MS for i in range(16)], now - 100 * MS)
     yield request(first - 300 * MS, [first, first + 30 * MS], first + 40 * MS, pid=2, comm="flood")
+    yield HostDelay(now, 1, "chat", None, 1e6, 800e3, 300e3, 20e3, 0.0)
+    yield HostDelay(now, 1, "launcher", 7, 1e6, 600e3, 200e3, 10e3, 0.0)
     yield Losses(t_ns=now, source="steps", counts={"steps_sent": 40, "steps_lost": 0, "unclassified": 1})
     yield Losses(t_ns=now, source="wire", counts={"wire_lost": 0, "wire_truncated_bytes": 5})
 
