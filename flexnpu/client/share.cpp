@@ -2,30 +2,25 @@
 #include <cstring>
 
 #include "acl.gen.h"
-#include "flexnpu/client/error.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/question.hpp"
 
 namespace acl = flexnpu::acl;
 namespace wire = flexnpu::wire;
 using flexnpu::client::Channel;
 using flexnpu::client::DeviceRange;
 using flexnpu::client::fail;
+using flexnpu::client::number;
 using flexnpu::client::Session;
 using Call = wire::Share::Call;
 
 namespace {
 
-uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
-
 // Asks; the answer's words stay in the channel. Whose the address or the handle `named` is, the same answers for it; without one, and for keys,
 // the thread's device does.
-aclError ask(wire::Share& w, Call call, Channel** channel, uint64_t named = 0) {
+aclError ask(const wire::Share& w, Call call, Channel** channel, uint64_t named = 0) {
     Session* holder = named ? Session::holder(named) : nullptr;
     *channel = holder ? holder->mine() : Session::channel();
-    if (!*channel) return flexnpu::client::last_error();
-    w.call = call;
-    if (w.address) w.address ^= (*channel)->session().tag();
-    return (*channel)->call(wire::Kind::share, w);
+    return flexnpu::client::question(*channel, wire::Kind::share, w, call);
 }
 
 aclError take_key(const char* function, const char* key, wire::Share* w) {

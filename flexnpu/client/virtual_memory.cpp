@@ -1,30 +1,25 @@
 // Virtual memory: reserved addresses, physical memory, mapping. The daemon holds both; here is only what the process must know itself.
 #include "acl.gen.h"
-#include "flexnpu/client/error.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/question.hpp"
 
 namespace acl = flexnpu::acl;
 namespace wire = flexnpu::wire;
 using flexnpu::client::Channel;
 using flexnpu::client::DeviceRange;
 using flexnpu::client::fail;
+using flexnpu::client::number;
 using flexnpu::client::Session;
 using Call = wire::VirtualMemory::Call;
 
 namespace {
 
-uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
-
 // Asks; the answer's word goes to *out, and whom it asked to *asked. Whose an address or a handle is, the same answers for it; without one the
 // thread's device does, or any: torch_npu tries whether addresses can be reserved before it chooses a device. `at` if a device was named instead.
-aclError ask(wire::VirtualMemory v, Call call, uint64_t* out = nullptr, Session** asked = nullptr, Session* at = nullptr) {
+aclError ask(const wire::VirtualMemory& v, Call call, uint64_t* out = nullptr, Session** asked = nullptr, Session* at = nullptr) {
     const uint64_t named = v.address ? v.address : v.handle;
     Session* holder = at ? at : named ? Session::holder(named) : Session::any();
     Channel* c = holder ? holder->mine() : Session::any_channel();
-    if (!c) return flexnpu::client::last_error();
-    v.call = call;
-    if (v.address) v.address ^= c->session().tag();
-    if (int32_t e = c->call(wire::Kind::virtual_memory, v)) return e;
+    if (aclError e = flexnpu::client::question(c, wire::Kind::virtual_memory, v, call)) return e;
     if (out) *out = c->words()[0];
     if (asked) *asked = &c->session();
     return 0;

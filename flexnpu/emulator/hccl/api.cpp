@@ -63,6 +63,18 @@ std::shared_ptr<Communicator> find(const char* function, HcclComm handle, int32_
     return comm;
 }
 
+int32_t ask(const char* function, HcclComm handle, const uint32_t Communicator::* what, uint32_t* out) {
+    int32_t result = types::SUCCESS;
+    auto comm = find(function, handle, &result);
+    if (comm && out == nullptr) {
+        return refuse(types::E_PTR, "%s: the output is null", function);
+    }
+    if (comm) {
+        *out = (*comm).*what;
+    }
+    return result;
+}
+
 // ---- making communicators ----
 
 struct Options {
@@ -236,6 +248,22 @@ public:
         return *this;
     }
 
+    // One piece a rank, from counts and displacements in elements.
+    Check& pieces(const void* counts, const void* displacements, int32_t dtype, std::vector<Part::Piece>* out) {
+        given(counts).given(displacements);
+        for (uint32_t r = 0; result_ == 0 && r < ranks(); ++r) {
+            uint64_t count = 0, displacement = 0;
+            std::memcpy(&count, static_cast<const char*>(counts) + r * 8, 8);
+            std::memcpy(&displacement, static_cast<const char*>(displacements) + r * 8, 8);
+            if (count > kMostElements || displacement > kMostElements) {
+                result_ = refuse(types::E_PARA, "%s: a count is too large", function_);
+                break;
+            }
+            out->push_back({displacement * types::element_size(dtype), count * types::element_size(dtype)});
+        }
+        return *this;
+    }
+
     int32_t result() const { return result_; }
     const std::shared_ptr<Communicator>& comm() const { return comm_; }
     uint32_t ranks() const { return comm_->ranks; }
@@ -248,20 +276,6 @@ private:
 
 int32_t queue(Check& check, Op op, Part part, aclrtStream stream) {
     return queue_task(emu::hccl::make_collective(check.comm(), op, std::move(part)), stream);
-}
-
-// Pieces of `n` ranks from counts and displacements in elements. False when they overflow.
-bool pieces(const void* counts, const void* displacements, uint64_t size, uint32_t n, std::vector<Part::Piece>* out) {
-    for (uint32_t r = 0; r < n; ++r) {
-        uint64_t count = 0, displacement = 0;
-        std::memcpy(&count, static_cast<const char*>(counts) + r * 8, 8);
-        std::memcpy(&displacement, static_cast<const char*>(displacements) + r * 8, 8);
-        if (count > kMostElements || displacement > kMostElements) {
-            return false;
-        }
-        out->push_back({displacement * size, count * size});
-    }
-    return true;
 }
 
 uint64_t end_of(const std::vector<Part::Piece>& pieces) {
@@ -291,6 +305,39 @@ int32_t all_to_all(Check& check, const void* send, const void* recv, std::vector
     part.out = std::move(out);
     part.in = std::move(in);
     return queue(check, Op::AllToAll, std::move(part), stream);
+}
+
+// This rank's `bytes` to all; theirs as `in` says. `count`: of each rank, where all have as many elements.
+int32_t all_gather(Check& check, const void* send, uint64_t bytes, void* recv, std::vector<Part::Piece> in, int32_t dtype, uint64_t count,
+                   aclrtStream stream) {
+    if (check.memory(send, bytes).memory(recv, end_of(in)).result()) {
+        return check.result();
+    }
+    Part part;
+    part.dtype = dtype;
+    part.count = count;
+    part.send = static_cast<const char*>(send);
+    part.recv = static_cast<char*>(recv);
+    part.out.push_back({0, bytes});
+    part.in = std::move(in);
+    return queue(check, Op::AllGather, std::move(part), stream);
+}
+
+// The other way round: this rank gets `bytes`, reduced over what all have for it.
+int32_t reduce_scatter(Check& check, const void* send, std::vector<Part::Piece> out, void* recv, uint64_t bytes, int32_t dtype, int32_t how,
+                       uint64_t count, aclrtStream stream) {
+    if (check.memory(recv, bytes).memory(send, end_of(out)).result()) {
+        return check.result();
+    }
+    Part part;
+    part.dtype = dtype;
+    part.reduce = how;
+    part.count = count;
+    part.send = static_cast<const char*>(send);
+    part.recv = static_cast<char*>(recv);
+    part.out = std::move(out);
+    part.in.assign(check.ranks(), {0, bytes});
+    return queue(check, Op::ReduceScatter, std::move(part), stream);
 }
 
 int32_t reduction(const char* function, Op op, void* send, void* recv, uint64_t count, int32_t dtype, int32_t how, uint32_t root,
@@ -476,29 +523,8 @@ int32_t HcclGetCommName(HcclComm handle, char* name) {
     return types::SUCCESS;
 }
 
-int32_t HcclGetRankSize(HcclComm handle, uint32_t* ranks) {
-    int32_t result = types::SUCCESS;
-    auto comm = find("HcclGetRankSize", handle, &result);
-    if (comm && ranks == nullptr) {
-        return refuse(types::E_PTR, "HcclGetRankSize: the output is null");
-    }
-    if (comm) {
-        *ranks = comm->ranks;
-    }
-    return result;
-}
-
-int32_t HcclGetRankId(HcclComm handle, uint32_t* rank) {
-    int32_t result = types::SUCCESS;
-    auto comm = find("HcclGetRankId", handle, &result);
-    if (comm && rank == nullptr) {
-        return refuse(types::E_PTR, "HcclGetRankId: the output is null");
-    }
-    if (comm) {
-        *rank = comm->rank;
-    }
-    return result;
-}
+int32_t HcclGetRankSize(HcclComm handle, uint32_t* ranks) { return ask("HcclGetRankSize", handle, &Communicator::ranks, ranks); }
+int32_t HcclGetRankId(HcclComm handle, uint32_t* rank) { return ask("HcclGetRankId", handle, &Communicator::rank, rank); }
 
 int32_t HcclGetCommAsyncError(HcclComm handle, int32_t* error) {
     int32_t result = types::SUCCESS;
@@ -590,77 +616,39 @@ int32_t HcclBroadcast(void* buffer, uint64_t count, HcclDataType type, uint32_t 
 int32_t HcclAllGather(void* send, void* recv, uint64_t count, HcclDataType type, HcclComm handle, aclrtStream stream) {
     const uint64_t bytes = count * types::element_size(type);
     Check check("HcclAllGather", handle);
-    if (check.type(type, count).memory(send, bytes).result() || check.memory(recv, bytes * check.ranks()).result()) {
+    if (check.type(type, count).result()) {
         return check.result();
     }
-    Part part;
-    part.dtype = type;
-    part.count = count;
-    part.send = static_cast<const char*>(send);
-    part.recv = static_cast<char*>(recv);
-    part.out.push_back({0, bytes});
-    part.in = even(check.ranks(), bytes);
-    return queue(check, Op::AllGather, std::move(part), stream);
+    return all_gather(check, send, bytes, recv, even(check.ranks(), bytes), type, count, stream);
 }
 
 int32_t HcclAllGatherV(void* send, uint64_t count, void* recv, const void* counts, const void* displacements, HcclDataType type,
                        HcclComm handle, aclrtStream stream) {
-    const uint64_t size = types::element_size(type);
     Check check("HcclAllGatherV", handle);
-    if (check.type(type, count).given(counts).given(displacements).memory(send, count * size).result()) {
+    std::vector<Part::Piece> in;
+    if (check.type(type, count).pieces(counts, displacements, type, &in).result()) {
         return check.result();
     }
-    Part part;
-    part.dtype = type;
-    part.send = static_cast<const char*>(send);
-    part.recv = static_cast<char*>(recv);
-    part.out.push_back({0, count * size});
-    if (!pieces(counts, displacements, size, check.ranks(), &part.in)) {
-        return refuse(types::E_PARA, "HcclAllGatherV: a count is too large");
-    }
-    if (check.memory(recv, end_of(part.in)).result()) {
-        return check.result();
-    }
-    return queue(check, Op::AllGather, std::move(part), stream);
+    return all_gather(check, send, count * types::element_size(type), recv, std::move(in), type, 0, stream);
 }
 
 int32_t HcclReduceScatter(void* send, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op, HcclComm handle, aclrtStream stream) {
     const uint64_t bytes = count * types::element_size(type);
     Check check("HcclReduceScatter", handle);
-    if (check.type(type, count).reduction(type, op).memory(recv, bytes).result() || check.memory(send, bytes * check.ranks()).result()) {
+    if (check.type(type, count).reduction(type, op).result()) {
         return check.result();
     }
-    Part part;
-    part.dtype = type;
-    part.reduce = op;
-    part.count = count;
-    part.send = static_cast<const char*>(send);
-    part.recv = static_cast<char*>(recv);
-    part.out = even(check.ranks(), bytes);
-    part.in.assign(check.ranks(), {0, bytes});
-    return queue(check, Op::ReduceScatter, std::move(part), stream);
+    return reduce_scatter(check, send, even(check.ranks(), bytes), recv, bytes, type, op, count, stream);
 }
 
 int32_t HcclReduceScatterV(void* send, const void* counts, const void* displacements, void* recv, uint64_t count, HcclDataType type,
                            HcclReduceOp op, HcclComm handle, aclrtStream stream) {
-    const uint64_t size = types::element_size(type);
     Check check("HcclReduceScatterV", handle);
-    if (check.type(type, count).reduction(type, op).given(counts).given(displacements).memory(recv, count * size).result()) {
+    std::vector<Part::Piece> out;
+    if (check.type(type, count).reduction(type, op).pieces(counts, displacements, type, &out).result()) {
         return check.result();
     }
-    Part part;
-    part.dtype = type;
-    part.reduce = op;
-    part.send = static_cast<const char*>(send);
-    part.recv = static_cast<char*>(recv);
-    if (!pieces(counts, displacements, size, check.ranks(), &part.out)) {
-        return refuse(types::E_PARA, "HcclReduceScatterV: a count is too large");
-    }
-    part.in.assign(check.ranks(), {0, count * size});
-    if (check.memory(send, end_of(part.out)).result()) {
-        return check.result();
-    }
-    return queue(check, Op::ReduceScatter, std::move(part), stream);
+    return reduce_scatter(check, send, std::move(out), recv, count * types::element_size(type), type, op, 0, stream);
 }
 
 int32_t HcclScatter(void* send, void* recv, uint64_t count, HcclDataType type, uint32_t root, HcclComm handle, aclrtStream stream) {
@@ -699,14 +687,13 @@ int32_t HcclAlltoAll(const void* send, uint64_t send_count, HcclDataType send_ty
 int32_t HcclAlltoAllV(const void* send, const void* send_counts, const void* send_displacements, HcclDataType send_type, const void* recv,
                       const void* recv_counts, const void* recv_displacements, HcclDataType recv_type, HcclComm handle, aclrtStream stream) {
     Check check("HcclAlltoAllV", handle);
-    if (check.type(send_type, 0).type(recv_type, 0).given(send_counts).given(send_displacements).given(recv_counts).given(recv_displacements)
+    std::vector<Part::Piece> out, in;
+    if (check.type(send_type, 0)
+            .type(recv_type, 0)
+            .pieces(send_counts, send_displacements, send_type, &out)
+            .pieces(recv_counts, recv_displacements, recv_type, &in)
             .result()) {
         return check.result();
-    }
-    std::vector<Part::Piece> out, in;
-    if (!pieces(send_counts, send_displacements, types::element_size(send_type), check.ranks(), &out) ||
-        !pieces(recv_counts, recv_displacements, types::element_size(recv_type), check.ranks(), &in)) {
-        return refuse(types::E_PARA, "HcclAlltoAllV: a count is too large");
     }
     return all_to_all(check, send, recv, std::move(out), std::move(in), stream);
 }
