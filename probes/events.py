@@ -142,6 +142,30 @@ class RequestTiming(_Event):
     t_write_ns: _NonNegative | None = None
     """Start of the write that had the first content. From then to `t_first_ns` the kernel kept it back, for
     an acknowledgement (Nagle's algorithm) or room in the client's window."""
+    tokens: _NonNegative | None = None
+    """Tokens of the answer: what the server said in ``usage``, else its content chunks."""
+    tokens_from: Literal["usage", "chunks"] | None = None
+    prompt_tokens: _NonNegative | None = None
+    """As the server said in ``usage``."""
+    queue_us: _Microseconds | None = None
+    """Part of the TTFT that was spent before the request's own steps, and between them. This and what
+    follows is found by joining the request to steps (`join`), and None when none was seen. The four parts
+    sum to the TTFT."""
+    prefill_us: _Microseconds | None = None
+    """Part of the TTFT in the request's own prefill steps, less `gated_us`."""
+    gated_us: _Microseconds | None = None
+    """Part of the TTFT for which the daemon's gate held the lane in those steps; None without a daemon."""
+    send_us: _Microseconds | None = None
+    """Part of the TTFT from the end of the last own prefill step until the first content was sent."""
+    tpot_gated_us: _Microseconds | None = None
+    """Gate time an output token after the first; None without a daemon."""
+    first_step: _NonNegative | None = None
+    """`Step.t_start_ns` of the step that made the first token."""
+    first_step_pid: _NonNegative | None = None
+    prefill_steps: _NonNegative | None = None
+    """Steps of the prompt; several where the prefill is chunked."""
+    join_confidence: _Fraction | None = None
+    """How sure the join is (`join`)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

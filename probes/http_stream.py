@@ -8,9 +8,11 @@ understood; so are holes, since the kernel part copies a bounded prefix of every
 costs what it hid, a hole elsewhere costs the requests in flight, and both make `Exchange.complete` false.
 
 Content is what a model generated: `content_of` knows the streams of OpenAI-compatible chat, completions
-and responses, Anthropic messages, Hugging Face TGI, Ollama and llama.cpp. The role chunk has no content. An
-echoed prompt has none either: with ``"echo": true`` in the request all chunks up to the prompt's end are
-taken as echo; without it, a first chunk that holds the whole prompt of `ECHO_MIN_CHARS` or more is.
+and responses, Anthropic messages, SGLang's own, Hugging Face TGI, Ollama and llama.cpp. The role chunk has no
+content. An echoed prompt has none either: with ``"echo": true`` in the request all chunks up to the prompt's
+end are taken as echo; without it, a first chunk that holds the whole text of the last message, of the
+user's last message or of the prompt, if that has `ECHO_MIN_CHARS` or more. Tokens are what the server says in
+its usage statistics (`usage_of`).
 
 The bytes come from a network, so nothing here trusts them: no input raises, memory is bounded by the
 constants below, and the result does not depend on where the bytes were cut.
@@ -61,9 +63,14 @@ class Exchange:
     """When the server began to write the first content; `t_first` is when it was sent."""
     prompt_chars: int | None = None
     complete: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     # What follows is for the parser.
     whole: bool = True
-    prompt: str = ""
+    prompts: tuple[str, ...] = ()
+    """What an echo would repeat."""
+    text: str = ""
+    """Of a stream whose events repeat the text so far: its end."""
     echo: bool = False
     echoed: int = 0
     streamed: bool = False
@@ -427,6 +434,8 @@ class _Responses(_Half):
         if not self._owner.pending:
             raise _Malformed  # a response to nothing
         exchange = self._owner.pending[0]
+        if status == 101:
+            self._owner.count("upgraded")
         if status == 101 or (exchange.method == "CONNECT" and 200 <= status < 300):
             exchange.status = status
             self._owner.tunnel()
@@ -438,7 +447,7 @@ class _Responses(_Half):
         if exchange.method == "HEAD" or status in (204, 304):
             return _State.LENGTH, 0
         kind = fields.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
-        if kind in (b"text/event-stream", b"application/x-ndjson"):
+        if kind in (b"text/event-stream", b"application/x-ndjson", b"application/jsonl"):
             exchange.streamed = True
             if fields.get(b"content-encoding", b"identity").lower() == b"identity":
                 self._events = _Events(kind == b"text/event-stream", self._event, self._overflow)
@@ -470,12 +479,23 @@ class _Responses(_Half):
         if exchange is None or data.strip() == b"[DONE]":
             return
         try:
-            text = content_of(json.loads(data.decode("utf-8", "replace")))
+            event = json.loads(data.decode("utf-8", "replace"))
+            text = content_of(event)
         except (ValueError, RecursionError):
             # Not what a model server sends; it may have been content.
             exchange.whole = False
             self._owner.count("events_unread")
             return
+        usage = usage_of(event)
+        if usage[0] is not None:
+            exchange.prompt_tokens = usage[0]
+        if usage[1] is not None:
+            exchange.completion_tokens = usage[1]
+        if isinstance(event, dict) and "meta_info" in event:
+            # SGLang's own stream repeats the text so far, unless it was told not to: only its end tells.
+            tail, exchange.text = exchange.text, f"{len(text)} {text[-64:]}"
+            if tail == exchange.text:
+                return
         if not text or _is_echo(exchange, text):
             return
         if exchange.t_first is None:
@@ -540,7 +560,7 @@ class HttpStream:
         self.counts[what] = self.counts.get(what, 0) + 1
 
     def finish(self, exchange: Exchange) -> None:
-        exchange.prompt = ""
+        exchange.prompts, exchange.text = (), ""
         if exchange.method:
             self._on_exchange(exchange)
 
@@ -579,18 +599,17 @@ class HttpStream:
 
 def _is_echo(exchange: Exchange, text: str) -> bool:
     """Whether a chunk repeats the prompt (the module's docstring has the rule)."""
-    prompt = exchange.prompt
-    if not prompt or exchange.chunks:
+    if exchange.chunks:
         return False
-    if exchange.echo:
-        if prompt.startswith(text, exchange.echoed):
-            exchange.echoed += len(text)
-            return True
-        return False
-    if exchange.echoed == 0 and len(prompt) >= ECHO_MIN_CHARS and prompt in text:
-        exchange.echoed = len(text)
-        # More than a chat template's few words behind the prompt is new text.
-        return len(text) - text.rfind(prompt) - len(prompt) <= ECHO_MIN_CHARS
+    for prompt in exchange.prompts:
+        if exchange.echo:
+            if prompt.startswith(text, exchange.echoed):
+                exchange.echoed += len(text)
+                return True
+        elif exchange.echoed == 0 and len(prompt) >= ECHO_MIN_CHARS and prompt in text:
+            exchange.echoed = len(text)
+            # More than a chat template's few words behind the prompt is new text.
+            return len(text) - text.rfind(prompt) - len(prompt) <= ECHO_MIN_CHARS
     return False
 
 
@@ -616,17 +635,54 @@ def read_prompt(exchange: Exchange, body: bytes) -> None:
     if not isinstance(request, dict):
         return
     texts: list[str] = []
-    for key in ("system", "messages", "prompt", "input", "inputs"):
+    for key in ("system", "messages", "prompt", "input", "inputs", "text"):
         if key in request:
             texts += _texts(request[key])
-    if texts:
-        exchange.prompt_chars = sum(map(len, texts))
-        exchange.prompt = texts[-1].strip() if request.get("echo") is not True else texts[-1]
-        exchange.echo = request.get("echo") is True
+    if not texts:
+        return
+    exchange.prompt_chars = sum(map(len, texts))
+    exchange.echo = request.get("echo") is True
+    last = [texts[-1]]
+    messages = request.get("messages")
+    for message in reversed(messages if isinstance(messages, list) else []):
+        if isinstance(message, dict) and message.get("role") == "user":
+            last += _texts(message)[-1:]
+            break
+    exchange.prompts = tuple(
+        dict.fromkeys(text for text in (t if exchange.echo else t.strip() for t in last) if text)
+    )
 
 
 def _filled(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _count(usage: Any, *names: str) -> int | None:
+    for name in names:
+        value = usage.get(name) if isinstance(usage, dict) else None
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
+            return value
+    return None
+
+
+def usage_of(event: Any) -> tuple[int | None, int | None]:
+    """Tokens of the prompt and of the answer so far, as far as one event of a stream says them."""
+    if not isinstance(event, dict):
+        return None, None
+    usage = event.get("usage") or event.get("meta_info") or event.get("details")
+    for outer in ("message", "response"):  # Anthropic's message_start; OpenAI's response.completed
+        inner = event.get(outer)
+        if not usage and isinstance(inner, dict):
+            usage = inner.get("usage")
+    if isinstance(usage, dict):
+        return (
+            _count(usage, "prompt_tokens", "input_tokens"),
+            _count(usage, "completion_tokens", "output_tokens", "generated_tokens"),
+        )
+    return (  # Ollama, llama.cpp
+        _count(event, "prompt_eval_count", "tokens_evaluated"),
+        _count(event, "eval_count", "tokens_predicted"),
+    )
 
 
 def content_of(event: Any) -> str:
@@ -649,9 +705,11 @@ def content_of(event: Any) -> str:
     token = event.get("token")
     if isinstance(token, dict):  # TGI
         return "" if token.get("special") is True else _filled(token.get("text"))
+    if isinstance(event.get("meta_info"), dict):  # SGLang's /generate
+        return _filled(event.get("text"))
     message = event.get("message")
     if isinstance(message, dict):  # Ollama chat
-        return _filled(message.get("content"))
+        return _filled(message.get("content")) + _filled(message.get("thinking"))
     return _filled(event.get("content")) or _filled(event.get("response"))  # llama.cpp; Ollama generate
 
 
@@ -661,11 +719,15 @@ def _choice(choice: Any) -> str:
     text = _filled(choice.get("text"))
     delta = choice.get("delta")
     if isinstance(delta, dict):
-        for key in ("content", "reasoning_content", "reasoning"):
+        for key in ("content", "reasoning_content", "reasoning", "refusal"):
             text += _filled(delta.get(key))
         calls = delta.get("tool_calls")
-        for call in calls if isinstance(calls, list) else []:
-            function = call.get("function") if isinstance(call, dict) else None
+        functions = (
+            [call.get("function") for call in calls if isinstance(call, dict)]
+            if isinstance(calls, list)
+            else []
+        )
+        for function in (*functions, delta.get("function_call")):
             if isinstance(function, dict):
                 text += _filled(function.get("name")) + _filled(function.get("arguments"))
     return text

@@ -15,12 +15,12 @@ a request's `t_read_ns` and `t_write_ns` in any case. Data kept back by TCP_CORK
 dated by the write.
 
 Limits. TLS, HTTP/2 and io_uring are out of scope: connections that do not begin with an HTTP/1 method are
-counted (``wire_unsupported``), traffic through io_uring makes no syscall and is not seen at all. A
-connection that was open before the tracer is picked up at its next request; a read in which a thread
-already waited when the tracer attached is not seen, so a thread-per-connection server may miss the first
-request of each such connection. Connections closed by close_range or replaced by dup2 are noticed when
-their fd is accepted again. Without root, or with tracefs unmounted and unmountable, there is a `WireError`
-that says what is missing.
+counted, TLS and HTTP/2 by their names, and never guessed at; traffic through io_uring makes no syscall and
+is not seen at all. A connection that was open before the tracer is picked up at its next request; a read in
+which a thread already waited when the tracer attached is not seen, so a thread-per-connection server may
+miss the first request of each such connection. Connections closed by close_range or replaced by dup2 are
+noticed when their fd is accepted again. Without root, or with tracefs unmounted and unmountable, there is a
+`WireError` that says what is missing.
 
 Overhead. While attached, every traced syscall of every process on the machine runs a BPF program that looks
 its process up in a hash; a traced process pays two to three look-ups a read or write, and on its HTTP
@@ -33,7 +33,10 @@ Losses, as delivered to `on_loss` and published as ``Losses(source="wire")``:
     wire_connections_lost   connections not followed, too many at once
     wire_unreadable_bytes   bytes that the kernel could not copy (paged out)
     wire_truncated_bytes    bytes beyond the copy limit of a call; a request's long prompt mostly
-    wire_unsupported        accepted connections that do not speak HTTP/1 (TLS, HTTP/2)
+    wire_tls                accepted connections that begin with a TLS handshake
+    wire_http2              accepted connections that begin with HTTP/2's preface
+    wire_unsupported        accepted connections that do not speak HTTP/1 otherwise
+    wire_upgraded           connections that left HTTP/1 after an upgrade (WebSocket, HTTP/2)
     wire_desyncs            holes that hid the start of a message; the connection's open requests are cut
     wire_malformed          connections given up because they did not follow HTTP
     wire_opaque_streams     event streams not read because they were compressed
@@ -63,6 +66,7 @@ from typing import Any, Final, Literal, Self
 from probes import events, headers
 from probes.btf import member_offsets
 from probes.http_stream import Exchange, HttpStream
+from probes.join import Other
 
 SOURCE: Final = Path(__file__).with_name("bpf") / "wire.c"
 TRACEFS: Final = Path("/sys/kernel/tracing")
@@ -100,8 +104,10 @@ _KERNEL_LOSSES: Final = (
     "wire_unreadable_bytes",
     "wire_truncated_bytes",
     "wire_unsupported",
+    "wire_tls",
+    "wire_http2",
 )
-_STREAM_LOSSES: Final = ("desyncs", "malformed", "opaque_streams", "events_unread")
+_STREAM_LOSSES: Final = ("upgraded", "desyncs", "malformed", "opaque_streams", "events_unread")
 
 _REPORT_S: Final = 1.0
 
@@ -243,7 +249,7 @@ class _Connection:
 
     def _feed(self, direction: int, part: _Slice) -> None:
         feed = self.stream.received if direction == _IN else self.stream.sent
-        # A stream is sent in order, but word of a sending may overtake the record of a write that began before.
+        # A stream is sent in order; word of a sending may overtake the record of a write that began before.
         self._last[direction] = part.t = max(part.t, self._last[direction])
         missing = part.offset - self._expected[direction]
         if missing > 0:
@@ -385,6 +391,14 @@ class WireTracer:
                 with contextlib.suppress(KeyError):
                     del table[key]
 
+    def open_requests(self) -> list[Other]:
+        """The requests that are running: arrived, and not yet answered in full."""
+        return [
+            Other(pid, exchange.t_arrival, exchange.t_write)
+            for (pid, _), (_, connection) in self._connections.items()
+            for exchange in connection.stream.pending
+        ]
+
     # Records.
 
     def poll(self, timeout_ms: int = 100) -> int:
@@ -522,6 +536,11 @@ class WireTracer:
 
 def timing(pid: int, comm: str, fd: int, exchange: Exchange) -> events.RequestTiming:
     """The published form of an exchange."""
+    source: Literal["usage", "chunks"] | None = "usage"
+    tokens = exchange.completion_tokens
+    if tokens is None:
+        tokens = len(exchange.chunks) or None
+        source = None if tokens is None else "chunks"
     return events.RequestTiming(
         pid=pid,
         comm=comm,
@@ -536,4 +555,7 @@ def timing(pid: int, comm: str, fd: int, exchange: Exchange) -> events.RequestTi
         complete=exchange.complete,
         t_read_ns=exchange.t_read,
         t_write_ns=exchange.t_write,
+        tokens=tokens,
+        tokens_from=source,
+        prompt_tokens=exchange.prompt_tokens,
     )

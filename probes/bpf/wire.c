@@ -27,7 +27,7 @@ struct user_msg { u64 name; u32 name_len; u32 pad; u64 iov; u64 iov_len; };
 enum { KIND_OPEN = 1, KIND_DATA, KIND_CLOSE, KIND_SENT };
 enum { FRESH, HTTP, OTHER };
 // Keep in step with wire.py.
-enum { LOST_RECORDS, LOST_CALLS, LOST_CONNECTIONS, UNREADABLE_BYTES, TRUNCATED_BYTES, UNSUPPORTED, N_LOSSES };
+enum { LOST_RECORDS, LOST_CALLS, LOST_CONNECTIONS, UNREADABLE_BYTES, TRUNCATED_BYTES, UNSUPPORTED, TLS, HTTP2, N_LOSSES };
 
 struct call {
     u64 start;
@@ -257,25 +257,30 @@ static __always_inline void emit_data(u64 id, struct call *call, struct connecti
     }
 }
 
-// Whether bytes begin like an HTTP/1 request.
-static __always_inline int is_request(struct call *call, u64 total)
+// What bytes begin like: 0 an HTTP/1 request, else what they are counted as.
+static __always_inline int looks_like(struct call *call, u64 total)
 {
     u64 at = call->addr;
     if (call->vector) {
         struct user_iovec v = {};
         if (bpf_probe_read_user(&v, sizeof(v), (void *)at))
-            return 0;
+            return UNSUPPORTED;
         at = v.base;
         if (v.len < total)
             total = v.len;
     }
     char b[4] = {};
     if (total < 4 || bpf_probe_read_user(b, sizeof(b), (void *)at))
-        return 0;
-    return (b[0] == 'P' && b[1] == 'O' && b[2] == 'S' && b[3] == 'T') || (b[0] == 'G' && b[1] == 'E' && b[2] == 'T' && b[3] == ' ') ||
+        return UNSUPPORTED;
+    if (b[0] == 0x16 && b[1] == 3)
+        return TLS;
+    if (b[0] == 'P' && b[1] == 'R' && b[2] == 'I' && b[3] == ' ')
+        return HTTP2;
+    int request = (b[0] == 'P' && b[1] == 'O' && b[2] == 'S' && b[3] == 'T') || (b[0] == 'G' && b[1] == 'E' && b[2] == 'T' && b[3] == ' ') ||
            (b[0] == 'P' && b[1] == 'U' && b[2] == 'T' && b[3] == ' ') || (b[0] == 'H' && b[1] == 'E' && b[2] == 'A' && b[3] == 'D') ||
            (b[0] == 'D' && b[1] == 'E' && b[2] == 'L' && b[3] == 'E') || (b[0] == 'O' && b[1] == 'P' && b[2] == 'T' && b[3] == 'I') ||
            (b[0] == 'P' && b[1] == 'A' && b[2] == 'T' && b[3] == 'C');
+    return request ? 0 : UNSUPPORTED;
 }
 
 static __always_inline int enter(struct enter_ctx *ctx, u8 direction, u64 addr, u64 count, u8 vector)
@@ -331,7 +336,7 @@ int exit_transfer(struct exit_ctx *ctx)
     u64 key = connection_key(id, call.fd);
     struct connection *c = connections.lookup(&key);
     if (!c) {
-        if (call.direction == OUT || !is_request(&call, ctx->ret))
+        if (call.direction == OUT || looks_like(&call, ctx->ret))
             return 0;
         struct connection fresh = {};
         fresh.id = bpf_ktime_get_ns();
@@ -347,9 +352,10 @@ int exit_transfer(struct exit_ctx *ctx)
     } else if (c->state == FRESH) {
         if (call.direction == OUT)
             return 0;
-        if (!is_request(&call, ctx->ret)) {
+        int what = looks_like(&call, ctx->ret);
+        if (what) {
             c->state = OTHER;
-            lose(UNSUPPORTED, 1);
+            lose(what, 1);
             return 0;
         }
         c->state = HTTP;

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Self
 from probes import symbols
 from probes.attach import AttachError
 from probes.commands.common import Stop, note
-from probes.events import Event, Losses, RequestTiming
+from probes.events import Event, Losses, RequestTiming, Step
 from probes.finder import Finder
+from probes.join import Joiner, Other
+from probes.kin import Kin
 from probes.plan import FUNNELS
 from probes.selection import Selection
 from probes.taskstats import HostDelays
@@ -46,6 +48,8 @@ class Live:
         self._only = only
         self._on_event = on_event
         self._since: dict[int, int] = {}
+        self._joiner: Joiner | None = None
+        self._kin = Kin()
         self._stack = contextlib.ExitStack()
         with self._stack:
             selection.check(symbols.processes())
@@ -62,8 +66,9 @@ class Live:
                     f"{', '.join(sorted(FUNNELS))}. Start one, name one with --pid, or wait for one with "
                     "--all."
                 )
-            self.tracer = self._stack.enter_context(Tracer(on_event, begins=begins, only=only))
+            self.tracer = self._stack.enter_context(Tracer(self._event, begins=begins, only=only))
             self._wire = self._stack.enter_context(self._make_wire()) if wire else None
+            self._joiner = self._make_joiner() if wire else None
             self.delays = self._stack.enter_context(HostDelays())
             if self.delays.why:
                 note(f"run-queue waits are read from /proc: {self.delays.why}")
@@ -77,11 +82,23 @@ class Live:
     def _present(self) -> list[int]:
         return [pid for pid in symbols.processes() if self._selection.matches(pid) and self._uses_npu(pid)]
 
+    def _event(self, event: Event) -> None:
+        if self._joiner is not None and isinstance(event, Step):
+            self._joiner.step(event)
+        self._on_event(event)
+
+    def _make_joiner(self) -> Joiner:
+        def open_requests() -> list[Other]:
+            return [] if self._wire is None else self._wire.open_requests()
+
+        return Joiner(self._on_event, kin=self._kin, open_requests=open_requests)
+
     def _make_wire(self) -> WireTracer:
         from probes.wire import WireTracer
 
         def on_request(timing: RequestTiming) -> None:
-            self._on_event(timing)
+            assert self._joiner is not None
+            self._joiner.request(timing)
 
         def on_loss(counts: dict[str, int]) -> None:
             # Again and again, for who has only now subscribed.
@@ -95,6 +112,9 @@ class Live:
             target = self.tracer.attach(pid)
             if self._wire is not None:
                 self._wire.add(pid)
+                for front in self._kin.fronts(pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        self._wire.add(front)
         except (AttachError, ProcessLookupError) as error:
             if required:
                 raise AttachError(str(error)) from None
@@ -136,8 +156,9 @@ class Live:
                 note("every process that was attached has ended")
                 return
             self.tracer.poll(_POLL_S)
-            if self._wire is not None:
+            if self._wire is not None and self._joiner is not None:
                 self._wire.poll(0)
+                self._joiner.advance(time.monotonic_ns())
             self._follow()
             if on_poll is not None:
                 on_poll()
@@ -165,6 +186,9 @@ class Live:
     def finish(self) -> Losses:
         """Detach from everything, which publishes the steps that run; what was lost in all."""
         self.tracer.close()
+        if self._wire is not None and self._joiner is not None:
+            self._wire.close()
+            self._joiner.flush()
         return self.tracer.losses()
 
     def close(self) -> None:

@@ -177,7 +177,7 @@ def test_upgrade_ends_the_reading() -> None:
     r.put(OUT, b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x81\x05hello")
     r.put(IN, b"\x81\x85....")
     assert [(x.status, x.complete) for x in r.done] == [(101, False)]
-    assert "malformed" not in r.stream.counts
+    assert r.stream.counts == {"upgraded": 1}
 
 
 def test_compressed_stream_is_not_measured_but_counted() -> None:
@@ -225,6 +225,85 @@ def test_echo_on_request_may_come_in_pieces() -> None:
 def test_a_short_answer_that_begins_like_the_prompt_is_content() -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}]}
     assert run_stream(body, "Hi", " there").chunks == [2, 3]
+
+
+def test_an_echo_may_repeat_the_users_last_message() -> None:
+    body = {"messages": [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "Well,"}]}
+    assert run_stream(body, PROMPT, "Once", " upon").chunks == [3, 4]
+
+
+def test_an_echo_with_new_text_behind_it_is_content() -> None:
+    # vLLM with "echo" puts the prompt before the first token's text.
+    assert run_stream({"prompt": PROMPT, "echo": True}, f"{PROMPT} by", " the").chunks == [2, 3]
+
+
+# Tokens.
+
+
+def run_events(*events: object, kind: bytes = b"text/event-stream") -> Exchange:
+    r = Recorder()
+    r.put(IN, request({}))
+    r.put(OUT, b"HTTP/1.1 200 OK\r\nContent-Type: " + kind + b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for one in events:
+        data = json.dumps(one).encode()
+        r.put(OUT, chunk(data + b"\n" if kind != b"text/event-stream" else b"data: " + data + b"\n\n"))
+    r.put(OUT, LAST)
+    return r.done[0]
+
+
+def test_the_servers_usage_says_the_tokens() -> None:
+    deltas = [{"choices": [{"delta": {"content": "a b"}}], "usage": None}]
+    usage = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}}
+    x = run_events(*deltas, usage)
+    assert (x.prompt_tokens, x.completion_tokens, x.chunks) == (7, 2, [2])
+
+
+def test_continuous_usage_is_the_last_one() -> None:
+    x = run_events(
+        *(
+            {"choices": [{"text": "a"}], "usage": {"prompt_tokens": 3, "completion_tokens": n}}
+            for n in (1, 2, 3)
+        )
+    )
+    assert (x.prompt_tokens, x.completion_tokens, len(x.chunks)) == (3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("last", "tokens"),
+    [
+        ({"type": "message_start", "message": {"usage": {"input_tokens": 5, "output_tokens": 1}}}, (5, 1)),
+        ({"type": "message_delta", "usage": {"output_tokens": 9}}, (None, 9)),
+        (
+            {"type": "response.completed", "response": {"usage": {"input_tokens": 5, "output_tokens": 6}}},
+            (5, 6),
+        ),
+        ({"token": {"text": "x"}, "details": {"generated_tokens": 4}}, (None, 4)),
+        ({"done": True, "prompt_eval_count": 5, "eval_count": 8}, (5, 8)),
+        ({"stop": True, "tokens_evaluated": 5, "tokens_predicted": 8}, (5, 8)),
+        ({"usage": {"prompt_tokens": "7", "completion_tokens": -1}}, (None, None)),
+        ({"usage": {"prompt_tokens": True, "completion_tokens": 2**40}}, (None, None)),
+        ({"usage": [1]}, (None, None)),
+    ],
+)
+def test_usage_of_other_servers(last: object, tokens: tuple[int | None, int | None]) -> None:
+    x = run_events(last)
+    assert (x.prompt_tokens, x.completion_tokens) == tokens
+
+
+def test_sglangs_own_stream_repeats_the_text() -> None:
+    x = run_events(
+        *(
+            {"text": text, "meta_info": {"prompt_tokens": 4, "completion_tokens": n}}
+            for n, text in enumerate(("", "On", "Once", "Once", "Once upon"), 0)
+        )
+    )
+    assert (len(x.chunks), x.prompt_tokens, x.completion_tokens) == (3, 4, 4)
+
+
+def test_json_lines() -> None:
+    events = [{"message": {"content": "a"}}, {"message": {"thinking": "hm"}}, {"done": True, "eval_count": 2}]
+    x = run_events(*events, kind=b"application/x-ndjson")
+    assert (len(x.chunks), x.completion_tokens) == (2, 2)
 
 
 # Holes.
@@ -356,6 +435,41 @@ def test_content_of(obj: object, text: str) -> None:
     assert content_of(obj) == text
 
 
+KEYS = (
+    *("choices", "delta", "content", "text", "token", "special", "message", "meta_info", "usage", "details"),
+    *(
+        "response",
+        "tool_calls",
+        "function",
+        "function_call",
+        "arguments",
+        "prompt_tokens",
+        "completion_tokens",
+    ),
+    *("messages", "role", "prompt", "inputs", "echo", "type", "thinking", "eval_count"),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(body=JSON, events=st.lists(JSON, max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_any_json_is_read_without_complaint(body: object, events: list[object]) -> None:
+    r = Recorder()
+    raw = json.dumps(body).encode()
+    r.put(IN, b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw)
+    r.put(OUT, SSE + b"".join(chunk(b"data: " + json.dumps(one).encode() + b"\n\n") for one in events) + LAST)
+    (x,) = r.done
+    assert len(x.chunks) <= len(events)
+    assert x.completion_tokens is None or 0 <= x.completion_tokens < 2**31
+
+
 # Fuzz.
 
 
@@ -414,6 +528,11 @@ FRAGMENTS = [
     stream_of("a", "b"),
     b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nContent-Length: 40\r\n\r\n",
     b'{"message":{"content":"a"}}\n',
+    chunk(b'data: {"text":"a","meta_info":{"prompt_tokens":1,"completion_tokens":2}}\n\n'),
+    chunk(
+        b'data: {"usage":{"prompt_tokens":[],"completion_tokens":1e99},'
+        b'"choices":[{"delta":{"tool_calls":[[]]}}]}\n\n'
+    ),
 ]
 PIECES = st.lists(
     st.tuples(st.sampled_from([IN, OUT]), st.sampled_from(FRAGMENTS) | st.binary(max_size=30)), max_size=12

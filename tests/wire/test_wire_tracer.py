@@ -198,19 +198,22 @@ def test_a_full_ring_is_counted_and_its_requests_are_not_called_whole() -> None:
 
 
 @pytest.mark.ebpf
-@pytest.mark.parametrize("kind", ["tls", "greedy"])
-def test_what_does_not_begin_like_http_is_counted(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "first", "counted"),
+    [
+        ("tls", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "wire_tls"),
+        ("tls", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "wire_http2"),
+        ("greedy", b"GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", "wire_unsupported"),
+    ],
+)
+def test_what_does_not_begin_like_http_is_counted(kind: str, first: bytes, counted: str) -> None:
     with serving(kind) as server, WireTracer([server.pid]) as tracer:
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.settimeout(10)
-            client.sendall(
-                b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
-                if kind == "tls"
-                else b"GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
-            )
+            client.sendall(first)
             assert client.recv(100)
         tracer.poll(50)
-        assert tracer.losses["wire_unsupported"] == 1
+        assert {name: n for name, n in tracer.losses.items() if n} == {counted: 1}
 
 
 @pytest.mark.ebpf
