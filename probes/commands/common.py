@@ -7,18 +7,29 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import click
 
 from flexnpu.control import paths
 from probes.attach import AttachError
 from probes.feed import FeedError
+from probes.recording import RecordingError
 from probes.selection import SelectionError
 from probes.symbols import ProcessGone
 from probes.tracer import TracerError
 
-_FAILURES = (TracerError, AttachError, FeedError, SelectionError, ProcessGone, paths.NoRunDirError)
+_FAILURES = (
+    TracerError,
+    AttachError,
+    FeedError,
+    SelectionError,
+    RecordingError,
+    ProcessGone,
+    paths.NoRunDirError,
+)
 
 
 class Stop:
@@ -45,6 +56,12 @@ def errors() -> Iterator[None]:
     except BrokenPipeError:
         # The reader of our output went away. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def damaged(path: Path, problem: str) -> NoReturn:
+    """End with exit status 3: what was shown is what could be read of the recording `path`."""
+    note(f"{path} is damaged: {problem}. What is shown is what could be read before that")
+    sys.exit(3)
 
 
 def note(text: str) -> None:

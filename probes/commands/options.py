@@ -79,3 +79,20 @@ def take_selection(options: dict[str, Any]) -> tuple[Selection, frozenset[str] |
         everything=options.pop("everything"),
     )
     return selection, frozenset(options.pop("libraries")) or None
+
+
+duration_option = click.option(
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="Detach and end after S seconds.",
+)
+
+
+def wire_option(default: str) -> Callable[[Command], Command]:
+    """`--wire/--no-wire`, None when neither is given; `default` says what that means."""
+    return click.option(
+        "--wire/--no-wire",
+        default=None,
+        help=f"Also time streamed HTTP requests on the processes' sockets.  [default: {default}]",
+    )

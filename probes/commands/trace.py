@@ -1,0 +1,104 @@
+"""`flexnpu-probe trace`: record every event."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from probes.commands.common import Stop, errors, note
+from probes.commands.live import Live
+from probes.commands.options import duration_option, selection_options, take_selection, wire_option
+from probes.events import Losses, StepBegin
+from probes.gates import Gates
+from probes.recording import Recorder, Tick
+
+
+class Recorded:
+    """Events and intervals of a running trace, into a recording."""
+
+    def __init__(self, path: Path) -> None:
+        self.recorder = Recorder(path)
+        self._gates = Gates()
+        self._since = time.monotonic()
+
+    def event(self, event: Any) -> None:
+        if not isinstance(event, StepBegin):
+            self.recorder.event(event)
+
+    def tick(self, losses: Losses, now: float) -> None:
+        self.recorder.event(losses)
+        gated = [(pid, stream, us) for (pid, stream), us in sorted(self._gates.delta_us().items())]
+        self.recorder.tick(Tick(losses.t_ns, now - self._since, gated))
+        self._since = now
+
+    def end(self, losses: Losses, now: float) -> None:
+        self.tick(losses, now)
+        self._gates.close()
+        self.recorder.close()
+
+
+@click.command("trace", short_help="Record every event to a file.")
+@selection_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE",
+    help="Write the recording to FILE, by custom NAME.jsonl.zst. An existing file is replaced.",
+)
+@duration_option
+@wire_option("on")
+def command(output: Path, duration: float | None, wire: bool | None, **options: Any) -> None:
+    """Record every event of running processes to a file.
+
+    Steps, requests, waits for a CPU and losses are written as lines of JSON, compressed with zstd, for
+    `flexnpu-probe replay`, `hist --from` and `export`. `zstdcat FILE` shows the lines. Which processes are
+    attached to is said in `flexnpu-probe attach --help`.
+
+    The file is written once a second, so what ends this program, be it kill -9, costs no more than the last
+    second; a recording that was cut off is readable up to there, and its readers say so.
+
+    \b
+    EXAMPLES
+      sudo flexnpu-probe trace --all -o run.jsonl.zst --duration 60
+            a minute of all processes
+      sudo flexnpu-probe trace --pid 4242 -o run.jsonl.zst --no-wire
+            steps only, until Ctrl-C
+      zstdcat run.jsonl.zst | jq 'select(.type == "step" and .phase == "prefill")'
+            the recording without this program
+
+    \b
+    OVERHEAD
+      On the traced processes, that of `attach`. Of this program, beside it: the
+      writing and compressing of one line a step.
+
+    \b
+    EXIT STATUS
+      0 after detaching; 1 when something is missing or the file cannot be written,
+      and standard error says what; 2 for wrong usage.
+    """
+    selection, libraries = take_selection(options)
+    stop = Stop()
+    with errors():
+        recorded = Recorded(output)
+        with (
+            recorded.recorder,
+            Live(selection, recorded.event, only=libraries, wire=wire is not False) as live,
+        ):
+            if live.waiting:
+                note("no such process uses an NPU yet; waiting for one (Ctrl-C ends)")
+            note(f"recording to {output} (Ctrl-C ends)")
+            live.run(
+                stop,
+                duration=duration,
+                interval=1.0,
+                on_tick=recorded.tick,
+                on_poll=recorded.recorder.poll,
+            )
+            ended = time.monotonic()
+            recorded.end(live.finish(), ended)
+    note(f"{recorded.recorder.events} events, {output.stat().st_size} bytes in {output}")
