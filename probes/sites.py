@@ -133,17 +133,16 @@ def _jumps(instructions: Iterable[tuple[int, int, str, str]]) -> list[tuple[int,
 
 
 def _chosen(steps: list[_Step], jumps: list[tuple[int, int]], keep_stack: bool) -> Choice:
-    ends = "nothing that the kernel emulates stands before"
+    ends = "nothing cheaper before"
     moved: int | None = 0
     for step in steps:
         if step.address >= REACH:
-            ends = f"nothing that the kernel emulates stands in the first {REACH} bytes"
+            ends = f"nothing cheaper in {REACH} bytes"
             break
         if step.cheap:
             back = next((at for at, to in jumps if at >= step.address and 0 < to <= step.address), None)
             if back is None:
-                first = "" if step.address else ", the first instruction"
-                reason = f"the kernel emulates {step.text.split()[0]}{first}"
+                reason = f"the kernel emulates {step.text.split()[0]}"
                 return Choice(step.address, step.text, HitCost.EMULATED, reason, moved)
             ends = f"the function jumps back before {step.text} from {back:#x}"
             break
@@ -155,7 +154,7 @@ def _chosen(steps: list[_Step], jumps: list[tuple[int, int]], keep_stack: bool) 
             break
         moved = None if step.moves is None or moved is None else moved + step.moves
     else:
-        ends = "nothing that the kernel emulates stands in it"
+        ends = "nothing cheaper in it"
     # There is nothing better than the first instruction, unless it must not be probed.
     start = 1 if steps[0].banned and len(steps) > 1 else 0
     chosen = steps[start]

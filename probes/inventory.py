@@ -1,0 +1,152 @@
+"""What can be probed in a process: which function of which library, on which instruction, at what cost.
+
+Nothing is attached and nothing in the process is changed; its memory map and the files in it are read.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from probes import symbols
+from probes.client_steps import SEMAPHORES
+from probes.plan import CLIENT, FUNNELS, SITES, Cost, Role, Site
+from probes.sites import Choice, HitCost, choose
+
+_POINTS = tuple(
+    Site(name, "", None, Cost.LAUNCH, Role.CLIENT, semaphore)
+    for name, semaphore in SEMAPHORES.items()
+    if name not in {site.symbol for site in SITES}
+)
+"""Probe points of FlexNPU's client that no plan uses all the time."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One function that can be probed."""
+
+    symbol: str
+    library: str
+    """As the process names it."""
+    function: int
+    """Offset in the file of the function's first instruction."""
+    offset: int
+    """Offset in the file of the instruction to probe."""
+    instruction: str
+    cost: HitCost
+    reason: str
+    """Why that instruction."""
+    often: str
+    """How often it is hit, as `plan.Cost` says: step, copy, layer, launch, tensor."""
+    role: str
+    on_return: bool
+    """Whether its return is probed, too."""
+    probed: bool | None
+    """Whether somebody has put a probe there at this moment; None where its memory cannot be read."""
+    semaphore: int | None = None
+    """How many listeners a probe point of FlexNPU's client has; None for functions that count none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What can be probed in one process."""
+
+    pid: int
+    comm: str
+    kind: str
+    """``client`` (FlexNPU's), ``cann`` (the vendor's libraries, or emulated ones), or ``none``."""
+    entries: tuple[Entry, ...]
+    missing: tuple[str, ...]
+    """Functions of the plan for this kind of process that it does not map."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def site_of(site: Site, definition: symbols.Definition) -> Choice:
+    """The instruction for the probes of `site`: one for its entry and its return, which share a trap."""
+    # Attention operators have more arguments than fit in registers.
+    keep_stack = site.on_return is not None or site.role is Role.ATTENTION
+    return choose(definition.code, definition.machine, keep_stack=keep_stack)
+
+
+def take(pid: int) -> Inventory:
+    """What can be probed in process `pid`. Raises `ProcessGone` or PermissionError."""
+    sites = (*SITES, *_POINTS)
+    names = [name for site in sites for name in (site.symbol, site.semaphore) if name]
+    found = symbols.resolve(pid, names)
+    entries = []
+    for site in sites:
+        for definition in found.get(site.symbol, ()):
+            choice = site_of(site, definition)
+            semaphore = None
+            for word in found.get(site.semaphore or "", ()):
+                if word.library.path == definition.library.path:
+                    semaphore = _word(pid, word)
+            entries.append(
+                Entry(
+                    symbol=site.symbol,
+                    library=definition.library.path,
+                    function=definition.offset,
+                    offset=definition.offset + choice.offset,
+                    instruction=choice.instruction,
+                    cost=choice.cost,
+                    reason=choice.reason,
+                    often=site.cost_class.value,
+                    role=site.role.value,
+                    on_return=site.on_return is not None,
+                    probed=_probed(pid, definition, choice),
+                    semaphore=semaphore,
+                )
+            )
+    have = {entry.symbol for entry in entries}
+    kind = "client" if CLIENT in have else "cann" if have & FUNNELS else "none"
+    # The client's own copies of CANN's functions are not probed: it tells of its steps itself.
+    wanted = [site.symbol for site in sites if (site.role is Role.CLIENT) == (kind == "client")]
+    kept = tuple(entry for entry in entries if entry.symbol in wanted)
+    missing = tuple(name for name in wanted if name not in have and kind != "none")
+    return Inventory(pid, _comm(pid), kind, kept, missing)
+
+
+def _comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _memory(pid: int, library: symbols.Mapped, offset: int, size: int) -> bytes | None:
+    """`size` bytes of process `pid`'s memory where `offset` of the file `library` is mapped."""
+    inode = f" {library.inode} "
+    try:
+        with open(f"/proc/{pid}/maps", errors="surrogateescape") as maps:
+            for line in maps:
+                fields = line.split(maxsplit=5)
+                if len(fields) < 6 or inode not in f" {fields[4]} ":
+                    continue
+                start, end = (int(part, 16) for part in fields[0].split("-"))
+                at = start + offset - int(fields[2], 16)
+                # Code is where probes go; what the program writes to is a private copy of the file.
+                if start <= at and at + size <= end and ("w" in fields[1] or "x" in fields[1]):
+                    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+                        return os.pread(memory.fileno(), size, at)
+    except OSError:
+        pass
+    return None
+
+
+def _probed(pid: int, definition: symbols.Definition, choice: Choice) -> bool | None:
+    there = _memory(pid, definition.library, definition.offset + choice.offset, 4)
+    if there is None:
+        return None
+    return there != definition.code[choice.offset : choice.offset + len(there)]
+
+
+def _word(pid: int, definition: symbols.Definition) -> int | None:
+    data = _memory(pid, definition.library, definition.offset, 2)
+    return None if data is None else int.from_bytes(data, "little")
