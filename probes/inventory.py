@@ -13,7 +13,7 @@ from typing import Any
 from probes import symbols
 from probes.client_steps import SEMAPHORES
 from probes.plan import CLIENT, FUNNELS, SITES, Cost, Role, Site
-from probes.sites import Choice, HitCost, choose
+from probes.sites import Choice, HitCost, choose_for
 
 _POINTS = tuple(
     Site(name, "", None, Cost.LAUNCH, Role.CLIENT, semaphore)
@@ -68,13 +68,6 @@ class Inventory:
         return asdict(self)
 
 
-def site_of(site: Site, definition: symbols.Definition) -> Choice:
-    """The instruction for the probes of `site`: one for its entry and its return, which share a trap."""
-    # Attention operators have more arguments than fit in registers.
-    keep_stack = site.on_return is not None or site.role is Role.ATTENTION
-    return choose(definition.code, definition.machine, keep_stack=keep_stack)
-
-
 def take(pid: int) -> Inventory:
     """What can be probed in process `pid`. Raises `ProcessGone` or PermissionError."""
     sites = (*SITES, *_POINTS)
@@ -83,7 +76,7 @@ def take(pid: int) -> Inventory:
     entries = []
     for site in sites:
         for definition in found.get(site.symbol, ()):
-            choice = site_of(site, definition)
+            choice = choose_for(site, definition)
             semaphore = None
             for word in found.get(site.semaphore or "", ()):
                 if word.library.path == definition.library.path:

@@ -40,8 +40,15 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+from probes.plan import Role, Site
+from probes.symbols import Definition
+
 REACH = 64
 """Bytes of prologue to look at: within them a compiler saves registers and makes room on the stack."""
+
+
+ALL = tuple(range(8))
+"""The numbers of all arguments that are passed in registers (x86-64 has six of them)."""
 
 
 class HitCost(StrEnum):
@@ -87,12 +94,14 @@ class _Step:
 
 
 @lru_cache(maxsize=4096)
-def choose(code: bytes, machine: str, *, keep_stack: bool = False, arguments: int = 8) -> Choice:
+def choose(
+    code: bytes, machine: str, *, keep_stack: bool = False, arguments: tuple[int, ...] = ALL
+) -> Choice:
     """The cheapest safe site in a function of this `code` (its beginning, better all of it), on `machine` as
     `uname -m` calls it.
 
     `keep_stack`: the site must see the return address, and arguments on the stack, where the caller left
-    them. `arguments`: how many of its arguments in registers are read there.
+    them. `arguments`: which of its arguments in registers are read there, by their numbers from 0.
     """
     decode = {"x86_64": _x86_step, "aarch64": _arm64_step}.get(machine)
     if decode is None:
@@ -113,6 +122,40 @@ def choose(code: bytes, machine: str, *, keep_stack: bool = False, arguments: in
         return Choice(0, "", HitCost.UNKNOWN, "its code cannot be disassembled: the first instruction")
     decoder.detail = False
     return _chosen(steps, _jumps(decoder.disasm_lite(code, 0)), keep_stack)
+
+
+READS: dict[str, tuple[int, ...]] = {
+    "on_create_tensor": (0, 1, 2),
+    "on_create_int_array": (0, 1),
+    "on_embedding_first": (0, 1, 2, 4),
+    "on_embedding_second": (2, 3),
+    "on_kernel_launch": (2,),
+    "on_graph": (0, 1),
+    "on_capture_begin": (0,),
+    "on_capture_end": (0, 1),
+    "on_sync_stream": (0,),
+    "on_sync_device": (),
+    "on_sync_event": (0,),
+    "on_record_event": (0, 1),
+    "on_copy": (3, 4),
+    "on_copy_async": (3, 4, 5),
+    "on_operator": (3,),
+    "on_client_step": (0,),
+}
+"""The arguments that a BPF program reads from registers, by its name; others are taken to read all. A test
+holds this against the programs' source."""
+
+
+def choose_for(site: Site, definition: Definition) -> Choice:
+    """The instruction for the probes of `site`: one for its entry and its return, which share a trap."""
+    # Attention operators have more arguments than fit in registers.
+    keep_stack = site.on_return is not None or site.role is Role.ATTENTION
+    return choose(
+        definition.code,
+        definition.machine,
+        keep_stack=keep_stack,
+        arguments=READS.get(site.entry, ALL),
+    )
 
 
 def cheap_offset(code: bytes, machine: str, *, keep_stack: bool = False) -> tuple[int, str]:
@@ -189,7 +232,7 @@ def _x86_stores(instruction: Any) -> bool:
     return name != "push" and any(o.type == 3 and o.access & 2 for o in instruction.operands)  # X86_OP_MEM
 
 
-def _x86_step(instruction: Any, arguments: int) -> _Step:
+def _x86_step(instruction: Any, arguments: tuple[int, ...]) -> _Step:
     name = instruction.mnemonic
     raw = bytes(instruction.bytes)
     # Of the raw bytes, because the kernel decides by them: a prefix may make it single-step.
@@ -207,8 +250,8 @@ def _x86_step(instruction: Any, arguments: int) -> _Step:
         why = "may go elsewhere"
     elif long_nop:
         why = "may become a call"
-    elif changed.intersection(_X86_ARGUMENTS[:arguments]):
-        why = f"changes {min(changed.intersection(_X86_ARGUMENTS[:arguments]))}"
+    elif lost := changed.intersection(_X86_ARGUMENTS[n] for n in arguments if n < 6):
+        why = f"changes {min(lost)}"
     elif _x86_stores(instruction):
         why = "writes memory"
     moves: int | None = 0
@@ -243,7 +286,7 @@ def _whole(register: str) -> str:
     return f"x{register[1:]}" if register[:1] == "w" and register[1:].isdigit() else register
 
 
-def _arm64_step(instruction: Any, arguments: int) -> _Step:
+def _arm64_step(instruction: Any, arguments: tuple[int, ...]) -> _Step:
     name = instruction.mnemonic
     _, written = instruction.regs_access()
     changed = {_whole(instruction.reg_name(register)) for register in written}
@@ -254,8 +297,8 @@ def _arm64_step(instruction: Any, arguments: int) -> _Step:
     why = ""
     if branch or name in _ARM64_LEAVES:
         why = "may go elsewhere"
-    elif changed.intersection(_ARM64_ARGUMENTS[:arguments]):
-        why = f"changes {min(changed.intersection(_ARM64_ARGUMENTS[:arguments]))}"
+    elif lost := changed.intersection(_ARM64_ARGUMENTS[n] for n in arguments):
+        why = f"changes {min(lost)}"
     elif stores and not (on_stack and name in ("stp", "str", "stur")):
         why = "writes memory"
     moves: int | None = 0

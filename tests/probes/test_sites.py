@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.attach import Uprobe
-from probes.sites import HitCost, choose
+from probes.sites import ALL, READS, HitCost, choose
 
 pytest.importorskip("capstone")
 
@@ -34,7 +35,7 @@ def test_site(machine: str, case: dict[str, Any]) -> None:
         bytes.fromhex(case["code"]),
         machine,
         keep_stack=case.get("keep_stack", False),
-        arguments=case.get("arguments", 8),
+        arguments=tuple(case.get("arguments", ALL)),
     )
     assert (choice.offset, choice.cost, choice.stack) == (
         case["offset"],
@@ -219,3 +220,15 @@ def test_functions_of_an_aarch64_compiler(tmp_path: Path) -> None:
             assert choice.offset == 0 or choice.cost is HitCost.EMULATED, choice
         if "-O0" not in flags:
             assert choices["thunk"].cost is HitCost.EMULATED, choices["thunk"]
+
+
+def test_the_arguments_that_programs_read() -> None:
+    """Against the source: a program reads what it names, itself or by a function that it calls first."""
+    folder = Path(__file__).parents[2] / "probes" / "bpf"
+    source = (folder / "cann.c").read_text() + (folder / "client.c").read_text()
+    bodies = re.findall(r"^int (on_\w+)\(struct pt_regs \*ctx\)\n\{\n(.*?)^\}", source, re.M | re.S)
+    read = {name: {int(n) - 1 for n in re.findall(r"PT_REGS_PARM(\d)", body)} for name, body in bodies}
+    assert len(read) > 10
+    for name, numbers in read.items():
+        if not name.endswith(("_return", "_first")) and name != "on_calibrate":
+            assert numbers == set(READS.get(name, ALL)), name
