@@ -19,7 +19,7 @@ public:
     static constexpr uint64_t kFirstSpinNs = 50'000;
     // What a sleep may last too long, and what is left for the rest.
     static constexpr uint64_t kWakeNs = 40'000;
-    static constexpr uint64_t kSlackNs = 5'000;
+    static constexpr uint64_t kSlackNs = 10'000;
     // Longer waits count as this long: they are slept through anyway.
     static constexpr uint64_t kLongestNs = 100'000'000;
 
@@ -27,17 +27,21 @@ public:
     struct Plan {
         uint64_t spin_from, spin_until;
     };
-    // From the last kRecent times without the shortest and the two longest: an average would take long to forget one that was far off.
+    // From the last kRecent times, but for the shortest, and for the longest two if they would make the spin too long: an average would take long to
+    // forget one that was far off.
     Plan plan(uint64_t now) const {
         if (n_ < kKnown) return {now, now + kFirstSpinNs};
         std::array<uint32_t, kRecent> sorted = recent_;
         const size_t n = std::min<size_t>(n_, kRecent);
         std::sort(sorted.begin(), sorted.begin() + ptrdiff_t(n));
-        const uint64_t shortest = sorted[1], late = sorted[n - 1 - n / 4] + kSlackNs;
-        uint64_t early = shortest > kWakeNs ? shortest - kWakeNs : 0;
+        uint64_t early = sorted[1] > kWakeNs ? sorted[1] - kWakeNs : 0;
         if (early < kWakeNs) early = 0;  // not worth a sleep
-        if (late > early + kMostSpinNs) return {now, now + kLeastSpinNs};
-        return {now + early, now + late};
+        for (size_t i = n; i-- > n - 1 - n / 4;) {
+            // What has not come by then is likely to come soon.
+            const uint64_t late = sorted[i] + (sorted[i] - early) / 4 + kSlackNs;
+            if (late <= early + kMostSpinNs) return {now + early, now + late};
+        }
+        return {now, now + kLeastSpinNs};
     }
     void learn(uint64_t took) { recent_[n_++ % kRecent] = uint32_t(std::min(took, kLongestNs)); }
     // It was over before anybody looked: how long it takes is not known any more.
