@@ -47,6 +47,7 @@ constexpr uint64_t kMaxQueuedCalling = 8 * kMaxQueued;
 // Items of one lane between us and the device. Hardware streams hold about a thousand or two; with fewer than this a device runs dry.
 constexpr uint64_t kInFlight = 512;
 constexpr uint64_t kFenceEvery = 64;
+constexpr size_t kMostSpareItems = 1024, kMostSpareAddresses = 64;
 constexpr uint64_t kMostLeavingHost = uint64_t(1) << 30;
 constexpr uint64_t kSlowCopyBytesPerNs = 8;  // a cautious 8 GB/s
 constexpr uint32_t kMarkerFlags = acl::EVENT_SYNC | acl::EVENT_TIME_LINE;
@@ -142,9 +143,10 @@ void Dispatcher::loop() {
         if (stop_) break;  // not after another sleep
         bool worked = drain();
         worked |= poll_host();
-        const uint64_t now = now_ns();
+        if (!worked) now_ = now_ns();
+        const uint64_t now = now_;
         timers_.run(now);
-        pump(now);
+        pump();
         if (worked) {
             if (!waiting_.empty()) poll_waiting(now);
             continue;
@@ -178,6 +180,7 @@ void Dispatcher::loop() {
         // Store `doze`, then load `head`; the client stores `head`, then loads `doze`. All four are seq_cst, so one of us sees the other.
         if (!has_posted_.load(std::memory_order_seq_cst) && rings_empty()) sleep(until);
         set_doze(wire::kAwake);
+        now_ = now_ns();
     }
 }
 
@@ -281,26 +284,31 @@ bool Dispatcher::drain() {
             // What happened before this record was published (a synchronise answered by a worker) is reported before it.
             run_posted();
             if (s->removed) break;
-            const std::shared_ptr<Ring> ring = s->rings[m.ring];
+            const std::shared_ptr<Ring>& ring = s->rings[m.ring];
             ring->consumer.read(m.record, payload_.data());
             ring->consumer.pop(m.record);
             ring->has_head = false;
             worked = true;
             count_.records++;
             s->calls++;
-            taken(ring, m.record, now_ns());
+            now_ = now_ns();
+            taken(ring, m.record, now_);
             handle(*s, ring, m.record);
-            pump(now_ns());
+            pump();
         }
     }
     return worked;
 }
 
-void Dispatcher::pump(uint64_t now) {
-    while (auto decision = gate_.next(now)) {
-        auto it = lanes_.find(decision->lane);
-        if (it != lanes_.end()) dispatch(*it->second, *decision);
-        now = now_ns();
+void Dispatcher::pump() {
+    while (auto decision = gate_.next(now_)) {
+        if (!last_lane_ || last_lane_->id != decision->lane) {
+            auto it = lanes_.find(decision->lane);
+            last_lane_ = it == lanes_.end() ? nullptr : it->second;
+        }
+        if (last_lane_) dispatch(*last_lane_, *decision);
+        // A transparent gate has no use for the exact time.
+        if (gate_.settings().enabled) now_ = now_ns();
     }
 }
 
@@ -381,6 +389,7 @@ std::vector<std::shared_ptr<Mark>> Dispatcher::orphans_of(const Session& s) {
 void Dispatcher::drop_lane(Lane& lane) {
     gate_.remove_lane(lane.id);
     lanes_.erase(lane.id);
+    if (last_lane_ == &lane) last_lane_ = nullptr;
     timers_.cancel(std::exchange(lane.blocked_until, {}));
     for (auto* items : {&lane.backlog, &lane.queue}) {
         for (auto& item : *items) {
@@ -586,6 +595,22 @@ std::vector<Lane*> Dispatcher::lanes_of(Session& s) {
     return out;
 }
 
+// Operators are by far the most frequent items: theirs, with room for addresses, are used again.
+std::unique_ptr<Item> Dispatcher::spare_item() {
+    if (spare_items_.empty()) return std::make_unique<Item>();
+    std::unique_ptr<Item> item = std::move(spare_items_.back());
+    spare_items_.pop_back();
+    return item;
+}
+
+void Dispatcher::keep_item(std::unique_ptr<Item> item) {
+    if (spare_items_.size() >= kMostSpareItems || item->addresses.capacity() > kMostSpareAddresses) return;
+    item->shape.reset();
+    item->capturing.reset();
+    item->group.reset();
+    spare_items_.push_back(std::move(item));
+}
+
 void Dispatcher::push(Lane& lane, std::unique_ptr<Item> item) {
     if (item->type != ItemType::sync && (lane.capture || lane.update)) {
         item->capturing = lane.update ? lane.update->graph.lock() : lane.capture;
@@ -602,7 +627,6 @@ void Dispatcher::push(Lane& lane, std::unique_ptr<Item> item) {
 // nothing behind one can be admitted before its time.
 void Dispatcher::flow(Lane& lane) {
     if (lane.held()) return;
-    const uint64_t now = now_ns();
     while (!lane.backlog.empty()) {
         Item& item = *lane.backlog.front();
         if (Mark* first = obstacle(item)) {
@@ -621,7 +645,7 @@ void Dispatcher::flow(Lane& lane) {
         g.step_end = item.step_end;
         if (item.shape) g.key = item.shape->key();
         if (item.graph) g.key = gate::graph_key(item.graph->serial, item.graph->us);
-        gate_.enqueue(now, lane.id, g);
+        gate_.enqueue(now_, lane.id, g);
         if (item.type == ItemType::collective) item.value = may_block(item) ? 1 : 0;
         if (((item.type == ItemType::host_func || item.type == ItemType::collective) && item.value) || item.type == ItemType::call) {
             lane.calling = true;
@@ -737,7 +761,7 @@ void Dispatcher::publish_held(const Lane& lane, uint64_t held_ns) {
 
 void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
     if (lane.queue.empty() || lane.queue.front()->ticket != d.ticket) return;  // the lane has been emptied since
-    const std::unique_ptr<Item> item = std::move(lane.queue.front());
+    std::unique_ptr<Item> item = std::move(lane.queue.front());
     lane.queue.pop_front();
     lane.session->queued--;
     if (d.held_ns) publish_held(lane, d.held_ns);
@@ -779,9 +803,11 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
         case ItemType::collective: dispatch_collective(lane, *item); break;
     }
     dispatching_ = nullptr;
-    release_marks(*item);
-    if (item->capturing) return;  // nothing of ours in a stream that captures; the gate has not been told to expect more
-    if (item->type != ItemType::sync) fence(lane);
+    const ItemType type = item->type;
+    const bool captured = item->capturing != nullptr;
+    if (type == ItemType::launch) keep_item(std::move(item)); else release_marks(*item);
+    if (captured) return;  // nothing of ours in a stream that captures; the gate has not been told to expect more
+    if (type != ItemType::sync) fence(lane);
     if (d.mark || d.timed) {
         if (void* end = spare_event()) {
             vendor_.aclrtRecordEvent(end, lane.stream);

@@ -87,7 +87,7 @@ private:
     void loop();
     void run_posted();
     bool drain();
-    void pump(uint64_t now);
+    void pump();
     void handle(Session& s, const std::shared_ptr<Ring>& ring, const wire::Record& record);
     void sleep(uint64_t until);
     bool rings_empty() const;
@@ -180,6 +180,8 @@ private:
     Lane* lane_of(Session& s, uint64_t handle);
     std::shared_ptr<Lane> make_lane(Session& s, uint32_t priority, uint32_t flags, Failure* failure);
     void push(Lane& lane, std::unique_ptr<Item> item);
+    std::unique_ptr<Item> spare_item();
+    void keep_item(std::unique_ptr<Item> item);
     void flow(Lane& lane);
     void dispatch(Lane& lane, const gate::Decision& decision);
     void publish_held(const Lane& lane, uint64_t held_ns);
@@ -267,6 +269,9 @@ private:
 
     std::vector<std::shared_ptr<Session>> sessions_;
     std::unordered_map<uint32_t, Lane*> lanes_;
+    Lane* last_lane_ = nullptr;           // that the gate decided for
+    uint64_t now_ = 0;                    // the clock, read once a record, ns
+    std::vector<std::unique_ptr<Item>> spare_items_;  // of launches
     uint32_t next_lane_ = 1;
     std::vector<uint8_t> payload_;
     std::vector<void*> spare_events_;     // timing events for markers and reclaims

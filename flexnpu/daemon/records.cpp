@@ -46,13 +46,13 @@ constexpr size_t kMaxBadShapes = 1024;
 
 void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wire::Record& record) {
     const Payload p(payload_.data(), record.size - sizeof(wire::Record));
+    if (record.kind == Kind::launch) return launch(s, p);  // most are
     const Reply reply{ring, record.request};
     if (is_synchronous(record.kind) && record.request == 0) {
         count_.malformed++;
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: a question without a request number");
     }
     switch (record.kind) {
-        case Kind::launch: return launch(s, p);
         case Kind::copy: return copy(s, p, reply);
         case Kind::memset: return memset(s, p, reply);
         case Kind::record_event: return record_event(s, p);
@@ -145,7 +145,7 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
         case Kind::communicator: return communicator(s, p, reply);
         case Kind::virtual_memory: return virtual_memory(s, p, reply);
         case Kind::share: return share(s, p, reply);
-        case Kind::invalid: case Kind::count_: break;
+        case Kind::launch: case Kind::invalid: case Kind::count_: break;
     }
     count_.malformed++;
     refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed message of kind " + std::to_string(unsigned(record.kind)));
@@ -222,7 +222,7 @@ void Dispatcher::launch(Session& s, Payload p) {
         s.late.emplace_back(l.late, shape);
         if (s.late.size() > kMaxLate) s.late.pop_front();
     }
-    auto item = std::make_unique<Item>();
+    auto item = spare_item();
     item->type = ItemType::launch;
     item->addresses.resize(l.count);
     if (l.count) std::memcpy(item->addresses.data(), rest.data(), rest.size());
@@ -244,7 +244,7 @@ void Dispatcher::launch(Session& s, Payload p) {
     }
     item->a = l.workspace;
     item->b = l.workspace_size;
-    item->shape = shape;
+    item->shape = std::move(shape);
     push(*lane, std::move(item));
 }
 

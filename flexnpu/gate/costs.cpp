@@ -64,9 +64,18 @@ OpKey graph_key(uint64_t serial, double us) {
     return {kGraphOp, (serial << 8) | static_cast<uint64_t>(std::clamp(quarter_octaves, 0.0, 255.0))};
 }
 
+CostModel::Cost* CostModel::find(OpKey key) const {
+    if (last_ == nullptr || !(last_key_ == key)) {
+        const auto it = costs_.find(key);
+        last_key_ = key;
+        last_ = it == costs_.end() ? nullptr : const_cast<Cost*>(&it->second);
+    }
+    return last_;
+}
+
 double CostModel::estimate(OpKey key) const {
-    if (const auto it = costs_.find(key); it != costs_.end() && it->second.samples > 0) {
-        return it->second.us;
+    if (const Cost* cost = find(key); cost != nullptr && cost->samples > 0) {
+        return cost->us;
     }
     double us = prior_us(key);
     if (const auto it = scales_.find(key.op); it != scales_.end()) {
@@ -76,15 +85,14 @@ double CostModel::estimate(OpKey key) const {
 }
 
 bool CostModel::wants_sample(OpKey key) {
-    auto it = costs_.find(key);
-    if (it == costs_.end()) {
+    if (find(key) == nullptr) {
         if (costs_.size() >= kMaxKeys) {
             costs_.erase(costs_.begin());
             ++evicted_;
         }
-        it = costs_.emplace(key, Cost{}).first;
+        last_ = &costs_.emplace(key, Cost{}).first->second;
     }
-    Cost& cost = it->second;
+    Cost& cost = *last_;
     if (cost.asked < kFirstSamples) {
         ++cost.asked;
         cost.uses_until_sample = kSampleEvery;

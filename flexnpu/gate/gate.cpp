@@ -139,8 +139,11 @@ Gate::Gate() = default;
 Gate::~Gate() = default;
 
 Gate::Lane* Gate::find(uint32_t lane) const {
-    const auto it = lanes_.find(lane);
-    return it == lanes_.end() ? nullptr : it->second.get();
+    if (last_ == nullptr || last_->id != lane) {
+        const auto it = lanes_.find(lane);
+        last_ = it == lanes_.end() ? nullptr : it->second.get();
+    }
+    return last_;
 }
 
 bool Gate::add_lane(uint32_t lane) {
@@ -158,6 +161,7 @@ bool Gate::remove_lane(uint32_t id) {
         return false;
     }
     lane->leave();
+    last_ = nullptr;
     lanes_.erase(id);
     rebuild();
     return true;

@@ -148,7 +148,11 @@ private:
         double log_ratio = 0;
         uint32_t samples = 0;
     };
+    Cost* find(OpKey key) const;
     std::unordered_map<OpKey, Cost, Hash> costs_;
+    // An operator is estimated, then counted, often at once: the last one found.
+    mutable OpKey last_key_;
+    mutable Cost* last_ = nullptr;
     std::unordered_map<uint32_t, Scale> scales_;
     uint64_t samples_ = 0;
     uint64_t evicted_ = 0;
@@ -225,6 +229,7 @@ private:
     Settings settings_;
     bool on_ = false;  // the policy is active and there is a decode lane to protect
     std::unordered_map<uint32_t, std::unique_ptr<Lane>> lanes_;
+    mutable Lane* last_ = nullptr;  // found by find()
     std::vector<Lane*> decode_;
     std::vector<Lane*> prefill_;
     Heads free_;   // heads that nothing holds, by arrival
