@@ -19,6 +19,7 @@ CONFIGURATIONS = (
     "chunked",
     "mixed",
     "pieces",
+    "gather",
     *TOGETHER,
     *UNSEEN,
 )

@@ -23,9 +23,14 @@ ROOM = BLOCK * BLOCKS_A_SEQUENCE
 
 
 class Model:
-    """`layers` layers for at most `sequences` sequences, on the current NPU."""
+    """`layers` layers for at most `sequences` sequences, on the current NPU.
 
-    def __init__(self, layers: int, sequences: int) -> None:
+    `gathers`: rows of the table are picked by an operator that is not an embedding, as some engines do.
+    """
+
+    def __init__(self, layers: int, sequences: int, *, gathers: bool = False) -> None:
+        self._gathers = gathers
+
         def weight(*shape: int) -> Tensor:
             return (torch.randn(*shape) * 0.05).to(torch.float16).npu()
 
@@ -39,6 +44,8 @@ class Model:
         self.tables = torch.arange(pages, dtype=torch.int32).reshape(sequences, BLOCKS_A_SEQUENCE).npu()
 
     def embed(self, ids: Tensor) -> Tensor:
+        if self._gathers:
+            return self.table.index_select(0, ids)
         return torch.nn.functional.embedding(ids, self.table)
 
     def before_attention(self, x: Tensor, layer: int) -> tuple[Tensor, ...]:

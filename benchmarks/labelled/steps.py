@@ -207,8 +207,8 @@ def replays(model: Any, dice: random.Random, *, on_device: bool) -> Work:
 class Engine:
     """A continuous-batching engine's model and its sequences' pages."""
 
-    def __init__(self, layers: int = 2) -> None:
-        self.model = Model(layers, max(BATCHES))
+    def __init__(self, layers: int = 2, *, gathers: bool = False) -> None:
+        self.model = Model(layers, max(BATCHES), gathers=gathers)
 
     def run(self, queries: list[int], keys: list[int]) -> None:
         """One step: `queries[i]` new tokens of sequence i, which then has `keys[i]` keys."""
@@ -255,6 +255,13 @@ def mixtures(engine: Engine, dice: random.Random) -> Work:
             _label("mixed", sum(queries), len(queries), max(keys)),
             lambda q=queries, k=keys: engine.run(q, k),  # type: ignore[misc]
         )
+
+
+def anything(engine: Engine, dice: random.Random) -> Work:
+    """Steps of every phase in turn."""
+    sources = [decodes(engine, dice), chunks(engine, dice), mixtures(engine, dice)]
+    while True:
+        yield next(dice.choice(sources))
 
 
 def task_updates(engine: Engine, dice: random.Random) -> Work:
@@ -349,8 +356,9 @@ def _source(name: str, dice: random.Random) -> Work:
         "mixed": mixtures,
         "task-updates": task_updates,
         "pieces": pieces,
+        "gather": anything,
     }
-    return sources[name](Engine(1 if name == "pieces" else 2), dice)
+    return sources[name](Engine(1 if name == "pieces" else 2, gathers=name == "gather"), dice)
 
 
 def main() -> None:
