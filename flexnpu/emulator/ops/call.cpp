@@ -276,6 +276,17 @@ std::vector<int64_t> Call::ints(uint32_t i) const {
     return source->values;
 }
 
+std::vector<bool> Call::booleans(uint32_t i) const {
+    const auto* source = static_cast<const aclBoolArray*>(at(i).p);
+    if (source == nullptr) {
+        return {};
+    }
+    if (!api::valid(source)) {
+        throw Invalid{kParamInvalid, message(name_, "argument %u is not a boolean array", i)};
+    }
+    return {source->values.begin(), source->values.end()};
+}
+
 int64_t Call::integer(uint32_t i) const { return at(i).i; }
 double Call::real(uint32_t i) const { return at(i).d; }
 std::string Call::text(uint32_t i) const { return at(i).s == nullptr ? "" : at(i).s; }

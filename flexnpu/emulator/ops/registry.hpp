@@ -63,6 +63,7 @@ public:
     std::vector<Scalar> scalars(uint32_t i) const;
     Scalar scalar_or(uint32_t i, double fallback) const;
     std::vector<int64_t> ints(uint32_t i) const;  // empty when null
+    std::vector<bool> booleans(uint32_t i) const;
     int64_t integer(uint32_t i) const;
     bool boolean(uint32_t i) const { return integer(i) != 0; }
     double real(uint32_t i) const;

@@ -14,15 +14,20 @@ def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(data.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
-def tensors() -> dict[str, str]:
+def tensors() -> dict[str, str | list[str]]:
     generator = torch.Generator().manual_seed(1)
-    out = {}
+    out: dict[str, str | list[str]] = {}
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         a = torch.randn(64, 128, generator=generator).to(dtype).npu()
         b = torch.randn(128, 32, generator=generator).to(dtype).npu()
         out[f"matmul {name}"] = digest(a @ b)
         out[f"broadcast {name}"] = digest(a[None, :, :] * b.t()[:, None, :] + b.t()[:, None, :])
+        image = a.reshape(2, 4, 32, 32).requires_grad_()
+        kernel = b[:9].reshape(8, 4, 3, 3).requires_grad_()
+        convolved = torch.nn.functional.conv2d(image, kernel, b[9, :8], stride=2, padding=1)
+        convolved.sum().backward()
+        out[f"convolution {name}"] = [digest(t) for t in (convolved, image.grad, kernel.grad)]
         out[f"reduce {name}"] = digest((a * 2 + 1).mean(-1, keepdim=True))
     out["arange"] = digest(torch.arange(1000, device="npu:0") * 3)
     large = torch.randn(3_000_001, generator=generator)

@@ -502,6 +502,40 @@ TRAINING = [
     _gradient("embedding", "F.embedding(i, a)", a="x 9 5", i="idx9 4 3"),
     _gradient("embedding, padded", "F.embedding(i, a, padding_idx=2)", a="x 9 5", i="idx9 4 3"),
 ]
+#: Of one and two dimensions; in `a` and in the weight.
+CONVOLUTIONS = {
+    "conv1d": ("F.conv1d(a, w, b)", "2 6 17", "4 6 3", "4"),
+    "conv1d, strided": ("F.conv1d(a, w, b, stride=2, padding=1)", "2 6 17", "4 6 3", "4"),
+    "conv1d, depthwise": ("F.conv1d(a, w, b, padding=2, dilation=2, groups=6)", "2 6 17", "6 1 3", "6"),
+    "conv2d": ("F.conv2d(a, w)", "2 3 9 11", "4 3 3 2", "4"),
+    "conv2d, all": ("F.conv2d(a, w, b, (2, 1), (1, 2), (1, 2), 2)", "2 4 9 11", "6 2 3 2", "6"),
+    "conv2d, 1x1": ("F.conv2d(a, w, b)", "1 8 5 5", "3 8 1 1", "3"),
+    "conv transposed": ("F.conv_transpose2d(a, w, b, 2, 1, 1, 2)", "2 4 5 6", "4 3 3 3", "6"),
+}
+TRAINING += [
+    case(name, expression, a=f"x {a}", w=f"x {w}", b=f"x {b}", ulps=32)
+    for name, (expression, a, w, b) in CONVOLUTIONS.items()
+]
+TRAINING += [
+    _gradient(f"{name} in its {what}", expression, a=f"x {a}", w=f"x {w}", b=f"x {b}", ulps=256)
+    for name, (whole, x, weight, b) in CONVOLUTIONS.items()
+    for what, expression, a, w in (
+        ("input", whole, x, weight),
+        ("weight", whole.replace("(a, w", "(w, a"), weight, x),
+    )
+]
+TRAINING += [
+    _gradient(
+        f"{name} in its bias",
+        whole.replace("(a, w, b", "(b, w, a"),
+        a=f"x {b}",
+        w=f"x {w}",
+        b=f"x {x}",
+        ulps=256,
+    )
+    for name, (whole, x, w, b) in CONVOLUTIONS.items()
+    if ", b" in whole
+]
 TRAINING += [
     case(
         f"foreach {name}",
