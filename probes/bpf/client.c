@@ -66,13 +66,21 @@ BPF_PERCPU_ARRAY(client_scratch, struct client_record, 1);
 int on_client_step(struct pt_regs *ctx)
 {
     u64 tgid = pid_tgid() >> 32;
+    const struct client_step *told = (void *)PT_REGS_PARM1(ctx);
+    u32 kind = 0;
+    if (bpf_probe_read_user(&kind, sizeof(kind), &told->kind)) {
+        count(BAD_READS);
+        return 0;
+    }
+#ifndef BEGINS
+    if (kind == CLIENT_BEGIN)
+        return 0;
+#endif
 #ifdef EVENTS_RING
     struct client_record *r = events.ringbuf_reserve(sizeof(*r));
     if (!r) {
-        u32 lost = 0;
-        bpf_probe_read_user(&lost, sizeof(lost), &((struct client_step *)PT_REGS_PARM1(ctx))->kind);
-        if (lost != CLIENT_MAYBE)
-            count(lost == CLIENT_BEGIN ? BEGINS_LOST : STEPS_LOST);
+        if (kind != CLIENT_MAYBE)
+            count(kind == CLIENT_BEGIN ? BEGINS_LOST : STEPS_LOST);
         return 0;
     }
 #else
@@ -82,29 +90,23 @@ int on_client_step(struct pt_regs *ctx)
         return 0;
 #endif
     int keep = 0;
-    u32 kind = 0;
-    if (bpf_probe_read_user(&r->step, sizeof(r->step), (void *)PT_REGS_PARM1(ctx))) {
+    if (bpf_probe_read_user(&r->step, sizeof(r->step), told)) {
         count(BAD_READS);
+    } else if (kind == CLIENT_MAYBE) {
+        struct lane_key key = {.tgid = tgid, .stream = r->step.stream};
+        if (maybes.update(&key, &r->step))
+            count(MAP_FULL);
     } else {
-        kind = r->step.kind;
+        keep = 1;
         r->tgid = tgid | CLIENT_MARK;
-#ifdef BEGINS
-        keep = kind == CLIENT_BEGIN || kind == CLIENT_DONE;
-#else
-        keep = kind == CLIENT_DONE;
-#endif
-        if (kind == CLIENT_MAYBE) {
-            struct lane_key key = {.tgid = tgid, .stream = r->step.stream};
-            if (maybes.update(&key, &r->step))
-                count(MAP_FULL);
-        }
     }
 #ifdef EVENTS_RING
     if (!keep) {
         events.ringbuf_discard(r, BPF_RB_NO_WAKEUP);
         return 0;
     }
-    events.ringbuf_submit(r, 0);
+    // By force: what was discarded before it has woken nobody, and stands between the reader and it.
+    events.ringbuf_submit(r, BPF_RB_FORCE_WAKEUP);
     if (kind == CLIENT_DONE)
         count(STEPS_SENT);
 #else
