@@ -15,14 +15,12 @@ from typing import Any, Literal
 from probes.phases import Evidence, Lengths
 
 VERSION = 1
-SEMAPHORES = {"flexnpu_step": "flexnpu_step_semaphore", "flexnpu_operator": "flexnpu_operator_semaphore"}
-"""Probe points of the client, and the word in its data that the kernel raises while a probe is on one."""
 
 Kind = Literal["begin", "maybe", "done"]
-Opening = Literal["plain", "embedding", "graph", "capture"]
+Opening = Literal["plain", "embedding", "graph", "capture", "attention"]
 
 _KINDS: dict[int, Kind] = {1: "begin", 2: "maybe", 3: "done"}
-_OPENINGS: tuple[Opening, ...] = ("plain", "embedding", "graph", "capture")
+_OPENINGS: tuple[Opening, ...] = ("plain", "embedding", "graph", "capture", "attention")
 _ENDS = ("sync", "embedding", "graph", "gap", "none")
 _HAS_INDICES, _HAS_TABLE, _AGREED, _FROM_CAPTURE = 1, 2, 4, 8
 _MARK = 1 << 63
@@ -59,6 +57,7 @@ class RawEvidence(ctypes.Structure):
         ("query_ndim", ctypes.c_uint32),
         ("arrays", ctypes.c_uint32),
         ("array", RawArray * _ARRAYS),
+        ("layout", ctypes.c_char * 8),
     )
 
 
@@ -75,6 +74,7 @@ class RawStep(ctypes.Structure):
         ("t_start", ctypes.c_uint64),
         ("t_end", ctypes.c_uint64),
         ("t_last", ctypes.c_uint64),
+        ("t_base", ctypes.c_uint64),
         ("stream", ctypes.c_uint64),
         ("seq", ctypes.c_uint64),
         ("launches", ctypes.c_uint64),
@@ -181,7 +181,7 @@ def _evidence(raw: Any) -> Evidence:
         h2d_bytes=raw.h2d,
         h2d_copies=raw.h2d_copies,
         arrays=tuple(
-            Lengths(a.n, a.seen, a.ones, bool(a.rising), a.first, a.last, a.max, a.sum)
+            Lengths(a.n, a.seen, a.ones, bool(a.rising & 1), a.first, a.last, a.max, a.sum)
             for a in seen.array[: min(seen.arrays, _ARRAYS)]
         ),
     )

@@ -72,6 +72,9 @@ SITES = (
     ),
     Site("aclrtLaunchKernelWithHostArgs", "on_kernel_launch", None, Cost.LAUNCH, Role.COUNT),
     Site("flexnpu_step", "on_client_step", None, Cost.STEP, Role.CLIENT, "flexnpu_step_semaphore"),
+    Site(
+        "flexnpu_step_begin", "on_client_step", None, Cost.STEP, Role.CLIENT, "flexnpu_step_begin_semaphore"
+    ),
     Site("aclCreateIntArray", "on_create_int_array", None, Cost.TENSOR, Role.OBJECT),
     Site("aclmdlRIExecuteAsync", "on_graph"),
     Site("aclmdlRICaptureBegin", "on_capture_begin"),
@@ -90,7 +93,10 @@ A process need not define all of them; without any of `FUNNELS` there is nothing
 """
 
 CLIENT = "flexnpu_step"
-"""The probe point of FlexNPU's client. A process that has it is probed there and nowhere else."""
+"""The probe point of FlexNPU's client. A process that has it is probed at points of the client alone."""
+
+CLIENT_BEGIN = "flexnpu_step_begin"
+"""Where the client tells of steps that open; probed only for who wants to know."""
 
 FUNNELS = frozenset({"aclrtLaunchKernelWithHostArgs", CLIENT})
 """Functions through which everything passes: every operator launch of CANN (and the emulated CANN), every

@@ -31,7 +31,7 @@ from probes import capabilities, client_steps, headers, symbols
 from probes.attach import AttachError, Uprobe
 from probes.events import Event, Losses, Step, StepBegin
 from probes.phases import IDLE_NS, Evidence, Lengths, Verdict, classify
-from probes.plan import CLIENT, FUNNELS, SITES
+from probes.plan import CLIENT, CLIENT_BEGIN, FUNNELS, SITES, Role
 from probes.sites import cheap_offset
 
 GAP_NS = 1_000_000_000
@@ -54,10 +54,9 @@ that found it full; calls dropped because a map was full; embeddings whose first
 memory that could not
 be read; streams of a process beyond those that a device synchronise ends."""
 
-OWN_COUNTERS = ("unclassified", "reopened", "foreign")
+OWN_COUNTERS = ("unclassified", "reopened", "foreign", "unreadable")
 """Counted here: steps without evidence of their phase; steps that went on after they were published as
-idle; records
-of processes that are no longer attached."""
+idle; records of processes that are no longer attached; records of a client of another version."""
 
 SOURCES = ("common.h", "cann.c", "client.c")
 """Files of `bpf/` that make up the program, in the order in which they are put together."""
@@ -208,7 +207,13 @@ def decode(data: bytes) -> Record:
     )
 
 
-_OPENED = {"plain": _PLAIN, "embedding": _EMBEDDING, "graph": _GRAPH, "capture": _CAPTURE}
+_OPENED = {
+    "plain": _PLAIN,
+    "embedding": _EMBEDDING,
+    "graph": _GRAPH,
+    "capture": _CAPTURE,
+    "attention": _PLAIN,
+}
 
 
 def _of_client(step: client_steps.ClientStep) -> Record:
@@ -405,8 +410,6 @@ class Tracer:
         self._ring = bool(bcc.BPF.kernel_struct_has_field(b"bpf_ringbuf", b"waitq") == 1)
         if self._ring:
             flags.append("-DEVENTS_RING")
-        if begins:
-            flags.append("-DBEGINS")
         namespace = _pid_namespace()
         if namespace is not None:
             flags += [
@@ -496,8 +499,10 @@ class Tracer:
             raise AttachError(f"may not read the memory map of process {target.pid}: {error}") from None
         target.maps = mapped
         for site in SITES:
-            if CLIENT in found and site.symbol != CLIENT:
+            if (CLIENT in found) != (site.role is Role.CLIENT):
                 continue  # the client tells of its steps itself
+            if site.symbol == CLIENT_BEGIN and not self._begins:
+                continue
             for definition in found.get(site.symbol, ()):
                 # A return probe must see the return address where the call left it, and both share one trap.
                 chosen = cheap_offset(
@@ -555,6 +560,7 @@ class Tracer:
         timeout_ms = max(0, int(timeout_s * 1000))
         if self._ring:
             self._bpf.ring_buffer_poll(timeout_ms)
+            self._bpf.ring_buffer_consume()  # not every record wakes us
         else:
             self._bpf.perf_buffer_poll(timeout_ms)
         if self._failure is not None:
@@ -588,6 +594,8 @@ class Tracer:
                 self._on_record(_of_client(client_steps.decode(record)))
             else:
                 self._on_record(decode(record))
+        except client_steps.ClientRecordError:
+            self._own["unreadable"] += 1  # a client of another version, which must not end the tracing of others
         except BaseException as error:
             self._failure = self._failure or error
 

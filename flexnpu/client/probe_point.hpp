@@ -17,7 +17,8 @@ enum flexnpu_step_opening : uint32_t {
     FLEXNPU_STEP_PLAIN = 0,
     FLEXNPU_STEP_EMBEDDING = 1,
     FLEXNPU_STEP_GRAPH = 2,
-    FLEXNPU_STEP_CAPTURE = 3,  // what was launched went into a graph and did not run
+    FLEXNPU_STEP_CAPTURE = 3,    // what was launched went into a graph and did not run
+    FLEXNPU_STEP_ATTENTION = 4,  // by an attention operator: the model's embedding is another operator
 };
 enum flexnpu_step_end : uint32_t {
     FLEXNPU_STEP_BY_SYNC = 0,
@@ -34,12 +35,14 @@ enum flexnpu_step_flags : uint32_t {
     FLEXNPU_STEP_HAS_QUERY = 16,    // of an attention operator
 };
 
+enum flexnpu_step_role : uint32_t { FLEXNPU_STEP_NO_ROLE = 0, FLEXNPU_STEP_QUERY = 1, FLEXNPU_STEP_KV = 2 };
+
 // An array of positive integers that an attention operator was given: sequence lengths, or their running sum.
 struct flexnpu_step_array {
     uint32_t n;
     uint32_t seen;    // values looked at
     uint32_t ones;    // differences between neighbours (of the first to 0) that are 1
-    uint32_t rising;  // strictly
+    uint32_t rising;  // bit 0: strictly; bits 8 and up: flexnpu_step_role
     int64_t first, last, max, sum;
 };
 
@@ -52,6 +55,7 @@ struct flexnpu_step_evidence {
     uint32_t query_ndim;
     uint32_t arrays;
     flexnpu_step_array array[3];
+    char layout[8];       // of the query, as the operator was told it; without a zero at the end if it is longer
 };
 
 // Times are CLOCK_MONOTONIC, ns. Fields are added at the end, with a new version; `size` is the whole record's.
@@ -65,6 +69,7 @@ struct flexnpu_step_record {
     uint64_t t_start;     // the first call that belongs to it
     uint64_t t_end;       // 0 in a BEGIN
     uint64_t t_last;      // its last launch
+    uint64_t t_base;      // since when launches and copies are counted: the end of the lane's step before; 0: not known
     uint64_t stream;      // as the program knows it
     uint64_t seq;         // of the lane's steps, whether anybody listened or not
     uint64_t launches;    // operators
@@ -80,9 +85,13 @@ struct flexnpu_step_record {
 inline constexpr uint32_t kFlexnpuStepVersion = 1;
 
 __attribute__((visibility("default"))) extern volatile uint16_t flexnpu_step_semaphore;
+__attribute__((visibility("default"))) extern volatile uint16_t flexnpu_step_begin_semaphore;
 __attribute__((visibility("default"))) extern volatile uint16_t flexnpu_operator_semaphore;
 
+// MAYBE and DONE.
 __attribute__((visibility("default"))) void flexnpu_step(const flexnpu_step_record* record);
+// BEGIN, for who must act while a step runs; only beside a listener to flexnpu_step.
+__attribute__((visibility("default"))) void flexnpu_step_begin(const flexnpu_step_record* record);
 // Before an operator's launch: `name` as in its first call without "GetWorkspaceSize".
 __attribute__((visibility("default"))) void flexnpu_operator(const void* stream, const char* name, const void* executor);
 

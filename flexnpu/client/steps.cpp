@@ -64,51 +64,71 @@ flexnpu_step_evidence of_embedding(std::span<const uint8_t> key) {
     return e;
 }
 
-void add_lengths(flexnpu_step_evidence* e, const std::vector<int64_t>& values) {
+void add_lengths(flexnpu_step_evidence* e, const std::vector<int64_t>& values, uint32_t role) {
     if (values.empty()) return;
     flexnpu_step_array a{};
     a.n = uint32_t(values.size());
-    a.rising = 1;
+    bool rising = true;
     int64_t before = 0;
     for (int64_t v : values) {
-        if (v <= 0) return;  // axes, permutations, paddings: not lengths
+        if (v <= 0) return;  // paddings, perhaps: not lengths
         if (a.seen++ == 0) a.first = v;
         a.ones += v - before == 1;
-        if (v <= before) a.rising = 0;
+        rising = rising && v > before;
         a.max = std::max(a.max, v);
         a.sum += v;
         a.last = before = v;
     }
+    a.rising = uint32_t(rising) | role << 8;
+    // Every layer is given the same arrays.
     for (uint32_t i = 0; i < e->arrays; i++) {
         const flexnpu_step_array& old = e->array[i];
-        if (old.n == a.n && old.first == a.first && old.last == a.last && old.sum == a.sum) return;
+        if (old.n == a.n && old.first == a.first && old.last == a.last && old.sum == a.sum && old.rising == a.rising) return;
     }
     if (e->arrays < kArrays) e->array[e->arrays++] = a;
 }
 
-// Of an attention operator: its first tensor is the query, and its integer arrays are lengths.
-void add_attention(flexnpu_step_evidence* e, std::span<const uint8_t> key, const char* kinds) {
-    std::vector<wire::ArgMeta> args;
-    if (!wire::decode_meta(key, kinds, &args)) return;
-    bool first = true;
-    for (const wire::ArgMeta& a : args) {
-        if (a.kind == 'I' && a.present) add_lengths(e, a.ints);
-        if (!first || a.kind != 'T' || !a.tensors.front().present) continue;
-        first = false;
-        const std::vector<int64_t>& dims = a.tensors.front().dims;
-        if (dims.size() > kDims) continue;
-        e->flags |= FLEXNPU_STEP_HAS_QUERY;
-        e->query_ndim = uint32_t(dims.size());
-        std::copy(dims.begin(), dims.end(), e->query);
+// Which of an operator's integer arrays, in order, is what.
+uint32_t role_of_array(StepRole role, uint32_t number) {
+    switch (role) {
+        case StepRole::attention_kv: return number == 0 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
+        case StepRole::attention_query_kv: return number == 0 ? FLEXNPU_STEP_QUERY : number == 1 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
+        case StepRole::attention_prefix: return number == 1 ? FLEXNPU_STEP_QUERY : number == 2 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
+        default: return FLEXNPU_STEP_NO_ROLE;
     }
 }
 
+// Of an attention operator: its first tensor is the query, its first text the query's layout.
+void add_attention(flexnpu_step_evidence* e, std::span<const uint8_t> key, const char* kinds, StepRole role) {
+    std::vector<wire::ArgMeta> args;
+    if (!wire::decode_meta(key, kinds, &args)) return;
+    uint32_t arrays = 0;
+    const bool first = !(e->flags & FLEXNPU_STEP_HAS_QUERY);
+    bool named = !first;
+    for (const wire::ArgMeta& a : args) {
+        if (a.kind == 'I') {
+            const uint32_t is = role_of_array(role, arrays++);
+            if (a.present && is != FLEXNPU_STEP_NO_ROLE) add_lengths(e, a.ints, is);
+        } else if (a.kind == 's' && !named) {
+            named = true;
+            std::memcpy(e->layout, a.text.data(), std::min(a.text.size(), sizeof(e->layout)));
+        }
+    }
+    if (!first || args.empty() || args.front().kind != 'T' || !args.front().present) return;
+    const std::vector<int64_t>& dims = args.front().tensors.front().dims;
+    if (dims.size() > kDims) return;
+    e->flags |= FLEXNPU_STEP_HAS_QUERY;
+    e->query_ndim = uint32_t(dims.size());
+    std::copy(dims.begin(), dims.end(), e->query);
+}
+
 void take_lengths(flexnpu_step_evidence* to, const flexnpu_step_evidence& from) {
-    to->flags |= from.flags & FLEXNPU_STEP_HAS_QUERY;
+    to->flags = (to->flags & ~uint32_t(FLEXNPU_STEP_HAS_QUERY)) | (from.flags & FLEXNPU_STEP_HAS_QUERY);
     to->query_ndim = from.query_ndim;
     std::memcpy(to->query, from.query, sizeof(to->query));
     to->arrays = from.arrays;
     std::memcpy(to->array, from.array, sizeof(to->array));
+    std::memcpy(to->layout, from.layout, sizeof(to->layout));
 }
 
 }  // namespace
@@ -116,9 +136,14 @@ void take_lengths(flexnpu_step_evidence* to, const flexnpu_step_evidence& from) 
 StepRole step_role(const char* op) {
     if (std::strcmp(op, "aclnnEmbedding") == 0) return StepRole::embedding;
     if (std::strstr(op, "Grad")) return StepRole::none;
-    for (const char* prefix : {"aclnnFusedInferAttentionScore", "aclnnPromptFlashAttention", "aclnnIncreFlashAttention", "aclnnFlashAttentionScore",
-                               "aclnnFlashAttentionVarLenScore"}) {
-        if (std::strncmp(op, prefix, std::strlen(prefix)) == 0) return StepRole::attention;
+    struct Family {
+        const char* prefix;
+        StepRole role;
+    };
+    for (const Family& f : {Family{"aclnnFusedInferAttentionScore", StepRole::attention_query_kv}, Family{"aclnnPromptFlashAttention", StepRole::attention_query_kv},
+                            Family{"aclnnIncreFlashAttention", StepRole::attention_kv}, Family{"aclnnFlashAttentionVarLenScore", StepRole::attention_prefix},
+                            Family{"aclnnFlashAttentionScore", StepRole::attention}}) {
+        if (std::strncmp(op, f.prefix, std::strlen(f.prefix)) == 0) return f.role;
     }
     return StepRole::none;
 }
@@ -209,7 +234,8 @@ void Steps::touch(Lane& lane) {
 // ---- steps; all with the lane's lock held ----
 
 void Steps::tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end) {
-    if (!lane.heard_.load(relaxed) || !listened()) return;
+    const bool begins = kind == FLEXNPU_STEP_BEGIN;
+    if (!lane.heard_.load(relaxed) || !listened() || (begins && !*outside_.begin_listeners)) return;
     flexnpu_step_record r{};
     r.version = kFlexnpuStepVersion;
     r.size = sizeof(r);
@@ -217,11 +243,13 @@ void Steps::tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, c
     r.opening = lane.capturing_                     ? FLEXNPU_STEP_CAPTURE
                 : lane.kind_ == Kind::embedding     ? FLEXNPU_STEP_EMBEDDING
                 : lane.kind_ == Kind::graph         ? FLEXNPU_STEP_GRAPH
+                : lane.kind_ == Kind::attention     ? FLEXNPU_STEP_ATTENTION
                                                     : FLEXNPU_STEP_PLAIN;
     r.ended_by = ended_by;
     r.t_start = lane.t_open_.load(relaxed);
     r.t_end = t_end;
     r.t_last = lane.t_last_.load(relaxed);
+    r.t_base = lane.t_base_;
     r.stream = lane.stream_.load(relaxed);
     r.seq = lane.seq_;
     r.launches = end.launches - lane.base_.launches;
@@ -234,8 +262,10 @@ void Steps::tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, c
     r.gated_ns = end.gated == UINT64_MAX || end.gated < lane.base_.gated ? UINT64_MAX : end.gated - lane.base_.gated;
     r.model = lane.model_;
     r.evidence = lane.evidence_;
-    outside_.tell(&r);
+    (begins ? outside_.tell_begin : outside_.tell)(&r);
 }
+
+void Steps::begin(Lane& lane) { tell(lane, FLEXNPU_STEP_BEGIN, 0, FLEXNPU_STEP_NOT, lane.base_); }
 
 void Steps::open(Lane& lane, Kind kind, uint64_t now) {
     const bool heard = listened();
@@ -246,7 +276,7 @@ void Steps::open(Lane& lane, Kind kind, uint64_t now) {
     lane.t_open_.store(now, relaxed);
     lane.t_last_.store(now, relaxed);
     lane.has_cand_ = false;
-    lane.attended_ = false;
+    lane.attended_ = 0;
     lane.run_longest_ = 0;
     lane.opened_at_ = lane.launches_.load(relaxed);
     lane.run_start_ = lane.opened_at_ + lane.graphs_.load(relaxed);
@@ -257,12 +287,13 @@ void Steps::open(Lane& lane, Kind kind, uint64_t now) {
 void Steps::close(Lane& lane, uint64_t t_end, uint32_t ended_by, const Totals& end) {
     tell(lane, FLEXNPU_STEP_DONE, t_end, ended_by, end);
     lane.base_ = end;
+    lane.t_base_ = t_end;
     lane.seq_++;
     lane.kind_ = Kind::between;
     lane.model_ = 0;
     lane.evidence_ = {};
     lane.has_cand_ = false;
-    lane.attended_ = false;
+    lane.attended_ = 0;
     lane.run_longest_ = 0;
     lane.t_open_.store(0, relaxed);
     lane.may_gap_.store(!lane.has_model_, relaxed);
@@ -295,10 +326,10 @@ void Steps::embedding(Lane& lane, std::span<const uint8_t> key, uint64_t t_first
     open(lane, Kind::embedding, t_first && t_first < now ? t_first : now);
     lane.t_last_.store(now, relaxed);
     lane.evidence_ = e;
-    if (!lane.capturing_) tell(lane, FLEXNPU_STEP_BEGIN, 0, FLEXNPU_STEP_NOT, lane.base_);
+    if (!lane.capturing_) begin(lane);
 }
 
-void Steps::attention(Lane& lane, std::span<const uint8_t> key, const char* kinds) {
+void Steps::attention(Lane& lane, std::span<const uint8_t> key, const char* kinds, StepRole role) {
     if (const uint64_t graph = lane.updating_.load(relaxed)) {
         Lane* replayed = nullptr;
         {
@@ -311,15 +342,15 @@ void Steps::attention(Lane& lane, std::span<const uint8_t> key, const char* kind
             std::lock_guard lock(replayed->mutex_);
             if (replayed->kind_ == Kind::graph && replayed->model_ == graph) {
                 if (replayed->attended_ || !replayed->heard_.load(relaxed)) return;
-                replayed->attended_ = true;
-                add_attention(&replayed->evidence_, key, kinds);
+                replayed->attended_ = kAttentions;
+                add_attention(&replayed->evidence_, key, kinds, role);
                 return;
             }
         }
         // For the graph's next launch.
         if (!listened()) return;
         flexnpu_step_evidence e{};
-        add_attention(&e, key, kinds);
+        add_attention(&e, key, kinds, role);
         std::lock_guard lock(models_mutex_);
         Model& model = models_[graph];
         model.lengths = e;
@@ -328,9 +359,16 @@ void Steps::attention(Lane& lane, std::span<const uint8_t> key, const char* kind
     }
     if (!lane.heard_.load(relaxed)) return;
     std::lock_guard lock(lane.mutex_);
-    if (lane.attended_) return;
-    lane.attended_ = true;
-    add_attention(&lane.evidence_, key, kinds);
+    if (lane.attended_ >= kAttentions) return;
+    lane.attended_++;
+    add_attention(&lane.evidence_, key, kinds, role);
+    if (lane.kind_ != Kind::between || lane.capturing_) return;
+    // What was launched since the last step is part of this one.
+    const uint64_t since = lane.t_open_.load(relaxed);
+    lane.kind_ = Kind::attention;
+    if (!since) lane.t_open_.store(outside_.now(), relaxed);
+    lane.base_.gated = gated(lane);
+    begin(lane);
 }
 
 void Steps::graph(uint64_t stream, uint64_t model) {
@@ -360,14 +398,13 @@ void Steps::graph(uint64_t stream, uint64_t model) {
         l.evidence_ = known.evidence;
         l.evidence_.flags |= FLEXNPU_STEP_FROM_CAPTURE;
         take_lengths(&l.evidence_, {});  // those of the capture are not this step's
-        l.evidence_.flags &= ~uint32_t(FLEXNPU_STEP_HAS_QUERY);
     }
     if (known.updated) {
         take_lengths(&l.evidence_, known.lengths);
-        l.attended_ = true;
+        l.attended_ = kAttentions;
     }
     l.graphs_.fetch_add(1, relaxed);
-    tell(l, FLEXNPU_STEP_BEGIN, 0, FLEXNPU_STEP_NOT, l.base_);
+    begin(l);
 }
 
 void Steps::capture_begun(uint64_t stream) {
@@ -421,7 +458,7 @@ void Steps::synchronised(Lane& lane, const Totals& then) {
             }
         }
         lane.run_longest_ = std::max(lane.run_longest_, run);
-    } else if (lane.kind_ == Kind::graph || !lane.has_model_) {
+    } else if (lane.kind_ != Kind::between || !lane.has_model_) {
         close(lane, heard ? outside_.now() : 0, FLEXNPU_STEP_BY_SYNC, then);
     }
 }

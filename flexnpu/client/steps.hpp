@@ -4,7 +4,8 @@
 //   - a second embedding with another table soon after (positions, token types) belongs to the same step;
 //   - a synchronise that ends the longest run of launches so far is where the step is taken to end (MAYBE); that it has ended is known when
 //     the next one opens, because a forward pass may synchronise in its middle;
-//   - a step that a graph opened, or on a lane that never showed an embedding, ends at the first synchronise;
+//   - where no step runs, an attention operator opens one: the model's embedding is some other operator;
+//   - a step that a graph or an attention operator opened, or on a lane that never showed a model, ends at the first synchronise;
 //   - what is launched between two steps counts in the later one.
 //
 // The counting never stops, so a reader that comes in the middle of a step is given the next whole one. Clocks are read, and records assembled,
@@ -25,7 +26,15 @@
 namespace flexnpu::client {
 
 // What an operator tells about a step.
-enum class StepRole : uint8_t { none, embedding, attention };
+enum class StepRole : uint8_t {
+    none,
+    embedding,
+    // Attention operators, by what their integer arrays are:
+    attention,           // none of them lengths
+    attention_kv,        // KV lengths
+    attention_query_kv,  // query lengths, KV lengths
+    attention_prefix,    // a prefix, query lengths, KV lengths
+};
 StepRole step_role(const char* op);
 
 class Steps;
@@ -48,7 +57,7 @@ class alignas(64) StepLane {
     struct Totals {
         uint64_t launches = 0, graphs = 0, h2d = 0, d2h = 0, h2d_copies = 0, gated = 0;
     };
-    enum class Kind : uint8_t { between, embedding, graph };
+    enum class Kind : uint8_t { between, embedding, graph, attention };
 
     std::mutex mutex_;
     Totals now_;   // but launches and graphs, which are above, and gated time, which is the daemon's to say
@@ -62,7 +71,9 @@ class alignas(64) StepLane {
     uint64_t seq_ = 0;
     uint64_t model_ = 0;
     Kind kind_ = Kind::between;
-    bool has_model_ = false, capturing_ = false, attended_ = false;
+    uint64_t t_base_ = 0;       // the end of the step before
+    uint32_t attended_ = 0;     // attention operators looked at
+    bool has_model_ = false, capturing_ = false;
     std::atomic<uint64_t> updating_{0};  // the graph whose task group launches now give new arguments
     flexnpu_step_evidence evidence_{};
 };
@@ -75,6 +86,8 @@ public:
         const volatile uint16_t* listeners;
         uint64_t (*now)();
         void (*tell)(const flexnpu_step_record*);
+        const volatile uint16_t* begin_listeners;
+        void (*tell_begin)(const flexnpu_step_record*);
         const std::atomic<uint64_t>* gated = nullptr;  // ns by lane, see slot()
         uint32_t gated_lanes = 0;
         std::atomic<uint64_t>* launched = nullptr;     // operators launched on all lanes, for people: late by a few
@@ -111,7 +124,7 @@ public:
     }
     // `key`: the metadata of the operator's first call behind the operator's number (wire/meta.hpp); `t_first`: when that was, 0: not known.
     void embedding(StepLane& lane, std::span<const uint8_t> key, uint64_t t_first);
-    void attention(StepLane& lane, std::span<const uint8_t> key, const char* kinds);
+    void attention(StepLane& lane, std::span<const uint8_t> key, const char* kinds, StepRole role);
 
     void graph(uint64_t stream, uint64_t model);
     void capture_begun(uint64_t stream);
@@ -132,6 +145,8 @@ public:
     static constexpr uint64_t kGapNs = 1'000'000'000;
     // Launches within which a second embedding table belongs to the same step.
     static constexpr uint64_t kTableWindow = 64;
+    // Attention operators of a step that are looked at: there is one kernel for prompts and one for tokens.
+    static constexpr uint32_t kAttentions = 2;
     static constexpr uint32_t kPublishEvery = 64;
 
 private:
@@ -162,6 +177,7 @@ private:
     Totals totals(const Lane& lane) const;
     uint64_t gated(const Lane& lane) const;
     void open(Lane& lane, Kind kind, uint64_t now);
+    void begin(Lane& lane);
     void tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end);
     void close(Lane& lane, uint64_t t_end, uint32_t ended_by, const Totals& end);
     void close_for_next(Lane& lane, uint32_t ended_by);

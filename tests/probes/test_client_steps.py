@@ -86,7 +86,7 @@ def test_a_later_version_begins_like_this_one() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"version": 0}, {"size": 8}, {"kind": 0}, {"kind": 9}, {"opening": 4}, {"ended_by": 5}],
+    [{"version": 0}, {"size": 8}, {"kind": 0}, {"kind": 9}, {"opening": 5}, {"ended_by": 5}],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_nonsense_is_refused(wrong: dict[str, int]) -> None:

@@ -2,6 +2,7 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -20,14 +21,16 @@ constexpr uint64_t kGraph = wire::make_handle(wire::HandleKind::graph, 0, 1);
 
 uint64_t clock_ns;
 std::vector<flexnpu_step_record> told;
-volatile uint16_t listeners;
+volatile uint16_t listeners, beginners;
 
 struct Fixture {
     std::atomic<uint64_t> launched{0};
     std::atomic<uint64_t> gated[8] = {};
-    Steps steps{{&listeners, [] { return clock_ns += 10; }, [](const flexnpu_step_record* r) { told.push_back(*r); }, gated, 8, &launched}};
+    Steps steps{{&listeners, [] { return clock_ns += 10; }, [](const flexnpu_step_record* r) { told.push_back(*r); }, &beginners,
+                 [](const flexnpu_step_record* r) { told.push_back(*r); }, gated, 8, &launched}};
     Fixture() {
         listeners = 1;
+        beginners = 1;
         clock_ns = 1000;
         told.clear();
         client::step_lane_used = nullptr;
@@ -56,8 +59,9 @@ struct Fixture {
         w.tensor('T', 1, 2, 0, query, {}, query);
         w.array('I', lengths.data(), uint32_t(lengths.size()), 8);
         w.array('I', kv.data(), uint32_t(kv.size()), 8);
+        w.array('s', "TND", 3, 1);
         StepLane& l = steps.lane(stream);
-        steps.attention(l, w.bytes(), "TII");
+        steps.attention(l, w.bytes(), "TIIs", client::StepRole::attention_query_kv);
         steps.launched(l);
     }
     void sync(uint64_t stream = kStream) { steps.synchronised(stream); }
@@ -248,8 +252,9 @@ TEST_CASE_FIXTURE(Fixture, "a graph captured while nobody listened is known to w
     CHECK(done()[0].evidence.dims[0] == 2);
 }
 
-TEST_CASE_FIXTURE(Fixture, "lengths of an attention operator, the first of a step") {
+TEST_CASE_FIXTURE(Fixture, "lengths of an attention operator, the first ones of a step") {
     embed({9});
+    attend({9, 8, 64}, {1, 2, 9}, {30, 20, 7});
     attend({9, 8, 64}, {1, 2, 9}, {30, 20, 7});
     attend({9, 8, 64}, {1, 2, 9}, {31, 21, 8});
     sync();
@@ -262,8 +267,9 @@ TEST_CASE_FIXTURE(Fixture, "lengths of an attention operator, the first of a ste
     CHECK(e.array[0].n == 3);
     CHECK(e.array[0].last == 9);
     CHECK(e.array[0].ones == 2);
-    CHECK(e.array[0].rising == 1);
-    CHECK(e.array[1].rising == 0);
+    CHECK(e.array[0].rising == (1 | FLEXNPU_STEP_QUERY << 8));
+    CHECK(e.array[1].rising == FLEXNPU_STEP_KV << 8);
+    CHECK(std::string_view(e.layout) == "TND");
     CHECK(e.array[1].sum == 57);
     CHECK(e.array[1].max == 30);
 }
@@ -381,10 +387,45 @@ TEST_CASE_FIXTURE(Fixture, "no launch is lost between threads that launch and on
     CHECK(sum == 3 * kEach + 201);
 }
 
+TEST_CASE_FIXTURE(Fixture, "a model whose embedding is another operator: its attention opens the step") {
+    for (int i = 0; i < 3; i++) {
+        launch(4);
+        attend({2, 8, 64}, {1, 2}, {5, 6});
+        launch(20);
+        attend({2, 8, 64}, {1, 2}, {5, 6});
+        sync();
+    }
+    launch(3);
+    sync();
+    const auto d = done();
+    REQUIRE(d.size() == 4);
+    for (size_t i = 0; i < 3; i++) {
+        CHECK(d[i].opening == FLEXNPU_STEP_ATTENTION);
+        CHECK(d[i].launches == 26);
+        CHECK(d[i].evidence.query[0] == 2);
+        CHECK(d[i].evidence.arrays == 2);
+        CHECK(d[i].t_start < d[i].t_end);
+    }
+    CHECK(d[1].t_base == d[0].t_end);
+    CHECK(d[3].opening == FLEXNPU_STEP_PLAIN);
+    CHECK(of(FLEXNPU_STEP_BEGIN).size() == 3);
+}
+
+TEST_CASE_FIXTURE(Fixture, "openings are told only to who listens to them") {
+    beginners = 0;
+    embed({1, 1});
+    sync();
+    embed({1, 1});
+    CHECK(done().size() == 1);
+    CHECK(of(FLEXNPU_STEP_BEGIN).empty());
+}
+
 TEST_CASE("roles") {
     CHECK(client::step_role("aclnnEmbedding") == client::StepRole::embedding);
     CHECK(client::step_role("aclnnEmbeddingDenseBackward") == client::StepRole::none);
-    CHECK(client::step_role("aclnnFusedInferAttentionScoreV2") == client::StepRole::attention);
+    CHECK(client::step_role("aclnnFusedInferAttentionScoreV2") == client::StepRole::attention_query_kv);
+    CHECK(client::step_role("aclnnFlashAttentionVarLenScoreV2") == client::StepRole::attention_prefix);
+    CHECK(client::step_role("aclnnFlashAttentionScoreV2") == client::StepRole::attention);
     CHECK(client::step_role("aclnnFlashAttentionScoreGrad") == client::StepRole::none);
     CHECK(client::step_role("aclnnMatmul") == client::StepRole::none);
 }
