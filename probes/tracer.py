@@ -595,7 +595,7 @@ class Tracer:
             else:
                 self._on_record(decode(record))
         except client_steps.ClientRecordError:
-            self._own["unreadable"] += 1  # a client of another version, which must not end the tracing of others
+            self._own["unreadable"] += 1  # a client of another version must not end the tracing of others
         except BaseException as error:
             self._failure = self._failure or error
 
