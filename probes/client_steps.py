@@ -15,6 +15,10 @@ from typing import Any, Literal
 from probes.phases import Evidence, Lengths
 
 VERSION = 1
+SEMAPHORES = {
+    name: f"{name}_semaphore" for name in ("flexnpu_step", "flexnpu_step_begin", "flexnpu_operator")
+}
+"""Probe points of the client, and the word in its data that the kernel raises while a probe is on one."""
 
 Kind = Literal["begin", "maybe", "done"]
 Opening = Literal["plain", "embedding", "graph", "capture", "attention"]

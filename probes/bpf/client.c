@@ -1,6 +1,6 @@
 // Programs for FlexNPU's client, which folds its steps itself (flexnpu/client/probe_point.hpp). Compiled behind common.h.
 //
-// The client calls flexnpu_step() only while a probe is on it: the kernel counts probes in a word of the client's.
+// The client calls flexnpu_step() only while a probe is on it: the kernel then raises a word of the client's.
 // A step costs a hit for each synchronise that may have ended it, and one when it is over; one when it opens, where
 // the tracer wants that too.
 
