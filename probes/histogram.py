@@ -19,6 +19,10 @@ MEASURES = {
     "step": "step time: from a step's first call to the return of the synchronise that ended it",
     "gap": "launch gap: from the end of a step to the first call of the next on its lane",
     "ttft": "time to first token: from a request's arrival to its first chunk with content",
+    "queue": "part of the TTFT: before and between the request's own prefill steps",
+    "prefill": "part of the TTFT: the request's own prefill steps, less the gate's time",
+    "gated": "part of the TTFT: held by FlexNPU's gate in those steps",
+    "send": "part of the TTFT: from the end of those steps to the first chunk",
     "tpot": "time per output token after the first, one value a request",
 }
 """What is measured, all in us. Requests that were not seen whole have no TPOT."""
@@ -110,6 +114,10 @@ class Distributions:
         of = (request.comm, request.pid)
         if request.t_first_ns is not None:
             self._add(Key("ttft", *of), max(0, request.t_first_ns - request.t_arrival_ns) / 1e3)
+        for part in ("queue", "prefill", "gated", "send"):
+            value: float | None = getattr(request, f"{part}_us")
+            if value is not None:
+                self._add(Key(part, *of), value)
         if not request.complete:
             self.unfinished += 1
             return
@@ -145,7 +153,7 @@ def tpot_us(request: RequestTiming) -> float | None:
     """Time per output token after the first, us: (last chunk - first chunk) / (tokens - 1), with chunks for
     tokens where the server does not tell. None with fewer than two."""
     chunks = request.chunk_ns
-    tokens = getattr(request, "tokens", None) or len(chunks)
+    tokens = request.tokens or len(chunks)
     if len(chunks) < 2 or tokens < 2:
         return None
     return (chunks[-1] - chunks[0]) / (tokens - 1) / 1e3

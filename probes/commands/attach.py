@@ -5,31 +5,25 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from flexnpu.control import paths
 from probes.commands.common import Stop, errors, note
 from probes.commands.live import Live
-from probes.commands.options import selection_options, take_selection
-from probes.events import Event, Losses, Step, StepBegin
+from probes.commands.options import duration_option, selection_options, take_selection
+from probes.events import Event, Losses, StepBegin
 from probes.feed import FeedServer
 from probes.gates import Gates
-from probes.table import Window, losses_line
+from probes.screen import Display, display, plain_after
+from probes.view import View
 
 
 @click.command("attach", short_help="Attach to running processes and show their steps.")
 @selection_options
-@click.option(
-    "--duration",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="S",
-    help="Detach and end after S seconds.",
-)
+@duration_option
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.1),
@@ -87,8 +81,20 @@ def command(
     the step that ran is published. Where the kernel's process events cannot be had (another network or
     process namespace), /proc is read every second instead, and standard error says so.
 
-    Ctrl-C, SIGTERM, --duration and the end of all the processes detach. So does kill -9: a probe lives no
-    longer than this program.
+    Ctrl-C, SIGTERM, SIGHUP, a reader of the output that goes away, --duration and the end of all the
+    processes detach. So does kill -9: a probe lives no longer than this program.
+
+    On a terminal the table takes the whole screen, and keys work; elsewhere the tables follow each other.
+    Columns for which there is no room are left out, the most telling ones last; 110 characters have room
+    for all.
+
+    \b
+    KEYS
+      q         quit: detach and end
+      f, space  freeze the picture, or let it go on; counting goes on meanwhile
+      p         pause counting, or go on; probes stay, and so does the feed
+      s         sort by the next column; by none after the last
+      ?         the letter of each column; pressing one sorts by it
 
     \b
     COLUMNS
@@ -96,11 +102,22 @@ def command(
       stream    the stream's handle, as the process knows it
       phase     prefill, decode, mixed or other
       steps/s   steps that ended in the interval, a second
-      tok/st    tokens a step, over all its sequences, padding included
+      tok/s     tokens a second, over all sequences, padding included
+      tok/st    tokens a step
       p50, p99  step time in ms: from its embedding to the synchronise that ended it
-      ln/st     operator and graph launches a step, those between steps included
+      ln/st     operator and graph launches a step, those between steps included;
+                "-" where launches were not counted
       gated     share of the interval for which FlexNPU's gate held the stream's
                 next operator, on the stream's first row; "-" without a daemon
+      runq      share of the interval for which a launching thread was runnable and
+                had no CPU, on the process's first row: of the thread that waited
+                longest, of all threads together where the launching one is not
+                known. Where it is high, steps are slow because the host is short
+                of CPUs, not because the NPU is slow
+      cpu       share of the interval for which that thread ran
+
+    Above the table: what was lost so far, steps whose phase nothing showed, and what the budget made the
+    tracer leave out. Below it, with --wire: requests that ended, TTFT and TPOT, p50/p99 in ms.
 
     A step is one forward pass of a model. How steps are cut and classified, and how sure that is, is said
     in probes/phases.py and in each step's `evidence` and `confidence` (--json). A step is shown when the
@@ -146,6 +163,7 @@ def command(
     feed_path = (feed_socket or paths.probe_socket()) if feed or feed_socket else None
     with errors(), contextlib.ExitStack() as stack:
         output = _Output(as_json=as_json, quiet=quiet)
+        stack.callback(output.close)
         live = stack.enter_context(
             Live(
                 selection,
@@ -153,6 +171,7 @@ def command(
                 only=libraries,
                 begins=feed_path is not None,
                 wire=feed if wire is None else wire,
+                say=output.say,
             )
         )
         # Last, so that the socket says: everything is attached.
@@ -161,7 +180,9 @@ def command(
             note(f"publishing on {feed_path}")
         if live.waiting:
             note("no such process uses an NPU yet; waiting for one (Ctrl-C ends)")
-        live.run(stop, duration=duration, interval=interval, on_tick=output.tick)
+        output.start()
+        live.run(stop, duration=duration, interval=interval, on_tick=output.tick, on_poll=output.poll)
+        output.leave()
         if not quiet and not as_json:
             note("detaching")
         ended = time.monotonic()
@@ -173,44 +194,74 @@ class _Output:
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self._json = as_json
-        self._table = not (as_json or quiet)
+        self._shows = not (as_json or quiet)
+        self.display: Display | None = None
         self.feed: FeedServer | None = None
-        self._window = Window()
+        self._view = View()
         self._gates = Gates()
-        self._console = Console()
         self._since = time.monotonic()
         self._told: dict[str, dict[str, int]] = {}
+
+    def start(self) -> None:
+        """Everything is attached: show tables from here on."""
+        if self._shows:
+            self.display = display()
+            self._since = time.monotonic()
+
+    def say(self, text: str) -> None:
+        if self.display is None:
+            note(text)
+        else:
+            self.display.say(text)
 
     def event(self, event: Event) -> None:
         if self.feed is not None:
             self.feed.publish(event)
-        if isinstance(event, Losses) and not self._news(event):
-            return
-        if self._json and not isinstance(event, StepBegin):
-            sys.stdout.write(event.to_json() + "\n")
-        elif self._table and isinstance(event, Step):
-            self._window.add(event)
+        if self._json:
+            if not isinstance(event, StepBegin) and (not isinstance(event, Losses) or self._news(event)):
+                sys.stdout.write(event.to_json() + "\n")
+        elif self._shows and not (self.display is not None and self.display.paused):
+            self._view.add(event)
 
     def _news(self, losses: Losses) -> bool:
         """Whether the counters of a source differ from the last ones."""
         before, self._told[losses.source] = self._told.get(losses.source), losses.counts
         return losses.counts != before
 
+    def poll(self) -> bool:
+        """Take what the user pressed; whether to go on."""
+        if self.display is None:
+            return True
+        self.display.poll()
+        return not self.display.quit
+
     def tick(self, losses: Losses, now: float) -> None:
         """The end of an interval, at `now` of time.monotonic."""
         if self.feed is not None:
-            counts = losses.counts | self.feed.counts
-            self.feed.publish(Losses(losses.t_ns, losses.source, counts))
+            losses = Losses(losses.t_ns, losses.source, losses.counts | self.feed.counts)
+            self.feed.publish(losses)
         if self._json:
             sys.stdout.flush()
-        if self._table:
-            title = f"{datetime.now():%H:%M:%S}  {losses_line(losses)}"
-            self._console.print(self._window.take(now - self._since, self._gates.delta_us(), title))
+        if self.display is not None:
+            self._view.add(losses)
+            snapshot = self._view.take(now - self._since, self._gates.delta_us())
             self._since = now
+            self.display.show(snapshot)
 
     def end(self, losses: Losses, now: float) -> None:
         self.tick(losses, now)
         if self._json:
             sys.stdout.write(losses.to_json() + "\n")
             sys.stdout.flush()
+
+    def leave(self) -> None:
+        """Give the terminal back: what comes now is printed."""
+        if self.display is not None:
+            self.display.close()
+            self.display = plain_after(self.display)
+
+    def close(self) -> None:
+        """May be called again."""
+        if self.display is not None:
+            self.display.close()
         self._gates.close()

@@ -31,7 +31,8 @@ class Live:
     """A tracer on the processes of `selection`, with what comes and goes meanwhile.
 
     `on_event` gets every event. `only`: the libraries to look into. `wire` times streamed requests too.
-    Raises AttachError when there is nothing to attach to and nothing to wait for.
+    `say` gets what people should know. Raises AttachError when there is nothing to attach to and nothing to
+    wait for.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class Live:
         only: frozenset[str] | None = None,
         begins: bool = False,
         wire: bool = False,
+        say: Callable[[str], None] = note,
     ) -> None:
         check()
         self._selection = selection
         self._only = only
+        self._say = say
         self._on_event = on_event
         self._since: dict[int, int] = {}
         self._joiner: Joiner | None = None
@@ -118,13 +121,13 @@ class Live:
         except (AttachError, ProcessLookupError) as error:
             if required:
                 raise AttachError(str(error)) from None
-            note(str(error))
+            self._say(str(error))
             self._finder.forget(pid)
             return
         libraries = sorted({os.path.basename(placed.library) for placed in target.placed})
         kind = "FlexNPU's client" if target.kind == "client" else "CANN"
         where = f"{len(target.placed)} probes in {', '.join(libraries)}"
-        note(f"attached to {target.comm} ({pid}), {kind}: {where}")
+        self._say(f"attached to {target.comm} ({pid}), {kind}: {where}")
 
     @property
     def waiting(self) -> bool:
@@ -138,12 +141,12 @@ class Live:
         duration: float | None,
         interval: float,
         on_tick: Callable[[Losses, float], None],
-        on_poll: Callable[[], None] | None = None,
+        on_poll: Callable[[], bool | None] | None = None,
     ) -> None:
         """Trace until `stop`, for `duration` seconds, or until the last process ended and none may come.
 
         `on_tick` is called every `interval` seconds with what was lost so far and the time (monotonic);
-        `on_poll` many times a second.
+        `on_poll` many times a second; False from it ends the tracing.
         """
         begun = time.monotonic()
         next_tick = begun + interval
@@ -153,15 +156,15 @@ class Live:
             if duration is not None and now - begun >= duration:
                 return
             if not self._selection.follows and not self.tracer.targets:
-                note("every process that was attached has ended")
+                self._say("every process that was attached has ended")
                 return
             self.tracer.poll(_POLL_S)
             if self._wire is not None and self._joiner is not None:
                 self._wire.poll(0)
                 self._joiner.advance(time.monotonic_ns())
             self._follow()
-            if on_poll is not None:
-                on_poll()
+            if on_poll is not None and on_poll() is False:
+                return
             if now >= next_tick:
                 next_tick = max(next_tick + interval, now)
                 self._sample()
