@@ -11,15 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from probes import symbols
-from probes.client_steps import SEMAPHORES
 from probes.plan import CLIENT, FUNNELS, SITES, Cost, Role, Site
 from probes.sites import Choice, HitCost, choose_for
 
-_POINTS = tuple(
-    Site(name, "", None, Cost.LAUNCH, Role.CLIENT, semaphore)
-    for name, semaphore in SEMAPHORES.items()
-    if name not in {site.symbol for site in SITES}
-)
+_POINTS = (Site("flexnpu_operator", "", None, Cost.LAUNCH, Role.CLIENT, "flexnpu_operator_semaphore"),)
 """Probe points of FlexNPU's client that no plan uses all the time."""
 
 
