@@ -9,26 +9,17 @@
 #include <cmath>
 #include <limits>
 
+#include "attention.hpp"
 #include "product.hpp"
 #include "registry.hpp"
 
 namespace flexnpu::ops {
+
+using namespace attention;
+
 namespace {
 
 constexpr int64_t kQueryBlock = 64;
-constexpr int64_t kUnlimited = 2147483647;  // the API's "no bound" for tokens before and after
-
-enum Sparse : int64_t { kDefaultMask = 0, kAllMask = 1, kLeftUpCausal = 2, kRightDownCausal = 3, kBand = 4 };
-
-struct Options {
-    double scale = 1;
-    int64_t before = kUnlimited, after = kUnlimited;
-    int64_t sparse = kDefaultMask;
-    bool has_mask = false, has_bias = false, has_sink = false;
-    Tensor mask;  // true: hidden. Compressed to a triangle, which is not read, in the causal and band modes
-    Tensor bias;  // added to the scaled scores
-    Tensor sink;  // one logit a head that takes part in the softmax's sum
-};
 
 // One sequence of one batch: [heads, rows, width] views.
 struct Sequence {
@@ -39,10 +30,9 @@ struct Sequence {
     Tensor lse;           // [heads, rows]
 };
 
-// The keys that row i of a sequence may see: [first, last).
-struct Window {
-    int64_t first, last;
-};
+}  // namespace
+
+namespace attention {
 
 Window window(const Options& o, int64_t i, int64_t rows, int64_t keys) {
     int64_t low = 0, high = keys - 1;
@@ -67,8 +57,6 @@ Window window(const Options& o, int64_t i, int64_t rows, int64_t keys) {
     return {low, std::max(low, high + 1)};
 }
 
-// The slice [rows, keys] of a mask or bias of 2 to 4 dimensions for one batch and head. Size-1 dimensions
-// broadcast.
 Tensor slice_for(const Tensor& t, int64_t batch, int64_t head) {
     Tensor s = t;
     while (s.rank < 4) {  // [S, S] or [B, S, S]
@@ -78,10 +66,14 @@ Tensor slice_for(const Tensor& t, int64_t batch, int64_t head) {
     return s.selected(0, s.dims[0] == 1 ? 0 : head);
 }
 
+}  // namespace attention
+
+namespace {
+
 int attend(const Options& o, const Sequence& s) {
     const int64_t heads = s.q.dims[0], rows = s.q.dims[1], keys = s.k.dims[1];
     const int64_t group = heads / std::max<int64_t>(s.k.dims[0], 1), width = s.v.dims[2];
-    const bool dense_mask = o.has_mask && o.sparse <= kAllMask;
+    const bool dense_mask = o.dense_mask();
     const auto scores = buffer<float>(kQueryBlock * keys);
     const auto result = buffer<float>(kQueryBlock * width);
     const auto line = buffer<float>(keys);
@@ -177,9 +169,12 @@ int attend(const Options& o, const Sequence& s) {
     return 0;
 }
 
+}  // namespace
+
 // ---- layouts ----
 
-// A tensor in a named layout as [batch, heads, rows, width].
+namespace attention {
+
 Tensor as_bnsd(Call& call, const Tensor& t, const std::string& layout, int64_t heads) {
     auto need = [&](int rank) {
         call.require(t.rank == rank, "layout %s needs %d dimensions, not %d", layout.c_str(), rank, t.rank);
@@ -239,7 +234,6 @@ void take_bias(Call& call, uint32_t i, Options& o) {
     }
 }
 
-// Masks and biases are read at [i, j] for every query row and key.
 void require_covers(Call& call, const Tensor& t, int64_t batch, int64_t heads, int64_t rows, int64_t keys,
                     const char* what) {
     bool fits = (t.dim(-2) == 1 || t.dim(-2) >= rows) && t.dim(-1) >= keys;
@@ -255,13 +249,16 @@ void require_covers(Call& call, const Tensor& t, int64_t batch, int64_t heads, i
     }
 }
 
-// Cost of the products Q K^T and P V: 2 * rows * keys * width each, a head.
 void attention_cost(Call& call, int32_t dtype, double pairs, int64_t heads, int64_t width_qk,
                     int64_t width_v) {
     call.cost.cube_flops = 2 * pairs * static_cast<double>(heads) * static_cast<double>(width_qk + width_v);
     call.cost.cube_dtype = dtype;
     call.cost.vector_flops = 4 * pairs * static_cast<double>(heads);
 }
+
+}  // namespace attention
+
+namespace {
 
 // ---- FlashAttentionScore ----
 

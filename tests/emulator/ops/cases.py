@@ -457,9 +457,14 @@ ATTENTION = [
 
 #: The gradient of an expression in `a`, for an incoming gradient that is not constant.
 def _gradient(name: str, expression: str, **options: object) -> Case:
-    inner = f"(lambda a: torch.autograd.grad((lambda y: (y * y.detach()).sum())({expression}), a)[0])"
+    def whole(expression: object) -> str:
+        inner = f"(lambda a: torch.autograd.grad((lambda y: (y * y.detach()).sum())({expression}), a)[0])"
+        return f"{inner}(a.detach().requires_grad_())"
+
     options = {"ulps": 16, "layouts": ("dense",), **options}
-    return case(f"gradient of {name}", f"{inner}(a.detach().requires_grad_())", ("float32",), **options)
+    if "reference" in options:
+        options["reference"] = whole(options["reference"])
+    return case(f"gradient of {name}", whole(expression), ("float32",), **options)
 
 
 #: What a training step needs: losses, gradients, operators over lists of tensors.
@@ -535,6 +540,41 @@ TRAINING += [
     )
     for name, (whole, x, w, b) in CONVOLUTIONS.items()
     if ", b" in whole
+]
+#: In each of its inputs; below with heads of keys and values that two of the query's share, and a bias.
+TRAINING += [
+    _gradient(
+        f"attention{name} in {what}",
+        f"F.scaled_dot_product_attention({names}{options})",
+        a="x 2 4 9 16",
+        b="x 2 4 9 16",
+        c="x 2 4 9 16",
+        m="b 9 9",
+        ulps=256,
+    )
+    for name, options in {
+        "": "",
+        ", causal": ", is_causal=True",
+        ", masked": ", attn_mask=m | torch.eye(9, device=m.device).bool()",
+        ", scaled": ", scale=0.5",
+    }.items()
+    for what, names in {"q": "a, b, c", "k": "b, a, c", "v": "b, c, a"}.items()
+]
+TRAINING += [
+    _gradient(
+        f"attention, grouped in {what}",
+        f"torch_npu.npu_fusion_attention({names}, 4, 'BSND', pse=m, scale=0.25)[0]",
+        reference="(lambda q, k, v: torch.softmax("
+        "(q.transpose(1, 2) @ k.repeat_interleave(2, 2).permute(0, 2, 3, 1) + 4 * m) * 0.25, -1) @ v.repeat_interleave(2, 2).transpose(1, 2))"
+        f"({names}).transpose(1, 2)",
+        **{"a": sizes[0], "b": sizes[1], "c": sizes[2], "m": "x 2 4 16 16"},
+        ulps=256,
+    )
+    for what, names, sizes in (
+        ("q", "a, b, c", ("x 2 16 4 16", "x 2 16 2 16", "x 2 16 2 16")),
+        ("k", "b, a, c", ("x 2 16 2 16", "x 2 16 4 16", "x 2 16 2 16")),
+        ("v", "b, c, a", ("x 2 16 2 16", "x 2 16 4 16", "x 2 16 2 16")),
+    )
 ]
 TRAINING += [
     case(
