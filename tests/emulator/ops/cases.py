@@ -560,13 +560,13 @@ TRAINING += [
     }.items()
     for what, names in {"q": "a, b, c", "k": "b, a, c", "v": "b, c, a"}.items()
 ]
+_SCORES = "q.transpose(1, 2) @ k.repeat_interleave(2, 2).permute(0, 2, 3, 1) * 0.25 + m"
+_GROUPED = f"(lambda q, k, v: torch.softmax({_SCORES}, -1) @ v.repeat_interleave(2, 2).transpose(1, 2))"
 TRAINING += [
     _gradient(
         f"attention, grouped in {what}",
         f"torch_npu.npu_fusion_attention({names}, 4, 'BSND', pse=m, scale=0.25)[0]",
-        reference="(lambda q, k, v: torch.softmax("
-        "(q.transpose(1, 2) @ k.repeat_interleave(2, 2).permute(0, 2, 3, 1) + 4 * m) * 0.25, -1) @ v.repeat_interleave(2, 2).transpose(1, 2))"
-        f"({names}).transpose(1, 2)",
+        reference=f"{_GROUPED}({names}).transpose(1, 2)",
         **{"a": sizes[0], "b": sizes[1], "c": sizes[2], "m": "x 2 4 16 16"},
         ulps=256,
     )
