@@ -93,10 +93,11 @@ class OtlpSink:
             "process.pid": step.pid,
             "process.executable.name": step.comm,
             "flexnpu.stream": f"{step.stream:#x}",
-            "flexnpu.launches": step.launches,
             "flexnpu.evidence": step.evidence,
             "flexnpu.confidence": step.confidence,
         }
+        if step.launches is not None:
+            found["flexnpu.launches"] = step.launches
         if step.tokens is not None:
             found["flexnpu.tokens"] = step.tokens
         if step.batch is not None:

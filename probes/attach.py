@@ -1,7 +1,13 @@
-"""Place a BPF program on an instruction of a mapped file, through a perf event of the kernel's uprobe unit.
+"""Place BPF programs on instructions of a mapped file, for one process alone.
 
-The probe lives as long as the file descriptor: it is gone when the tracer ends, whichever way, kill -9
-included. (The older way, writing to tracefs' uprobe_events, leaves probes behind; it is not used.)
+Two ways, chosen by what the kernel has (`capabilities.uprobe_multi` asks it):
+
+- a *uprobe_multi* link (Linux 6.6): one program on any number of instructions of one file, made and removed
+  at once, with a cookie for each instruction;
+- a perf event of the kernel's uprobe unit (Linux 4.17), one a probe.
+
+Either lives as long as its file descriptor: it is gone when the tracer ends, whichever way, kill -9 included.
+(The oldest way, writing to tracefs' uprobe_events, leaves probes behind; it is not used.)
 """
 
 from __future__ import annotations
@@ -11,13 +17,24 @@ import errno
 import fcntl
 import os
 import platform
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 _UNIT = Path("/sys/bus/event_source/devices/uprobe")
 _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
+_BPF = {"x86_64": 321, "aarch64": 280}
 _IOC_ENABLE = 0x2400
 _IOC_SET_BPF = 0x40042408
 _FLAG_FD_CLOEXEC = 8
+
+# enum bpf_cmd and bpf_attach_type of the kernel's interface.
+_LINK_CREATE = 28
+TRACE_UPROBE_MULTI = 48
+"""The expected attach type that a program must be loaded with for a uprobe_multi link."""
+_F_RETURN = 1
 
 
 class _Attr(ctypes.Structure):
@@ -38,15 +55,105 @@ class _Attr(ctypes.Structure):
     )
 
 
+class _MultiAttr(ctypes.Structure):
+    """The part of union bpf_attr that makes a uprobe_multi link."""
+
+    _fields_ = (
+        ("program", ctypes.c_uint32),
+        ("target", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("path", ctypes.c_uint64),
+        ("offsets", ctypes.c_uint64),
+        ("ref_ctr_offsets", ctypes.c_uint64),
+        ("cookies", ctypes.c_uint64),
+        ("count", ctypes.c_uint32),
+        ("multi_flags", ctypes.c_uint32),
+        ("pid", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
 class AttachError(RuntimeError):
     """A probe could not be placed; the message says where and what to do."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An instruction to probe."""
+
+    offset: int
+    """In the file."""
+    cookie: int = 0
+    """What the program gets by bpf_get_attach_cookie; only with uprobe_multi."""
+    semaphore: int = 0
+    """File offset of a 16-bit word in writable data, one higher while the probe is there; 0: none."""
+
+
+class Probe(Protocol):
+    """One or more probes, removed by `close`."""
+
+    def close(self) -> None: ...
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def supported() -> bool:
+    """Whether the kernel has perf uprobes, the older of the two ways."""
     return (_UNIT / "type").is_file() and platform.machine() in _PERF_EVENT_OPEN
+
+
+def _bpf(command: int, attr: ctypes.Structure) -> int:
+    """The bpf system call: a file descriptor. Raises OSError."""
+    number = _BPF.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    fd = _libc.syscall(
+        ctypes.c_long(number),
+        ctypes.c_int(command),
+        ctypes.byref(attr),
+        ctypes.c_uint(ctypes.sizeof(attr)),
+    )
+    if fd < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(fd)
+
+
+class MultiUprobe:
+    """A program on several instructions of the file `path` for process `pid` alone: one link."""
+
+    def __init__(
+        self, program_fd: int, path: str, points: Sequence[Point], pid: int, *, on_return: bool = False
+    ) -> None:
+        words = ctypes.c_uint64 * len(points)
+        name = ctypes.create_string_buffer(os.fsencode(path))
+        offsets = words(*(point.offset for point in points))
+        cookies = words(*(point.cookie for point in points))
+        counters = words(*(point.semaphore for point in points))
+        attr = _MultiAttr(
+            program=program_fd,
+            attach_type=TRACE_UPROBE_MULTI,
+            path=ctypes.addressof(name),
+            offsets=ctypes.addressof(offsets),
+            cookies=ctypes.addressof(cookies),
+            ref_ctr_offsets=(ctypes.addressof(counters) if any(point.semaphore for point in points) else 0),
+            count=len(points),
+            multi_flags=_F_RETURN if on_return else 0,
+            pid=pid,
+        )
+        try:
+            self._fd = _bpf(_LINK_CREATE, attr)
+        except OSError as error:
+            where = f"{path} ({len(points)} places, the first at {points[0].offset:#x}) in process {pid}"
+            raise AttachError(f"cannot probe {where}: {_explain(error.errno or 0)}") from None
+
+    def close(self) -> None:
+        """Remove the probes; the kernel takes one grace period (some 10 ms). May be called again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def _return_bit() -> int:
@@ -104,16 +211,15 @@ class Uprobe:
             ctypes.c_int(-1),
             ctypes.c_ulong(_FLAG_FD_CLOEXEC),
         )
+        where = f"{path}+{offset:#x} in process {pid}"
         if fd < 0:
-            code = ctypes.get_errno()
-            raise AttachError(f"cannot probe {path}+{offset:#x} in process {pid}: {_explain(code)}")
+            raise AttachError(f"cannot probe {where}: {_explain(ctypes.get_errno())}")
         self._fd: int = fd
         try:
             fcntl.ioctl(fd, _IOC_SET_BPF, program_fd)
             fcntl.ioctl(fd, _IOC_ENABLE, 0)
         except OSError as error:
             os.close(fd)
-            where = f"{path}+{offset:#x} in process {pid}"
             raise AttachError(f"cannot bind a BPF program to {where}: {_explain(error.errno or 0)}") from None
 
     def close(self) -> None:
@@ -121,6 +227,36 @@ class Uprobe:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def place(
+    program_fd: int, path: str, points: Sequence[Point], pid: int, *, multi: bool, on_return: bool = False
+) -> list[Probe]:
+    """Place one program on several instructions of one file: a link where `multi`, else a perf event each.
+
+    The program must have been loaded for that way (`TRACE_UPROBE_MULTI`). Raises `AttachError`.
+    """
+    if multi:
+        return [MultiUprobe(program_fd, path, points, pid, on_return=on_return)]
+    made: list[Probe] = []
+    try:
+        for point in points:
+            made.append(
+                Uprobe(program_fd, path, point.offset, pid, on_return=on_return, semaphore=point.semaphore)
+            )
+    except AttachError:
+        remove(made)
+        raise
+    return made
+
+
+def remove(probes: Iterable[Probe]) -> None:
+    """Close all of `probes`, at once: each waits for the kernel, and they wait together."""
+    threads = [threading.Thread(target=probe.close, name="remove probes") for probe in probes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _explain(code: int) -> str:

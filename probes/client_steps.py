@@ -12,7 +12,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from probes.phases import Evidence, Lengths
+from probes.phases import ROLES, Evidence, Lengths
 
 VERSION = 1
 SEMAPHORES = {
@@ -26,7 +26,7 @@ Opening = Literal["plain", "embedding", "graph", "capture", "attention"]
 _KINDS: dict[int, Kind] = {1: "begin", 2: "maybe", 3: "done"}
 _OPENINGS: tuple[Opening, ...] = ("plain", "embedding", "graph", "capture", "attention")
 _ENDS = ("sync", "embedding", "graph", "gap", "none")
-_HAS_INDICES, _HAS_TABLE, _AGREED, _FROM_CAPTURE = 1, 2, 4, 8
+_HAS_INDICES, _HAS_TABLE, _AGREED, _FROM_CAPTURE, _HAS_QUERY = 1, 2, 4, 8, 16
 _MARK = 1 << 63
 _UNKNOWN = (1 << 64) - 1
 _DIMS = 4
@@ -114,6 +114,8 @@ class ClientStep:
     ended_by: str
     t_start: int
     t_end: int
+    t_base: int
+    """Since when its launches were counted."""
     seq: int
     """Of the lane's steps, whether anybody listened or not."""
     launches: int
@@ -158,6 +160,7 @@ def step_of(pid: int, raw: Any) -> ClientStep:
         ended_by=_ENDS[raw.ended_by],
         t_start=raw.t_start,
         t_end=raw.t_end,
+        t_base=raw.t_base,
         seq=raw.seq,
         launches=raw.launches,
         graphs=raw.graphs,
@@ -175,6 +178,9 @@ def _evidence(raw: Any) -> Evidence:
     indices = None
     if seen.flags & _HAS_INDICES and seen.ndim <= _DIMS:
         indices = tuple(seen.dims[: seen.ndim])
+    query = None
+    if seen.flags & _HAS_QUERY and seen.query_ndim <= _DIMS:
+        query = tuple(seen.query[: seen.query_ndim])
     return Evidence(
         embedding=opening == "embedding",
         indices=indices,
@@ -182,10 +188,23 @@ def _evidence(raw: Any) -> Evidence:
         graph=opening == "graph",
         from_capture=bool(seen.flags & _FROM_CAPTURE),
         capture=opening == "capture",
+        attention=opening == "attention",
+        query=query,
+        query_layout=bytes(seen.layout).decode("ascii", "replace"),
         h2d_bytes=raw.h2d,
         h2d_copies=raw.h2d_copies,
         arrays=tuple(
-            Lengths(a.n, a.seen, a.ones, bool(a.rising & 1), a.first, a.last, a.max, a.sum)
+            Lengths(
+                a.n,
+                a.seen,
+                a.ones,
+                bool(a.rising & 1),
+                a.first,
+                a.last,
+                a.max,
+                a.sum,
+                ROLES.get(a.rising >> 8),
+            )
             for a in seen.array[: min(seen.arrays, _ARRAYS)]
         ),
     )

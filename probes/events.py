@@ -2,8 +2,12 @@
 `Losses`.
 
 Every event has one JSON form, a single line with ``"v"`` (the version of the form, `VERSION`) and
+<<<<<<< HEAD
 ``"type"`` (``step``, ``begin``, ``request``, ``host`` or
 ``losses``). A reader ignores fields that it does not know, so
+=======
+``"type"`` (`step`, `begin`, `request`, `mix`, `losses`). A reader ignores fields that it does not know, so
+>>>>>>> 4b87b9d (wip2)
 fields may be added without a new version. A measurement that could not be made is ``null``, never zero.
 
 All times are nanoseconds of CLOCK_MONOTONIC on the traced machine (Python's `time.monotonic_ns`), so
@@ -73,8 +77,8 @@ class Step(_Event):
     """Tokens processed over all sequences, padding included; None when nothing showed them."""
     batch: _NonNegative | None
     """Sequences in the step; None when nothing showed them."""
-    launches: _NonNegative
-    """Operator launches seen on the lane."""
+    launches: _NonNegative | None
+    """Operator launches on the lane since its step before; None while launches are not probed."""
     graph_launches: _NonNegative
     h2d_bytes: _NonNegative
     d2h_bytes: _NonNegative
@@ -87,6 +91,8 @@ class Step(_Event):
     """Longest KV length of any sequence, where an attention operator showed it."""
     ended_by: str = "sync"
     """``sync``, ``copy``, ``embedding`` (the next step began), ``graph``, ``gap``, or ``detach``."""
+    launches_typical: _NonNegative | None = None
+    """Median of `launches` over the last steps of the lane and phase that have it."""
 
     @property
     def duration_us(self) -> float:
@@ -209,9 +215,27 @@ class Losses(_Event):
     t_ns: _NonNegative
     source: str
     counts: dict[str, _NonNegative]
+    cpus: dict[str, list[_NonNegative]] | None = None
+    """Counters of the kernel side by CPU; `counts` has their sums."""
 
 
-Event = Step | StepBegin | RequestTiming | HostDelay | Losses
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mix(_Event):
+    """The operators that a stream was given in a window of detail."""
+
+    type: ClassVar[str] = "mix"
+
+    t_ns: _NonNegative
+    """End of the window."""
+    pid: _NonNegative
+    comm: str
+    stream: _NonNegative
+    window_us: _Microseconds
+    operators: dict[str, _NonNegative]
+    """Second calls by operator (``aclnnMatmul``), the most frequent first."""
+
+
+Event = Step | StepBegin | RequestTiming | HostDelay | Losses | Mix
 
 _TYPES: dict[str, type[Event]] = {
     "step": Step,
@@ -219,6 +243,7 @@ _TYPES: dict[str, type[Event]] = {
     "request": RequestTiming,
     "host": HostDelay,
     "losses": Losses,
+    "mix": Mix,
 }
 
 

@@ -59,17 +59,17 @@ _ARM64 = {
 }
 INSTRUCTIONS = {"x86_64": _X86, "aarch64": _ARM64}
 
-_BODY = 256  # where the called code starts in the file
-# Calls the code at _BODY as often as the first argument says.
+BODY = 256  # where the called code starts in the file
+# Calls the code at BODY as often as the first argument says.
 _LOOPS = {
-    # push rbx; mov rbx, rdi; L: call _BODY; dec rbx; jnz L; pop rbx; ret
+    # push rbx; mov rbx, rdi; L: call BODY; dec rbx; jnz L; pop rbx; ret
     "x86_64": bytes.fromhex("53 4889fb e8")
-    + struct.pack("<i", _BODY - 9)
+    + struct.pack("<i", BODY - 9)
     + bytes.fromhex("48ffcb 75f6 5b c3"),
-    # stp x29, x30, [sp, -32]!; str x19, [sp, 16]; mov x19, x0; L: bl _BODY; subs x19, x19, 1; b.ne L;
+    # stp x29, x30, [sp, -32]!; str x19, [sp, 16]; mov x19, x0; L: bl BODY; subs x19, x19, 1; b.ne L;
     # ldr x19, [sp, 16]; ldp x29, x30, [sp], 32; ret
     "aarch64": bytes.fromhex("fd7bbea9 f30b00f9 f30300aa")
-    + struct.pack("<I", 0x94000000 | (_BODY - 12) // 4)
+    + struct.pack("<I", 0x94000000 | (BODY - 12) // 4)
     + bytes.fromhex("730600f1 c1ffff54 f30b40f9 fd7bc2a8 c0035fd6"),
 }
 
@@ -80,11 +80,11 @@ DEAR = {"x86_64": "endbr64", "aarch64": "stp"}
 """One that it single-steps."""
 
 
-class _Code:
+class Code:
     """One instruction's code, mapped executable from a file in memory."""
 
     def __init__(self, machine: str, text: str) -> None:
-        code = _LOOPS[machine].ljust(_BODY, b"\0") + bytes.fromhex(text)
+        code = _LOOPS[machine].ljust(BODY, b"\0") + bytes.fromhex(text)
         self.fd = os.memfd_create("flexnpu-hitcost", os.MFD_CLOEXEC)
         os.write(self.fd, code.ljust(mmap.PAGESIZE, b"\0"))
         # Through libc: Python's mmap gives no address of a mapping that is not writable.
@@ -105,7 +105,7 @@ class _Code:
         os.close(self.fd)
 
 
-def _best(code: _Code, hits: int, rounds: int) -> float:
+def best_of(code: Code, hits: int, rounds: int) -> float:
     best = float("inf")
     for _ in range(rounds):
         begun = time.perf_counter_ns()
@@ -133,16 +133,16 @@ def measure(
     try:
         for name in known if names is None else names:
             text, offset = known[name]
-            with contextlib.closing(_Code(machine, text)) as code:
-                plain = _best(code, hits, rounds)
+            with contextlib.closing(Code(machine, text)) as code:
+                plain = best_of(code, hits, rounds)
                 path = f"/proc/self/fd/{code.fd}"
                 try:
-                    probe = Uprobe(program, path, _BODY + offset, os.getpid())
+                    probe = Uprobe(program, path, BODY + offset, os.getpid())
                 except AttachError:
                     result[name] = None
                     continue
                 with contextlib.closing(probe):
-                    result[name] = max(0.0, _best(code, hits, rounds) - plain)
+                    result[name] = max(0.0, best_of(code, hits, rounds) - plain)
     finally:
         os.close(program)
     return result

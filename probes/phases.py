@@ -19,18 +19,28 @@ A step is *known* to be over when the next one opens on the lane. Where it *ende
 reasons. A forward pass may synchronise in its middle: transformers asks whether the attention mask is all
 ones, which copies one byte to the host after about nine operators. And a program synchronises between
 steps: generation looks at stop conditions, and every copy to the device synchronises first. So of all the
-synchronises between two openings the step ends at the last one whose run of launches (since the
-synchronise before) is at least a quarter of the longest run in the step. The model's body is that run;
-stop conditions and masks are much shorter, and layers of a mixture-of-experts that synchronise each count
-as parts of one body. Without any synchronise, the last launch ends the step. Launches between a step's
-end and the next opening (sampling, stop conditions, preparing inputs) are counted in the step that
-follows, so that the sum over steps is the sum over launches.
+synchronises between two openings the step ends at the last one whose run (since the synchronise before) is
+at least a quarter of the longest run in the step. The model's body is that run; stop conditions and masks
+are much shorter, and layers of a mixture-of-experts that synchronise each count as parts of one body.
+
+A run is measured in time, since launches are mostly not probed. Then a program that waits for its next
+request would seem to have one long run; so a synchronise that hardly waited does not count when the step
+had already come to half of the last one's length, and has been silent for longer than it took. Where every
+launch is probed (the plan ``detail``), runs are measured in launches, and none of that is needed.
+
+Without any synchronise, the last launch ends the step, or the next opening where launches are not seen.
+Launches between a step's end and the next opening (sampling, stop conditions, preparing inputs) are counted
+in the step that follows, so that the sum over steps is the sum over launches.
 
 A last step that nothing follows is published after `IDLE_NS` without activity on its lane, or at detach.
-A lane that never showed an embedding or a graph has plain steps, each ended by a synchronise.
 
-A second embedding within a few launches and with another table (positions, token types) belongs to the
-same step.
+A model whose embedding is another operator (a gather, say) has its steps opened by the first call of an
+attention operator, and each ends at the next synchronise of the same thread; a pass that synchronises in its
+middle is then seen as two. A lane that never showed any of these has plain steps, each ended by a
+synchronise: where launches are not probed, one that waited at least 100 us.
+
+A second embedding before any synchronise, or with a smaller table in the first quarter of a step's usual
+length (positions, token types), belongs to the same step.
 
 Phase and tokens, by evidence
 -----------------------------
@@ -54,12 +64,16 @@ update
 graph, one copy to the     ``graph h2d 32 B``                decode, 8 bytes a token          0.6
 device before it
 graph alone                ``graph``                         decode, tokens unknown           0.4
+attention without an       ``attention queryBNSD[4,8,1,64]`` tokens a sequence 1: decode,     0.8, 0.6
+embedding                                                    more: prefill; or as the
+                                                             lengths say
 embedding, shape not seen  ``embedding, shape not seen``     other                            0
 graph capture              ``capture of embedding[4,1]``     other: nothing ran               1
 none of these              ``no embedding, no graph``        other                            0.5
 =========================  ================================  ===============================  ==========
 
-(a) 0.9 unless the embedding's table [V,H] and result [B,T,H] fit the indices.
+(a) 0.9 unless the embedding's table [V,H] and result [B,T,H] fit the indices, and when the program keeps an
+executor, whose first call it leaves out: the shape is that of its first use.
 
 `confidence` orders the evidence; it is no probability. A step with confidence 0 is counted as unclassified.
 
@@ -74,6 +88,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from probes.events import Phase
 
@@ -82,6 +97,10 @@ IDLE_NS = 250_000_000
 
 INDEX_BYTES = 8
 """Bytes of one token id as programs copy it to the device (int64)."""
+
+
+ROLES: dict[int, Literal["query", "kv"]] = {1: "query", 2: "kv"}
+"""What an array of lengths is to an attention operator, as the kernel side numbers it."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,8 @@ class Lengths:
     last: int
     max: int
     sum: int
+    role: Literal["query", "kv"] | None = None
+    """What an attention operator takes it for; None where it was seen at its making."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +141,14 @@ class Evidence:
     h2d_bytes: int = 0
     h2d_copies: int = 0
     arrays: Sequence[Lengths] = ()
+    attention: bool = False
+    """An attention operator opened the step: there was no embedding that could be seen."""
+    query: tuple[int, ...] | None = None
+    """Shape of the query of the step's first attention operator."""
+    query_layout: str = ""
+    """What that operator says of it: B sequences, S their tokens, T tokens of all, N heads, D or H."""
+    remembered: bool = False
+    """`indices` are of an earlier call with the same executor, which the program keeps."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +183,9 @@ def _split_arrays(arrays: Sequence[Lengths], tokens: int | None) -> tuple[Length
     operators take the KV lengths of the same sequences beside them: as many values, none less than the
     sequence's own query length, so the two are told apart by their sums when both rise.
     """
+    named = next((array for array in arrays if array.role == "query" and array.rising), None)
+    if named is not None and (tokens is None or named.last <= tokens):
+        return named, next((array for array in arrays if array.role == "kv"), None)
     query: Lengths | None = None
     for array in arrays:
         fits = array.last <= tokens if tokens is not None else array.last <= array.n * 4096
@@ -186,6 +218,8 @@ def classify(evidence: Evidence) -> Verdict:
         return Verdict("other", None, None, f"capture of {seen}", 1.0)
     if evidence.graph:
         return _classify_graph(evidence)
+    if evidence.attention:
+        return _classify_attention(evidence)
     if not evidence.embedding:
         return Verdict("other", None, None, "no embedding, no graph", 0.5)
     if not _is_shape(evidence.indices):
@@ -205,13 +239,20 @@ def _classify_indices(evidence: Evidence, indices: tuple[int, ...]) -> Verdict:
         for size in indices:
             tokens *= size
         phase: Phase = "decode" if tokens == batch else "prefill"
-        return Verdict(phase, tokens, batch, text, 1.0 if evidence.agreed else 0.9)
+        sure = 1.0 if evidence.agreed and not evidence.remembered else 0.9
+        return Verdict(phase, tokens, batch, text, sure, _kv_len(evidence.arrays))
     tokens = indices[0] if indices else 1
     query, kv = _split_arrays(evidence.arrays, tokens)
     if query is not None:
         phase, _ = _of_query_lengths(query)
         text += f" lengths[{query.first},..,{query.last}]*{query.n}"
         return Verdict(phase, tokens, query.n, text, 0.95, kv.max if kv else None)
+    of_query = _sequences(evidence)
+    if of_query is not None and of_query[0] * of_query[1] == tokens:
+        batch, length = of_query
+        text += f" {_query(evidence)}"
+        phase = "decode" if length == 1 else "prefill"
+        return Verdict(phase, tokens, batch, text, 0.9, _kv_len(evidence.arrays))
     if tokens == 1:
         return Verdict("decode", 1, 1, text, 0.9, kv.max if kv else None)
     if kv is not None and kv.n <= tokens and len(evidence.arrays) == 1:
@@ -220,6 +261,50 @@ def _classify_indices(evidence: Evidence, indices: tuple[int, ...]) -> Verdict:
             return Verdict("decode", tokens, kv.n, text, 0.8, kv.max)
         return Verdict("prefill" if kv.n == 1 else "mixed", tokens, kv.n, text, 0.5, kv.max)
     return Verdict("other", tokens, None, text + " without sequence lengths", 0.0)
+
+
+def _kv_len(arrays: Sequence[Lengths]) -> int | None:
+    """The longest KV length that an attention operator was given as such."""
+    return max((array.max for array in arrays if array.role == "kv"), default=None)
+
+
+def _query(evidence: Evidence) -> str:
+    layout = evidence.query_layout.split("_")[0]
+    return f"query{layout}[" + ",".join(map(str, evidence.query or ())) + "]"
+
+
+_BATCH_AND_LENGTH = {"BSH": (0, 1), "BSND": (0, 1), "BNSD": (0, 2), "SBH": (1, 0)}
+"""Where a query's layout has the sequences, and the tokens of each."""
+
+
+def _sequences(evidence: Evidence) -> tuple[int, int] | None:
+    """(sequences, tokens of each) by the shape of an attention operator's query, if its layout is known."""
+    where = _BATCH_AND_LENGTH.get(evidence.query_layout.split("_")[0])
+    if where is None or not _is_shape(evidence.query):
+        return None
+    assert evidence.query is not None
+    if len(evidence.query) <= max(where):
+        return None
+    return evidence.query[where[0]], evidence.query[where[1]]
+
+
+def _classify_attention(evidence: Evidence) -> Verdict:
+    """A step without an embedding, by its first attention operator."""
+    text = f"attention {_query(evidence)}"
+    kv_len = _kv_len(evidence.arrays)
+    sequences = _sequences(evidence)
+    if sequences is not None:
+        batch, length = sequences
+        return Verdict("decode" if length == 1 else "prefill", batch * length, batch, text, 0.8, kv_len)
+    tokens = evidence.query[0] if _is_shape(evidence.query) and evidence.query else None
+    query, kv = _split_arrays(evidence.arrays, tokens)
+    if query is not None:
+        phase, _ = _of_query_lengths(query)
+        text += f" lengths[{query.first},..,{query.last}]*{query.n}"
+        return Verdict(phase, query.last, query.n, text, 0.8, kv.max if kv else kv_len)
+    if tokens is not None and kv is not None and kv.n == tokens:
+        return Verdict("decode", tokens, kv.n, f"{text} kv*{kv.n}", 0.6, kv.max)
+    return Verdict("other", tokens, None, text, 0.0, kv_len)
 
 
 def _classify_graph(evidence: Evidence) -> Verdict:

@@ -59,7 +59,33 @@ class Site:
     role: Role = Role.BOUNDARY
     semaphore: str | None = None
     """A word in the library's data that the kernel raises while the probe is there."""
+    cookie: int = 0
+    """What its program is told of the site, where the kernel has cookies."""
 
+
+_ATTENTION = (
+    # Numbers, from 0, of arguments of integer class: query lengths, KV lengths, name of the layout. 0: none.
+    ("aclnnFusedInferAttentionScore", 5, 6, 20),
+    ("aclnnFusedInferAttentionScoreV2", 5, 6, 27),
+    ("aclnnFusedInferAttentionScoreV3", 5, 6, 30),
+    ("aclnnFusedInferAttentionScoreV4", 5, 6, 32),
+    ("aclnnFusedInferAttentionScoreV5", 5, 6, 34),
+    ("aclnnIncreFlashAttention", 0, 5, 7),
+    ("aclnnIncreFlashAttentionV2", 0, 5, 12),
+    ("aclnnIncreFlashAttentionV3", 0, 5, 15),
+    ("aclnnIncreFlashAttentionV4", 0, 5, 16),
+    ("aclnnPromptFlashAttention", 5, 0, 9),
+    ("aclnnPromptFlashAttentionV2", 5, 6, 15),
+    ("aclnnPromptFlashAttentionV3", 5, 6, 15),
+    ("aclnnFlashAttentionScore", 0, 0, 11),
+    ("aclnnFlashAttentionScoreV2", 0, 0, 13),
+    ("aclnnFlashAttentionScoreV3", 0, 0, 14),
+    ("aclnnFlashAttentionVarLenScore", 8, 9, 13),
+    ("aclnnFlashAttentionVarLenScoreV2", 8, 9, 15),
+    ("aclnnFlashAttentionVarLenScoreV3", 10, 11, 17),
+    ("aclnnFlashAttentionVarLenScoreV4", 8, 9, 13),
+    ("aclnnFlashAttentionVarLenScoreV5", 11, 12, 18),
+)
 
 SITES = (
     Site("aclCreateTensor", "on_create_tensor", None, Cost.TENSOR, Role.OBJECT),
@@ -70,6 +96,17 @@ SITES = (
         Cost.STEP,
         Role.SHAPE,
     ),
+    *(
+        Site(
+            f"{name}GetWorkspaceSize",
+            "on_attention_first",
+            None,
+            Cost.LAYER,
+            Role.ATTENTION,
+            cookie=lengths | keys << 8 | layout << 16,
+        )
+        for name, lengths, keys, layout in _ATTENTION
+    ),
     Site("aclrtLaunchKernelWithHostArgs", "on_kernel_launch", None, Cost.LAUNCH, Role.COUNT),
     Site("flexnpu_step", "on_client_step", None, Cost.STEP, Role.CLIENT, "flexnpu_step_semaphore"),
     Site(
@@ -79,6 +116,9 @@ SITES = (
     Site("aclmdlRIExecuteAsync", "on_graph"),
     Site("aclmdlRICaptureBegin", "on_capture_begin"),
     Site("aclmdlRICaptureEnd", "on_capture_end", "on_capture_end_return"),
+    Site("aclrtRecordEvent", "on_record_event", None, Cost.COPY, Role.COPY),
+    Site("aclrtSynchronizeEvent", "on_sync_event", "on_sync_return"),
+    Site("aclrtSynchronizeEventWithTimeout", "on_sync_event", "on_sync_return"),
     Site("aclrtSynchronizeStream", "on_sync_stream", "on_sync_return"),
     Site("aclrtSynchronizeStreamWithTimeout", "on_sync_stream", "on_sync_return"),
     Site("aclrtSynchronizeDevice", "on_sync_device", "on_sync_return"),
@@ -87,7 +127,7 @@ SITES = (
     Site("aclrtMemcpyAsync", "on_copy_async", None, Cost.COPY, Role.COPY),
     Site("aclnnEmbedding", "on_embedding_second"),
 )
-"""What is probed, in the order of placing: what shows a shape before what opens a step.
+"""What may be probed, in the order of placing: what shows a shape before what opens a step.
 
 A process need not define all of them; without any of `FUNNELS` there is nothing to trace.
 """
@@ -101,3 +141,67 @@ CLIENT_BEGIN = "flexnpu_step_begin"
 FUNNELS = frozenset({"aclrtLaunchKernelWithHostArgs", CLIENT})
 """Functions through which everything passes: every operator launch of CANN (and the emulated CANN), every
 step of FlexNPU's client. A process that maps one uses an NPU."""
+
+HITS = (
+    "embedding_first",
+    "embedding_return",
+    "embedding",
+    "graph",
+    "capture",
+    "sync",
+    "sync_return",
+    "copy",
+    "copy_return",
+    "copy_async",
+    "event",
+    "attention",
+    "launch",
+    "operator",
+    "tensor",
+    "array",
+    "client",
+)
+"""Names of the counters of hits, in the order of the enum in `bpf/common.h`."""
+
+HIT_OF = {
+    "on_embedding_first": "embedding_first",
+    "on_embedding_first_return": "embedding_return",
+    "on_embedding_second": "embedding",
+    "on_graph": "graph",
+    "on_capture_begin": "capture",
+    "on_capture_end": "capture",
+    "on_capture_end_return": "capture",
+    "on_sync_stream": "sync",
+    "on_sync_device": "sync",
+    "on_sync_event": "sync",
+    "on_sync_return": "sync_return",
+    "on_copy": "copy",
+    "on_copy_return": "copy_return",
+    "on_copy_async": "copy_async",
+    "on_record_event": "event",
+    "on_attention_first": "attention",
+    "on_kernel_launch": "launch",
+    "on_operator": "operator",
+    "on_create_tensor": "tensor",
+    "on_create_int_array": "array",
+    "on_client_step": "client",
+}
+"""Which of `HITS` a program counts."""
+
+
+def sites(plan: Plan, *, client: bool, objects: bool, begins: bool) -> tuple[Site, ...]:
+    """The sites that are probed all the time.
+
+    `client`: in a process that has FlexNPU's client. `objects`: shapes must be seen at the objects' making,
+    because their layout is not known. `begins`: steps that open are told, too.
+    """
+    if client:
+        return tuple(
+            site for site in SITES if site.role is Role.CLIENT and (begins or site.symbol != CLIENT_BEGIN)
+        )
+    left_out = {Role.CLIENT}
+    if plan == "default":
+        left_out.add(Role.COUNT)
+    if not objects:
+        left_out.add(Role.OBJECT)
+    return tuple(site for site in SITES if site.role not in left_out)

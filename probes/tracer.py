@@ -10,7 +10,7 @@ the AscendCL functions of `plan.SITES`, decodes the records and hands `Step`s to
 runs inside `poll`.
 
 Needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE), bcc, and kernel headers; `check` says what is
-missing. A probe costs the traced thread 1 to 6 us a hit; `flexnpu-probe attach --help` has the figures.
+missing. A probe costs the traced thread 1 to 10 us a hit; `flexnpu-probe attach --help` has the figures.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -27,223 +28,64 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from probes import capabilities, client_steps, headers, symbols
-from probes.attach import AttachError, Uprobe
-from probes.events import Event, Losses, Step, StepBegin
-from probes.phases import IDLE_NS, Evidence, Lengths, Verdict, classify
-from probes.plan import CLIENT, CLIENT_BEGIN, FUNNELS, SITES, Role
-from probes.sites import cheap_offset
+from probes import attach, budget, capabilities, client_steps, headers, layouts, mix, placing, symbols
+from probes.attach import AttachError, Probe
+from probes.events import Event, Losses, Mix, Step, StepBegin
+from probes.phases import IDLE_NS, Evidence, Verdict, classify
+from probes.placing import Key, Placed
+from probes.plan import CLIENT, FUNNELS, HITS, SITES, Plan, Role, Site, sites
+from probes.records import (
+    BEGIN,
+    BETWEEN,
+    COUNTERS,
+    EMBEDDING,
+    PLAIN,
+    TOTALS,
+    Record,
+    Totals,
+    decode,
+    evidence_of,
+    of_client,
+)
+from probes.windows import ENOUGH, LONGEST_S, MIX_EVERY, PERIOD_S, SHORTEST_S, Typical, Window
 
 GAP_NS = 1_000_000_000
 """Silence on a lane, without a synchronise, that ends a plain step."""
 
 STALL_NS = 2_000_000_000
-"""Like `phases.IDLE_NS`, for a step that has so far launched less than half of the one before it."""
+"""Like `phases.IDLE_NS`, for a step that has so far come to less than half of the one before it."""
 
-COUNTERS = (
-    "steps_sent",
-    "steps_lost",
-    "begins_lost",
-    "map_full",
-    "no_first_call",
-    "bad_reads",
-    "lanes_untracked",
+OWN_COUNTERS = (
+    "unclassified",
+    "reopened",
+    "foreign",
+    "unreadable",
+    "layout_unknown",
+    "windows",
+    "over_budget",
+    *(f"shed_{evidence}" for evidence in budget.ORDER),
+    "restored",
 )
-"""Counted in the kernel, in the order of its enum: records delivered to the ring; step and begin records
-that found it full; calls dropped because a map was full; embeddings whose first call was not seen; user
-memory that could not
-be read; streams of a process beyond those that a device synchronise ends."""
-
-OWN_COUNTERS = ("unclassified", "reopened", "foreign", "unreadable")
 """Counted here: steps without evidence of their phase; steps that went on after they were published as
-idle; records of processes that are no longer attached; records of a client of another version."""
+idle; records of processes that are no longer attached; records of a client of another version; processes
+whose objects' layout could not be learned; windows of detail; intervals over the budget with nothing left to
+shed; evidence given up for the budget, and taken back."""
 
-SOURCES = ("common.h", "cann.c", "client.c")
+SOURCES = ("layout.h", "common.h", "cann.c", "client.c")
 """Files of `bpf/` that make up the program, in the order in which they are put together."""
 
 _RING_PAGES = 256
 _SWEEP_S = 0.1
 _REFRESH_S = 1.0
+_FIRST_WINDOW_S = 1.0
+_BUDGET_S = 1.0
+_BY_PROCESS = (b"processes", b"targets", b"layouts", b"hits")
+_TARGETS = 256
 _INIT_PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel
-
-_BETWEEN, _EMBEDDING, _GRAPH, _PLAIN, _BEGIN, _CAPTURE = range(6)
-_ENDED_BY = ("sync", "embedding", "graph", "gap", "none")
-_HAS_INDICES, _HAS_TABLE, _HAS_OUTPUT, _FROM_CAPTURE = 1, 2, 4, 8
-_DIMS = 4
-_ARRAYS = 3
 
 
 class TracerError(RuntimeError):
     """Tracing is not possible here; the message says what is missing and what to type."""
-
-
-_TOTALS = ("launches", "graphs", "h2d", "d2h", "h2d_copies")
-
-
-class _Totals(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_uint64) for name in _TOTALS)
-
-
-class _Array(ctypes.Structure):
-    _fields_ = (
-        ("n", ctypes.c_uint32),
-        ("seen", ctypes.c_uint32),
-        ("ones", ctypes.c_uint32),
-        ("rising", ctypes.c_uint32),
-        ("first", ctypes.c_int64),
-        ("last", ctypes.c_int64),
-        ("max", ctypes.c_int64),
-        ("sum", ctypes.c_int64),
-    )
-
-
-class _Evidence(ctypes.Structure):
-    _fields_ = (
-        ("t_first", ctypes.c_uint64),
-        ("model", ctypes.c_uint64),
-        ("ndim", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("dims", ctypes.c_int64 * _DIMS),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("arrays", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
-        ("array", _Array * _ARRAYS),
-    )
-
-
-class _Record(ctypes.Structure):
-    _fields_ = (
-        ("t_start", ctypes.c_uint64),
-        ("t_end", ctypes.c_uint64),
-        ("seq", ctypes.c_uint64),
-        ("tgid", ctypes.c_uint64),
-        ("stream", ctypes.c_uint64),
-        ("kind", ctypes.c_uint32),
-        ("ended_by", ctypes.c_uint32),
-        ("work", _Totals),
-        ("evidence", _Evidence),
-    )
-
-
-RECORD_SIZE = ctypes.sizeof(_Record)
-
-
-@dataclass(frozen=True)
-class Record:
-    """A decoded record of the kernel side: one step, or the beginning of one."""
-
-    t_start: int
-    t_end: int
-    seq: int
-    pid: int
-    stream: int
-    kind: int
-    ended_by: str
-    launches: int
-    graphs: int
-    h2d: int
-    d2h: int
-    evidence: Evidence
-    gated_ns: int | None = None
-    """How long a daemon's gate held the lane meanwhile; None where there is none, or it did not say."""
-
-    @property
-    def lane(self) -> tuple[int, int]:
-        return self.pid, self.stream
-
-
-class RecordError(ValueError):
-    """Bytes from the ring that are not a record."""
-
-
-def _evidence(kind: int, raw: Any, work: Any) -> Evidence:
-    indices = None
-    if raw.flags & _HAS_INDICES and 0 <= raw.ndim <= _DIMS:
-        indices = tuple(raw.dims[: raw.ndim])
-    agreed = bool(raw.flags & _HAS_TABLE and raw.flags & _HAS_OUTPUT)
-    arrays = tuple(
-        Lengths(a.n, a.seen, a.ones, bool(a.rising), a.first, a.last, a.max, a.sum)
-        for a in raw.array[: min(raw.arrays, _ARRAYS)]
-    )
-    return Evidence(
-        embedding=kind == _EMBEDDING,
-        indices=indices,
-        agreed=agreed,
-        graph=kind == _GRAPH,
-        from_capture=bool(raw.flags & _FROM_CAPTURE),
-        capture=kind == _CAPTURE,
-        h2d_bytes=work.h2d,
-        h2d_copies=work.h2d_copies,
-        arrays=arrays,
-    )
-
-
-def decode(data: bytes) -> Record:
-    """Decode one record of `bpf/common.h`. Raises `RecordError`."""
-    if len(data) < RECORD_SIZE:
-        raise RecordError(f"{len(data)} bytes, a record has {RECORD_SIZE}")
-    raw = _Record.from_buffer_copy(data)
-    if not _EMBEDDING <= raw.kind <= _CAPTURE:
-        raise RecordError(f"unknown kind {raw.kind}")
-    if raw.ended_by >= len(_ENDED_BY):
-        raise RecordError(f"unknown end {raw.ended_by}")
-    kind = raw.kind
-    if kind == _BEGIN:
-        kind = _GRAPH if raw.evidence.model else _EMBEDDING
-    return Record(
-        t_start=raw.t_start,
-        t_end=raw.t_end,
-        seq=raw.seq,
-        pid=raw.tgid,
-        stream=raw.stream,
-        kind=raw.kind,
-        ended_by=_ENDED_BY[raw.ended_by],
-        launches=raw.work.launches,
-        graphs=raw.work.graphs,
-        h2d=raw.work.h2d,
-        d2h=raw.work.d2h,
-        evidence=_evidence(kind, raw.evidence, raw.work),
-    )
-
-
-_OPENED = {
-    "plain": _PLAIN,
-    "embedding": _EMBEDDING,
-    "graph": _GRAPH,
-    "capture": _CAPTURE,
-    "attention": _PLAIN,
-}
-
-
-def _of_client(step: client_steps.ClientStep) -> Record:
-    """A step of FlexNPU's client as a record."""
-    return Record(
-        t_start=step.t_start,
-        t_end=step.t_end,
-        seq=step.seq,
-        pid=step.pid,
-        stream=step.stream,
-        kind=_BEGIN if step.kind == "begin" else _OPENED[step.opening],
-        ended_by=step.ended_by,
-        launches=step.launches,
-        graphs=step.graphs,
-        h2d=step.h2d,
-        d2h=step.d2h,
-        evidence=step.evidence,
-        gated_ns=step.gated_ns,
-    )
-
-
-@dataclass(frozen=True)
-class Placed:
-    """One probe that was placed."""
-
-    symbol: str
-    library: str
-    offset: int
-    instruction: str
-    on_return: bool
 
 
 @dataclass
@@ -255,17 +97,24 @@ class Target:
     start_time: int
     placed: list[Placed] = field(default_factory=list)
     maps: frozenset[str] = frozenset()
-    _probes: dict[tuple[str, str, int, bool], Uprobe] = field(default_factory=dict)
+    layout: layouts.Learned | None = None
+    """Where its objects keep what is read of them; None for FlexNPU's client, which tells itself."""
+    account: budget.Account = field(default_factory=budget.Account)
+    window: Window | None = None
+    """The last window of detail."""
+    windows: int = 0
+    _keys: set[Key] = field(default_factory=set)
+    _probes: list[tuple[Role, Probe]] = field(default_factory=list)
+    _next_window: float = 0.0
 
     @property
     def missing(self) -> list[str]:
-        """Symbols of `SITES` that no mapped library defines (yet); one of `FUNNELS` is enough."""
+        """Symbols of `SITES` that no mapped library defines (yet); most programs define only some."""
         have = {placed.symbol for placed in self.placed}
         if CLIENT in have:
             return []
-        if have & FUNNELS:
-            have |= FUNNELS
-        return [site.symbol for site in SITES if site.symbol not in have]
+        needed = (Role.BOUNDARY, Role.SHAPE, Role.COPY, Role.ATTENTION)
+        return [site.symbol for site in SITES if site.role in needed and site.symbol not in have]
 
     @property
     def kind(self) -> str:
@@ -282,19 +131,16 @@ class _Lane:
     published_launches: int = 0
     published_graphs: int = 0
     usual: int = 0
-    """Launches of the last model step."""
+    """Launches of the last model step of FlexNPU's client."""
 
 
-def _semaphore(
-    name: str | None, beside: symbols.Definition, found: dict[str, tuple[symbols.Definition, ...]]
-) -> int:
-    """The file offset of a semaphore in the library of `beside`. Raises `AttachError` when it has none."""
-    if name is None:
-        return 0
-    for definition in found.get(name, ()):
-        if definition.library == beside.library:
-            return definition.offset
-    raise AttachError(f"{beside.library.path} defines {beside.symbol} without {name}")
+def _looks_whole(raw: Any) -> bool:
+    """Whether a running step (struct lane) has come to half the length of the one before it."""
+    return (int(raw.cand_t) - int(raw.t_open)) * 2 >= int(raw.usual)
+
+
+def _to_stderr(text: str) -> None:
+    print(f"flexnpu-probe: {text}", file=sys.stderr, flush=True)
 
 
 def program_text() -> str:
@@ -305,8 +151,7 @@ def program_text() -> str:
 
 def check() -> None:
     """Raise `TracerError` unless this process may trace: capabilities, bcc, headers."""
-    # Probes are placed through perf's uprobe unit.
-    lacking = capabilities.missing(multi=False)
+    lacking = capabilities.missing()
     if lacking:
         raise TracerError(f"tracing is not permitted here.\n{capabilities.explain(lacking)}")
     _bcc()
@@ -377,7 +222,11 @@ def is_daemon(pid: int) -> bool:
 class Tracer:
     """Attach to processes and deliver their steps.
 
-    `on_event` gets `Step`s, and `StepBegin`s when `begins` is set. It must not block.
+    `on_event` gets `Step`s and `Mix`es, and `StepBegin`s when `begins` is set. It must not block.
+    `plan`: ``default`` probes sentinels, and every launch in short `windows`; ``detail`` probes every launch.
+    `budget_percent`: evidence is shed while probes cost more of the steps' time than that; None: never.
+    `on_note` gets lines for people (default: standard error). `multi`: whether probes are placed by
+    uprobe_multi links; default: where the kernel has them.
     Not thread-safe: use one thread, or a lock.
     """
 
@@ -387,9 +236,26 @@ class Tracer:
         *,
         begins: bool = False,
         only: Collection[str] | None = None,
+        plan: Plan = "default",
+        budget_percent: float | None = 1.0,
+        windows: bool = True,
+        on_note: Callable[[str], None] | None = None,
         ring_pages: int = _RING_PAGES,
+        multi: bool | None = None,
     ) -> None:
         check()
+        self._plan: Plan = plan
+        self._percent = budget_percent
+        self._rotate = windows and plan == "default"
+        self._note = on_note or _to_stderr
+        self._multi = capabilities.uprobe_multi() if multi is None else multi
+        self._typical = Typical()
+        self._open_window: Target | None = None
+        self._next_window = time.monotonic() + _FIRST_WINDOW_S
+        self._windows_us = 0.0
+        self._next_budget = time.monotonic() + _BUDGET_S
+        self._last_budget = time.monotonic()
+        self._hits_before: dict[str, list[int]] = {}
         self._on_event = on_event
         self._begins = begins
         self._only = only
@@ -410,6 +276,11 @@ class Tracer:
         self._ring = bool(bcc.BPF.kernel_struct_has_field(b"bpf_ringbuf", b"waitq") == 1)
         if self._ring:
             flags.append("-DEVENTS_RING")
+        flags.append(f"-DTARGETS={_TARGETS}")
+        if self._multi:
+            flags.append("-DHAS_COOKIES")
+        if begins:
+            flags.append("-DBEGINS")
         namespace = _pid_namespace()
         if namespace is not None:
             flags += [
@@ -419,8 +290,11 @@ class Tracer:
         try:
             self._bpf = bcc.BPF(text=program_text().encode(), cflags=flags)
             names = {site.entry for site in SITES} | {site.on_return for site in SITES if site.on_return}
-            self._programs = {
-                name: self._bpf.load_func(name.encode(), bcc.BPF.KPROBE) for name in sorted(names)
+            names |= {"on_calibrate"} | ({"on_operator"} if self._multi else set())
+            expected = {"attach_type": attach.TRACE_UPROBE_MULTI} if self._multi else {}
+            self._programs: dict[str, int] = {
+                name: self._bpf.load_func(name.encode(), bcc.BPF.KPROBE, **expected).fd
+                for name in sorted(names)
             }
         except Exception as error:  # bcc raises bare Exception
             raise TracerError(
@@ -432,6 +306,13 @@ class Tracer:
             events.open_ring_buffer(self._on_ring)
         else:
             events.open_perf_buffer(self._on_perf, page_cnt=ring_pages, lost_cb=self._on_perf_lost)
+        try:
+            self.costs: budget.Costs | None = budget.calibrate(
+                self._programs["on_calibrate"], multi=self._multi
+            )
+        except (AttachError, OSError) as error:
+            self.costs = None
+            self._note(f"what a probe costs cannot be measured, so there is no budget: {error}")
 
     # -- attaching ------------------------------------------------------------------------------------------
 
@@ -459,25 +340,26 @@ class Tracer:
             self._place(target)
         except BaseException:
             self._remove(target)
+            self._forget(pid)
             raise
-        have = {placed.symbol for placed in target.placed}
-        if not have & FUNNELS:
-            self._remove(target)
+        if not target.placed:
+            self._forget(pid)
             where = f" among {', '.join(sorted(self._only))}" if self._only else ""
             raise AttachError(
                 f"process {pid} ({target.comm}) maps no library{where} that defines any of "
                 f"{', '.join(sorted(FUNNELS))}: it does not use an NPU, or has not loaded AscendCL yet"
             )
+        target._next_window = time.monotonic() + _FIRST_WINDOW_S
         self._targets[pid] = target
         return target
 
     def detach(self, pid: int) -> None:
-        """Publish the running steps of `pid` and forget it; its probes go within the next seconds."""
+        """Publish the running steps of `pid` and forget it; its probes go within the next moments."""
         target = self._targets.get(pid)
         if target is None:
             return
         self._settle(target)
-        # The kernel takes 0.1 s a probe, for which the other processes' records must not wait.
+        # The kernel takes a grace period, for which the other processes' records must not wait.
         thread = threading.Thread(target=self._remove, args=(target,), name=f"detach {pid}")
         thread.start()
         self._removing.append((target, thread))
@@ -488,59 +370,87 @@ class Tracer:
         del self._targets[target.pid]
         self._detached.add(target.pid)
 
-    def _place(self, target: Target) -> None:
+    def _resolve(self, target: Target) -> dict[str, tuple[symbols.Definition, ...]]:
+        names = [name for site in SITES for name in (site.symbol, site.semaphore) if name]
         try:
-            mapped = symbols.mapped_paths(target.pid)
-            names = [name for site in SITES for name in (site.symbol, site.semaphore) if name]
             found = symbols.resolve(target.pid, names, only=self._only)
         except symbols.ProcessGone:
             raise AttachError(f"no process {target.pid}") from None
         except PermissionError as error:
             raise AttachError(f"may not read the memory map of process {target.pid}: {error}") from None
-        target.maps = mapped
-        for site in SITES:
-            if (CLIENT in found) != (site.role is Role.CLIENT):
-                continue  # the client tells of its steps itself
-            if site.symbol == CLIENT_BEGIN and not self._begins:
-                continue
-            for definition in found.get(site.symbol, ()):
-                # A return probe must see the return address where the call left it, and both share one trap.
-                chosen = cheap_offset(
-                    definition.code, definition.machine, keep_stack=site.on_return is not None
-                )
-                # Returns first: an entry without its return would leave a call open.
-                if site.on_return is not None:
-                    self._probe(target, definition, site.on_return, chosen, on_return=True)
-                semaphore = _semaphore(site.semaphore, definition, found)
-                self._probe(target, definition, site.entry, chosen, on_return=False, semaphore=semaphore)
+        return found if found.keys() & FUNNELS else {}
 
-    def _probe(
-        self,
-        target: Target,
-        definition: symbols.Definition,
-        program: str,
-        chosen: tuple[int, str],
-        *,
-        on_return: bool,
-        semaphore: int = 0,
-    ) -> None:
-        key = (definition.symbol, definition.library.path, definition.library.inode, on_return)
-        if key in target._probes:
+    def _place(self, target: Target) -> None:
+        """Place what the plan says, as far as it is not there yet."""
+        try:
+            target.maps = symbols.mapped_paths(target.pid)
+        except symbols.ProcessGone:
+            raise AttachError(f"no process {target.pid}") from None
+        except PermissionError as error:
+            raise AttachError(f"may not read the memory map of process {target.pid}: {error}") from None
+        found = self._resolve(target)
+        if not found:
             return
-        step, instruction = chosen
-        offset = definition.offset + step
-        fd = self._programs[program].fd
-        target._probes[key] = Uprobe(
-            fd, definition.library.real, offset, target.pid, on_return=on_return, semaphore=semaphore
-        )
-        target.placed.append(
-            Placed(definition.symbol, definition.library.path, offset, instruction, on_return)
-        )
+        client = CLIENT in found
+        if not client and target.layout is None:
+            self._learn(target)
+        objects = not client and (target.layout is None or not target.layout.complete)
+        self._describe(target)
+        wanted = [
+            site
+            for site in sites(self._plan, client=client, objects=objects, begins=self._begins)
+            if not any(site.role in budget.ROLES[evidence] for evidence in target.account.without)
+        ]
+        self._put(target, wanted, found)
+        if start_time_of(target.pid) != target.start_time:
+            raise AttachError(f"process {target.pid} ended while it was being attached to")
+
+    def _learn(self, target: Target) -> None:
+        try:
+            target.layout = layouts.learn(target.pid)
+        except (symbols.ProcessGone, PermissionError) as error:
+            raise AttachError(f"process {target.pid}: {error}") from None
+        if not target.layout.complete:
+            self._own["layout_unknown"] += 1
+            self._note(
+                f"{target.comm} ({target.pid}): {target.layout.reason}; so every tensor and array is probed "
+                "when it is made, which costs more"
+            )
+
+    def _describe(self, target: Target) -> None:
+        """Tell the programs about a process."""
+        pid = ctypes.c_uint64(target.pid)
+        counted = self._plan == "detail" and "launches" not in target.account.without
+        described = self._bpf[b"targets"]
+        described[pid] = described.Leaf(counted, 0)
+        hits = self._bpf[b"hits"]
+        if pid not in hits:
+            hits[pid] = hits.Leaf()
+        if target.layout is not None:
+            packed = bytes(layouts.pack(target.layout))
+            table = self._bpf[b"layouts"]
+            table[pid] = table.Leaf.from_buffer_copy(packed)
+
+    def _put(
+        self, target: Target, wanted: list[Site], found: dict[str, tuple[symbols.Definition, ...]]
+    ) -> None:
+        groups, keys = placing.groups_of(wanted, found, target._keys)
+        for group in groups:
+            probes = placing.place([group], self._programs, target.pid, multi=self._multi)
+            target._probes += [(group.role, probe) for probe in probes]
+            target.placed += group.placed
+            for placed in group.placed:
+                if self.costs is not None:
+                    cost = self.costs.of(placed.cost, on_return=placed.on_return)
+                    target.account.note(placed.program, cost)
+        target._keys |= set(keys)
 
     def _remove(self, target: Target) -> None:
-        for probe in target._probes.values():  # the order of SITES: the dearest first
-            probe.close()
+        window = target.window
+        attach.remove([probe for _, probe in target._probes] + (window.probes if window else []))
         target._probes.clear()
+        if window:
+            window.probes.clear()
 
     def _reap(self, pid: int) -> None:
         """Wait for the probes of an earlier process `pid`, or of an earlier attachment, to be gone."""
@@ -573,6 +483,10 @@ class Tracer:
         if now >= self._next_refresh:
             self._next_refresh = now + _REFRESH_S
             self._refresh()
+        if self._rotate:
+            self._turn(now)
+        if now >= self._next_budget:
+            self._account(now)
 
     def _drain(self) -> None:
         if self._ring:
@@ -591,7 +505,7 @@ class Tracer:
         try:
             record = ctypes.string_at(data, size)
             if client_steps.is_client_record(record):
-                self._on_record(_of_client(client_steps.decode(record)))
+                self._on_record(of_client(client_steps.decode(record)))
             else:
                 self._on_record(decode(record))
         except client_steps.ClientRecordError:
@@ -608,7 +522,7 @@ class Tracer:
             if record.pid not in self._detached:
                 self._own["foreign"] += 1
             return
-        if record.kind == _BEGIN:
+        if record.kind == BEGIN:
             if self._begins:
                 self._on_event(self._begin(target, record))
             return
@@ -647,6 +561,13 @@ class Tracer:
     def _publish(self, target: Target, record: Record, verdict: Verdict) -> None:
         if verdict.unclassified:
             self._own["unclassified"] += 1
+        launches = record.launches if self._sees_launches(target, record) else None
+        at = (record.pid, record.stream, verdict.phase)
+        if launches is not None and verdict.phase != "other":
+            self._typical.add(*at, launches)
+            if target.window is not None:
+                target.window.steps += 1
+        target.account.steps_ns += max(0, record.t_end - record.t_start)
         self._on_event(
             Step(
                 t_start_ns=record.t_start,
@@ -657,7 +578,7 @@ class Tracer:
                 phase=verdict.phase,
                 tokens=verdict.tokens,
                 batch=verdict.batch,
-                launches=record.launches,
+                launches=launches,
                 graph_launches=record.graphs,
                 h2d_bytes=record.h2d,
                 d2h_bytes=record.d2h,
@@ -666,8 +587,179 @@ class Tracer:
                 kv_len=verdict.kv_len,
                 ended_by=record.ended_by,
                 gated_us=None if record.gated_ns is None else record.gated_ns / 1e3,
+                launches_typical=self._typical.get(*at),
             )
         )
+
+    def _sees_launches(self, target: Target, record: Record) -> bool:
+        """Whether every launch of the step was probed: of that in `record`, from where its counting began."""
+        if target.kind == "client" or (self._plan == "detail" and "launches" not in target.account.without):
+            return True
+        start = min(record.t_start, record.t_base or record.t_start)
+        return target.window is not None and target.window.covers(start, record.t_end)
+
+    # -- windows of detail ----------------------------------------------------------------------------------
+
+    def _turn(self, now: float) -> None:
+        """Open and close windows of detail, one at a time."""
+        target = self._open_window
+        if target is not None:
+            window = target.window
+            assert window is not None
+            age = (time.monotonic_ns() - window.since) / 1e9
+            gone = self._targets.get(target.pid) is not target
+            if gone or (age >= SHORTEST_S and (window.steps >= ENOUGH or age >= LONGEST_S)):
+                self._close_window(target)
+            return
+        if now < self._next_window:
+            return
+        turn = [
+            target
+            for target in self.targets
+            if target.kind == "cann"
+            and "windows" not in target.account.without
+            and target._next_window <= now
+        ]
+        if turn:
+            self._begin_window(min(turn, key=lambda target: target._next_window))
+
+    def _begin_window(self, target: Target) -> None:
+        target.windows += 1
+        target._next_window = time.monotonic() + PERIOD_S
+        wanted = [site for site in SITES if site.role is Role.COUNT]
+        names = None
+        try:
+            groups, _ = placing.groups_of(wanted, self._resolve(target))
+            probes = placing.place(groups, self._programs, target.pid, multi=self._multi)
+            if self._multi and target.windows % MIX_EVERY == 1:
+                operators = mix.operators_of(target.pid, only=self._only)
+                if operators is not None:
+                    probes += placing.place([operators.group], self._programs, target.pid, multi=True)
+                    names = operators.names
+        except (AttachError, OSError, symbols.ProcessGone):
+            return  # it ends, or its libraries change: the next refresh tells
+        if self.costs is not None:
+            for group in groups:
+                for placed in group.placed:
+                    cost = self.costs.of(placed.cost, on_return=False)
+                    target.account.note(placed.program, cost)
+            target.account.note("on_operator", self.costs.emulated)
+        target.window = Window(target.pid, time.monotonic_ns(), names=names, probes=probes)
+        self._open_window = target
+        self._own["windows"] += 1
+
+    def _close_window(self, target: Target) -> None:
+        window = target.window
+        assert window is not None
+        self._open_window = None
+        window.until = time.monotonic_ns()
+        probes, window.probes = window.probes, []
+        thread = threading.Thread(target=attach.remove, args=(probes,), name=f"window of {target.pid}")
+        thread.start()
+        self._removing.append((target, thread))
+        if window.names is not None:
+            self._publish_mix(target, window, window.names)
+
+    def _publish_mix(self, target: Target, window: Window, names: tuple[str, ...]) -> None:
+        table = self._bpf[b"operators"]
+        streams: dict[int, dict[str, int]] = {}
+        for key, value in list(table.items()):
+            if key.tgid != target.pid:
+                continue
+            if key.operator < len(names):
+                streams.setdefault(int(key.stream), {})[names[key.operator]] = int(value.value)
+            with contextlib.suppress(KeyError):
+                del table[key]
+        assert window.until is not None
+        for stream, operators in streams.items():
+            self._on_event(
+                Mix(
+                    t_ns=window.until,
+                    pid=target.pid,
+                    comm=target.comm,
+                    stream=stream,
+                    window_us=(window.until - window.since) / 1e3,
+                    operators=dict(sorted(operators.items(), key=lambda item: -item[1])),
+                )
+            )
+
+    # -- the budget -----------------------------------------------------------------------------------------
+
+    def _account(self, now: float) -> None:
+        """Compare what probes cost with what they may."""
+        seconds, self._last_budget = now - self._last_budget, now
+        self._next_budget = now + _BUDGET_S
+        if self.costs is None:
+            return
+        for target in self.targets:
+            costs = target.account.costs(self._hits(target.pid), seconds)
+            if self._percent is None:
+                target.account.percent = sum(costs.values())
+                continue
+            in_window = sum(costs.pop(name, 0.0) for name in ("operator",))
+            if self._plan == "default":
+                in_window += costs.pop("launch", 0.0)
+            # A window's cost comes once a period.
+            costs["windows"] = in_window * seconds / PERIOD_S
+            decision = budget.decide(
+                target.account,
+                costs,
+                self._percent,
+                lambda evidence, target=target: self._can_shed(target, evidence),  # type: ignore[misc]
+                windows_percent=costs["windows"],
+            )
+            if decision is not None:
+                self._act(target, *decision)
+
+    def _can_shed(self, target: Target, evidence: budget.Evidence) -> bool:
+        if target.kind == "client":
+            return False
+        if evidence == "launches":
+            return self._plan == "detail"
+        if evidence == "windows":
+            return self._rotate
+        return any(role in budget.ROLES[evidence] for role, _ in target._probes)
+
+    def _act(self, target: Target, what: str, evidence: budget.Evidence | None) -> None:
+        share = f"{target.account.percent:.1f} % of the steps' time, the budget is {self._percent:g} %"
+        who = f"{target.comm} ({target.pid})"
+        if evidence is None:
+            self._own["over_budget"] += 1
+            self._note(f"{who}: probes cost {share}, and nothing is left that steps can do without")
+            return
+        if what == "shed":
+            self._own[f"shed_{evidence}"] += 1
+            self._note(f"{who}: probes cost {share}; doing without {evidence}")
+            self._shed(target, evidence)
+            return
+        self._own["restored"] += 1
+        self._note(f"{who}: there is room in the budget; {evidence} again")
+        with contextlib.suppress(AttachError, OSError):
+            self._place(target)
+
+    def _shed(self, target: Target, evidence: budget.Evidence) -> None:
+        if evidence == "launches":
+            self._describe(target)
+        roles = budget.ROLES[evidence]
+        gone = [probe for role, probe in target._probes if role in roles]
+        target._probes = [(role, probe) for role, probe in target._probes if role not in roles]
+        symbols_gone = {placed.symbol for placed in target.placed if placed.role in roles}
+        target.placed = [placed for placed in target.placed if placed.role not in roles]
+        target._keys = {key for key in target._keys if key[0] not in symbols_gone}
+        thread = threading.Thread(target=attach.remove, args=(gone,), name=f"shed {evidence} of {target.pid}")
+        thread.start()
+        self._removing.append((target, thread))
+
+    def _hits(self, pid: int) -> dict[str, int]:
+        """Hits of the probes of `pid` so far."""
+        return {name: sum(cpus) for name, cpus in self._hits_by_cpu(pid).items()}
+
+    def _hits_by_cpu(self, pid: int) -> dict[str, list[int]]:
+        try:
+            cpus = self._bpf[b"hits"][ctypes.c_uint64(pid)]
+        except KeyError:
+            return {}
+        return {name: [int(cpu.of[index]) for cpu in cpus] for index, name in enumerate(HITS)}
 
     # -- steps that nothing follows -------------------------------------------------------------------------
 
@@ -685,11 +777,10 @@ class Tracer:
             if raw.seq == lane.published:
                 continue
             silent = now - max(raw.t_last, raw.t_sync_out)
-            if raw.kind == _EMBEDDING and raw.cand_t:
-                launches = raw.cand.launches - raw.base.launches
-                if silent > (IDLE_NS if launches * 2 >= lane.usual else STALL_NS):
+            if raw.kind == EMBEDDING and raw.cand_t:
+                if silent > (IDLE_NS if _looks_whole(raw) else STALL_NS):
                     self._publish_running(pid, stream, raw, "sync")
-            elif raw.kind == _BETWEEN and not raw.has_model and raw.t_open and silent > GAP_NS:
+            elif raw.kind == BETWEEN and not raw.has_model and raw.t_open and silent > GAP_NS:
                 self._publish_running(pid, stream, raw, "gap")
         for step in self._perhaps_over():
             lane = self._lanes.setdefault((step.pid, step.stream), _Lane())
@@ -717,7 +808,7 @@ class Tracer:
             return
         lane.published = step.seq
         lane.published_launches, lane.published_graphs = step.launches, step.graphs
-        record = replace(_of_client(step), ended_by=ended_by)
+        record = replace(of_client(step), ended_by=ended_by)
         self._publish(self._targets[step.pid], record, classify(record.evidence))
 
     def _publish_running(self, pid: int, stream: int, raw: Any, ended_by: str) -> None:
@@ -735,18 +826,19 @@ class Tracer:
     def _record_of(
         self, pid: int, stream: int, raw: Any, start: Any, end: Any, t_end: int, ended_by: str
     ) -> Record:
-        kind = int(raw.kind) or _PLAIN
+        kind = int(raw.kind) or PLAIN
         evidence = Evidence()
-        work = _Totals(*(getattr(end, name) - getattr(start, name) for name in _TOTALS))
+        work = Totals(*(getattr(end, name) - getattr(start, name) for name in TOTALS))
         if raw.evidence:
             with contextlib.suppress(KeyError):
                 found = self._bpf[b"evidences"][ctypes.c_uint64(raw.evidence)]
-                evidence = _evidence(kind, found, work)
-        if kind == _EMBEDDING and not evidence.embedding:
+                evidence = evidence_of(kind, found, work)
+        if kind == EMBEDDING and not evidence.embedding:
             evidence = Evidence(embedding=True)
         return Record(
             t_start=raw.t_open,
             t_end=t_end,
+            t_base=raw.t_base,
             seq=raw.seq,
             pid=pid,
             stream=stream,
@@ -769,8 +861,8 @@ class Tracer:
             if raw.seq <= lane.delivered:
                 continue  # it ended between the two lines above, and what followed is after the detaching
             rest = raw.base
-            if raw.kind != _BETWEEN:
-                over = raw.cand_t and (raw.cand.launches - raw.base.launches) * 2 >= lane.usual
+            if raw.kind != BETWEEN:
+                over = raw.cand_t and _looks_whole(raw)
                 if not over:
                     raw.cand_t = 0  # in the middle of the step
                 if raw.seq != lane.published:
@@ -778,9 +870,10 @@ class Tracer:
                 rest = raw.cand if over else raw.now
             elif raw.seq == lane.published:
                 rest = raw.now
-            if raw.now.launches != rest.launches or raw.now.graphs != rest.graphs:
+            counted = raw.now.launches != rest.launches and self._plan == "detail"
+            if counted or raw.now.graphs != rest.graphs:
                 record = self._record_of(pid, stream, raw, rest, raw.now, raw.t_last, "detach")
-                record = replace(record, kind=_PLAIN, evidence=Evidence())
+                record = replace(record, kind=PLAIN, evidence=Evidence())
                 self._publish(target, record, classify(record.evidence))
         for step in self._perhaps_over():
             if step.pid == pid:
@@ -789,12 +882,16 @@ class Tracer:
         self._forget(pid)
 
     def _forget(self, pid: int) -> None:
-        for name in (b"lanes", b"executors", b"models", b"maybes"):
+        for name in (b"lanes", b"executors", b"models", b"maybes", b"operators", b"recorded"):
             table = self._bpf[name]
             for key in [key for key in table if key.tgid == pid]:
                 with contextlib.suppress(KeyError):
                     del table[key]
-        for name, shift in ((b"threads", 32), (b"processes", 0)):
+        for hit, cpus in self._hits_by_cpu(pid).items():
+            before = self._hits_before.setdefault(hit, [0] * len(cpus))
+            self._hits_before[hit] = [a + b for a, b in zip(before, cpus, strict=True)]
+        self._typical.forget(pid)
+        for name, shift in ((b"threads", 32), *((name, 0) for name in _BY_PROCESS)):
             table = self._bpf[name]
             for key in [key for key in table if key.value >> shift == pid]:
                 with contextlib.suppress(KeyError):
@@ -822,11 +919,20 @@ class Tracer:
         if self._final is not None:
             return self._final
         table = self._bpf[b"counters"]
-        counts = {name: sum(table[ctypes.c_int(index)]) for index, name in enumerate(COUNTERS)}
+        cpus = {
+            name: [int(count) for count in table[ctypes.c_int(index)]] for index, name in enumerate(COUNTERS)
+        }
+        for name, counted in self._hits_before.items():
+            cpus[f"hits_{name}"] = list(counted)
+        for target in self.targets:
+            for name, counted in self._hits_by_cpu(target.pid).items():
+                sofar = cpus.get(f"hits_{name}", [0] * len(counted))
+                cpus[f"hits_{name}"] = [a + b for a, b in zip(sofar, counted, strict=True)]
+        counts = {name: sum(counted) for name, counted in cpus.items()}
         counts["steps_lost"] += self._perf_lost
         counts |= self._own
         counts["steps_received"] = self._delivered
-        return Losses(t_ns=time.monotonic_ns(), source="steps", counts=counts)
+        return Losses(t_ns=time.monotonic_ns(), source="steps", counts=counts, cpus=cpus)
 
     def close(self) -> None:
         """Detach from everything and unload. Running steps are published first. May be called again."""

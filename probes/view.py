@@ -30,8 +30,9 @@ class Row:
     def add(self, step: Step) -> None:
         self.comm = step.comm
         self.steps += 1
-        if step.launches is not None:
-            self.launches += step.launches + step.graph_launches
+        launches = step.launches_typical if step.launches is None else step.launches
+        if launches is not None:
+            self.launches += launches + step.graph_launches
             self.with_launches += 1
         self.durations_us.append(step.duration_us)
         if step.tokens is not None:

@@ -1,16 +1,51 @@
 // Programs for the vendor's CANN (and its emulated peer): they fold the calls of its functions into steps.
 // Compiled behind common.h.
 
+#ifdef HAS_COOKIES
+static u64 (*attach_cookie)(void *ctx) = (void *)174;  // BPF_FUNC_get_attach_cookie
+#endif
+
+// A program of its own for measuring what a hit costs: it does about what the others do.
+int on_calibrate(struct pt_regs *ctx)
+{
+    u64 id = pid_tgid(), now = bpf_ktime_get_ns();
+    hit(id, HIT_SYNC);
+    struct thread *t = threads.lookup(&id);
+    if (t)
+        t->stream = now;
+    return 0;
+}
+
 // aclrtLaunchKernelWithHostArgs(func, blocks, stream, ...)
 int on_kernel_launch(struct pt_regs *ctx)
 {
-    return add_work(ctx, pid_tgid(), PT_REGS_PARM3(ctx), 0);
+    u64 id = pid_tgid();
+    hit(id, HIT_LAUNCH);
+    return add_work(ctx, id, PT_REGS_PARM3(ctx), 0);
 }
+
+#ifdef HAS_COOKIES
+// Any operator's second call, aclnnXxx(workspace, size, executor, stream): the cookie says which.
+int on_operator(struct pt_regs *ctx)
+{
+    u64 id = pid_tgid();
+    hit(id, HIT_OPERATOR);
+    struct operator_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM4(ctx), .operator = attach_cookie(ctx)};
+    u64 zero = 0, *value = operators.lookup_or_try_init(&key, &zero);
+    if (value)
+        __sync_fetch_and_add(value, 1);
+    else
+        count(MAP_FULL);
+    return 0;
+}
+#endif
 
 // aclCreateTensor(const int64_t* dims, uint64_t n, aclDataType, ...)
 int on_create_tensor(struct pt_regs *ctx)
 {
-    struct thread *t = this_thread(pid_tgid());
+    u64 id = pid_tgid();
+    hit(id, HIT_TENSOR);
+    struct thread *t = this_thread(id);
     if (!t)
         return 0;
     struct tensor *made = &t->tensor[t->at & (TENSORS - 1)];
@@ -27,21 +62,9 @@ int on_create_tensor(struct pt_regs *ctx)
     return 0;
 }
 
-// aclCreateIntArray(const int64_t* values, uint64_t n)
-int on_create_int_array(struct pt_regs *ctx)
+// Keeps an array of `n` lengths as evidence, unless it is no array of lengths.
+static inline int add_array(struct evidence *e, const s64 *values, u64 n, u32 role)
 {
-    u64 n = PT_REGS_PARM2(ctx);
-    const s64 *values = (const s64 *)PT_REGS_PARM1(ctx);
-    if (n == 0)
-        return 0;
-    u64 id = pid_tgid();
-    struct thread *t = threads.lookup(&id);
-    if (!t || !t->evidence)
-        return 0;
-    u64 eid = t->evidence;
-    struct evidence *e = evidences.lookup(&eid);
-    if (!e)
-        return 0;
     struct array a = {.n = n, .rising = 1};
     s64 before = 0;
     for (u32 i = 0; i < ARRAY_VALUES; i++) {
@@ -67,6 +90,7 @@ int on_create_int_array(struct pt_regs *ctx)
         before = value;
         a.seen += 1;
     }
+    a.rising |= role << 8;
     // Every layer passes the same arrays again.
     for (u32 i = 0; i < ARRAYS; i++) {
         struct array *old = &e->array[i];
@@ -83,10 +107,68 @@ int on_create_int_array(struct pt_regs *ctx)
     return 0;
 }
 
+// aclCreateIntArray(const int64_t* values, uint64_t n)
+int on_create_int_array(struct pt_regs *ctx)
+{
+    u64 n = PT_REGS_PARM2(ctx);
+    const s64 *values = (const s64 *)PT_REGS_PARM1(ctx);
+    u64 id = pid_tgid();
+    hit(id, HIT_ARRAY);
+    if (n == 0)
+        return 0;
+    struct thread *t = threads.lookup(&id);
+    if (!t || !t->evidence)
+        return 0;
+    u64 eid = t->evidence;
+    struct evidence *e = evidences.lookup(&eid);
+    if (!e)
+        return 0;
+    return add_array(e, values, n, ROLE_NONE);
+}
+
+// Reads an aclTensor's dimensions and data type by the learned layout. Non-zero when that fails.
+static inline int read_tensor(struct layout *l, u64 object, struct tensor *to)
+{
+    u64 values = 0;
+    u32 n = 0;
+    if (find_vector(&l->dims, object, &values, &n) || find_dtype(l, object, &to->dtype))
+        return 1;
+    to->ndim = n;
+    if (n > MAX_DIMS)
+        n = MAX_DIMS;
+    return n && bpf_probe_read_user(to->dims, n * sizeof(s64), (void *)values);
+}
+
+// What the three tensors of an embedding tell. The order is known when they were read from the arguments; tensors
+// remembered from their making came in an order that the program's compiler chose: the indices are the integers among
+// them, the table is the one with two dimensions, the result has one more than the indices.
+static inline void note_embedding(struct evidence *e, struct tensor *made, s64 *out_last, u32 *out_ndim)
+{
+    if (made->dtype == ACL_INT64 || made->dtype == ACL_INT32) {
+        if (!(e->flags & HAS_INDICES)) {
+            e->flags |= HAS_INDICES;
+            e->ndim = made->ndim;
+            __builtin_memcpy(e->dims, made->dims, sizeof(e->dims));
+        }
+    } else if (made->ndim == 2 && !(e->flags & HAS_TABLE)) {
+        e->flags |= HAS_TABLE;
+        e->rows = made->dims[0];
+        e->columns = made->dims[1];
+    } else {
+        *out_ndim = made->ndim;
+        *out_last = made->dims[(made->ndim - 1) & (MAX_DIMS - 1)];
+        // With one-dimensional indices the result has two dimensions as well, and as many rows as indices.
+        if (e->ndim == 1 && made->ndim == 2 && e->rows == e->dims[0])
+            e->rows = made->dims[0];
+    }
+}
+
 // aclnnEmbeddingGetWorkspaceSize(weight, indices, out, uint64_t* size, aclOpExecutor** executor)
 int on_embedding_first(struct pt_regs *ctx)
 {
-    struct thread *t = this_thread(pid_tgid());
+    u64 id = pid_tgid(), tgid = id >> 32;
+    hit(id, HIT_EMBEDDING_FIRST);
+    struct thread *t = this_thread(id);
     if (!t)
         return 0;
     u64 eid = 0;
@@ -96,28 +178,28 @@ int on_embedding_first(struct pt_regs *ctx)
     e->t_first = bpf_ktime_get_ns();
     s64 out_last = 0;
     u32 out_ndim = 0;
-    // The three tensors were made just before, in an order that the program's compiler chose: the indices are the
-    // integers among them, the table is the one with two dimensions, the result has one more than the indices.
-    for (u32 i = 1; i <= 3; i++) {
-        struct tensor *made = &t->tensor[(t->at - i) & (TENSORS - 1)];
-        if (i > t->at)
-            break;
-        if (made->dtype == ACL_INT64 || made->dtype == ACL_INT32) {
-            if (!(e->flags & HAS_INDICES)) {
-                e->flags |= HAS_INDICES;
-                e->ndim = made->ndim;
-                __builtin_memcpy(e->dims, made->dims, sizeof(e->dims));
-            }
-        } else if (made->ndim == 2 && !(e->flags & HAS_TABLE)) {
-            e->flags |= HAS_TABLE;
-            e->rows = made->dims[0];
-            e->columns = made->dims[1];
-        } else {
-            out_ndim = made->ndim;
-            out_last = made->dims[(made->ndim - 1) & (MAX_DIMS - 1)];
-            // With one-dimensional indices the result has two dimensions as well, and as many rows as indices.
-            if (e->ndim == 1 && made->ndim == 2 && e->rows == e->dims[0])
-                e->rows = made->dims[0];
+    struct layout *l = layouts.lookup(&tgid);
+    if (l && l->has_tensor) {
+        struct tensor made = {};
+        if (read_tensor(l, PT_REGS_PARM1(ctx), &made))
+            count(BAD_READS);
+        else
+            note_embedding(e, &made, &out_last, &out_ndim);
+        made.ndim = 0;
+        if (read_tensor(l, PT_REGS_PARM2(ctx), &made))
+            count(BAD_READS);
+        else
+            note_embedding(e, &made, &out_last, &out_ndim);
+        made.ndim = 0;
+        if (read_tensor(l, PT_REGS_PARM3(ctx), &made))
+            count(BAD_READS);
+        else
+            note_embedding(e, &made, &out_last, &out_ndim);
+    } else {
+        for (u32 i = 1; i <= 3; i++) {
+            if (i > t->at)
+                break;
+            note_embedding(e, &t->tensor[(t->at - i) & (TENSORS - 1)], &out_last, &out_ndim);
         }
     }
     if (out_ndim == e->ndim + 1 && out_last == e->columns)
@@ -130,6 +212,7 @@ int on_embedding_first(struct pt_regs *ctx)
 int on_embedding_first_return(struct pt_regs *ctx)
 {
     u64 id = pid_tgid();
+    hit(id, HIT_EMBEDDING_RETURN);
     struct thread *t = threads.lookup(&id);
     if (!t || !t->first_call)
         return 0;
@@ -140,26 +223,53 @@ int on_embedding_first_return(struct pt_regs *ctx)
         count(BAD_READS);
         return 0;
     }
-    if (PT_REGS_RC(ctx) == 0 && t->evidence) {
-        u64 eid = t->evidence;
-        executors.update(&key, &eid);
+    u64 eid = t->evidence;
+    struct evidence *e = eid ? evidences.lookup(&eid) : 0;
+    if (PT_REGS_RC(ctx) == 0 && e) {
+        struct shape shape = {.evidence = eid, .ndim = e->ndim, .flags = e->flags, .rows = e->rows,
+                              .columns = e->columns};
+        __builtin_memcpy(shape.dims, e->dims, sizeof(shape.dims));
+        executors.update(&key, &shape);
     }
     return 0;
+}
+
+// Position and token-type embeddings follow the token embedding within the same step, with smaller tables of their
+// own. One soon after the opening, whatever else the model asks about its inputs meanwhile.
+static inline int is_second_table(struct lane *lane, s64 rows, s64 columns, u64 now)
+{
+    if (lane->kind != EMBEDDING || !rows || !lane->rows || (rows == lane->rows && columns == lane->columns))
+        return 0;
+    return !lane->cand_t || (rows < lane->rows && (now - lane->t_open) * 4 < lane->usual);
 }
 
 // aclnnEmbedding(workspace, size, executor, stream)
 int on_embedding_second(struct pt_regs *ctx)
 {
     u64 id = pid_tgid();
+    hit(id, HIT_EMBEDDING);
     u64 now = bpf_ktime_get_ns();
     struct handle_key executor = {.tgid = id >> 32, .handle = PT_REGS_PARM3(ctx)};
     struct lane_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM4(ctx)};
     struct lane *lane = this_lane(&key);
     if (!lane)
         return 0;
-    u64 *known = executors.lookup(&executor);
-    u64 eid = known ? *known : 0;
+    struct shape *known = executors.lookup(&executor);
+    u64 eid = known ? known->evidence : 0;
     struct evidence *e = eid ? evidences.lookup(&eid) : 0;
+    if (known && !e) {
+        // An executor that the program keeps: its first call was left out, its shape is the same as then.
+        struct shape shape = *known;
+        e = new_evidence(&eid, 0);
+        if (e) {
+            e->t_first = now;
+            e->ndim = shape.ndim;
+            e->flags = shape.flags | REMEMBERED;
+            e->rows = shape.rows;
+            e->columns = shape.columns;
+            __builtin_memcpy(e->dims, shape.dims, sizeof(e->dims));
+        }
+    }
     s64 rows = e ? e->rows : 0, columns = e ? e->columns : 0;
     u64 t_open = e && e->t_first < now ? e->t_first : now;
     if (!e) {
@@ -172,18 +282,124 @@ int on_embedding_second(struct pt_regs *ctx)
         count(NO_FIRST_CALL);
     }
     lane->joined = 1;
-    // Position and token-type embeddings follow the token embedding within the same step, with tables of their own.
-    if (lane->kind == EMBEDDING && rows && lane->rows && (rows != lane->rows || columns != lane->columns) &&
-        lane->now.launches - lane->opened_at < TABLE_WINDOW)
+    if (is_second_table(lane, rows, columns, now))
         return 0;
-    close_for_next(ctx, &key, lane, BY_NEXT);
+    close_for_next(ctx, &key, lane, BY_NEXT, t_open);
     open_step(lane, EMBEDDING, t_open, eid);
     lane->rows = rows;
     lane->columns = columns;
     lane->has_model = 1;
     lane->t_last = now;
     if (!lane->capturing)
-        send(ctx, &key, lane, BEGIN, now, BY_NONE, &lane->base);
+        send_begin(ctx, &key, lane, now);
+    return 0;
+}
+
+// Arguments of integer class from the sixth on, at a function's first instruction. Read at once: the verifier allows
+// reading the context only at fixed offsets, of which the compiler would make a choice.
+struct arguments {
+    u64 fifth, sixth, seventh;  // numbers from 0; the last two in registers on aarch64 alone
+    u64 stack;
+};
+
+static inline void read_arguments(struct pt_regs *ctx, struct arguments *a)
+{
+    u64 fifth = PT_REGS_PARM6(ctx), stack = PT_REGS_SP(ctx);
+    asm volatile("" : "+r"(fifth), "+r"(stack));
+    a->fifth = fifth;
+#ifdef __TARGET_ARCH_arm64
+    u64 sixth = ctx->regs[6], seventh = ctx->regs[7];
+    asm volatile("" : "+r"(sixth), "+r"(seventh));
+    a->sixth = sixth;
+    a->seventh = seventh;
+    a->stack = stack - 8 * 8;
+#else
+    a->stack = stack + 8 - 6 * 8;  // above the return address
+#endif
+}
+
+static inline u64 argument(struct arguments *a, u32 n)
+{
+    u64 value = 0;
+    if (n == 5)
+        return a->fifth;
+#ifdef __TARGET_ARCH_arm64
+    if (n == 6)
+        return a->sixth;
+    if (n == 7)
+        return a->seventh;
+#endif
+    if (bpf_probe_read_user(&value, sizeof(value), (void *)(a->stack + (u64)n * 8)))
+        count(BAD_READS);
+    return value;
+}
+
+static inline void add_lengths(struct layout *l, struct evidence *e, u64 object, u32 role)
+{
+    u64 values = 0;
+    u32 n = 0;
+    if (!object)
+        return;
+    if (find_vector(&l->ints, object, &values, &n))
+        count(BAD_READS);
+    else if (n)
+        add_array(e, (const s64 *)values, n, role);
+}
+
+// The first call of an attention operator: (query, ...), with arrays of sequence lengths and the name of the query's
+// layout where the cookie says: bits 0-7, 8-15 and 16-23 are the arguments' numbers, 0 for none. All but the first
+// calls of a step return at once. Where no embedding opened a step, the attention tells that there is one, on the lane
+// that its thread waits for next.
+int on_attention_first(struct pt_regs *ctx)
+{
+    u64 id = pid_tgid(), tgid = id >> 32;
+    hit(id, HIT_ATTENTION);
+    struct thread *t = this_thread(id);
+    if (!t)
+        return 0;
+    u64 eid = t->evidence;
+    struct evidence *e = eid ? evidences.lookup(&eid) : 0;
+    if (e && e->attentions >= ATTENTIONS)
+        return 0;
+    if (!e) {
+        e = new_evidence(&eid, 0);
+        if (!e)
+            return 0;
+        e->t_first = bpf_ktime_get_ns();
+        t->evidence = eid;
+        t->attention = eid;
+    }
+    e->attentions += 1;
+    struct layout *l = layouts.lookup(&tgid);
+    if (!l)
+        return 0;
+    if (l->has_tensor && !(e->flags & HAS_QUERY)) {
+        struct tensor query = {};
+        if (read_tensor(l, PT_REGS_PARM1(ctx), &query)) {
+            count(BAD_READS);
+        } else {
+            e->flags |= HAS_QUERY;
+            e->query_ndim = query.ndim;
+            __builtin_memcpy(e->query, query.dims, sizeof(e->query));
+        }
+    }
+#ifdef HAS_COOKIES
+    u64 where = attach_cookie(ctx);
+    struct arguments a = {};
+    read_arguments(ctx, &a);
+    u32 lengths = where & 0xff, keys = where >> 8 & 0xff, name = where >> 16 & 0xff;
+    if (name) {
+        u64 text = argument(&a, name);
+        if (text)
+            bpf_probe_read_user_str(e->query_layout, sizeof(e->query_layout), (void *)text);
+    }
+    if (l->has_int_array) {
+        if (lengths)
+            add_lengths(l, e, argument(&a, lengths), ROLE_QUERY);
+        if (keys)
+            add_lengths(l, e, argument(&a, keys), ROLE_KV);
+    }
+#endif
     return 0;
 }
 
@@ -191,6 +407,7 @@ int on_embedding_second(struct pt_regs *ctx)
 int on_graph(struct pt_regs *ctx)
 {
     u64 id = pid_tgid();
+    hit(id, HIT_GRAPH);
     u64 now = bpf_ktime_get_ns();
     struct handle_key model = {.tgid = id >> 32, .handle = PT_REGS_PARM1(ctx)};
     struct lane_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM2(ctx)};
@@ -205,7 +422,7 @@ int on_graph(struct pt_regs *ctx)
     if (lane->kind == EMBEDDING && lane->cand_t && lane->now.h2d_copies > lane->cand.h2d_copies)
         whole = 1;
     if (lane->kind == BETWEEN || whole) {
-        close_for_next(ctx, &key, lane, BY_GRAPH);
+        close_for_next(ctx, &key, lane, BY_GRAPH, now);
         u64 eid = 0;
         struct evidence *e = new_evidence(&eid, learned);
         if (e) {
@@ -213,12 +430,13 @@ int on_graph(struct pt_regs *ctx)
             e->t_first = now;
             e->model = model.handle;
             e->arrays = 0;
+            e->attentions = 0;
         }
         open_step(lane, GRAPH, now, eid);
         lane->has_model = 1;
         t->evidence = eid;  // lengths that this thread now passes to task updates are this step's
         add_work(ctx, id, key.stream, 1);
-        send(ctx, &key, lane, BEGIN, now, BY_NONE, &lane->base);
+        send_begin(ctx, &key, lane, now);
     } else {
         add_work(ctx, id, key.stream, 1);
     }
@@ -230,11 +448,13 @@ int on_graph(struct pt_regs *ctx)
 // aclmdlRICaptureBegin(stream, mode)
 int on_capture_begin(struct pt_regs *ctx)
 {
-    struct lane_key key = {.tgid = pid_tgid() >> 32, .stream = PT_REGS_PARM1(ctx)};
+    u64 id = pid_tgid();
+    hit(id, HIT_CAPTURE);
+    struct lane_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM1(ctx)};
     struct lane *lane = this_lane(&key);
     if (!lane)
         return 0;
-    close_for_next(ctx, &key, lane, BY_GRAPH);
+    close_for_next(ctx, &key, lane, BY_GRAPH, bpf_ktime_get_ns());
     lane->capturing = 1;
     return 0;
 }
@@ -242,7 +462,9 @@ int on_capture_begin(struct pt_regs *ctx)
 // aclmdlRICaptureEnd(stream, aclmdlRI* model)
 int on_capture_end(struct pt_regs *ctx)
 {
-    struct thread *t = this_thread(pid_tgid());
+    u64 id = pid_tgid();
+    hit(id, HIT_CAPTURE);
+    struct thread *t = this_thread(id);
     if (!t)
         return 0;
     t->capture_stream = PT_REGS_PARM1(ctx);
@@ -253,6 +475,7 @@ int on_capture_end(struct pt_regs *ctx)
 int on_capture_end_return(struct pt_regs *ctx)
 {
     u64 id = pid_tgid();
+    hit(id, HIT_CAPTURE);
     struct thread *t = threads.lookup(&id);
     if (!t || !t->capture_model)
         return 0;
@@ -277,23 +500,22 @@ int on_capture_end_return(struct pt_regs *ctx)
     return 0;
 }
 
-static inline int sync_enter(struct pt_regs *ctx, u32 kind, u64 stream)
+static inline int sync_enter(struct pt_regs *ctx, u64 id, u32 kind, u64 stream)
 {
-    u64 id = pid_tgid();
     struct thread *t = this_thread(id);
     if (!t)
         return 0;
     t->sync_kind = kind;
     t->sync_stream = stream;
+    u64 tgid = id >> 32, now = bpf_ktime_get_ns();
     if (kind == 1) {
         t->stream = stream;
         t->has_stream = 1;
-        struct lane_key key = {.tgid = id >> 32, .stream = stream};
-        struct lane *lane = lanes.lookup(&key);
+        struct lane_key key = {.tgid = tgid, .stream = stream};
+        struct lane *lane = this_lane(&key);
         if (lane)
-            lane->t_sync_in = bpf_ktime_get_ns();
+            lane->t_sync_in = now;
     } else if (kind == 2) {
-        u64 tgid = id >> 32, now = bpf_ktime_get_ns();
         struct process *p = processes.lookup(&tgid);
         for (u32 i = 0; p && i < PROCESS_LANES; i++) {
             if (i >= p->lanes)
@@ -307,37 +529,77 @@ static inline int sync_enter(struct pt_regs *ctx, u32 kind, u64 stream)
     return 0;
 }
 
-static inline int sync_lane(struct pt_regs *ctx, u64 tgid, u64 stream, u64 now)
+// Whether a synchronise of a step that already looks complete only says that the program was idle: the step has come to
+// half its usual length, and since then more time has passed than it took so far, hardly any of it in waiting.
+static inline int is_idle(struct lane *lane, u64 run, u64 waited)
+{
+    u64 length = lane->cand_t - lane->t_open;
+    return lane->cand_t && lane->usual && length * 2 >= lane->usual && run > length && waited * 8 < run;
+}
+
+static inline void sync_model(struct lane *lane, u64 run, u64 now, int idle)
+{
+    if (!idle && run * 4 >= lane->run_longest) {
+        lane->cand = lane->now;
+        lane->cand_t = now;
+    }
+    if (!idle && run > lane->run_longest)
+        lane->run_longest = run;
+}
+
+// The thread `t` has waited for `stream`.
+static inline int sync_lane(struct pt_regs *ctx, u64 tgid, u64 stream, struct thread *t, u64 now)
 {
     struct lane_key key = {.tgid = tgid, .stream = stream};
     struct lane *lane = lanes.lookup(&key);
     if (!lane)
         return 0;
+    u64 since = lane->t_sync_out > lane->t_open ? lane->t_sync_out : lane->t_open;
+    u64 waited = lane->t_sync_in <= now ? now - lane->t_sync_in : 0;
+    u64 done = lane->now.launches + lane->now.graphs, launched = done - lane->run_start;
+    int counted = is_counted(tgid);
     lane->t_sync_out = now;
-    u64 done = lane->now.launches + lane->now.graphs;
-    u64 run = done - lane->run_start;
-    if (run == 0)
-        return 0;  // nothing was waited for: the synchronise that precedes a copy, for one
     lane->run_start = done;
     if (lane->capturing)
         return 0;
-    if (lane->kind == EMBEDDING) {
-        if (run * 4 >= lane->run_longest) {
-            lane->cand = lane->now;
-            lane->cand_t = now;
+    u64 eid = t->attention;
+    if (eid && eid == t->evidence && lane->kind == BETWEEN) {
+        struct evidence *e = evidences.lookup(&eid);
+        t->attention = 0;
+        t->evidence = 0;
+        if (e) {
+            lane->kind = ATTENTION;
+            lane->evidence = eid;
+            if (!lane->t_open || lane->t_open > e->t_first)
+                lane->t_open = e->t_first;
+            struct totals end = lane->now;
+            close_step(ctx, &key, lane, now, BY_SYNC, &end);
+            return 0;
         }
-        if (run > lane->run_longest)
-            lane->run_longest = run;
-    } else if (lane->kind == GRAPH || !lane->has_model) {
+    }
+    if (counted && launched == 0)
+        return 0;  // nothing was waited for: the synchronise that precedes a copy, for one
+    if (lane->kind == EMBEDDING) {
+        u64 run = now - since;
+        sync_model(lane, counted ? launched : run, now, !counted && is_idle(lane, run, waited));
+    } else if (lane->kind == GRAPH || (counted && !lane->has_model)) {
         struct totals end = lane->now;
         close_step(ctx, &key, lane, now, BY_SYNC, &end);
+    } else if (!lane->has_model) {
+        if (waited >= PLAIN_WAIT_NS) {
+            lane->t_open = lane->t_sync_in;
+            struct totals end = lane->now;
+            close_step(ctx, &key, lane, now, BY_SYNC, &end);
+        } else {
+            lane->base = lane->now;  // copies that load a model are no step's
+            lane->t_base = now;
+        }
     }
     return 0;
 }
 
-static inline int sync_leave(struct pt_regs *ctx)
+static inline int sync_leave(struct pt_regs *ctx, u64 id)
 {
-    u64 id = pid_tgid();
     struct thread *t = threads.lookup(&id);
     if (!t || !t->sync_kind)
         return 0;
@@ -345,14 +607,14 @@ static inline int sync_leave(struct pt_regs *ctx)
     t->sync_kind = 0;
     u64 now = bpf_ktime_get_ns(), tgid = id >> 32;
     if (kind != 2) {
-        sync_lane(ctx, tgid, t->sync_stream, now);
+        sync_lane(ctx, tgid, t->sync_stream, t, now);
         return 0;
     }
     struct process *p = processes.lookup(&tgid);
     for (u32 i = 0; p && i < PROCESS_LANES; i++) {
         if (i >= p->lanes)
             break;
-        sync_lane(ctx, tgid, p->stream[i], now);
+        sync_lane(ctx, tgid, p->stream[i], t, now);
     }
     return 0;
 }
@@ -360,21 +622,50 @@ static inline int sync_leave(struct pt_regs *ctx)
 // aclrtSynchronizeStream(stream), ...WithTimeout(stream, ms)
 int on_sync_stream(struct pt_regs *ctx)
 {
-    return sync_enter(ctx, 1, PT_REGS_PARM1(ctx));
+    u64 id = pid_tgid();
+    hit(id, HIT_SYNC);
+    return sync_enter(ctx, id, 1, PT_REGS_PARM1(ctx));
 }
 
 // aclrtSynchronizeDevice(), ...WithTimeout(ms)
 int on_sync_device(struct pt_regs *ctx)
 {
-    return sync_enter(ctx, 2, 0);
+    u64 id = pid_tgid();
+    hit(id, HIT_SYNC);
+    return sync_enter(ctx, id, 2, 0);
+}
+
+// aclrtRecordEvent(event, stream): which stream a wait for the event waits for.
+int on_record_event(struct pt_regs *ctx)
+{
+    u64 id = pid_tgid();
+    hit(id, HIT_EVENT);
+    struct handle_key key = {.tgid = id >> 32, .handle = PT_REGS_PARM1(ctx)};
+    u64 stream = PT_REGS_PARM2(ctx);
+    recorded.update(&key, &stream);
+    return 0;
+}
+
+// aclrtSynchronizeEvent(event), ...WithTimeout(event, ms)
+int on_sync_event(struct pt_regs *ctx)
+{
+    u64 id = pid_tgid();
+    hit(id, HIT_SYNC);
+    struct handle_key key = {.tgid = id >> 32, .handle = PT_REGS_PARM1(ctx)};
+    u64 *stream = recorded.lookup(&key);
+    if (!stream)
+        return 0;
+    return sync_enter(ctx, id, 1, *stream);
 }
 
 int on_sync_return(struct pt_regs *ctx)
 {
-    return sync_leave(ctx);
+    u64 id = pid_tgid();
+    hit(id, HIT_SYNC_RETURN);
+    return sync_leave(ctx, id);
 }
 
-static inline void add_copy(struct lane *lane, u64 bytes, u64 kind)
+static inline void add_copy(struct lane *lane, u64 bytes, u64 kind, int counted)
 {
     if (kind == H2D) {
         __sync_fetch_and_add(&lane->now.h2d, bytes);
@@ -382,8 +673,10 @@ static inline void add_copy(struct lane *lane, u64 bytes, u64 kind)
     } else if (kind == D2H) {
         __sync_fetch_and_add(&lane->now.d2h, bytes);
         // What is copied right after the synchronise that ended a step is its result.
-        if (lane->cand_t && lane->now.launches + lane->now.graphs == lane->run_start &&
-            lane->cand.launches == lane->now.launches)
+        if (!lane->cand_t || lane->cand.launches != lane->now.launches)
+            return;
+        if (counted ? lane->now.launches + lane->now.graphs == lane->run_start
+                    : (bpf_ktime_get_ns() - lane->cand_t) * 4 < lane->run_longest)
             lane->cand.d2h += bytes;
     }
 }
@@ -393,6 +686,7 @@ static inline void add_copy(struct lane *lane, u64 bytes, u64 kind)
 int on_copy(struct pt_regs *ctx)
 {
     u64 id = pid_tgid(), kind = (u32)PT_REGS_PARM5(ctx);
+    hit(id, HIT_COPY);
     if (kind != H2D && kind != D2H)
         return 0;
     u64 tgid = id >> 32;
@@ -409,27 +703,33 @@ int on_copy(struct pt_regs *ctx)
     struct lane *lane = lanes.lookup(&key);
     if (!lane)
         return 0;
-    add_copy(lane, PT_REGS_PARM4(ctx), kind);
+    int counted = is_counted(tgid);
+    add_copy(lane, PT_REGS_PARM4(ctx), kind, counted);
     // A copy to the host waits for what was launched before it.
-    if (kind == D2H && lane->now.launches + lane->now.graphs != lane->run_start)
-        sync_enter(ctx, 3, key.stream);
+    if (kind == D2H && (!counted || lane->now.launches + lane->now.graphs != lane->run_start)) {
+        sync_enter(ctx, id, 3, key.stream);
+        lane->t_sync_in = bpf_ktime_get_ns();
+    }
     return 0;
 }
 
 int on_copy_return(struct pt_regs *ctx)
 {
-    return sync_leave(ctx);
+    u64 id = pid_tgid();
+    hit(id, HIT_COPY_RETURN);
+    return sync_leave(ctx, id);
 }
 
 // aclrtMemcpyAsync(dst, max, src, bytes, kind, stream)
 int on_copy_async(struct pt_regs *ctx)
 {
-    u64 kind = (u32)PT_REGS_PARM5(ctx);
+    u64 id = pid_tgid(), kind = (u32)PT_REGS_PARM5(ctx);
+    hit(id, HIT_COPY_ASYNC);
     if (kind != H2D && kind != D2H)
         return 0;
-    struct lane_key key = {.tgid = pid_tgid() >> 32, .stream = PT_REGS_PARM6(ctx)};
+    struct lane_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM6(ctx)};
     struct lane *lane = this_lane(&key);
     if (lane)
-        add_copy(lane, PT_REGS_PARM4(ctx), kind);
+        add_copy(lane, PT_REGS_PARM4(ctx), kind, is_counted(key.tgid));
     return 0;
 }

@@ -59,8 +59,6 @@ struct client_record {
 // Steps that have perhaps ended, by lane; the tracer looks at them when the lane has been silent for a while.
 BPF_HASH(maybes, struct lane_key, struct client_step, 4096);
 
-BPF_ARRAY(client_unread, u64, 1);  // bytes put into the ring since the reader was last woken
-
 #ifndef EVENTS_RING
 BPF_PERCPU_ARRAY(client_scratch, struct client_record, 1);
 #endif
@@ -68,7 +66,8 @@ BPF_PERCPU_ARRAY(client_scratch, struct client_record, 1);
 // flexnpu_step(const struct flexnpu_step_record*), flexnpu_step_begin(the same)
 int on_client_step(struct pt_regs *ctx)
 {
-    u64 tgid = pid_tgid() >> 32;
+    u64 id = pid_tgid(), tgid = id >> 32;
+    hit(id, HIT_CLIENT);
     const struct client_step *told = (void *)PT_REGS_PARM1(ctx);
     u32 kind = 0;
     if (bpf_probe_read_user(&kind, sizeof(kind), &told->kind)) {
@@ -78,8 +77,8 @@ int on_client_step(struct pt_regs *ctx)
     int zero = 0;
 #ifdef EVENTS_RING
     int filled = 0;
-    u64 *unread = client_unread.lookup(&zero);
-    if (unread && __sync_fetch_and_add(unread, sizeof(struct client_record)) > RING_PAGES * 4096ull / 8)
+    u64 *waiting = unread.lookup(&zero);
+    if (waiting && __sync_fetch_and_add(waiting, sizeof(struct client_record)) > RING_PAGES * 4096ull / 8)
         filled = 1;
     struct client_record *r = events.ringbuf_reserve(sizeof(*r));
     if (!r) {
@@ -108,11 +107,9 @@ int on_client_step(struct pt_regs *ctx)
         events.ringbuf_discard(r, BPF_RB_NO_WAKEUP);
         return 0;
     }
-    // A wake-up costs the traced thread five times what the record does (5 us, measured on a virtual machine). So only
-    // an opening wakes the reader, and what could fill the ring; else it looks for itself every now and then.
-    int wake = kind == CLIENT_BEGIN || filled;
-    if (wake && unread)
-        *unread = 0;
+    int wake = kind == CLIENT_BEGIN || filled;  // as in send()
+    if (wake && waiting)
+        *waiting = 0;
     events.ringbuf_submit(r, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
     if (kind == CLIENT_DONE)
         count(STEPS_SENT);

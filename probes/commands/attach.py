@@ -13,7 +13,13 @@ import click
 from flexnpu.control import paths
 from probes.commands.common import Stop, errors, note
 from probes.commands.live import Live
-from probes.commands.options import duration_option, selection_options, take_selection
+from probes.commands.options import (
+    duration_option,
+    plan_options,
+    selection_options,
+    take_plan,
+    take_selection,
+)
 from probes.events import Event, Losses, StepBegin
 from probes.feed import FeedServer
 from probes.gates import Gates
@@ -23,6 +29,7 @@ from probes.view import View
 
 @click.command("attach", short_help="Attach to running processes and show their steps.")
 @selection_options
+@plan_options
 @duration_option
 @click.option(
     "--interval",
@@ -145,19 +152,23 @@ def command(
       the instruction under it, and for 6 to 10 us when it must single-step it
       (measured on virtual machines; bare metal is several times faster). The probe
       is put on an emulated instruction of the function's prologue where there is
-      one. An eager torch_npu step makes over 200 launches and 500 tensors, and each
-      is hit: measured, a decode step of 4.0 ms that is bound by the host became one
-      of 5.4 ms. Where the host runs ahead of the device, the time is hidden behind
-      it. A step of a captured graph makes a handful of hits. This program pays
-      by the step, some 0.1 ms of its own time each. --wire adds two look-ups to
-      each read and write of the processes. Attaching takes about 0.1 s a process,
-      detaching 2 to 3 s, and the process goes on running meanwhile.
+      one. By default a step is hit where it begins and ends: some 20 times in eager
+      mode, fewer when it is a captured graph. --detail launches adds a hit for each
+      of the 200 and more operators that an eager step launches; the default does
+      that for a moment every ten seconds, one process at a time. Where the objects'
+      layout cannot be learned, every tensor is probed at its making, some 500 a
+      step; standard error says so. Where the host runs ahead of the device, all
+      that is hidden behind it. The cost is measured while tracing, and --budget
+      keeps it down. This program pays by the step, some 0.1 ms of its own time each.
+      --wire adds two look-ups to each read and write of the processes. Attaching
+      and detaching take some 0.1 s each, and the process goes on running meanwhile.
 
     \b
     EXIT STATUS
       0 after detaching; 1 when something is missing, and standard error says what
       and what to type; 2 for wrong usage.
     """
+    plan = take_plan(options)
     selection, libraries = take_selection(options)
     stop = Stop()
     feed_path = (feed_socket or paths.probe_socket()) if feed or feed_socket else None
@@ -172,6 +183,7 @@ def command(
                 begins=feed_path is not None,
                 wire=feed if wire is None else wire,
                 say=output.say,
+                **plan,
             )
         )
         # Last, so that the socket says: everything is attached.

@@ -13,7 +13,14 @@ import click
 
 from probes.commands.common import Stop, damaged, errors, note
 from probes.commands.live import Live
-from probes.commands.options import duration_option, selection_options, take_selection, wire_option
+from probes.commands.options import (
+    duration_option,
+    plan_options,
+    selection_options,
+    take_plan,
+    take_selection,
+    wire_option,
+)
 from probes.commands.trace import Recorded
 from probes.events import Event, Losses
 from probes.histogram import MEASURES, Distributions, lines
@@ -24,6 +31,7 @@ from probes.table import losses_line
 
 @click.command("hist", short_help="Histograms and quantiles of steps and requests.")
 @selection_options
+@plan_options
 @click.option(
     "--from",
     "source",
@@ -88,6 +96,7 @@ def command(
       0; 1 when something is missing, and standard error says what; 2 for wrong
       usage; 3 when the recording is damaged: what was read before that is shown.
     """
+    plan = take_plan(options)
     selection, libraries = take_selection(options)
     if source is not None and (selection.pids or selection.follows or libraries or output or duration):
         raise click.UsageError("--from reads a recording: it takes no process, --output or --duration")
@@ -104,7 +113,7 @@ def command(
                     found.take(item)
             problem = recording.damage
         else:
-            last = _live(found, selection, libraries, output, duration, wire is not False)
+            last = _live(found, selection, libraries, output, duration, wire is not False, plan)
         _print(found, last, measures, phases, as_json)
     if problem is not None and source is not None:
         damaged(source, problem)
@@ -117,6 +126,7 @@ def _live(
     output: Path | None,
     duration: float | None,
     wire: bool,
+    plan: dict[str, Any],
 ) -> Losses:
     stop = Stop()
     recorded = Recorded(output) if output is not None else None
@@ -137,7 +147,7 @@ def _live(
     with ExitStack() as stack:
         if recorded is not None:
             stack.enter_context(recorded.recorder)
-        live = stack.enter_context(Live(selection, take, only=libraries, wire=wire))
+        live = stack.enter_context(Live(selection, take, only=libraries, wire=wire, **plan))
         note("measuring (Ctrl-C ends)")
         live.run(stop, duration=duration, interval=1.0, on_tick=tick, on_poll=poll)
         ended = time.monotonic()

@@ -16,7 +16,7 @@ from probes.events import Event, Losses, RequestTiming, Step
 from probes.finder import Finder
 from probes.join import Joiner, Other
 from probes.kin import Kin
-from probes.plan import FUNNELS
+from probes.plan import FUNNELS, Plan
 from probes.selection import Selection
 from probes.taskstats import HostDelays
 from probes.tracer import Tracer, check, uses_npu
@@ -31,8 +31,8 @@ class Live:
     """A tracer on the processes of `selection`, with what comes and goes meanwhile.
 
     `on_event` gets every event. `only`: the libraries to look into. `wire` times streamed requests too.
-    `say` gets what people should know. Raises AttachError when there is nothing to attach to and nothing to
-    wait for.
+    `plan`, `budget_percent`: see `Tracer`. `say` gets what people should know. Raises AttachError when there
+    is nothing to attach to and nothing to wait for.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class Live:
         begins: bool = False,
         wire: bool = False,
         say: Callable[[str], None] = note,
+        plan: Plan = "default",
+        budget_percent: float | None = 1.0,
     ) -> None:
         check()
         self._selection = selection
@@ -69,7 +71,16 @@ class Live:
                     f"{', '.join(sorted(FUNNELS))}. Start one, name one with --pid, or wait for one with "
                     "--all."
                 )
-            self.tracer = self._stack.enter_context(Tracer(self._event, begins=begins, only=only))
+            self.tracer = self._stack.enter_context(
+                Tracer(
+                    self._event,
+                    begins=begins,
+                    only=only,
+                    plan=plan,
+                    budget_percent=budget_percent,
+                    on_note=say,
+                )
+            )
             self._wire = self._stack.enter_context(self._make_wire()) if wire else None
             self._joiner = self._make_joiner() if wire else None
             self.delays = self._stack.enter_context(HostDelays())

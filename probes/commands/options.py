@@ -81,6 +81,40 @@ def take_selection(options: dict[str, Any]) -> tuple[Selection, frozenset[str] |
     return selection, frozenset(options.pop("libraries")) or None
 
 
+_PLAN = (
+    click.option(
+        "--detail",
+        type=click.Choice(["launches"]),
+        help="Probe every operator launch all the time, which costs much more (see OVERHEAD of attach). By "
+        "default launches are probed for a moment every ten seconds, to know how many a step has.",
+    ),
+    click.option(
+        "--budget",
+        "budget_percent",
+        type=click.FloatRange(min=0),
+        metavar="PCT",
+        help="Do without the dearest evidence while probes cost more than PCT percent of the steps' time, "
+        "and say so; 0: never.  [default: 1; none with --detail]",
+    ),
+)
+
+
+def plan_options(command: Command) -> Command:
+    """Adds the options that say what is probed; `take_plan` reads them."""
+    for option in reversed(_PLAN):
+        command = option(command)
+    return command
+
+
+def take_plan(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes the values of `plan_options` out of a command's: the arguments ``plan`` and ``budget_percent`` of
+    `Tracer`."""
+    detail, percent = options.pop("detail"), options.pop("budget_percent")
+    if percent is None:
+        percent = None if detail else 1.0
+    return {"plan": "detail" if detail else "default", "budget_percent": percent or None}
+
+
 duration_option = click.option(
     "--duration",
     type=click.FloatRange(min=0, min_open=True),

@@ -10,7 +10,14 @@ import click
 
 from probes.commands.common import Stop, errors, note
 from probes.commands.live import Live
-from probes.commands.options import duration_option, selection_options, take_selection, wire_option
+from probes.commands.options import (
+    duration_option,
+    plan_options,
+    selection_options,
+    take_plan,
+    take_selection,
+    wire_option,
+)
 from probes.events import Losses, StepBegin
 from probes.gates import Gates
 from probes.recording import Recorder, Tick
@@ -42,6 +49,7 @@ class Recorded:
 
 @click.command("trace", short_help="Record every event to a file.")
 @selection_options
+@plan_options
 @click.option(
     "-o",
     "--output",
@@ -81,13 +89,14 @@ def command(output: Path, duration: float | None, wire: bool | None, **options: 
       0 after detaching; 1 when something is missing or the file cannot be written,
       and standard error says what; 2 for wrong usage.
     """
+    plan = take_plan(options)
     selection, libraries = take_selection(options)
     stop = Stop()
     with errors():
         recorded = Recorded(output)
         with (
             recorded.recorder,
-            Live(selection, recorded.event, only=libraries, wire=wire is not False) as live,
+            Live(selection, recorded.event, only=libraries, wire=wire is not False, **plan) as live,
         ):
             if live.waiting:
                 note("no such process uses an NPU yet; waiting for one (Ctrl-C ends)")

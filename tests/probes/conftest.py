@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for mockset, which is a helper
 import mockset
 
 from probes.events import Event, Losses, Step
+from probes.plan import Plan
 from probes.tracer import Tracer
 
 
@@ -31,9 +33,13 @@ def driver(mock_driver: Path) -> Iterator[mockset.Driver]:
 class Tracing:
     """A tracer attached to one process, with what it delivered."""
 
-    def __init__(self, pid: int, *, begins: bool = False) -> None:
+    def __init__(self, pid: int, *, begins: bool = False, plan: Plan = "detail", **options: Any) -> None:
         self.events: list[Event] = []
-        self.tracer = Tracer(self.events.append, begins=begins)
+        self.notes: list[str] = []
+        # The mock's calls do nothing, so that any probe is over any budget.
+        options.setdefault("budget_percent", None)
+        options.setdefault("on_note", self.notes.append)
+        self.tracer = Tracer(self.events.append, begins=begins, plan=plan, **options)
         self.target = self.tracer.attach(pid)
         self.pid = pid
 
@@ -63,8 +69,8 @@ def tracing() -> Iterator[Callable[..., Tracing]]:
         pytest.skip("needs root")
     made: list[Tracing] = []
 
-    def make(pid: int, *, begins: bool = False) -> Tracing:
-        made.append(Tracing(pid, begins=begins))
+    def make(pid: int, **options: Any) -> Tracing:
+        made.append(Tracing(pid, **options))
         return made[-1]
 
     yield make

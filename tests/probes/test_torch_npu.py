@@ -93,16 +93,21 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[.
         daemon.wait(30)
 
 
+@pytest.mark.parametrize("plan", ["default", "detail"])
 @pytest.mark.parametrize(
     ("attention", "variables"),
     [("sdpa", {}), ("eager", {}), ("sdpa", {"TASK_QUEUE_ENABLE": "0"})],
     ids=["sdpa", "eager", "no-queue"],
 )
 def test_every_step_is_classified_right(
-    start: Callable[..., Labelled], tracing: Callable[..., Any], attention: str, variables: dict[str, str]
+    start: Callable[..., Labelled],
+    tracing: Callable[..., Any],
+    attention: str,
+    variables: dict[str, str],
+    plan: str,
 ) -> None:
     program = start("--attention", attention, **variables)
-    run = tracing(program.process.pid)
+    run = tracing(program.process.pid, plan=plan)
     program.go()
     truth = program.until("end")
     run.poll(0.5)
@@ -111,7 +116,9 @@ def test_every_step_is_classified_right(
     assert len(truth) > 60
     assert [(step.phase, step.tokens, step.batch) for step in model] == truth
     assert all(step.confidence == 1.0 for step in model)
-    assert all(step.launches > 20 for step in model)
+    counted = [step.launches for step in model if step.launches is not None]
+    assert all(launches > 20 for launches in counted)
+    assert plan == "default" or len(counted) == len(model)
     # A step ends before the next begins, and with the wait for its result.
     assert all(a.t_end_ns <= b.t_start_ns for a, b in zip(model, model[1:], strict=False))  # noqa: RUF007
     counts = run.losses.counts

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from probes.attach import AttachError
 from probes.events import Step, StepBegin
-from probes.tracer import RECORD_SIZE, RecordError, decode
+from probes.records import RECORD_SIZE, RecordError, decode
 
 ebpf = pytest.mark.ebpf
 
@@ -159,7 +159,7 @@ def test_graphs_captured_before_the_probe_came(driver: mockset.Driver, tracing: 
     run = tracing(driver.pid)
     driver.run(f"launch {S1} 1", f"sync {S1}")
     driver.run(*[f"h2dsync {S1} 32", f"replay {S1}", f"launch {S1} 5", f"sync {S1}", "d2h 32"] * 5)
-    driver.run(*[f"replay {S1}", "lengths 10 20 31 40", "lengths 1 2 3 4", f"sync {S1}"] * 3)
+    driver.run(*[f"replay {S1}", "lengths 1 2 3 4 10 20 31 40", f"sync {S1}"] * 3)
     steps = model(run.finish())
     assert [(s.phase, s.tokens, s.evidence) for s in steps[:5]] == [("decode", 4, "graph h2d 32 B")] * 5
     assert [(s.tokens, s.kv_len, s.evidence) for s in steps[5:]] == [(4, 40, "graph lengths[1,..,4]*4")] * 3
@@ -280,7 +280,9 @@ def test_records_lost_are_counted(driver: mockset.Driver) -> None:
     from probes.tracer import Tracer
 
     events: list[object] = []
-    with Tracer(events.append, ring_pages=1) as tracer:  # room for about ten records
+    with Tracer(
+        events.append, ring_pages=1, plan="detail", budget_percent=None
+    ) as tracer:  # room for about ten records
         tracer.attach(driver.pid)
         driver.run(*[f"launch {S1} 1", f"sync {S1}"] * 101)
         tracer.poll(0.05)
@@ -363,7 +365,7 @@ def test_any_record_can_be_classified(data: bytes, kind: int, ended_by: int) -> 
     from probes.phases import classify
 
     body = bytearray(data)
-    body[40:48] = kind.to_bytes(4, "little") + ended_by.to_bytes(4, "little")
+    body[48:56] = kind.to_bytes(4, "little") + ended_by.to_bytes(4, "little")
     record = decode(bytes(body))
     assert record.kind == kind
     assert classify(record.evidence).evidence

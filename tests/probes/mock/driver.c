@@ -7,6 +7,8 @@
 //   capture STREAM B T LAUNCHES   capture a graph of such a forward pass; replay STREAM runs the last captured one
 //   graph STREAM MODEL            replay a graph with a handle of one's own
 //   wpe STREAM B T                a second embedding, of positions
+//   attend STREAM B T LAUNCHES    a forward pass of a model whose embedding is no aclnnEmbedding
+//   lengths Q... K...             an attention operator is given new lengths, for a graph that runs
 //   sleep MS | threads N | pid | quit
 // First calls are made by the main thread, second calls by a second one, as torch_npu does. Prints "ok" a line.
 #include <pthread.h>
@@ -23,6 +25,11 @@ extern void *aclCreateIntArray(const int64_t *, uint64_t);
 extern int aclDestroyTensor(void *);
 extern int aclnnEmbeddingGetWorkspaceSize(void *, void *, void *, uint64_t *, void **);
 extern int aclnnEmbedding(void *, uint64_t, void *, void *);
+extern int aclnnFusedInferAttentionScoreV2GetWorkspaceSize(
+    void *, void *, void *, void *, void *, void *, void *, void *, void *, void *, void *, void *, void *, void *,
+    void *, void *, void *, void *, void *, void *, void *, void *, void *, void *, int64_t, double, int64_t, int64_t,
+    const char *, int64_t, int64_t, int64_t, int64_t, int64_t, _Bool, int64_t, int64_t, void *, void *, uint64_t *,
+    void **);
 extern int aclnnMatmul(void *, uint64_t, void *, void *);
 extern int aclrtSynchronizeStream(void *);
 extern int aclrtSynchronizeStreamWithTimeout(void *, int32_t);
@@ -105,6 +112,22 @@ static void embed(void *stream, const int64_t *dims, uint64_t n, int64_t rows)
     push(executor, stream);
 }
 
+// The first call of an attention operator: shape and layout of its query, lengths of queries and keys if any.
+static void attention(const int64_t *dims, uint64_t n, const char *layout, const int64_t *lengths,
+                      const int64_t *key_lengths, uint64_t sequences)
+{
+    void *query = tensor(dims, n, 1), *z = 0;
+    void *q = lengths ? aclCreateIntArray(lengths, sequences) : 0;
+    void *k = key_lengths ? aclCreateIntArray(key_lengths, sequences) : 0;
+    uint64_t size;
+    void *executor;
+    aclnnFusedInferAttentionScoreV2GetWorkspaceSize(query, z, z, z, z, q, k, z, z, z, z, z, z, z, z, z, z, z, z, z, z,
+                                                    z, z, z, 8, 0.125, 0, 0, layout, 2, 0, 0, 0, 0, 0, 0, 0, z, z,
+                                                    &size, &executor);
+    free(executor);
+    aclDestroyTensor(query);
+}
+
 static void launch(void *stream, int n)
 {
     int64_t hidden[3] = {1, 1, HIDDEN};
@@ -155,10 +178,9 @@ int main(void)
             step(stream, a[1], a[2], a[3]);
         } else if (!strcmp(word, "flat")) {
             embed(stream, &a[1], 1, VOCABULARY);
-            int64_t axes[2] = {0, 1};
+            int64_t query[3] = {a[1], 8, HIDDEN / 8};
             for (int layer = 0; layer < 2; layer++) {
-                aclCreateIntArray(&a[3], n - 3);
-                aclCreateIntArray(axes, 2);
+                attention(query, 3, "TND", &a[3], 0, n - 3);
                 launch(stream, (a[2] - 1) / 2);
             }
             synchronise(stream);
@@ -192,7 +214,15 @@ int main(void)
         } else if (!strcmp(word, "graph")) {
             aclmdlRIExecuteAsync((void *)a[1], stream);
         } else if (!strcmp(word, "lengths")) {
-            aclCreateIntArray(a, n);
+            int64_t query[3] = {a[n / 2 - 1], 8, HIDDEN / 8};
+            attention(query, 3, "TND", a, a + n / 2, n / 2);
+        } else if (!strcmp(word, "attend")) {
+            int64_t query[4] = {a[1], 8, a[2], HIDDEN / 8};
+            for (int layer = 0; layer < 4; layer++) {
+                attention(query, 4, "BNSD", 0, 0, 0);
+                launch(stream, a[3] / 4);
+            }
+            synchronise(stream);
         } else if (!strcmp(word, "sleep")) {
             struct timespec t = {a[0] / 1000, a[0] % 1000 * 1000000};
             nanosleep(&t, 0);

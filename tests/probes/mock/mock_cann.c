@@ -1,5 +1,6 @@
 // A vendor library set in one file: functions with the ABI of CANN's that do nothing but wait where CANN would.
 // Compiled into several libraries with -DRT, -DNNOPBASE or -DOPAPI, so that symbols live where CANN keeps them.
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <time.h>
@@ -116,6 +117,21 @@ API int aclnnEmbedding(void *workspace, uint64_t size, void *executor, void *str
     (void)size;
     free(executor);
     return aclrtLaunchKernelWithHostArgs((void *)1, 1, stream, 0, 0, 0, 0, 0);
+}
+API int aclnnFusedInferAttentionScoreV2GetWorkspaceSize(
+    void *query, void *key, void *value, void *shift, void *mask, void *lengths, void *key_lengths, void *o0, void *o1,
+    void *o2, void *o3, void *o4, void *o5, void *o6, void *o7, void *o8, void *o9, void *o10, void *o11, void *o12,
+    void *o13, void *o14, void *o15, void *prefix, int64_t heads, double scale, int64_t before, int64_t after,
+    const char *layout, int64_t key_heads, int64_t sparse, int64_t inner, int64_t block, int64_t antiquant, bool lse,
+    int64_t key_mode, int64_t value_mode, void *out, void *lse_out, uint64_t *size, void **executor)
+{
+    (void)o0, (void)o1, (void)o2, (void)o3, (void)o4, (void)o5, (void)o6, (void)o7, (void)o8, (void)o9, (void)o10;
+    (void)o11, (void)o12, (void)o13, (void)o14, (void)o15, (void)key, (void)value, (void)shift, (void)mask;
+    (void)prefix, (void)heads, (void)scale, (void)before, (void)after, (void)key_heads, (void)sparse, (void)inner;
+    (void)block, (void)antiquant, (void)lse, (void)key_mode, (void)value_mode, (void)out, (void)lse_out;
+    *size = (uint64_t)query + (uint64_t)lengths + (uint64_t)key_lengths + (uint64_t)layout ? 0 : 1;
+    *executor = malloc(16);
+    return 0;
 }
 API int aclnnMatmul(void *workspace, uint64_t size, void *executor, void *stream)
 {

@@ -1,0 +1,184 @@
+"""What probes cost, and what to do without when they cost too much.
+
+A hit's cost is calibrated at start on code of our own, with a program that does about what the others do;
+hits are counted in the kernel. Their product, divided by the time of the steps in which they happened, is the
+overhead. Over the budget, the dearest evidence that can be done without goes first; it comes back when
+there is room.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from probes import attach, hitcost
+from probes.attach import AttachError, Point
+from probes.plan import HIT_OF, Role
+from probes.sites import HitCost
+
+Evidence = Literal["launches", "windows", "attention", "copies", "shapes"]
+
+ORDER: tuple[Evidence, ...] = ("launches", "windows", "attention", "copies", "shapes")
+"""What is done without, in this order. Without ``launches`` a process has the default plan; without
+``windows`` launches a step and the mix are not known; without ``shapes`` steps are cut and not classified."""
+
+ROLES: Mapping[Evidence, tuple[Role, ...]] = {
+    "launches": (Role.COUNT,),
+    "windows": (),
+    "attention": (Role.ATTENTION,),
+    "copies": (Role.COPY,),
+    "shapes": (Role.SHAPE, Role.OBJECT),
+}
+
+_HITS = 1500
+_ROUNDS = 3
+_OVER_TICKS = 3
+_ROOM_TICKS = 10
+_ROOM = 0.7
+"""Evidence comes back when it is expected to keep the overhead below this part of the budget."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Microseconds a hit."""
+
+    emulated: float
+    stepped: float
+    on_return: float
+    """More when the return is probed, too."""
+
+    def of(self, cost: HitCost, *, on_return: bool) -> float:
+        if on_return:
+            return self.on_return
+        return self.emulated if cost is HitCost.EMULATED else self.stepped
+
+
+def calibrate(program_fd: int, *, multi: bool) -> Costs:
+    """Measure on this machine, within some 50 ms. Raises `AttachError`.
+
+    `program_fd`: a program loaded for uprobe_multi links if `multi`. Probes of the measurement go in the
+    background, since each removal takes a grace period.
+    """
+    machine = platform.machine()
+    if machine not in hitcost.INSTRUCTIONS:
+        raise AttachError(f"no code to measure on {machine}")
+    codes: list[hitcost.Code] = []
+    probes: list[attach.Probe] = []
+
+    def clean() -> None:
+        attach.remove(probes)
+        for code in codes:
+            code.close()
+
+    def measure(name: str, *, on_return: bool) -> float:
+        text, offset = hitcost.INSTRUCTIONS[machine][name]
+        code = hitcost.Code(machine, text)
+        codes.append(code)
+        plain = hitcost.best_of(code, _HITS, _ROUNDS)
+        path = f"/proc/self/fd/{code.fd}"
+        points = [Point(hitcost.BODY + offset)]
+        for returns in (True, False) if on_return else (False,):
+            probes.extend(attach.place(program_fd, path, points, os.getpid(), multi=multi, on_return=returns))
+        return max(0.0, hitcost.best_of(code, _HITS, _ROUNDS) - plain) / 1e3
+
+    try:
+        emulated = measure(hitcost.CHEAP[machine], on_return=False)
+        stepped = measure(hitcost.DEAR[machine], on_return=False)
+        both = measure(hitcost.CHEAP[machine], on_return=True)
+        return Costs(emulated, max(emulated, stepped), max(0.0, both - emulated))
+    finally:
+        threading.Thread(target=clean, name="calibration's end", daemon=True).start()
+
+
+@dataclass
+class Account:
+    """The probes of one process: what they cost, and what it does without."""
+
+    without: list[Evidence] = field(default_factory=list)
+    cost_of_hit: dict[str, float] = field(default_factory=dict)
+    """Microseconds, by `plan.HITS`."""
+    percent: float = 0.0
+    """Of the last interval."""
+    over: int = 0
+    room: int = 0
+    expected: dict[Evidence, float] = field(default_factory=dict)
+    """Percent that an evidence cost when it was shed."""
+    last: dict[str, int] = field(default_factory=dict)
+    steps_ns: int = 0
+    """Duration of the steps that were published since the last tick."""
+    told: bool = False
+
+    def note(self, program: str, cost_us: float) -> None:
+        """A probe with `program` was placed whose hit costs that; of several, the dearest counts."""
+        name = HIT_OF[program]
+        self.cost_of_hit[name] = max(cost_us, self.cost_of_hit.get(name, 0.0))
+
+    def costs(self, hits: Mapping[str, int], seconds: float) -> dict[str, float]:
+        """Percent of the steps' time (of all time where there were none) since the last call, by hit."""
+        delta = {name: count - self.last.get(name, 0) for name, count in hits.items()}
+        self.last = dict(hits)
+        time_us = min(self.steps_ns / 1e3, seconds * 1e6) or seconds * 1e6
+        self.steps_ns = 0
+        return {
+            name: 100 * count * self.cost_of_hit.get(name, 0.0) / time_us
+            for name, count in delta.items()
+            if count > 0
+        }
+
+
+_HITS_OF: Mapping[Evidence, tuple[str, ...]] = {
+    "launches": ("launch",),
+    "windows": (),
+    "attention": ("attention",),
+    "copies": ("copy", "copy_return", "copy_async", "event"),
+    "shapes": ("embedding_first", "embedding_return", "tensor", "array"),
+}
+
+
+def decide(
+    account: Account,
+    costs: Mapping[str, float],
+    percent: float,
+    available: Callable[[Evidence], bool],
+    *,
+    windows_percent: float = 0.0,
+) -> tuple[Literal["shed", "restore", "over"], Evidence | None] | None:
+    """What to do after an interval that cost `costs` (percent by hit), with a budget of `percent`.
+
+    None: nothing. ``over``: there is nothing left to shed. `available`: whether the process has probes for
+    an evidence. The cost of windows is not in `costs`.
+    """
+    total = sum(costs.values())
+    account.percent = total
+    if total > percent:
+        account.over, account.room = account.over + 1, 0
+        if account.over < _OVER_TICKS:
+            return None
+        account.over = 0
+        for evidence in ORDER:
+            if evidence not in account.without and available(evidence):
+                spent = sum(costs.get(name, 0.0) for name in _HITS_OF[evidence])
+                if evidence == "windows":
+                    spent = windows_percent
+                account.expected[evidence] = spent
+                account.without.append(evidence)
+                return "shed", evidence
+        if account.told:
+            return None
+        account.told = True
+        return "over", None
+    account.over = 0
+    if account.without:
+        evidence = account.without[-1]
+        fits = total + account.expected.get(evidence, 0.0) <= _ROOM * percent
+        account.room = account.room + 1 if fits else 0
+        if account.room >= _ROOM_TICKS:
+            account.room = 0
+            account.without.pop()
+            account.told = False
+            return "restore", evidence
+    return None
