@@ -5,6 +5,9 @@
 how many by ``Losses(source="feed", counts={"feed_dropped": ...})`` as soon as it reads again. A subscriber
 sends nothing; one that does is cut off.
 
+One server at a time serves a path: it holds a lock on ``PATH.lock``, which the kernel releases however it
+ends. The socket of a server that was killed is replaced by the next one.
+
 Who may subscribe: root, the user who runs the server, and members of the socket's group, all checked with
 the peer's credentials and not only by the socket's mode. Subscribers get what is published from then on.
 """
@@ -12,6 +15,7 @@ the peer's credentials and not only by the socket's mode. Subscribers get what i
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import grp
 import os
 import pwd
@@ -87,7 +91,13 @@ class FeedServer:
         self._refused = 0
         self._dropped = 0
         self._closed = False
-        self._listener = self._listen(group)
+        self._lock_path = self.path.with_name(self.path.name + ".lock")
+        self._lock_fd = self._claim()
+        try:
+            self._listener = self._listen(group)
+        except BaseException:
+            self._release()
+            raise
         self._group = os.stat(self.path).st_gid
         self._inode = os.stat(self.path).st_ino
         self._selector = selectors.DefaultSelector()
@@ -99,9 +109,33 @@ class FeedServer:
         self._thread = threading.Thread(target=self._serve, name="feed", daemon=True)
         self._thread.start()
 
-    def _listen(self, group: str | None) -> socket.socket:
+    def _claim(self) -> int:
+        """Lock the path, so that of two servers that start at once only one takes a dead one's place."""
         try:
             self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            while True:
+                fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    with contextlib.suppress(FileNotFoundError):
+                        if os.stat(self._lock_path).st_ino == os.fstat(fd).st_ino:
+                            return fd
+                except BaseException:
+                    os.close(fd)
+                    raise
+                os.close(fd)  # its owner removed it just now
+        except BlockingIOError:
+            raise FeedError(f"another tracer serves {self.path}; stop it, or read from it instead") from None
+        except OSError as error:
+            raise FeedError(f"cannot serve a feed at {self.path}: {error.strerror}") from None
+
+    def _release(self) -> None:
+        with contextlib.suppress(OSError):
+            self._lock_path.unlink()  # while it is locked: who opened it meanwhile looks again
+        os.close(self._lock_fd)
+
+    def _listen(self, group: str | None) -> socket.socket:
+        try:
             self._remove_dead()
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         except FeedError:
@@ -274,6 +308,7 @@ class FeedServer:
         with contextlib.suppress(OSError):
             if os.lstat(self.path).st_ino == self._inode:  # not one that a later server put there
                 self.path.unlink()
+        self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -311,10 +346,12 @@ class FeedClient:
             self._socket.settimeout(timeout_s)
             self._socket.connect(str(self.path))
             uid = peer_of(self._socket)[1]
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, ConnectionRefusedError) as error:
             self._socket.close()
+            killed = " (the last one was killed)" if isinstance(error, ConnectionRefusedError) else ""
             raise FeedError(
-                f"no tracer serves {self.path}; start one with: sudo flexnpu-probe attach --all --feed"
+                f"no tracer serves {self.path}{killed}; start one with: "
+                "sudo flexnpu-probe attach --all --feed"
             ) from None
         except PermissionError:
             self._socket.close()

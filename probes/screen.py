@@ -111,7 +111,10 @@ class Screen:
         if self._before is None:
             return
         while select.select([self._input], [], [], 0)[0]:
-            data = os.read(self._input, 64)
+            try:
+                data = os.read(self._input, 64)
+            except OSError:
+                data = b""
             if not data:
                 self.quit = True
                 return

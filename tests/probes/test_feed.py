@@ -186,3 +186,58 @@ def test_a_client_takes_any_bytes_or_says_what_is_wrong(tmp_path: Path, chunks: 
                 return
             assert rest == []
             assert b"\n" not in b"".join(chunks)
+
+
+_SERVE = """
+import sys, time
+from probes.feed import FeedError, FeedServer
+sys.stdin.readline()
+try:
+    server = FeedServer(sys.argv[1])
+except FeedError as error:
+    print(error, flush=True)
+else:
+    print("serving", flush=True)
+    sys.stdin.readline()
+    server.close()
+"""
+
+
+def _server(path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _SERVE, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+
+
+def test_a_killed_server_is_told_from_none_and_replaced_by_exactly_one(tmp_path: Path) -> None:
+    path = tmp_path / "probe.sock"
+    killed = _server(path)
+    assert killed.stdin is not None
+    assert killed.stdout is not None
+    killed.stdin.write("go\n")
+    assert killed.stdout.readline() == "serving\n"
+    with FeedClient(path) as reader:
+        killed.kill()
+        killed.communicate()
+        assert reader.read(5) is None
+        assert reader.ended
+    assert path.exists()
+    with pytest.raises(FeedError, match="the last one was killed"):
+        FeedClient(path)
+
+    rivals = [_server(path) for _ in range(6)]
+    for rival in rivals:
+        assert rival.stdin is not None
+        rival.stdin.write("go\n")
+    said = [rival.stdout.readline() for rival in rivals if rival.stdout is not None]
+    assert sorted("another tracer serves" in line for line in said) == [False] + [True] * 5
+    assert said.count("serving\n") == 1
+    with FeedClient(path):
+        pass
+    for rival in rivals:
+        rival.communicate("end\n")
+    assert list(tmp_path.iterdir()) == []
