@@ -73,7 +73,7 @@ def held(pid: int | str = "self") -> frozenset[str]:
     return frozenset()
 
 
-def _bpf(command: int, attributes: bytes, size: int) -> int:
+def bpf(command: int, attributes: bytes, size: int) -> int:
     """The system call bpf(2): a file descriptor, or minus the error number."""
     number = _BPF.get(platform.machine())
     if number is None:
@@ -99,7 +99,7 @@ def load_nothing(attach_type: int = 0) -> int:
         0,
         attach_type,
     )
-    return _bpf(_PROG_LOAD, attributes, len(attributes))
+    return bpf(_PROG_LOAD, attributes, len(attributes))
 
 
 def may_load() -> bool:
@@ -129,7 +129,7 @@ def uprobe_multi() -> bool:
             ctypes.addressof(offsets),
             *(0, 0, 1, 0, 0, 0),
         )
-        link = _bpf(_LINK_CREATE, attributes, len(attributes))
+        link = bpf(_LINK_CREATE, attributes, len(attributes))
         if link >= 0:
             os.close(link)
         return link in (-errno.EBADF, -errno.EISDIR)

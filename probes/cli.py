@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from probes.commands import attach, export, hist, list, replay, trace
+from probes.commands import attach, doctor, export, hist, list, replay, trace
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -20,6 +20,7 @@ def main() -> None:
 
 
 main.add_command(attach.command)
+main.add_command(doctor.command)
 main.add_command(export.command)
 main.add_command(hist.command)
 main.add_command(list.command)

@@ -93,6 +93,7 @@ class Vendor:
     def __init__(self) -> None:
         self._call = Caller("acl_rt", "nnopbase", "opapi")
         self._waits = 0
+        self._layout = ctypes.create_string_buffer(b"TND")
 
     def _tensor(self, dims: list[int], dtype: int) -> int:
         view = _words(dims)
@@ -117,8 +118,9 @@ class Vendor:
         query = self._tensor([batch * length, 8, HIDDEN], _FLOAT16)
         lengths, past = _words([length * (n + 1) for n in range(batch)]), _words([length + 99] * batch)
         arrays = [self._call("aclCreateIntArray", ctypes.addressof(a), batch) for a in (lengths, past)]
-        # (query, keys, values, -, mask, lengths, lengths of keys and values, ...)
-        self._call(f"{operator}GetWorkspaceSize", query, 0, 0, 0, 0, *arrays, *[0] * 16)
+        # query, keys, values, two more, lengths, lengths of keys and values, 20 more, name of the layout, ...
+        name = ctypes.addressof(self._layout)
+        self._call(f"{operator}GetWorkspaceSize", query, 0, 0, 0, 0, *arrays, *[0] * 20, name, *[0] * 10)
         self._call(operator, 0, 0, 0, STREAM)
         self._call("aclrtLaunchKernelWithHostArgs", 2, 24, STREAM, 0, 0, 0)
 
@@ -175,15 +177,16 @@ class Vendor:
             time.sleep(0.001)
             self._call("aclrtSynchronizeStream", STREAM)
             self._count(f"decode {BATCH} {BATCH}")
-        more = _words([1, 2, 3])
-        for number, name in enumerate(others):
-            sums = self._call.report.sums.get(name, [0] * ARGUMENTS)
-            while self._count_of(name) < 5 + number or not _is_prime(self._count_of(name)):
-                # None of these is a step's: no stream, no tensor, nothing to copy.
-                arguments = [0, self._count_of(name), 0, 0]
+        more, query = _words([1, 2, 3]), self._tensor([BATCH, 8, HIDDEN], _FLOAT16)
+        for name in others:
+            first = name.endswith("GetWorkspaceSize")
+            while self._count_of(name) < 5 or not _is_prime(self._count_of(name)):
+                # None of these is a step's: no stream, nothing to copy, no lengths.
+                arguments = [query if first else 0, self._count_of(name), 0, 0, *([0] * 44 if first else [])]
                 if name == "aclCreateIntArray":
                     arguments = [ctypes.addressof(more), 3]
-                self._call(name, *arguments[: len(sums)])
+                known = len(self._call.report.sums.get(name, arguments))
+                self._call(name, *(arguments if first else arguments[:known]))
         return self._call.report
 
 
@@ -212,12 +215,13 @@ class Client:
             raw.evidence.ndim = 2
             raw.evidence.dims[0], raw.evidence.dims[1] = dims
             raw.evidence.rows, raw.evidence.columns = VOCABULARY, HIDDEN
-            for kind in (1, 2, 3) if number == 0 else (1, 3):
+            # 29 openings in 26 steps, 29 records: an opening may be told again.
+            for kind in (1, 1, 2, 3) if number < 3 else (1, 3):
                 raw.kind = kind
                 raw.ended_by = 4 if kind == 1 else 0
                 raw.launches = raw.lane_work = 0 if kind == 1 else LAUNCHES
                 raw.t_last = raw.t_end = 0 if kind == 1 else now()
-                self._call("flexnpu_step", ctypes.addressof(raw))
+                self._call("flexnpu_step_begin" if kind == 1 else "flexnpu_step", ctypes.addressof(raw))
                 time.sleep(0.0005)
             name = f"{'prefill' if prefill else 'decode'} {dims[0] * dims[1]} {dims[0]}"
             report.steps[name] = report.steps.get(name, 0) + 1

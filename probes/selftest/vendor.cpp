@@ -113,6 +113,11 @@ ATTENTION(aclnnIncreFlashAttention)
 ATTENTION(aclnnIncreFlashAttentionV2)
 ATTENTION(aclnnIncreFlashAttentionV3)
 ATTENTION(aclnnIncreFlashAttentionV4)
+ATTENTION(aclnnFlashAttentionVarLenScore)
+ATTENTION(aclnnFlashAttentionVarLenScoreV2)
+ATTENTION(aclnnFlashAttentionVarLenScoreV3)
+ATTENTION(aclnnFlashAttentionVarLenScoreV4)
+ATTENTION(aclnnFlashAttentionVarLenScoreV5)
 ATTENTION(aclnnFlashAttentionScore)
 ATTENTION(aclnnFlashAttentionScoreV2)
 ATTENTION(aclnnFlashAttentionScoreV3)
@@ -120,12 +125,16 @@ ATTENTION(aclnnFlashAttentionScoreV4)
 #endif
 
 #ifdef CLIENT
-// Raised by the kernel while somebody listens; the program looks at them.
+// Raised by the kernel while somebody listens; the program looks at them. It finds them by their place in the file, so
+// they must have one.
+#define WORD __attribute__((visibility("default"), section(".data"))) volatile uint16_t
 extern "C" {
-__attribute__((visibility("default"))) volatile uint16_t flexnpu_step_semaphore = 0;
-__attribute__((visibility("default"))) volatile uint16_t flexnpu_operator_semaphore = 0;
+WORD flexnpu_step_semaphore = 0;
+WORD flexnpu_step_begin_semaphore = 0;
+WORD flexnpu_operator_semaphore = 0;
 }
 API void flexnpu_step(const void* record) { sink = sink + reinterpret_cast<u64>(record); }
+API void flexnpu_step_begin(const void* record) { sink = sink + reinterpret_cast<u64>(record); }
 API void flexnpu_operator(const void* stream, const char* name, const void* executor)
 {
     sink = sink + reinterpret_cast<u64>(stream) + reinterpret_cast<u64>(name) + reinterpret_cast<u64>(executor);
