@@ -309,6 +309,13 @@ def read_refusals() -> list[tuple[str, str]]:
     return [(row["pattern"], row["why"]) for row in read_rows(HERE / "refusals.tsv")]
 
 
+def served_unless_refused(name: str) -> str | None:
+    """The option of the daemon that serves `name`, which it refuses without."""
+    rows = read_rows(HERE / "refusals.tsv")
+    found = next((row["unless"] for row in rows if fnmatchcase(name, row["pattern"])), "-")
+    return None if found == "-" else found
+
+
 def why_refused(name: str, refusals: list[tuple[str, str]]) -> str | None:
     return next((why for pattern, why in refusals if fnmatchcase(name, pattern)), None)
 

@@ -83,7 +83,8 @@ class Surface:
         if cls in ("refuse", "hand", "local") and weak:
             return Served(symbol, REFUSED, cls, self._why(symbol), self.refusal)
         by = "hand" if cls == "refuse" else cls
-        return Served(symbol, INTERPOSED, by, _HOW[by])
+        option = generate.served_unless_refused(symbol) if by == "hand" else None
+        return Served(symbol, INTERPOSED, by, f"{_HOW[by]}, by {option} only" if option else _HOW[by])
 
     def _why(self, symbol: str) -> str:
         return generate.why_refused(symbol, self.refusals) or "not served yet"

@@ -87,6 +87,12 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
     type=SIZE,
     help="Device memory that one program may have, as 20GiB; default: as much as there is.",
 )
+@click.option(
+    "--allow-kernels",
+    is_flag=True,
+    help="Serve kernels of programs' own (aclrtBinaryLoad*). No address in such code is checked: it can "
+    "read and write other programs' memory, so only for programs that trust each other.",
+)
 @limit_options
 @click.version_option(__version__)
 def main(
@@ -101,6 +107,7 @@ def main(
     control_group: str | None,
     user: str | None,
     quota: int | None,
+    allow_kernels: bool,
     **shares: int | None,
 ) -> None:
     """Own device N, and dispatch what the programs started with flexnpu run launch on it.
@@ -132,6 +139,7 @@ def main(
             control_group=control_group,
             user=user,
             quota=quota,
+            allow_kernels=allow_kernels,
             shares=Shares(**{name.removeprefix("max_"): value for name, value in shares.items()}),
         )
         serve(config)

@@ -165,10 +165,11 @@ std::string told(const Vendor& v, const char* function, int32_t result) {
 }  // namespace
 
 Communicators::~Communicators() {
-    table.each([](const std::shared_ptr<Communicator>& c) {
+    table.each([this](const std::shared_ptr<Communicator>& c) { leaving.push_back(c); });
+    for (const auto& c : leaving) {
         c->worker.reset();
-        if (c->vendor.HcclCommDestroy) c->vendor.HcclCommDestroy(c->handle);
-    });
+        if (c->handle && c->vendor.HcclCommDestroy) c->vendor.HcclCommDestroy(c->handle);
+    }
 }
 
 bool may_block(const Item& item) { return !item.communicator->known.contains(item.b); }
@@ -254,6 +255,7 @@ void Dispatcher::abandon_collectives(Session& s) {
     {
         std::lock_guard lock(s.communicators->mutex);
         s.communicators->table.each([](const std::shared_ptr<Communicator>& c) { c->dropped = true; });
+        for (const auto& c : s.communicators->leaving) c->dropped = true;
     }
     const uint64_t give_up = now_ns() + kGraceNs;
     s.each_lane([&](const std::shared_ptr<Lane>& lane) {
@@ -360,6 +362,8 @@ void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
             if (c.config && (c.config < 32 || size != c.config)) return malformed();
             if (std::any_of(members.begin(), members.end(), [&](uint32_t r) { return r >= comm->ranks; })) return malformed();
             return worker_of(*ring).post([this, c, comm, members = std::move(members), config = std::move(config), failed, made]() mutable {
+                const std::shared_lock lock(comm->asked);
+                if (!comm->handle) return failed("HcclCreateSubCommConfig", hccl::E_PARA);
                 HcclComm parent = comm->handle, made_handle = nullptr;
                 const int32_t e = vendor_.HcclCreateSubCommConfig(&parent, c.ranks, members.data(), c.id, c.rank,
                                                                   c.config ? reinterpret_cast<HcclCommConfig*>(config.data()) : nullptr, &made_handle);
@@ -368,23 +372,32 @@ void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
             });
         }
         case Call::destroy:
-            // What the program called before is with the vendor first.
-            return after(lanes_of(s), false, [this, session, handle = c.communicator, ring, reply, failed] {
-                std::shared_ptr<Communicator> gone;
-                {
-                    std::lock_guard lock(session->communicators->mutex);
-                    gone = session->communicators->table.remove(handle);
-                }
-                if (!gone) return refuse(*session, reply, hccl::E_PARA, "HcclCommDestroy: " + hex(handle) + " is not a communicator");
-                worker_of(*ring).post([this, gone, reply, failed] {
-                    gone->worker.reset();
-                    if (int32_t e = vendor_.HcclCommDestroy(gone->handle)) return failed("HcclCommDestroy", e);
+            // What the program called before is with the vendor first; nothing that comes now finds it.
+            {
+                std::lock_guard lock(s.communicators->mutex);
+                s.communicators->leaving.push_back(s.communicators->table.remove(c.communicator));
+            }
+            return after(lanes_of(s), false, [this, all = s.communicators, comm, ring, reply, failed] {
+                worker_of(*ring).post([this, all, comm, reply, failed] {
+                    comm->worker.reset();
+                    int32_t e;
+                    {
+                        const std::unique_lock lock(comm->asked);
+                        e = vendor_.HcclCommDestroy(std::exchange(comm->handle, nullptr));
+                    }
+                    {
+                        std::lock_guard lock(all->mutex);
+                        std::erase(all->leaving, comm);
+                    }
+                    if (e) return failed("HcclCommDestroy", e);
                     reply.ok();
                 });
             });
         case Call::name:
             return worker_of(*ring).post([this, comm, reply, failed] {
                 uint64_t words[hccl::kNameBytes / 8] = {};
+                const std::shared_lock lock(comm->asked);
+                if (!comm->handle) return failed("HcclGetCommName", hccl::E_PARA);
                 if (!vendor_.HcclGetCommName) return failed("HcclGetCommName", hccl::E_NOT_SUPPORT);
                 if (int32_t e = vendor_.HcclGetCommName(comm->handle, reinterpret_cast<char*>(words))) return failed("HcclGetCommName", e);
                 reply.send(0, "", words, std::size(words));
@@ -392,12 +405,16 @@ void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
         case Call::async_error:
             return worker_of(*ring).post([this, comm, reply, failed] {
                 int32_t error = 0;
+                const std::shared_lock lock(comm->asked);
+                if (!comm->handle) return failed("HcclGetCommAsyncError", hccl::E_PARA);
                 if (!vendor_.HcclGetCommAsyncError) return failed("HcclGetCommAsyncError", hccl::E_NOT_SUPPORT);
                 if (int32_t e = vendor_.HcclGetCommAsyncError(comm->handle, &error)) return failed("HcclGetCommAsyncError", e);
                 reply.ok(uint64_t(uint32_t(error)));
             });
         case Call::resume:
             return worker_of(*ring).post([this, comm, reply, failed] {
+                const std::shared_lock lock(comm->asked);
+                if (!comm->handle) return failed("HcclCommResume", hccl::E_PARA);
                 const int32_t e = vendor_.HcclCommResume ? vendor_.HcclCommResume(comm->handle) : int32_t(hccl::E_NOT_SUPPORT);
                 if (e) return failed("HcclCommResume", e);
                 reply.ok();

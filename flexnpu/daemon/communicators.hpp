@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <unordered_set>
 
 #include "flexnpu/daemon/session.hpp"
@@ -13,7 +14,9 @@ namespace flexnpu::daemon {
 struct Communicator : std::enable_shared_from_this<Communicator> {
     Communicator(Vendor& v, HcclComm h, uint32_t n, uint32_t r) : vendor(v), handle(h), ranks(n), rank(r) {}
     Vendor& vendor;
-    const HcclComm handle;  // the vendor's
+    HcclComm handle;  // the vendor's; null when it has been destroyed
+    // Held while a worker asks the vendor about it, alone while one destroys it: workers of other rings may be asking.
+    std::shared_mutex asked;
     const uint32_t ranks, rank;
     // What has been called once with success: the vendor made its connections then, for which it may have waited for the other ranks. The
     // dispatcher's.
@@ -28,6 +31,7 @@ struct Communicators {
     // Held for each look: communicators are made on workers.
     std::mutex mutex;
     Table<Communicator> table{wire::HandleKind::comm};
+    std::vector<std::shared_ptr<Communicator>> leaving;  // on their way out: not to be named any more, not yet destroyed
     std::shared_ptr<Communicator> find(uint64_t handle) {
         std::lock_guard lock(mutex);
         Communicator* c = table.find(handle);

@@ -69,6 +69,8 @@ class Config:
     """Whom the daemon becomes once it has its files; None: it stays who it is."""
     quota: int | None = None
     """Device memory that one session may have, bytes; None: as much as the device has."""
+    allow_kernels: bool = False
+    """Programs may load device code of their own, which can reach other programs' memory."""
     shares: Shares = field(default_factory=Shares)
 
     @property
@@ -80,7 +82,11 @@ class Config:
 
     def limits(self) -> dict[str, int]:
         """The native plane's limits; those that are absent keep its defaults."""
-        chosen = {**asdict(self.shares), "device_bytes_per_session": self.quota}
+        chosen = {
+            **asdict(self.shares),
+            "device_bytes_per_session": self.quota,
+            "allow_kernels": int(self.allow_kernels),
+        }
         return {name: value for name, value in chosen.items() if value is not None}
 
     def profile_file(self) -> Path | None:
@@ -112,6 +118,7 @@ def checked(
     control_group: str | None = None,
     user: str | None = None,
     quota: int | None = None,
+    allow_kernels: bool = False,
     shares: Shares | None = None,
 ) -> Config:
     """Settings that can work. Raises `ConfigError`, `PrivilegeError`."""
@@ -140,6 +147,7 @@ def checked(
         control_gid=None if control_group is None else privileges.group_id(control_group),
         account=privileges.account(user),
         quota=quota,
+        allow_kernels=allow_kernels,
         shares=shares or Shares(),
     )
 

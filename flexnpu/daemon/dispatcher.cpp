@@ -10,6 +10,7 @@
 
 #include "flexnpu/daemon/communicators.hpp"
 #include "flexnpu/daemon/graphs.hpp"
+#include "flexnpu/daemon/kernels.hpp"
 #include "flexnpu/wire/futex.hpp"
 #include "flexnpu/wire/merge.hpp"
 
@@ -54,8 +55,8 @@ constexpr uint32_t kMarkerFlags = acl::EVENT_SYNC | acl::EVENT_TIME_LINE;
 
 }  // namespace
 
-Dispatcher::Dispatcher(Vendor& vendor, int32_t device)
-    : vendor_(vendor), device_(device), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)), payload_(wire::kMaxRecord) {}
+Dispatcher::Dispatcher(Vendor& vendor, int32_t device, bool allow_kernels)
+    : vendor_(vendor), device_(device), allow_kernels_(allow_kernels), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)), payload_(wire::kMaxRecord) {}
 
 Dispatcher::~Dispatcher() { stop(); }
 
@@ -453,6 +454,7 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
         lane->workspace.reset();
         vendor_.aclrtDestroyStream(lane->stream);
     });
+    s->kernels.reset();
     s->events.each([](const std::shared_ptr<Event>& e) { e->mark->waiters.clear(); });
     s->events = Table<Event>(wire::HandleKind::event);
     s->streams = Table<Lane>(wire::HandleKind::stream);
@@ -616,7 +618,7 @@ void Dispatcher::push(Lane& lane, std::unique_ptr<Item> item) {
         item->capturing = lane.update ? lane.update->graph.lock() : lane.capture;
         item->group = lane.update ? lane.update : lane.group;
     }
-    if (lane.ending) item->behind = item->type != ItemType::sync;
+    item->behind = lane.ending && item->type != ItemType::sync;
     item->ticket = ++lane.last_ticket;
     lane.session->queued++;
     lane.backlog.push_back(std::move(item));
@@ -641,10 +643,11 @@ void Dispatcher::flow(Lane& lane) {
         if (!item.capturing && !room(lane)) return;
         gate::Item g;
         g.ticket = item.ticket;
-        g.costed = (item.type == ItemType::launch && !item.capturing) || item.type == ItemType::replay;
+        g.costed = (item.type == ItemType::launch && !item.capturing) || item.type == ItemType::replay || (item.type == ItemType::kernel && !item.capturing);
         g.step_end = item.step_end;
         if (item.shape) g.key = item.shape->key();
         if (item.graph) g.key = gate::graph_key(item.graph->serial, item.graph->us);
+        if (item.function) g.key = gate::kernel_key(item.function->serial, uint32_t(item.b));
         gate_.enqueue(now_, lane.id, g);
         if (item.type == ItemType::collective) item.value = may_block(item) ? 1 : 0;
         if (((item.type == ItemType::host_func || item.type == ItemType::collective) && item.value) || item.type == ItemType::call) {
@@ -801,6 +804,7 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
             item->job();
             break;
         case ItemType::collective: dispatch_collective(lane, *item); break;
+        case ItemType::kernel: dispatch_kernel(lane, *item); break;
     }
     dispatching_ = nullptr;
     const ItemType type = item->type;

@@ -50,7 +50,8 @@ inline constexpr uint64_t kLargeCopy = wire::kQuickCopy;
 
 class Dispatcher {
 public:
-    Dispatcher(Vendor& vendor, int32_t device);
+    // `allow_kernels`: sessions may load device code of their own.
+    Dispatcher(Vendor& vendor, int32_t device, bool allow_kernels = false);
     ~Dispatcher();
 
     void start();
@@ -132,6 +133,9 @@ private:
     void collective(Session& s, Payload p);
     void communicator(Session& s, Payload p, const Reply& reply);
     void dispatch_collective(Lane& lane, Item& item);
+    void kernel(Session& s, Payload p, const Reply& reply);
+    void launch_kernel(Session& s, Payload p);
+    void dispatch_kernel(Lane& lane, Item& item);
     // Ends what a dying session's collectives wait for.
     void abandon_collectives(Session& s);
     void virtual_memory(Session& s, Payload p, const Reply& reply);
@@ -256,6 +260,7 @@ private:
 
     Vendor& vendor_;
     int32_t device_;
+    const bool allow_kernels_;
     gate::Gate gate_;
     std::thread thread_;
     std::atomic<bool> stop_{false};
@@ -301,7 +306,7 @@ private:
     void share_event(Session& s, const wire::Share& w, const std::string& key, const Reply& reply);
     // Of all sessions: addresses and mappings are this process's, and everybody's.
     std::atomic<uint64_t> reserved_bytes_{0}, pieces_{0};
-    uint64_t next_graph_ = 1;
+    uint64_t next_graph_ = 1, next_function_ = 1;
     Item* dispatching_ = nullptr;
 
     struct {

@@ -66,6 +66,7 @@ int32_t Graph::destroy() {
     workspaces.clear();
     old_workspaces.clear();
     regions.clear();
+    binaries.clear();
     uses.clear();
     records.clear();
     return 0;

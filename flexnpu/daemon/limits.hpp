@@ -21,6 +21,8 @@ struct Limits {
     uint64_t pinned_bytes = 0;
     uint64_t pinned_bytes_per_user = 0;
     uint64_t device_bytes_per_session = 0;  // 0: as many as the device has
+    // 1: programs may load device code of their own, which nothing keeps from other programs' memory.
+    uint64_t allow_kernels = 0;
     // A connection that has not become a session by then is dropped.
     uint64_t hello_ms = 10'000;
 

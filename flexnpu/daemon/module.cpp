@@ -56,6 +56,7 @@ Limits limits_of(const nb::dict& d) {
         {"pinned_bytes", &l.pinned_bytes},
         {"pinned_bytes_per_user", &l.pinned_bytes_per_user},
         {"device_bytes_per_session", &l.device_bytes_per_session},
+        {"allow_kernels", &l.allow_kernels},
         {"hello_ms", &l.hello_ms},
     };
     for (auto [key, value] : d) {

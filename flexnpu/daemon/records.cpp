@@ -142,6 +142,8 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
             return reply.send(0, "", dims.data(), dims.size());
         }
         case Kind::collective: return collective(s, p);
+        case Kind::launch_kernel: return launch_kernel(s, p);
+        case Kind::kernel: return kernel(s, p, reply);
         case Kind::communicator: return communicator(s, p, reply);
         case Kind::virtual_memory: return virtual_memory(s, p, reply);
         case Kind::share: return share(s, p, reply);

@@ -96,6 +96,9 @@ struct Graph;
 struct TaskGroup;
 struct Communicator;   // communicators.hpp
 struct Communicators;  // of a session
+struct Binary;         // kernels.hpp
+struct Function;
+struct Kernels;        // of a session
 
 // One use of an event: what a record writes and the waits behind it wait for.
 //
@@ -136,7 +139,7 @@ struct Event : std::enable_shared_from_this<Event> {
     std::vector<std::shared_ptr<Mark>> earlier;  // that waits may still mean; kept for aclrtQueryEventWaitStatus
 };
 
-enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync, replay, value, update_begin, update_end, host_func, call, hint, collective };
+enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync, replay, value, update_begin, update_end, host_func, call, hint, collective, kernel };
 
 // Something that a lane is to do, in the lane's order.
 struct Item {
@@ -167,6 +170,8 @@ struct Item {
     // collective: the vendor's call, and what to know it by (b): the first of a kind may block. `value`: it is made by the communicator's worker.
     std::shared_ptr<Communicator> communicator;
     std::function<int32_t()> call;
+    // kernel: what it runs; `call` launches it, `b` is how many blocks of it.
+    std::shared_ptr<Function> function;
 };
 
 // A resource that a dispatched copy still reads.
@@ -299,6 +304,7 @@ struct Session : std::enable_shared_from_this<Session> {
     // One for each call on a worker that touches device memory: expired when the call is over.
     std::vector<std::weak_ptr<void>> uses;
     std::shared_ptr<Communicators> communicators;  // made with the first
+    std::shared_ptr<Kernels> kernels;              // the same
     uint64_t calls = 0;
     uint64_t queued = 0;  // items in all lanes
     uint64_t graph_bytes = 0;  // of pageable memory that its graphs keep

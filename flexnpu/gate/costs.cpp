@@ -64,6 +64,11 @@ OpKey graph_key(uint64_t serial, double us) {
     return {kGraphOp, (serial << 8) | static_cast<uint64_t>(std::clamp(quarter_octaves, 0.0, 255.0))};
 }
 
+OpKey kernel_key(uint64_t serial, uint32_t blocks) {
+    constexpr uint32_t kKernelOp = UINT32_MAX - 1;
+    return {kKernelOp, serial << 24 | uint64_t(std::min(blocks, 0xffffu)) << 8};
+}
+
 CostModel::Cost* CostModel::find(OpKey key) const {
     if (last_ == nullptr || !(last_key_ == key)) {
         const auto it = costs_.find(key);

@@ -71,6 +71,8 @@ private:
 
 // The key of a graph, which is one operator to the gate: no two share one. `us`: what its captured operators are estimated to take.
 OpKey graph_key(uint64_t serial, double us);
+// For a kernel of a program's own, by its function and how many blocks of it are launched; its first guess is that of an operator of no bytes.
+OpKey kernel_key(uint64_t serial, uint32_t blocks);
 
 struct Item {
     OpKey key;

@@ -5,7 +5,7 @@
 
 namespace flexnpu::wire {
 
-enum class HandleKind : uint8_t { none = 0, stream = 1, event = 2, graph = 3, task_group = 4, comm = 5, physical = 8 };
+enum class HandleKind : uint8_t { none = 0, stream = 1, event = 2, graph = 3, task_group = 4, comm = 5, binary = 6, function = 7, physical = 8 };
 
 inline constexpr uint32_t kMaxObjects = 1u << 20;
 

@@ -119,6 +119,7 @@ enum class Kind : uint16_t {
     update_end,       // StreamOp
     value_op,         // ValueOp
     cache_hint,       // CacheHint
+    launch_kernel,    // LaunchKernel, then its attributes, place holders and arguments
     define_shape,     // DefineShape, `addresses` addresses, then the metadata -> workspace size, if asked
     // synchronous (request != 0)
     malloc,           // Malloc -> address
@@ -152,6 +153,7 @@ enum class Kind : uint16_t {
     graph_text,       // GraphText -> bytes in all, the text from the offset on
     control_graph,    // ControlGraph
     communicator,     // Communicator, then bytes -> see there
+    kernel,           // Kernel, then bytes -> see there
     count_,
 };
 
@@ -392,6 +394,35 @@ concept Plain = std::is_trivially_copyable_v<T> && sizeof(T) % 8 == 0;
 static_assert(Plain<Launch> && Plain<Copy> && Plain<Memset> && Plain<EventOp> && Plain<DefineShape> && Plain<HostFunc> && Plain<Text> && Plain<Collective> && Plain<Communicator>);
 
 constexpr size_t round8(size_t n) { return (n + 7) & ~size_t(7); }
+
+// Kernels of a program's own, which a daemon serves that was told to (flexnpud --allow-kernels).
+struct Kernel {
+    enum Call : uint32_t {
+        begin,              // bytes: the whole binary's
+        data,               // bytes, behind this: the next of it
+        load,               // count: options of 20 bytes behind this -> binary
+        unload,             // handle: a binary
+        function,           // handle: a binary; bytes: of the name behind this -> function
+        function_by_entry,  // handle: a binary, bytes: the entry -> function
+        function_address,   // handle: a function -> the addresses of its two halves
+        sync_address,       // -> the device's address that kernels synchronise by
+        count_,
+    };
+    uint32_t call;
+    uint32_t count;
+    uint64_t handle;
+    uint64_t bytes;
+};
+struct LaunchKernel {
+    uint64_t stream;
+    uint64_t function;
+    uint64_t arguments;  // in device memory, or 0: host arguments follow
+    uint64_t bytes;      // of the arguments
+    uint32_t blocks;
+    uint32_t attributes;     // of 20 bytes each, behind this
+    uint32_t place_holders;  // of 8 bytes each, behind those; then the arguments
+    uint32_t reserved;
+};
 
 // ---- the socket: SOCK_SEQPACKET, one request and one answer a message; file descriptors travel with answers ----
 

@@ -44,7 +44,7 @@ struct Mock {
 struct Running {
     std::string directory;
     daemon::Plane plane;
-    Running() : directory(make_directory()), plane(FLEXNPU_MOCK_VENDOR, 0, directory + "/npu0.sock", {}) {
+    Running() : directory(make_directory()), plane(FLEXNPU_MOCK_VENDOR, 0, directory + "/npu0.sock", {}, limits()) {
         setenv("FLEXNPU_SOCKET", path().c_str(), 1);
         plane.start();
     }
@@ -53,6 +53,11 @@ struct Running {
         std::filesystem::remove_all(directory);
     }
     std::string path() const { return directory + "/npu0.sock"; }
+    static daemon::Limits limits() {
+        daemon::Limits l;
+        l.allow_kernels = 1;
+        return l;
+    }
     static std::string make_directory() {
         char name[] = "/tmp/flexnpu-test-XXXXXX";
         return mkdtemp(name) ? name : throw std::runtime_error("mkdtemp");

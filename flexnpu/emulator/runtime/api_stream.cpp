@@ -6,6 +6,7 @@
 
 #include "acl.gen.h"
 #include "flexnpu/emulator/runtime/lookup.hpp"
+#include "flexnpu/emulator/runtime/own_kernels.hpp"
 #include "flexnpu/emulator/runtime/runtime.hpp"
 
 // Sixteen bytes, read and written by attribute.
@@ -253,8 +254,11 @@ aclError aclrtUnuseStreamResInCurrentThread(aclrtStream handle) {
 }
 
 // The one way of every kernel to the device.
-aclError aclrtLaunchKernelWithHostArgs(aclrtFuncHandle, uint32_t, aclrtStream handle, aclrtLaunchKernelCfg*,
-                                       void* arguments, size_t size, aclrtPlaceHolderInfo*, size_t) {
+aclError aclrtLaunchKernelWithHostArgs(aclrtFuncHandle function, uint32_t blocks, aclrtStream handle, aclrtLaunchKernelCfg*,
+                                       void* arguments, size_t size, aclrtPlaceHolderInfo* place_holders, size_t count) {
+    if (function != nullptr) {
+        return emu::launch_own_kernel("aclrtLaunchKernelWithHostArgs", function, blocks, handle, arguments, size, place_holders, count);
+    }
     std::shared_ptr<emu::Stream> stream;
     if (int32_t error = find_stream("aclrtLaunchKernelWithHostArgs", handle, &stream)) {
         return error;

@@ -91,6 +91,27 @@ void collective(Generator& g) {
     for (uint32_t i = 0; i < c.words; i++) g.add(g.below(4) ? g.below(40) : g.memory());
 }
 
+void kernel(Generator& g) {
+    wire::Kernel k{};
+    k.call = uint32_t(g.below(wire::Kernel::count_ + 1));
+    k.handle = g.answer();
+    k.bytes = g.below(20) ? 1 + g.below(64) : g.size();
+    k.count = k.call == wire::Kernel::load ? uint32_t(g.below(3)) : 0;
+    g.add(k);
+    const bool bytes = k.call == wire::Kernel::data || k.call == wire::Kernel::function;
+    g.payload().resize(g.payload().size() + wire::round8(bytes ? std::min<uint64_t>(k.bytes, 4096) : k.count * 20), uint8_t(1 + g.below(9)));
+}
+
+void launch_kernel(Generator& g) {
+    const bool device = !g.below(4);
+    const wire::LaunchKernel l{g.stream(), g.answer(), device ? g.memory() : 0, 8 * g.below(20), uint32_t(g.below(5)), uint32_t(g.below(3)),
+                               device ? 0 : uint32_t(g.below(3)), 0};
+    g.add(l);
+    const size_t at = g.payload().size();
+    g.payload().resize(at + wire::round8(l.attributes * 20 + l.place_holders * 8 + (device ? 0 : l.bytes)), 0);
+    for (uint32_t i = 0; i < l.attributes; i++) g.payload()[at + i * 20] = uint8_t(1 + g.below(5));
+}
+
 void graph_op(Generator& g) { g.add(wire::GraphOp{g.answer(), g.stream()}); }
 
 // Kinds of records, each with how an honest one looks. One that is not here is made of words of all sorts.
@@ -138,6 +159,8 @@ constexpr Case kCases[] = {
      }},
     {Kind::communicator, communicator},
     {Kind::collective, collective},
+    {Kind::kernel, kernel},
+    {Kind::launch_kernel, launch_kernel},
     {Kind::capture_begin, stream_op},
     {Kind::capture_end, [](Generator& g) { g.add(wire::CaptureEnd{g.stream(), uint64_t(!g.plain && !g.below(8))}); }},
     {Kind::capture_info, graph_op},
@@ -215,11 +238,11 @@ void Generator::message(Bytes& out, Kind kind) {
     uint8_t flags = 0;
     const bool asynchronous = kind == Kind::launch || kind == Kind::host_func || kind == Kind::drop_shape || kind == Kind::record_event ||
                               kind == Kind::wait_event || kind == Kind::reset_event || kind == Kind::launch_graph || kind == Kind::update_begin ||
-                              kind == Kind::update_end || kind == Kind::value_op || kind == Kind::collective;
+                              kind == Kind::update_end || kind == Kind::value_op || kind == Kind::collective || kind == Kind::launch_kernel;
     if (asynchronous ? !plain && !below(50) : plain || below(50)) flags |= kAsk;
     // What makes an object says which, for others to name.
     const bool makes = kind == Kind::malloc || kind == Kind::create_stream || found == std::end(kCases) || kind == Kind::virtual_memory ||
-                       kind == Kind::share || kind == Kind::communicator || kind == Kind::capture_begin || kind == Kind::group_end;
+                       kind == Kind::share || kind == Kind::communicator || kind == Kind::kernel || kind == Kind::capture_begin || kind == Kind::group_end;
     if ((flags & kAsk) && makes && (plain || !below(8))) flags |= kWait;
     // What is broken in a shape's definition breaks all launches of it.
     if (!plain && below(8) < (kind == Kind::define_shape ? 2 : 6)) {
@@ -301,6 +324,37 @@ void Generator::ranks(Bytes& out) {
     if (!below(4)) message(out, Kind::communicator);
 }
 
+// A binary, a function of it and some launches, each mutated or not.
+void Generator::own_kernel(Bytes& out) {
+    const auto say = [&out](const wire::Kernel& k, size_t more) {
+        append(out, uint16_t(Kind::kernel));
+        append(out, uint16_t((sizeof(k) + more) / 8));
+        append(out, uint32_t(kAsk | kWait));
+        append(out, k);
+        out.resize(out.size() + more, 7);
+    };
+    const uint64_t bytes = 8 * (1 + below(64));
+    say({wire::Kernel::begin, 0, 0, bytes}, 0);
+    say({wire::Kernel::data, 0, 0, bytes}, bytes);
+    say({wire::Kernel::load, 0, 0, 0}, 0);
+    say({wire::Kernel::function_by_entry, 0, named(kAnswer), below(18)}, 0);
+    for (uint64_t n = 1 + below(6); n > 0; n--) {
+        payload_.clear();
+        launch_kernel(*this);
+        const uint64_t handle = named(kAnswer);
+        std::memcpy(payload_.data() + offsetof(wire::LaunchKernel, function), &handle, sizeof(handle));
+        if (!plain && below(2)) {
+            mutated_++;
+            mutate_bytes(payload_.data(), payload_.size());
+        }
+        append(out, uint16_t(Kind::launch_kernel));
+        append(out, uint16_t(payload_.size() / 8));
+        append(out, uint32_t(0));
+        out.insert(out.end(), payload_.begin(), payload_.end());
+    }
+    if (below(2)) say({wire::Kernel::unload, 0, named(kEarlierAnswer), 0}, 0);
+}
+
 void Generator::request(Bytes& out) {
     Bytes b;
     wire::Request r{};
@@ -348,6 +402,10 @@ Bytes Generator::script(Target target, size_t messages) {
         }
         if (!below(128)) {
             ranks(out);
+            continue;
+        }
+        if (!below(128)) {
+            own_kernel(out);
             continue;
         }
         const uint64_t dice = below(8);

@@ -51,6 +51,7 @@ private:
     void message(Bytes& out, wire::Kind kind);
     void graph(Bytes& out);
     void ranks(Bytes& out);
+    void own_kernel(Bytes& out);
     void request(Bytes& out);
     void mutate_bytes(uint8_t* p, size_t n);
 

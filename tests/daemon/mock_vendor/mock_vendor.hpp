@@ -7,7 +7,7 @@ extern "C" {
 
 struct MockCall {
     char what;          // l launch, c copy, m memset, r record, w wait, s synchronise stream, a abort stream, f free, v value write, V value wait,
-                        // g begin and G end of a task group, u begin and U end of an update, B begin and E end of a capture, x replay, d destroy graph
+                        // g begin and G end of a task group, u begin and U end of an update, B begin and E end of a capture, x replay, d destroy graph, k launch of a kernel of the program's own
     uint32_t op;        // of a launch
     void* stream;
     uint64_t a, b;      // launch: first two addresses; copy: destination, source; record and wait: event; free: address
