@@ -73,7 +73,7 @@ aclError load(const char* function, const void* data, size_t bytes, const aclrtB
 }
 
 aclError find(const char* function, Call call, aclrtBinHandle binary, uint64_t bytes, const void* name, aclrtFuncHandle* out) {
-    if (!out) return fail(acl::INVALID_PARAM, "%s: the output is null", function);
+    if (!binary || !out) return fail(acl::INVALID_PARAM, "%s: the binary or the output is null", function);
     Channel* c = channel(function);
     if (!c) return flexnpu::client::last_error();
     if (int32_t e = ask(*c, call, number(binary), bytes, name, name ? bytes : 0)) return e;
@@ -90,7 +90,7 @@ struct Arguments {
 };
 
 aclError launch(const char* function, aclrtFuncHandle f, uint32_t blocks, const aclrtLaunchKernelCfg* config, const Arguments& a, aclrtStream stream) {
-    if (!f || blocks == 0 || (a.bytes && !a.on_device && !a.on_host)) return fail(acl::INVALID_PARAM, "%s: null function or arguments, or no blocks", function);
+    if (!f || blocks == 0 || (!a.on_device && !a.on_host)) return fail(acl::INVALID_PARAM, "%s: null function or arguments, or no blocks", function);
     if (a.bytes > kernel::kMaxArgumentBytes || a.count > kernel::kMaxPlaceHolders || (a.count && !a.place_holders)) {
         return fail(acl::INVALID_PARAM, "%s: %zu bytes of arguments, %zu place holders: FlexNPU takes %llu and %u", function, a.bytes, a.count,
                     static_cast<unsigned long long>(kernel::kMaxArgumentBytes), kernel::kMaxPlaceHolders);
@@ -182,6 +182,7 @@ aclError aclrtBinaryLoad(const aclrtBinary binary, aclrtBinHandle* out) {
 }
 
 aclError aclrtBinaryUnLoad(aclrtBinHandle binary) {
+    if (!binary) return fail(acl::INVALID_PARAM, "aclrtBinaryUnLoad: the binary is null");
     Channel* c = channel("aclrtBinaryUnLoad");
     return c ? ask(*c, Call::unload, number(binary), 0) : flexnpu::client::last_error();
 }
@@ -195,7 +196,7 @@ aclError aclrtBinaryGetFunctionByEntry(aclrtBinHandle binary, uint64_t entry, ac
 }
 
 aclError aclrtGetFunctionAddr(aclrtFuncHandle function, void** cube, void** vector) {
-    if (!cube || !vector) return fail(acl::INVALID_PARAM, "aclrtGetFunctionAddr: an output is null");
+    if (!function || !cube || !vector) return fail(acl::INVALID_PARAM, "aclrtGetFunctionAddr: the function or an output is null");
     Channel* c = channel("aclrtGetFunctionAddr");
     if (!c) return flexnpu::client::last_error();
     if (int32_t e = ask(*c, Call::function_address, number(function), 0)) return e;

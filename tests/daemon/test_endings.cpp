@@ -4,6 +4,7 @@
 
 #include <functional>
 
+#include "flexnpu/api/hccl_types.hpp"
 #include "fuzz/raw_client.hpp"
 #include "flexnpu/wire/meta.hpp"
 #include "plane_fixture.hpp"
@@ -108,6 +109,33 @@ TEST_CASE("a graph does not go while a stream updates it, and one that goes is n
     CHECK(c.ring.header().status == 0);
     CHECK(c.call(Kind::destroy_graph, wire::GraphOp{graph, 0}) == acl::RT_INVALID_HANDLE);
     for (const MockCall& call : mock().since(from)) CHECK(call.what != 'u');
+}
+
+TEST_CASE("a communicator that goes is not found by what comes behind") {
+    Running running;
+    Client c(running);
+    wire::Communicator question{};
+    question.call = wire::Communicator::initialise;
+    question.ranks = 1;
+    Bytes b;
+    append(b, question);
+    b.resize(b.size() + wire::round8(sizeof(HcclRootInfo)));
+    REQUIRE(c.call(Kind::communicator, b) == 0);
+    wire::Collective barrier{};
+    barrier.of = wire::Collective::barrier;
+    barrier.communicator = question.communicator = c.word();
+    barrier.stream = c.held;
+    c.hold();
+    c.say(Kind::collective, barrier);
+    question.call = wire::Communicator::destroy;
+    const uint32_t destruction = ++c.request;
+    c.say(Kind::communicator, question, destruction);
+    c.say(Kind::collective, barrier);
+    c.release();
+    REQUIRE(c.answered(destruction, 5'000'000'000));
+    CHECK(c.ring.header().status == 0);
+    CHECK(c.call(Kind::sync_stream, wire::StreamOp{c.held, soon()}) == acl::RT_INVALID_HANDLE);
+    CHECK(running.plane.counters().at("collectives") == 1);
 }
 
 TEST_CASE("an abort of a capture leaves an external event's record in another stream alone") {

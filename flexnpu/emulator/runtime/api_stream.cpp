@@ -256,7 +256,7 @@ aclError aclrtUnuseStreamResInCurrentThread(aclrtStream handle) {
 // The one way of every kernel to the device.
 aclError aclrtLaunchKernelWithHostArgs(aclrtFuncHandle function, uint32_t blocks, aclrtStream handle, aclrtLaunchKernelCfg*,
                                        void* arguments, size_t size, aclrtPlaceHolderInfo* place_holders, size_t count) {
-    if (function != nullptr) {
+    if (function != nullptr || arguments == nullptr) {
         return emu::launch_own_kernel("aclrtLaunchKernelWithHostArgs", function, blocks, handle, arguments, size, place_holders, count);
     }
     std::shared_ptr<emu::Stream> stream;

@@ -126,9 +126,12 @@ aclError load(const char* function, const void* data, size_t size, aclrtBinHandl
 }
 
 aclError find(const char* function, aclrtBinHandle binary, aclrtFuncHandle* out, auto matches) {
+    if (binary == nullptr || out == nullptr) {
+        return fail(acl::INVALID_PARAM, "%s: the binary or the output is null", function);
+    }
     auto found = table().get(binary);
-    if (!found || found->line >= 0 || out == nullptr) {
-        return fail(found && found->line < 0 ? acl::INVALID_PARAM : acl::RT_INVALID_HANDLE, "%s: %p is not a binary, or the output is null", function, binary);
+    if (!found || found->line >= 0) {
+        return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a binary", function, binary);
     }
     for (size_t i = 0; i < found->code->kernels.size(); i++) {
         if (matches(i, found->code->kernels[i])) {
@@ -145,6 +148,9 @@ namespace flexnpu::emulator {
 
 aclError launch_own_kernel(const char* name, aclrtFuncHandle function, uint32_t blocks, aclrtStream handle, const void* arguments, size_t size,
                            const aclrtPlaceHolderInfo* place_holders, size_t count) {
+    if (function == nullptr || blocks == 0 || arguments == nullptr || size > kMaxArguments || (count != 0 && place_holders == nullptr)) {
+        return fail(acl::INVALID_PARAM, "%s: null function or arguments, no blocks, or too many arguments", name);
+    }
     const bool on_device = place_holders == nullptr && size != 0 && flexnpu_emu_is_device_range(arguments, size);
     std::shared_ptr<Stream> stream;
     if (int32_t error = find_stream(name, handle, &stream)) {
@@ -153,9 +159,6 @@ aclError launch_own_kernel(const char* name, aclrtFuncHandle function, uint32_t 
     auto found = table().get(function);
     if (!found || found->line < 0) {
         return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a function", name, function);
-    }
-    if (blocks == 0 || arguments == nullptr || size > kMaxArguments || (count != 0 && place_holders == nullptr)) {
-        return fail(acl::INVALID_PARAM, "%s: no blocks, null arguments or too many", name);
     }
     auto job = std::make_unique<Job>(Job{found->code, found->line, std::vector<uint64_t>((size + 7) / 8), size});
     if (on_device) {
@@ -206,6 +209,9 @@ aclError aclrtBinaryLoadFromFile(const char* path, aclrtBinaryLoadOptions*, aclr
     return load("aclrtBinaryLoadFromFile", bytes.data(), bytes.size(), out);
 }
 aclError aclrtBinaryUnLoad(aclrtBinHandle binary) {
+    if (binary == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtBinaryUnLoad: the binary is null");
+    }
     auto found = table().get(binary);
     if (!found || found->line >= 0) {
         return fail(acl::RT_INVALID_HANDLE, "aclrtBinaryUnLoad: %p is not a binary", binary);
