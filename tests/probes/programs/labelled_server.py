@@ -12,6 +12,7 @@ and the engine's process id, then for each request a JSON object with times in n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import multiprocessing
@@ -75,12 +76,14 @@ class Engine:
         return start, end
 
 
-def engine(folder: Path, pipe: Connection) -> None:
+def engine(folder: Path, pipe: Connection, front: Connection) -> None:
+    front.close()  # else it would not notice the server's death
     model = Engine(folder)
     model.step(8, 0.001)
     pipe.send("ready")
-    while (order := pipe.recv()) is not None:
-        pipe.send(model.step(*order))
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            pipe.send(model.step(*pipe.recv()))
 
 
 def event(text: str, usage: dict[str, int] | None = None) -> bytes:
@@ -92,8 +95,9 @@ def event(text: str, usage: dict[str, int] | None = None) -> bytes:
 async def main(folder: Path) -> None:
     context = multiprocessing.get_context("fork")
     pipe, other = context.Pipe()
-    child = context.Process(target=engine, args=(folder, other), daemon=True)
+    child = context.Process(target=engine, args=(folder, other, pipe), daemon=True)
     child.start()
+    other.close()
     pipe.recv()
     turn = asyncio.Lock()
 
