@@ -14,7 +14,7 @@ from collectors import names
 from collectors.interference import Interference
 from collectors.names import Metric
 from collectors.sinks import Labels, Sample, Sink
-from probes.events import Event, HostDelay, Losses, RequestTiming, Step, StepBegin
+from probes.events import EngineMetrics, Event, HostDelay, Losses, RequestTiming, Step, StepBegin
 
 _RECORDS: Final = frozenset({"steps_sent", "steps_received"})
 """Kinds in `Losses.counts` that count what was delivered."""
@@ -35,6 +35,31 @@ def operation(path: str) -> str:
         if path.endswith(ends):
             return name
     return "other"
+
+
+def ttft_parts(request: RequestTiming) -> list[tuple[str, float]]:
+    """(part of `names.TTFT_PART`, us), in the order of a request's way; those that are known."""
+    parts = (
+        ("queue", request.queue_us),
+        ("compute", request.prefill_us),
+        ("gate", request.gated_us),
+        ("send", request.send_us),
+    )
+    return [(part, us) for part, us in parts if us is not None]
+
+
+def _engine_samples(engine: EngineMetrics) -> list[Sample]:
+    labels = (engine.url, engine.engine)
+    values = (
+        (names.ENGINE_RUNNING, engine.running),
+        (names.ENGINE_WAITING, engine.waiting),
+        (names.ENGINE_KV, engine.kv_usage),
+        (names.ENGINE_PROMPT_TOKENS, engine.prompt_tokens),
+        (names.ENGINE_TOKENS, engine.generation_tokens),
+        (names.ENGINE_PREEMPTIONS, engine.preemptions),
+    )
+    known = [Sample(metric, labels, value) for metric, value in values if value is not None]
+    return [Sample(names.ENGINE_UP, (engine.url,), 1.0 if engine.error is None else 0.0), *known]
 
 
 class Aggregator:
@@ -63,6 +88,7 @@ class Aggregator:
         self._comms: dict[int, str] = {}
         self._late = 0
         self._losses: dict[tuple[str, str], int] = {}
+        self._engines: dict[str, EngineMetrics] = {}
         self.connected = False
 
     def take(self, event: Event) -> None:
@@ -75,6 +101,8 @@ class Aggregator:
                 self._request(event)
             case HostDelay():
                 self._host(event)
+            case EngineMetrics():
+                self._engines = self._engines | {event.url: event}
             case Losses():
                 self._losses = self._losses | {(event.source, kind): n for kind, n in event.counts.items()}
 
@@ -89,6 +117,7 @@ class Aggregator:
         """The feed has ended: the next tracer counts from zero."""
         self._interference.flush()
         self._losses = {}
+        self._engines = {}
         self.connected = False
 
     def snapshot(self) -> list[Sample]:
@@ -102,6 +131,8 @@ class Aggregator:
             else:
                 metric = names.LOST_BYTES if kind.endswith("_bytes") else names.LOST_EVENTS
             samples.append(Sample(metric, (source, kind), float(count)))
+        for engine in self._engines.values():
+            samples += _engine_samples(engine)
         return samples
 
     def _add(self, metric: Metric, labels: Labels, amount: float = 1.0) -> None:
@@ -154,10 +185,21 @@ class Aggregator:
         self._slo(request, kind, process)
         if request.t_first_ns is not None:
             self._observe(names.TTFT, labels, (request.t_first_ns - request.t_arrival_ns) / 1e9)
+            self._parts(request, labels)
         if request.complete:
             self._whole(request, labels)
         for sink in self._sinks:
             sink.request(request)
+
+    def _parts(self, request: RequestTiming, labels: Labels) -> None:
+        for part, us in ttft_parts(request):
+            self._observe(names.TTFT_PART, (*labels, part), us / 1e6)
+        if request.join_confidence is None:
+            self._add(names.UNJOINED, labels)
+        if request.t_read_ns is not None:
+            self._observe(names.READ_DELAY, labels, (request.t_read_ns - request.t_arrival_ns) / 1e9)
+        if request.t_write_ns is not None and request.t_first_ns is not None:
+            self._observe(names.SEND_DELAY, labels, (request.t_first_ns - request.t_write_ns) / 1e9)
 
     def _whole(self, request: RequestTiming, labels: Labels) -> None:
         chunks = request.chunk_ns
@@ -165,7 +207,9 @@ class Aggregator:
             self._observe(names.TOKEN_INTERVAL, labels, (after - before) / 1e9)
         if len(chunks) >= 2:
             self._observe(names.SECOND_TOKEN, labels, (chunks[1] - request.t_arrival_ns) / 1e9)
-            self._observe(names.TPOT, labels, (chunks[-1] - chunks[0]) / (len(chunks) - 1) / 1e9)
+            tokens = request.tokens or len(chunks)
+            if tokens >= 2:
+                self._observe(names.TPOT, labels, (chunks[-1] - chunks[0]) / (tokens - 1) / 1e9)
         if chunks and request.t_end_ns is not None:
             self._observe(names.REQUEST_DURATION, labels, (request.t_end_ns - request.t_arrival_ns) / 1e9)
 

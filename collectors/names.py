@@ -28,6 +28,9 @@ ATTRIBUTES: Final[dict[str, str]] = {
     "prefill_in_flight": "flexnpu.prefill_in_flight",
     "kind": "flexnpu.kind",
     "source": "flexnpu.source",
+    "part": "flexnpu.request.part",
+    "engine": "flexnpu.engine",
+    "url": "url.full",
     "device": "flexnpu.device",
     "lane": "flexnpu.lane",
     "scope": "flexnpu.host.scope",
@@ -47,6 +50,8 @@ _TTFT_BUCKETS: Final = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 7.5, 10.0),
     *(20.0, 40.0, 80.0, 160.0, 320.0, 640.0),
 )
+# 0.1 ms to 3.3 s.
+_DELAY_BUCKETS: Final = tuple(round(0.0001 * 2**i, 6) for i in range(16))
 
 
 @dataclass(frozen=True)
@@ -125,11 +130,50 @@ TOKEN_INTERVAL: Final = Metric(
 TPOT: Final = Metric(
     "flexnpu_tpot_seconds",
     "histogram",
-    "Time per output token after the first, one value a request: (last chunk - first chunk) / (chunks - 1).",
+    "Time per output token after the first, one value a request: (last chunk - first chunk) / (tokens - 1). "
+    "Tokens are what the server says in usage, else chunks.",
     (*_PROCESS, "operation"),
     "gen_ai.server.time_per_output_token",
     "s",
     _STEP_BUCKETS,
+)
+TTFT_PART: Final = Metric(
+    "flexnpu_ttft_part_seconds",
+    "histogram",
+    "TTFT split by the steps that served the request. part: queue (before and between its own prefill "
+    "steps), compute (in them), gate (held by the gate meanwhile; absent without a daemon), send (from the "
+    "last one's end until the first content left).",
+    (*_PROCESS, "operation", "part"),
+    "flexnpu.server.time_to_first_token.part",
+    "s",
+    _TTFT_BUCKETS,
+)
+UNJOINED: Final = Metric(
+    "flexnpu_requests_unjoined_total",
+    "counter",
+    "Requests with a first token for which no step was found, so that their TTFT is not split.",
+    (*_PROCESS, "operation"),
+    "flexnpu.server.requests.unjoined",
+    "{request}",
+)
+READ_DELAY: Final = Metric(
+    "flexnpu_request_read_delay_seconds",
+    "histogram",
+    "From the arrival of a request at the server's socket until the server read it; part of the TTFT.",
+    (*_PROCESS, "operation"),
+    "flexnpu.server.request.read_delay",
+    "s",
+    _DELAY_BUCKETS,
+)
+SEND_DELAY: Final = Metric(
+    "flexnpu_first_content_held_seconds",
+    "histogram",
+    "From the write of the first content until the kernel sent it; part of the TTFT. Some 40 ms tell of a "
+    "server without TCP_NODELAY.",
+    (*_PROCESS, "operation"),
+    "flexnpu.server.first_content.held",
+    "s",
+    _DELAY_BUCKETS,
 )
 REQUEST_DURATION: Final = Metric(
     "flexnpu_request_duration_seconds",
@@ -261,6 +305,64 @@ HOST_IO: Final = Metric(
     (*_PROCESS, "scope", "kind"),
     "flexnpu.host.io_wait",
     "s",
+)
+
+# From the engines' own metrics, by the tracer.
+
+_ENGINE: Final = ("url", "engine")
+ENGINE_UP: Final = Metric(
+    "flexnpu_engine_up",
+    "gauge",
+    "Whether the engine's own metrics could be read: 1 or 0.",
+    ("url",),
+    "flexnpu.engine.up",
+)
+ENGINE_RUNNING: Final = Metric(
+    "flexnpu_engine_running_requests",
+    "gauge",
+    "Requests in the engine's running batch, as it says.",
+    _ENGINE,
+    "flexnpu.engine.running",
+    "{request}",
+)
+ENGINE_WAITING: Final = Metric(
+    "flexnpu_engine_waiting_requests",
+    "gauge",
+    "Requests that wait for the engine's scheduler, as it says.",
+    _ENGINE,
+    "flexnpu.engine.waiting",
+    "{request}",
+)
+ENGINE_KV: Final = Metric(
+    "flexnpu_engine_kv_usage_ratio",
+    "gauge",
+    "Share of the engine's KV cache that is in use, as it says; the fullest of its caches.",
+    _ENGINE,
+    "flexnpu.engine.kv_usage",
+)
+ENGINE_PROMPT_TOKENS: Final = Metric(
+    "flexnpu_engine_prompt_tokens_total",
+    "counter",
+    "Prompt tokens that the engine processed, as it says.",
+    _ENGINE,
+    "flexnpu.engine.prompt_tokens",
+    "{token}",
+)
+ENGINE_TOKENS: Final = Metric(
+    "flexnpu_engine_generation_tokens_total",
+    "counter",
+    "Tokens that the engine generated, as it says.",
+    _ENGINE,
+    "flexnpu.engine.generation_tokens",
+    "{token}",
+)
+ENGINE_PREEMPTIONS: Final = Metric(
+    "flexnpu_engine_preemptions_total",
+    "counter",
+    "Requests that the engine preempted for want of KV cache, as it says.",
+    _ENGINE,
+    "flexnpu.engine.preemptions",
+    "{request}",
 )
 
 # From the tracer.
@@ -488,5 +590,6 @@ EVENT_METRICS: Final = (
     *(TTFT, SECOND_TOKEN, TOKEN_INTERVAL, TPOT, REQUEST_DURATION, REQUESTS, SLO_REQUESTS, SLO_GOOD),
     *(STEPS, STEP_TOKENS, STEPS_UNSIZED, LAUNCHES, STEP_DURATION, DECODE_STEP, LATE_PREFILLS),
     *(HOST_RUNQUEUE, HOST_CPU, HOST_IO),
+    *(TTFT_PART, UNJOINED, READ_DELAY, SEND_DELAY),
 )
 """Fed event by event; the others are read off at the time of a scrape."""

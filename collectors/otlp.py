@@ -14,9 +14,10 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, set_span_in_context
 
 from collectors import names
+from collectors.aggregate import ttft_parts
 from collectors.names import ATTRIBUTES, Metric
 from collectors.sinks import Labels, Snapshot
 from probes.events import RequestTiming, Step
@@ -39,7 +40,8 @@ class OtlpSink:
     """Exports to ``{endpoint}/v1/metrics`` and ``/v1/traces`` every `interval_s`.
 
     With `spans`, each step and each request is a span, dated by its own times; a request's first chunk is
-    an event of it. Spans are dropped, with a log line of the SDK, when the endpoint is too slow for them.
+    an event of it, and the parts of its TTFT are spans beneath it. Spans are dropped, with a log line of the
+    SDK, when the endpoint is too slow for them.
     """
 
     def __init__(
@@ -123,12 +125,30 @@ class OtlpSink:
         }
         if request.status is not None:
             found["http.response.status_code"] = request.status
-        if request.prompt_chars is not None:
-            found["flexnpu.request.prompt_chars"] = request.prompt_chars
+        for name, value in (
+            ("flexnpu.request.prompt_chars", request.prompt_chars),
+            ("gen_ai.usage.input_tokens", request.prompt_tokens),
+            ("gen_ai.usage.output_tokens", request.tokens if request.tokens_from == "usage" else None),
+            ("flexnpu.request.prefill_steps", request.prefill_steps),
+            ("flexnpu.request.join_confidence", request.join_confidence),
+        ):
+            if value is not None:
+                found[name] = value
         start = request.t_arrival_ns + shift
         span = self._tracer.start_span("request", kind=SpanKind.SERVER, attributes=found, start_time=start)
         if request.t_first_ns is not None:
             span.add_event("gen_ai.first_token", timestamp=request.t_first_ns + shift)
+            # One behind the other: between chunks of a prompt and amid a step, queue and gate have no place.
+            at = start
+            for part, us in ttft_parts(request):
+                child = self._tracer.start_span(
+                    f"request {part}",
+                    context=set_span_in_context(span),
+                    attributes={"flexnpu.request.part": part},
+                    start_time=at,
+                )
+                at += round(us * 1000)
+                child.end(at)
         span.end(end + shift)
 
     def close(self) -> None:

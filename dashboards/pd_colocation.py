@@ -69,6 +69,14 @@ def _interference() -> str:
     return f"{median('true')} / {median('false')}"
 
 
+def _ttft_parts() -> str:
+    """The mean of each part of the TTFT, over all joined requests: they stack up to the mean TTFT."""
+    of = f"sum by (part) ({rate(names.TTFT_PART.sum, _SELECT)})"
+    sent = 'part="send"'
+    joined = f"sum ({rate(names.TTFT_PART.count, _SELECT, sent)})"
+    return f"{of} / on () group_left () {joined}"
+
+
 def _burn_rates() -> list[Query]:
     lengths = sorted({length for window in alerts.WINDOWS for length in (window.short_s, window.long_s)})
     return [
@@ -96,10 +104,9 @@ def _panel(title: str, text: str, unit: str, queries: Sequence[Query], **more: A
             for i, (expr, legend) in enumerate(queries)
         ],
         unit=unit,
-        fillOpacity=8,
         showPoints="never",
         tooltipMode="multi",
-        **{"valueMin": 0, **more},
+        **{"valueMin": 0, "fillOpacity": 8, **more},
     )
 
 
@@ -113,6 +120,23 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     names.TTFT.help,
                     "s",
                     quantiles(names.TTFT, ["comm", "pid"], "{{comm}} {{pid}}", (0.5, 0.9, 0.99)),
+                ),
+                _panel(
+                    "Where the first token's time went",
+                    f"{names.TTFT_PART.help} Means, which stack up to the mean TTFT of those requests.",
+                    "s",
+                    [(_ttft_parts(), "{{part}}")],
+                    stacking={"mode": "normal", "group": "A"},
+                    fillOpacity=60,
+                ),
+                _panel(
+                    "Delays in the server's sockets",
+                    f"{names.READ_DELAY.help} {names.SEND_DELAY.help}",
+                    "s",
+                    [
+                        *quantiles(names.READ_DELAY, ["comm", "pid"], "read {{comm}} {{pid}}", (0.99,)),
+                        *quantiles(names.SEND_DELAY, ["comm", "pid"], "held {{comm}} {{pid}}", (0.99,)),
+                    ],
                 ),
                 _panel(
                     "Time to second token",
@@ -215,6 +239,36 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     names.HOST_IO.help,
                     "percentunit",
                     [(rate(names.HOST_IO.name, _SELECT), "{{kind}} {{scope}} {{comm}} {{pid}}")],
+                ),
+            ],
+        ),
+        (
+            "Engines, from their own metrics",
+            [
+                _panel(
+                    "Requests in the engine",
+                    f"{names.ENGINE_RUNNING.help} {names.ENGINE_WAITING.help}",
+                    "none",
+                    [
+                        (names.ENGINE_RUNNING.name, "running {{engine}} {{url}}"),
+                        (names.ENGINE_WAITING.name, "waiting {{engine}} {{url}}"),
+                    ],
+                ),
+                _panel(
+                    "KV cache",
+                    f"{names.ENGINE_KV.help} {names.ENGINE_PREEMPTIONS.help}",
+                    "percentunit",
+                    [(names.ENGINE_KV.name, "{{engine}} {{url}}")],
+                    valueMax=1,
+                ),
+                _panel(
+                    "Tokens, as the engine counts them",
+                    f"{names.ENGINE_PROMPT_TOKENS.help} {names.ENGINE_TOKENS.help}",
+                    "none",
+                    [
+                        (rate(names.ENGINE_PROMPT_TOKENS.name), "prompt {{engine}} {{url}}"),
+                        (rate(names.ENGINE_TOKENS.name), "generated {{engine}} {{url}}"),
+                    ],
                 ),
             ],
         ),

@@ -2,13 +2,9 @@
 `Losses`.
 
 Every event has one JSON form, a single line with ``"v"`` (the version of the form, `VERSION`) and
-<<<<<<< HEAD
-``"type"`` (``step``, ``begin``, ``request``, ``host`` or
-``losses``). A reader ignores fields that it does not know, so
-=======
-``"type"`` (`step`, `begin`, `request`, `mix`, `losses`). A reader ignores fields that it does not know, so
->>>>>>> 4b87b9d (wip2)
-fields may be added without a new version. A measurement that could not be made is ``null``, never zero.
+``"type"`` (``step``, ``begin``, ``request``, ``host``, ``mix``, ``engine`` or ``losses``). A reader ignores
+fields that it does not know, so fields may be added without a new version. A measurement that could not be
+made is ``null``, never zero.
 
 All times are nanoseconds of CLOCK_MONOTONIC on the traced machine (Python's `time.monotonic_ns`), so
 steps and requests share one axis.
@@ -235,7 +231,43 @@ class Mix(_Event):
     """Second calls by operator (``aclnnMatmul``), the most frequent first."""
 
 
-Event = Step | StepBegin | RequestTiming | HostDelay | Losses | Mix
+_Amount = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineMetrics(_Event):
+    """What a serving engine says of itself on its own metrics page (`engine`). Counts are since its start;
+    of several instances on one page they are sums."""
+
+    type: ClassVar[str] = "engine"
+
+    t_ns: _NonNegative
+    url: str
+    engine: str
+    """``vllm``, ``sglang``, or empty when the page has nothing that is known."""
+    running: _Amount | None = None
+    """Requests in the running batch."""
+    waiting: _Amount | None = None
+    """Requests that wait to be scheduled."""
+    kv_usage: _Amount | None = None
+    """Share of the KV cache in use, 0 to 1, of the fullest instance."""
+    prompt_tokens: _Amount | None = None
+    generation_tokens: _Amount | None = None
+    preemptions: _Amount | None = None
+    ttft_s: _Amount | None = None
+    """Sum of the times to first token, and their number."""
+    ttft_count: _Amount | None = None
+    queue_s: _Amount | None = None
+    """Sum of the times in the engine's queue, and their number."""
+    queue_count: _Amount | None = None
+    interval_s: _Amount | None = None
+    """Sum of the times between output tokens, and their number."""
+    interval_count: _Amount | None = None
+    error: str | None = None
+    """Why the page could not be read."""
+
+
+Event = EngineMetrics | Step | StepBegin | RequestTiming | HostDelay | Losses | Mix
 
 _TYPES: dict[str, type[Event]] = {
     "step": Step,
@@ -244,6 +276,7 @@ _TYPES: dict[str, type[Event]] = {
     "host": HostDelay,
     "losses": Losses,
     "mix": Mix,
+    "engine": EngineMetrics,
 }
 
 

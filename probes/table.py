@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import mean
 from typing import Final
 
 from rich.table import Table
 from rich.text import Text
 
+from probes.engine import engine_line
 from probes.events import Losses
 from probes.histogram import nearest_rank
 from probes.view import Row, Snapshot
@@ -133,8 +135,9 @@ def render(
 
 
 def request_lines(snapshot: Snapshot) -> list[str]:
-    """A line a process whose requests ended in the interval."""
-    lines = []
+    """A line an engine that tells of itself, and a line a process whose requests ended in the interval, with
+    the mean of each part of their TTFT where it is known."""
+    lines = [engine_line(engine) for engine in snapshot.engines]
     for one in snapshot.requests:
         text = f"{one.comm}:{one.pid} requests {one.count}"
         for name, values in (("TTFT", one.ttft_us), ("TPOT", one.tpot_us)):
@@ -143,7 +146,9 @@ def request_lines(snapshot: Snapshot) -> list[str]:
                 "/".join(_number(nearest_rank(ordered, q) / 1e3) for q in (0.5, 0.99)) if ordered else ABSENT
             )
             text += f"  {name} {shown}"
-        lines.append(text + " ms p50/p99")
+        parts = [f"{part} {_number(mean(values) / 1e3)}" for part, values in one.parts_us.items()]
+        split = f"; TTFT: {', '.join(parts)} ms" if parts else ""
+        lines.append(text + " ms p50/p99" + split)
     return lines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from probes.events import Event, HostDelay, Losses, RequestTiming, Step
+from probes.events import EngineMetrics, Event, HostDelay, Losses, RequestTiming, Step
 from probes.histogram import nearest_rank, tpot_us
 
 Lane = tuple[int, int]
@@ -52,12 +52,22 @@ class Requests:
     count: int = 0
     ttft_us: list[float] = field(default_factory=list)
     tpot_us: list[float] = field(default_factory=list)
+    parts_us: dict[str, list[float]] = field(default_factory=dict)
+    """Parts of the TTFT, of the requests that were joined to steps."""
 
     def add(self, request: RequestTiming) -> None:
         self.comm = request.comm
         self.count += 1
         if request.t_first_ns is not None:
             self.ttft_us.append(max(0, request.t_first_ns - request.t_arrival_ns) / 1e3)
+        for part, us in (
+            ("queue", request.queue_us),
+            ("prefill", request.prefill_us),
+            ("gate", request.gated_us),
+            ("send", request.send_us),
+        ):
+            if us is not None:
+                self.parts_us.setdefault(part, []).append(us)
         tpot = tpot_us(request) if request.complete else None
         if tpot is not None:
             self.tpot_us.append(tpot)
@@ -88,6 +98,8 @@ class Snapshot:
     """Share of the interval for which the daemon's gate held the lane; lanes without a daemon are absent."""
     counts: dict[str, int]
     """Of all sources' `Losses`, so far."""
+    engines: list[EngineMetrics] = field(default_factory=list)
+    """What each engine last said of itself."""
 
 
 class View:
@@ -98,6 +110,7 @@ class View:
         self._requests: dict[int, Requests] = {}
         self._hosts: dict[int, Host] = {}
         self._counts: dict[str, dict[str, int]] = {}
+        self._engines: dict[str, EngineMetrics] = {}
 
     def add(self, event: Event) -> None:
         if isinstance(event, Step):
@@ -108,6 +121,8 @@ class View:
             self._requests.setdefault(event.pid, Requests(event.pid)).add(event)
         elif isinstance(event, HostDelay):
             self._host(event)
+        elif isinstance(event, EngineMetrics):
+            self._engines[event.url] = event
         elif isinstance(event, Losses):
             self._counts[event.source] = event.counts
 
@@ -136,4 +151,5 @@ class View:
             hosts,
             {lane: us / seconds / 1e6 for lane, us in gated_us.items()},
             {name: count for counts in self._counts.values() for name, count in counts.items()},
+            list(self._engines.values()),
         )

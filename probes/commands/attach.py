@@ -20,6 +20,7 @@ from probes.commands.options import (
     take_plan,
     take_selection,
 )
+from probes.engine import EngineScraper
 from probes.events import Event, Losses, StepBegin
 from probes.feed import FeedServer
 from probes.gates import Gates
@@ -63,6 +64,14 @@ from probes.view import View
     default=None,
     help="Also time streamed HTTP requests on the processes' sockets.  [default: with --feed]",
 )
+@click.option(
+    "--engine-metrics",
+    "engine_urls",
+    multiple=True,
+    metavar="URL",
+    help="Also read the serving engine's own metrics page (vLLM, SGLang) every 5 s. May be given several "
+    "times.",
+)
 @click.option("--quiet", is_flag=True, help="Print no tables.")
 def command(
     duration: float | None,
@@ -72,6 +81,7 @@ def command(
     feed_socket: Path | None,
     feed_group: str | None,
     wire: bool | None,
+    engine_urls: tuple[str, ...],
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -143,6 +153,8 @@ def command(
             decode steps as JSON, of processes that start later too
       sudo flexnpu-probe attach --all --feed --quiet
             serve steps and request times to collectors and controllers
+      sudo flexnpu-probe attach --wire --json --engine-metrics http://127.0.0.1:8000/metrics
+            steps, request times split by them, and what vLLM says of its queue
       sudo flexnpu-probe attach --lib libacl_rt.so
             launches, copies and synchronises of one library alone
 
@@ -192,8 +204,15 @@ def command(
             note(f"publishing on {feed_path}")
         if live.waiting:
             note("no such process uses an NPU yet; waiting for one (Ctrl-C ends)")
+        engines = [stack.enter_context(EngineScraper(url, output.event, output.say)) for url in engine_urls]
+
+        def poll() -> bool:
+            for engine in engines:
+                engine.poll()
+            return output.poll()
+
         output.start()
-        live.run(stop, duration=duration, interval=interval, on_tick=output.tick, on_poll=output.poll)
+        live.run(stop, duration=duration, interval=interval, on_tick=output.tick, on_poll=poll)
         output.leave()
         if not quiet and not as_json:
             note("detaching")

@@ -16,6 +16,7 @@ import click
 
 from flexnpu.control import paths
 from probes.attach import AttachError
+from probes.engine import EngineError
 from probes.feed import FeedError
 from probes.recording import RecordingError
 from probes.selection import SelectionError
@@ -28,6 +29,7 @@ _FAILURES = (
     FeedError,
     SelectionError,
     RecordingError,
+    EngineError,
     ProcessGone,
     paths.NoRunDirError,
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from flexnpu.control.messages import DaemonStatus, GateStatus, LaneStatus, SessionStatus
-from probes.events import Event, HostDelay, Losses, Phase, RequestTiming, Step, StepBegin
+from probes.events import EngineMetrics, Event, HostDelay, Losses, Phase, RequestTiming, Step, StepBegin
 
 MS = 1_000_000
 S = 1_000 * MS
+ENGINE = "http://127.0.0.1:8000/metrics"
 
 
 def step(
@@ -69,6 +71,7 @@ def request(
     path: str = "/v1/chat/completions",
     status: int | None = 200,
     complete: bool = True,
+    **more: Any,
 ) -> RequestTiming:
     return RequestTiming(
         pid=pid,
@@ -82,6 +85,7 @@ def request(
         status=status,
         prompt_chars=100,
         complete=complete,
+        **more,
     )
 
 
@@ -96,8 +100,28 @@ def second(now: int, *, ttft_ms: int = 50, flood: bool = True) -> Iterator[Event
         yield step(end - 12 * MS, end, tokens=1)
         yield step(end - 40 * MS, end - 15 * MS, tokens=1, graph_launches=1, stream=2)
     first = now - 500 * MS
-    yield request(first - ttft_ms * MS, [first + i * 20 * MS for i in range(16)], now - 100 * MS)
+    share = ttft_ms * 1000 / 4
+    yield request(
+        first - ttft_ms * MS,
+        [first + i * 20 * MS for i in range(16)],
+        now - 100 * MS,
+        t_read_ns=first - ttft_ms * MS + MS,
+        t_write_ns=first - MS,
+        tokens=16,
+        tokens_from="usage",
+        prompt_tokens=100,
+        queue_us=share,
+        prefill_us=share,
+        gated_us=share,
+        send_us=share,
+        first_step=first - 10 * MS,
+        prefill_steps=1,
+        join_confidence=1.0,
+    )
     yield request(first - 300 * MS, [first, first + 30 * MS], first + 40 * MS, pid=2, comm="flood")
+    yield EngineMetrics(
+        now, ENGINE, "vllm", 3.0, 5.0, 0.42, prompt_tokens=1e3, generation_tokens=2e3, preemptions=0.0
+    )
     yield HostDelay(now, 1, "chat", None, 1e6, 800e3, 300e3, 20e3, 0.0)
     yield HostDelay(now, 1, "launcher", 7, 1e6, 600e3, 200e3, 10e3, 0.0)
     yield Losses(t_ns=now, source="steps", counts={"steps_sent": 40, "steps_lost": 0, "unclassified": 1})

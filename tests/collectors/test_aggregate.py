@@ -9,7 +9,7 @@ import pytest
 from collectors import names
 from collectors.aggregate import Aggregator, operation
 from collectors.prometheus import PrometheusSink
-from probes.events import Event, Losses
+from probes.events import EngineMetrics, Event, Losses
 from tests.collectors.scripted import MS, S, request, second, step
 
 
@@ -55,6 +55,49 @@ def test_requests() -> None:
     assert run.value("flexnpu_time_to_second_token_seconds_sum", **chat) == pytest.approx(0.07)
     assert run.value("flexnpu_request_duration_seconds_sum", **chat) == pytest.approx(0.12)
     assert run.value("flexnpu_requests_total", **chat, code="200", complete="true") == 1
+
+
+def test_the_parts_of_a_ttft() -> None:
+    parts = {"queue_us": 10e3, "prefill_us": 25e3, "gated_us": 5e3, "send_us": 10e3, "join_confidence": 1.0}
+    run = Run(
+        request(0, [50 * MS], 60 * MS, t_read_ns=2 * MS, t_write_ns=49 * MS, **parts),
+        request(0, [50 * MS], 60 * MS, **(parts | {"prefill_us": 30e3, "gated_us": None})),
+        request(0, [50 * MS], 60 * MS),
+    )
+    chat = {**CHAT, "operation": "chat"}
+    for part, total, count in (
+        ("queue", 0.02, 2),
+        ("compute", 0.055, 2),
+        ("gate", 0.005, 1),
+        ("send", 0.02, 2),
+    ):
+        assert run.value("flexnpu_ttft_part_seconds_sum", **chat, part=part) == pytest.approx(total)
+        assert run.value("flexnpu_ttft_part_seconds_count", **chat, part=part) == count
+    assert run.value("flexnpu_requests_unjoined_total", **chat) == 1
+    assert run.value("flexnpu_request_read_delay_seconds_sum", **chat) == pytest.approx(0.002)
+    assert run.value("flexnpu_first_content_held_seconds_sum", **chat) == pytest.approx(0.001)
+
+
+def test_tpot_goes_by_the_servers_tokens_where_it_says_them() -> None:
+    chunks = [50 * MS, 70 * MS, 110 * MS]
+    for tokens, source, expected in ((7, "usage", 0.01), (3, "chunks", 0.03), (None, None, 0.03)):
+        run = Run(request(0, chunks, 120 * MS, tokens=tokens, tokens_from=source))
+        assert run.value("flexnpu_tpot_seconds_sum", **CHAT, operation="chat") == pytest.approx(expected)
+
+
+def test_engines() -> None:
+    run = Run(
+        EngineMetrics(1, "http://a/metrics", "vllm", running=3.0, waiting=0.0, kv_usage=0.5),
+        EngineMetrics(1, "http://b/metrics", "", error="HTTP status 404"),
+    )
+    of = {"url": "http://a/metrics", "engine": "vllm"}
+    assert run.value("flexnpu_engine_running_requests", **of) == 3
+    assert run.value("flexnpu_engine_waiting_requests", **of) == 0
+    assert run.value("flexnpu_engine_kv_usage_ratio", **of) == 0.5
+    assert run.value("flexnpu_engine_generation_tokens_total", **of) is None
+    assert run.value("flexnpu_engine_up", url="http://a/metrics") == 1
+    assert run.value("flexnpu_engine_up", url="http://b/metrics") == 0
+    assert run.value("flexnpu_engine_running_requests", url="http://b/metrics", engine="") is None
 
 
 def test_what_was_not_measured_is_absent() -> None:

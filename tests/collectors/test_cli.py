@@ -76,6 +76,11 @@ def test_everything_arrives_over_both(tmp_path: Path) -> None:
     assert len(steps) == 40
     requests = [s for s in received.spans if s.name == "request"]
     assert [e.name for s in requests for e in s.events] == ["gen_ai.first_token"] * 2
+    (split,) = [s for s in requests if any(p.parent_span_id == s.span_id for p in received.spans)]
+    parts = [s for s in received.spans if s.parent_span_id == split.span_id]
+    assert [s.name for s in parts] == [f"request {part}" for part in ("queue", "compute", "gate", "send")]
+    assert parts[0].start_time_unix_nano == split.start_time_unix_nano
+    assert parts[-1].end_time_unix_nano == split.events[0].time_unix_nano
     shift = time.time_ns() - time.monotonic_ns()
     assert all(abs(s.end_time_unix_nano - shift - (now - S)) < 1.1 * S for s in steps)
     assert {s.end_time_unix_nano - s.start_time_unix_nano for s in steps} <= set(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.events import EventError, Losses, RequestTiming, Step, StepBegin, from_json
+from probes.events import EngineMetrics, EventError, Losses, RequestTiming, Step, StepBegin, from_json
 
 counts = st.integers(0, 2**63)
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
@@ -62,6 +62,30 @@ events = st.one_of(
         status=maybe,
         prompt_chars=maybe,
         complete=st.booleans(),
+        t_read_ns=maybe,
+        t_write_ns=maybe,
+        tokens=maybe,
+        tokens_from=st.sampled_from(["usage", "chunks", None]),
+        prompt_tokens=maybe,
+        queue_us=st.none() | st.floats(0, 1e12),
+        prefill_us=st.none() | st.floats(0, 1e12),
+        gated_us=st.none() | st.floats(0, 1e12),
+        send_us=st.none() | st.floats(0, 1e12),
+        tpot_gated_us=st.none() | st.floats(0, 1e12),
+        first_step=maybe,
+        first_step_pid=maybe,
+        prefill_steps=maybe,
+        join_confidence=st.none() | fractions,
+    ),
+    st.builds(
+        EngineMetrics,
+        t_ns=counts,
+        url=texts,
+        engine=texts,
+        running=st.none() | st.floats(0, 1e12),
+        kv_usage=st.none() | st.floats(0, 1),
+        ttft_s=st.none() | st.floats(0, 1e12),
+        error=st.none() | texts,
     ),
     st.builds(Losses, t_ns=counts, source=texts, counts=st.dictionaries(texts, counts, max_size=4)),
 )
