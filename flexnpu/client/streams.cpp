@@ -1,5 +1,6 @@
 // Streams and events.
 #include "acl.gen.h"
+#include "flexnpu/api/stream_states.hpp"
 #include "flexnpu/client/callbacks.hpp"
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
@@ -45,6 +46,7 @@ aclError create_stream(const char* function, aclrtStream* out, uint32_t priority
     c->session().streams.add(h);
     flexnpu::client::add_to_context(h);
     *out = handle(h);
+    flexnpu::api::StreamStates::get().tell(*out, flexnpu::api::StreamStates::created);
     return 0;
 }
 
@@ -52,6 +54,7 @@ aclError destroy_stream(const char* function, aclrtStream s, bool force) {
     CHANNEL(c);
     if (!s) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
     CHECK(check_stream(*c, function, s));
+    flexnpu::api::StreamStates::get().tell(s, flexnpu::api::StreamStates::destroying);
     if (!c->session().streams.remove(number(s))) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
     c->session().steps.stream_destroyed(number(s));
     const aclError e = c->call(Kind::destroy_stream, wire::StreamOp{number(s), force ? 0 : -1});
@@ -149,6 +152,13 @@ aclError query_event(const char* function, aclrtEvent e, uint64_t form, int32_t*
 }  // namespace
 
 extern "C" {
+
+aclError aclrtRegStreamStateCallback(const char* name, aclrtStreamStateCallback function, void* argument) {
+    if (!name || !*name) return fail(acl::INVALID_PARAM, "aclrtRegStreamStateCallback: the name is null or empty");
+    using flexnpu::api::StreamStates;
+    if (StreamStates::get().set(name, reinterpret_cast<StreamStates::Callback>(function), argument)) return 0;
+    return fail(acl::INVALID_PARAM, "aclrtRegStreamStateCallback: no function of the name %s is registered", name);
+}
 
 aclError aclrtCreateStream(aclrtStream* s) { return create_stream("aclrtCreateStream", s, 0, 0); }
 aclError aclrtCreateStreamWithConfig(aclrtStream* s, uint32_t priority, uint32_t flags) {

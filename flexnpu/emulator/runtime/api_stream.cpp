@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "acl.gen.h"
+#include "flexnpu/api/stream_states.hpp"
 #include "flexnpu/emulator/runtime/lookup.hpp"
 #include "flexnpu/emulator/runtime/own_kernels.hpp"
 #include "flexnpu/emulator/runtime/runtime.hpp"
@@ -24,6 +25,7 @@ using emu::append;
 using emu::fail;
 using emu::find_stream;
 using emu::Runtime;
+using flexnpu::api::StreamStates;
 
 namespace {
 
@@ -53,7 +55,11 @@ int32_t create(const char* function, aclrtStream* stream, uint32_t priority, uin
     if (stream == nullptr) {
         return fail(acl::INVALID_PARAM, "%s: the output is null", function);
     }
-    return Runtime::get().create_stream(stream, priority, flags);
+    const int32_t error = Runtime::get().create_stream(stream, priority, flags);
+    if (error == 0) {
+        StreamStates::get().tell(*stream, StreamStates::created);
+    }
+    return error;
 }
 
 int32_t destroy(const char* function, aclrtStream handle, bool force) {
@@ -64,12 +70,23 @@ int32_t destroy(const char* function, aclrtStream handle, bool force) {
     if (int32_t error = find_stream(function, handle, &stream)) {
         return error;
     }
+    StreamStates::get().tell(handle, StreamStates::destroying);
     return Runtime::get().destroy_stream(handle, force);
 }
 
 }  // namespace
 
 extern "C" {
+
+aclError aclrtRegStreamStateCallback(const char* name, aclrtStreamStateCallback function, void* argument) {
+    if (name == nullptr || *name == '\0') {
+        return fail(acl::INVALID_PARAM, "aclrtRegStreamStateCallback: the name is null or empty");
+    }
+    if (!StreamStates::get().set(name, reinterpret_cast<StreamStates::Callback>(function), argument)) {
+        return fail(acl::INVALID_PARAM, "aclrtRegStreamStateCallback: no function of the name %s is registered", name);
+    }
+    return acl::SUCCESS;
+}
 
 aclError aclrtCreateStream(aclrtStream* stream) { return create("aclrtCreateStream", stream, 0, 0); }
 aclError aclrtCreateStreamWithConfig(aclrtStream* stream, uint32_t priority, uint32_t flags) {
