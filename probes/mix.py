@@ -19,7 +19,7 @@ from probes import symbols
 from probes.attach import Point
 from probes.placing import Group
 from probes.plan import FUNNELS, Role
-from probes.sites import REACH, choose
+from probes.sites import REACH, READS, choose
 
 _FIRST = "GetWorkspaceSize"
 _CORE = "aclnnEmbedding"
@@ -59,7 +59,7 @@ def _scan(_identity: tuple[int, int, int], real: str) -> tuple[tuple[str, int, b
                         at = address - start + offset
                         file.seek(at)
                         code = file.read(_CODE)
-                        chosen = choose(code[: REACH * 2], machine)
+                        chosen = choose(code[: REACH * 2], machine, arguments=READS["on_operator"])
                         found.append((name, at + chosen.offset, code[chosen.offset : chosen.offset + 8]))
             return tuple(sorted(found))
     except (OSError, ELFError, ValueError, KeyError, UnicodeDecodeError):

@@ -158,12 +158,6 @@ def choose_for(site: Site, definition: Definition) -> Choice:
     )
 
 
-def cheap_offset(code: bytes, machine: str, *, keep_stack: bool = False) -> tuple[int, str]:
-    """(offset in bytes, the instruction there) of `choose`."""
-    choice = choose(code, machine, keep_stack=keep_stack)
-    return choice.offset, choice.instruction
-
-
 def _jumps(instructions: Iterable[tuple[int, int, str, str]]) -> list[tuple[int, int]]:
     """(address, target) of direct jumps within a function, of its start relative to 0."""
     found = []
