@@ -14,12 +14,17 @@ from collectors import names
 from collectors.interference import Interference
 from collectors.names import Metric
 from collectors.sinks import Labels, Sample, Sink
-from probes.events import EngineMetrics, Event, HostDelay, Losses, RequestTiming, Step, StepBegin
-
-_RECORDS: Final = frozenset({"steps_sent", "steps_received"})
-"""Kinds in `Losses.counts` that count what was delivered."""
-_NO_LOSS: Final = frozenset({"feed_subscribers", "feed_refused"})
-"""Kinds that say something of the feed's subscribers. What stands in neither list is a loss."""
+from probes.events import (
+    DELIVERED,
+    NO_LOSS,
+    EngineMetrics,
+    Event,
+    HostDelay,
+    Losses,
+    RequestTiming,
+    Step,
+    StepBegin,
+)
 
 # The ends of paths, by the operation of the conventions (gen_ai.operation.name).
 _OPERATIONS: Final = {
@@ -124,9 +129,9 @@ class Aggregator:
         """What is read off: losses, the objective, whether the feed is there. From any thread."""
         samples = [*self._constants, Sample(names.FEED_CONNECTED, (), float(self.connected))]
         for (source, kind), count in self._losses.items():
-            if kind in _NO_LOSS:
+            if kind in NO_LOSS:
                 continue
-            if kind in _RECORDS:
+            if kind in DELIVERED:
                 metric = names.TRACER_RECORDS
             else:
                 metric = names.LOST_BYTES if kind.endswith("_bytes") else names.LOST_EVENTS

@@ -54,8 +54,11 @@ ALERT_NAMES: Final[dict[Severity, str]] = {
     "ticket": "FlexnpuTtftBudgetBurnSlow",
 }
 
-# Not lost, but undecided or beyond a limit that costs no timing.
-_BENIGN: Final = "unclassified|reopened|foreign|wire_unsupported|wire_cut_requests"
+# Not lost, but undecided, beyond a limit that costs no timing, or given up for the tracer's budget.
+_BENIGN: Final = (
+    "unclassified|reopened|foreign|wire_unsupported|wire_cut_requests"
+    "|shed_.*|over_budget|layout_unknown|process_events_lost"
+)
 
 
 def duration(seconds: float) -> str:

@@ -34,6 +34,13 @@ _Microseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)
 _Flag = Annotated[bool, Field(strict=True)]
 
 
+DELIVERED = frozenset({"steps_sent", "steps_received"})
+"""Kinds of `Losses.counts` that count what was delivered."""
+
+NO_LOSS = frozenset({"feed_subscribers", "feed_refused", "windows", "restored"})
+"""Kinds that say something else. What stands in neither set is a loss, or evidence that was given up."""
+
+
 class EventError(ValueError):
     """A line that is not an event: not JSON, another version, an unknown type, or a wrong field."""
 

@@ -84,6 +84,16 @@ class Header:
 
 
 @dataclass(frozen=True)
+class Overhead:
+    """What the probes of a process cost."""
+
+    percent: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    """Of the steps' time (of all time where there were none), lately."""
+    without: list[str]
+    """Evidence that was given up for the budget, the first first (`budget.ORDER`)."""
+
+
+@dataclass(frozen=True)
 class Tick:
     """The end of an interval of the live table, with what it showed beside events."""
 
@@ -91,6 +101,8 @@ class Tick:
     seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     gated: list[tuple[_NonNegative, _NonNegative, _Microseconds]]
     """(pid, stream, us): how long the daemon's gate held each lane in the interval."""
+    overhead: dict[int, Overhead] = dataclasses.field(default_factory=dict)
+    """By process."""
     type: Literal["tick"] = "tick"
 
 

@@ -54,6 +54,11 @@ def _host(name: str) -> Callable[[Row, Snapshot], float | None]:
     return value
 
 
+def _overhead(row: Row, snapshot: Snapshot) -> float | None:
+    found = snapshot.overhead.get(row.pid)
+    return None if found is None else found.percent
+
+
 COLUMNS: Final = (
     Column("c", "process", 0, lambda r, _: f"{r.comm[: 16 - len(str(r.pid))]}:{r.pid}", str),
     Column("l", "stream", 7, lambda r, _: f"{r.stream:#x}", str),
@@ -66,6 +71,7 @@ COLUMNS: Final = (
     Column("o", "ln/st", 9, lambda r, _: r.launches / r.with_launches if r.with_launches else None, _number),
     Column("g", "gated", 3, lambda r, s: s.gated.get((r.pid, r.stream)), _percent, "lane"),
     Column("r", "runq", 2, _host("runqueue"), _percent, "pid"),
+    Column("b", "probes", 6, _overhead, lambda value: f"{value:.2f}%", "pid"),
     Column("u", "cpu", 10, _host("cpu"), _percent, "pid"),
 )
 """In the order of showing; `key` is what to press to sort by it."""
@@ -150,6 +156,16 @@ def request_lines(snapshot: Snapshot) -> list[str]:
         split = f"; TTFT: {', '.join(parts)} ms" if parts else ""
         lines.append(text + " ms p50/p99" + split)
     return lines
+
+
+def shed_lines(snapshot: Snapshot) -> list[str]:
+    """A line a process that does without something for the budget."""
+    comms = {row.pid: row.comm for row in snapshot.rows}
+    return [
+        f"{comms.get(pid, '')}:{pid} over the budget: without {', '.join(one.without)}"
+        for pid, one in sorted(snapshot.overhead.items())
+        if one.without
+    ]
 
 
 def losses_line(losses: Losses) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from probes.events import EngineMetrics, Event, HostDelay, Losses, RequestTiming, Step
 from probes.histogram import nearest_rank, tpot_us
+from probes.recording import Overhead
 
 Lane = tuple[int, int]
 """(pid, stream)."""
@@ -96,6 +97,8 @@ class Snapshot:
     hosts: dict[int, Host]
     gated: dict[Lane, float]
     """Share of the interval for which the daemon's gate held the lane; lanes without a daemon are absent."""
+    overhead: dict[int, Overhead]
+    """What the probes cost, by process."""
     counts: dict[str, int]
     """Of all sources' `Losses`, so far."""
     engines: list[EngineMetrics] = field(default_factory=list)
@@ -136,10 +139,15 @@ class View:
         if known is None or (seen.launcher, seen.runqueue) > (known.launcher, known.runqueue):
             self._hosts[delay.pid] = seen
 
-    def take(self, seconds: float, gated_us: Mapping[Lane, float]) -> Snapshot:
+    def take(
+        self,
+        seconds: float,
+        gated_us: Mapping[Lane, float],
+        overhead: Mapping[int, Overhead] | None = None,
+    ) -> Snapshot:
         """The interval that ends now, `seconds` long, which also begins a new one.
 
-        `gated_us`: what the daemon's gate held each lane in the interval.
+        `gated_us`: what the daemon's gate held each lane in the interval. `overhead`: what the probes cost.
         """
         rows, self._rows = self._rows, {}
         requests, self._requests = self._requests, {}
@@ -150,6 +158,7 @@ class View:
             [requests[pid] for pid in sorted(requests)],
             hosts,
             {lane: us / seconds / 1e6 for lane, us in gated_us.items()},
+            dict(overhead or {}),
             {name: count for counts in self._counts.values() for name, count in counts.items()},
             list(self._engines.values()),
         )

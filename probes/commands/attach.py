@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from probes.engine import EngineScraper
 from probes.events import Event, Losses, StepBegin
 from probes.feed import FeedServer
 from probes.gates import Gates
+from probes.recording import Overhead
 from probes.screen import Display, display, plain_after
 from probes.view import View
 
@@ -131,10 +133,12 @@ def command(
                 longest, of all threads together where the launching one is not
                 known. Where it is high, steps are slow because the host is short
                 of CPUs, not because the NPU is slow
-      cpu       share of the interval for which that thread ran
+      probes    what the probes cost, as a share of the steps' time
+      cpu       share of the interval for which the thread of runq ran
 
-    Above the table: what was lost so far, steps whose phase nothing showed, and what the budget made the
-    tracer leave out. Below it, with --wire: requests that ended, TTFT and TPOT, p50/p99 in ms.
+    Above the table: what was lost so far, steps whose phase nothing showed, and how often the budget made
+    the tracer leave something out. Below it, with --wire: requests that ended, TTFT and TPOT, p50/p99 in
+    ms; and what processes do without for the budget.
 
     A step is one forward pass of a model. How steps are cut and classified, and how sure that is, is said
     in probes/phases.py and in each step's `evidence` and `confidence` (--json). A step is shown when the
@@ -211,6 +215,7 @@ def command(
                 engine.poll()
             return output.poll()
 
+        output.overhead = live.overhead
         output.start()
         live.run(stop, duration=duration, interval=interval, on_tick=output.tick, on_poll=poll)
         output.leave()
@@ -228,6 +233,7 @@ class _Output:
         self._shows = not (as_json or quiet)
         self.display: Display | None = None
         self.feed: FeedServer | None = None
+        self.overhead: Callable[[], dict[int, Overhead]] | None = None
         self._view = View()
         self._gates = Gates()
         self._since = time.monotonic()
@@ -275,7 +281,8 @@ class _Output:
             sys.stdout.flush()
         if self.display is not None:
             self._view.add(losses)
-            snapshot = self._view.take(now - self._since, self._gates.delta_us())
+            overhead = self.overhead() if self.overhead is not None else None
+            snapshot = self._view.take(now - self._since, self._gates.delta_us(), overhead)
             self._since = now
             self.display.show(snapshot)
 

@@ -148,6 +148,8 @@ def _live(
         if recorded is not None:
             stack.enter_context(recorded.recorder)
         live = stack.enter_context(Live(selection, take, only=libraries, wire=wire, **plan))
+        if recorded is not None:
+            recorded.overhead = live.overhead
         note("measuring (Ctrl-C ends)")
         live.run(stop, duration=duration, interval=1.0, on_tick=tick, on_poll=poll)
         ended = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from probes.finder import Finder
 from probes.join import Joiner, Other
 from probes.kin import Kin
 from probes.plan import FUNNELS, Plan
+from probes.recording import Overhead
 from probes.selection import Selection
 from probes.taskstats import HostDelays
 from probes.tracer import Tracer, check, uses_npu
@@ -179,7 +181,7 @@ class Live:
             if now >= next_tick:
                 next_tick = max(next_tick + interval, now)
                 self._sample()
-                on_tick(self.tracer.losses(), now)
+                on_tick(self._losses(), now)
 
     def _sample(self) -> None:
         """Publish what the host made the processes wait for in the interval."""
@@ -203,7 +205,19 @@ class Live:
         if self._wire is not None and self._joiner is not None:
             self._wire.close()
             self._joiner.flush()
-        return self.tracer.losses()
+        return self._losses()
+
+    def _losses(self) -> Losses:
+        losses = self.tracer.losses()
+        own = {"process_events_lost": self._finder.events_lost}
+        return dataclasses.replace(losses, counts=losses.counts | own)
+
+    def overhead(self) -> dict[int, Overhead]:
+        """What the probes of each process cost, and what it does without for the budget."""
+        return {
+            target.pid: Overhead(round(target.account.percent, 4), list(target.account.without))
+            for target in self.tracer.targets
+        }
 
     def close(self) -> None:
         self._stack.close()

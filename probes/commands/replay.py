@@ -75,4 +75,5 @@ def _play(source: Recording, screen: Display, speed: float, stop: Stop) -> None:
         if stop.requested or screen.quit:
             return
         if item.seconds > 0:
-            screen.show(view.take(item.seconds, {(pid, stream): us for pid, stream, us in item.gated}))
+            gated = {(pid, stream): us for pid, stream, us in item.gated}
+            screen.show(view.take(item.seconds, gated, item.overhead))

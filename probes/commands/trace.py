@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from probes.commands.options import (
 )
 from probes.events import Losses, StepBegin
 from probes.gates import Gates
-from probes.recording import Recorder, Tick
+from probes.recording import Overhead, Recorder, Tick
 
 
 class Recorded:
@@ -28,6 +29,7 @@ class Recorded:
 
     def __init__(self, path: Path) -> None:
         self.recorder = Recorder(path)
+        self.overhead: Callable[[], dict[int, Overhead]] | None = None
         self._gates = Gates()
         self._since = time.monotonic()
 
@@ -38,7 +40,8 @@ class Recorded:
     def tick(self, losses: Losses, now: float) -> None:
         self.recorder.event(losses)
         gated = [(pid, stream, us) for (pid, stream), us in sorted(self._gates.delta_us().items())]
-        self.recorder.tick(Tick(losses.t_ns, now - self._since, gated))
+        overhead = self.overhead() if self.overhead is not None else {}
+        self.recorder.tick(Tick(losses.t_ns, now - self._since, gated, overhead))
         self._since = now
 
     def end(self, losses: Losses, now: float) -> None:
@@ -98,6 +101,7 @@ def command(output: Path, duration: float | None, wire: bool | None, **options: 
             recorded.recorder,
             Live(selection, recorded.event, only=libraries, wire=wire is not False, **plan) as live,
         ):
+            recorded.overhead = live.overhead
             if live.waiting:
                 note("no such process uses an NPU yet; waiting for one (Ctrl-C ends)")
             note(f"recording to {output} (Ctrl-C ends)")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from probes.cli import main
 from probes.events import Event, HostDelay, Losses, RequestTiming, Step
 from probes.histogram import Distributions, human_us, nearest_rank, tpot_us
-from probes.recording import MAX_BLOCK_BYTES, Header, Recorder, Recording, RecordingError, Tick
+from probes.recording import MAX_BLOCK_BYTES, Header, Overhead, Recorder, Recording, RecordingError, Tick
 
 MS = 1_000_000
 S1 = "0x20010"
@@ -43,6 +43,7 @@ EVENTS: list[Event] = [
 ]
 
 
+TICK = Tick(11, 1.0, [(5, 16, 2.5)], {5: Overhead(0.5, ["windows"])})
 HEADER = Header(1, "0", "h", "k", "m", 1, 2, 3)
 
 
@@ -54,7 +55,7 @@ def write(
             recorder.event(event)
             if number % flush_after == 0:
                 recorder.flush()
-        recorder.tick(Tick(11, 1.0, [(5, 16, 2.5)]))
+        recorder.tick(TICK)
     return path.read_bytes()
 
 
@@ -62,7 +63,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     before = time.time_ns()
     write(tmp_path / "run")
     recording = Recording(tmp_path / "run")
-    assert list(recording) == [*EVENTS, Tick(11, 1.0, [(5, 16, 2.5)])]
+    assert list(recording) == [*EVENTS, TICK]
     assert recording.damage is None
     assert before <= recording.header.realtime_ns <= time.time_ns()
     assert recording.header.t_ns <= time.monotonic_ns()

@@ -18,8 +18,9 @@ import pytest
 from rich.console import Console
 
 from probes.events import Event, HostDelay, Losses, Phase, RequestTiming, Step
+from probes.recording import Overhead
 from probes.screen import KEYS
-from probes.table import COLUMNS, SORTABLE, counts_line, losses_line, render, request_lines
+from probes.table import COLUMNS, SORTABLE, counts_line, losses_line, render, request_lines, shed_lines
 from probes.view import Snapshot, View
 
 S1 = "0x20010"
@@ -56,7 +57,7 @@ def cells(of: Snapshot, name: str, sort: str | None = None) -> list[str]:
 
 def test_absent_measurements_are_dashes() -> None:
     of = snapshot(step(1, "other", tokens=None))
-    row = "s:5 0x10 other 1.00 - - 1.00 1.00 7.00 - - -".split()  # noqa: SIM905
+    row = "s:5 0x10 other 1.00 - - 1.00 1.00 7.00 - - - -".split()  # noqa: SIM905
     assert shown(of)[-1].split() == row
 
 
@@ -84,6 +85,7 @@ def test_every_column_has_its_number() -> None:
         "ln/st": "7.00",
         "gated": "25%",
         "runq": "30%",
+        "probes": "-",
         "cpu": "40%",
     }
 
@@ -129,6 +131,14 @@ def test_requests_have_a_line_a_process() -> None:
     of = snapshot(request(30, 40, 50), request(50, 80), request(None, complete=False))
     assert request_lines(of) == ["chat:5 requests 3  TTFT 30.0/50.0  TPOT 10.0/30.0 ms p50/p99"]
     assert request_lines(snapshot(request(None))) == ["chat:5 requests 1  TTFT -  TPOT - ms p50/p99"]
+
+
+def test_what_the_probes_cost_and_what_the_budget_took_is_shown() -> None:
+    view = View()
+    view.add(step(1))
+    of = view.take(1.0, {}, {5: Overhead(0.456, ["windows", "attention"]), 6: Overhead(0.0, [])})
+    assert cells(of, "probes") == ["0.46%"]
+    assert shed_lines(of) == ["s:5 over the budget: without windows, attention"]
 
 
 def test_only_what_was_lost_is_listed() -> None:
