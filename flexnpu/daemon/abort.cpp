@@ -3,6 +3,7 @@
 // Nobody may hang on what was dropped: events whose records were are recorded on the empty stream, and a synchronise that waits in the lane is
 // answered with the abort's error, as is a synchronise of such an event.
 #include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/heads.hpp"
 #include "flexnpu/daemon/payload.hpp"
 #include "flexnpu/wire/futex.hpp"
 
@@ -10,10 +11,7 @@ namespace flexnpu::daemon {
 
 void Dispatcher::abort_stream(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtStreamAbort");
-    }
+    if (!taken(s, p, &o, reply, "aclrtStreamAbort")) return;
     Lane* lane = o.stream ? s.streams.find(o.stream) : nullptr;
     if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtStreamAbort: " + hex(o.stream) + " is not a stream");
     abort_lane(lane->shared_from_this(), worker_of(*reply.ring), [reply](const Failure& f) {
@@ -24,10 +22,7 @@ void Dispatcher::abort_stream(Session& s, Payload p, const Reply& reply) {
 // The device's tasks, as far as they are this session's: the vendor's function of that name would abort everybody's.
 void Dispatcher::abort_device(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtDeviceTaskAbort");
-    }
+    if (!taken(s, p, &o, reply, "aclrtDeviceTaskAbort")) return;
     auto left = std::make_shared<size_t>(1);
     auto first = std::make_shared<Failure>();
     auto arrive = [left, first, reply](const Failure& f) {

@@ -182,6 +182,15 @@ private:
     void refuse_later(Session& s, Lane* lane, int32_t code, std::string message);
 
     Lane* lane_of(Session& s, uint64_t handle);
+    // The heads of records' handlers; what is wrong has been reported and counted when they say so.
+    // The payload, which is one T and nothing else; false: it is not.
+    template <class T>
+    bool taken(Session& s, Payload p, T* out, const Reply& reply, const char* function);
+    // The same of a record that nobody waits for, and the lane of its stream; nullptr: one of the two is missing.
+    template <class T>
+    Lane* taken(Session& s, Payload p, T* out);
+    // The lane that a call names, or nullptr.
+    Lane* lane_at(Session& s, uint64_t handle, const Reply& reply, const char* function);
     std::shared_ptr<Lane> make_lane(Session& s, uint32_t priority, uint32_t flags, Failure* failure);
     void push(Lane& lane, std::unique_ptr<Item> item);
     std::unique_ptr<Item> spare_item();

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/heads.hpp"
 #include "flexnpu/daemon/payload.hpp"
 
 namespace flexnpu::daemon {
@@ -76,13 +77,10 @@ int32_t Graph::destroy() {
 
 void Dispatcher::capture_begin(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclmdlRICaptureBegin");
-    }
+    if (!taken(s, p, &o, reply, "aclmdlRICaptureBegin")) return;
     if (o.stream == 0) return refuse(s, reply, acl::RT_CAPTURE_IMPLICIT, "aclmdlRICaptureBegin: the default stream cannot be captured");
-    Lane* lane = lane_of(s, o.stream);
-    if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRICaptureBegin: " + hex(o.stream) + " is not a stream");
+    Lane* lane = lane_at(s, o.stream, reply, "aclmdlRICaptureBegin");
+    if (!lane) return;
     if (lane->capture || lane->ending) return refuse(s, reply, acl::RT_STREAM_CAPTURED, "aclmdlRICaptureBegin: the stream is being captured already");
     if (lane->update) return refuse(s, reply, acl::RT_TASK_GROUP_STATUS, "aclmdlRICaptureBegin: the stream updates a task group");
     if (s.graphs.size() >= kMaxGraphs) return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, "aclmdlRICaptureBegin: too many graphs");
@@ -142,12 +140,9 @@ void Dispatcher::forget_graph(Session& s, const std::shared_ptr<Graph>& graph) {
 
 void Dispatcher::capture_end(Session& s, Payload p, const Reply& reply) {
     wire::CaptureEnd o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclmdlRICaptureEnd");
-    }
-    Lane* lane = lane_of(s, o.stream);
-    if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRICaptureEnd: " + hex(o.stream) + " is not a stream");
+    if (!taken(s, p, &o, reply, "aclmdlRICaptureEnd")) return;
+    Lane* lane = lane_at(s, o.stream, reply, "aclmdlRICaptureEnd");
+    if (!lane) return;
     const std::shared_ptr<Graph> graph = lane->capture;
     if (!graph) return refuse(s, reply, acl::RT_STREAM_NOT_CAPTURED, "aclmdlRICaptureEnd: the stream is not being captured");
     if (graph->origin.lock().get() != lane) {
@@ -197,10 +192,7 @@ void Dispatcher::capture_ended(Session& s, const std::shared_ptr<Graph>& graph, 
 
 void Dispatcher::capture_info(Session& s, Payload p, const Reply& reply) {
     wire::GraphOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclmdlRICaptureGetInfo");
-    }
+    if (!taken(s, p, &o, reply, "aclmdlRICaptureGetInfo")) return;
     Graph* graph = s.graphs.find(o.graph);
     if (!graph || !graph->begun) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRICaptureGetInfo: " + hex(o.graph) + " is not a capture");
     aclmdlRICaptureStatus status = acl::CAPTURE_NONE;
@@ -238,12 +230,9 @@ bool Dispatcher::keep_bytes(Lane& lane, Item& item, const void* from, uint64_t b
 
 void Dispatcher::group_begin(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclmdlRICaptureTaskGrpBegin");
-    }
-    Lane* lane = lane_of(s, o.stream);
-    if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRICaptureTaskGrpBegin: " + hex(o.stream) + " is not a stream");
+    if (!taken(s, p, &o, reply, "aclmdlRICaptureTaskGrpBegin")) return;
+    Lane* lane = lane_at(s, o.stream, reply, "aclmdlRICaptureTaskGrpBegin");
+    if (!lane) return;
     if (!lane->capture) return refuse(s, reply, acl::RT_STREAM_NOT_CAPTURED, "aclmdlRICaptureTaskGrpBegin: the stream is not being captured");
     if (lane->group) return refuse(s, reply, acl::RT_TASK_GROUP_STATUS, "aclmdlRICaptureTaskGrpBegin: a task group is open already");
     auto group = std::make_shared<TaskGroup>();
@@ -262,12 +251,9 @@ void Dispatcher::group_begin(Session& s, Payload p, const Reply& reply) {
 
 void Dispatcher::group_end(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclmdlRICaptureTaskGrpEnd");
-    }
-    Lane* lane = lane_of(s, o.stream);
-    if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRICaptureTaskGrpEnd: " + hex(o.stream) + " is not a stream");
+    if (!taken(s, p, &o, reply, "aclmdlRICaptureTaskGrpEnd")) return;
+    Lane* lane = lane_at(s, o.stream, reply, "aclmdlRICaptureTaskGrpEnd");
+    if (!lane) return;
     if (!lane->capture || !lane->group) return refuse(s, reply, acl::RT_TASK_GROUP_STATUS, "aclmdlRICaptureTaskGrpEnd: no task group is open");
     after({lane}, false, [this, session = &s, lane, group = std::exchange(lane->group, nullptr), reply] {
         if (int32_t e = Vendor::call(vendor_.aclmdlRICaptureTaskGrpEnd, lane->stream, &group->vendor)) {
@@ -285,12 +271,8 @@ void Dispatcher::group_end(Session& s, Payload p, const Reply& reply) {
 // have updated is left alone: nothing of it is run as an operator of its own.
 void Dispatcher::update_begin(Session& s, Payload p) {
     wire::GraphOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse_later(s, nullptr, acl::INVALID_PARAM, "");
-    }
-    Lane* lane = lane_of(s, o.stream);
-    if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
+    Lane* lane = taken(s, p, &o);
+    if (!lane) return;
     TaskGroup* group = s.groups.find(o.graph);
     const auto graph = group ? group->graph.lock() : nullptr;
     const bool there = graph && graph->over && !graph->dying;  // else workers are at it
@@ -313,12 +295,8 @@ void Dispatcher::update_begin(Session& s, Payload p) {
 
 void Dispatcher::update_end(Session& s, Payload p) {
     wire::StreamOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse_later(s, nullptr, acl::INVALID_PARAM, "");
-    }
-    Lane* lane = lane_of(s, o.stream);
-    if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
+    Lane* lane = taken(s, p, &o);
+    if (!lane) return;
     lane->update_refused = false;
     if (!lane->update) return refuse_later(s, lane, acl::RT_TASK_GROUP_STATUS, "aclmdlRICaptureTaskUpdateEnd: the stream updates no task group");
     auto item = std::make_unique<Item>();
@@ -470,12 +448,8 @@ void Dispatcher::release_marks(Item& item) {
 
 void Dispatcher::launch_graph(Session& s, Payload p) {
     wire::GraphOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse_later(s, nullptr, acl::INVALID_PARAM, "");
-    }
-    Lane* lane = lane_of(s, o.stream);
-    if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
+    Lane* lane = taken(s, p, &o);
+    if (!lane) return;
     Graph* graph = s.graphs.find(o.graph);
     if (!graph || !graph->over || graph->dying) {
         return refuse_later(s, lane, acl::RT_INVALID_HANDLE, "aclmdlRIExecuteAsync: " + hex(o.graph) + " is not a graph that can be run");
@@ -525,10 +499,7 @@ void Dispatcher::dispatch_replay(Lane& lane, Item& item) {
 
 void Dispatcher::destroy_graph(Session& s, Payload p, const Reply& reply) {
     wire::GraphOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclmdlRIDestroy");
-    }
+    if (!taken(s, p, &o, reply, "aclmdlRIDestroy")) return;
     Graph* graph = s.graphs.find(o.graph);
     if (!graph || graph->dying) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRIDestroy: " + hex(o.graph) + " is not a graph");
     if (!graph->over) return refuse(s, reply, acl::RT_MODEL_CAPTURED, "aclmdlRIDestroy: the graph is being captured");
@@ -556,10 +527,7 @@ void Dispatcher::destroy_graph(Session& s, Payload p, const Reply& reply) {
 
 void Dispatcher::graph_text(Session& s, Payload p, const Reply& reply) {
     wire::GraphText o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclmdlRIDebugJsonPrint");
-    }
+    if (!taken(s, p, &o, reply, "aclmdlRIDebugJsonPrint")) return;
     Graph* graph = s.graphs.find(o.graph);
     if (!graph || !graph->over || graph->dying) {
         return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRIDebugJsonPrint: " + hex(o.graph) + " is not a graph");

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/heads.hpp"
 #include "flexnpu/daemon/payload.hpp"
 #include "flexnpu/wire/futex.hpp"
 
@@ -13,12 +14,8 @@ namespace flexnpu::daemon {
 
 void Dispatcher::host_func(Session& s, Payload p) {
     wire::HostFunc h;
-    if (!take(p, &h)) {
-        count_.malformed++;
-        return refuse_later(s, nullptr, acl::INVALID_PARAM, "");
-    }
-    Lane* lane = lane_of(s, h.stream);
-    if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
+    Lane* lane = taken(s, p, &h);
+    if (!lane) return;
     if (lane->capture || lane->update) {
         return refuse_later(s, lane, acl::RT_CAPTURE_MODE_NOT_SUPPORT, "aclrtLaunchHostFunc: FlexNPU cannot capture a function of the program");
     }

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/heads.hpp"
 #include "flexnpu/daemon/payload.hpp"
 #include "flexnpu/wire/operation.hpp"
 
@@ -146,8 +147,8 @@ void Dispatcher::run_op(Session& s, Payload p, const Reply& reply) {
         count_.malformed++;
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed operator");
     }
-    Lane* lane = lane_of(s, head.stream);
-    if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclopCompileAndExecute: " + hex(head.stream) + " is not a stream");
+    Lane* lane = lane_at(s, head.stream, reply, "aclopCompileAndExecute");
+    if (!lane) return;
     if (lane->capture || lane->update) {
         return refuse(s, reply, acl::RT_CAPTURE_MODE_NOT_SUPPORT, "FlexNPU cannot capture an operator that is named by type");
     }
@@ -204,12 +205,8 @@ void Dispatcher::run_op(Session& s, Payload p, const Reply& reply) {
 // aclrtCmoAsync: the cache is to fetch, write back or forget a range of memory.
 void Dispatcher::cache_hint(Session& s, Payload p) {
     wire::CacheHint h;
-    if (!take(p, &h)) {
-        count_.malformed++;
-        return refuse_later(s, nullptr, acl::INVALID_PARAM, "");
-    }
-    Lane* lane = lane_of(s, h.stream);
-    if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
+    Lane* lane = taken(s, p, &h);
+    if (!lane) return;
     // Forgetting what is in the cache would lose what was written there: the range must be the program's to the byte.
     if (h.bytes == 0 || !s.memory.holds(h.address, h.bytes)) {
         return refuse_later(s, lane, acl::RT_PARAM_INVALID, "aclrtCmoAsync: " + hex(h.address) + " is not in memory of this process");

@@ -6,6 +6,7 @@
 #include "flexnpu/api/forward.hpp"
 #include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/daemon/graphs.hpp"
+#include "flexnpu/daemon/heads.hpp"
 #include "flexnpu/daemon/payload.hpp"
 #include "flexnpu/wire/futex.hpp"
 
@@ -254,10 +255,7 @@ void Dispatcher::launch(Session& s, Payload p) {
 
 void Dispatcher::allocate(Session& s, Payload p, const Reply& reply) {
     wire::Malloc m;
-    if (!take(p, &m)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtMalloc");
-    }
+    if (!taken(s, p, &m, reply, "aclrtMalloc")) return;
     if (m.bytes == 0) return refuse(s, reply, acl::INVALID_PARAM, "aclrtMalloc: size is 0");
     // The ring keeps the worker, and the worker ends before its session's memory is freed.
     worker_of(*reply.ring).post([this, &s, m, reply] {
@@ -276,10 +274,7 @@ void Dispatcher::allocate(Session& s, Payload p, const Reply& reply) {
 
 void Dispatcher::release(Session& s, Payload p, const Reply& reply) {
     wire::Free f;
-    if (!take(p, &f)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtFree");
-    }
+    if (!taken(s, p, &f, reply, "aclrtFree")) return;
     auto range = s.memory.take(f.address, MemoryMap::Kind::own);
     if (!range) {
         return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtFree: " + hex(f.address) + " was not allocated by this process");
@@ -496,10 +491,7 @@ bool Dispatcher::nothing_queued() const {
 
 void Dispatcher::memset(Session& s, Payload p, const Reply& reply) {
     wire::Memset m;
-    if (!take(p, &m)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed memset");
-    }
+    if (!taken(s, p, &m, reply, "memset")) return;
     Lane* lane = m.now ? nullptr : lane_of(s, m.stream);
     if (!m.now && !lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtMemsetAsync: " + hex(m.stream) + " is not a stream");
     if (m.bytes > m.room || !s.memory.holds(m.to, m.bytes)) {
@@ -528,10 +520,7 @@ void Dispatcher::memset(Session& s, Payload p, const Reply& reply) {
 
 void Dispatcher::create_stream(Session& s, Payload p, const Reply& reply) {
     wire::CreateStream c;
-    if (!take(p, &c)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtCreateStream");
-    }
+    if (!taken(s, p, &c, reply, "aclrtCreateStream")) return;
     Failure failure;
     auto lane = make_lane(s, c.priority, c.flags, &failure);
     if (!lane) return reply.fail(failure);
@@ -546,10 +535,7 @@ void Dispatcher::create_stream(Session& s, Payload p, const Reply& reply) {
 
 void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtDestroyStream");
-    }
+    if (!taken(s, p, &o, reply, "aclrtDestroyStream")) return;
     if (!s.streams.find(o.stream)) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
     Session* session = &s;
     if (o.deadline_ns == 0) {
@@ -589,12 +575,9 @@ void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
 
 void Dispatcher::sync_stream(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtSynchronizeStream");
-    }
-    Lane* lane = lane_of(s, o.stream);
-    if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtSynchronizeStream: " + hex(o.stream) + " is not a stream");
+    if (!taken(s, p, &o, reply, "aclrtSynchronizeStream")) return;
+    Lane* lane = lane_at(s, o.stream, reply, "aclrtSynchronizeStream");
+    if (!lane) return;
     Session* session = &s;
     auto t = lane->idle() ? nullptr : timed(o.deadline_ns, "aclrtSynchronizeStreamWithTimeout", reply);
     after({lane}, true, [this, session, lane, o, reply, t] {
@@ -604,10 +587,7 @@ void Dispatcher::sync_stream(Session& s, Payload p, const Reply& reply) {
 
 void Dispatcher::sync_device(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtSynchronizeDevice");
-    }
+    if (!taken(s, p, &o, reply, "aclrtSynchronizeDevice")) return;
     Session* session = &s;
     auto t = timed(o.deadline_ns, "aclrtSynchronizeDeviceWithTimeout", reply);
     after(lanes_of(s), true, [this, session, o, reply, t] {
@@ -620,12 +600,9 @@ void Dispatcher::sync_device(Session& s, Payload p, const Reply& reply) {
 
 void Dispatcher::query_stream(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtStreamQuery");
-    }
-    Lane* lane = lane_of(s, o.stream);
-    if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtStreamQuery: " + hex(o.stream) + " is not a stream");
+    if (!taken(s, p, &o, reply, "aclrtStreamQuery")) return;
+    Lane* lane = lane_at(s, o.stream, reply, "aclrtStreamQuery");
+    if (!lane) return;
     if (lane->stop_on_failure && lane->failure.code) return reply.fail(lane->failure);
     int32_t status = acl::STREAM_NOT_READY;
     if (lane->idle()) {
@@ -640,10 +617,7 @@ void Dispatcher::query_stream(Session& s, Payload p, const Reply& reply) {
 // its records and waits do not find.
 void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
     wire::CreateEvent c;
-    if (!take(p, &c)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtCreateEvent");
-    }
+    if (!taken(s, p, &c, reply, "aclrtCreateEvent")) return;
     void* event = nullptr;
     // All sessions' events are this process's: the vendor need not know that one is for several.
     const bool ipc = (c.flags & acl::EVENT_IPC) != 0;
@@ -721,10 +695,7 @@ void Dispatcher::order_event(Session& s, Payload p, ItemType type, const char* f
 
 void Dispatcher::sync_event(Session& s, Payload p, const Reply& reply) {
     wire::EventOp o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtSynchronizeEvent");
-    }
+    if (!taken(s, p, &o, reply, "aclrtSynchronizeEvent")) return;
     Event* e = s.events.find(o.event);
     if (!e) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtSynchronizeEvent: " + hex(o.event) + " is not an event");
     auto t = e->mark->pending ? timed(o.deadline_ns, "aclrtSynchronizeEventWithTimeout", reply) : nullptr;
@@ -774,10 +745,7 @@ void Dispatcher::query_event(Session& s, Payload p, const Reply& reply) {
 
 void Dispatcher::elapsed(Session& s, Payload p, const Reply& reply) {
     wire::EventPair o;
-    if (!take(p, &o)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtEventElapsedTime");
-    }
+    if (!taken(s, p, &o, reply, "aclrtEventElapsedTime")) return;
     Event *a = s.events.find(o.start), *b = s.events.find(o.end);
     if (!a || !b) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtEventElapsedTime: " + hex(a ? o.end : o.start) + " is not an event");
     if (a->mark->pending || b->mark->pending) return reply.fail(not_reached("aclrtEventElapsedTime"));
