@@ -78,23 +78,28 @@ def kernel() -> Iterator[Check]:
         "perf's uprobe unit is there" if perf else "perf has no uprobe unit",
         "" if perf or multi else "Linux 4.17 or newer with CONFIG_UPROBE_EVENTS is needed",
     )
-    yield Check(
-        group,
-        "uprobe_multi",
-        Status.OK if multi else Status.WARN,
-        "many probes by one link, without CAP_SYS_ADMIN, with cookies" if multi else "not available",
-        ""
-        if multi
-        else "Linux 6.6 or newer: without it CAP_SYS_ADMIN is needed, and operators are not told apart",
-    )
+    asked = capabilities.may_load()
+    if multi or asked:
+        yield Check(
+            group,
+            "uprobe_multi",
+            Status.OK if multi else Status.WARN,
+            "many probes by one link, without CAP_SYS_ADMIN, with cookies" if multi else "not available",
+            "" if multi else "Linux 6.6 or newer; till then CAP_SYS_ADMIN, and no operator mix",
+        )
+    else:
+        yield Check(group, "uprobe_multi", Status.INFO, "not known: it cannot be asked without CAP_BPF")
     ring = _ring_buffer()
-    yield Check(
-        group,
-        "ring buffer",
-        Status.OK if ring else Status.WARN,
-        "there" if ring else "not available: perf buffers, one a CPU, are used",
-        "" if ring else "Linux 5.8 or newer",
-    )
+    if ring or asked:
+        yield Check(
+            group,
+            "ring buffer",
+            Status.OK if ring else Status.WARN,
+            "there" if ring else "not available: perf buffers, one a CPU, are used",
+            "" if ring else "Linux 5.8 or newer",
+        )
+    else:
+        yield Check(group, "ring buffer", Status.INFO, "not known: it cannot be asked without CAP_BPF")
     btf = Path("/sys/kernel/btf/vmlinux").exists()
     yield Check(
         group,
@@ -217,43 +222,41 @@ def _place(group: str) -> Check:
     machine = platform.machine()
     if machine not in hitcost.CHEAP:
         return Check(group, name, Status.FAIL, f"nothing is known of {machine}")
+    kinds = {hitcost.CHEAP[machine]: "emulated", hitcost.DEAR[machine]: "single-stepped"}
     try:
-        cheap, dear = hitcost.CHEAP[machine], hitcost.DEAR[machine]
-        cost = hitcost.measure([cheap, dear], hits=1000, rounds=3)
+        costs = hitcost.measure(kinds, hits=1000, rounds=3)
     except attach.AttachError as error:
-        return Check(group, name, Status.FAIL, str(error), "see the line above")
+        lacking = [one.remedy for one in capabilities.missing()]
+        return Check(group, name, Status.FAIL, str(error), lacking[0] if lacking else "see the lines above")
     shown = [
-        f"{(cost[one] or 0) / 1000:.2f} us {what}"
-        for one, what in ((cheap, "emulated"), (dear, "single-stepped"))
+        f"{'refused' if cost is None else f'{cost / 1000:.2f} us'} {kinds[one]}"
+        for one, cost in costs.items()
     ]
     return Check(group, name, Status.OK, f"tried; a hit costs {' and '.join(shown)}")
 
 
 def _maps(group: str, have: frozenset[str]) -> Check:
-    """Another user's process, if there is one: the first that is not ours."""
+    """The maps of other users' processes, until one may be read: some may be out of bounds for everybody."""
     name = "read other processes"
+    refused = 0
     for pid in symbols.processes():
         try:
             if os.stat(f"/proc/{pid}").st_uid == os.geteuid() or not _read(f"/proc/{pid}/cmdline"):
                 continue
-            if symbols.mapped_paths(pid):
-                return Check(group, name, Status.OK, f"tried on process {pid} (CAP_SYS_PTRACE)")
+            symbols.mapped_paths(pid)
+            return Check(group, name, Status.OK, f"tried on process {pid} (CAP_SYS_PTRACE)")
         except symbols.ProcessGone:
             continue
         except OSError:
-            pass
-        return Check(
-            group,
-            name,
-            Status.FAIL,
-            f"the memory map of process {pid} may not be read: CAP_SYS_PTRACE is missing",
-            "; ".join(one.remedy for one in capabilities.missing() if one.capability == "CAP_SYS_PTRACE"),
-        )
+            refused += 1
+    tried = f"refused by all {refused} of other users" if refused else "no other user's process to try it on"
     if "CAP_SYS_PTRACE" in have:
-        return Check(group, name, Status.OK, "CAP_SYS_PTRACE is there; no other user's process to try it on")
-    return Check(
-        group, name, Status.WARN, "no other user's process to try; CAP_SYS_PTRACE is missing", "as root"
-    )
+        if not refused:
+            return Check(group, name, Status.OK, f"CAP_SYS_PTRACE is there; {tried}")
+        remedy = "a security module or a user namespace forbids it: run outside of the container"
+        return Check(group, name, Status.WARN, f"CAP_SYS_PTRACE is there, and yet {tried}", remedy)
+    remedy = next(one.remedy for one in capabilities.missing() if one.capability == "CAP_SYS_PTRACE")
+    return Check(group, name, Status.FAIL, f"CAP_SYS_PTRACE is missing; {tried}", remedy)
 
 
 # -- what has to be installed -------------------------------------------------------------------------------

@@ -50,7 +50,10 @@ def kernel_arch(machine: str) -> str:
 
 
 def usable(tree: Path) -> bool:
-    return all((tree / mark).is_file() for mark in _MARKS)
+    try:
+        return all((tree / mark).is_file() for mark in _MARKS)
+    except PermissionError:
+        return False
 
 
 def _version_key(text: str) -> tuple[int, ...]:
@@ -144,7 +147,17 @@ def prepare(
     for arch_tree, common_tree in _pairs(root / "usr/src"):
         if not (arch_tree / "arch" / arch).is_dir():
             continue
-        tree = assemble(arch_tree, common_tree, cache or _cache(), arch)
+        tree = CACHE / arch_tree.name
+        if cache is not None or not usable(tree):  # root has put it there once, for everybody
+            folder = cache or _cache()
+            try:
+                tree = assemble(arch_tree, common_tree, folder, arch)
+            except OSError as error:
+                raise HeadersMissing(
+                    f"headers of {arch_tree.name} cannot be put together in {folder}: {error.strerror}.\n"
+                    "Run flexnpu-probe once as root, which puts them into "
+                    f"{CACHE}, or set XDG_CACHE_HOME to a folder of this user's."
+                ) from None
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
         return Headers(tree, f"assembled from {arch_tree.name}, another version than the running {release}")
     raise HeadersMissing(

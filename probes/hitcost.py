@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable
 
 from probes import capabilities
-from probes.attach import AttachError, Uprobe
+from probes.attach import TRACE_UPROBE_MULTI, AttachError, Point, place, remove
 
 # name -> (code up to the function's end, offset of the instruction in it). Each is called and returns.
 _X86 = {
@@ -126,10 +126,12 @@ def measure(
     if machine not in INSTRUCTIONS:
         raise AttachError(f"no code to measure on {machine}")
     known = INSTRUCTIONS[machine]
-    program = capabilities.load_nothing()
+    multi = capabilities.uprobe_multi()
+    program = capabilities.load_nothing(TRACE_UPROBE_MULTI if multi else 0)
     if program < 0:
         raise AttachError(f"the kernel loads no BPF program: {os.strerror(-program)}")
     result: dict[str, float | None] = {}
+    refused: AttachError | None = None
     try:
         for name in known if names is None else names:
             text, offset = known[name]
@@ -137,12 +139,16 @@ def measure(
                 plain = best_of(code, hits, rounds)
                 path = f"/proc/self/fd/{code.fd}"
                 try:
-                    probe = Uprobe(program, path, BODY + offset, os.getpid())
-                except AttachError:
-                    result[name] = None
+                    probes = place(program, path, [Point(BODY + offset)], os.getpid(), multi=multi)
+                except AttachError as error:
+                    result[name], refused = None, error
                     continue
-                with contextlib.closing(probe):
+                try:
                     result[name] = max(0.0, best_of(code, hits, rounds) - plain)
+                finally:
+                    remove(probes)
+        if refused is not None and all(cost is None for cost in result.values()):
+            raise refused
     finally:
         os.close(program)
     return result
