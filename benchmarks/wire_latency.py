@@ -107,13 +107,13 @@ def _cpu_s() -> float:
 
 
 def _load(
-    tracer: WireTracer, port: int, connections: int, requests: int, first: int
+    tracer: WireTracer, port: int, connections: int, requests: int, first: int, scheduling: str
 ) -> tuple[str, list[Seen]]:
     """Runs the client while the tracer is polled. Returns the client's scheduling class and what it saw."""
     program = NATIVE.with_name("stream_client")
     if not program.exists():
         raise BenchmarkError(f"{program} is missing: build the project first")
-    command = [str(program), *map(str, (port, connections, requests, first)), _CONTENT]
+    command = [str(program), *map(str, (port, connections, requests, first)), _CONTENT, scheduling]
     client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert client.stdin is not None
     assert client.stdout is not None
@@ -127,12 +127,11 @@ def _load(
     return lines[0].split()[1], [Seen(*map(int, line.split())) for line in lines[1:]]
 
 
-def accuracy(kind: str, concurrencies: list[int], requests: int) -> dict[str, Any]:
+def accuracy(kind: str, concurrencies: list[int], requests: int, scheduling: str) -> dict[str, Any]:
     """Errors of the wire's TTFT and TPOT in us, of `requests` in all, in equal parts at each concurrency."""
     by_concurrency = {}
     every = Errors()
     first = 1
-    scheduling = "?"
     with _serving(kind) as (pid, port):
         for concurrency in concurrencies:
             part = -(-requests // len(concurrencies))
@@ -140,7 +139,7 @@ def accuracy(kind: str, concurrencies: list[int], requests: int) -> dict[str, An
             with WireTracer([pid], on_request=got.append) as tracer:
                 dating = tracer.dating
                 before = _cpu_s()
-                scheduling, seen = _load(tracer, port, concurrency, part, first)
+                scheduling, seen = _load(tracer, port, concurrency, part, first, scheduling)
                 deadline = time.monotonic() + 5
                 while len(got) < len(seen) and time.monotonic() < deadline:
                     tracer.poll(50)
@@ -272,6 +271,14 @@ def cost(rounds: int, calls: int) -> dict[str, Any]:
     help="Test servers (tests/wire/servers.py).",
 )
 @click.option(
+    "--client-scheduling",
+    "scheduling",
+    type=click.Choice(["fifo", "other"]),
+    default="fifo",
+    show_default=True,
+    help="The client's scheduling class; with `other` the error holds its waits for a core.",
+)
+@click.option(
     "--rounds",
     default=5,
     show_default=True,
@@ -279,13 +286,18 @@ def cost(rounds: int, calls: int) -> dict[str, Any]:
 )
 @click.option("--calls", default=20_000, show_default=True, help="Calls a turn.")
 def main(
-    requests: int, concurrencies: tuple[int, ...], servers: tuple[str, ...], rounds: int, calls: int
+    requests: int,
+    concurrencies: tuple[int, ...],
+    servers: tuple[str, ...],
+    scheduling: str,
+    rounds: int,
+    calls: int,
 ) -> None:
     """Measure the wire tracer."""
     try:
         result: dict[str, Any] = {
             "benchmark": "wire_latency",
-            "accuracy": [accuracy(kind, list(concurrencies), requests) for kind in servers],
+            "accuracy": [accuracy(kind, list(concurrencies), requests, scheduling) for kind in servers],
         }
     except BenchmarkError as error:
         raise click.ClickException(str(error)) from None

@@ -10,7 +10,8 @@ in this order and sets BCC_KERNEL_SOURCE when bcc would not find them by itself:
    common tree and one of the architecture's configuration, and bcc wants one tree.
 
 Headers of another version are safe here because the programs of this package read only registers
-(`pt_regs`, a stable layout) and user memory, never a kernel structure.
+(`pt_regs`, a stable layout) and user memory, and of kernel structures only members whose place the running
+kernel's own BTF tells (`btf`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 // A client of streamed HTTP requests that keeps its own clock, for benchmarks/wire_latency.
 //
-//   stream_client PORT CONNECTIONS REQUESTS FIRST_ID MARKER    (the body comes on standard input)
+//   stream_client PORT CONNECTIONS REQUESTS FIRST_ID MARKER fifo|other    (the body comes on standard input)
 //
 // One thread and one epoll serve all connections; the clock is read just before a request's send and just after each
-// recv, before anything is looked at. The thread asks for a real-time priority, so that on a busy machine it runs when
-// its data are there: what it measures is then when they were there, not when a core became free. Each connection sends
+// recv, before anything is looked at. With `fifo` the thread asks for a real-time priority, so that on a busy machine it
+// runs when its data are there: what it measures is then when they were there, not when a core became free. Each connection sends
 // its next request as soon as the last response has ended. MARKER is what a chunk with content has in it.
 //
 // Prints "scheduling fifo|other", then a line a request, times in ns of CLOCK_MONOTONIC:
@@ -162,8 +162,8 @@ private:
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc != 6) {
-        fprintf(stderr, "usage: stream_client PORT CONNECTIONS REQUESTS FIRST_ID MARKER < body\n");
+    if (argc != 7) {
+        fprintf(stderr, "usage: stream_client PORT CONNECTIONS REQUESTS FIRST_ID MARKER fifo|other < body\n");
         return 2;
     }
     std::string body;
@@ -171,7 +171,7 @@ int main(int argc, char** argv) {
     for (size_t n; (n = fread(part, 1, sizeof part, stdin)) > 0;) body.append(part, n);
     sched_param priority{};
     priority.sched_priority = 1;
-    const bool fifo = sched_setscheduler(0, SCHED_FIFO, &priority) == 0;
+    const bool fifo = !strcmp(argv[6], "fifo") && sched_setscheduler(0, SCHED_FIFO, &priority) == 0;
     mlockall(MCL_CURRENT | MCL_FUTURE);
     Client client(atoi(argv[1]), body, argv[5], atol(argv[4]), atol(argv[3]));
     client.rows.reserve(size_t(atol(argv[3])));

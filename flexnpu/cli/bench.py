@@ -10,6 +10,7 @@ import click
 BENCHMARKS = {
     "launch": "benchmarks.launch_cost",
     "events": "benchmarks.events",
+    "wire": "benchmarks.wire_latency",
     "classification": "benchmarks.classification",
     "probe": "benchmarks.probe_cost",
 }
