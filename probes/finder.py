@@ -4,8 +4,8 @@ The kernel tells when a process forks, becomes another program, or ends (`procev
 one loads a library, which a Python program does seconds after it began. So each process is looked at (its
 memory map: does a library there define a function through which operators are launched?) at intervals that
 grow with its age, by `GROWTH`, from `FIRST_S` up to `LAST_S`: what is loaded t seconds after the start is
-found at most about 0.3 t later, and never later than `LAST_S`. A process that keeps loading nothing new costs
-one read of its map in `LAST_S`.
+found at most about 0.3 t later, and never later than `LAST_S`. A process that loads nothing costs one read of
+its size in `LAST_S`.
 
 Without the kernel's events, /proc is listed every `SCAN_S` instead.
 """
@@ -30,6 +30,8 @@ LAST_S = 10.0
 SCAN_S = 1.0
 
 _DYING_S = 2.0
+_UNREAD = 6
+"""A map is read again after so many looks, even if the address space has the size that it had."""
 
 
 @dataclass
@@ -38,6 +40,10 @@ class _Young:
 
     interval: float
     due: float
+    size: int = -1
+    """Pages of its address space when its map was last read: a library more is a greater space."""
+    unread: int = 0
+    """Looks since then."""
     paths: frozenset[str] = frozenset()
 
 
@@ -155,16 +161,20 @@ class Finder:
                 del self._young[pid]
                 continue
             try:
-                paths = symbols.mapped_paths(pid)
-                if not paths and _is_kernel_thread(pid):
+                size = _size(pid)
+                if size == 0 and _is_kernel_thread(pid):
                     # It stays known, so that no scan takes it for new, and is never due again.
                     continue
-                if paths != young.paths and self._selection.matches(pid):
-                    young.paths = paths
-                    if self._uses_npu(pid):
+                if (size != young.size or young.unread >= _UNREAD) and self._selection.matches(pid):
+                    young.size, young.unread = size, 0
+                    paths = symbols.mapped_paths(pid)
+                    if paths != young.paths and self._uses_npu(pid):
                         del self._young[pid]
                         found.append(pid)
                         continue
+                    young.paths = paths
+                else:
+                    young.unread += 1
             except symbols.ProcessGone:
                 self._young.pop(pid, None)
                 continue
@@ -194,6 +204,15 @@ def _threads_remain(pid: int) -> bool:
         return len(os.listdir(f"/proc/{pid}/task")) > 1
     except OSError:
         return False
+
+
+def _size(pid: int) -> int:
+    """Pages of the address space; 0 for kernel threads and zombies. Raises `ProcessGone`."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[0])
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        raise symbols.ProcessGone(f"no process {pid}") from None
 
 
 def _is_kernel_thread(pid: int) -> bool:
