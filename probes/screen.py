@@ -16,7 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from probes.table import SORTABLE, counts_line, render, request_lines, shed_lines
+from probes.table import SORTABLE, counts_line, lines_below, render
 from probes.view import Snapshot
 
 KEYS = "q quit  f/space freeze  p pause  s sort  letters sort by a column (?)"
@@ -50,7 +50,7 @@ class Plain:
         if self._clock:
             title = f"{datetime.now():%H:%M:%S}  {title}"
         self._console.print(render(snapshot, title, self._console.width))
-        for line in (*request_lines(snapshot), *shed_lines(snapshot)):
+        for line in lines_below(snapshot):
             self._console.print(_line(line))
 
     def say(self, text: str) -> None:
@@ -157,7 +157,7 @@ class Screen:
             yield Text(f"{self._state()}  waiting for the first interval")
         else:
             yield _line(f"{self._state()}  {counts_line(snapshot.counts)}", "dim")
-            lines = [*request_lines(snapshot), *shed_lines(snapshot)]
+            lines = lines_below(snapshot)[: max(3, self._console.height // 3)]
             room = max(1, self._console.height - 6 - len(lines))
             hidden = len(snapshot.rows) - room
             yield render(snapshot, None, self._console.width, sort=self._sort, limit=room)

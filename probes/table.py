@@ -158,6 +158,27 @@ def request_lines(snapshot: Snapshot) -> list[str]:
     return lines
 
 
+def mix_lines(snapshot: Snapshot) -> list[str]:
+    """A line a lane whose operators were seen in a window of detail: the most frequent first."""
+    lines = []
+    for mix in snapshot.mixes:
+        total = sum(mix.operators.values())
+        ordered = sorted(mix.operators.items(), key=lambda item: (-item[1], item[0]))
+        shares = [f"{name.removeprefix('aclnn')} {_percent(count / total)}" for name, count in ordered]
+        if shares:
+            lines.append(f"{mix.comm}:{mix.pid} {mix.stream:#x} operators: {', '.join(shares)}")
+    return lines
+
+
+def lines_below(snapshot: Snapshot) -> list[str]:
+    """What is not of single steps."""
+    return [
+        *request_lines(snapshot),
+        *shed_lines(snapshot),
+        *mix_lines(snapshot),
+    ]
+
+
 def shed_lines(snapshot: Snapshot) -> list[str]:
     """A line a process that does without something for the budget."""
     comms = {row.pid: row.comm for row in snapshot.rows}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from probes.events import EngineMetrics, Event, HostDelay, Losses, RequestTiming, Step
+from probes.events import EngineMetrics, Event, HostDelay, Losses, Mix, RequestTiming, Step
 from probes.histogram import nearest_rank, tpot_us
 from probes.recording import Overhead
 
@@ -103,6 +103,8 @@ class Snapshot:
     """Of all sources' `Losses`, so far."""
     engines: list[EngineMetrics] = field(default_factory=list)
     """What each engine last said of itself."""
+    mixes: list[Mix] = field(default_factory=list)
+    """The last operator mix of each lane."""
 
 
 class View:
@@ -112,6 +114,7 @@ class View:
         self._rows: dict[tuple[int, int, str], Row] = {}
         self._requests: dict[int, Requests] = {}
         self._hosts: dict[int, Host] = {}
+        self._mixes: dict[Lane, Mix] = {}
         self._counts: dict[str, dict[str, int]] = {}
         self._engines: dict[str, EngineMetrics] = {}
 
@@ -124,6 +127,8 @@ class View:
             self._requests.setdefault(event.pid, Requests(event.pid)).add(event)
         elif isinstance(event, HostDelay):
             self._host(event)
+        elif isinstance(event, Mix):
+            self._mixes[event.pid, event.stream] = event
         elif isinstance(event, EngineMetrics):
             self._engines[event.url] = event
         elif isinstance(event, Losses):
@@ -161,4 +166,5 @@ class View:
             dict(overhead or {}),
             {name: count for counts in self._counts.values() for name, count in counts.items()},
             list(self._engines.values()),
+            [self._mixes[lane] for lane in sorted(self._mixes)],
         )

@@ -139,7 +139,9 @@ def command(
 
     Above the table: what was lost so far, steps whose phase nothing showed, and how often the budget made
     the tracer leave something out. Below it, with --wire: requests that ended, TTFT and TPOT, p50/p99 in
-    ms, and the means of the TTFT's parts where the steps that served them were seen; and what processes do without for the budget.
+    ms, and the means of the TTFT's parts where the steps that served them were seen; what engines say of
+    themselves; what processes do without for the budget; and the operators of the last window of detail,
+    where the kernel can show them.
 
     A step is one forward pass of a model. How steps are cut and classified, and how sure that is, is said
     in probes/phases.py and in each step's `evidence` and `confidence` (--json). A step is shown when the

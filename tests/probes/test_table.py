@@ -17,10 +17,19 @@ import mockset
 import pytest
 from rich.console import Console
 
-from probes.events import Event, HostDelay, Losses, Phase, RequestTiming, Step
+from probes.events import Event, HostDelay, Losses, Mix, Phase, RequestTiming, Step
 from probes.recording import Overhead
 from probes.screen import KEYS
-from probes.table import COLUMNS, SORTABLE, counts_line, losses_line, render, request_lines, shed_lines
+from probes.table import (
+    COLUMNS,
+    SORTABLE,
+    counts_line,
+    lines_below,
+    losses_line,
+    render,
+    request_lines,
+    shed_lines,
+)
 from probes.view import Snapshot, View
 
 S1 = "0x20010"
@@ -131,6 +140,15 @@ def test_requests_have_a_line_a_process() -> None:
     of = snapshot(request(30, 40, 50), request(50, 80), request(None, complete=False))
     assert request_lines(of) == ["chat:5 requests 3  TTFT 30.0/50.0  TPOT 10.0/30.0 ms p50/p99"]
     assert request_lines(snapshot(request(None))) == ["chat:5 requests 1  TTFT -  TPOT - ms p50/p99"]
+
+
+def test_operators_have_a_line_a_lane() -> None:
+    of = snapshot(
+        Mix(1, 5, "s", 16, 5e4, {"aclnnAdd": 1, "aclnnMatmul": 3}),
+    )
+    assert lines_below(of) == [
+        "s:5 0x10 operators: Matmul 75%, Add 25%",
+    ]
 
 
 def test_what_the_probes_cost_and_what_the_budget_took_is_shown() -> None:
