@@ -260,7 +260,7 @@ TEST_CASE_FIXTURE(Fixture, "lengths of an attention operator, the first ones of 
     sync();
     embed({3});
     REQUIRE(done().size() == 1);
-    const auto& e = done()[0].evidence;
+    const flexnpu_step_evidence e = done()[0].evidence;
     CHECK(e.query_ndim == 3);
     CHECK(e.query[0] == 9);
     REQUIRE(e.arrays == 2);
