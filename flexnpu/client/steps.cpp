@@ -148,6 +148,15 @@ StepRole step_role(const char* op) {
     return StepRole::none;
 }
 
+Steps::~Steps() {
+    for (auto& slot : chunks_) {
+        std::atomic<Lane*>* chunk = slot.load(relaxed);
+        for (uint32_t i = 0; chunk && i < kChunk; i++) delete chunk[i].load(relaxed);
+        delete[] chunk;
+    }
+    for (auto& slot : events_) delete[] slot.load(relaxed);
+}
+
 // ---- lanes ----
 
 StepLane& Steps::make(uint64_t stream) {

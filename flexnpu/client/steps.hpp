@@ -93,6 +93,9 @@ public:
         std::atomic<uint64_t>* launched = nullptr;     // operators launched on all lanes, for people: late by a few
     };
     explicit Steps(const Outside& outside) : outside_(outside) {}
+    ~Steps();
+    Steps(const Steps&) = delete;
+    Steps& operator=(const Steps&) = delete;
     // Before anything is launched.
     void publish_to(std::atomic<uint64_t>* launched, const std::atomic<uint64_t>* gated, uint32_t lanes) {
         outside_.launched = launched;

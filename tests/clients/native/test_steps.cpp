@@ -19,7 +19,7 @@ constexpr uint64_t kStream = wire::make_handle(wire::HandleKind::stream, 3, 1);
 constexpr uint64_t kOther = wire::make_handle(wire::HandleKind::stream, 4, 1);
 constexpr uint64_t kGraph = wire::make_handle(wire::HandleKind::graph, 0, 1);
 
-uint64_t clock_ns;
+std::atomic<uint64_t> clock_ns;
 std::vector<flexnpu_step_record> told;
 volatile uint16_t listeners, beginners;
 
