@@ -27,7 +27,7 @@ ORDER: tuple[Evidence, ...] = ("launches", "windows", "attention", "copies", "sh
 ``windows`` launches a step and the mix are not known; without ``shapes`` steps are cut and not classified."""
 
 ROLES: Mapping[Evidence, tuple[Role, ...]] = {
-    "launches": (Role.COUNT,),
+    "launches": (Role.COUNT, Role.OPERATOR),
     "windows": (),
     "attention": (Role.ATTENTION,),
     "copies": (Role.COPY,),

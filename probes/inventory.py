@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from probes import symbols
-from probes.plan import CLIENT, FUNNELS, SITES, Cost, Role, Site
+from probes.plan import CLIENT, FUNNELS, SITES, Role
 from probes.sites import Choice, HitCost, choose_for
 
-_POINTS = (Site("flexnpu_operator", "", None, Cost.LAUNCH, Role.CLIENT, "flexnpu_operator_semaphore"),)
-"""Probe points of FlexNPU's client that no plan uses all the time."""
+_OF_CLIENT = (Role.CLIENT, Role.OPERATOR)
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,10 @@ class Inventory:
 
 def take(pid: int) -> Inventory:
     """What can be probed in process `pid`. Raises `ProcessGone` or PermissionError."""
-    sites = (*SITES, *_POINTS)
-    names = [name for site in sites for name in (site.symbol, site.semaphore) if name]
+    names = [name for site in SITES for name in (site.symbol, site.semaphore) if name]
     found = symbols.resolve(pid, names)
     entries = []
-    for site in sites:
+    for site in SITES:
         for definition in found.get(site.symbol, ()):
             choice = choose_for(site, definition)
             semaphore = None
@@ -95,7 +93,7 @@ def take(pid: int) -> Inventory:
     have = {entry.symbol for entry in entries}
     kind = "client" if CLIENT in have else "cann" if have & FUNNELS else "none"
     # The client's own copies of CANN's functions are not probed: it tells of its steps itself.
-    wanted = [site.symbol for site in sites if (site.role is Role.CLIENT) == (kind == "client")]
+    wanted = [site.symbol for site in SITES if (site.role in _OF_CLIENT) == (kind == "client")]
     kept = tuple(entry for entry in entries if entry.symbol in wanted)
     missing = tuple(name for name in wanted if name not in have and kind != "none")
     return Inventory(pid, _comm(pid), kind, kept, missing)

@@ -46,6 +46,8 @@ class Role(StrEnum):
     """Shapes of all objects, for libraries whose objects cannot be read."""
     CLIENT = "client"
     """FlexNPU's client tells of its steps itself."""
+    OPERATOR = "operator"
+    """And of each operator, by name."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,14 @@ SITES = (
     Site("flexnpu_step", "on_client_step", None, Cost.STEP, Role.CLIENT, "flexnpu_step_semaphore"),
     Site(
         "flexnpu_step_begin", "on_client_step", None, Cost.STEP, Role.CLIENT, "flexnpu_step_begin_semaphore"
+    ),
+    Site(
+        "flexnpu_operator",
+        "on_client_operator",
+        None,
+        Cost.LAUNCH,
+        Role.OPERATOR,
+        "flexnpu_operator_semaphore",
     ),
     Site("aclCreateIntArray", "on_create_int_array", None, Cost.TENSOR, Role.OBJECT),
     Site("aclmdlRIExecuteAsync", "on_graph"),
@@ -185,6 +195,7 @@ HIT_OF = {
     "on_create_tensor": "tensor",
     "on_create_int_array": "array",
     "on_client_step": "client",
+    "on_client_operator": "operator",
 }
 """Which of `HITS` a program counts."""
 
@@ -196,10 +207,9 @@ def sites(plan: Plan, *, client: bool, objects: bool, begins: bool) -> tuple[Sit
     because their layout is not known. `begins`: steps that open are told, too.
     """
     if client:
-        return tuple(
-            site for site in SITES if site.role is Role.CLIENT and (begins or site.symbol != CLIENT_BEGIN)
-        )
-    left_out = {Role.CLIENT}
+        told = {Role.CLIENT} | ({Role.OPERATOR} if plan == "detail" else set())
+        return tuple(site for site in SITES if site.role in told and (begins or site.symbol != CLIENT_BEGIN))
+    left_out = {Role.CLIENT, Role.OPERATOR}
     if plan == "default":
         left_out.add(Role.COUNT)
     if not objects:

@@ -22,7 +22,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -79,6 +79,7 @@ _SWEEP_S = 0.1
 _REFRESH_S = 1.0
 _FIRST_WINDOW_S = 1.0
 _BUDGET_S = 1.0
+_BY_HANDLE = (b"lanes", b"executors", b"models", b"maybes", b"operators", b"recorded", b"client_names")
 _BY_PROCESS = (b"processes", b"targets", b"layouts", b"hits")
 _TARGETS = 256
 _INIT_PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel
@@ -103,6 +104,10 @@ class Target:
     window: Window | None = None
     """The last window of detail."""
     windows: int = 0
+    attached: int = field(default_factory=time.monotonic_ns)
+    """CLOCK_MONOTONIC, ns."""
+    mix_since: int = field(default_factory=time.monotonic_ns)
+    """Since when operators are counted by name, in a client that tells of them."""
     _keys: set[Key] = field(default_factory=set)
     _probes: list[tuple[Role, Probe]] = field(default_factory=list)
     _next_window: float = 0.0
@@ -115,6 +120,11 @@ class Target:
             return []
         needed = (Role.BOUNDARY, Role.SHAPE, Role.COPY, Role.ATTENTION)
         return [site.symbol for site in SITES if site.role in needed and site.symbol not in have]
+
+    @property
+    def tells_operators(self) -> bool:
+        """Whether FlexNPU's client tells of each operator."""
+        return any(p.role is Role.OPERATOR for p in self.placed)
 
     @property
     def kind(self) -> str:
@@ -485,6 +495,9 @@ class Tracer:
             self._refresh()
         if self._rotate:
             self._turn(now)
+        for target in self.targets:
+            if target.tells_operators and time.monotonic_ns() - target.mix_since > PERIOD_S * 1e9:
+                self._tell_operators(target)
         if now >= self._next_budget:
             self._account(now)
 
@@ -505,13 +518,19 @@ class Tracer:
         try:
             record = ctypes.string_at(data, size)
             if client_steps.is_client_record(record):
-                self._on_record(of_client(client_steps.decode(record)))
+                self._on_client(client_steps.decode(record))
             else:
                 self._on_record(decode(record))
         except client_steps.ClientRecordError:
             self._own["unreadable"] += 1  # a client of another version must not end the tracing of others
         except BaseException as error:
             self._failure = self._failure or error
+
+    def _on_client(self, step: client_steps.ClientStep) -> None:
+        target = self._targets.get(step.pid)
+        # It may have opened for another reader, and its lane been silent since: that is no news to this one.
+        if target is None or step.kind == "begin" or step.t_end >= target.attached:
+            self._on_record(of_client(step))
 
     def _on_perf_lost(self, lost: int) -> None:
         self._perf_lost += lost
@@ -658,27 +677,36 @@ class Tracer:
         thread.start()
         self._removing.append((target, thread))
         if window.names is not None:
-            self._publish_mix(target, window, window.names)
+            self._publish_mix(target, window.since, window.until, dict(enumerate(window.names)))
 
-    def _publish_mix(self, target: Target, window: Window, names: tuple[str, ...]) -> None:
+    def _tell_operators(self, target: Target) -> None:
+        """Publish what FlexNPU's client told of its operators since the last time."""
+        since, target.mix_since = target.mix_since, time.monotonic_ns()
+        names = {
+            int(key.handle): bytes(value.text).decode(errors="replace")
+            for key, value in self._bpf[b"client_names"].items()
+            if key.tgid == target.pid
+        }
+        self._publish_mix(target, since, target.mix_since, names)
+
+    def _publish_mix(self, target: Target, since: int, until: int, names: Mapping[int, str]) -> None:
         table = self._bpf[b"operators"]
         streams: dict[int, dict[str, int]] = {}
         for key, value in list(table.items()):
             if key.tgid != target.pid:
                 continue
-            if key.operator < len(names):
-                streams.setdefault(int(key.stream), {})[names[key.operator]] = int(value.value)
+            if name := names.get(int(key.operator)):
+                streams.setdefault(int(key.stream), {})[name] = int(value.value)
             with contextlib.suppress(KeyError):
                 del table[key]
-        assert window.until is not None
         for stream, operators in streams.items():
             self._on_event(
                 Mix(
-                    t_ns=window.until,
+                    t_ns=until,
                     pid=target.pid,
                     comm=target.comm,
                     stream=stream,
-                    window_us=(window.until - window.since) / 1e3,
+                    window_us=(until - since) / 1e3,
                     operators=dict(sorted(operators.items(), key=lambda item: -item[1])),
                 )
             )
@@ -713,7 +741,7 @@ class Tracer:
 
     def _can_shed(self, target: Target, evidence: budget.Evidence) -> bool:
         if target.kind == "client":
-            return False
+            return evidence == "launches" and target.tells_operators
         if evidence == "launches":
             return self._plan == "detail"
         if evidence == "windows":
@@ -875,6 +903,8 @@ class Tracer:
                 record = self._record_of(pid, stream, raw, rest, raw.now, raw.t_last, "detach")
                 record = replace(record, kind=PLAIN, evidence=Evidence())
                 self._publish(target, record, classify(record.evidence))
+        if target.tells_operators:
+            self._tell_operators(target)
         for step in self._perhaps_over():
             if step.pid == pid:
                 lane = self._lanes.setdefault((pid, step.stream), _Lane())
@@ -882,7 +912,15 @@ class Tracer:
         self._forget(pid)
 
     def _forget(self, pid: int) -> None:
-        for name in (b"lanes", b"executors", b"models", b"maybes", b"operators", b"recorded"):
+        for name in (
+            b"lanes",
+            b"executors",
+            b"models",
+            b"maybes",
+            b"operators",
+            b"recorded",
+            b"client_names",
+        ):
             table = self._bpf[name]
             for key in [key for key in table if key.tgid == pid]:
                 with contextlib.suppress(KeyError):

@@ -56,6 +56,12 @@ struct client_record {
     struct client_step step;
 };
 
+// Names of operators, by the address at which the client keeps each; counted in `operators` by that address.
+struct client_name {
+    char text[64];
+};
+BPF_HASH(client_names, struct handle_key, struct client_name, 4096);
+
 // Steps that have perhaps ended, by lane; the tracer looks at them when the lane has been silent for a while.
 BPF_HASH(maybes, struct lane_key, struct client_step, 4096);
 
@@ -121,5 +127,32 @@ int on_client_step(struct pt_regs *ctx)
     else if (kind == CLIENT_DONE)
         count(STEPS_SENT);
 #endif
+    return 0;
+}
+
+// flexnpu_operator(stream, name, executor)
+int on_client_operator(struct pt_regs *ctx)
+{
+    u64 id = pid_tgid();
+    hit(id, HIT_OPERATOR);
+    struct operator_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM1(ctx), .operator = PT_REGS_PARM2(ctx)};
+    u64 *seen = operators.lookup(&key);
+    if (seen) {
+        __sync_fetch_and_add(seen, 1);
+        return 0;
+    }
+    struct handle_key at = {.tgid = id >> 32, .handle = key.operator};
+    if (!client_names.lookup(&at)) {
+        struct client_name name = {};
+        if (bpf_probe_read_user_str(&name.text, sizeof(name.text), (void *)key.operator) < 0)
+            count(BAD_READS);
+        client_names.update(&at, &name);
+    }
+    u64 zero = 0;
+    seen = operators.lookup_or_try_init(&key, &zero);
+    if (seen)
+        __sync_fetch_and_add(seen, 1);
+    else
+        count(MAP_FULL);
     return 0;
 }

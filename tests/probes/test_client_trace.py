@@ -22,13 +22,13 @@ from flexnpu.control import paths
 from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import LaneStatus, SetGate
 from probes import symbols
-from probes.events import Event, Step, StepBegin
+from probes.events import Event, Mix, Step, StepBegin
 from probes.tracer import Tracer
 
 pytestmark = pytest.mark.ebpf
 
 PROGRAM = Path(__file__).parent / "programs" / "lanes.py"
-STEP, BEGIN = "flexnpu_step_semaphore", "flexnpu_step_begin_semaphore"
+STEP, BEGIN, OPERATOR = (f"flexnpu_{point}_semaphore" for point in ("step", "step_begin", "operator"))
 
 
 class Lanes:
@@ -113,7 +113,7 @@ def lanes() -> Iterator[Lanes]:
 def test_steps_are_whole_and_every_launch_is_counted(lanes: Lanes, tracing: Callable[..., Any]) -> None:
     lanes.run("embed 0 1 5", "launch 0 20", "sync 0", "launch 1 3", "sync 1")  # before anybody listens
     before = [lanes.lane(stream).launched for stream in range(2)]
-    run = tracing(lanes.pid)
+    run = tracing(lanes.pid, plan="default")
     assert [placed.symbol for placed in run.target.placed] == ["flexnpu_step"]
     assert run.target.kind == "client"
     lanes.run(
@@ -159,7 +159,7 @@ def test_steps_of_two_threads_while_the_reader_comes_and_goes(lanes: Lanes) -> N
 
 def test_openings_are_told_at_once_to_who_asks(lanes: Lanes, tracing: Callable[..., Any]) -> None:
     assert lanes.word(BEGIN) == 0
-    run = tracing(lanes.pid, begins=True)
+    run = tracing(lanes.pid, plan="default", begins=True)
     assert [placed.symbol for placed in run.target.placed] == ["flexnpu_step", "flexnpu_step_begin"]
     assert lanes.word(BEGIN) == 1
     lanes.run("embed 0 2 8", "launch 0 30")
@@ -175,7 +175,7 @@ def test_the_kernel_lowers_the_semaphore_whichever_way_the_reader_ends(
     lanes: Lanes, tracing: Callable[..., Any]
 ) -> None:
     lanes.wait_for_word(STEP, 0)
-    run = tracing(lanes.pid)
+    run = tracing(lanes.pid, plan="default")
     assert lanes.word(STEP) == 1
     run.finish()
     lanes.wait_for_word(STEP, 0)
@@ -192,7 +192,7 @@ def test_the_kernel_lowers_the_semaphore_whichever_way_the_reader_ends(
     try:
         assert other.stdout.readline() == "attached\n"
         assert lanes.word(STEP) == 1
-        again = tracing(lanes.pid)
+        again = tracing(lanes.pid, plan="default")
         lanes.run("embed 0 1 1", "launch 0 5", "sync 0")
         again.finish()
         time.sleep(0.3)
@@ -204,7 +204,7 @@ def test_the_kernel_lowers_the_semaphore_whichever_way_the_reader_ends(
     lanes.wait_for_word(STEP, 0)
     lanes.run("embed 0 1 1", "launch 0 5", "sync 0")
     # And the next reader finds all as it should be.
-    run = tracing(lanes.pid)
+    run = tracing(lanes.pid, plan="default")
     lanes.run("embed 0 1 1", "launch 0 6", "sync 0")
     run.poll(0.1)
     assert [s.launches for s in run.finish()] == [7]
@@ -213,7 +213,7 @@ def test_the_kernel_lowers_the_semaphore_whichever_way_the_reader_ends(
 def test_held_time_is_that_of_the_lane_which_the_gate_held(lanes: Lanes, tracing: Callable[..., Any]) -> None:
     lanes.run("embed 0 1 1", "launch 0 40", "sync 0", "embed 1 1 64", "launch 1 4 2048", "sync 1")
     decode, prefill = (lanes.lane(stream) for stream in range(2))
-    run = tracing(lanes.pid)
+    run = tracing(lanes.pid, plan="default")
     lanes.control.set_gate(
         SetGate(
             policy="protect-decode",
@@ -236,3 +236,23 @@ def test_held_time_is_that_of_the_lane_which_the_gate_held(lanes: Lanes, tracing
     assert first.gated_us > 100
     grown = lanes.lane(1).gated_us - prefill.gated_us
     assert sum(s.gated_us or 0 for s in held[1]) == pytest.approx(grown, abs=1.0)
+
+
+def test_operators_are_told_by_name_while_a_reader_wants_every_launch(
+    lanes: Lanes, tracing: Callable[..., Any]
+) -> None:
+    lanes.wait_for_word(OPERATOR, 0)
+    run = tracing(lanes.pid, plan="detail")
+    assert [placed.symbol for placed in run.target.placed] == ["flexnpu_step", "flexnpu_operator"]
+    assert lanes.word(OPERATOR) == 1
+    lanes.run("embed 0 1 1", "launch 0 97", "sync 0", "embed 0 1 1", "launch 0 97", "sync 0", "launch 1 13")
+    run.poll(0.1)
+    steps = run.finish()
+    assert [s.launches for s in steps if s.stream == lanes.streams[0]] == [98, 98]
+    mixes = {event.stream: event.operators for event in run.events if isinstance(event, Mix)}
+    assert mixes == {
+        lanes.streams[0]: {"aclnnMatmul": 194, "aclnnEmbedding": 2},
+        lanes.streams[1]: {"aclnnMatmul": 13},
+    }
+    lanes.wait_for_word(OPERATOR, 0)
+    lanes.run("sync 1")
