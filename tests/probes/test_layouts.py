@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -129,6 +132,60 @@ def test_a_library_without_what_it_needs(made: Callable[[int], Path], tmp_path: 
         helper.unlink()
         library.unlink()
         assert layouts.learn(pid).tensor == EXPECTED[1][0]
+
+
+def test_a_process_in_a_container(tmp_path: Path) -> None:
+    """Another root and mount namespace, with libraries that only it has: no name here leads to them."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare")
+    helper, source = tmp_path / "helper.c", tmp_path / "main.c"
+    helper.write_text("int helper(void) { return 1; }\n")
+    source.write_text(
+        '#include <unistd.h>\nint main(void) { write(1, "x", 1); return read(0, &(char){0}, 1); }\n'
+    )
+    root = tmp_path / "root"
+    (root / "opt").mkdir(parents=True)
+
+    def cc(*arguments: str | Path) -> None:
+        subprocess.run(["cc", "-w", *arguments, f"-L{root}/opt"], check=True, timeout=60, cwd=root / "opt")
+
+    cc("-shared", "-fPIC", "-o", "libonlyhere.so", helper)
+    rest = ["-Wl,--no-as-needed,-rpath,/opt"]
+    cc(
+        "-shared",
+        "-fPIC",
+        "-DVARIANT=1",
+        "-o",
+        "libnnopbase.so",
+        mockset.SOURCES / "layouts.c",
+        *rest,
+        "-lonlyhere",
+    )
+    cc("-o", "main", source, *rest, "-lnnopbase")
+    needed = subprocess.run(
+        ["ldd", root / "opt/main"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"LD_LIBRARY_PATH": f"{root}/opt"},
+    ).stdout
+    for path in re.findall(r"(/\S+) \(0x", needed):
+        if not path.startswith(str(root)):
+            (root / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, root / path[1:])
+    (root / "old").mkdir()
+    enter = 'mount --bind "$0" "$0" && cd "$0" && pivot_root . old && exec /opt/main'
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", enter, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.read(1) == b"x"
+        learned = layouts.learn(process.pid)
+        process.stdin.close()
+    assert learned.library == "/opt/libnnopbase.so"
+    assert (learned.tensor, learned.int_array) == EXPECTED[1], learned.reason
 
 
 def test_a_process_without_ascendcl() -> None:
