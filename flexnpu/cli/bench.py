@@ -13,6 +13,7 @@ BENCHMARKS = {
     "wire": "benchmarks.wire_latency",
     "classification": "benchmarks.classification",
     "probe": "benchmarks.probe_cost",
+    "sites": "benchmarks.probe_sites",
 }
 
 
