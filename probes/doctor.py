@@ -387,7 +387,7 @@ def selftest(report: Callable[[str], None] = lambda _what: None) -> Iterator[Che
     for kind, plan, what in (
         ("vendor", "default", "CANN, default plan"),
         ("vendor", "detail", "CANN, every launch"),
-        ("client", "default", "FlexNPU's client"),
+        ("client", "detail", "FlexNPU's client"),
     ):
         group = f"self-test: {what}"
         report(group)

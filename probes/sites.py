@@ -141,6 +141,7 @@ READS: dict[str, tuple[int, ...]] = {
     "on_copy_async": (3, 4, 5),
     "on_operator": (3,),
     "on_client_step": (0,),
+    "on_client_operator": (0, 1),
 }
 """The arguments that a BPF program reads from registers, by its name; others are taken to read all. A test
 holds this against the programs' source."""

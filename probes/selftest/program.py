@@ -223,10 +223,11 @@ class Client:
                 raw.t_last = raw.t_end = 0 if kind == 1 else now()
                 self._call("flexnpu_step_begin" if kind == 1 else "flexnpu_step", ctypes.addressof(raw))
                 time.sleep(0.0005)
-            name = f"{'prefill' if prefill else 'decode'} {dims[0] * dims[1]} {dims[0]}"
-            report.steps[name] = report.steps.get(name, 0) + 1
+            kind_of_step = f"{'prefill' if prefill else 'decode'} {dims[0] * dims[1]} {dims[0]}"
+            report.steps[kind_of_step] = report.steps.get(kind_of_step, 0) + 1
+        name = ctypes.create_string_buffer(b"aclnnMatmul")
         for n in range(LAUNCHES):
-            self._call("flexnpu_operator", STREAM, 0, n)
+            self._call("flexnpu_operator", STREAM, ctypes.addressof(name), n)
         report.semaphores = [
             self._call.word("flexnpu_step_semaphore"),
             self._call.word("flexnpu_operator_semaphore"),
