@@ -39,6 +39,8 @@ DTYPES = (0, 1, 2, 3, 4, 6, 9, 11, 12, 27)
 FORMATS = (0, 2, 29, 30)
 """NCHW, ND, FRACTAL_NZ, NCDHW."""
 
+_ND = 2
+
 _TRAINING = 24
 _FURTHER = 48
 
@@ -305,6 +307,32 @@ class Samples:
             self._array.argtypes = [pointer, u64]
         # A tensor's data: an address, which nobody follows.
         self._data = ctypes.create_string_buffer(64)
+        # A library may know fewer formats and types, or fewer dimensions; what it refuses is left out.
+        self._formats = [one for one in FORMATS if self._make([8, 9], 1, None, 0, one, [72])] or [_ND]
+        self._dtypes = [one for one in DTYPES if self._make([8, 9], one, None, 0, _ND, [72])] or [0]
+        self._most = max((n for n in range(1, 9) if self._make([3] * n, 1, None, 0, _ND, [3**n])), default=8)
+
+    def _make(
+        self,
+        dims: list[int],
+        dtype: int,
+        strides: list[int] | None,
+        offset: int,
+        layout: int,
+        storage: list[int],
+    ) -> int | None:
+        address: int | None = self._tensor(
+            _int64s(dims),
+            len(dims),
+            dtype,
+            None if strides is None else _int64s(strides),
+            offset,
+            layout,
+            _int64s(storage),
+            len(storage),
+            ctypes.addressof(self._data),
+        )
+        return address
 
     def tensor(self, ndim: int) -> Sample | None:
         """One tensor of `ndim` random dimensions, a view of a larger storage; None if it is refused."""
@@ -318,13 +346,10 @@ class Samples:
         storage = [offset + step + rng.randrange(1, 99)]
         if rng.random() < 0.5:  # the same memory as a matrix or a box
             storage = [rng.randrange(2, 5) for _ in range(rng.randrange(1, 3))] + storage
-        dtype = rng.choice(DTYPES)
-        given = None if rng.random() < 0.25 else _int64s(strides)
+        dtype = rng.choice(self._dtypes)
+        given = None if rng.random() < 0.25 else strides
         self._heap.stir()
-        address = self._tensor(
-            _int64s(dims), ndim, dtype, given, offset, rng.choice(FORMATS), _int64s(storage), len(storage),
-            ctypes.addressof(self._data),
-        )  # fmt: skip
+        address = self._make(dims, dtype, given, offset, rng.choice(self._formats), storage)
         return Sample(address, tuple(dims), dtype) if address else None
 
     def array(self, size: int) -> Sample | None:
@@ -335,7 +360,7 @@ class Samples:
 
     def tensors(self, number: int) -> list[Sample]:
         """Some of each number of dimensions 1 to 8 (CANN's limit), and scalars, in random order."""
-        return self._many(self.tensor, [1, 2, 3, 4, 5, 6, 7, 8, 0], number)
+        return self._many(self.tensor, [*range(1, self._most + 1), 0], number)
 
     def arrays(self, number: int) -> list[Sample]:
         return self._many(self.array, [1, 2, 3, 4, 7, 9, 17, 40, 130, 300, 0], number)

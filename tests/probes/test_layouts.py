@@ -73,6 +73,7 @@ EXPECTED = {
         VectorLayout(Kind.SMALL, 8, count=0, inline_max=4, spill=40),
     ),
     11: (TensorLayout(VectorLayout(Kind.INLINE, 16, count=8), 0), VECTOR),
+    13: (TensorLayout(VectorLayout(Kind.INLINE, 8, count=0), 48), VECTOR),
 }
 
 

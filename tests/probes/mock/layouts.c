@@ -176,6 +176,19 @@ TENSOR
     memcpy(t->d + shift, dims, 8 * n);
     return t;
 }
+#elif VARIANT == 13  // particular: plain formats of few types and dimensions
+struct t { int64_t n, d[5]; int32_t type; };
+TENSOR
+{
+    UNUSED;
+    if (format != 2 || n > 5 || (type != 0 && type != 1 && type != 9))
+        return 0;
+    struct t *t = made(sizeof(*t));
+    t->type = type;
+    t->n = n;
+    memcpy(t->d, dims, 8 * n);
+    return t;
+}
 #endif
 
 #if VARIANT == 4  // an array that is its pointer and a count of 8 bytes behind a hop
