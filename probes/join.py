@@ -6,10 +6,11 @@
     joiner.advance(now_ns)     # a few times a second; publishes what is ready
 
 The step that made the first token is the latest prefill or mixed step, of the server's process or of its kin
-(`kin`), that started after the request's arrival and ended before the first content was written. With
-chunked prefill a request has several: those before it on the same lane belong to the request as well, back
-to the last step that made the first token of a request which came earlier. When the response tells the
-prompt's length (``usage``), no further back than to where the steps' tokens reach it.
+(`kin`), that started after the request's arrival and ended before the first content was written; where none
+ended by then, the first that had started, up to the write, half as sure. With chunked prefill a request has
+several: those before it on the same lane belong to the request as well, back to the last step that made the
+first token of a request which came earlier. When the response tells the prompt's length (``usage``), no
+further back than to where the steps' tokens reach it.
 
 TTFT then is the sum of four times, exact to the nanosecond:
 
@@ -20,8 +21,9 @@ TTFT then is the sum of four times, exact to the nanosecond:
 
 `join_confidence` is the product of how surely the processes belong together, how sure the step's phase is,
 and 1 / (1 + n / 2), n being the other requests that were waiting for their first token while the step ran:
-it may have been theirs. It orders the joins; it is no probability. A request whose step was not seen has
-neither times nor confidence.
+it may have been theirs, unless the tokens of the request's steps are exactly those of its prompt. A single
+step with exactly those tokens is preferred to a later one. The figure orders the joins; it is no probability.
+A request whose step was not seen has neither times nor confidence.
 
 A step becomes known when the next one begins on its lane, or after a quarter of a second of silence. So a
 request waits until all lanes of its server have shown a later step, at most `SETTLE_NS` after its end.
@@ -29,11 +31,10 @@ request waits until all lanes of its server have shown a later step, at most `SE
 
 from __future__ import annotations
 
-import dataclasses
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Final
 
@@ -139,7 +140,8 @@ class Joiner:
             self._publish(self._joined(self._waiting.popleft()))
 
     def advance(self, now_ns: int) -> None:
-        """Publish the requests that are ready at `now_ns`, CLOCK_MONOTONIC."""
+        """Publish the requests that are ready at `now_ns`, CLOCK_MONOTONIC: all steps up to then that are
+        known have been given to `step`."""
         if now_ns >= self._forget_at:
             self._forget_at = now_ns + KIN_NS
             self._close.clear()
@@ -177,7 +179,14 @@ class Joiner:
             close = self._closeness(timing.pid, lane.pid)
             if not close:
                 continue
-            own = [s for s in _since(lane, timing.t_arrival_ns) if s.end <= write and s.prefill]
+            run = [step for step in _since(lane, timing.t_arrival_ns) if step.prefill and step.start < write]
+            own = [step for step in run if step.end <= write]
+            if run and not own:
+                # The token was out before the synchronise that was taken for the step's end.
+                own = [replace(run[0], end=write, confidence=run[0].confidence / 2)]
+            exact = [at for at, step in enumerate(own) if step.tokens == timing.prompt_tokens]
+            if timing.prompt_tokens and len(exact) == 1:
+                own = own[: exact[0] + 1]
             if own and (best is None or (close, own[-1].end) > (best[1], best[0].end)):
                 best = own[-1], close, own, lane
         if best is None:
@@ -201,18 +210,20 @@ class Joiner:
                 # The step that made the other's first token, and what was before it.
                 begin = max(begin, bisect_left(ends, other.write + 1))
         own = run[begin:] or [first]
-        if timing.prompt_tokens:
-            own = _cover(own, timing.prompt_tokens)
         rivals = sum(
             other.arrival < first.end and (other.write is None or other.write > first.start)
             for other in others
         )
+        if timing.prompt_tokens:
+            own = _cover(own, timing.prompt_tokens)
+            if sum(step.tokens or 0 for step in own) == timing.prompt_tokens:
+                rivals = 0
         total = timing.t_first_ns - timing.t_arrival_ns
         busy = sum(step.end - step.start for step in own)
         send = timing.t_first_ns - first.end
         gates = [step.gated_ns for step in own if step.gated_ns is not None]
         gated = min(sum(gates), busy) if len(gates) == len(own) else None
-        return dataclasses.replace(
+        return replace(
             timing,
             queue_us=(total - busy - send) / 1e3,
             prefill_us=(busy - (gated or 0)) / 1e3,

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from probes.wire import WireTracer
 
 _POLL_S = 0.05
+_FRONTS_S = 5.0
+"""How often processes are looked for that serve HTTP for a traced one: they may start after it."""
 
 
 class Live:
@@ -122,15 +124,19 @@ class Live:
 
         return WireTracer((), on_request=on_request, on_loss=on_loss)
 
+    def _add_fronts(self, wire: WireTracer, pid: int) -> None:
+        """Watch the sockets of the processes that may serve HTTP for `pid`."""
+        for front in self._kin.fronts(pid):
+            with contextlib.suppress(ProcessLookupError):
+                wire.add(front)
+
     def _attach(self, pid: int, *, required: bool) -> None:
         self._since[pid] = time.monotonic_ns()
         try:
             target = self.tracer.attach(pid)
             if self._wire is not None:
                 self._wire.add(pid)
-                for front in self._kin.fronts(pid):
-                    with contextlib.suppress(ProcessLookupError):
-                        self._wire.add(front)
+                self._add_fronts(self._wire, pid)
         except (AttachError, ProcessLookupError) as error:
             if required:
                 raise AttachError(str(error)) from None
@@ -163,6 +169,7 @@ class Live:
         """
         begun = time.monotonic()
         next_tick = begun + interval
+        next_fronts = begun + _FRONTS_S
         self._sample()
         while not stop.requested:
             now = time.monotonic()
@@ -174,7 +181,12 @@ class Live:
             self.tracer.poll(_POLL_S)
             if self._wire is not None and self._joiner is not None:
                 self._wire.poll(0)
-                self._joiner.advance(time.monotonic_ns())
+                # The poll above took every step that was over when it began, however long it lasted.
+                self._joiner.advance(round(now * 1e9))
+                if now >= next_fronts:
+                    next_fronts = now + _FRONTS_S
+                    for target in self.tracer.targets:
+                        self._add_fronts(self._wire, target.pid)
             self._follow()
             if on_poll is not None and on_poll() is False:
                 return

@@ -112,10 +112,16 @@ def test_without_a_gate_its_share_is_absent() -> None:
 
 
 def test_a_request_without_a_step_has_no_parts() -> None:
-    for steps in ([], [step(5, 9)], [step(12, 30)], [step(12, 13, "decode")]):
+    for steps in ([], [step(5, 9)], [step(21, 30)], [step(12, 13, "decode")]):
         (timing,) = joined(steps, request(10, 21))
         assert parts(timing) == (None,) * 4
         assert timing.join_confidence is None
+
+
+def test_a_step_that_ends_behind_its_token_is_taken_up_to_it() -> None:
+    (timing,) = joined([step(12, 24), step(25, 27)], request(10, 21, 22))
+    assert parts(timing) == (2, 9, None, 1)
+    assert timing.join_confidence == 0.5
 
 
 def test_chunks_of_a_prompt_are_one_run_and_what_lies_between_is_queueing() -> None:
@@ -139,6 +145,17 @@ def test_the_prompts_length_says_how_far_back_the_run_goes() -> None:
     steps = [step(12, 15), step(16, 20), step(21, 25)]
     (timing,) = joined(steps, request(10, 26, prompt_tokens=17))
     assert timing.prefill_steps == 2
+
+
+def test_a_step_with_the_prompts_tokens_is_the_requests_own() -> None:
+    steps = [step(12, 15, tokens=7), step(16, 20, tokens=9), step(21, 25, tokens=11)]
+    others = (Other(1, 11 * MS, None),)
+    (timing,) = joined(steps, request(10, 26, prompt_tokens=9), others=others)
+    assert (timing.first_step, timing.prefill_steps, timing.join_confidence) == (16 * MS, 1, 1.0)
+    assert parts(timing) == (6, 4, None, 6)
+    # With a cached prefix no step has as many.
+    (timing,) = joined(steps, request(10, 26, prompt_tokens=900), others=others)
+    assert (timing.first_step, timing.join_confidence) == (21 * MS, pytest.approx(1 / 1.5, abs=1e-3))
 
 
 def test_who_is_still_waiting_makes_it_less_sure() -> None:
