@@ -101,7 +101,7 @@ def command(pids: tuple[int, ...], self_test: bool, as_json: bool) -> None:
         if inventory is not None:
             inventories.append(inventory)
             if not as_json and inventory.entries:
-                console.print(entries_table(inventory.entries, why=True))
+                console.print(entries_table(inventory.entries, why=True, width=console.width))
     if self_test and not doctor.failed(checks):
         running: list[Check] = []
         for check in doctor.selftest():

@@ -17,6 +17,7 @@ from probes.inventory import Entry, Inventory, take
 from probes.plan import FUNNELS
 from probes.sites import HitCost
 
+_COLUMNS = ("function", "library", "offset", "instruction", "hit", "often", "now")
 _KINDS = {
     "client": "FlexNPU's client",
     "cann": "CANN",
@@ -47,7 +48,8 @@ def command(pids: tuple[int, ...], everything: bool, why: bool, as_json: bool) -
     COLUMNS
       function     as the library exports it; "+ret" where its return is probed, too
       library      the file that defines it (--json has the whole path)
-      offset       of the instruction in the file
+      offset       of the instruction in the file; left out on narrow terminals, as is the
+                   instruction (--json has both)
       instruction  where the probe goes: the first of the function's beginning that the
                    kernel emulates, before any argument register changes
       hit          "emulated": 0.6 to 1.3 us on virtual machines; "single-step": 5 to 13 us
@@ -112,10 +114,13 @@ def _using() -> list[int]:
     return found
 
 
-def entries_table(entries: tuple[Entry, ...], *, why: bool = False) -> Table:
+def entries_table(entries: tuple[Entry, ...], *, why: bool = False, width: int = 160) -> Table:
+    """One row a function. Where `width` columns are too few, without the place in the file."""
     table = Table(box=None, pad_edge=False)
-    for name in ("function", "library", "offset", "instruction", "hit", "often", "now"):
-        table.add_column(name, justify="right" if name == "offset" else "left", no_wrap=True)
+    narrow = width < 120
+    for name in _COLUMNS:
+        if not (narrow and name in ("offset", "instruction")):
+            table.add_column(name, justify="right" if name == "offset" else "left", no_wrap=True)
     if why:
         table.add_column("why")
     for entry in entries:
@@ -123,23 +128,23 @@ def entries_table(entries: tuple[Entry, ...], *, why: bool = False) -> Table:
         if entry.semaphore is not None:
             now = f"{entry.semaphore} listen"
         style = {HitCost.EMULATED: "green", HitCost.SINGLE_STEP: "yellow"}.get(entry.cost, "")
-        row = [
+        place = () if narrow else (f"{entry.offset:#x}", escape(entry.instruction))
+        table.add_row(
             entry.symbol + ("+ret" if entry.on_return else ""),
             os.path.basename(entry.library),
-            f"{entry.offset:#x}",
-            escape(entry.instruction),
+            *place,
             f"[{style}]{entry.cost.value}[/]" if style else entry.cost.value,
             entry.often,
             now,
-        ]
-        table.add_row(*row, *([escape(entry.reason)] if why else []))
+            *([escape(entry.reason)] if why else []),
+        )
     return table
 
 
 def _show(inventory: Inventory, why: bool) -> None:
     console = wide_console(220 if why else 160)
     console.print(f"{inventory.comm} ({inventory.pid}): {_KINDS[inventory.kind]}", highlight=False)
-    console.print(entries_table(inventory.entries, why=why))
+    console.print(entries_table(inventory.entries, why=why, width=console.width))
     if inventory.missing:
         console.print(f"  not mapped: {', '.join(inventory.missing)}", highlight=False)
 
