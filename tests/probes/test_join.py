@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import http.server
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.events import Event, RequestTiming, Step
+from probes.events import EngineMetrics, Event, RequestTiming, Step, from_json
 from probes.join import Joiner, Other
 from probes.kin import Kin
 from probes.tracer import Tracer
@@ -250,6 +254,11 @@ def test_kin_are_parents_children_and_children_of_one_launcher() -> None:
 # A server that knows.
 
 
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 def ask(port: int, path: str) -> None:
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.settimeout(30)
@@ -259,15 +268,27 @@ def ask(port: int, path: str) -> None:
             seen += client.recv(65536)
 
 
-@pytest.mark.ebpf
-def test_the_split_is_what_the_servers_own_clock_says(mock_driver: Path) -> None:
+@contextlib.contextmanager
+def serving(libraries: Path) -> Iterator[tuple[subprocess.Popen[str], int, int]]:
+    """(process, port, process id of the engine) of the labelled server."""
     process = subprocess.Popen(
-        [sys.executable, str(SERVER), str(mock_driver.parent)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(SERVER), str(libraries)], stdout=subprocess.PIPE, text=True
     )
-    got: dict[int, RequestTiming] = {}
     try:
         assert process.stdout is not None
         port, engine = map(int, process.stdout.readline().split())
+        yield process, port, engine
+    finally:
+        process.kill()
+        process.wait(10)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.mark.ebpf
+def test_the_split_is_what_the_servers_own_clock_says(mock_driver: Path) -> None:
+    got: dict[int, RequestTiming] = {}
+    with serving(mock_driver.parent) as (process, port, engine):
         kin = Kin()
 
         def publish(timing: RequestTiming) -> None:
@@ -299,10 +320,7 @@ def test_the_split_is_what_the_servers_own_clock_says(mock_driver: Path) -> None
                 joiner.advance(time.monotonic_ns())
             for client in clients:
                 client.join(10)
-        truths = [json.loads(process.stdout.readline()) for _ in range(9)]
-    finally:
-        process.kill()
-        process.wait(10)
+        truths = [json.loads(_line(process)) for _ in range(9)]
     for truth in truths:
         timing = got[truth["number"]]
         assert timing.t_first_ns is not None
@@ -325,3 +343,55 @@ def test_the_split_is_what_the_servers_own_clock_says(mock_driver: Path) -> None
         assert timing.gated_us is None
     # At least one had to wait for all that another one takes.
     assert max(timing.queue_us or 0 for timing in got.values()) > 60_000
+
+
+class _Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'vllm:num_requests_running{engine="0"} 2.0\n')
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def streamed(events: list[Event]) -> list[RequestTiming]:
+    """Requests with content: not those for the page, which this process, a parent of the engine's, serves."""
+    return [event for event in events if isinstance(event, RequestTiming) and event.t_first_ns is not None]
+
+
+@pytest.mark.ebpf
+def test_attach_tells_of_joined_requests_and_of_what_the_engine_says(mock_driver: Path) -> None:
+    page = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page)
+    threading.Thread(target=page.serve_forever, daemon=True).start()
+    command = [sys.executable, "-m", "probes.cli", "attach", "--wire", "--json", "--duration", "60"]
+    command += ["--engine-metrics", f"http://127.0.0.1:{page.server_port}"]
+    with serving(mock_driver.parent) as (_, port, engine):
+        probe = subprocess.Popen(
+            [*command, "--pid", str(engine)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert probe.stdout is not None
+            assert probe.stderr is not None
+            while "attached to" not in (line := probe.stderr.readline()):
+                assert line, "the probe ended"
+            for n in range(2):
+                ask(port, f"/2/{n}")
+            events: list[Event] = []
+            for line in probe.stdout:
+                events.append(from_json(line))
+                if len(streamed(events)) == 2:
+                    break
+            probe.send_signal(signal.SIGINT)
+            rest, _ = probe.communicate(timeout=30)
+            events += [from_json(line) for line in rest.splitlines()]
+        finally:
+            probe.kill()
+            probe.wait(10)
+            page.shutdown()
+            page.server_close()
+    requests = streamed(events)
+    assert [request.prefill_steps for request in requests] == [2, 2]
+    assert all(request.join_confidence and request.first_step_pid == engine for request in requests)
+    said = [event for event in events if isinstance(event, EngineMetrics)]
+    assert {(one.engine, one.running, one.error) for one in said} == {("vllm", 2.0, None)}
