@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
 _CONTAINER = re.compile(r"[0-9a-f]{32,64}")
 _MIN_ID = 4
 
@@ -63,11 +63,11 @@ class Selection:
         processes."""
         for path in self.cgroups:
             name = _relative(path)
-            exists = any((base / name.lstrip("/")).is_dir() for base in (_CGROUPS, *_hierarchies()))
+            exists = any(Path(mount + name).is_dir() for mount in _mounts())
             if not exists and not any(_inside(group, name) for pid in pids for group in cgroups_of(pid)):
                 raise SelectionError(
-                    f"no control group {path}: give its path below {_CGROUPS}, as in /proc/PID/cgroup "
-                    "(systemd-cgls lists them)"
+                    f"no control group {path}: give its folder in /sys/fs/cgroup, or its path as in "
+                    "/proc/PID/cgroup (systemd-cgls lists them)"
                 )
         for wanted in self.containers:
             if len(wanted) < _MIN_ID or not re.fullmatch("[0-9a-f]+", wanted):
@@ -108,18 +108,26 @@ def _has_name(pid: int, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _hierarchies() -> list[Path]:
-    """Where version 1 keeps a hierarchy a controller."""
+@cache
+def _mounts() -> tuple[str, ...]:
+    """Where hierarchies of control groups are mounted, the longest path first: one, or with version 1 one a
+    controller."""
     try:
-        return [path for path in _CGROUPS.iterdir() if path.is_dir()]
+        text = Path("/proc/self/mounts").read_text(errors="replace")
     except OSError:
-        return []
+        return ("/sys/fs/cgroup",)
+    fields = [line.split() for line in text.splitlines()]
+    found = {field[1] for field in fields if len(field) > 2 and field[2] in ("cgroup", "cgroup2")}
+    return tuple(sorted(found, key=len, reverse=True))
 
 
 def _relative(path: str) -> str:
     """A control group as the kernel names it: from the root of its hierarchy."""
-    name = path.removeprefix(str(_CGROUPS)) if path.startswith(f"{_CGROUPS}/") else path
-    return "/" + name.strip("/")
+    for mount in _mounts():
+        if path == mount or path.startswith(mount + "/"):
+            path = path.removeprefix(mount)
+            break
+    return "/" + path.strip("/")
 
 
 def _inside(group: str, wanted: str) -> bool:

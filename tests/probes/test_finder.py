@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import mockset
@@ -118,6 +118,7 @@ def test_criteria_of_one_kind_are_joined_and_of_different_kinds_intersected(
     own = os.getpid()
     name = Path("/proc/self/comm").read_text().strip()
     monkeypatch.setattr("probes.selection.cgroups_of", lambda pid: (f"/kubepods/pod1/cri-{ID}.scope",))
+    monkeypatch.setattr("probes.selection._mounts", lambda: ("/sys/fs/cgroup",))
     for selection, meant in (
         (Selection(), True),
         (Selection(pids=(own,)), True),
@@ -135,6 +136,28 @@ def test_criteria_of_one_kind_are_joined_and_of_different_kinds_intersected(
         (Selection(containers=(ID[:12],), comms=("nobody",)), False),
     ):
         assert selection.matches(own) == meant, selection
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A control group named as Docker names that of a container."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    roots = [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"]
+    if not roots or not os.access(roots[0], os.W_OK):
+        pytest.skip("no control groups (version 2) that may be made")
+    made = roots[0] / f"docker-{os.getpid():064x}.scope"
+    made.mkdir()
+    yield made
+    made.rmdir()
+
+
+def test_processes_of_a_control_group_and_of_a_container_are_found(mock_driver: Path, group: Path) -> None:
+    for selection in (Selection(cgroups=(str(group),)), Selection(containers=(f"{os.getpid():064x}",))):
+        with mockset.Driver(mock_driver), mockset.Driver(mock_driver) as inside:
+            (group / "cgroup.procs").write_text(str(inside.pid))
+            selection.check([inside.pid])
+            with Finder(selection, uses_npu) as finder:
+                assert wait(finder, {}).appeared == (inside.pid,)
 
 
 def test_what_can_match_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
