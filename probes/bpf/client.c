@@ -74,6 +74,7 @@ int on_client_step(struct pt_regs *ctx)
 {
     u64 id = pid_tgid(), tgid = id >> 32;
     hit(id, HIT_CLIENT);
+    this_thread(id);  // it launches: the tracer asks the scheduler about it
     const struct client_step *told = (void *)PT_REGS_PARM1(ctx);
     u32 kind = 0;
     if (bpf_probe_read_user(&kind, sizeof(kind), &told->kind)) {

@@ -84,8 +84,8 @@ def command(output: Path, duration: float | None, wire: bool | None, **options: 
 
     \b
     OVERHEAD
-      On the traced processes, that of `attach`. Of this program, beside it: the
-      writing and compressing of one line a step.
+      On the traced processes, that of `attach`. Of this program, beside it:
+      measured, some 10 us of CPU time and 45 bytes of the file a step.
 
     \b
     EXIT STATUS

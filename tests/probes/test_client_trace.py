@@ -126,6 +126,7 @@ def test_steps_are_whole_and_every_launch_is_counted(lanes: Lanes, tracing: Call
     before[1] = lanes.lane(1).launched
     lanes.run("launch 1 8", "sync 1", "launch 1 11", "sync 1")
     run.poll(0.3)
+    assert run.tracer.threads(lanes.pid) == [lanes.pid]
     steps: list[Step] = run.finish()
     model = [step for step in steps if step.stream == lanes.streams[0]]
     assert [(s.phase, s.tokens, s.batch, s.launches) for s in model] == [("prefill", 37, 1, 210)] + [
