@@ -196,6 +196,31 @@ def test_it_ends_when_its_processes_do(driver: mockset.Driver) -> None:
 
 
 @pytest.mark.ebpf
+def test_a_killed_process_is_noticed_at_once_and_its_running_step_is_published(
+    driver: mockset.Driver,
+) -> None:
+    child = subprocess.Popen(
+        [*COMMAND, "--pid", str(driver.pid), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stderr is not None
+    assert child.stdout is not None
+    assert "attached to driver" in child.stderr.readline()
+    driver.run(f"step {S1} 1 37 218", f"step {S1} 1 1 214", f"embed {S1} 1 1")
+    os.kill(driver.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    assert "has ended" in child.stderr.readline()
+    # The tracer looks for itself once a second; the kernel says it sooner.
+    assert time.monotonic() - killed < 0.9
+    printed, _ = child.communicate(timeout=30)
+    steps = [event for line in printed.splitlines() if isinstance(event := from_json(line), Step)]
+    assert [step.ended_by for step in steps][-1] == "detach"
+    assert [step.phase for step in steps][:2] == ["prefill", "decode"]
+
+
+@pytest.mark.ebpf
 def test_a_reader_that_goes_away_ends_it_quietly(driver: mockset.Driver) -> None:
     steps = Steps(driver)
     try:
