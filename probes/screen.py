@@ -201,5 +201,9 @@ def plain_after(shown: Display) -> Display:
 
 def display() -> Display:
     """The screen of a terminal, or plain tables where there is none."""
-    interactive = sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
-    return Screen() if interactive else Plain()
+    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("", "dumb"):
+        return Plain()
+    with contextlib.suppress(OSError):  # not our controlling terminal: nobody stops us for touching it
+        if os.tcgetpgrp(sys.stdout.fileno()) != os.getpgrp():
+            return Plain()  # a job in the background, which would be stopped
+    return Screen()

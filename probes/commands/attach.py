@@ -126,7 +126,7 @@ def command(
       tok/st    tokens a step
       p50, p99  step time in ms: from its embedding to the synchronise that ended it
       ln/st     operator and graph launches a step, those between steps included;
-                "-" where launches were not counted
+                of the last windows of detail where launches are not probed
       gated     share of the interval for which FlexNPU's gate held the stream's
                 next operator, on the stream's first row; "-" without a daemon
       runq      share of the interval for which a launching thread was runnable and

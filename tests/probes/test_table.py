@@ -258,6 +258,35 @@ def test_a_terminal_has_the_whole_screen_and_keys(driver: mockset.Driver, column
         terminal.close()
 
 
+def test_a_job_in_the_background_leaves_the_terminal_alone() -> None:
+    """Setting its modes would stop the job (SIGTTOU)."""
+    code = (
+        "import os, pty, sys\n"
+        "from probes.screen import Plain, Screen, display\n"
+        "master, slave = pty.openpty()\n"
+        "os.login_tty(slave)\n"
+        "os.environ['TERM'] = 'xterm'\n"
+        "shown = display(); print(isinstance(shown, Screen)); shown.close()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os.setpgid(0, 0)\n"
+        "    os._exit(0 if isinstance(display(), Plain) else 1)\n"
+        "_, status = os.waitpid(child, os.WUNTRACED)\n"
+        "sys.stdout.flush()\n"
+        "os.write(told, f'{status}'.encode())\n"
+    )
+    read, write = os.pipe()
+    child = subprocess.Popen(
+        [*mockset.python(), "-c", code.replace("told", str(write))],
+        pass_fds=(write,),
+        stdin=subprocess.DEVNULL,
+    )
+    os.close(write)
+    assert os.read(read, 16) == b"0"
+    os.close(read)
+    child.wait(10)
+
+
 @pytest.mark.ebpf
 def test_a_terminal_that_hangs_up_detaches(driver: mockset.Driver) -> None:
     terminal = Terminal(["attach", "--pid", str(driver.pid)], 80)
