@@ -1,4 +1,4 @@
-"""Where the members of the running kernel's structures are, from its BTF, by libbpf.
+"""Where the members of the running kernel's structures are, from its BTF, by libbpf (which bcc needs, too).
 
 >>> member_offsets("no_such_struct", ("x",)) is None
 True

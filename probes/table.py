@@ -20,7 +20,14 @@ ABSENT = "-"
 _LOST = ("steps_lost", "begins_lost", "map_full", "bad_reads", "lanes_untracked", "reopened")
 """Counters that mean something was lost or cut."""
 
-_WIRE_LOST = ("wire_lost", "wire_calls_lost", "wire_connections_lost", "wire_tls", "feed_dropped")
+_WIRE_LOST = (
+    "wire_lost",
+    "wire_calls_lost",
+    "wire_connections_lost",
+    "wire_tls",
+    "wire_http2",
+    "feed_dropped",
+)
 
 
 @dataclass(frozen=True)

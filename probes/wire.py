@@ -12,7 +12,7 @@ TCP_NODELAY) or the client's window is full, leaves with the acknowledgement tha
 both in the tracepoints of `_SOCKET_TIME` (Linux 6.3) where it has BTF: `WireTracer.dating` is then
 ``socket``. Else it is ``call``: a read is dated by the call's return, a write by its start, and those two are
 a request's `t_read_ns` and `t_write_ns` in any case. Data kept back by TCP_CORK and let go by the program are
-dated by the write.
+dated by the write; Unix sockets are dated by the calls.
 
 Limits. TLS, HTTP/2 and io_uring are out of scope: connections that do not begin with an HTTP/1 method are
 counted, TLS and HTTP/2 by their names, and never guessed at; traffic through io_uring makes no syscall and

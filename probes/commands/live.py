@@ -87,6 +87,11 @@ class Live:
             )
             self._wire = self._stack.enter_context(self._make_wire()) if wire else None
             self._joiner = self._make_joiner() if wire else None
+            if self._wire is not None and self._wire.dating == "call":
+                self._say(
+                    "requests are dated by the servers' reads and writes: this kernel does not show when a "
+                    "socket's data arrive and leave"
+                )
             self.delays = self._stack.enter_context(HostDelays())
             if self.delays.why:
                 note(f"run-queue waits are read from /proc: {self.delays.why}")

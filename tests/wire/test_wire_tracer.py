@@ -379,3 +379,18 @@ time.sleep(30)
         assert first - request.t_first_ns < 15_000_000  # far below the 40 ms of a delayed acknowledgement
         held = max(held, request.t_first_ns - request.t_write_ns)
     assert held > 20_000_000, "nothing was kept back"
+
+
+@pytest.mark.ebpf
+def test_a_kernel_that_does_not_show_its_sockets_has_the_calls_dates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "member_offsets", lambda struct, members: None)
+    got: list[RequestTiming] = []
+    with serving("recv-send") as server, WireTracer([server.pid], on_request=got.append) as tracer:
+        assert tracer.dating == "call"
+        load(server.port, 1, 2)
+        wait_for(tracer, lambda: len(got) >= 2)
+    for request in got:
+        assert request.complete
+        assert request.t_read_ns is not None
+        assert 0 <= request.t_read_ns - request.t_arrival_ns < 1_000_000
+        assert request.t_write_ns == request.t_first_ns
