@@ -143,8 +143,10 @@ def _control(line: bytes) -> Header | Tick | End | None:
 
 
 class Recorder:
-    """Write a recording to `path`. Raises `RecordingError` when the file cannot be made, or written any
-    further (a full disk)."""
+    """Write a recording to `path`. A file that is there is kept until the first block is written.
+
+    Raises `RecordingError` when the file cannot be made, or written any further (a full disk).
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, header: Header | None = None) -> None:
         self.path = Path(path)
@@ -152,13 +154,19 @@ class Recorder:
         self._lines: list[bytes] = []
         self._pending = 0
         self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+        self._begun = False
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         try:
-            self._file: BinaryIO = open(self.path, "wb", buffering=0)  # noqa: SIM115 (closed by `close`)
+            try:
+                self._file = os.fdopen(os.open(self.path, flags | os.O_EXCL, 0o666), "wb", buffering=0)
+                self._made = True
+            except FileExistsError:
+                self._file = os.fdopen(os.open(self.path, flags, 0o666), "wb", buffering=0)
+                self._made = False
         except OSError as error:
             raise RecordingError(f"cannot write {self.path}: {error.strerror}") from None
         self._due = 0.0
         self._add(_line(header or Header.now()))
-        self.flush()
 
     def event(self, event: Event) -> None:
         self.events += 1
@@ -184,6 +192,10 @@ class Recorder:
         if not self._lines:
             return
         lines, self._lines, self._pending = self._lines, [], 0
+        if not self._begun:
+            self._begun = True
+            with contextlib.suppress(OSError):  # what is no file cannot be emptied
+                self._file.truncate(0)
         block = memoryview(self._compressor.compress(b"".join(lines)))
         try:
             while block:
@@ -212,8 +224,11 @@ class Recorder:
             return
         # What is readable stays; the End would say that all went well.
         with contextlib.suppress(RecordingError):
-            self.flush()
+            if self._begun or self.events:
+                self.flush()
         self._file.close()
+        if self._made and not self._begun:
+            self.path.unlink(missing_ok=True)
 
 
 class Recording:

@@ -86,7 +86,7 @@ def test_a_recording_that_was_cut_off_is_read_up_to_there(tmp_path: Path) -> Non
         assert got == EVENTS[: len(got)]
         assert recording.damage
         seen.add(len(got))
-    assert seen == {0, 1, 3, 5}  # what each block adds
+    assert seen == {1, 3, 5}  # what each block adds
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,20 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, data: st.DataObject) -> N
         pass
 
 
+def test_a_run_that_never_began_costs_no_earlier_recording(tmp_path: Path) -> None:
+    whole = write(tmp_path / "run")
+    for name in ("run", "new"):
+        with pytest.raises(KeyError), Recorder(tmp_path / name):
+            raise KeyError("nothing to attach to")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run").read_bytes() == whole
+    assert len(write(tmp_path / "run", [])) < len(whole)
+    assert list(Recording(tmp_path / "run")) == [TICK]
+
+
 def test_a_full_disk_is_named() -> None:
     with pytest.raises(RecordingError, match="cannot write /dev/full: No space left"):
-        Recorder("/dev/full")
+        Recorder("/dev/full").flush()
     with pytest.raises(RecordingError, match="cannot write"):
         Recorder("/no/such/folder/run")
 
