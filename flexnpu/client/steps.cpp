@@ -164,7 +164,6 @@ StepLane& Steps::make(uint64_t stream) {
     if (stream == 0) {
         if (!default_ready_.load(relaxed)) {
             default_.owner_ = this;
-            default_.heard_.store(listened(), relaxed);
             lanes_.push_back(&default_);
             default_ready_.store(true, std::memory_order_release);
         }
@@ -179,7 +178,6 @@ StepLane& Steps::make(uint64_t stream) {
         lane = new Lane;  // kept: a later stream has its place
         lane->owner_ = this;
         lane->stream_.store(stream, relaxed);
-        lane->heard_.store(listened(), relaxed);  // nothing of it has gone by
         lanes_.push_back(lane);
         place.store(lane, std::memory_order_release);
         return *lane;
@@ -223,8 +221,15 @@ void Steps::publish(Lane& lane) {
     if (outside_.launched) outside_.launched->fetch_add(n - before, relaxed);  // the sum is right whoever was first
 }
 
-// Before a launch of a lane that is listened to.
+bool Steps::heard(Lane& lane) {
+    uint8_t watch = lane.watch_.load(relaxed);
+    if (watch == Lane::ask) lane.watch_.store(watch = listened() ? Lane::heard : Lane::unheard, relaxed);
+    return watch == Lane::heard;
+}
+
+// Before a launch of a lane that is listened to, or the first since its last step.
 void Steps::touch(Lane& lane) {
+    if (!heard(lane)) return;
     const uint64_t now = outside_.now();
     if (lane.may_gap_.load(relaxed) && lane.t_open_.load(relaxed) && now - lane.t_last_.load(relaxed) > kGapNs) {
         std::lock_guard lock(lane.mutex_);
@@ -244,7 +249,7 @@ void Steps::touch(Lane& lane) {
 
 void Steps::tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end) {
     const bool begins = kind == FLEXNPU_STEP_BEGIN;
-    if (!lane.heard_.load(relaxed) || !listened() || (begins && !*outside_.begin_listeners)) return;
+    if (!heard(lane) || !listened() || (begins && !*outside_.begin_listeners)) return;
     flexnpu_step_record r{};
     r.version = kFlexnpuStepVersion;
     r.size = sizeof(r);
@@ -281,7 +286,7 @@ void Steps::open(Lane& lane, Kind kind, uint64_t now) {
     lane.kind_ = kind;
     lane.has_model_ = true;
     lane.may_gap_.store(false, relaxed);
-    lane.heard_.store(heard, relaxed);
+    lane.watch_.store(heard ? Lane::heard : Lane::unheard, relaxed);
     lane.t_open_.store(now, relaxed);
     lane.t_last_.store(now, relaxed);
     lane.has_cand_ = false;
@@ -306,7 +311,7 @@ void Steps::close(Lane& lane, uint64_t t_end, uint32_t ended_by, const Totals& e
     lane.run_longest_ = 0;
     lane.t_open_.store(0, relaxed);
     lane.may_gap_.store(!lane.has_model_, relaxed);
-    lane.heard_.store(listened(), relaxed);
+    lane.watch_.store(Lane::ask, relaxed);
 }
 
 void Steps::close_for_next(Lane& lane, uint32_t ended_by) {
@@ -350,7 +355,7 @@ void Steps::attention(Lane& lane, std::span<const uint8_t> key, const char* kind
         if (replayed) {
             std::lock_guard lock(replayed->mutex_);
             if (replayed->kind_ == Kind::graph && replayed->model_ == graph) {
-                if (replayed->attended_ || !replayed->heard_.load(relaxed)) return;
+                if (replayed->attended_ || !heard(*replayed)) return;
                 replayed->attended_ = kAttentions;
                 add_attention(&replayed->evidence_, key, kinds, role);
                 return;
@@ -366,7 +371,7 @@ void Steps::attention(Lane& lane, std::span<const uint8_t> key, const char* kind
         model.updated = true;
         return;
     }
-    if (!lane.heard_.load(relaxed)) return;
+    if (!heard(lane)) return;
     std::lock_guard lock(lane.mutex_);
     if (lane.attended_ >= kAttentions) return;
     lane.attended_++;
@@ -396,7 +401,7 @@ void Steps::graph(uint64_t stream, uint64_t model) {
     // the step that runs.
     const bool whole = known.whole || (l.kind_ == Kind::embedding && l.has_cand_ && l.now_.h2d_copies > l.cand_.h2d_copies);
     if (l.kind_ != Kind::between && !whole) {
-        if (l.heard_.load(relaxed)) l.t_last_.store(outside_.now(), relaxed);
+        if (heard(l)) l.t_last_.store(outside_.now(), relaxed);
         l.graphs_.fetch_add(1, relaxed);
         return;
     }
@@ -456,19 +461,19 @@ void Steps::synchronised(Lane& lane, const Totals& then) {
     const uint64_t run = done - lane.run_start_;
     lane.run_start_ = done;
     if (lane.capturing_) return;
-    const bool heard = lane.heard_.load(relaxed);
+    const bool listened = heard(lane);
     if (lane.kind_ == Kind::embedding) {
         if (run * 4 >= lane.run_longest_) {
             lane.cand_ = then;
             lane.has_cand_ = true;
-            if (heard) {
+            if (listened) {
                 lane.cand_t_ = outside_.now();
                 tell(lane, FLEXNPU_STEP_MAYBE, lane.cand_t_, FLEXNPU_STEP_BY_SYNC, then);
             }
         }
         lane.run_longest_ = std::max(lane.run_longest_, run);
     } else if (lane.kind_ != Kind::between || !lane.has_model_) {
-        close(lane, heard ? outside_.now() : 0, FLEXNPU_STEP_BY_SYNC, then);
+        close(lane, listened ? outside_.now() : 0, FLEXNPU_STEP_BY_SYNC, then);
     }
 }
 

@@ -49,7 +49,9 @@ class alignas(64) StepLane {
     std::atomic<uint64_t> stream_{0};
     std::atomic<uint64_t> graphs_{0};
     std::atomic<uint64_t> t_open_{0}, t_last_{0};
-    std::atomic<bool> heard_{false};  // somebody listened when the step opened (or the one before it ended)
+    // Whether somebody listened when the step opened. Where nothing was launched since the last one ended, the next launch asks.
+    enum Watch : uint8_t { unheard, heard, ask };
+    std::atomic<uint8_t> watch_{ask};
     std::atomic<bool> may_gap_{true};  // between two steps of a lane that has shown no model
     Steps* owner_ = nullptr;
     std::atomic<uint64_t> published_{0};
@@ -120,7 +122,7 @@ public:
 
     // An operator has been launched on the lane; its embedding() or attention() comes before.
     void launched(StepLane& lane) {
-        if (__builtin_expect(lane.heard_.load(std::memory_order_relaxed), 0)) touch(lane);
+        if (__builtin_expect(lane.watch_.load(std::memory_order_relaxed) != StepLane::unheard, 0)) touch(lane);
         const uint64_t n = lane.launches_.fetch_add(1, std::memory_order_relaxed) + 1;
         if (__builtin_expect(n % kPublishEvery == 0, 0)) publish(lane);
         step_lane_used = &lane;
@@ -176,6 +178,7 @@ private:
     Lane& make(uint64_t stream);
     Lane* copies_lane();
     void touch(Lane& lane);
+    bool heard(Lane& lane);
     void publish(Lane& lane);
     Totals totals(const Lane& lane) const;
     uint64_t gated(const Lane& lane) const;

@@ -206,6 +206,29 @@ TEST_CASE_FIXTURE(Fixture, "a lane without a model has plain steps, cut by synch
     CHECK(done()[2].ended_by == FLEXNPU_STEP_BY_GAP);
 }
 
+TEST_CASE_FIXTURE(Fixture, "a lane without a model is heard from the first run that begins while somebody listens") {
+    listeners = 0;
+    launch(5);
+    sync();
+    listeners = 1;
+    launch(6);
+    sync();
+    listeners = 0;
+    launch(7);
+    listeners = 1;
+    launch(7);
+    sync();
+    launch(8);
+    sync();
+    std::vector<uint64_t> launches;
+    for (const auto& r : done()) {
+        launches.push_back(r.launches);
+        CHECK(r.t_start != 0);
+        CHECK(r.t_start < r.t_end);
+    }
+    CHECK(launches == std::vector<uint64_t>{6, 8});
+}
+
 TEST_CASE_FIXTURE(Fixture, "a captured graph is known by what it holds, and each replay is a step") {
     embed({4, 1});
     sync();
