@@ -166,7 +166,7 @@ class Recorder:
         except OSError as error:
             raise RecordingError(f"cannot write {self.path}: {error.strerror}") from None
         self._due = 0.0
-        self._add(_line(header or Header.now()))
+        self._header = _line(header or Header.now())
 
     def event(self, event: Event) -> None:
         self.events += 1
@@ -187,16 +187,19 @@ class Recorder:
             self.flush()
 
     def flush(self) -> None:
-        """Write what there is."""
+        """Write what there is; the first time the header, as a block of its own."""
         self._due = time.monotonic() + FLUSH_S
-        if not self._lines:
-            return
-        lines, self._lines, self._pending = self._lines, [], 0
         if not self._begun:
             self._begun = True
             with contextlib.suppress(OSError):  # what is no file cannot be emptied
                 self._file.truncate(0)
-        block = memoryview(self._compressor.compress(b"".join(lines)))
+            self._write(self._header)
+        if self._lines:
+            lines, self._lines, self._pending = self._lines, [], 0
+            self._write(b"".join(lines))
+
+    def _write(self, text: bytes) -> None:
+        block = memoryview(self._compressor.compress(text))
         try:
             while block:
                 block = block[self._file.write(block) :]
