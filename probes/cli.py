@@ -15,7 +15,7 @@ def main() -> None:
     eBPF uprobes on the AscendCL libraries of a running process see each operator launch, copy and
     synchronise, fold them into steps of the model in the kernel, and tell prefill from decode.
 
-    `flexnpu-probe attach --help` is the manual.
+    `flexnpu-probe attach --help` is the manual; `flexnpu-probe doctor` says whether tracing works here.
     """
 
 
