@@ -178,9 +178,10 @@ def command(
       layout cannot be learned, every tensor is probed at its making, some 500 a
       step; standard error says so. Under FlexNPU a step is hit once when a graph is
       replayed and some three times in eager mode, 1 us each, and 6 us once more with
-      --feed; each launch takes 0.03 us longer, 1 us with --detail launches. Where the host runs ahead of the device, all
-      that is hidden behind it. The cost is measured while tracing, and --budget
-      keeps it down. This program pays by the step, some 0.1 ms of its own time each.
+      --feed; each launch takes 0.03 us longer, 1 us with --detail launches. Where the
+      host runs ahead of the device, all that is hidden behind it. The cost is
+      measured while tracing, and --budget keeps it down. This program pays by the
+      step, some 0.1 ms of its own time each.
       --wire makes each read, write, send and receive of any process on the machine
       some 1 us longer, a write of a streamed answer 4 to 15 us (measured). Attaching
       and detaching take some 0.1 s each, 2 to 4 s with --wire, and the process goes
