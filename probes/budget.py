@@ -134,7 +134,7 @@ _HITS_OF: Mapping[Evidence, tuple[str, ...]] = {
     "launches": ("launch",),
     "windows": (),
     "attention": ("attention",),
-    "copies": ("copy", "copy_return", "copy_async", "event"),
+    "copies": ("copy", "copy_return", "copy_async"),
     "shapes": ("embedding_first", "embedding_return", "tensor", "array"),
 }
 

@@ -918,7 +918,6 @@ class Tracer:
             b"models",
             b"maybes",
             b"operators",
-            b"recorded",
             b"client_names",
         ):
             table = self._bpf[name]

@@ -635,27 +635,13 @@ int on_sync_device(struct pt_regs *ctx)
     return sync_enter(ctx, id, 2, 0);
 }
 
-// aclrtRecordEvent(event, stream): which stream a wait for the event waits for.
-int on_record_event(struct pt_regs *ctx)
-{
-    u64 id = pid_tgid();
-    hit(id, HIT_EVENT);
-    struct handle_key key = {.tgid = id >> 32, .handle = PT_REGS_PARM1(ctx)};
-    u64 stream = PT_REGS_PARM2(ctx);
-    recorded.update(&key, &stream);
-    return 0;
-}
-
-// aclrtSynchronizeEvent(event), ...WithTimeout(event, ms)
+// aclrtSynchronizeEvent(event), ...WithTimeout(event, ms): where the event was recorded is not known, since recording
+// is not probed. It is taken to be on any of the process's streams, as if all were waited for.
 int on_sync_event(struct pt_regs *ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_SYNC);
-    struct handle_key key = {.tgid = id >> 32, .handle = PT_REGS_PARM1(ctx)};
-    u64 *stream = recorded.lookup(&key);
-    if (!stream)
-        return 0;
-    return sync_enter(ctx, id, 1, *stream);
+    return sync_enter(ctx, id, 2, 0);
 }
 
 int on_sync_return(struct pt_regs *ctx)

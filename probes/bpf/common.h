@@ -69,7 +69,6 @@ enum {
     HIT_COPY,
     HIT_COPY_RETURN,
     HIT_COPY_ASYNC,
-    HIT_EVENT,
     HIT_ATTENTION,
     HIT_LAUNCH,
     HIT_OPERATOR,
@@ -205,7 +204,6 @@ BPF_TABLE("lru_hash", struct handle_key, struct evidence, models, 4096);
 BPF_HASH(targets, u64, struct target, TARGETS);
 BPF_HASH(layouts, u64, struct layout, TARGETS);
 BPF_TABLE("percpu_hash", u64, struct hits, hits, TARGETS);
-BPF_TABLE("lru_hash", struct handle_key, u64, recorded, 4096);  // the stream that an event was last recorded on
 BPF_HASH(operators, struct operator_key, u64, 8192);
 BPF_PERCPU_ARRAY(counters, u64, COUNTERS);
 BPF_ARRAY(evidence_ids, u64, 1);
