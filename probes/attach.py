@@ -31,7 +31,7 @@ _IOC_SET_BPF = 0x40042408
 _FLAG_FD_CLOEXEC = 8
 
 # enum bpf_cmd and bpf_attach_type of the kernel's interface.
-_LINK_CREATE = 28
+_LINK_CREATE, _ENABLE_STATS = 28, 32
 TRACE_UPROBE_MULTI = 48
 """The expected attach type that a program must be loaded with for a uprobe_multi link."""
 _F_RETURN = 1
@@ -72,6 +72,12 @@ class _MultiAttr(ctypes.Structure):
         ("pid", ctypes.c_uint32),
         ("pad", ctypes.c_uint32),
     )
+
+
+class _StatsAttr(ctypes.Structure):
+    """The part of union bpf_attr that says what to measure: BPF_STATS_RUN_TIME."""
+
+    _fields_ = (("type", ctypes.c_uint32),)
 
 
 class AttachError(RuntimeError):
@@ -119,6 +125,15 @@ def _bpf(command: int, attr: ctypes.Structure) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return int(fd)
+
+
+def enable_run_times() -> int:
+    """Have the kernel measure how long BPF programs run, as long as the file descriptor that is returned is
+    open; -1 where it refuses."""
+    try:
+        return _bpf(_ENABLE_STATS, _StatsAttr())
+    except OSError:
+        return -1
 
 
 class MultiUprobe:

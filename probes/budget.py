@@ -1,9 +1,9 @@
 """What probes cost, and what to do without when they cost too much.
 
-A hit's cost is calibrated at start on code of our own, with a program that does about what the others do;
-hits are counted in the kernel. Their product, divided by the time of the steps in which they happened, is the
-overhead. Over the budget, the dearest evidence that can be done without goes first; it comes back when
-there is room.
+A hit's cost is the kernel's way into a program and out again, calibrated at start on code of our own, and
+the program's own time, which the kernel measures now and then. Hits are counted in the kernel. Their product,
+divided by the time of the steps in which they happened, is the overhead. Over the budget, the dearest evidence
+that can be done without goes first; it comes back when there is room.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _HITS = 1500
 _ROUNDS = 3
 _OVER_TICKS = 3
 _ROOM_TICKS = 10
+_MEASURE_EVERY = 15
 _ROOM = 0.7
 """Evidence comes back when it is expected to keep the overhead below this part of the budget."""
 
@@ -94,13 +95,56 @@ def calibrate(program_fd: int, *, multi: bool) -> Costs:
         threading.Thread(target=clean, name="calibration's end", daemon=True).start()
 
 
+class RunTimes:
+    """How long each program runs, as the kernel measures it while asked to (BPF_ENABLE_STATS).
+
+    The measuring costs each run some 50 ns, so it is on for one interval in `_MEASURE_EVERY`.
+    """
+
+    def __init__(self, programs: Mapping[str, int]) -> None:
+        self._programs = programs
+        self._fd = -1
+        self._before: dict[str, tuple[int, int]] = {}
+        self._ticks = 0
+        self.mean_us: dict[str, float] = {}
+        """By program; those that were not run have none."""
+
+    def tick(self) -> None:
+        """An interval is over."""
+        if self._fd >= 0:
+            self.close()
+            for name, (time_ns, count) in self._read().items():
+                time_before, count_before = self._before.get(name, (0, 0))
+                if count > count_before:
+                    self.mean_us[name] = (time_ns - time_before) / (count - count_before) / 1e3
+        elif self._ticks % _MEASURE_EVERY == 0:
+            self._fd = attach.enable_run_times()
+            self._before = self._read()
+        self._ticks += 1
+
+    def _read(self) -> dict[str, tuple[int, int]]:
+        """(ns, runs) by program."""
+        found = {}
+        for name, fd in self._programs.items():
+            with open(f"/proc/self/fdinfo/{fd}") as file:
+                lines = dict(line.split(":", 1) for line in file if ":" in line)
+            if "run_cnt" in lines:
+                found[name] = int(lines["run_time_ns"]), int(lines["run_cnt"])
+        return found
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
 @dataclass
 class Account:
     """The probes of one process: what they cost, and what it does without."""
 
     without: list[Evidence] = field(default_factory=list)
-    cost_of_hit: dict[str, float] = field(default_factory=dict)
-    """Microseconds, by `plan.HITS`."""
+    traps: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """By `plan.HITS`: the program, and what the kernel's way into it and out costs, in microseconds."""
     percent: float = 0.0
     """Of the last interval."""
     over: int = 0
@@ -113,21 +157,26 @@ class Account:
     told: bool = False
 
     def note(self, program: str, cost_us: float) -> None:
-        """A probe with `program` was placed whose hit costs that; of several, the dearest counts."""
+        """A probe with `program` was placed whose trap costs that; of several, the dearest counts."""
         name = HIT_OF[program]
-        self.cost_of_hit[name] = max(cost_us, self.cost_of_hit.get(name, 0.0))
+        if name not in self.traps or cost_us > self.traps[name][1]:
+            self.traps[name] = program, cost_us
 
-    def costs(self, hits: Mapping[str, int], seconds: float) -> dict[str, float]:
-        """Percent of the steps' time (of all time where there were none) since the last call, by hit."""
+    def costs(self, hits: Mapping[str, int], seconds: float, run_us: Mapping[str, float]) -> dict[str, float]:
+        """Percent of the steps' time (of all time where there were none) since the last call, by hit.
+
+        `run_us`: what the programs themselves take, by name.
+        """
         delta = {name: count - self.last.get(name, 0) for name, count in hits.items()}
         self.last = dict(hits)
         time_us = min(self.steps_ns / 1e3, seconds * 1e6) or seconds * 1e6
         self.steps_ns = 0
-        return {
-            name: 100 * count * self.cost_of_hit.get(name, 0.0) / time_us
-            for name, count in delta.items()
-            if count > 0
-        }
+        percents = {}
+        for name, count in delta.items():
+            if count > 0 and name in self.traps:
+                program, trap_us = self.traps[name]
+                percents[name] = 100 * count * (trap_us + run_us.get(program, 0.0)) / time_us
+        return percents
 
 
 _HITS_OF: Mapping[Evidence, tuple[str, ...]] = {

@@ -111,6 +111,9 @@ class Target:
     _keys: set[Key] = field(default_factory=set)
     _probes: list[tuple[Role, Probe]] = field(default_factory=list)
     _next_window: float = 0.0
+    _operators: mix.Operators | None = None
+    _mixes: int = 0
+    """Windows since its operators were known."""
 
     @property
     def missing(self) -> list[str]:
@@ -311,6 +314,7 @@ class Tracer:
                 f"the BPF program does not load: {error}. The kernel's log above says why; kernel lockdown "
                 "(/sys/kernel/security/lockdown) and seccomp forbid it as well."
             ) from None
+        self._run_times = budget.RunTimes(self._programs)
         events = self._bpf[b"events"]
         if self._ring:
             events.open_ring_buffer(self._on_ring)
@@ -360,6 +364,8 @@ class Tracer:
                 f"{', '.join(sorted(FUNNELS))}: it does not use an NPU, or has not loaded AscendCL yet"
             )
         target._next_window = time.monotonic() + _FIRST_WINDOW_S
+        if self._rotate and self._multi and target.kind == "cann":
+            threading.Thread(target=self._find_operators, args=(target,), daemon=True).start()
         self._targets[pid] = target
         return target
 
@@ -650,11 +656,11 @@ class Tracer:
         try:
             groups, _ = placing.groups_of(wanted, self._resolve(target))
             probes = placing.place(groups, self._programs, target.pid, multi=self._multi)
-            if self._multi and target.windows % MIX_EVERY == 1:
-                operators = mix.operators_of(target.pid, only=self._only)
-                if operators is not None:
-                    probes += placing.place([operators.group], self._programs, target.pid, multi=True)
-                    names = operators.names
+            operators = target._operators
+            if operators is not None and not target._mixes % MIX_EVERY:
+                probes += placing.place([operators.group], self._programs, target.pid, multi=True)
+                names = operators.names
+            target._mixes += operators is not None
         except (AttachError, OSError, symbols.ProcessGone):
             return  # it ends, or its libraries change: the next refresh tells
         if self.costs is not None:
@@ -666,6 +672,11 @@ class Tracer:
         target.window = Window(target.pid, time.monotonic_ns(), names=names, probes=probes)
         self._open_window = target
         self._own["windows"] += 1
+
+    def _find_operators(self, target: Target) -> None:
+        # Some seconds for a library that was not read before.
+        with contextlib.suppress(symbols.ProcessGone, OSError):
+            target._operators = mix.operators_of(target.pid, only=self._only)
 
     def _close_window(self, target: Target) -> None:
         window = target.window
@@ -719,8 +730,10 @@ class Tracer:
         self._next_budget = now + _BUDGET_S
         if self.costs is None:
             return
+        if self._targets:
+            self._run_times.tick()
         for target in self.targets:
-            costs = target.account.costs(self._hits(target.pid), seconds)
+            costs = target.account.costs(self._hits(target.pid), seconds, self._run_times.mean_us)
             if self._percent is None:
                 target.account.percent = sum(costs.values())
                 continue
@@ -986,6 +999,7 @@ class Tracer:
                 self._remove(target)
             for _, thread in self._removing:
                 thread.join()
+            self._run_times.close()
             self._bpf.cleanup()
 
     def __enter__(self) -> Self:

@@ -257,6 +257,8 @@ int on_embedding_second(struct pt_regs *ctx)
     struct shape *known = executors.lookup(&executor);
     u64 eid = known ? known->evidence : 0;
     struct evidence *e = eid ? evidences.lookup(&eid) : 0;
+    if (known)
+        known->evidence = 0;  // it is this step's, whatever is launched with the executor later
     if (known && !e) {
         // An executor that the program keeps: its first call was left out, its shape is the same as then.
         struct shape shape = *known;

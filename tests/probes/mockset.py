@@ -12,7 +12,9 @@ SOURCES = Path(__file__).parent / "mock"
 
 
 def _cc(output: Path, *arguments: str | Path) -> Path:
-    subprocess.run(["cc", "-O2", "-Wall", "-o", output, *arguments], check=True, timeout=120)
+    subprocess.run(
+        ["cc", "-O2", "-fno-omit-frame-pointer", "-Wall", "-o", output, *arguments], check=True, timeout=120
+    )
     return output
 
 

@@ -7,6 +7,8 @@
 //   capture STREAM B T LAUNCHES   capture a graph of such a forward pass; replay STREAM runs the last captured one
 //   graph STREAM MODEL            replay a graph with a handle of one's own
 //   wpe STREAM B T                a second embedding, of positions
+//   again STREAM LAUNCHES         a forward pass whose embedding has the last one's executor, without a first call
+//   flood STREAM N EVERY          N operators by this thread alone, as fast as it can, synchronised every EVERY
 //   attend STREAM B T LAUNCHES    a forward pass of a model whose embedding is no aclnnEmbedding
 //   lengths Q... K...             an attention operator is given new lengths, for a graph that runs
 //   sleep MS | threads N | pid | quit
@@ -97,6 +99,8 @@ static void *tensor(const int64_t *dims, uint64_t n, int32_t type)
     return aclCreateTensor(dims, n, type, 0, 0, 2, dims, n, 0);
 }
 
+static void *kept;  // executor of the last embedding
+
 static void embed(void *stream, const int64_t *dims, uint64_t n, int64_t rows)
 {
     int64_t table[2] = {rows, HIDDEN}, result[4];
@@ -109,6 +113,7 @@ static void embed(void *stream, const int64_t *dims, uint64_t n, int64_t rows)
     aclDestroyTensor(out);
     aclDestroyTensor(indices);
     aclDestroyTensor(weight);
+    kept = executor;
     push(executor, stream);
 }
 
@@ -188,6 +193,16 @@ int main(void)
             embed(stream, &a[1], 2, 128);
         } else if (!strcmp(word, "embed")) {
             embed(stream, &a[1], 2, VOCABULARY);
+        } else if (!strcmp(word, "again")) {
+            push(kept, stream);
+            launch(stream, a[1] - 1);
+            synchronise(stream);
+        } else if (!strcmp(word, "flood")) {
+            for (int64_t i = 0; i < a[1]; i++) {
+                aclnnMatmul(0, 0, 0, stream);
+                if (i % a[2] == a[2] - 1)
+                    aclrtSynchronizeStream(stream);
+            }
         } else if (!strcmp(word, "launch")) {
             launch(stream, a[1]);
         } else if (!strcmp(word, "sync")) {

@@ -115,7 +115,7 @@ API int aclnnEmbedding(void *workspace, uint64_t size, void *executor, void *str
 {
     (void)workspace;
     (void)size;
-    free(executor);
+    (void)executor;  // the program may keep it
     return aclrtLaunchKernelWithHostArgs((void *)1, 1, stream, 0, 0, 0, 0, 0);
 }
 API int aclnnFusedInferAttentionScoreV2GetWorkspaceSize(
