@@ -2,8 +2,8 @@
 
 A hit's cost is the kernel's way into a program and out again, calibrated at start on code of our own, and
 the program's own time, which the kernel measures now and then. Hits are counted in the kernel. Their product,
-divided by the time of the steps in which they happened, is the overhead. Over the budget, the dearest evidence
-that can be done without goes first; it comes back when there is room.
+divided by the time of the steps in which they happened, is the overhead. Over the budget, the dearest
+evidence that can be done without goes first; it comes back when there is room.
 """
 
 from __future__ import annotations

@@ -382,6 +382,8 @@ class Tracer:
 
     def _settle(self, target: Target) -> None:
         """Publish what `target` holds. From here on its records are ignored: probes go one by one."""
+        if self._open_window is target:
+            self._close_window(target)
         self._flush(target.pid)
         del self._targets[target.pid]
         self._detached.add(target.pid)
@@ -435,7 +437,14 @@ class Tracer:
 
     def _describe(self, target: Target) -> None:
         """Tell the programs about a process."""
-        pid = ctypes.c_uint64(target.pid)
+        try:
+            self._enter(target, ctypes.c_uint64(target.pid))
+        except Exception as error:  # bcc raises bare Exception
+            raise AttachError(
+                f"process {target.pid} cannot be attached to beside {len(self._targets)} others: {error}"
+            ) from None
+
+    def _enter(self, target: Target, pid: ctypes.c_uint64) -> None:
         counted = self._plan == "detail" and "launches" not in target.account.without
         described = self._bpf[b"targets"]
         described[pid] = described.Leaf(counted, 0)
@@ -686,6 +695,7 @@ class Tracer:
         probes, window.probes = window.probes, []
         thread = threading.Thread(target=attach.remove, args=(probes,), name=f"window of {target.pid}")
         thread.start()
+        self._removing = [(owner, one) for owner, one in self._removing if one.is_alive()]
         self._removing.append((target, thread))
         if window.names is not None:
             self._publish_mix(target, window.since, window.until, dict(enumerate(window.names)))
@@ -996,7 +1006,9 @@ class Tracer:
         finally:
             self._final = self.losses()
             for target in targets:
-                self._remove(target)
+                thread = threading.Thread(target=self._remove, args=(target,), name=f"detach {target.pid}")
+                thread.start()
+                self._removing.append((target, thread))
             for _, thread in self._removing:
                 thread.join()
             self._run_times.close()

@@ -54,7 +54,7 @@ def test_sentinels_cut_and_classify_steps(driver: mockset.Driver, tracing: Make,
 def test_lengths_come_from_attention_operators(driver: mockset.Driver, tracing: Make) -> None:
     run = tracing(driver.pid, plan="default", windows=False)
     driver.run(f"flat {S1} 4 101 1 2 3 4", f"flat {S1} 50 101 37 50", f"flat {S1} 35 101 1 2 3 35")
-    driver.run(*[f"replay {S1}", "lengths 1 2 3 4 10 20 31 40", f"sync {S1}"])
+    driver.run(*[f"h2dsync {S1} 32", f"replay {S1}", "lengths 1 2 3 4 10 20 31 40", f"sync {S1}"])
     steps = run.finish()
     assert summary(steps) == [("decode", 4, 4), ("prefill", 50, 2), ("mixed", 35, 4), ("decode", 4, 4)]
     assert steps[-1].kv_len == 40
