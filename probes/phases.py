@@ -25,7 +25,7 @@ are much shorter, and layers of a mixture-of-experts that synchronise each count
 
 A run is measured in time, since launches are mostly not probed. Then a program that waits for its next
 request would seem to have one long run; so a synchronise that hardly waited does not count when the step
-had already come to half of the last one's length, and has been silent for longer than it took. Where every
+had already come to half of the last one's length, and has been silent for twice that. Where every
 launch is probed (the plan ``detail``), runs are measured in launches, and none of that is needed.
 
 Without any synchronise, the last launch ends the step, or the next opening where launches are not seen.

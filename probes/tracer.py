@@ -147,11 +147,6 @@ class _Lane:
     """Launches of the last model step of FlexNPU's client."""
 
 
-def _looks_whole(raw: Any) -> bool:
-    """Whether a running step (struct lane) has come to half the length of the one before it."""
-    return (int(raw.cand_t) - int(raw.t_open)) * 2 >= int(raw.usual)
-
-
 def _to_stderr(text: str) -> None:
     print(f"flexnpu-probe: {text}", file=sys.stderr, flush=True)
 
@@ -445,7 +440,7 @@ class Tracer:
             ) from None
 
     def _enter(self, target: Target, pid: ctypes.c_uint64) -> None:
-        counted = self._plan == "detail" and "launches" not in target.account.without
+        counted = self._is_counted(target)
         described = self._bpf[b"targets"]
         described[pid] = described.Leaf(counted, 0)
         hits = self._bpf[b"hits"]
@@ -627,7 +622,7 @@ class Tracer:
 
     def _sees_launches(self, target: Target, record: Record) -> bool:
         """Whether every launch of the step was probed: of that in `record`, from where its counting began."""
-        if target.kind == "client" or (self._plan == "detail" and "launches" not in target.account.without):
+        if target.kind == "client" or self._is_counted(target):
             return True
         start = min(record.t_start, record.t_base or record.t_start)
         return target.window is not None and target.window.covers(start, record.t_end)
@@ -829,7 +824,7 @@ class Tracer:
                 continue
             silent = now - max(raw.t_last, raw.t_sync_out)
             if raw.kind == EMBEDDING and raw.cand_t:
-                if silent > (IDLE_NS if _looks_whole(raw) else STALL_NS):
+                if silent > (IDLE_NS if self._looks_whole(pid, stream, raw) else STALL_NS):
                     self._publish_running(pid, stream, raw, "sync")
             elif raw.kind == BETWEEN and not raw.has_model and raw.t_open and silent > GAP_NS:
                 self._publish_running(pid, stream, raw, "gap")
@@ -861,6 +856,17 @@ class Tracer:
         lane.published_launches, lane.published_graphs = step.launches, step.graphs
         record = replace(of_client(step), ended_by=ended_by)
         self._publish(self._targets[step.pid], record, classify(record.evidence))
+
+    def _looks_whole(self, pid: int, stream: int, raw: Any) -> bool:
+        """Whether a running step (struct lane) has come to half the length of the one before it: in launches
+        where all are probed, else in time."""
+        if self._is_counted(self._targets[pid]):
+            lane = self._lanes.setdefault((pid, stream), _Lane())
+            return (int(raw.cand.launches) - int(raw.base.launches)) * 2 >= lane.usual
+        return (int(raw.cand_t) - int(raw.t_open)) * 2 >= int(raw.usual)
+
+    def _is_counted(self, target: Target) -> bool:
+        return self._plan == "detail" and "launches" not in target.account.without
 
     def _publish_running(self, pid: int, stream: int, raw: Any, ended_by: str) -> None:
         self._drain()  # records of earlier steps come first, perhaps that of this one
@@ -913,7 +919,7 @@ class Tracer:
                 continue  # it ended between the two lines above, and what followed is after the detaching
             rest = raw.base
             if raw.kind != BETWEEN:
-                over = raw.cand_t and _looks_whole(raw)
+                over = raw.cand_t and self._looks_whole(pid, stream, raw)
                 if not over:
                     raw.cand_t = 0  # in the middle of the step
                 if raw.seq != lane.published:

@@ -532,11 +532,12 @@ static inline int sync_enter(struct pt_regs *ctx, u64 id, u32 kind, u64 stream)
 }
 
 // Whether a synchronise of a step that already looks complete only says that the program was idle: the step has come to
-// half its usual length, and since then more time has passed than it took so far, hardly any of it in waiting.
+// half its usual length, and since then twice that has passed, and more than it took so far, hardly any in waiting.
 static inline int is_idle(struct lane *lane, u64 run, u64 waited)
 {
     u64 length = lane->cand_t - lane->t_open;
-    return lane->cand_t && lane->usual && length * 2 >= lane->usual && run > length && waited * 8 < run;
+    return lane->cand_t && lane->usual && length * 2 >= lane->usual && run > length && run > lane->usual * 2 &&
+           waited * 8 < run;
 }
 
 static inline void sync_model(struct lane *lane, u64 run, u64 now, int idle)
