@@ -243,8 +243,8 @@ STEPS_UNSIZED: Final = Metric(
 LAUNCHES: Final = Metric(
     "flexnpu_launches_total",
     "counter",
-    "Launches seen in steps. kind: operator, only in steps for which the tracer probed every launch; or graph "
-    "(one for a whole captured graph).",
+    "Launches seen in steps. kind: operator, only in steps for which the tracer probed every launch; or "
+    "graph (one for a whole captured graph).",
     (*_PROCESS, "phase", "kind"),
     "flexnpu.launches",
     "{launch}",
