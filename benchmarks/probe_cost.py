@@ -5,7 +5,8 @@ neither is traced; then one is; what the tracer adds is the change of the ratio 
 
     added = median(traced / control) / median(untraced before / control before) - 1
 
-so neither the machine's pace nor differences between processes count. Programs: an eager torch_npu decode
+so neither the machine's pace nor differences between processes count. The same is told of CPU time, which
+wanders less. Programs: an eager torch_npu decode
 loop of some 210 launches a step that is all host work, steps of Qwen2.5-0.5B replayed from a captured graph,
 and a C loop of one operator; on the vendor's libraries (the emulated CANN) and on FlexNPU's client. Device
 time is modelled.
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
@@ -57,12 +59,12 @@ def _environment(sides: Bench, target: str) -> dict[str, str]:
     return sides.direct if target == "cann" else sides.interposed
 
 
+@dataclass
 class _Series:
     """One figure of a traced program and its control (smaller is better), round by round."""
 
-    def __init__(self) -> None:
-        self.before: list[tuple[float, float]] = []
-        self.traced: list[tuple[float, float]] = []
+    before: list[tuple[float, float]] = field(default_factory=list)
+    traced: list[tuple[float, float]] = field(default_factory=list)
 
     def report(self) -> dict[str, Any]:
         """What the tracer adds: percent, and in the figure's unit."""
@@ -89,26 +91,22 @@ def compare(target: str, rounds: int, command: list[str], requests: list[str]) -
             stack.callback(peer.close)
             for request in requests:
                 peer.ask(request)  # shapes seen, graphs captured
+        _together(peers)
         for name, attach in TRACERS[target].items():
-            series = {request: _Series() for request in requests}
-
-            def measure(
-                traced: bool, turns: int, series: dict[str, _Series] = series, name: str = name
-            ) -> None:
-                for turn in range(turns):
-                    for request, one in series.items():
-                        order = (0, 1) if turn % 2 == 0 else (1, 0)
-                        pair = {index: _figure(peers[index].ask(request)) for index in order}
-                        (one.traced if traced else one.before).append((pair[0], pair[1]))
-
-            measure(False, rounds)
+            wall = {request: _Series() for request in requests}
+            cpu = {request: _Series() for request in requests}
+            _slices(peers, rounds, {r: (wall[r].before, cpu[r].before) for r in requests})
             tracer = attach(peers[0].process.pid)
             try:
-                measure(True, rounds)
+                _apart(tracer)
+                _slices(peers, rounds, {r: (wall[r].traced, cpu[r].traced) for r in requests})
                 resident = tracer.resident_mib()
             finally:
                 said = tracer.stop()
-            report[name] = {request.split()[0]: one.report() for request, one in series.items()}
+            report[name] = {
+                request.split()[0]: wall[request].report() | {"cpu": cpu[request].report()}
+                for request in requests
+            }
             report[name]["tracer"] = {
                 "start_s": tracer.start_s,
                 "stop_s": tracer.stop_s,
@@ -119,11 +117,45 @@ def compare(target: str, rounds: int, command: list[str], requests: list[str]) -
     return report
 
 
-def _figure(answer: dict[str, Any]) -> float:
-    """Microseconds a step, or nanoseconds an operator."""
+_Pairs = list[tuple[float, float]]
+
+
+def _slices(peers: list[Peer], rounds: int, into: dict[str, tuple[_Pairs, _Pairs]]) -> None:
+    """`rounds` slices of each request on both programs in turn: pairs of wall time and of CPU time."""
+    for turn in range(rounds):
+        for request, (walls, cpus) in into.items():
+            pair = {}
+            for index in (0, 1) if turn % 2 == 0 else (1, 0):
+                pid = peers[index].process.pid
+                before = cpu_seconds(pid)
+                answer = peers[index].ask(request)
+                pair[index] = _figures(answer, cpu_seconds(pid) - before)
+            walls.append((pair[0][0], pair[1][0]))
+            cpus.append((pair[0][1], pair[1][1]))
+
+
+def _figures(answer: dict[str, Any], cpu_s: float) -> tuple[float, float]:
+    """Wall time and CPU time: microseconds a step, or nanoseconds an operator."""
     if "tokens_per_s" in answer:
-        return 1e6 / float(answer["tokens_per_s"])
-    return float(answer["seconds"]) / float(answer["operators"]) * 1e9
+        return 1e6 / float(answer["tokens_per_s"]), cpu_s / float(answer["steps"]) * 1e6
+    operators = float(answer["operators"])
+    return float(answer["seconds"]) / operators * 1e9, cpu_s / operators * 1e9
+
+
+def _apart(tracer: TracerProcess) -> None:
+    """Keeps a tracer off the traced programs' cores, where there are enough: what it adds is its probes."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) >= 4:
+        os.sched_setaffinity(tracer.process.pid, cores[3:])
+
+
+def _together(peers: list[Peer]) -> None:
+    """Keeps programs that take turns on the same three cores: where a thread runs is most of the noise."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) >= 4:
+        for peer in peers:
+            for task in os.listdir(f"/proc/{peer.process.pid}/task"):
+                os.sched_setaffinity(int(task), cores[:3])
 
 
 def _launches_a_step(said: str) -> float | None:
@@ -247,6 +279,7 @@ def _table(report: dict[str, Any]) -> None:
                     print(
                         f"{target + ' ' + what:22}{name:14}{row['untraced']['median']:9.1f} {unit}  "
                         f"{percent['median']:+.2f} % ({percent['p10']:+.2f} to {percent['p90']:+.2f})"
+                        f"  CPU {row['cpu']['added_percent']['median']:+.2f} %"
                     )
         for name, row in report[target]["rates"].items():
             cpu = ", ".join(f"{r['cpu'] * 100:.1f} % at {rate}/s" for rate, r in row["by_rate"].items())
