@@ -282,7 +282,7 @@ def _explain(code: int) -> str:
         errno.ESRCH: "no such process",
         errno.ENOENT: "the file is gone",
         errno.EMFILE: "too many open files (raise `ulimit -n`)",
-        # A uprobe of another reference counter on the same instruction is refused; bcc's tools set a random one.
+        # With another reference counter on the same instruction it is refused; bcc tools set a random one.
         errno.EINVAL: "the kernel refuses a probe on this instruction or file; if another tool (funclatency, "
         "bpftrace) probes the same function, end it first",
     }.get(code)
