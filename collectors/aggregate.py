@@ -155,7 +155,8 @@ class Aggregator:
             self._add(names.STEPS_UNSIZED, labels)
         else:
             self._add(names.STEP_TOKENS, labels, step.tokens)
-        if step.launches:
+        if step.launches is not None:
+            self._add(names.COUNTED_STEPS, labels, 1)
             self._add(names.LAUNCHES, (*labels, "operator"), step.launches)
         if step.graph_launches:
             self._add(names.LAUNCHES, (*labels, "graph"), step.graph_launches)

@@ -249,6 +249,14 @@ LAUNCHES: Final = Metric(
     "flexnpu.launches",
     "{launch}",
 )
+COUNTED_STEPS: Final = Metric(
+    "flexnpu_counted_steps_total",
+    "counter",
+    "Steps for which the tracer probed every launch: what the operators in flexnpu_launches_total belong to.",
+    (*_PROCESS, "phase"),
+    "flexnpu.steps.counted",
+    "{step}",
+)
 STEP_DURATION: Final = Metric(
     "flexnpu_step_duration_seconds",
     "histogram",
@@ -589,7 +597,7 @@ METRICS: Final[tuple[Metric, ...]] = tuple(
 )
 EVENT_METRICS: Final = (
     *(TTFT, SECOND_TOKEN, TOKEN_INTERVAL, TPOT, REQUEST_DURATION, REQUESTS, SLO_REQUESTS, SLO_GOOD),
-    *(STEPS, STEP_TOKENS, STEPS_UNSIZED, LAUNCHES, STEP_DURATION, DECODE_STEP, LATE_PREFILLS),
+    *(STEPS, STEP_TOKENS, STEPS_UNSIZED, LAUNCHES, COUNTED_STEPS, STEP_DURATION, DECODE_STEP, LATE_PREFILLS),
     *(HOST_RUNQUEUE, HOST_CPU, HOST_IO),
     *(TTFT_PART, UNJOINED, READ_DELAY, SEND_DELAY),
 )

@@ -18,6 +18,13 @@ from collectors.names import Metric
 from dashboards import alerts
 
 UID: Final = "flexnpu-pd-colocation"
+EMPTY_UNLESS: Final = {
+    "Waits for block devices and swap": "the kernel accounts for delays (sysctl kernel.task_delayacct=1)",
+    "Requests in the engine": "flexnpu-probe reads an engine's metrics (--engine-metrics)",
+    "KV cache": "flexnpu-probe reads an engine's metrics (--engine-metrics)",
+    "Tokens, as the engine counts them": "flexnpu-probe reads an engine's metrics (--engine-metrics)",
+}
+"""Panels without data on many machines, and what they need."""
 DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 
 _SELECT: Final = 'comm=~"$process"'
@@ -54,9 +61,10 @@ _BY_LEGEND: Final = "{{phase}} {{comm}} {{pid}}"
 _LANE_LEGEND: Final = "{{comm}} {{pid}} lane {{lane}}"
 
 
-def _ratio(over: Metric, under: Metric, by: Sequence[str]) -> str:
+def _ratio(over: Metric, under: Metric, by: Sequence[str], *matchers: str) -> str:
+    """`matchers` select series of `over` only."""
     grouped = f"sum by ({', '.join(by)})"
-    return f"{grouped} ({rate(over.name, _SELECT)}) / {grouped} ({rate(under.name, _SELECT)})"
+    return f"{grouped} ({rate(over.name, _SELECT, *matchers)}) / {grouped} ({rate(under.name, _SELECT)})"
 
 
 def _interference() -> str:
@@ -214,10 +222,10 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     "Tokens", names.STEP_TOKENS.help, "none", [per_second(names.STEP_TOKENS, _BY, _BY_LEGEND)]
                 ),
                 _panel(
-                    "Launches a step",
-                    names.LAUNCHES.help,
+                    "Operator launches a step",
+                    names.COUNTED_STEPS.help,
                     "none",
-                    [(_ratio(names.LAUNCHES, names.STEPS, _BY), _BY_LEGEND)],
+                    [(_ratio(names.LAUNCHES, names.COUNTED_STEPS, _BY, 'kind="operator"'), _BY_LEGEND)],
                 ),
                 _panel(
                     "Run-queue wait of the launching threads",

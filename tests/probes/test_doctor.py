@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -202,8 +203,16 @@ def test_list_shows_probes_that_are_there(driver: mockset.Driver, tracing: Any) 
     assert not any(probed().values())
 
 
-def test_list_of_a_process_without_ascendcl_fails_and_says_so() -> None:
-    status, out, err = run("list", "--pid", str(os.getpid()))
+@pytest.fixture
+def bystander() -> Iterator[int]:
+    """A process that uses no NPU. (Other tests may have loaded AscendCL's mock into this one.)"""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def test_list_of_a_process_without_ascendcl_fails_and_says_so(bystander: int) -> None:
+    status, out, err = run("list", "--pid", str(bystander))
     assert status == 1
     assert "maps no AscendCL library" in err
     assert out == ""
@@ -220,10 +229,10 @@ def test_help_is_a_manual(command: str) -> None:
         assert part in out
 
 
-def test_a_failing_check_has_a_remedy() -> None:
+def test_a_failing_check_has_a_remedy(bystander: int) -> None:
     """Of all that can be made to fail here without breaking the machine."""
-    checks = [*doctor.kernel(), *doctor.software(), *doctor.process(os.getpid())[1]]
-    assert any(check.status is Status.FAIL for check in checks)  # this process uses no NPU
+    checks = [*doctor.kernel(), *doctor.software(), *doctor.process(bystander)[1]]
+    assert any(check.status is Status.FAIL for check in checks)
     for check in checks:
         assert check.detail
         assert check.remedy or check.status in (Status.OK, Status.INFO), check

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -70,24 +69,39 @@ def test_programs_that_load_the_library_late_are_found(
             child.stdin.close()
 
 
+FORKING = """
+import ctypes, os, sys
+ctypes.CDLL(sys.argv[1])
+print("ok", flush=True)
+sys.stdin.readline()
+child = os.fork()
+if child:
+    print(child, flush=True)
+else:
+    open("/proc/self/comm", "w").write("forked-one")
+sys.stdin.readline()
+"""
+
+
 @SOURCES
 def test_a_forked_child_inherits_and_is_found(mock_driver: Path, source: type[ProcessEvents] | None) -> None:
-    ctypes.CDLL(str(mock_driver.parent / "libacl_rt.so"))
-    with Finder(Selection(comms=("forked*",)), lambda pid: uses_npu(pid), source=source) as finder:
-        finder.poll({})
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            Path("/proc/self/comm").write_text("forked-one")
-            os.close(write)
-            os.read(read, 1)
-            os._exit(0)
-        try:
-            assert wait(finder, {os.getpid(): 0}).appeared == (child,)
-        finally:
-            os.close(write)
-            os.close(read)
-            os.waitpid(child, 0)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORKING, str(mock_driver.parent / "libacl_rt.so")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    with parent:
+        assert parent.stdout.readline() == "ok\n"
+        with Finder(Selection(comms=("forked*",)), uses_npu, source=source) as finder:
+            finder.poll({})
+            parent.stdin.write("\n")
+            parent.stdin.flush()
+            child = int(parent.stdout.readline())
+            assert wait(finder, {parent.pid: 0}).appeared == (child,)
+        parent.stdin.close()
 
 
 def test_an_end_and_another_program_are_noticed_at_once(mock_driver: Path) -> None:
