@@ -30,7 +30,7 @@ LAST_S = 10.0
 SCAN_S = 1.0
 
 _DYING_S = 2.0
-_UNREAD = 6
+_UNREAD = 3
 """A map is read again after so many looks, even if the address space has the size that it had."""
 
 

@@ -208,7 +208,8 @@ def test_a_killed_process_is_noticed_at_once_and_its_running_step_is_published(
     assert child.stderr is not None
     assert child.stdout is not None
     assert "attached to driver" in child.stderr.readline()
-    driver.run(f"step {S1} 1 37 218", f"step {S1} 1 1 214", f"embed {S1} 1 1")
+    # The second thread makes the embedding's second call, which opens the step, a little later.
+    driver.run(f"step {S1} 1 37 218", f"step {S1} 1 1 214", f"embed {S1} 1 1", "sleep 50")
     os.kill(driver.pid, signal.SIGKILL)
     killed = time.monotonic()
     assert "has ended" in child.stderr.readline()

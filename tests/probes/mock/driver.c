@@ -225,8 +225,10 @@ int main(void)
             drain();
             aclmdlRICaptureEnd(stream, &model);
         } else if (!strcmp(word, "replay")) {
+            drain();  // a graph is launched by the main thread, and what was queued before goes first
             aclmdlRIExecuteAsync(model, stream);
         } else if (!strcmp(word, "graph")) {
+            drain();
             aclmdlRIExecuteAsync((void *)a[1], stream);
         } else if (!strcmp(word, "lengths")) {
             int64_t query[3] = {a[n / 2 - 1], 8, HIDDEN / 8};
