@@ -5,11 +5,11 @@ neither is traced; then one is; what the tracer adds is the change of the ratio 
 
     added = median(traced / control) / median(untraced before / control before) - 1
 
-so neither the machine's pace nor differences between processes count. The same is told of CPU time, which
-wanders less. Programs: an eager torch_npu decode
-loop of some 210 launches a step that is all host work, steps of Qwen2.5-0.5B replayed from a captured graph,
-and a C loop of one operator; on the vendor's libraries (the emulated CANN) and on FlexNPU's client. Device
-time is modelled.
+so neither the machine's pace nor differences between processes count. The two share one core, the tracer has
+the others: a step's time is then the work of all the program's threads, which probes make longer. The same is
+told of CPU time. Programs: an eager torch_npu decode loop of some 180 launches a step that is all host work,
+steps of Qwen2.5-0.5B replayed from a captured graph, and a C loop of one operator; on the vendor's libraries
+(the emulated CANN) and on FlexNPU's client. Device time is modelled.
 
 Then, by rate of launches: CPU of the tracer, its memory, and whether what it received and what it says it
 lost add up to what was launched. Needs root.
@@ -143,19 +143,21 @@ def _figures(answer: dict[str, Any], cpu_s: float) -> tuple[float, float]:
 
 
 def _apart(tracer: TracerProcess) -> None:
-    """Keeps a tracer off the traced programs' cores, where there are enough: what it adds is its probes."""
+    """Keeps a tracer off the traced programs' core: what it adds is its probes."""
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) >= 4:
-        os.sched_setaffinity(tracer.process.pid, cores[3:])
+    if len(cores) > 1:
+        os.sched_setaffinity(tracer.process.pid, cores[1:])
 
 
 def _together(peers: list[Peer]) -> None:
-    """Keeps programs that take turns on the same three cores: where a thread runs is most of the noise."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) >= 4:
-        for peer in peers:
-            for task in os.listdir(f"/proc/{peer.process.pid}/task"):
-                os.sched_setaffinity(int(task), cores[:3])
+    """Keeps programs that take turns, with all their threads, on one core.
+
+    On several, where a thread happens to run decides more than any probe: slices differ by a third.
+    """
+    core = sorted(os.sched_getaffinity(0))[:1]
+    for peer in peers:
+        for task in os.listdir(f"/proc/{peer.process.pid}/task"):
+            os.sched_setaffinity(int(task), core)
 
 
 def _launches_a_step(said: str) -> float | None:
