@@ -60,13 +60,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 from probes import events, headers
 from probes.btf import member_offsets
+from probes.closing import Closing
 from probes.http_stream import Exchange, HttpStream
 from probes.join import Other
+from probes.processes import comm_of
 
 SOURCE: Final = Path(__file__).with_name("bpf") / "wire.c"
 TRACEFS: Final = Path("/sys/kernel/tracing")
@@ -131,6 +132,7 @@ class _Record(ctypes.Structure):
         ("connection", ctypes.c_uint64),
         ("offset", ctypes.c_uint64),
         ("sent", ctypes.c_uint64),
+        ("kept", ctypes.c_uint64),
         ("tgid", ctypes.c_uint32),
         ("fd", ctypes.c_uint32),
         ("span", ctypes.c_uint32),
@@ -203,9 +205,10 @@ class _Connection:
         self._last = [0, 0]
         self._held: deque[_Slice] = deque()
         self._held_bytes = 0
+        self._sign = (0, 0)
 
-    def data(self, direction: int, part: _Slice, sent: int) -> None:
-        """A slice of a read, or of a write at whose end the stream had been sent up to `sent`."""
+    def data(self, direction: int, part: _Slice, sent: int, kept: int = 0) -> None:
+        """A slice of a read, or of a write at whose end, at `kept`, the stream had been sent up to `sent`."""
         if direction == _IN:
             self._feed(_IN, part)
             return
@@ -215,11 +218,16 @@ class _Connection:
         self._held.append(part)
         self._held_bytes += len(part.data) + 1
         self._release(sent, part.called)
+        t, upto = self._sign
+        if kept and t > kept:
+            # Word of an acknowledgement has overtaken the record of the write that it let go.
+            self.sent(t, upto)
         if self._held_bytes > MAX_HELD_BYTES:
             self._give_up(self._held[0])
 
     def sent(self, t: int, upto: int) -> None:
         """At `t` the stream had been sent up to `upto`; the rest leaves now or later."""
+        self._sign = (t, upto)
         self._release(upto, t)
         for part in self._held:
             part.t, part.waited = max(part.t, t), True
@@ -258,7 +266,7 @@ class _Connection:
         feed(part.t, part.data, part.span - len(part.data), part.called)
 
 
-class WireTracer:
+class WireTracer(Closing):
     """Traces the streamed HTTP requests of processes.
 
     `pids`: processes to watch, in the tracer's own PID namespace; more with `add`. `on_request` gets every
@@ -360,11 +368,7 @@ class WireTracer:
         if pid in self.pids:
             return
         fd = os.pidfd_open(pid)
-        try:
-            comm = Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
-        except OSError:
-            comm = ""
-        self._watched[fd] = (pid, comm)
+        self._watched[fd] = (pid, comm_of(pid))
         self._exits.register(fd, select.POLLIN)
         targets = self._bpf[b"targets"]
         targets[targets.Key(pid)] = targets.Leaf(1)
@@ -466,7 +470,7 @@ class WireTracer:
             length = min(record.length, size - ctypes.sizeof(_Record))
             data = ctypes.string_at(address + ctypes.sizeof(_Record), length)
             part = _Slice(record.t, record.called, record.offset, record.span, data)
-            known[1].data(record.direction, part, record.sent)
+            known[1].data(record.direction, part, record.sent, record.kept)
             if record.direction == _OUT and record.sent < part.end:
                 self._waiting.add(key)
 
@@ -524,14 +528,6 @@ class WireTracer:
         self._tell_losses()
         self._bpf.cleanup()
         self._bpf = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def timing(pid: int, comm: str, fd: int, exchange: Exchange) -> events.RequestTiming:

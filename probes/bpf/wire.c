@@ -34,9 +34,8 @@ struct call {
     u64 addr;     // the buffer, or the iovec array
     u64 count;    // its bytes, or entries
     u64 arrived;  // when the socket's data arrived, or 0
-    u64 sock;     // the TCP socket written to, or 0
-    u32 unsent;   // bytes that it had not sent when the write was through
-    u32 written;  // its sequence number behind the last byte written
+    u64 kept;     // when bytes were seen unsent although the write was through, or 0
+    u32 unsent;   // how many
     u32 fd;
     u8 vector;
     u8 direction;
@@ -54,6 +53,7 @@ struct record {
     u64 connection;
     u64 offset;
     u64 sent;    // of a write's stream, the bytes that had been sent when the write was through
+    u64 kept;    // when that was seen, if some had not
     u32 tgid;
     u32 fd;
     u32 span;    // bytes of the stream that this record stands for
@@ -66,7 +66,7 @@ struct record {
 #ifdef SOCKET_TIME
 // The head of a record, for the program that may interrupt the one which fills a record.
 struct mark {
-    u64 t, called, connection, offset, sent;
+    u64 t, called, connection, offset, sent, kept;
     u32 tgid, fd, span, length;
     u8 kind, direction;
     u8 pad[6];
@@ -154,6 +154,7 @@ static __always_inline void emit_mark(u64 id, u32 fd, struct connection *c, u8 k
     r->called = r->t;
     r->offset = 0;
     r->sent = 0;
+    r->kept = 0;
     r->tgid = id >> 32;
     r->fd = fd;
     r->span = 0;
@@ -174,19 +175,6 @@ struct holding {
     u32 pad;
 };
 BPF_TABLE("lru_hash", u64, struct holding, holdings, 16384);
-
-static __always_inline void hold(u64 id, struct call *call, struct connection *c)
-{
-    if (!call->sock || (!call->unsent && !holdings.lookup(&call->sock)))
-        return;
-    struct holding h = {};
-    h.connection = c->id;
-    h.offset = c->offset[OUT];
-    h.seq = call->written;
-    h.tgid = id >> 32;
-    h.fd = call->fd;
-    holdings.update(&call->sock, &h);
-}
 #endif
 
 static __always_inline void emit_data(u64 id, struct call *call, struct connection *c, u64 t, u64 total)
@@ -211,10 +199,7 @@ static __always_inline void emit_data(u64 id, struct call *call, struct connecti
     w->part = call->vector ? 0 : total;
     c->offset[call->direction & 1] += total;
     r->sent = c->offset[call->direction & 1] - call->unsent;
-#ifdef SOCKET_TIME
-    if (call->direction == OUT)
-        hold(id, call, c);
-#endif
+    r->kept = call->kept;
 
     int slices = call->direction == IN ? MAX_IN_SLICES : MAX_OUT_SLICES;
     for (int i = 0; i < (MAX_IN_SLICES > MAX_OUT_SLICES ? MAX_IN_SLICES : MAX_OUT_SLICES); i++) {
@@ -460,13 +445,31 @@ RAW_TRACEPOINT_PROBE(sock_send_length)
         return 0;
     u32 written = 0, next = 0;
     u64 sock = ctx->args[0];
-    if ((int)ctx->args[1] <= 0 || !is_tcp(sock))
+    int bytes = ctx->args[1];
+    if (bytes <= 0 || !is_tcp(sock))
         return 0;
     if (bpf_probe_read_kernel(&written, sizeof(written), (void *)(sock + TCP_WRITE_SEQ)) ||
         bpf_probe_read_kernel(&next, sizeof(next), (void *)(sock + TCP_SND_NXT)))
         return 0;
-    call->sock = sock;
-    call->written = written;
+    if (written == next) {
+        holdings.delete(&sock);
+        return 0;
+    }
+    u64 key = connection_key(id, call->fd);
+    struct connection *c = connections.lookup(&key);
+    if (!c)
+        return 0;
+    struct holding h = {};
+    h.connection = c->id;
+    h.offset = c->offset[OUT] + bytes;
+    h.seq = written;
+    h.tgid = id >> 32;
+    h.fd = call->fd;
+    holdings.update(&sock, &h);
+    // Look again: an acknowledgement that came before the entry was there has shown itself to nobody.
+    call->kept = bpf_ktime_get_ns();
+    if (bpf_probe_read_kernel(&next, sizeof(next), (void *)(sock + TCP_SND_NXT)))
+        return 0;
     call->unsent = written - next;
     return 0;
 }
@@ -491,6 +494,7 @@ RAW_TRACEPOINT_PROBE(tcp_probe)
     m->connection = h->connection;
     m->offset = 0;
     m->sent = h->offset - (s64)left;
+    m->kept = 0;
     m->tgid = h->tgid;
     m->fd = h->fd;
     m->span = 0;

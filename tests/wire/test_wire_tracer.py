@@ -138,9 +138,8 @@ def test_every_request_is_seen_as_the_client_saw_it(kind: str, shared: Shared) -
         wait_for(tracer, lambda: len(shared.got) >= 20)
         losses = shared.losses
     got = shared.got
-    del losses[
-        "wire_departures_unknown"
-    ]  # a question of luck: one acknowledgement in some thousand is not seen
+    # A question of luck: one acknowledgement in some thousand is not seen. What it let go is dated too late.
+    unknown = losses.pop("wire_departures_unknown")
     assert len(got) == 20
     assert not any(losses.values()), losses
     by_arrival = sorted(got, key=lambda r: r.t_arrival_ns)
@@ -155,9 +154,12 @@ def test_every_request_is_seen_as_the_client_saw_it(kind: str, shared: Shared) -
         # written.
         assert request.t_first_ns is not None
         assert request.t_end_ns is not None
-        assert truth.sent <= request.t_arrival_ns < request.t_first_ns <= truth.first
+        assert truth.sent <= request.t_arrival_ns < request.t_first_ns
         assert request.t_write_ns is not None
-        assert request.t_write_ns <= request.t_first_ns <= request.t_end_ns <= truth.end
+        assert request.t_write_ns <= request.t_first_ns <= request.t_end_ns
+        if request.t_first_ns > truth.first or request.t_end_ns > truth.end:
+            unknown -= 1
+            assert unknown >= 0
         assert request.t_read_ns is not None
         assert request.t_arrival_ns <= request.t_read_ns < request.t_write_ns
         # The token was 20 ms in the making, whatever the machine's load.
