@@ -16,7 +16,6 @@ from collectors.names import Metric
 from collectors.sinks import Labels, Sample, Sink
 from probes.events import (
     DELIVERED,
-    NO_LOSS,
     EngineMetrics,
     Event,
     HostDelay,
@@ -24,6 +23,7 @@ from probes.events import (
     RequestTiming,
     Step,
     StepBegin,
+    is_loss,
 )
 
 # The ends of paths, by the operation of the conventions (gen_ai.operation.name).
@@ -129,12 +129,12 @@ class Aggregator:
         """What is read off: losses, the objective, whether the feed is there. From any thread."""
         samples = [*self._constants, Sample(names.FEED_CONNECTED, (), float(self.connected))]
         for (source, kind), count in self._losses.items():
-            if kind in NO_LOSS:
-                continue
             if kind in DELIVERED:
                 metric = names.TRACER_RECORDS
-            else:
+            elif is_loss(kind):
                 metric = names.LOST_BYTES if kind.endswith("_bytes") else names.LOST_EVENTS
+            else:
+                continue
             samples.append(Sample(metric, (source, kind), float(count)))
         for engine in self._engines.values():
             samples += _engine_samples(engine)

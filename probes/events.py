@@ -37,8 +37,13 @@ _Flag = Annotated[bool, Field(strict=True)]
 DELIVERED = frozenset({"steps_sent", "steps_received"})
 """Kinds of `Losses.counts` that count what was delivered."""
 
-NO_LOSS = frozenset({"feed_subscribers", "feed_refused", "windows", "restored"})
-"""Kinds that say something else. What stands in neither set is a loss, or evidence that was given up."""
+_NO_LOSS = frozenset({"feed_subscribers", "feed_refused", "windows", "restored"})
+
+
+def is_loss(kind: str) -> bool:
+    """Whether `kind` of `Losses.counts` counts what was lost or left undecided, or evidence that was given
+    up: not what was delivered, nor what was done, such as the hits of a probe (``hits_``...)."""
+    return kind not in DELIVERED and kind not in _NO_LOSS and not kind.startswith("hits_")
 
 
 class EventError(ValueError):

@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from probes.events import DELIVERED, NO_LOSS, HostDelay, Losses, RequestTiming, Step
+from probes.events import HostDelay, Losses, RequestTiming, Step, is_loss
 from probes.recording import Recording, Tick
 
 _TRACER = 0  # a process id that no process has
@@ -183,7 +183,7 @@ class Converter:
         for kind, count in losses.counts.items():
             before = self._lost.get((losses.source, kind), 0)
             self._lost[losses.source, kind] = count
-            if count > before and kind not in DELIVERED and kind not in NO_LOSS:
+            if count > before and is_loss(kind):
                 yield from self._process(_TRACER, "flexnpu-probe")
                 yield {
                     "ph": "i",

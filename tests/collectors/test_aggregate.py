@@ -140,6 +140,7 @@ def test_constants_losses_and_connection() -> None:
     run = Run(
         Losses(t_ns=1, source="steps", counts={"steps_sent": 9, "steps_lost": 2}),
         Losses(t_ns=2, source="steps", counts={"steps_sent": 10, "steps_lost": 3, "feed_subscribers": 1}),
+        Losses(t_ns=2, source="steps", counts={"hits_client": 8633, "windows": 2}),
         Losses(t_ns=2, source="wire", counts={"wire_truncated_bytes": 7, "wire_lost": 0}),
     )
     assert run.value("flexnpu_ttft_slo_threshold_seconds") == 0.1
@@ -150,6 +151,7 @@ def test_constants_losses_and_connection() -> None:
     assert run.value("flexnpu_lost_events_total", source="wire", kind="wire_lost") == 0
     assert run.value("flexnpu_lost_bytes_total", source="wire", kind="wire_truncated_bytes") == 7
     assert run.value("flexnpu_lost_events_total", source="steps", kind="feed_subscribers") is None
+    assert run.value("flexnpu_lost_events_total", source="steps", kind="hits_client") is None
     run.of.disconnected()
     assert run.value("flexnpu_lost_events_total", source="steps", kind="steps_lost") is None
 

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.events import EngineMetrics, EventError, Losses, RequestTiming, Step, StepBegin, from_json
+from probes.events import (
+    EngineMetrics,
+    EventError,
+    Losses,
+    RequestTiming,
+    Step,
+    StepBegin,
+    from_json,
+    is_loss,
+)
 
 counts = st.integers(0, 2**63)
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
@@ -149,6 +158,24 @@ def test_a_wrong_field_is_named(change: dict[str, object], complaint: str) -> No
     raw = json.loads(STEP.to_json()) | change
     with pytest.raises(EventError, match=complaint):
         from_json(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [
+        ("steps_lost", True),
+        ("map_full", True),
+        ("unclassified", True),
+        ("shed_copies", True),
+        ("wire_truncated_bytes", True),
+        ("steps_received", False),
+        ("hits_launch", False),
+        ("windows", False),
+        ("feed_subscribers", False),
+    ],
+)
+def test_what_is_a_loss(kind: str, lost: bool) -> None:
+    assert is_loss(kind) is lost
 
 
 def test_a_missing_measurement_is_absent_not_zero() -> None:

@@ -37,10 +37,9 @@ from flexnpu.cli.demo.report import Check, Phase
 from flexnpu.cli.demo.watch import Ticker, Watch, Window
 from flexnpu.control.client import ControlError
 from flexnpu.control.messages import DaemonStatus
+from probes.events import is_loss
 
 ALERT = ALERT_NAMES["page"]
-#: Counters that come with the losses and say how much was delivered.
-_NOT_LOSSES = frozenset({"steps_sent", "steps_received", "feed_subscribers"})
 _RESOLVE_S = 20.0
 
 
@@ -254,7 +253,7 @@ class Demo:
             f"{source} {name}": count
             for source, counts in losses.items()
             for name, count in counts.items()
-            if count and name not in _NOT_LOSSES
+            if count and is_loss(name)
         }
         self.check(
             "losses are counted",
