@@ -181,7 +181,7 @@ class Account:
 
 _HITS_OF: Mapping[Evidence, tuple[str, ...]] = {
     "launches": ("launch",),
-    "windows": (),
+    "windows": ("windows",),
     "attention": ("attention",),
     "copies": ("copy", "copy_return", "copy_async"),
     "shapes": ("embedding_first", "embedding_return", "tensor", "array"),
@@ -193,13 +193,12 @@ def decide(
     costs: Mapping[str, float],
     percent: float,
     available: Callable[[Evidence], bool],
-    *,
-    windows_percent: float = 0.0,
 ) -> tuple[Literal["shed", "restore", "over"], Evidence | None] | None:
-    """What to do after an interval that cost `costs` (percent by hit), with a budget of `percent`.
+    """What to do after an interval that cost `costs` (percent by hit, and by ``windows`` all that is hit in
+    them), with a budget of `percent`.
 
     None: nothing. ``over``: there is nothing left to shed. `available`: whether the process has probes for
-    an evidence. The cost of windows is not in `costs`.
+    an evidence.
     """
     total = sum(costs.values())
     account.percent = total
@@ -210,10 +209,7 @@ def decide(
         account.over = 0
         for evidence in ORDER:
             if evidence not in account.without and available(evidence):
-                spent = sum(costs.get(name, 0.0) for name in _HITS_OF[evidence])
-                if evidence == "windows":
-                    spent = windows_percent
-                account.expected[evidence] = spent
+                account.expected[evidence] = sum(costs.get(name, 0.0) for name in _HITS_OF[evidence])
                 account.without.append(evidence)
                 return "shed", evidence
         if account.told:

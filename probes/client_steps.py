@@ -12,7 +12,8 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from probes.phases import ROLES, Evidence, Lengths
+from probes.phases import Evidence
+from probes.raw import ARRAYS, DIMS, ENDED_BY, RawArray, lengths_of, shape_of
 
 VERSION = 1
 SEMAPHORES = {
@@ -25,27 +26,9 @@ Opening = Literal["plain", "embedding", "graph", "capture", "attention"]
 
 _KINDS: dict[int, Kind] = {1: "begin", 2: "maybe", 3: "done"}
 _OPENINGS: tuple[Opening, ...] = ("plain", "embedding", "graph", "capture", "attention")
-_ENDS = ("sync", "embedding", "graph", "gap", "none")
 _HAS_INDICES, _HAS_TABLE, _AGREED, _FROM_CAPTURE, _HAS_QUERY = 1, 2, 4, 8, 16
 _MARK = 1 << 63
 _UNKNOWN = (1 << 64) - 1
-_DIMS = 4
-_ARRAYS = 3
-
-
-class RawArray(ctypes.Structure):
-    """``flexnpu_step_array``."""
-
-    _fields_ = (
-        ("n", ctypes.c_uint32),
-        ("seen", ctypes.c_uint32),
-        ("ones", ctypes.c_uint32),
-        ("rising", ctypes.c_uint32),
-        ("first", ctypes.c_int64),
-        ("last", ctypes.c_int64),
-        ("max", ctypes.c_int64),
-        ("sum", ctypes.c_int64),
-    )
 
 
 class RawEvidence(ctypes.Structure):
@@ -54,13 +37,13 @@ class RawEvidence(ctypes.Structure):
     _fields_ = (
         ("flags", ctypes.c_uint32),
         ("ndim", ctypes.c_uint32),
-        ("dims", ctypes.c_int64 * _DIMS),
+        ("dims", ctypes.c_int64 * DIMS),
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
-        ("query", ctypes.c_int64 * _DIMS),
+        ("query", ctypes.c_int64 * DIMS),
         ("query_ndim", ctypes.c_uint32),
         ("arrays", ctypes.c_uint32),
-        ("array", RawArray * _ARRAYS),
+        ("array", RawArray * ARRAYS),
         ("layout", ctypes.c_char * 8),
     )
 
@@ -150,14 +133,14 @@ def step_of(pid: int, raw: Any) -> ClientStep:
     """The step in a `RawStep`, or in the same struct as bcc has made it. Raises `ClientRecordError`."""
     if raw.version < VERSION or raw.size < ctypes.sizeof(RawStep):
         raise ClientRecordError(f"a record of version {raw.version} with {raw.size} bytes")
-    if raw.kind not in _KINDS or raw.opening >= len(_OPENINGS) or raw.ended_by >= len(_ENDS):
+    if raw.kind not in _KINDS or raw.opening >= len(_OPENINGS) or raw.ended_by >= len(ENDED_BY):
         raise ClientRecordError(f"kind {raw.kind}, opening {raw.opening}, end {raw.ended_by}")
     return ClientStep(
         pid=pid,
         stream=raw.stream,
         kind=_KINDS[raw.kind],
         opening=_OPENINGS[raw.opening],
-        ended_by=_ENDS[raw.ended_by],
+        ended_by=ENDED_BY[raw.ended_by],
         t_start=raw.t_start,
         t_end=raw.t_end,
         t_base=raw.t_base,
@@ -175,36 +158,17 @@ def step_of(pid: int, raw: Any) -> ClientStep:
 def _evidence(raw: Any) -> Evidence:
     seen = raw.evidence
     opening = _OPENINGS[raw.opening]
-    indices = None
-    if seen.flags & _HAS_INDICES and seen.ndim <= _DIMS:
-        indices = tuple(seen.dims[: seen.ndim])
-    query = None
-    if seen.flags & _HAS_QUERY and seen.query_ndim <= _DIMS:
-        query = tuple(seen.query[: seen.query_ndim])
     return Evidence(
         embedding=opening == "embedding",
-        indices=indices,
+        indices=shape_of(seen.dims, seen.ndim) if seen.flags & _HAS_INDICES else None,
         agreed=bool(seen.flags & _HAS_TABLE and seen.flags & _AGREED),
         graph=opening == "graph",
         from_capture=bool(seen.flags & _FROM_CAPTURE),
         capture=opening == "capture",
         attention=opening == "attention",
-        query=query,
+        query=shape_of(seen.query, seen.query_ndim) if seen.flags & _HAS_QUERY else None,
         query_layout=bytes(seen.layout).decode("ascii", "replace"),
         h2d_bytes=raw.h2d,
         h2d_copies=raw.h2d_copies,
-        arrays=tuple(
-            Lengths(
-                a.n,
-                a.seen,
-                a.ones,
-                bool(a.rising & 1),
-                a.first,
-                a.last,
-                a.max,
-                a.sum,
-                ROLES.get(a.rising >> 8),
-            )
-            for a in seen.array[: min(seen.arrays, _ARRAYS)]
-        ),
+        arrays=lengths_of(seen.array, seen.arrays),
     )

@@ -58,55 +58,69 @@ def _read(path: str) -> str | None:
 # -- the kernel ---------------------------------------------------------------------------------------------
 
 
+def _either(
+    group: str, name: str, fine: bool, good: str, bad: str, remedy: str, *, otherwise: Status = Status.WARN
+) -> Check:
+    """OK and `good` when it is `fine`; else `otherwise`, `bad` and the remedy."""
+    return Check(group, name, Status.OK, good) if fine else Check(group, name, otherwise, bad, remedy)
+
+
 def kernel() -> Iterator[Check]:
     """What the kernel can do for us, as far as this process may ask."""
     group = "kernel"
     machine = platform.machine()
-    known = machine in ("x86_64", "aarch64")
-    yield Check(
+    release = f"Linux {platform.release()}, {machine}"
+    yield _either(
         group,
         "release",
-        Status.OK if known else Status.FAIL,
-        f"Linux {platform.release()}, {machine}",
-        "" if known else "probes are placed on x86-64 and aarch64 only",
+        machine in ("x86_64", "aarch64"),
+        release,
+        release,
+        "probes are placed on x86-64 and aarch64 only",
+        otherwise=Status.FAIL,
     )
     perf, multi = attach.supported(), capabilities.uprobe_multi()
-    yield Check(
+    unit = "perf's uprobe unit is there" if perf else "perf has no uprobe unit"
+    yield _either(
         group,
         "uprobes",
-        Status.OK if perf or multi else Status.FAIL,
-        "perf's uprobe unit is there" if perf else "perf has no uprobe unit",
-        "" if perf or multi else "Linux 4.17 or newer with CONFIG_UPROBE_EVENTS is needed",
+        perf or multi,
+        unit,
+        unit,
+        "Linux 4.17 or newer with CONFIG_UPROBE_EVENTS is needed",
+        otherwise=Status.FAIL,
     )
     asked = capabilities.may_load()
     if multi or asked:
-        yield Check(
+        yield _either(
             group,
             "uprobe_multi",
-            Status.OK if multi else Status.WARN,
-            "many probes by one link, without CAP_SYS_ADMIN, with cookies" if multi else "not available",
-            "" if multi else "Linux 6.6 or newer; till then CAP_SYS_ADMIN, and no operator mix",
+            multi,
+            "many probes by one link, without CAP_SYS_ADMIN, with cookies",
+            "not available",
+            "Linux 6.6 or newer; till then CAP_SYS_ADMIN, and no operator mix",
         )
     else:
         yield Check(group, "uprobe_multi", Status.INFO, "not known: it cannot be asked without CAP_BPF")
     ring = _ring_buffer()
     if ring or asked:
-        yield Check(
+        yield _either(
             group,
             "ring buffer",
-            Status.OK if ring else Status.WARN,
-            "there" if ring else "not available: perf buffers, one a CPU, are used",
-            "" if ring else "Linux 5.8 or newer",
+            ring,
+            "there",
+            "not available: perf buffers, one a CPU, are used",
+            "Linux 5.8 or newer",
         )
     else:
         yield Check(group, "ring buffer", Status.INFO, "not known: it cannot be asked without CAP_BPF")
-    btf = Path("/sys/kernel/btf/vmlinux").exists()
-    yield Check(
+    yield _either(
         group,
         "BTF",
-        Status.OK if btf else Status.WARN,
-        "there" if btf else "not available",
-        "" if btf else "a kernel with CONFIG_DEBUG_INFO_BTF; --wire reads what the kernel holds back by it",
+        Path("/sys/kernel/btf/vmlinux").exists(),
+        "there",
+        "not available",
+        "a kernel with CONFIG_DEBUG_INFO_BTF; --wire reads what the kernel holds back by it",
     )
     yield _lockdown(group)
     for name, meaning in (
@@ -182,14 +196,15 @@ def rights() -> Iterator[Check]:
         names = "all"
     yield Check(group, "effective capabilities", Status.INFO, f"user {os.geteuid()}: {names}")
     lacking = {one.capability: one for one in capabilities.missing()}
-    load = capabilities.may_load()
     bpf = [one for name, one in lacking.items() if name in ("CAP_BPF", "CAP_PERFMON", "bpf(2)")]
-    yield Check(
+    yield _either(
         group,
         "load programs",
-        Status.OK if load else Status.FAIL,
-        "tried (CAP_BPF, CAP_PERFMON)" if load else "; ".join(f"{one.capability} is missing" for one in bpf),
-        "" if load else bpf[0].remedy if bpf else "",
+        capabilities.may_load(),
+        "tried (CAP_BPF, CAP_PERFMON)",
+        "; ".join(f"{one.capability} is missing" for one in bpf),
+        bpf[0].remedy if bpf else "",
+        otherwise=Status.FAIL,
     )
     yield _place(group)
     yield _maps(group, have)
@@ -204,15 +219,13 @@ def rights() -> Iterator[Check]:
             "map_files may not be followed: a library that was replaced on disk cannot be probed",
             "CAP_CHECKPOINT_RESTORE, and CAP_DAC_READ_SEARCH for other users' processes",
         )
-    confine = {"CAP_SETUID", "CAP_SETGID"} <= have
-    yield Check(
+    yield _either(
         group,
         "learning as another user",
-        Status.OK if confine else Status.WARN,
-        "the learning program runs as the traced process's user, without privileges"
-        if confine
-        else "layouts are learned only from libraries that no other user could have changed",
-        "" if confine else "CAP_SETUID and CAP_SETGID",
+        {"CAP_SETUID", "CAP_SETGID"} <= have,
+        "the learning program runs as the traced process's user, without privileges",
+        "layouts are learned only from libraries that no other user could have changed",
+        "CAP_SETUID and CAP_SETGID",
     )
 
 

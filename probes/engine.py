@@ -19,12 +19,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from types import TracebackType
-from typing import IO, Any, Final, Self
+from typing import IO, Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from probes.closing import Closing
 from probes.events import EngineMetrics
 
 INTERVAL_S: Final = 5.0
@@ -147,7 +147,7 @@ def scrape(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES
     return EngineMetrics(t_ns=time.monotonic_ns(), url=url, engine=engine, error=error, **fields)
 
 
-class EngineScraper:
+class EngineScraper(Closing):
     """Reads the page at `url` (see `metrics_url`) in a thread and delivers it in `poll`.
 
     `on_trouble` is told a problem once, and again when it is another one.
@@ -193,14 +193,6 @@ class EngineScraper:
     def close(self) -> None:
         """Ask no more. A question that is under way ends within its time limit, unheard."""
         self._stop.set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def engine_line(metrics: EngineMetrics) -> str:

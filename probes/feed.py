@@ -29,9 +29,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from probes.closing import Closing
 from probes.events import Event, EventError, Losses, StepBegin, from_json
 
 MAX_QUEUED_BYTES = 4 << 20
@@ -75,7 +74,7 @@ class _Subscriber:
     reported: int = 0
 
 
-class FeedServer:
+class FeedServer(Closing):
     """Serve a feed at `path`. `group`, a name, owns the socket and may subscribe.
 
     Raises `FeedError` when another server lives at `path`, or the folder cannot be written.
@@ -310,21 +309,13 @@ class FeedServer:
                 self.path.unlink()
         self._release()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def _dropped_line(dropped: int) -> bytes:
     losses = Losses(t_ns=time.monotonic_ns(), source="feed", counts={"feed_dropped": dropped})
     return losses.to_json().encode() + b"\n"
 
 
-class FeedClient:
+class FeedClient(Closing):
     """Read a feed.
 
         with FeedClient("/run/flexnpu/probe.sock") as feed:
@@ -424,11 +415,3 @@ class FeedClient:
 
     def close(self) -> None:
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -17,10 +17,9 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from probes import symbols
+from probes.closing import Closing
 from probes.procevents import EventsUnavailable, ProcessEvent, ProcessEvents
 from probes.selection import Selection
 
@@ -56,7 +55,7 @@ class Changes:
     ended: tuple[int, ...] = ()
 
 
-class Finder:
+class Finder(Closing):
     """Watches all processes of the machine that `selection` may mean.
 
     `uses_npu` says of a process id whether to attach to it. `why_scanning` is None when the kernel's events
@@ -188,14 +187,6 @@ class Finder:
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _threads_remain(pid: int) -> bool:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from probes import symbols
 from probes.plan import CLIENT, FUNNELS, SITES, Role
+from probes.processes import comm_of
 from probes.sites import Choice, HitCost, choose_for
 
 _OF_CLIENT = (Role.CLIENT, Role.OPERATOR)
@@ -96,14 +96,7 @@ def take(pid: int) -> Inventory:
     wanted = [site.symbol for site in SITES if (site.role in _OF_CLIENT) == (kind == "client")]
     kept = tuple(entry for entry in entries if entry.symbol in wanted)
     missing = tuple(name for name in wanted if name not in have and kind != "none")
-    return Inventory(pid, _comm(pid), kind, kept, missing)
-
-
-def _comm(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        return ""
+    return Inventory(pid, comm_of(pid), kind, kept, missing)
 
 
 def _memory(pid: int, library: symbols.Mapped, offset: int, size: int) -> bytes | None:

@@ -6,14 +6,12 @@ call launches it. All of them are placed by one uprobe_multi link, and told apar
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
 
 from probes import symbols
 from probes.attach import Point
@@ -35,32 +33,20 @@ class Operators:
 
 
 @lru_cache(maxsize=16)
-def _scan(_identity: tuple[int, int, int], real: str) -> tuple[tuple[str, int, bytes], ...]:
+def _scan(_version: symbols.Version, real: str) -> tuple[tuple[str, int, bytes], ...]:
     """(name, file offset of its cheapest instruction, code there) of each second call in a file."""
     try:
-        with open(real, "rb") as file:
-            elf = ELFFile(file)
-            machine = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}.get(elf.header.e_machine, "")
-            table: Any = elf.get_section_by_name(".dynsym")
-            if table is None:
-                return ()
-            loads = [(s["p_vaddr"], s["p_filesz"], s["p_offset"]) for s in elf.iter_segments("PT_LOAD")]
-            defined = {
-                symbol.name: int(symbol["st_value"])
-                for symbol in table.iter_symbols()
-                if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_shndx"] != "SHN_UNDEF"
-            }
+        with contextlib.closing(symbols.Library(real)) as library:
+            defined = library.functions()
             found = []
             for name, address in defined.items():
                 if not name.startswith("aclnn") or name + _FIRST not in defined:
                     continue
-                for start, size, offset in loads:
-                    if start <= address < start + size:
-                        at = address - start + offset
-                        file.seek(at)
-                        code = file.read(_CODE)
-                        chosen = choose(code[: REACH * 2], machine, arguments=READS["on_operator"])
-                        found.append((name, at + chosen.offset, code[chosen.offset : chosen.offset + 8]))
+                at = library.file_offset(address)
+                if at is not None:
+                    code = library.read(at, _CODE)
+                    chosen = choose(code[: REACH * 2], library.machine, arguments=READS["on_operator"])
+                    found.append((name, at + chosen.offset, code[chosen.offset : chosen.offset + 8]))
             return tuple(sorted(found))
     except (OSError, ELFError, ValueError, KeyError, UnicodeDecodeError):
         return ()
@@ -75,11 +61,8 @@ def operators_of(pid: int, *, only: Collection[str] | None = None) -> Operators 
     if _CORE not in found:
         return None
     library = found[_CORE][0].library
-    try:
-        stat = os.stat(library.real)
-    except OSError:
-        return None
-    scanned = _scan((stat.st_dev, stat.st_ino, stat.st_mtime_ns), library.real)
+    version = symbols.version_of(library.real)
+    scanned = _scan(version, library.real) if version is not None else ()
     if not scanned:
         return None
     points = [Point(offset, cookie) for cookie, (_, offset, _) in enumerate(scanned)]

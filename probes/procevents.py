@@ -24,8 +24,7 @@ import socket
 import struct
 import time
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pyroute2.netlink import NLMSG_DONE
 from pyroute2.netlink.connector.cn_proc import (
@@ -39,6 +38,8 @@ from pyroute2.netlink.connector.cn_proc import (
     ProcEventSocket,
     proc_event_control,
 )
+
+from probes.closing import Closing
 
 _ANSWER_S = 1.0
 _BUFFER = 1 << 20
@@ -114,7 +115,7 @@ def _filter() -> bytes:
     return b"".join(struct.pack("=HBBI", *one) for one in program)
 
 
-class ProcessEvents:
+class ProcessEvents(Closing):
     """Events of all processes of the machine, from the construction on.
 
     Raises `EventsUnavailable`. `lost` counts how often the kernel had to drop events because nobody read
@@ -219,11 +220,3 @@ class ProcessEvents:
         if self._library is not None:
             self._library.close()
         self._socket = self._library = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

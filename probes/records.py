@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from probes import client_steps
-from probes.phases import ROLES, Evidence, Lengths
+from probes.phases import Evidence
+from probes.raw import ARRAYS, DIMS, ENDED_BY, RawArray, lengths_of, shape_of
 
 COUNTERS = (
     "steps_sent",
@@ -25,10 +26,7 @@ was not seen; user memory that could not be read; streams of a process beyond th
 ends."""
 
 BETWEEN, EMBEDDING, GRAPH, PLAIN, BEGIN, CAPTURE, ATTENTION = range(7)
-_ENDED_BY = ("sync", "embedding", "graph", "gap", "none")
 _HAS_INDICES, _HAS_TABLE, _HAS_OUTPUT, _FROM_CAPTURE, _HAS_QUERY, _REMEMBERED = 1, 2, 4, 8, 16, 32
-_DIMS = 4
-_ARRAYS = 3
 _LAYOUT_CHARS = 8
 
 TOTALS = ("launches", "graphs", "h2d", "d2h", "h2d_copies")
@@ -38,32 +36,19 @@ class Totals(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in TOTALS)
 
 
-class _Array(ctypes.Structure):
-    _fields_ = (
-        ("n", ctypes.c_uint32),
-        ("seen", ctypes.c_uint32),
-        ("ones", ctypes.c_uint32),
-        ("rising", ctypes.c_uint32),
-        ("first", ctypes.c_int64),
-        ("last", ctypes.c_int64),
-        ("max", ctypes.c_int64),
-        ("sum", ctypes.c_int64),
-    )
-
-
 class _Evidence(ctypes.Structure):
     _fields_ = (
         ("t_first", ctypes.c_uint64),
         ("model", ctypes.c_uint64),
         ("ndim", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
-        ("dims", ctypes.c_int64 * _DIMS),
+        ("dims", ctypes.c_int64 * DIMS),
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
         ("arrays", ctypes.c_uint32),
         ("attentions", ctypes.c_uint32),
-        ("array", _Array * _ARRAYS),
-        ("query", ctypes.c_int64 * _DIMS),
+        ("array", RawArray * ARRAYS),
+        ("query", ctypes.c_int64 * DIMS),
         ("query_ndim", ctypes.c_uint32),
         ("pad", ctypes.c_uint32),
         ("query_layout", ctypes.c_char * _LAYOUT_CHARS),
@@ -119,31 +104,18 @@ class RecordError(ValueError):
 
 
 def evidence_of(kind: int, raw: Any, work: Any) -> Evidence:
-    indices = None
-    if raw.flags & _HAS_INDICES and 0 <= raw.ndim <= _DIMS:
-        indices = tuple(raw.dims[: raw.ndim])
-    agreed = bool(raw.flags & _HAS_TABLE and raw.flags & _HAS_OUTPUT)
-    query = None
-    if raw.flags & _HAS_QUERY and 0 <= raw.query_ndim <= _DIMS:
-        query = tuple(raw.query[: raw.query_ndim])
-    arrays = tuple(
-        Lengths(
-            a.n, a.seen, a.ones, bool(a.rising & 1), a.first, a.last, a.max, a.sum, ROLES.get(a.rising >> 8)
-        )
-        for a in raw.array[: min(raw.arrays, _ARRAYS)]
-    )
     return Evidence(
         embedding=kind == EMBEDDING,
-        indices=indices,
-        agreed=agreed,
+        indices=shape_of(raw.dims, raw.ndim) if raw.flags & _HAS_INDICES else None,
+        agreed=bool(raw.flags & _HAS_TABLE and raw.flags & _HAS_OUTPUT),
         graph=kind == GRAPH,
         from_capture=bool(raw.flags & _FROM_CAPTURE),
         capture=kind == CAPTURE,
         h2d_bytes=work.h2d,
         h2d_copies=work.h2d_copies,
-        arrays=arrays,
+        arrays=lengths_of(raw.array, raw.arrays),
         attention=kind == ATTENTION,
-        query=query,
+        query=shape_of(raw.query, raw.query_ndim) if raw.flags & _HAS_QUERY else None,
         query_layout=bytes(raw.query_layout).decode("ascii", "replace"),
         remembered=bool(raw.flags & _REMEMBERED),
     )
@@ -156,7 +128,7 @@ def decode(data: bytes) -> Record:
     raw = _Record.from_buffer_copy(data)
     if not EMBEDDING <= raw.kind <= ATTENTION:
         raise RecordError(f"unknown kind {raw.kind}")
-    if raw.ended_by >= len(_ENDED_BY):
+    if raw.ended_by >= len(ENDED_BY):
         raise RecordError(f"unknown end {raw.ended_by}")
     kind = raw.kind
     if kind == BEGIN:
@@ -169,7 +141,7 @@ def decode(data: bytes) -> Record:
         pid=raw.tgid,
         stream=raw.stream,
         kind=raw.kind,
-        ended_by=_ENDED_BY[raw.ended_by],
+        ended_by=ENDED_BY[raw.ended_by],
         launches=raw.work.launches,
         graphs=raw.work.graphs,
         h2d=raw.work.h2d,

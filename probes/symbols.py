@@ -24,6 +24,9 @@ from elftools.elf.elffile import ELFFile
 _CODE = 1024
 """Bytes of a function's code to keep: its prologue, and what may jump back into it."""
 
+Version = tuple[int, int, int, int]
+"""A file's device, inode, size and time of change: what is known of it holds as long as they do."""
+
 
 @dataclass(frozen=True)
 class Mapped:
@@ -103,7 +106,7 @@ def _reachable(pid: int, path: str, span: str) -> str | None:
     return by_path if (named.st_dev, named.st_ino) == (mapped.st_dev, mapped.st_ino) else by_map
 
 
-class _Library:
+class Library:
     """The dynamic symbols of one ELF file."""
 
     def __init__(self, real: str) -> None:
@@ -114,6 +117,8 @@ class _Library:
         )
         self.needed: tuple[str, ...] = ()
         self.soname = ""
+        loads = self.elf.iter_segments("PT_LOAD")
+        self._loads = [(load["p_vaddr"], load["p_filesz"], load["p_offset"]) for load in loads]
         self._segment: Any = None
         for segment in self.elf.iter_segments("PT_DYNAMIC"):
             self._segment = segment
@@ -148,11 +153,19 @@ class _Library:
         return ""
 
     def file_offset(self, address: int) -> int | None:
-        for segment in self.elf.iter_segments("PT_LOAD"):
-            start = segment["p_vaddr"]
-            if start <= address < start + segment["p_filesz"]:
-                return int(address - start + segment["p_offset"])
+        for start, size, offset in self._loads:
+            if start <= address < start + size:
+                return int(address - start + offset)
         return None
+
+    def functions(self) -> dict[str, int]:
+        """The address of every defined function, by name. Reads the whole symbol table."""
+        table: Any = self.elf.get_section_by_name(".dynsym")
+        return {
+            symbol.name: int(symbol["st_value"])
+            for symbol in (() if table is None else table.iter_symbols())
+            if symbol["st_info"]["type"] == "STT_FUNC" and _is_definition(symbol)
+        }
 
     def read(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)
@@ -186,7 +199,7 @@ class Dependencies:
 def dependencies(real: str) -> Dependencies:
     """Of the file `real`; everything empty when it is no ELF file or cannot be read."""
     try:
-        library = _Library(real)
+        library = Library(real)
     except (OSError, ELFError):
         return Dependencies("", (), "")
     try:
@@ -197,12 +210,12 @@ def dependencies(real: str) -> Dependencies:
         library.close()
 
 
-_cache: dict[tuple[tuple[int, int, int, int], tuple[str, ...]], _Scan] = {}
+_cache: dict[tuple[Version, tuple[str, ...]], _Scan] = {}
 
 
-def _scan(identity: tuple[int, int, int, int], real: str, names: tuple[str, ...]) -> _Scan:
+def _scan(version: Version, real: str, names: tuple[str, ...]) -> _Scan:
     """What one file defines of `names`. Cached by the file's identity; `real` is one way to open it."""
-    key = (identity, names)
+    key = (version, names)
     if key not in _cache:
         if len(_cache) >= 4096:
             _cache.clear()
@@ -212,7 +225,7 @@ def _scan(identity: tuple[int, int, int, int], real: str, names: tuple[str, ...]
 
 def _read(real: str, names: tuple[str, ...]) -> _Scan:
     try:
-        library = _Library(real)
+        library = Library(real)
     except (OSError, ELFError):
         return _Scan((), (), "", "")
     try:
@@ -232,7 +245,8 @@ def _read(real: str, names: tuple[str, ...]) -> _Scan:
         library.close()
 
 
-def _identity(real: str) -> tuple[int, int, int, int] | None:
+def version_of(real: str) -> Version | None:
+    """Of the file `real`; None when it cannot be found."""
     try:
         stat = os.stat(real)
     except OSError:
@@ -254,10 +268,10 @@ def resolve(
     for mapping in mapped_files(pid):
         if only is not None and mapping.path not in only and os.path.basename(mapping.path) not in only:
             continue
-        identity = _identity(mapping.real)
-        if identity is None:
+        version = version_of(mapping.real)
+        if version is None:
             continue
-        scan = _scan(identity, mapping.real, wanted)
+        scan = _scan(version, mapping.real, wanted)
         needs[_soname(mapping, scan)] = scan.needed
         if scan.found:
             scans.append((mapping, scan))

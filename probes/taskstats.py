@@ -20,16 +20,16 @@ the CPU's are kept by the scheduler at all times, the other two only by delay ac
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from probes.closing import Closing
 from probes.events import HostDelay
+from probes.processes import comm_of
 
 _SWITCH = Path("/proc/sys/kernel/task_delayacct")
 _MAX_THREADS = 8
@@ -140,7 +140,7 @@ class _SchedStat:
         pass
 
 
-class HostDelays:
+class HostDelays(Closing):
     """Samples processes and their launching threads.
 
     `source` is ``taskstats`` or ``schedstat``, and `why` says why it is not the former.
@@ -192,7 +192,7 @@ class HostDelays:
         return HostDelay(
             t_ns=now.t_ns,
             pid=pid,
-            comm=_comm(pid, tid),
+            comm=comm_of(pid, tid),
             tid=tid,
             interval_us=(now.t_ns - before.t_ns) / 1e3,
             cpu_us=max(0.0, (now.cpu - before.cpu) / 1e3),
@@ -203,18 +203,3 @@ class HostDelays:
 
     def close(self) -> None:
         self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _comm(pid: int, tid: int | None) -> str:
-    with contextlib.suppress(OSError):
-        path = f"/proc/{pid}/comm" if tid is None else f"/proc/{pid}/task/{tid}/comm"
-        return Path(path).read_text(errors="replace").rstrip("\n")
-    return ""

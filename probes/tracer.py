@@ -22,18 +22,20 @@ import os
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from probes import attach, budget, capabilities, client_steps, headers, layouts, mix, placing, symbols
 from probes.attach import AttachError, Probe
+from probes.closing import Closing
 from probes.events import Event, Losses, Mix, Step, StepBegin
 from probes.phases import IDLE_NS, Evidence, Verdict, classify
 from probes.placing import Key, Placed
 from probes.plan import CLIENT, FUNNELS, HITS, SITES, Plan, Role, Site, sites
+from probes.processes import comm_of, start_time_of
 from probes.records import (
     BEGIN,
     BETWEEN,
@@ -79,7 +81,7 @@ _SWEEP_S = 0.1
 _REFRESH_S = 1.0
 _FIRST_WINDOW_S = 1.0
 _BUDGET_S = 1.0
-_BY_HANDLE = (b"lanes", b"executors", b"models", b"maybes", b"operators", b"recorded", b"client_names")
+_BY_HANDLE = (b"lanes", b"executors", b"models", b"maybes", b"operators", b"client_names")
 _BY_PROCESS = (b"processes", b"targets", b"layouts", b"hits")
 _TARGETS = 256
 _INIT_PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel
@@ -179,24 +181,6 @@ def _bcc() -> Any:
         ) from None
 
 
-def comm_of(pid: int) -> str:
-    """The name of process `pid`, empty when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def start_time_of(pid: int) -> int | None:
-    """When `pid` started, in clock ticks since boot (tells apart two processes that had the same id)."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
 def _pid_namespace() -> os.stat_result | None:
     stat = os.stat("/proc/self/ns/pid")
     return None if stat.st_ino == _INIT_PIDNS else stat
@@ -227,7 +211,17 @@ def is_daemon(pid: int) -> bool:
     return any("/flexnpu/daemon/_plane." in path for path in symbols.mapped_paths(pid))
 
 
-class Tracer:
+@contextlib.contextmanager
+def _reading_map(pid: int) -> Iterator[None]:
+    try:
+        yield
+    except symbols.ProcessGone:
+        raise AttachError(f"no process {pid}") from None
+    except PermissionError as error:
+        raise AttachError(f"may not read the memory map of process {pid}: {error}") from None
+
+
+class Tracer(Closing):
     """Attach to processes and deliver their steps.
 
     `on_event` gets `Step`s and `Mix`es, and `StepBegin`s when `begins` is set. It must not block.
@@ -268,7 +262,7 @@ class Tracer:
         self._begins = begins
         self._only = only
         self._targets: dict[int, Target] = {}
-        self._lanes: dict[tuple[int, int], _Lane] = {}
+        self._lanes: defaultdict[tuple[int, int], _Lane] = defaultdict(_Lane)
         self._detached: set[int] = set()
         self._removing: list[tuple[Target, threading.Thread]] = []
         self._own = dict.fromkeys(OWN_COUNTERS, 0)
@@ -370,8 +364,12 @@ class Tracer:
         if target is None:
             return
         self._settle(target)
-        # The kernel takes a grace period, for which the other processes' records must not wait.
-        thread = threading.Thread(target=self._remove, args=(target,), name=f"detach {pid}")
+        self._aside(target, self._remove, target)
+
+    def _aside(self, target: Target, remove: Callable[..., None], *arguments: Any) -> None:
+        """Remove probes of `target` on a thread: the kernel takes a grace period, for which the records of
+        other processes must not wait."""
+        thread = threading.Thread(target=remove, args=arguments, name=f"remove probes of {target.pid}")
         thread.start()
         self._removing.append((target, thread))
 
@@ -385,22 +383,14 @@ class Tracer:
 
     def _resolve(self, target: Target) -> dict[str, tuple[symbols.Definition, ...]]:
         names = [name for site in SITES for name in (site.symbol, site.semaphore) if name]
-        try:
+        with _reading_map(target.pid):
             found = symbols.resolve(target.pid, names, only=self._only)
-        except symbols.ProcessGone:
-            raise AttachError(f"no process {target.pid}") from None
-        except PermissionError as error:
-            raise AttachError(f"may not read the memory map of process {target.pid}: {error}") from None
         return found if found.keys() & FUNNELS else {}
 
     def _place(self, target: Target) -> None:
         """Place what the plan says, as far as it is not there yet."""
-        try:
+        with _reading_map(target.pid):
             target.maps = symbols.mapped_paths(target.pid)
-        except symbols.ProcessGone:
-            raise AttachError(f"no process {target.pid}") from None
-        except PermissionError as error:
-            raise AttachError(f"may not read the memory map of process {target.pid}: {error}") from None
         found = self._resolve(target)
         if not found:
             return
@@ -556,7 +546,7 @@ class Tracer:
                 self._on_event(self._begin(target, record))
             return
         self._delivered += 1
-        lane = self._lanes.setdefault(record.lane, _Lane())
+        lane = self._lanes[record.lane]
         lane.delivered = record.seq
         if record.seq == lane.published:
             rest = record.launches - lane.published_launches, record.graphs - lane.published_graphs
@@ -688,10 +678,8 @@ class Tracer:
         self._open_window = None
         window.until = time.monotonic_ns()
         probes, window.probes = window.probes, []
-        thread = threading.Thread(target=attach.remove, args=(probes,), name=f"window of {target.pid}")
-        thread.start()
         self._removing = [(owner, one) for owner, one in self._removing if one.is_alive()]
-        self._removing.append((target, thread))
+        self._aside(target, attach.remove, probes)
         if window.names is not None:
             self._publish_mix(target, window.since, window.until, dict(enumerate(window.names)))
 
@@ -742,7 +730,7 @@ class Tracer:
             if self._percent is None:
                 target.account.percent = sum(costs.values())
                 continue
-            in_window = sum(costs.pop(name, 0.0) for name in ("operator",))
+            in_window = costs.pop("operator", 0.0)
             if self._plan == "default":
                 in_window += costs.pop("launch", 0.0)
             # A window's cost comes once a period.
@@ -752,7 +740,6 @@ class Tracer:
                 costs,
                 self._percent,
                 lambda evidence, target=target: self._can_shed(target, evidence),  # type: ignore[misc]
-                windows_percent=costs["windows"],
             )
             if decision is not None:
                 self._act(target, *decision)
@@ -792,9 +779,7 @@ class Tracer:
         symbols_gone = {placed.symbol for placed in target.placed if placed.role in roles}
         target.placed = [placed for placed in target.placed if placed.role not in roles]
         target._keys = {key for key in target._keys if key[0] not in symbols_gone}
-        thread = threading.Thread(target=attach.remove, args=(gone,), name=f"shed {evidence} of {target.pid}")
-        thread.start()
-        self._removing.append((target, thread))
+        self._aside(target, attach.remove, gone)
 
     def _hits(self, pid: int) -> dict[str, int]:
         """Hits of the probes of `pid` so far."""
@@ -819,7 +804,7 @@ class Tracer:
         for pid, stream, raw in self._running():
             if pid not in self._targets or raw.capturing or raw.t_sync_in > raw.t_sync_out:
                 continue
-            lane = self._lanes.setdefault((pid, stream), _Lane())
+            lane = self._lanes[pid, stream]
             if raw.seq == lane.published:
                 continue
             silent = now - max(raw.t_last, raw.t_sync_out)
@@ -829,7 +814,7 @@ class Tracer:
             elif raw.kind == BETWEEN and not raw.has_model and raw.t_open and silent > GAP_NS:
                 self._publish_running(pid, stream, raw, "gap")
         for step in self._perhaps_over():
-            lane = self._lanes.setdefault((step.pid, step.stream), _Lane())
+            lane = self._lanes[step.pid, step.stream]
             whole = lane.usual and step.launches * 2 >= lane.usual
             if now - step.t_end > (IDLE_NS if whole else STALL_NS):
                 self._publish_perhaps(step, "sync")
@@ -841,7 +826,7 @@ class Tracer:
             pid = int(key.tgid)
             if pid not in self._targets:
                 continue
-            lane = self._lanes.setdefault((pid, int(key.stream)), _Lane())
+            lane = self._lanes[pid, int(key.stream)]
             if value.seq != lane.published and value.seq > lane.delivered:
                 with contextlib.suppress(client_steps.ClientRecordError):
                     steps.append(client_steps.step_of(pid, value))
@@ -849,7 +834,7 @@ class Tracer:
 
     def _publish_perhaps(self, step: client_steps.ClientStep, ended_by: str) -> None:
         self._drain()  # records of earlier steps come first, perhaps that of this one
-        lane = self._lanes.setdefault((step.pid, step.stream), _Lane())
+        lane = self._lanes[step.pid, step.stream]
         if step.seq <= lane.delivered:
             return
         lane.published = step.seq
@@ -861,7 +846,7 @@ class Tracer:
         """Whether a running step (struct lane) has come to half the length of the one before it: in launches
         where all are probed, else in time."""
         if self._is_counted(self._targets[pid]):
-            lane = self._lanes.setdefault((pid, stream), _Lane())
+            lane = self._lanes[pid, stream]
             return (int(raw.cand.launches) - int(raw.base.launches)) * 2 >= lane.usual
         return (int(raw.cand_t) - int(raw.t_open)) * 2 >= int(raw.usual)
 
@@ -871,7 +856,7 @@ class Tracer:
     def _publish_running(self, pid: int, stream: int, raw: Any, ended_by: str) -> None:
         self._drain()  # records of earlier steps come first, perhaps that of this one
         target = self._targets[pid]
-        lane = self._lanes.setdefault((pid, stream), _Lane())
+        lane = self._lanes[pid, stream]
         if raw.seq <= lane.delivered:
             return
         end, t_end = (raw.cand, raw.cand_t) if raw.cand_t else (raw.now, raw.t_last)
@@ -914,7 +899,7 @@ class Tracer:
         running = [(stream, raw) for owner, stream, raw in self._running() if owner == pid]
         self._drain()
         for stream, raw in running:
-            lane = self._lanes.setdefault((pid, stream), _Lane())
+            lane = self._lanes[pid, stream]
             if raw.seq <= lane.delivered:
                 continue  # it ended between the two lines above, and what followed is after the detaching
             rest = raw.base
@@ -936,19 +921,12 @@ class Tracer:
             self._tell_operators(target)
         for step in self._perhaps_over():
             if step.pid == pid:
-                lane = self._lanes.setdefault((pid, step.stream), _Lane())
+                lane = self._lanes[pid, step.stream]
                 self._publish_perhaps(step, "sync" if step.launches * 2 >= lane.usual else "detach")
         self._forget(pid)
 
     def _forget(self, pid: int) -> None:
-        for name in (
-            b"lanes",
-            b"executors",
-            b"models",
-            b"maybes",
-            b"operators",
-            b"client_names",
-        ):
+        for name in _BY_HANDLE:
             table = self._bpf[name]
             for key in [key for key in table if key.tgid == pid]:
                 with contextlib.suppress(KeyError):
@@ -1012,18 +990,8 @@ class Tracer:
         finally:
             self._final = self.losses()
             for target in targets:
-                thread = threading.Thread(target=self._remove, args=(target,), name=f"detach {target.pid}")
-                thread.start()
-                self._removing.append((target, thread))
+                self._aside(target, self._remove, target)
             for _, thread in self._removing:
                 thread.join()
             self._run_times.close()
             self._bpf.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -20,6 +20,7 @@ from probes.commands.options import (
     selection_options,
     take_plan,
     take_selection,
+    wire_option,
 )
 from probes.engine import EngineScraper
 from probes.events import Event, Losses, StepBegin
@@ -61,12 +62,7 @@ from probes.view import View
     help="Where to publish.  [default: probe.sock in $FLEXNPU_RUN_DIR or /run/flexnpu]",
 )
 @click.option("--feed-group", metavar="GROUP", help="Members of GROUP may read the feed, besides root.")
-@click.option(
-    "--wire/--no-wire",
-    default=None,
-    help="Also time streamed HTTP requests, on the sockets of the processes and of those that they belong "
-    "to (vLLM's API server is the parent of its engine). No TLS, no HTTP/2.  [default: with --feed]",
-)
+@wire_option("with --feed")
 @click.option(
     "--engine-metrics",
     "engine_urls",

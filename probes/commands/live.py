@@ -7,11 +7,11 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from probes import symbols
 from probes.attach import AttachError
+from probes.closing import Closing
 from probes.commands.common import Stop, note
 from probes.events import Event, Losses, RequestTiming, Step
 from probes.finder import Finder
@@ -31,7 +31,7 @@ _FRONTS_S = 5.0
 """How often processes are looked for that serve HTTP for a traced one: they may start after it."""
 
 
-class Live:
+class Live(Closing):
     """A tracer on the processes of `selection`, with what comes and goes meanwhile.
 
     `on_event` gets every event. `only`: the libraries to look into. `wire` times streamed requests too.
@@ -238,11 +238,3 @@ class Live:
 
     def close(self) -> None:
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -128,5 +128,7 @@ def wire_option(default: str) -> Callable[[Command], Command]:
     return click.option(
         "--wire/--no-wire",
         default=None,
-        help=f"Also time streamed HTTP requests on the processes' sockets.  [default: {default}]",
+        help="Also time streamed HTTP requests, on the sockets of the processes and of those that they "
+        "belong to (vLLM's API server is the parent of its engine). No TLS, no HTTP/2.  "
+        f"[default: {default}]",
     )
