@@ -1,7 +1,7 @@
 // What a tracer may put probes on: stable names, arguments and layouts. Nothing here is called while no reader has raised the point's semaphore.
 //
 // A semaphore is a 16-bit word that the kernel itself raises when a probe is attached with its file offset as ref_ctr_offset, and lowers when the
-// probe goes, whichever way its owner ends. `probes/bpf/client.c` and `probes/client_record.py` mirror the record; a test compares the three.
+// probe goes, whichever way its owner ends. `probes/bpf/client.c` and `probes/client_steps.py` mirror the record; a test compares the three.
 #pragma once
 
 #include <stdint.h>

@@ -203,7 +203,7 @@ StepLane* Steps::copies_lane() {
 }
 
 uint64_t Steps::gated(const Lane& lane) const {
-    const uint32_t at = slot(lane.stream_.load(relaxed));
+    const uint32_t at = wire::gated_lane(lane.stream_.load(relaxed));
     return at < outside_.gated_lanes ? outside_.gated[at].load(relaxed) : UINT64_MAX;
 }
 

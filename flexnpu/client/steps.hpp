@@ -15,13 +15,12 @@
 #include <atomic>
 #include <cstdint>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <span>
 #include <vector>
 
 #include "flexnpu/client/probe_point.hpp"
-#include "flexnpu/wire/handle.hpp"
+#include "flexnpu/wire/layout.hpp"
 
 namespace flexnpu::client {
 
@@ -90,7 +89,7 @@ public:
         void (*tell)(const flexnpu_step_record*);
         const volatile uint16_t* begin_listeners;
         void (*tell_begin)(const flexnpu_step_record*);
-        const std::atomic<uint64_t>* gated = nullptr;  // ns by lane, see slot()
+        const std::atomic<uint64_t>* gated = nullptr;  // ns, by wire::gated_lane()
         uint32_t gated_lanes = 0;
         std::atomic<uint64_t>* launched = nullptr;     // operators launched on all lanes, for people: late by a few
     };
@@ -104,9 +103,6 @@ public:
         outside_.gated = gated;
         outside_.gated_lanes = lanes;
     }
-
-    // The place of a lane's figure among those that the daemon publishes; handles' indices are dense.
-    static constexpr uint32_t slot(uint64_t stream) { return stream ? wire::handle_index(stream) + 1 : 0; }
 
     StepLane& lane(uint64_t stream) {
         if (stream == 0) return default_lane();

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "flexnpu/wire/handle.hpp"
+
 namespace flexnpu::wire {
 
 inline constexpr uint32_t kMagic = 0x504e5846;  // "FXNP"
@@ -33,8 +35,9 @@ enum Doze : uint32_t {
     kAsleep = 2,   // everybody
 };
 
-// Streams of a session whose gate figures it can read.
+// Streams of a session whose gate figures it can read, and a stream's place among them; handles' indices are dense.
 inline constexpr uint32_t kGatedLanes = 256;
+constexpr uint32_t gated_lane(uint64_t stream) { return stream ? handle_index(stream) + 1 : 0; }
 
 // Host functions (aclrtLaunchHostFunc, aclrtLaunchCallback): the daemon says that a stream has reached one, the client runs it and says that it
 // has returned, apart from the rings: a stream that waits for a function must not wait for rings that are full, or not read, because of it.
@@ -71,8 +74,7 @@ struct SessionPage {
     alignas(64) std::atomic<uint32_t> host_taken;  // calls ever taken; written by the client
     std::atomic<uint32_t> host_done[kHostSlots];   // the ticket of the function that has returned
     std::atomic<int32_t> host_status[kHostSlots];  // written before that: an ACL error if it could not run
-    // How long the gate has held heads of a lane, all in all, ns: [0] of the default stream, [1 + index] of a stream by its handle. Written by the
-    // daemon when a head that it held goes.
+    // How long the gate has held heads of a lane, all in all, ns: by gated_lane(). Written by the daemon when a head that it held goes.
     alignas(64) std::atomic<uint64_t> gated_ns[kGatedLanes];
 };
 static_assert(sizeof(SessionPage) <= kSessionPageBytes);

@@ -354,14 +354,14 @@ TEST_CASE_FIXTURE(Fixture, "a device's synchronise ends the steps of all its lan
 
 TEST_CASE_FIXTURE(Fixture, "time that the gate held belongs to the step amid which it grew") {
     embed({1, 1});
-    gated[Steps::slot(kStream)] = 500;
+    gated[wire::gated_lane(kStream)] = 500;
     sync();
-    gated[Steps::slot(kStream)] = 800;  // between steps
+    gated[wire::gated_lane(kStream)] = 800;  // between steps
     embed({1, 1});
-    gated[Steps::slot(kStream)] = 900;
+    gated[wire::gated_lane(kStream)] = 900;
     sync();
     embed({1, 1});
-    gated[Steps::slot(kStream)] = 0;  // nonsense does no harm
+    gated[wire::gated_lane(kStream)] = 0;  // nonsense does no harm
     sync();
     embed({1, 1});
     const auto d = done();
