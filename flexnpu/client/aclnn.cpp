@@ -424,12 +424,9 @@ const std::vector<StepRole> step_roles = [] {
     return roles;
 }();
 
-// Counts a launch in its lane's step. What a stream captures is the capture's, whichever stream it was put into.
+// Counts a launch in its lane's step.
 inline void count_launch(Session& session, uint64_t stream, aclOpExecutor* e) {
-    if (__builtin_expect(session.graphs.any(), 0)) {
-        if (const auto capture = session.graphs.of(stream)) stream = capture->origin;
-    }
-    StepLane& lane = session.steps.lane(stream);
+    StepLane& lane = session.step_lane(stream);
     if (__builtin_expect(e->role != StepRole::none, 0)) {
         const std::span<const uint8_t> meta = std::span<const uint8_t>(e->shape->key).subspan(8);
         if (e->role == StepRole::embedding) session.steps.embedding(lane, meta, std::exchange(e->first_ns, 0));

@@ -166,11 +166,6 @@ private:
 
 // ---- communicators ----
 
-void remember(uint64_t handle, uint32_t ranks, uint32_t rank) {
-    std::lock_guard lock(process().mutex);
-    process().communicators[handle] = {ranks, rank};
-}
-
 // The configuration's bytes with what HcclSetConfig set, which the vendor would keep for its whole process: here that is everybody's daemon.
 int32_t read_config(const char* function, const HcclCommConfig* config, std::vector<uint8_t>* out) {
     if (config) {
@@ -221,6 +216,19 @@ int32_t root_info(const char* function, HcclRootInfo* out) {
     return 0;
 }
 
+// Has a communicator made as `question` says, with what goes before its configuration.
+int32_t make(Channel& c, wire::Communicator question, const void* before, size_t before_bytes, const std::vector<uint8_t>& config, HcclComm* out) {
+    question.config = uint32_t(config.size());
+    if (int32_t e = c.call(Kind::communicator, &question, sizeof(question), before, before_bytes, config.data(), config.size())) return as_result(e);
+    const uint64_t handle = c.words()[0];
+    {
+        std::lock_guard lock(process().mutex);
+        process().communicators[handle] = {question.ranks, question.rank};
+    }
+    *out = reinterpret_cast<HcclComm>(handle);
+    return 0;
+}
+
 int32_t initialise(const char* function, uint32_t ranks, const HcclRootInfo* root, uint32_t rank, const HcclCommConfig* config, HcclComm* out) {
     if (!root || !out) return refuse(hccl::E_PTR, "%s: an argument is null", function);
     if (ranks == 0 || rank >= ranks) return refuse(hccl::E_PARA, "%s: rank %u of %u", function, rank, ranks);
@@ -232,12 +240,7 @@ int32_t initialise(const char* function, uint32_t ranks, const HcclRootInfo* roo
     ask.call = wire::Communicator::initialise;
     ask.ranks = ranks;
     ask.rank = rank;
-    ask.config = uint32_t(bytes.size());
-    if (int32_t e = c->call(Kind::communicator, &ask, sizeof(ask), root, sizeof(*root), bytes.data(), bytes.size())) return as_result(e);
-    const uint64_t handle = c->words()[0];
-    remember(handle, ranks, rank);
-    *out = reinterpret_cast<HcclComm>(handle);
-    return 0;
+    return make(*c, ask, root, sizeof(*root), bytes, out);
 }
 
 // Asks about one communicator, of the daemon that holds it.
@@ -374,12 +377,7 @@ int32_t HcclCreateSubCommConfig(HcclComm* parent, uint32_t count, uint32_t* memb
     ask.id = id;
     ask.ranks = count;
     ask.rank = rank;
-    ask.config = uint32_t(bytes.size());
-    if (int32_t e = c->call(Kind::communicator, &ask, sizeof(ask), members, count * sizeof(*members), bytes.data(), bytes.size())) return as_result(e);
-    const uint64_t handle = c->words()[0];
-    remember(handle, count, rank);
-    *out = reinterpret_cast<HcclComm>(handle);
-    return 0;
+    return make(*c, ask, members, count * sizeof(*members), bytes, out);
 }
 
 int32_t HcclCommDestroy(HcclComm comm) {

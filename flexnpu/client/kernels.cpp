@@ -118,11 +118,7 @@ aclError launch(const char* function, aclrtFuncHandle f, uint32_t blocks, const 
     c->close(payload, wire::Kind::launch_kernel);
     Session& session = c->session();
     session.step_open.store(true, std::memory_order_relaxed);
-    uint64_t lane = number(stream);
-    if (session.graphs.any()) {
-        if (const auto capture = session.graphs.of(lane)) lane = capture->origin;
-    }
-    session.steps.launched(session.steps.lane(lane));
+    session.steps.launched(session.step_lane(number(stream)));
     return 0;
 }
 

@@ -261,6 +261,13 @@ public:
     void add_late(uint64_t number, uint64_t stream, std::vector<std::shared_ptr<api::LateDims>> outputs);
 
     Steps steps;
+    // The lane whose step a launch into the stream counts in. What a stream captures is the capture's, whichever stream it was put into.
+    StepLane& step_lane(uint64_t stream) {
+        if (__builtin_expect(graphs.any(), 0)) {
+            if (const auto capture = graphs.of(stream)) stream = capture->origin;
+        }
+        return steps.lane(stream);
+    }
     // Launches since the last synchronise, for SessionPage::steps.
     std::atomic<bool> step_open{false};
     // The graph replayed last since then: the synchronise takes about as long.
