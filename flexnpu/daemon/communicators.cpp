@@ -156,6 +156,13 @@ uint64_t kind_of(const Operation& o) {
     return (uint64_t(o.c.of) << 6 | uint64_t(std::bit_width(bytes))) ^ (uint64_t(o.c.peer) << 16) ^ (peers << 32) ^ (uint64_t(uint32_t(o.c.reduction)) << 12);
 }
 
+// A configuration as words, for its alignment. The vendor reads as much as it says that it has; false: that is not what has come.
+bool take_config(const uint8_t* from, size_t bytes, std::vector<uint64_t>* out) {
+    out->assign(bytes / 8 + 1, 0);
+    std::memcpy(out->data(), from, bytes);
+    return bytes == 0 || (bytes >= 32 && out->front() == bytes);
+}
+
 std::string told(const Vendor& v, const char* function, int32_t result) {
     const char* text = v.aclGetRecentErrMsg();
     if (text && *text) return text;
@@ -321,12 +328,8 @@ void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
             }
             auto root = std::make_shared<HcclRootInfo>();
             std::memcpy(root.get(), rest.data(), sizeof(*root));
-            std::vector<uint64_t> config(c.config / 8 + 1);
-            std::memcpy(config.data(), rest.data() + sizeof(*root), c.config);
-            size_t size;
-            std::memcpy(&size, config.data(), sizeof(size));
-            // The vendor reads as much as the configuration says that it has.
-            if (c.config && (c.config < 32 || size != c.config)) return malformed();
+            std::vector<uint64_t> config;
+            if (!take_config(rest.data() + sizeof(*root), c.config, &config)) return malformed();
             return worker_of(*ring).post([this, c, root, config = std::move(config), failed, made] {
                 HcclComm comm = nullptr;
                 int32_t e;
@@ -355,11 +358,8 @@ void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
             if (!vendor_.HcclCreateSubCommConfig) return refuse(s, reply, hccl::E_NOT_SUPPORT, "HcclCreateSubCommConfig: the device's libraries lack it");
             std::vector<uint32_t> members(c.ranks);
             std::memcpy(members.data(), rest.data(), members.size() * 4);
-            std::vector<uint64_t> config(c.config / 8 + 1);
-            std::memcpy(config.data(), rest.data() + members.size() * 4, c.config);
-            size_t size;
-            std::memcpy(&size, config.data(), sizeof(size));
-            if (c.config && (c.config < 32 || size != c.config)) return malformed();
+            std::vector<uint64_t> config;
+            if (!take_config(rest.data() + members.size() * 4, c.config, &config)) return malformed();
             if (std::any_of(members.begin(), members.end(), [&](uint32_t r) { return r >= comm->ranks; })) return malformed();
             return worker_of(*ring).post([this, c, comm, members = std::move(members), config = std::move(config), failed, made]() mutable {
                 const std::shared_lock lock(comm->asked);

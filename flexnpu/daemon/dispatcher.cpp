@@ -643,7 +643,7 @@ void Dispatcher::flow(Lane& lane) {
         if (!item.capturing && !room(lane)) return;
         gate::Item g;
         g.ticket = item.ticket;
-        g.costed = (item.type == ItemType::launch && !item.capturing) || item.type == ItemType::replay || (item.type == ItemType::kernel && !item.capturing);
+        g.costed = ((item.type == ItemType::launch || item.type == ItemType::kernel) && !item.capturing) || item.type == ItemType::replay;
         g.step_end = item.step_end;
         if (item.shape) g.key = item.shape->key();
         if (item.graph) g.key = gate::graph_key(item.graph->serial, item.graph->us);
@@ -758,7 +758,7 @@ uint8_t* Dispatcher::spare_buffer() {
 
 // For the program's own records of its steps, and for nothing of ours: it may write there what it likes.
 void Dispatcher::publish_held(const Lane& lane, uint64_t held_ns) {
-    const uint32_t at = lane.handle ? wire::handle_index(lane.handle) + 1 : 0;
+    const uint32_t at = wire::gated_lane(lane.handle);
     if (at < wire::kGatedLanes) lane.session->page->gated_ns[at].fetch_add(held_ns, std::memory_order_relaxed);
 }
 
@@ -824,18 +824,22 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
     }
 }
 
+void Dispatcher::count_operator(Lane& lane, const Item& item) {
+    if (item.capturing) {
+        count_.captured++;
+        return;
+    }
+    lane.launched++;
+    lane.in_flight_since_sync++;
+    lane.step_open = true;
+    count_.launches++;
+}
+
 void Dispatcher::dispatch_launch(Lane& lane, Item& item) {
     Shape& shape = *item.shape;
     uint64_t need = 0;
     aclOpExecutor* executor = nullptr;
-    if (item.capturing) {
-        count_.captured++;
-    } else {
-        lane.launched++;
-        lane.in_flight_since_sync++;
-        lane.step_open = true;
-        count_.launches++;
-    }
+    count_operator(lane, item);
     if (int32_t e = shape.first(item.addresses, &need, &executor)) {
         count_.vendor_errors++;
         fail(lane, e, vendor_.message(shape.name(), e));
@@ -1020,7 +1024,7 @@ void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared
         const Lane& lane = *w.lanes.front();
         w.graph = lane.replayed;
         w.bucket = std::min<size_t>(std::bit_width(lane.in_flight_since_sync), std::size(lane.sync_patience) - 1);
-        w.poll = patience_of(w)->plan(began);
+        w.poll = patience_of(w.graph, w.lanes, w.bucket)->plan(began);
     }
     for (auto& lane : w.lanes) {
         if (w.failure.code == 0) w.failure = std::exchange(lane->failure, {});
@@ -1054,10 +1058,11 @@ void Dispatcher::answer(const Waiting& w) {
     if (w.failure.code) w.reply.fail(w.failure); else w.reply.ok();
 }
 
-wire::Patience* Dispatcher::patience_of(const Waiting& w) {
-    if (w.lanes.empty()) return nullptr;
-    const auto graph = w.graph.lock();
-    return graph ? &graph->sync_patience : &w.lanes.front()->sync_patience[w.bucket];
+// A session that has ended takes its graphs down on another thread: the pointer keeps what it points into.
+std::shared_ptr<wire::Patience> Dispatcher::patience_of(const std::weak_ptr<Graph>& graph, const std::vector<std::shared_ptr<Lane>>& lanes, size_t bucket) {
+    if (lanes.empty()) return nullptr;
+    if (const auto g = graph.lock()) return {g, &g->sync_patience};
+    return {lanes.front(), &lanes.front()->sync_patience[bucket]};
 }
 
 uint64_t Dispatcher::next_poll() const {
@@ -1073,13 +1078,13 @@ bool Dispatcher::poll_waiting(uint64_t now) {
         Waiting& w = waiting_[i];
         const bool look = now >= w.poll.spin_from;
         const bool done = w.session->removed || (look && answer_if_complete(w));
-        const bool first = look && !std::exchange(w.looked, w.looked || look);
+        const bool first = look && !std::exchange(w.looked, true);
         if (!done && now < w.poll.spin_until) {
             busy |= look;
             i++;
             continue;
         }
-        wire::Patience* patience = patience_of(w);
+        const auto patience = patience_of(w.graph, w.lanes, w.bucket);
         if (done) {
             // Over at the first look after a sleep: who knows since when.
             const bool slept = first && w.poll.spin_from > w.began;
@@ -1094,8 +1099,7 @@ bool Dispatcher::poll_waiting(uint64_t now) {
                 const bool failed = w.failure.code != 0;
                 if (!failed) {
                     put([this, tickets = w.tickets, lanes = w.lanes, graph = w.graph, bucket = w.bucket, took = now_ns() - w.began] {
-                        const auto g = graph.lock();
-                        if (!lanes.empty()) (g ? g->sync_patience : lanes.front()->sync_patience[bucket]).learn(took);
+                        if (const auto patience = patience_of(graph, lanes, bucket)) patience->learn(took);
                         for (auto [id, ticket] : tickets) synced(id, ticket);
                     });
                 }

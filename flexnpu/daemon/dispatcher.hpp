@@ -198,6 +198,7 @@ private:
     void flow(Lane& lane);
     void dispatch(Lane& lane, const gate::Decision& decision);
     void publish_held(const Lane& lane, uint64_t held_ns);
+    void count_operator(Lane& lane, const Item& item);
     void dispatch_launch(Lane& lane, Item& item);
     void dispatch_copy(Lane& lane, Item& item);
     void dispatch_record(Lane& lane, Item& item);
@@ -240,7 +241,7 @@ private:
     bool poll_waiting(uint64_t now);
     // When the first of the synchronises will be worth a look.
     uint64_t next_poll() const;
-    static wire::Patience* patience_of(const Waiting& w);
+    static std::shared_ptr<wire::Patience> patience_of(const std::weak_ptr<Graph>& graph, const std::vector<std::shared_ptr<Lane>>& lanes, size_t bucket);
     void finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t deadline_ns, const Reply& reply);
     // What waits in a lane until its turn or its deadline: whichever is first settles it.
     struct Timed {

@@ -19,10 +19,6 @@ constexpr const char* kForbidden =
 
 Failure failed(const Vendor& v, const char* function, int32_t e) { return {e, v.message(function, e)}; }
 
-// A call of the vendor's that not every CANN has: from any thread, and from the dispatcher's, which keeps what it has found.
-#define CALL(name, ...) Vendor::call(reinterpret_cast<decltype(&::name)>(vendor_.symbol(#name)), __VA_ARGS__)
-#define DISPATCH(name, ...) Vendor::call(reinterpret_cast<decltype(&::name)>(vendor_.function(api::FN_##name)), __VA_ARGS__)
-
 // Everything that a launch hands to the vendor, in our own memory.
 struct KernelLaunch {
     std::shared_ptr<Function> function;
@@ -46,9 +42,7 @@ std::vector<T> read(std::span<const uint8_t>& from, size_t n) {
 
 Binary::~Binary() {
     *account -= bytes.capacity();
-    if (!handle) return;
-    const auto unload = reinterpret_cast<decltype(&::aclrtBinaryUnLoad)>(vendor.symbol("aclrtBinaryUnLoad"));
-    if (unload) unload(handle);
+    if (handle) Vendor::call(vendor.aclrtBinaryUnLoad, handle);
 }
 
 void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
@@ -96,7 +90,7 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
             kernels.arriving.erase(reply.ring.get());
             return worker_of(*reply.ring).post([this, s = s.shared_from_this(), binary, options, reply]() mutable {
                 const aclrtBinaryLoadOptions all{options.data(), uint32_t(options.size()), 0};
-                const int32_t e = CALL(aclrtBinaryLoadFromData, static_cast<const void*>(binary->bytes.data()), binary->bytes.size(), options.empty() ? nullptr : &all, &binary->handle);
+                const int32_t e = Vendor::call(vendor_.aclrtBinaryLoadFromData, static_cast<const void*>(binary->bytes.data()), binary->bytes.size(), options.empty() ? nullptr : &all, &binary->handle);
                 Failure failure = e ? failed(vendor_, "aclrtBinaryLoadFromData", e) : Failure{};
                 post([this, s, binary, failure, reply]() mutable {
                     if (s->removed) return;
@@ -136,8 +130,8 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
             return worker_of(*reply.ring).post([this, s = s.shared_from_this(), binary, name, by_name, entry = k.bytes, asked, reply] {
                 auto function = std::make_shared<Function>();
                 function->binary = binary;
-                const int32_t e = by_name ? CALL(aclrtBinaryGetFunction, binary->handle, name.c_str(), &function->handle)
-                                          : CALL(aclrtBinaryGetFunctionByEntry, binary->handle, entry, &function->handle);
+                const int32_t e = by_name ? Vendor::call(vendor_.aclrtBinaryGetFunction, binary->handle, name.c_str(), &function->handle)
+                                          : Vendor::call(vendor_.aclrtBinaryGetFunctionByEntry, binary->handle, entry, &function->handle);
                 const Failure failure = e ? failed(vendor_, asked, e) : Failure{};
                 post([this, s, function, name, asked, failure, reply] {
                     if (s->removed) return;
@@ -160,13 +154,13 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
             Function* function = kernels.functions.find(k.handle);
             if (!function) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtGetFunctionAddr: " + hex(k.handle) + " is not a function");
             void *cube = nullptr, *vector = nullptr;
-            if (int32_t e = CALL(aclrtGetFunctionAddr, function->handle, &cube, &vector)) return reply.fail(failed(vendor_, "aclrtGetFunctionAddr", e));
+            if (int32_t e = Vendor::call(vendor_.aclrtGetFunctionAddr, function->handle, &cube, &vector)) return reply.fail(failed(vendor_, "aclrtGetFunctionAddr", e));
             return reply.ok(reinterpret_cast<uint64_t>(cube), reinterpret_cast<uint64_t>(vector));
         }
         case Call::sync_address: {
             if (!rest.empty()) return malformed();
             void* address = nullptr;
-            if (int32_t e = CALL(aclrtGetHardwareSyncAddr, &address)) return reply.fail(failed(vendor_, "aclrtGetHardwareSyncAddr", e));
+            if (int32_t e = Vendor::call(vendor_.aclrtGetHardwareSyncAddr, &address)) return reply.fail(failed(vendor_, "aclrtGetHardwareSyncAddr", e));
             return reply.ok(reinterpret_cast<uint64_t>(address));
         }
         default: return malformed();
@@ -224,23 +218,16 @@ void Dispatcher::launch_kernel(Session& s, Payload p) {
         aclrtLaunchKernelCfg configured{k.attributes.data(), uint32_t(k.attributes.size()), 0};
         aclrtLaunchKernelCfg* config = k.attributes.empty() ? nullptr : &configured;
         const void* at = reinterpret_cast<const void*>(k.device_arguments);
-        if (k.device_arguments && !config) return DISPATCH(aclrtLaunchKernel, k.function->handle, k.blocks, at, k.bytes, stream);
-        if (k.device_arguments) return DISPATCH(aclrtLaunchKernelV2, k.function->handle, k.blocks, at, k.bytes, config, stream);
-        return DISPATCH(aclrtLaunchKernelWithHostArgs, k.function->handle, k.blocks, stream, config, static_cast<void*>(k.arguments.data()), k.bytes,
-                    k.place_holders.empty() ? nullptr : k.place_holders.data(), k.place_holders.size());
+        if (k.device_arguments && !config) return Vendor::call(vendor_.aclrtLaunchKernel, k.function->handle, k.blocks, at, k.bytes, stream);
+        if (k.device_arguments) return Vendor::call(vendor_.aclrtLaunchKernelV2, k.function->handle, k.blocks, at, k.bytes, config, stream);
+        return Vendor::call(vendor_.aclrtLaunchKernelWithHostArgs, k.function->handle, k.blocks, stream, config, static_cast<void*>(k.arguments.data()), k.bytes,
+                            k.place_holders.empty() ? nullptr : k.place_holders.data(), k.place_holders.size());
     };
     push(*lane, std::move(item));
 }
 
 void Dispatcher::dispatch_kernel(Lane& lane, Item& item) {
-    if (item.capturing) {
-        count_.captured++;
-    } else {
-        lane.launched++;
-        lane.in_flight_since_sync++;
-        lane.step_open = true;
-        count_.launches++;
-    }
+    count_operator(lane, item);
     if (const int32_t e = item.call()) {
         count_.vendor_errors++;
         fail(lane, e, vendor_.message("aclrtLaunchKernel", e));

@@ -28,7 +28,10 @@ namespace flexnpu::daemon {
 // Those that not every CANN has: null where it lacks them.
 #define FLEXNPU_VENDOR_OPTIONAL(X)                                                                                           \
     X(aclrtReserveMemAddress) X(aclrtReleaseMemAddress) X(aclrtMallocPhysical) X(aclrtFreePhysical) X(aclrtMapMem)           \
-    X(aclrtUnmapMem) X(aclrtMemGetAllocationGranularity) X(aclrtHostRegisterV2) X(aclrtHostUnregister)                                                            \
+    X(aclrtUnmapMem) X(aclrtMemGetAllocationGranularity) X(aclrtHostRegisterV2) X(aclrtHostUnregister)                       \
+    X(aclrtBinaryLoadFromData) X(aclrtBinaryUnLoad) X(aclrtBinaryGetFunction) X(aclrtBinaryGetFunctionByEntry)               \
+    X(aclrtGetFunctionAddr) X(aclrtGetHardwareSyncAddr) X(aclrtLaunchKernel) X(aclrtLaunchKernelV2)                          \
+    X(aclrtLaunchKernelWithHostArgs)                                                                                         \
     X(aclmdlRICaptureBegin) X(aclmdlRICaptureEnd) X(aclmdlRICaptureGetInfo) X(aclmdlRICaptureTaskGrpBegin)                   \
     X(aclmdlRICaptureTaskGrpEnd) X(aclmdlRICaptureTaskUpdateBegin) X(aclmdlRICaptureTaskUpdateEnd) X(aclmdlRIDebugJsonPrint) \
     X(aclmdlRIDebugPrint) X(aclmdlRIDestroy) X(aclmdlRIExecuteAsync) X(aclmdlRIGetId) X(aclmdlRIAbort) X(aclmdlRIUpdate)     \
