@@ -41,6 +41,11 @@ struct Mock {
     uint64_t count() const { return mock_calls(0, nullptr, 0); }
 };
 
+inline Mock& mock() {
+    static Mock m;
+    return m;
+}
+
 struct Running {
     std::string directory;
     daemon::Plane plane;

@@ -15,10 +15,6 @@ using wire::Kind;
 
 namespace {
 
-Mock& mock() {
-    static Mock m;
-    return m;
-}
 int64_t soon(uint64_t ms = 5000) { return int64_t(wire::now_ns() + ms * 1'000'000); }
 
 // A session with a stream that waits for a function of its own until release().

@@ -11,90 +11,44 @@
 #include <sstream>
 #include <thread>
 
-#include "acl.gen.h"
+#include "client_fixture.hpp"
 #include "flexnpu/wire/futex.hpp"
-#include "plane_fixture.hpp"
 
 using namespace flexnpu;
 using namespace flexnpu::test;
 
 namespace {
 
-struct Client {
-    void* handle = library(FLEXNPU_CLIENT_LIBRARY);
-#define FUNCTIONS(X)                                                                                                         \
-    X(aclInit) X(aclrtSetDevice) X(aclGetRecentErrMsg) X(aclrtMalloc) X(aclrtFree) X(aclrtMemcpy) X(aclrtMemcpyAsync) X(aclrtMemset)           \
-    X(aclrtMemsetAsync) X(aclrtMallocHost) X(aclrtFreeHost) X(aclrtCreateStream) X(aclrtDestroyStream) X(aclrtStreamQuery)   \
-    X(aclrtSynchronizeStream) X(aclrtSynchronizeDevice) X(aclrtCreateEventWithFlag) X(aclrtDestroyEvent) X(aclrtRecordEvent) \
-    X(aclrtStreamWaitEvent) X(aclrtResetEvent) X(aclrtQueryEventStatus) X(aclCreateTensor) X(aclDestroyTensor)               \
-    X(aclnnAbsGetWorkspaceSize) X(aclnnAbs) X(aclmdlRICaptureBegin) X(aclmdlRICaptureEnd) X(aclmdlRICaptureGetInfo)          \
-    X(aclmdlRICaptureTaskGrpBegin) X(aclmdlRICaptureTaskGrpEnd) X(aclmdlRICaptureTaskUpdateBegin)                            \
-    X(aclmdlRICaptureTaskUpdateEnd) X(aclmdlRICaptureThreadExchangeMode) X(aclmdlRIExecuteAsync) X(aclmdlRIDestroy)          \
-    X(aclmdlRIGetId) X(aclmdlRIDebugJsonPrint) X(aclmdlRIAbort) X(aclrtValueWait) X(aclrtValueWrite)                         \
-    X(aclrtSynchronizeEventWithTimeout) X(aclrtSynchronizeStreamWithTimeout) X(aclrtStreamAbort) X(aclrtLaunchHostFunc)
-#define X(name) decltype(&::name) name = symbol<decltype(::name)>(handle, #name);
-    FUNCTIONS(X)
-#undef X
-};
-
-Mock& mock() {
-    static Mock m;
-    return m;
-}
-Running& running() {
-    static Running r;
-    return r;
-}
-Client& acl_() {
-    running();
-    static Client c;
-    thread_local const bool says = c.aclrtSetDevice(0) == 0;  // every thread says which device it uses
-    (void)says;
-    return c;
-}
-uint64_t counter(const char* name) { return running().plane.counters().at(name); }
 uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
 
-struct Memory {
-    void* p = nullptr;
-    explicit Memory(size_t n) { REQUIRE(acl_().aclrtMalloc(&p, n, 0) == 0); }
-    ~Memory() {
-        if (p) CHECK(acl_().aclrtFree(p) == 0);
-    }
-};
-struct StreamOf {
-    aclrtStream s = nullptr;
-    StreamOf() { REQUIRE(acl_().aclrtCreateStream(&s) == 0); }
-    ~StreamOf() { CHECK(acl_().aclrtDestroyStream(s) == 0); }
-};
 struct EventOf {
     aclrtEvent e = nullptr;
-    explicit EventOf(uint32_t flags = 0) { REQUIRE(acl_().aclrtCreateEventWithFlag(&e, flags) == 0); }
-    ~EventOf() { CHECK(acl_().aclrtDestroyEvent(e) == 0); }
+    explicit EventOf(uint32_t flags = 0) { REQUIRE(client().aclrtCreateEventWithFlag(&e, flags) == 0); }
+    ~EventOf() { CHECK(client().aclrtDestroyEvent(e) == 0); }
 };
 struct GraphOf {
     aclmdlRI g = nullptr;
     ~GraphOf() {
-        if (g) CHECK(acl_().aclmdlRIDestroy(g) == 0);
+        if (g) CHECK(client().aclmdlRIDestroy(g) == 0);
     }
 };
 
 int abs(void* from, void* to, int64_t n, aclrtStream s) {
     const int64_t dims[] = {n}, strides[] = {1};
-    aclTensor* a = acl_().aclCreateTensor(dims, 1, acl::FLOAT, strides, 0, acl::ND, dims, 1, from);
-    aclTensor* b = acl_().aclCreateTensor(dims, 1, acl::FLOAT, strides, 0, acl::ND, dims, 1, to);
+    aclTensor* a = client().aclCreateTensor(dims, 1, acl::FLOAT, strides, 0, acl::ND, dims, 1, from);
+    aclTensor* b = client().aclCreateTensor(dims, 1, acl::FLOAT, strides, 0, acl::ND, dims, 1, to);
     uint64_t workspace = 0;
     aclOpExecutor* e = nullptr;
-    int r = acl_().aclnnAbsGetWorkspaceSize(a, b, &workspace, &e);
-    if (r == 0) r = acl_().aclnnAbs(nullptr, 0, e, s);  // less than it needs: the daemon has a workspace of its own
-    acl_().aclDestroyTensor(a);
-    acl_().aclDestroyTensor(b);
+    int r = client().aclnnAbsGetWorkspaceSize(a, b, &workspace, &e);
+    if (r == 0) r = client().aclnnAbs(nullptr, 0, e, s);  // less than it needs: the daemon has a workspace of its own
+    client().aclDestroyTensor(a);
+    client().aclDestroyTensor(b);
     return r;
 }
 
 aclmdlRICaptureStatus status_of(aclrtStream s, aclmdlRI* model = nullptr) {
     aclmdlRICaptureStatus status = -1;
-    REQUIRE(acl_().aclmdlRICaptureGetInfo(s, &status, model) == 0);
+    REQUIRE(client().aclmdlRICaptureGetInfo(s, &status, model) == 0);
     return status;
 }
 
@@ -130,22 +84,22 @@ TEST_CASE("a graph holds what was captured, in order, and nothing else") {
     GraphOf graph;
     const uint64_t calls = mock().count();
     CHECK(status_of(s.s) == acl::CAPTURE_NONE);
-    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_GLOBAL) == 0);
+    REQUIRE(client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_GLOBAL) == 0);
     aclmdlRI model = nullptr;
     CHECK(status_of(s.s, &model) == acl::CAPTURE_ACTIVE);
     CHECK(status_of(other.s) == acl::CAPTURE_NONE);
     uint32_t id = 0;
-    CHECK(acl_().aclmdlRIGetId(model, &id) == 0);
+    CHECK(client().aclmdlRIGetId(model, &id) == 0);
     CHECK(id > 1000);  // the vendor's
-    CHECK(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_GLOBAL) == acl::RT_STREAM_CAPTURED);
+    CHECK(client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_GLOBAL) == acl::RT_STREAM_CAPTURED);
     REQUIRE(abs(a.p, b.p, 100, s.s) == 0);
     REQUIRE(abs(b.p, a.p, 100, other.s) == 0);
-    REQUIRE(acl_().aclrtMemsetAsync(a.p, 64, 7, 64, s.s) == 0);
-    REQUIRE(acl_().aclrtMemcpyAsync(a.p, 64, b.p, 64, acl::DEVICE_TO_DEVICE, s.s) == 0);
-    REQUIRE(acl_().aclrtValueWrite(a.p, 5, 1, s.s) == 0);
-    REQUIRE(acl_().aclrtValueWait(a.p, 5, 1, s.s) == 0);
+    REQUIRE(client().aclrtMemsetAsync(a.p, 64, 7, 64, s.s) == 0);
+    REQUIRE(client().aclrtMemcpyAsync(a.p, 64, b.p, 64, acl::DEVICE_TO_DEVICE, s.s) == 0);
+    REQUIRE(client().aclrtValueWrite(a.p, 5, 1, s.s) == 0);
+    REQUIRE(client().aclrtValueWait(a.p, 5, 1, s.s) == 0);
     const uint64_t launches = counter("launches");
-    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    REQUIRE(client().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
     CHECK(graph.g == model);
     CHECK(status_of(s.s) == acl::CAPTURE_NONE);
     const auto got = captured(calls);
@@ -158,8 +112,8 @@ TEST_CASE("a graph holds what was captured, in order, and nothing else") {
     for (const auto& l : running().plane.lanes()) {
         if (l.stream == number(s.s)) CHECK(l.launched == 0);
     }
-    for (int i = 0; i < 3; i++) REQUIRE(acl_().aclmdlRIExecuteAsync(graph.g, i % 2 ? other.s : s.s) == 0);
-    REQUIRE(acl_().aclrtSynchronizeDevice() == 0);
+    for (int i = 0; i < 3; i++) REQUIRE(client().aclmdlRIExecuteAsync(graph.g, i % 2 ? other.s : s.s) == 0);
+    REQUIRE(client().aclrtSynchronizeDevice() == 0);
     int replays = 0;
     for (const MockCall& c : mock().since(calls)) replays += c.what == 'x';
     CHECK(replays == 3);
@@ -178,10 +132,10 @@ TEST_CASE("other streams join by events, and nothing of the daemon's enters a ca
     const uint64_t calls = mock().count();
     // Work that the daemon still has fences and markers for.
     for (int i = 0; i < 200; i++) REQUIRE(abs(a.p, b.p, 16, side.s) == 0);
-    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_THREAD_LOCAL) == 0);
-    REQUIRE(acl_().aclrtRecordEvent(fork.e, s.s) == 0);
+    REQUIRE(client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_THREAD_LOCAL) == 0);
+    REQUIRE(client().aclrtRecordEvent(fork.e, s.s) == 0);
     CHECK(status_of(side.s) == acl::CAPTURE_NONE);
-    REQUIRE(acl_().aclrtStreamWaitEvent(side.s, fork.e) == 0);
+    REQUIRE(client().aclrtStreamWaitEvent(side.s, fork.e) == 0);
     aclmdlRI of_side = nullptr, of_main = nullptr;
     CHECK(status_of(side.s, &of_side) == acl::CAPTURE_ACTIVE);
     CHECK(status_of(s.s, &of_main) == acl::CAPTURE_ACTIVE);
@@ -190,11 +144,11 @@ TEST_CASE("other streams join by events, and nothing of the daemon's enters a ca
         REQUIRE(abs(a.p, b.p, 16, side.s) == 0);
         REQUIRE(abs(b.p, a.p, 17, s.s) == 0);
     }
-    REQUIRE(acl_().aclrtRecordEvent(join.e, side.s) == 0);
-    REQUIRE(acl_().aclrtStreamWaitEvent(s.s, join.e) == 0);
-    CHECK(acl_().aclmdlRICaptureEnd(side.s, &graph.g) == acl::RT_CAPTURE_UNMATCHED);
+    REQUIRE(client().aclrtRecordEvent(join.e, side.s) == 0);
+    REQUIRE(client().aclrtStreamWaitEvent(s.s, join.e) == 0);
+    CHECK(client().aclmdlRICaptureEnd(side.s, &graph.g) == acl::RT_CAPTURE_UNMATCHED);
     CHECK(status_of(s.s) == acl::CAPTURE_ACTIVE);
-    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    REQUIRE(client().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
     const auto got = captured(calls);
     size_t launches = 0, records = 0, waits = 0;
     for (const MockCall& c : got) {
@@ -208,8 +162,8 @@ TEST_CASE("other streams join by events, and nothing of the daemon's enters a ca
     CHECK(got.size() == 604);
     // Both run again.
     REQUIRE(abs(a.p, b.p, 16, side.s) == 0);
-    REQUIRE(acl_().aclrtSynchronizeStream(side.s) == 0);
-    REQUIRE(acl_().aclrtSynchronizeStream(s.s) == 0);
+    REQUIRE(client().aclrtSynchronizeStream(side.s) == 0);
+    REQUIRE(client().aclrtSynchronizeStream(s.s) == 0);
 }
 
 TEST_CASE("a hundred captures hold every launch while the gate holds other lanes and other threads work") {
@@ -236,12 +190,12 @@ TEST_CASE("a hundred captures hold every launch while the gate holds other lanes
         for (int i = 0; !stop; i++) {
             if (abs(x.p, y.p, 1000 + i % 8, stream) != 0) break;
             if (i % 8 == 7) {
-                acl_().aclrtSynchronizeStream(stream);
+                client().aclrtSynchronizeStream(stream);
                 void* more = nullptr;  // memory comes and goes amid the captures
-                if (acl_().aclrtMalloc(&more, 4096, 0) == 0) acl_().aclrtFree(more);
+                if (client().aclrtMalloc(&more, 4096, 0) == 0) client().aclrtFree(more);
             }
         }
-        acl_().aclrtSynchronizeStream(stream);
+        client().aclrtSynchronizeStream(stream);
     };
     std::thread first(work, prefill.s), second(work, decode.s);
     const uint64_t held = counter("gate_held");
@@ -250,22 +204,22 @@ TEST_CASE("a hundred captures hold every launch while the gate holds other lanes
     for (int round = 0; round < 100; round++) {
         const uint64_t calls = mock().count();
         GraphOf graph;
-        if (acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_THREAD_LOCAL) != 0) continue;
+        if (client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_THREAD_LOCAL) != 0) continue;
         for (int i = 0; i < kLaunches; i++) {
             if (abs(a.p, b.p, 100 + i, s.s) != 0) break;
             if (i % 10 == 5) {
                 void* more = nullptr;
-                REQUIRE(acl_().aclrtMalloc(&more, 4096, 0) == 0);
-                REQUIRE(acl_().aclrtFree(more) == 0);
+                REQUIRE(client().aclrtMalloc(&more, 4096, 0) == 0);
+                REQUIRE(client().aclrtFree(more) == 0);
             }
         }
-        if (acl_().aclmdlRICaptureEnd(s.s, &graph.g) != 0) {
-            MESSAGE(std::string(acl_().aclGetRecentErrMsg()));
+        if (client().aclmdlRICaptureEnd(s.s, &graph.g) != 0) {
+            MESSAGE(std::string(client().aclGetRecentErrMsg()));
             continue;
         }
         whole += kinds(captured(calls)) == std::string(kLaunches, 'l');
-        acl_().aclmdlRIExecuteAsync(graph.g, s.s);
-        acl_().aclrtSynchronizeStream(s.s);
+        client().aclmdlRIExecuteAsync(graph.g, s.s);
+        client().aclrtSynchronizeStream(s.s);
     }
     stop = true;
     first.join();
@@ -279,24 +233,24 @@ TEST_CASE("task groups are updated without an answer, and updates run in their s
     Memory a(4096), b(4096), flag(64);
     StreamOf s, updates;
     GraphOf graph;
-    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_GLOBAL) == 0);
+    REQUIRE(client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_GLOBAL) == 0);
     aclrtTaskGrp group = nullptr;
-    CHECK(acl_().aclmdlRICaptureTaskGrpEnd(s.s, &group) == acl::RT_TASK_GROUP_STATUS);
-    REQUIRE(acl_().aclrtValueWait(flag.p, 1, 0, s.s) == 0);
-    REQUIRE(acl_().aclmdlRICaptureTaskGrpBegin(s.s) == 0);
+    CHECK(client().aclmdlRICaptureTaskGrpEnd(s.s, &group) == acl::RT_TASK_GROUP_STATUS);
+    REQUIRE(client().aclrtValueWait(flag.p, 1, 0, s.s) == 0);
+    REQUIRE(client().aclmdlRICaptureTaskGrpBegin(s.s) == 0);
     REQUIRE(abs(a.p, b.p, 8, s.s) == 0);
-    REQUIRE(acl_().aclmdlRICaptureTaskGrpEnd(s.s, &group) == 0);
-    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    REQUIRE(client().aclmdlRICaptureTaskGrpEnd(s.s, &group) == 0);
+    REQUIRE(client().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
     const uint64_t calls = mock().count(), launches = counter("launches");
     constexpr int kSteps = 20;
     for (int i = 0; i < kSteps; i++) {
-        REQUIRE(acl_().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
-        REQUIRE(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
+        REQUIRE(client().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
+        REQUIRE(client().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
         REQUIRE(abs(a.p, b.p, 8 + i, updates.s) == 0);
-        REQUIRE(acl_().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
-        REQUIRE(acl_().aclrtValueWrite(flag.p, 1, 0, updates.s) == 0);
+        REQUIRE(client().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
+        REQUIRE(client().aclrtValueWrite(flag.p, 1, 0, updates.s) == 0);
     }
-    REQUIRE(acl_().aclrtSynchronizeDevice() == 0);
+    REQUIRE(client().aclrtSynchronizeDevice() == 0);
     std::string order;
     for (const MockCall& c : mock().since(calls)) {
         if (std::strchr("uUlv", c.what)) order += c.what;
@@ -308,12 +262,12 @@ TEST_CASE("task groups are updated without an answer, and updates run in their s
     CHECK(order == expected);
     CHECK(counter("launches") == launches);  // an update launches nothing
     // A forged group is refused here, and the launch behind a refused begin does not run by itself.
-    CHECK(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, reinterpret_cast<aclrtTaskGrp>(12345)) == acl::RT_INVALID_HANDLE);
-    REQUIRE(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
-    REQUIRE(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
-    CHECK(acl_().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
-    CHECK(acl_().aclrtSynchronizeStream(updates.s) == acl::RT_TASK_GROUP_STATUS);
-    CHECK(acl_().aclrtSynchronizeStream(updates.s) == 0);
+    CHECK(client().aclmdlRICaptureTaskUpdateBegin(updates.s, reinterpret_cast<aclrtTaskGrp>(12345)) == acl::RT_INVALID_HANDLE);
+    REQUIRE(client().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
+    REQUIRE(client().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
+    CHECK(client().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
+    CHECK(client().aclrtSynchronizeStream(updates.s) == acl::RT_TASK_GROUP_STATUS);
+    CHECK(client().aclrtSynchronizeStream(updates.s) == 0);
 }
 
 TEST_CASE("an update that the vendor refuses, or that an abort cuts in two, runs nothing, and its events hang nobody") {
@@ -321,12 +275,12 @@ TEST_CASE("an update that the vendor refuses, or that an abort cuts in two, runs
     StreamOf s, updates, other;
     EventOf e;
     GraphOf graph;
-    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_GLOBAL) == 0);
+    REQUIRE(client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_GLOBAL) == 0);
     aclrtTaskGrp group = nullptr;
-    REQUIRE(acl_().aclmdlRICaptureTaskGrpBegin(s.s) == 0);
+    REQUIRE(client().aclmdlRICaptureTaskGrpBegin(s.s) == 0);
     REQUIRE(abs(a.p, b.p, 8, s.s) == 0);
-    REQUIRE(acl_().aclmdlRICaptureTaskGrpEnd(s.s, &group) == 0);
-    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    REQUIRE(client().aclmdlRICaptureTaskGrpEnd(s.s, &group) == 0);
+    REQUIRE(client().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
     uint64_t calls = mock().count();
     const auto updated = [&] {
         std::string order;
@@ -337,14 +291,14 @@ TEST_CASE("an update that the vendor refuses, or that an abort cuts in two, runs
     };
 
     mock().mock_fail_update(1);
-    REQUIRE(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
+    REQUIRE(client().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
     REQUIRE(abs(a.p, b.p, 8, updates.s) == 0);
-    REQUIRE(acl_().aclrtRecordEvent(e.e, updates.s) == 0);
-    REQUIRE(acl_().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
-    CHECK(acl_().aclrtSynchronizeEventWithTimeout(e.e, 5000) == 0);
-    REQUIRE(acl_().aclrtStreamWaitEvent(other.s, e.e) == 0);
-    CHECK(acl_().aclrtSynchronizeStreamWithTimeout(other.s, 5000) == 0);
-    CHECK(acl_().aclrtSynchronizeStream(updates.s) == acl::RT_TASK_GROUP_STATUS);
+    REQUIRE(client().aclrtRecordEvent(e.e, updates.s) == 0);
+    REQUIRE(client().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
+    CHECK(client().aclrtSynchronizeEventWithTimeout(e.e, 5000) == 0);
+    REQUIRE(client().aclrtStreamWaitEvent(other.s, e.e) == 0);
+    CHECK(client().aclrtSynchronizeStreamWithTimeout(other.s, 5000) == 0);
+    CHECK(client().aclrtSynchronizeStream(updates.s) == acl::RT_TASK_GROUP_STATUS);
     CHECK(updated() == "");
     mock().mock_fail_update(0);
 
@@ -356,20 +310,20 @@ TEST_CASE("an update that the vendor refuses, or that an abort cuts in two, runs
         *in = true;
         while (!*out) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     };
-    REQUIRE(acl_().aclrtLaunchHostFunc(updates.s, reinterpret_cast<aclrtHostFunc>(hold), &flags) == 0);
+    REQUIRE(client().aclrtLaunchHostFunc(updates.s, reinterpret_cast<aclrtHostFunc>(hold), &flags) == 0);
     REQUIRE(eventually([&] { return entered.load(); }));
-    REQUIRE(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
+    REQUIRE(client().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
     REQUIRE(abs(a.p, b.p, 8, updates.s) == 0);
-    CHECK(acl_().aclrtStreamAbort(updates.s) == 0);
+    CHECK(client().aclrtStreamAbort(updates.s) == 0);
     REQUIRE(abs(a.p, b.p, 8, updates.s) == 0);
-    REQUIRE(acl_().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
-    CHECK(acl_().aclrtSynchronizeStream(updates.s) == acl::RT_STREAM_ABORT);
+    REQUIRE(client().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
+    CHECK(client().aclrtSynchronizeStream(updates.s) == acl::RT_STREAM_ABORT);
     CHECK(updated() == "");
     open = true;
-    REQUIRE(acl_().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
+    REQUIRE(client().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
     REQUIRE(abs(a.p, b.p, 8, updates.s) == 0);
-    REQUIRE(acl_().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
-    CHECK(acl_().aclrtSynchronizeStream(updates.s) == 0);
+    REQUIRE(client().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
+    CHECK(client().aclrtSynchronizeStream(updates.s) == 0);
     CHECK(updated() == "ulU");
 }
 
@@ -377,17 +331,17 @@ TEST_CASE("a replay of operators whose memory is gone is refused by name") {
     Memory a(4096), kept(4096), unrelated(4096);
     StreamOf s;
     GraphOf graph;
-    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
     REQUIRE(abs(a.p, kept.p, 100, s.s) == 0);
-    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
-    REQUIRE(acl_().aclrtFree(std::exchange(unrelated.p, nullptr)) == 0);
-    REQUIRE(acl_().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
-    CHECK(acl_().aclrtSynchronizeStream(s.s) == 0);
-    REQUIRE(acl_().aclrtFree(std::exchange(a.p, nullptr)) == 0);
+    REQUIRE(client().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    REQUIRE(client().aclrtFree(std::exchange(unrelated.p, nullptr)) == 0);
+    REQUIRE(client().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
+    CHECK(client().aclrtSynchronizeStream(s.s) == 0);
+    REQUIRE(client().aclrtFree(std::exchange(a.p, nullptr)) == 0);
     const uint64_t replays = counter("graph_replays"), refused = counter("refused");
-    REQUIRE(acl_().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
-    CHECK(acl_().aclrtSynchronizeStream(s.s) == acl::RT_PARAM_INVALID);
-    CHECK(std::string(acl_().aclGetRecentErrMsg()).find("which this process has freed") != std::string::npos);
+    REQUIRE(client().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
+    CHECK(client().aclrtSynchronizeStream(s.s) == acl::RT_PARAM_INVALID);
+    CHECK(std::string(client().aclGetRecentErrMsg()).find("which this process has freed") != std::string::npos);
     CHECK(counter("graph_replays") == replays);
     CHECK(counter("refused") == refused + 1);
 }
@@ -397,30 +351,30 @@ TEST_CASE("what cannot be captured is told by the capture's end, and the stream 
     StreamOf s, other;
     EventOf outside;
     GraphOf graph;
-    REQUIRE(acl_().aclrtRecordEvent(outside.e, other.s) == 0);
+    REQUIRE(client().aclrtRecordEvent(outside.e, other.s) == 0);
     // An event from outside of the capture.
-    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
-    REQUIRE(acl_().aclrtStreamWaitEvent(s.s, outside.e) == 0);
-    CHECK(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == acl::RT_CAPTURE_DEPENDENCY);
+    REQUIRE(client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(client().aclrtStreamWaitEvent(s.s, outside.e) == 0);
+    CHECK(client().aclmdlRICaptureEnd(s.s, &graph.g) == acl::RT_CAPTURE_DEPENDENCY);
     CHECK(graph.g == nullptr);
     CHECK(status_of(s.s) == acl::CAPTURE_NONE);
     // A synchronise of a stream that captures fails, and so does the capture.
-    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
-    CHECK(acl_().aclrtSynchronizeStream(s.s) == acl::RT_CAPTURE_MODE_NOT_SUPPORT);
+    REQUIRE(client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    CHECK(client().aclrtSynchronizeStream(s.s) == acl::RT_CAPTURE_MODE_NOT_SUPPORT);
     CHECK(status_of(s.s) == acl::CAPTURE_INVALIDATED);
-    CHECK(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == acl::RT_CAPTURE_INVALIDATED);
+    CHECK(client().aclmdlRICaptureEnd(s.s, &graph.g) == acl::RT_CAPTURE_INVALIDATED);
     // Memory of nobody.
-    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
-    REQUIRE(acl_().aclrtMemsetAsync(reinterpret_cast<void*>(0x1000), 64, 0, 64, s.s) == 0);
-    CHECK(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == acl::RT_PARAM_INVALID);
-    CHECK(acl_().aclrtSynchronizeStream(s.s) == 0);
+    REQUIRE(client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(client().aclrtMemsetAsync(reinterpret_cast<void*>(0x1000), 64, 0, 64, s.s) == 0);
+    CHECK(client().aclmdlRICaptureEnd(s.s, &graph.g) == acl::RT_PARAM_INVALID);
+    CHECK(client().aclrtSynchronizeStream(s.s) == 0);
     // The default stream, and streams that do not capture.
-    CHECK(acl_().aclmdlRICaptureBegin(nullptr, acl::CAPTURE_RELAXED) == acl::RT_CAPTURE_IMPLICIT);
-    CHECK(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == acl::RT_STREAM_NOT_CAPTURED);
-    CHECK(acl_().aclmdlRICaptureTaskGrpBegin(s.s) == acl::RT_STREAM_NOT_CAPTURED);
-    CHECK(acl_().aclmdlRIExecuteAsync(reinterpret_cast<aclmdlRI>(7), s.s) == acl::RT_INVALID_HANDLE);
+    CHECK(client().aclmdlRICaptureBegin(nullptr, acl::CAPTURE_RELAXED) == acl::RT_CAPTURE_IMPLICIT);
+    CHECK(client().aclmdlRICaptureEnd(s.s, &graph.g) == acl::RT_STREAM_NOT_CAPTURED);
+    CHECK(client().aclmdlRICaptureTaskGrpBegin(s.s) == acl::RT_STREAM_NOT_CAPTURED);
+    CHECK(client().aclmdlRIExecuteAsync(reinterpret_cast<aclmdlRI>(7), s.s) == acl::RT_INVALID_HANDLE);
     REQUIRE(abs(a.p, b.p, 100, s.s) == 0);
-    CHECK(acl_().aclrtSynchronizeStream(s.s) == 0);
+    CHECK(client().aclrtSynchronizeStream(s.s) == 0);
     CHECK(mock().mock_held().models == 0);
 }
 
@@ -428,19 +382,19 @@ TEST_CASE("unsafe calls follow the capture's mode and the thread's") {
     Memory a(4096);
     StreamOf s;
     char bytes[64] = {};
-    const auto unsafe = [&] { return acl_().aclrtMemset(a.p, 64, 0, 64); };
+    const auto unsafe = [&] { return client().aclrtMemset(a.p, 64, 0, 64); };
     const auto elsewhere = [&](aclmdlRICaptureMode mode) {
         int r = -1;
         std::thread([&] {
-            acl_().aclmdlRICaptureThreadExchangeMode(&mode);
-            r = acl_().aclrtMemcpy(a.p, 64, bytes, 64, acl::HOST_TO_DEVICE);
+            client().aclmdlRICaptureThreadExchangeMode(&mode);
+            r = client().aclrtMemcpy(a.p, 64, bytes, 64, acl::HOST_TO_DEVICE);
         }).join();
         return r;
     };
-    const auto capture = [&](aclmdlRICaptureMode mode) { REQUIRE(acl_().aclmdlRICaptureBegin(s.s, mode) == 0); };
+    const auto capture = [&](aclmdlRICaptureMode mode) { REQUIRE(client().aclmdlRICaptureBegin(s.s, mode) == 0); };
     const auto end = [&] {
         GraphOf graph;
-        return acl_().aclmdlRICaptureEnd(s.s, &graph.g);
+        return client().aclmdlRICaptureEnd(s.s, &graph.g);
     };
     capture(acl::CAPTURE_RELAXED);
     CHECK(unsafe() == 0);
@@ -460,10 +414,10 @@ TEST_CASE("unsafe calls follow the capture's mode and the thread's") {
     CHECK(elsewhere(acl::CAPTURE_THREAD_LOCAL) == 0);
     // What torch_npu does around its memset.
     aclmdlRICaptureMode mode = acl::CAPTURE_RELAXED;
-    CHECK(acl_().aclmdlRICaptureThreadExchangeMode(&mode) == 0);
+    CHECK(client().aclmdlRICaptureThreadExchangeMode(&mode) == 0);
     CHECK(mode == acl::CAPTURE_GLOBAL);
     CHECK(unsafe() == 0);
-    CHECK(acl_().aclmdlRICaptureThreadExchangeMode(&mode) == 0);
+    CHECK(client().aclmdlRICaptureThreadExchangeMode(&mode) == 0);
     CHECK(mode == acl::CAPTURE_RELAXED);
     CHECK(end() == 0);
     capture(acl::CAPTURE_GLOBAL);
@@ -484,18 +438,18 @@ TEST_CASE("captured copies keep pageable bytes and read pinned memory at replay"
     GraphOf graph;
     std::vector<uint8_t> pageable(large, 1);
     void* pinned = nullptr;
-    REQUIRE(acl_().aclrtMallocHost(&pinned, n) == 0);
+    REQUIRE(client().aclrtMallocHost(&pinned, n) == 0);
     const uint64_t calls = mock().count();
-    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
-    REQUIRE(acl_().aclrtMemcpyAsync(a.p, n, pageable.data(), n, acl::HOST_TO_DEVICE, s.s) == 0);
-    REQUIRE(acl_().aclrtMemcpyAsync(a.p, large, pageable.data(), large, acl::HOST_TO_DEVICE, s.s) == 0);
-    REQUIRE(acl_().aclrtMemcpyAsync(b.p, n, pinned, n, acl::HOST_TO_DEVICE, s.s) == 0);
-    CHECK(acl_().aclrtMemcpyAsync(pageable.data(), n, a.p, n, acl::DEVICE_TO_HOST, s.s) == acl::RT_CAPTURE_MODE_NOT_SUPPORT);
-    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
-    REQUIRE(acl_().aclrtFreeHost(pinned) == 0);  // the graph keeps it
+    REQUIRE(client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(client().aclrtMemcpyAsync(a.p, n, pageable.data(), n, acl::HOST_TO_DEVICE, s.s) == 0);
+    REQUIRE(client().aclrtMemcpyAsync(a.p, large, pageable.data(), large, acl::HOST_TO_DEVICE, s.s) == 0);
+    REQUIRE(client().aclrtMemcpyAsync(b.p, n, pinned, n, acl::HOST_TO_DEVICE, s.s) == 0);
+    CHECK(client().aclrtMemcpyAsync(pageable.data(), n, a.p, n, acl::DEVICE_TO_HOST, s.s) == acl::RT_CAPTURE_MODE_NOT_SUPPORT);
+    REQUIRE(client().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    REQUIRE(client().aclrtFreeHost(pinned) == 0);  // the graph keeps it
     // Staging blocks and inline buffers are used by others meanwhile.
     std::vector<uint8_t> other(large, 9);
-    for (int i = 0; i < 64; i++) REQUIRE(acl_().aclrtMemcpy(b.p, large, other.data(), large, acl::HOST_TO_DEVICE) == 0);
+    for (int i = 0; i < 64; i++) REQUIRE(client().aclrtMemcpy(b.p, large, other.data(), large, acl::HOST_TO_DEVICE) == 0);
     size_t pageable_bytes = 0;
     for (const MockCall& c : captured(calls)) {
         REQUIRE(c.what == 'c');
@@ -515,12 +469,12 @@ TEST_CASE("a real event is recorded by replays, and its waits and records keep t
     StreamOf held, waiter, s;
     EventOf real(acl::EVENT_EXTERNAL), gone(acl::EVENT_EXTERNAL);
     GraphOf graph;
-    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
     REQUIRE(abs(a.p, b.p, 100, s.s) == 0);
-    REQUIRE(acl_().aclrtRecordEvent(real.e, s.s) == 0);
-    REQUIRE(acl_().aclrtStreamWaitEvent(waiter.s, real.e) == 0);
+    REQUIRE(client().aclrtRecordEvent(real.e, s.s) == 0);
+    REQUIRE(client().aclrtStreamWaitEvent(waiter.s, real.e) == 0);
     CHECK(status_of(waiter.s) == acl::CAPTURE_NONE);  // a real event takes nobody into the capture
-    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    REQUIRE(client().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
     uint32_t lane = 0, decode = 0;
     StreamOf steps;
     for (const auto& l : running().plane.lanes()) {
@@ -541,12 +495,12 @@ TEST_CASE("a real event is recorded by replays, and its waits and records keep t
         REQUIRE(abs(b.p, b.p, 10, steps.s) == 0);
         // The gate holds the lane of the replay, so the replay, and so the wait of its event.
         for (int k = 0; k < 3; k++) REQUIRE(abs(a.p, a.p, 100000, held.s) == 0);
-        REQUIRE(acl_().aclmdlRIExecuteAsync(graph.g, held.s) == 0);
-        REQUIRE(acl_().aclrtStreamWaitEvent(waiter.s, real.e) == 0);
-        REQUIRE(acl_().aclrtResetEvent(real.e, waiter.s) == 0);
-        REQUIRE(acl_().aclrtMemsetAsync(b.p, 1, 1, 1, waiter.s) == 0);
+        REQUIRE(client().aclmdlRIExecuteAsync(graph.g, held.s) == 0);
+        REQUIRE(client().aclrtStreamWaitEvent(waiter.s, real.e) == 0);
+        REQUIRE(client().aclrtResetEvent(real.e, waiter.s) == 0);
+        REQUIRE(client().aclrtMemsetAsync(b.p, 1, 1, 1, waiter.s) == 0);
     }
-    REQUIRE(acl_().aclrtSynchronizeDevice() == 0);
+    REQUIRE(client().aclrtSynchronizeDevice() == 0);
     std::string order;
     void* vendors_event = nullptr;
     for (const MockCall& c : mock().since(calls)) {
@@ -564,32 +518,32 @@ TEST_CASE("a real event is recorded by replays, and its waits and records keep t
 TEST_CASE("a graph's description crosses whole") {
     StreamOf s;
     GraphOf graph;
-    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
-    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    REQUIRE(client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(client().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
     const std::string path = running().directory + "/graph.json";
-    REQUIRE(acl_().aclmdlRIDebugJsonPrint(graph.g, path.c_str(), 3) == 0);
+    REQUIRE(client().aclmdlRIDebugJsonPrint(graph.g, path.c_str(), 3) == 0);
     std::ifstream file(path);
     std::stringstream text;
     text << file.rdbuf();
     CHECK(text.str().size() > 5000);
     CHECK(text.str().find("\"flags\": 3") != std::string::npos);
     CHECK(text.str().ends_with("\"}\n"));
-    CHECK(acl_().aclmdlRIDebugJsonPrint(graph.g, "/nowhere/graph.json", 0) == acl::INVALID_PARAM);
+    CHECK(client().aclmdlRIDebugJsonPrint(graph.g, "/nowhere/graph.json", 0) == acl::INVALID_PARAM);
 }
 
 TEST_CASE("a graph that is being replayed cannot go, one that is aborted can") {
     StreamOf s;
     GraphOf graph;
-    REQUIRE(acl_().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
-    REQUIRE(acl_().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
+    REQUIRE(client().aclmdlRICaptureBegin(s.s, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(client().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
     mock().mock_stick(1);
-    REQUIRE(acl_().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
+    REQUIRE(client().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
     int32_t status = -1;
-    CHECK(eventually([&] { return acl_().aclrtStreamQuery(s.s, &status) == 0 && status == acl::STREAM_NOT_READY; }));
-    CHECK(acl_().aclmdlRIDestroy(graph.g) == 107037);
-    CHECK(acl_().aclmdlRIAbort(graph.g) == 0);
+    CHECK(eventually([&] { return client().aclrtStreamQuery(s.s, &status) == 0 && status == acl::STREAM_NOT_READY; }));
+    CHECK(client().aclmdlRIDestroy(graph.g) == 107037);
+    CHECK(client().aclmdlRIAbort(graph.g) == 0);
     mock().mock_stick(0);
-    CHECK(acl_().aclrtSynchronizeStream(s.s) == 0);
+    CHECK(client().aclrtSynchronizeStream(s.s) == 0);
 }
 
 TEST_CASE("a session that ends amid a capture and amid a replay leaves nothing") {
@@ -597,21 +551,21 @@ TEST_CASE("a session that ends amid a capture and amid a replay leaves nothing")
     aclrtStream capturing = nullptr, replaying = nullptr;
     aclrtEvent event = nullptr;
     void* a = nullptr;
-    REQUIRE(acl_().aclrtCreateStream(&capturing) == 0);
-    REQUIRE(acl_().aclrtCreateStream(&replaying) == 0);
-    REQUIRE(acl_().aclrtCreateEventWithFlag(&event, 0) == 0);
-    REQUIRE(acl_().aclrtMalloc(&a, 4096, 0) == 0);
+    REQUIRE(client().aclrtCreateStream(&capturing) == 0);
+    REQUIRE(client().aclrtCreateStream(&replaying) == 0);
+    REQUIRE(client().aclrtCreateEventWithFlag(&event, 0) == 0);
+    REQUIRE(client().aclrtMalloc(&a, 4096, 0) == 0);
     aclmdlRI graph = nullptr;
-    REQUIRE(acl_().aclmdlRICaptureBegin(replaying, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(client().aclmdlRICaptureBegin(replaying, acl::CAPTURE_RELAXED) == 0);
     REQUIRE(abs(a, a, 100, replaying) == 0);
-    REQUIRE(acl_().aclmdlRICaptureEnd(replaying, &graph) == 0);
+    REQUIRE(client().aclmdlRICaptureEnd(replaying, &graph) == 0);
     mock().mock_stick(1);
-    REQUIRE(acl_().aclmdlRIExecuteAsync(graph, replaying) == 0);
-    REQUIRE(acl_().aclmdlRICaptureBegin(capturing, acl::CAPTURE_RELAXED) == 0);
+    REQUIRE(client().aclmdlRIExecuteAsync(graph, replaying) == 0);
+    REQUIRE(client().aclmdlRICaptureBegin(capturing, acl::CAPTURE_RELAXED) == 0);
     std::vector<uint8_t> bytes(4096, 1);
-    REQUIRE(acl_().aclrtMemcpyAsync(a, 4096, bytes.data(), 4096, acl::HOST_TO_DEVICE, capturing) == 0);
+    REQUIRE(client().aclrtMemcpyAsync(a, 4096, bytes.data(), 4096, acl::HOST_TO_DEVICE, capturing) == 0);
     REQUIRE(abs(a, a, 100, capturing) == 0);
-    REQUIRE(acl_().aclrtRecordEvent(event, capturing) == 0);
+    REQUIRE(client().aclrtRecordEvent(event, capturing) == 0);
     CHECK(eventually([&] { return mock().mock_held().models == 2 && mock().mock_held().host >= 1; }));
     running().plane.stop();
     const MockHeld held = mock().mock_held();

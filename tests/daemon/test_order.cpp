@@ -11,8 +11,7 @@
 #include <future>
 #include <thread>
 
-#include "acl.gen.h"
-#include "plane_fixture.hpp"
+#include "client_fixture.hpp"
 
 using namespace flexnpu;
 using namespace flexnpu::test;
@@ -21,50 +20,6 @@ using std::chrono::milliseconds;
 
 namespace {
 
-struct Client {
-    void* handle = library(FLEXNPU_CLIENT_LIBRARY);
-#define FUNCTIONS(X)                                                                                                            \
-    X(aclInit) X(aclrtSetDevice) X(aclGetRecentErrMsg) X(aclrtGetLastError) X(aclrtPeekAtLastError) X(aclrtMalloc) X(aclrtFree)   \
-    X(aclrtMemset) X(aclrtMemsetAsync) X(aclrtCreateStream) X(aclrtDestroyStream) X(aclrtDestroyStreamForce)                     \
-    X(aclrtSynchronizeStream) X(aclrtSynchronizeStreamWithTimeout) X(aclrtSynchronizeDeviceWithTimeout) X(aclrtStreamQuery)       \
-    X(aclrtStreamAbort) X(aclrtDeviceTaskAbort) X(aclrtCreateEvent) X(aclrtDestroyEvent) X(aclrtRecordEvent) X(aclrtResetEvent)   \
-    X(aclrtStreamWaitEvent) X(aclrtStreamWaitEventWithTimeout) X(aclrtSynchronizeEvent) X(aclrtSynchronizeEventWithTimeout)       \
-    X(aclrtQueryEvent) X(aclrtQueryEventStatus) X(aclrtQueryEventWaitStatus) X(aclrtEventElapsedTime) X(aclrtEventGetTimestamp)   \
-    X(aclrtLaunchHostFunc) X(aclrtLaunchCallback) X(aclrtSubscribeReport) X(aclrtUnSubscribeReport) X(aclrtProcessReport)         \
-    X(aclrtSetOpWaitTimeout) X(aclrtSetOpExecuteTimeOut) X(aclrtSetOpExecuteTimeOutV2) X(aclrtSetOpExecuteTimeOutWithMs)          \
-    X(aclrtGetOpExecuteTimeout)
-#define X(name) decltype(&::name) name = symbol<decltype(::name)>(handle, #name);
-    FUNCTIONS(X)
-#undef X
-};
-
-Mock& mock() {
-    static Mock m;
-    return m;
-}
-Running& running() {
-    static Running r;
-    return r;
-}
-Client& client() {
-    running();
-    static Client c;
-    // As in any program, each thread says which device it uses.
-    static thread_local const bool device_set = c.aclrtSetDevice(0) == 0;
-    REQUIRE(device_set);
-    return c;
-}
-
-struct Memory {
-    void* p = nullptr;
-    explicit Memory(size_t n) { REQUIRE(client().aclrtMalloc(&p, n, 0) == 0); }
-    ~Memory() { CHECK(client().aclrtFree(p) == 0); }
-};
-struct StreamOf {
-    aclrtStream s = nullptr;
-    StreamOf() { REQUIRE(client().aclrtCreateStream(&s) == 0); }
-    ~StreamOf() { CHECK(client().aclrtDestroyStream(s) == 0); }
-};
 struct EventOf {
     aclrtEvent e = nullptr;
     EventOf() { REQUIRE(client().aclrtCreateEvent(&e) == 0); }

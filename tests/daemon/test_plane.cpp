@@ -8,50 +8,13 @@
 #include <numeric>
 #include <thread>
 
-#include "acl.gen.h"
+#include "client_fixture.hpp"
 #include "flexnpu/wire/futex.hpp"
-#include "plane_fixture.hpp"
 
 using namespace flexnpu;
 using namespace flexnpu::test;
 
 namespace {
-
-// The client library under test, found as a program that loads it finds it.
-struct Client {
-    void* handle = library(FLEXNPU_CLIENT_LIBRARY);
-#define FUNCTIONS(X)                                                                                                         \
-    X(aclInit) X(aclrtSetDevice) X(aclGetRecentErrMsg) X(aclrtGetSocName) X(aclrtMalloc) X(aclrtFree) X(aclrtMemcpy)         \
-    X(aclrtMemcpyAsync) X(aclrtMemset) X(aclrtMemsetAsync) X(aclrtMallocHost) X(aclrtFreeHost) X(aclrtCreateStream)          \
-    X(aclrtDestroyStream) X(aclrtSynchronizeStream) X(aclrtSynchronizeDevice) X(aclrtStreamQuery) X(aclrtCreateEventWithFlag) \
-    X(aclrtDestroyEvent) X(aclrtRecordEvent) X(aclrtStreamWaitEvent) X(aclrtQueryEventStatus) X(aclrtSynchronizeEvent)       \
-    X(aclrtEventElapsedTime) X(aclCreateTensor) X(aclDestroyTensor) X(aclCreateScalar) X(aclDestroyScalar)                   \
-    X(aclnnAbsGetWorkspaceSize) X(aclnnAbs) X(aclnnNegGetWorkspaceSize) X(aclnnNeg) X(aclnnAddsGetWorkspaceSize)             \
-    X(aclnnAdds) X(aclSetAclOpExecutorRepeatable) X(aclSetTensorAddr) X(aclDestroyAclOpExecutor) X(aclrtGetLastError)        \
-    X(aclrtSynchronizeStreamWithTimeout) X(aclsysGetVersionStr) X(aclGetCompileopt) X(aclGetCompileoptSize)                  \
-    X(aclrtGetMemInfo) X(aclmdlRIBuildBegin) X(aclrtGetRunMode)
-#define X(name) decltype(&::name) name = symbol<decltype(::name)>(handle, #name);
-    FUNCTIONS(X)
-#undef X
-};
-
-// One process, one session: the tests share it.
-Mock& mock() {
-    static Mock m;
-    return m;
-}
-Running& running() {
-    static Running r;
-    return r;
-}
-Client& client() {
-    running();
-    static Client c;
-    // As in any program, each thread says which device it uses.
-    static thread_local const bool device_set = c.aclrtSetDevice(0) == 0;
-    REQUIRE(device_set);
-    return c;
-}
 
 struct Tensor {
     aclTensor* t;
@@ -61,18 +24,6 @@ struct Tensor {
         t = client().aclCreateTensor(dims.data(), dims.size(), acl::FLOAT, strides.data(), offset, acl::ND, dims.data(), dims.size(), data);
     }
     ~Tensor() { client().aclDestroyTensor(t); }
-};
-
-struct Memory {
-    void* p = nullptr;
-    explicit Memory(size_t n) { REQUIRE(client().aclrtMalloc(&p, n, 0) == 0); }
-    ~Memory() { CHECK(client().aclrtFree(p) == 0); }
-};
-
-struct StreamOf {
-    aclrtStream s = nullptr;
-    StreamOf() { REQUIRE(client().aclrtCreateStream(&s) == 0); }
-    ~StreamOf() { CHECK(client().aclrtDestroyStream(s) == 0); }
 };
 
 int abs(void* from, void* to, int64_t n, aclrtStream s, int64_t offset = 0) {
@@ -85,8 +36,6 @@ int abs(void* from, void* to, int64_t n, aclrtStream s, int64_t offset = 0) {
     client().aclrtSynchronizeStream(nullptr);
     return r;
 }
-
-uint64_t counter(const char* name) { return running().plane.counters().at(name); }
 
 bool eventually(const std::function<bool()>& f) {
     for (int i = 0; i < 500; i++) {

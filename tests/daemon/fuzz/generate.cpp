@@ -114,6 +114,13 @@ void launch_kernel(Generator& g) {
 
 void graph_op(Generator& g) { g.add(wire::GraphOp{g.answer(), g.stream()}); }
 
+// What stands before a message in a script.
+void append_head(Bytes& out, Kind kind, size_t bytes, uint32_t flags) {
+    append(out, uint16_t(kind));
+    append(out, uint16_t(bytes / 8));
+    append(out, flags);
+}
+
 // Kinds of records, each with how an honest one looks. One that is not here is made of words of all sorts.
 constexpr Case kCases[] = {
     {Kind::launch, launch},
@@ -263,10 +270,22 @@ void Generator::message(Bytes& out, Kind kind) {
             flags |= kPage;
         }
     }
-    append(out, uint16_t(kind));
-    append(out, uint16_t(payload_.size() / 8));
-    append(out, uint32_t(flags));
+    append_head(out, kind, payload_.size(), flags);
     out.insert(out.end(), payload_.begin(), payload_.begin() + ptrdiff_t(payload_.size() / 8 * 8));
+}
+
+// One that names the last answer at this place, mutated or not.
+void Generator::naming(Bytes& out, Kind kind, void (*make)(Generator&), size_t at) {
+    payload_.clear();
+    make(*this);
+    const uint64_t handle = named(kAnswer);
+    std::memcpy(payload_.data() + at, &handle, sizeof(handle));
+    if (!plain && below(2)) {
+        mutated_++;
+        mutate_bytes(payload_.data(), payload_.size());
+    }
+    append_head(out, kind, payload_.size(), 0);
+    out.insert(out.end(), payload_.begin(), payload_.end());
 }
 
 // A graph with a task group, replayed and updated. The answers that its records name are the graph's and the group's handles.
@@ -280,9 +299,7 @@ void Generator::graph(Bytes& out) {
     message(out, Kind::capture_end);
     plain = before;
     const auto say = [&out](Kind kind, Name what) {
-        append(out, uint16_t(kind));
-        append(out, uint16_t(sizeof(wire::GraphOp) / 8));
-        append(out, uint32_t(0));
+        append_head(out, kind, sizeof(wire::GraphOp), 0);
         append(out, wire::GraphOp{named(what), named(kStream)});
     };
     for (uint64_t n = 1 + below(3); n > 0; n--) {
@@ -301,35 +318,18 @@ void Generator::ranks(Bytes& out) {
     c.call = wire::Communicator::initialise;
     c.ranks = uint32_t(1 + below(4));
     c.rank = uint32_t(below(c.ranks));
-    append(out, uint16_t(Kind::communicator));
-    append(out, uint16_t(kQuestion / 8));
-    append(out, uint32_t(kAsk | kWait));
+    append_head(out, Kind::communicator, kQuestion, kAsk | kWait);
     const size_t at = out.size();
     append(out, c);
     out.resize(at + kQuestion);
-    for (uint64_t n = 1 + below(6); n > 0; n--) {
-        payload_.clear();
-        collective(*this);
-        const uint64_t handle = named(kAnswer);
-        std::memcpy(payload_.data() + offsetof(wire::Collective, communicator), &handle, sizeof(handle));
-        if (!plain && below(2)) {
-            mutated_++;
-            mutate_bytes(payload_.data(), payload_.size());
-        }
-        append(out, uint16_t(Kind::collective));
-        append(out, uint16_t(payload_.size() / 8));
-        append(out, uint32_t(0));
-        out.insert(out.end(), payload_.begin(), payload_.end());
-    }
+    for (uint64_t n = 1 + below(6); n > 0; n--) naming(out, Kind::collective, collective, offsetof(wire::Collective, communicator));
     if (!below(4)) message(out, Kind::communicator);
 }
 
 // A binary, a function of it and some launches, each mutated or not.
 void Generator::own_kernel(Bytes& out) {
     const auto say = [&out](const wire::Kernel& k, size_t more) {
-        append(out, uint16_t(Kind::kernel));
-        append(out, uint16_t((sizeof(k) + more) / 8));
-        append(out, uint32_t(kAsk | kWait));
+        append_head(out, Kind::kernel, sizeof(k) + more, kAsk | kWait);
         append(out, k);
         out.resize(out.size() + more, 7);
     };
@@ -338,20 +338,7 @@ void Generator::own_kernel(Bytes& out) {
     say({wire::Kernel::data, 0, 0, bytes}, bytes);
     say({wire::Kernel::load, 0, 0, 0}, 0);
     say({wire::Kernel::function_by_entry, 0, named(kAnswer), below(18)}, 0);
-    for (uint64_t n = 1 + below(6); n > 0; n--) {
-        payload_.clear();
-        launch_kernel(*this);
-        const uint64_t handle = named(kAnswer);
-        std::memcpy(payload_.data() + offsetof(wire::LaunchKernel, function), &handle, sizeof(handle));
-        if (!plain && below(2)) {
-            mutated_++;
-            mutate_bytes(payload_.data(), payload_.size());
-        }
-        append(out, uint16_t(Kind::launch_kernel));
-        append(out, uint16_t(payload_.size() / 8));
-        append(out, uint32_t(0));
-        out.insert(out.end(), payload_.begin(), payload_.end());
-    }
+    for (uint64_t n = 1 + below(6); n > 0; n--) naming(out, Kind::launch_kernel, launch_kernel, offsetof(wire::LaunchKernel, function));
     if (below(2)) say({wire::Kernel::unload, 0, named(kEarlierAnswer), 0}, 0);
 }
 

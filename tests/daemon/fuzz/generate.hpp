@@ -49,6 +49,7 @@ private:
     int32_t offset() { return plain || below(4) ? 0 : int32_t(below(4) ? below(64) : rng_()); }
     uint64_t one_of(Name ours, Name theirs) { return named(plain || below(12) ? ours : theirs, offset()); }
     void message(Bytes& out, wire::Kind kind);
+    void naming(Bytes& out, wire::Kind kind, void (*make)(Generator&), size_t at);
     void graph(Bytes& out);
     void ranks(Bytes& out);
     void own_kernel(Bytes& out);
