@@ -19,6 +19,7 @@ from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import SetGate
 from probes.events import Phase, Step
 from probes.feed import FeedServer
+from tests.collectors import scripted
 
 pytest.importorskip("flexnpu.daemon._plane", reason="run make build")
 
@@ -339,19 +340,4 @@ def test_the_controller_sets_the_gate_and_its_death_frees_it(daemon: Daemon) -> 
 
 def _step(pid: int, stream: int, phase: Phase) -> Step:
     now = time.monotonic_ns()
-    return Step(
-        t_start_ns=now - 10_000_000,
-        t_end_ns=now,
-        pid=pid,
-        comm="python3",
-        stream=stream,
-        phase=phase,
-        tokens=1,
-        batch=1,
-        launches=200,
-        graph_launches=0,
-        h2d_bytes=0,
-        d2h_bytes=0,
-        evidence="test",
-        confidence=1.0,
-    )
+    return scripted.step(now - 10_000_000, now, phase, pid=pid, stream=stream)

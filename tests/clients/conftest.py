@@ -106,6 +106,11 @@ class Machine:
         devices = ",".join(map(str, range(self.devices)))
         return [str(_installed("flexnpu")), "run", "--devices", devices, "--"]
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program needs behind `prefix`."""
+        return os.environ | {"FLEXNPU_RUN_DIR": str(self.directory)}
+
     @contextmanager
     def daemons(self) -> Iterator[list[Daemon]]:
         names = ("FLEXNPU_EMU", "HCCL")
@@ -124,7 +129,7 @@ class Machine:
     def interposed(self, program: str, *arguments: str, timeout: float = 120) -> str:
         """Needs the daemons."""
         command = [*self.prefix, sys.executable, str(PROGRAMS / program), *arguments]
-        return _output(command, os.environ | {"FLEXNPU_RUN_DIR": str(self.directory)}, timeout)
+        return _output(command, self.environment, timeout)
 
 
 def _output(command: list[str], environment: dict[str, str], timeout: float) -> str:

@@ -67,6 +67,11 @@ def start(
     ]
 
 
+def interposed(machine: Machine, program: str, world: int) -> list[subprocess.Popen[str]]:
+    """The same through the daemons of `machine`."""
+    return start(program, world, machine.directory / "store", machine.environment | LIMITS, *machine.prefix)
+
+
 @pytest.mark.parametrize("world", [1, 4])
 def test_every_collective_directly(world: int, tmp_path: Path) -> None:
     variables = Machine(tmp_path, world, LIMITS).variables
@@ -75,17 +80,15 @@ def test_every_collective_directly(world: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_collective_through_a_daemon_a_device(world: int, tmp_path: Path) -> None:
-    environment = os.environ | {"FLEXNPU_RUN_DIR": str(tmp_path)} | LIMITS
     machine = Machine(tmp_path, world, LIMITS)
     with machine.daemons():
-        check(finish(start("collectives.py", world, tmp_path / "store", environment, *machine.prefix)))
+        check(finish(interposed(machine, "collectives.py", world)))
 
 
 def test_a_lost_rank_is_an_error_and_no_hang(tmp_path: Path) -> None:
-    environment = os.environ | {"FLEXNPU_RUN_DIR": str(tmp_path)} | LIMITS
     machine = Machine(tmp_path, 2, LIMITS)
     with machine.daemons():
-        ranks = start("lost_rank.py", 2, tmp_path / "store", environment, *machine.prefix)
+        ranks = interposed(machine, "lost_rank.py", 2)
         ranks[1].communicate(timeout=120)
         assert ranks[1].returncode == -signal.SIGKILL
         told = finish(ranks[:1])[0]
@@ -94,9 +97,8 @@ def test_a_lost_rank_is_an_error_and_no_hang(tmp_path: Path) -> None:
 
 
 def test_two_ranks_on_one_device_are_told_so(tmp_path: Path) -> None:
-    environment = os.environ | {"FLEXNPU_RUN_DIR": str(tmp_path)} | LIMITS
     machine = Machine(tmp_path, 1, LIMITS)
     with machine.daemons():
-        for told in finish(start("same_device.py", 2, tmp_path / "store", environment, *machine.prefix)):
+        for told in finish(interposed(machine, "same_device.py", 2)):
             assert told["error"]
             assert told["sum"] == 16

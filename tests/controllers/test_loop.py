@@ -16,8 +16,9 @@ from controllers.picture import Picture
 from controllers.policies import Decision
 from flexnpu.control.client import ControlClient, ControlError, RefusedError
 from flexnpu.control.messages import DaemonStatus, GateStatus, SetGate
-from probes.events import Losses, Step
+from probes.events import Losses
 from probes.feed import FeedError
+from tests.collectors.scripted import step
 
 GATE = GateStatus(
     policy="protect-decode",
@@ -147,25 +148,6 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
     return make
 
 
-def a_step() -> Step:
-    return Step(
-        t_start_ns=1,
-        t_end_ns=2,
-        pid=1,
-        comm="x",
-        stream=1,
-        phase="decode",
-        tokens=1,
-        batch=1,
-        launches=1,
-        graph_launches=0,
-        h2d_bytes=0,
-        d2h_bytes=0,
-        evidence="",
-        confidence=1.0,
-    )
-
-
 def test_it_renews_within_the_lease_and_logs_only_news(bench: Callable[..., Bench]) -> None:
     b = bench()
     b.rounds(9)
@@ -199,7 +181,7 @@ def test_it_withdraws_its_policy_when_it_stops(bench: Callable[..., Bench]) -> N
 
 
 def test_steps_reach_the_picture_and_other_events_do_no_harm(bench: Callable[..., Bench]) -> None:
-    b = bench(a_step(), Losses(t_ns=1, source="steps", counts={}), a_step())
+    b = bench(step(1, 2), Losses(t_ns=1, source="steps", counts={}), step(1, 2))
     b.rounds(2)
     assert b.policy.steps == 2
 
@@ -227,8 +209,8 @@ def test_a_refusal_is_not_the_end(bench: Callable[..., Bench]) -> None:
 
 @pytest.mark.parametrize("end", ["end", FeedError("sent a line that is no event")])
 def test_a_feed_that_ends_is_sought_again(bench: Callable[..., Bench], end: Any) -> None:
-    b = bench(a_step(), end)
-    b.feeds.append(Feed(b.clock, [a_step()]))
+    b = bench(step(1, 2), end)
+    b.feeds.append(Feed(b.clock, [step(1, 2)]))
     first = b.feeds[0]
     b.rounds(8)
     assert first.closed

@@ -9,7 +9,8 @@ import pytest
 from controllers.picture import MEMORY_S, Picture
 from controllers.policies.protect_decode import ProtectDecode
 from flexnpu.control.messages import LaneStatus, SetGate
-from probes.events import Step, StepBegin
+from probes.events import Phase, Step, StepBegin
+from tests.collectors import scripted
 
 MS = 1_000_000
 CHAT, FLOOD = (100, 0x10), (200, 0x20)
@@ -34,22 +35,10 @@ def lane(number: int, key: tuple[int, int]) -> LaneStatus:
     )
 
 
-def step(key: tuple[int, int], phase: str, start_ms: float, ms: float, tokens: int = 1) -> Step:
-    return Step(
-        t_start_ns=int(start_ms * MS),
-        t_end_ns=int((start_ms + ms) * MS),
-        pid=key[0],
-        comm="python3",
-        stream=key[1],
-        phase=phase,  # type: ignore[arg-type]
-        tokens=tokens,
-        batch=1,
-        launches=200,
-        graph_launches=0,
-        h2d_bytes=0,
-        d2h_bytes=0,
-        evidence="test",
-        confidence=1.0,
+def step(key: tuple[int, int], phase: Phase, start_ms: float, ms: float, tokens: int = 1) -> Step:
+    pid, stream = key
+    return scripted.step(
+        int(start_ms * MS), int((start_ms + ms) * MS), phase, pid=pid, stream=stream, tokens=tokens
     )
 
 

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import mockset
+import nobody
 import pytest
 
-from probes import capabilities, headers
+from probes import capabilities
 
 ebpf = pytest.mark.ebpf
 
-ROOT = Path(__file__).parents[2]
 NEEDED = ("bpf", "perfmon", "sys_ptrace")
-
-
-def limited(code: str, *names: str) -> subprocess.CompletedProcess[str]:
-    """Run Python `code` as nobody with the capabilities `names` and no others."""
-    if os.geteuid() != 0 or shutil.which("setpriv") is None:
-        pytest.skip("needs root and setpriv")
-    sets = ",".join(["-all", *(f"+{name}" for name in names)])
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    environment["BCC_KERNEL_SOURCE"] = str(headers.prepare().path)
-    options = [f"--{kind}={sets}" for kind in ("inh-caps", "ambient-caps", "bounding-set")]
-    return subprocess.run(
-        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *options, sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment,
-        check=False,
-    )
 
 
 ASK = """
@@ -58,7 +37,7 @@ for one in capabilities.missing(multi={multi}): print(one.capability)
 def test_what_is_missing_is_named(names: tuple[str, ...], multi: bool, lacking: list[str]) -> None:
     if Path("/proc/sys/kernel/unprivileged_bpf_disabled").read_text().strip() == "0":
         pytest.skip("this kernel loads some programs for everybody")
-    result = limited(ASK.format(multi=multi), *names)
+    result = nobody.python(["-c", ASK.format(multi=multi)], names)
     assert result.stdout.split() == lacking, result.stderr
 
 
@@ -80,14 +59,14 @@ with Tracer(print) as tracer:
     if not capabilities.uprobe_multi():
         names.add("sys_admin")
     # The libraries are in a folder that only root may enter.
-    result = limited(attach, *sorted(names), "dac_read_search")
+    result = nobody.python(["-c", attach], [*names, "dac_read_search"])
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 10
 
 
 @ebpf
 def test_what_is_missing_is_told_before_anything_is_tried(driver: mockset.Driver) -> None:
-    result = limited("from probes.tracer import check; check()", "bpf", "perfmon")
+    result = nobody.python(["-c", "from probes.tracer import check; check()"], ["bpf", "perfmon"])
     assert result.returncode != 0
     assert "CAP_SYS_PTRACE is missing, needed to read the memory maps of other users" in result.stderr
     assert "Type: sudo flexnpu-probe" in result.stderr

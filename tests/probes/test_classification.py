@@ -12,24 +12,9 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.classification import Label, measure, score, target
-from probes.events import Step
+from tests.collectors.scripted import step
 
-STEP = Step(
-    t_start_ns=1_000_000,
-    t_end_ns=2_000_000,
-    pid=1,
-    comm="x",
-    stream=7,
-    phase="decode",
-    tokens=4,
-    batch=4,
-    launches=100,
-    graph_launches=0,
-    h2d_bytes=0,
-    d2h_bytes=0,
-    evidence="embedding[4,1]",
-    confidence=1.0,
-)
+STEP = step(1_000_000, 2_000_000, stream=7, tokens=4, batch=4)
 LABEL = Label(stream=7, t0=990_000, t1=2_100_000, phase="decode", tokens=4, batch=4)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from flexnpu.cli import run as flexnpu_run
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import LaneStatus, SetGate
-from probes import symbols
+from probes import inventory, symbols
 from probes.events import Event, Mix, Step, StepBegin
 from probes.tracer import Tracer
 
@@ -70,17 +69,9 @@ class Lanes:
     def word(self, name: str) -> int:
         """A semaphore's value, read from the process's memory."""
         (definition,) = symbols.resolve(self.pid, [name])[name]
-        for line in Path(f"/proc/{self.pid}/maps").read_text().splitlines():
-            fields = line.split(maxsplit=5)
-            if len(fields) < 6 or fields[5] != definition.library.path:
-                continue
-            low, high = (int(end, 16) for end in fields[0].split("-"))
-            at = low + definition.offset - int(fields[2], 16)
-            if low <= at < high and "w" in fields[1]:
-                with open(f"/proc/{self.pid}/mem", "rb", buffering=0) as memory:
-                    memory.seek(at)
-                    return int(struct.unpack("<H", memory.read(2))[0])
-        raise AssertionError(f"{name} is not in writable memory")
+        word = inventory._word(self.pid, definition)
+        assert word is not None, f"{name} is not in writable memory"
+        return word
 
     def wait_for_word(self, name: str, value: int, seconds: float = 10) -> None:
         deadline = time.monotonic() + seconds

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import mockset
+import nobody
 import pytest
 from click.testing import CliRunner
 
-from probes import capabilities, doctor, headers, inventory, selftest
+from probes import capabilities, doctor, inventory, selftest
 from probes.cli import main
 from probes.doctor import Status
 from probes.events import Step
@@ -25,10 +22,10 @@ from probes.plan import SITES
 from probes.selftest import _decoded, _fired
 from probes.selftest.program import LIBRARIES
 from probes.symbols import _scan
+from tests.collectors import scripted
 
 ebpf = pytest.mark.ebpf
 
-ROOT = Path(__file__).parents[2]
 needs_libraries = pytest.mark.skipif(not selftest.available(), reason="the native parts are not built")
 
 
@@ -60,20 +57,7 @@ def test_doctor_finds_that_tracing_works(driver: mockset.Driver) -> None:
 
 def limited(*names: str) -> tuple[int, dict[str, Any]]:
     """`doctor --no-self-test` as nobody with the capabilities `names` alone."""
-    if os.geteuid() != 0 or shutil.which("setpriv") is None:
-        pytest.skip("needs root and setpriv")
-    sets = ",".join(["-all", *(f"+{name}" for name in names)])
-    options = [f"--{kind}={sets}" for kind in ("inh-caps", "ambient-caps", "bounding-set")]
-    setpriv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *options]
-    headers.prepare()  # where everybody may read them
-    done = subprocess.run(
-        [*setpriv, sys.executable, "-m", "probes.cli", "doctor", "--json", "--no-self-test"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=ROOT,
-        check=False,
-    )
+    done = nobody.python(["-m", "probes.cli", "doctor", "--json", "--no-self-test"], names)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 
@@ -135,23 +119,7 @@ def test_a_probe_that_nobody_calls_proves_nothing() -> None:
 
 
 def step(**fields: Any) -> Step:
-    base = Step(
-        t_start_ns=1,
-        t_end_ns=2,
-        pid=1,
-        comm="x",
-        stream=1,
-        phase="prefill",
-        tokens=37,
-        batch=1,
-        launches=14,
-        graph_launches=0,
-        h2d_bytes=0,
-        d2h_bytes=0,
-        evidence="",
-        confidence=1.0,
-    )
-    return replace(base, **fields)
+    return scripted.step(1, 2, **({"phase": "prefill", "tokens": 37, "launches": 14} | fields))
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.events import EngineMetrics, Event, RequestTiming, Step, from_json
+from probes.events import EngineMetrics, Event, Phase, RequestTiming, Step, from_json
 from probes.join import Joiner, Other
 from probes.kin import Kin
 from probes.tracer import Tracer
 from probes.wire import WireTracer
+from tests.collectors import scripted
 
 MS = 1_000_000
 SERVER = Path(__file__).parent / "programs" / "labelled_server.py"
@@ -35,26 +36,9 @@ class _SameProcess(Kin):
         return 1.0 if front == engine else 0.0
 
 
-def step(start: float, end: float, phase: str = "prefill", *, stream: int = 1, **more: object) -> Step:
-    fields: dict[str, object] = {
-        "tokens": 10,
-        "batch": 1,
-        "launches": 1,
-        "graph_launches": 0,
-        "h2d_bytes": 0,
-        "d2h_bytes": 0,
-        "evidence": "",
-        "confidence": 1.0,
-    }
-    return Step(
-        t_start_ns=round(start * MS),
-        t_end_ns=round(end * MS),
-        pid=1,
-        comm="",
-        stream=stream,
-        phase=phase,  # type: ignore[arg-type]
-        **(fields | more),  # type: ignore[arg-type]
-    )
+def step(start: float, end: float, phase: Phase = "prefill", *, stream: int = 1, **more: object) -> Step:
+    fields = {"stream": stream, "tokens": 10} | more
+    return scripted.step(round(start * MS), round(end * MS), phase, **fields)
 
 
 def request(

@@ -12,17 +12,18 @@ import pytest
 from click.testing import CliRunner
 
 from probes.cli import main
-from probes.events import HostDelay, Losses, RequestTiming, Step
+from probes.events import HostDelay, Losses, Phase, RequestTiming, Step
 from probes.perfetto import export
 from probes.recording import Recorder, Recording, Tick
+from tests.collectors import scripted
 
 MS = 1_000_000
 BASE = 3 * 86_400 * 1000 * MS  # three days after boot: times must keep their digits
 
 
-def step(start_ms: float, end_ms: float, phase: str, stream: int = 16, gated_us: float | None = None) -> Step:
+def step(start_ms: float, end_ms: float, phase: Phase, stream: int = 16, **more: Any) -> Step:
     start, end = BASE + int(start_ms * MS), BASE + int(end_ms * MS)
-    return Step(start, end, 5, "chat", stream, phase, 1, 1, 7, 0, 0, 0, "e", 1.0, gated_us)  # type: ignore[arg-type]
+    return scripted.step(start, end, phase, pid=5, stream=stream, **more)
 
 
 REQUEST = RequestTiming(

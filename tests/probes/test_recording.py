@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import mockset
 import pytest
@@ -15,17 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from probes.cli import main
-from probes.events import Event, HostDelay, Losses, RequestTiming, Step
+from probes.events import Event, HostDelay, Losses, Phase, RequestTiming, Step
 from probes.histogram import Distributions, human_us, nearest_rank, tpot_us
 from probes.recording import MAX_BLOCK_BYTES, Header, Overhead, Recorder, Recording, RecordingError, Tick
+from tests.collectors import scripted
 
 MS = 1_000_000
 S1 = "0x20010"
 
 
-def step(start_ms: float, end_ms: float, phase: str = "decode", ended_by: str = "sync") -> Step:
-    start, end = int(start_ms * MS), int(end_ms * MS)
-    return Step(start, end, 5, "s", 16, phase, 1, 1, 7, 0, 0, 0, "e", 1.0, ended_by=ended_by)  # type: ignore[arg-type]
+def step(start_ms: float, end_ms: float, phase: Phase = "decode", **more: Any) -> Step:
+    return scripted.step(int(start_ms * MS), int(end_ms * MS), phase, pid=5, comm="s", stream=16, **more)
 
 
 def request(chunks_ms: list[int], complete: bool = True) -> RequestTiming:

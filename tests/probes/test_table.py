@@ -31,6 +31,7 @@ from probes.table import (
     shed_lines,
 )
 from probes.view import Snapshot, View
+from tests.collectors import scripted
 
 S1 = "0x20010"
 MS = 1_000_000
@@ -39,7 +40,8 @@ MS = 1_000_000
 def step(
     ms: float, phase: Phase = "decode", *, pid: int = 5, launches: int = 7, tokens: int | None = 1
 ) -> Step:
-    return Step(0, int(ms * MS), pid, "s", 16, phase, tokens, tokens, launches, 0, 0, 0, "e", 1.0)
+    fields = {"pid": pid, "comm": "s", "stream": 16, "tokens": tokens, "batch": tokens, "launches": launches}
+    return scripted.step(0, int(ms * MS), phase, **fields)
 
 
 def snapshot(

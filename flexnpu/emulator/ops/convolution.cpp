@@ -198,15 +198,8 @@ Job convolution_backward(Call& call) {
     const Convolution c(call, x, w, dy, {4, 5, 6, 7, 9});
     const std::vector<bool> mask = call.booleans(10);
     call.require(mask.size() == 3, "the mask has %zu entries: it must have 3", mask.size());
-    Tensor gradients[3];
-    const bool wanted[3] = {mask[0] && call.has(12), mask[1] && call.has(13), mask[2] && call.has(14)};
-    for (int i = 0; i < 3; i++) {
-        if (wanted[i]) {
-            gradients[i] = call.tensor(12 + uint32_t(i));
-        }
-    }
-    const Tensor dx = gradients[0], dw = gradients[1], db = gradients[2];
-    const bool want_dx = wanted[0], want_dw = wanted[1], want_db = wanted[2];
+    const bool want_dx = mask[0] && call.has(12), want_dw = mask[1] && call.has(13), want_db = mask[2] && call.has(14);
+    const Tensor dx = want_dx ? call.tensor(12) : Tensor{}, dw = want_dw ? call.tensor(13) : Tensor{}, db = want_db ? call.tensor(14) : Tensor{};
     call.require(!want_dx || dx.same_shape(x), "the input's gradient must be %s", x.shape().c_str());
     call.require(!want_dw || dw.same_shape(w), "the weight's gradient must be %s", w.shape().c_str());
     call.require(!want_db || db.numel() == dy.dims[1], "the bias's gradient must have %lld elements", static_cast<long long>(dy.dims[1]));

@@ -280,7 +280,7 @@ aclError aclrtLaunchKernelWithHostArgs(aclrtFuncHandle function, uint32_t blocks
     if (int32_t error = find_stream("aclrtLaunchKernelWithHostArgs", handle, &stream)) {
         return error;
     }
-    if (arguments == nullptr || size != sizeof(emu::Kernel)) {
+    if (size != sizeof(emu::Kernel)) {
         return fail(acl::KERNEL_NOT_FOUND, "aclrtLaunchKernelWithHostArgs: the emulated device runs its own kernels only");
     }
     emu::Task task;

@@ -23,6 +23,19 @@ def call(function: str, *arguments: Any) -> None:
         raise AclError(function, code)
 
 
+def attempt(function: str, *arguments: Any) -> tuple[int, str]:
+    """The call's error and its message; 0 and nothing when it is served."""
+    try:
+        call(function, *arguments)
+    except AclError as error:
+        return error.code, error.message
+    return 0, ""
+
+
+def code(function: str, *arguments: Any) -> int:
+    return attempt(function, *arguments)[0]
+
+
 def start(device: int = 0) -> None:
     call("aclInit", None)
     call("aclrtSetDevice", device)

@@ -13,13 +13,10 @@ import tempfile
 from ctypes import byref, c_char_p, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
-import ascendcl
-from ascendcl import AclError
+from ascendcl import attempt, call, code, copy_in, copy_out, create_stream, malloc, start
 
 N = 1000
 BINARY = b"flexnpu-emu-kernels 1\nhalve_or_double scale\nadd_up sum\n"
-
-acl = ascendcl.call
 
 
 class PlaceHolder(ctypes.Structure):
@@ -31,29 +28,14 @@ def floats(values: list[float]) -> bytes:
 
 
 def device(data: bytes) -> int:
-    p = c_void_p()
-    acl("aclrtMalloc", byref(p), c_size_t(len(data)), 0)
-    acl("aclrtMemcpy", p, c_size_t(len(data)), data, c_size_t(len(data)), 1)
-    assert p.value
-    return p.value
+    memory = malloc(len(data))
+    copy_in(memory, data)
+    assert memory.value
+    return memory.value
 
 
-def read(address: int, n: int = N) -> list[float]:
-    out = ctypes.create_string_buffer(4 * n)
-    acl("aclrtMemcpy", out, c_size_t(4 * n), c_void_p(address), c_size_t(4 * n), 2)
-    return list(struct.unpack(f"{n}f", out.raw))
-
-
-def error(name: str, *arguments: object) -> tuple[int, str]:
-    try:
-        acl(name, *arguments)
-    except AclError as failure:
-        return failure.code, failure.message
-    return 0, ""
-
-
-def code(name: str, *arguments: object) -> int:
-    return error(name, *arguments)[0]
+def read(address: int) -> list[float]:
+    return list(struct.unpack(f"{N}f", copy_out(c_void_p(address), 4 * N)))
 
 
 def launch(
@@ -67,13 +49,12 @@ def launch(
 
 
 def main() -> None:
-    acl("aclInit", None)
-    acl("aclrtSetDevice", 0)
+    start()
     said: dict[str, object] = {}
-    binary, by_name, by_entry, stream = c_void_p(), c_void_p(), c_void_p(), c_void_p()
+    binary, by_name, by_entry = c_void_p(), c_void_p(), c_void_p()
     # Larger than one piece of what travels at once.
     padded = BINARY + b"".join(b"more_%06d scale\n" % i for i in range(20_000))
-    first = error("aclrtBinaryLoadFromData", padded, c_size_t(len(padded)), None, byref(binary))
+    first = attempt("aclrtBinaryLoadFromData", padded, c_size_t(len(padded)), None, byref(binary))
     if first[0]:
         print(json.dumps({"refused": first}))
         return
@@ -82,14 +63,14 @@ def main() -> None:
         path = Path(folder, "kernels.o")
         path.write_bytes(BINARY)
         other = c_void_p()
-        acl("aclrtBinaryLoadFromFile", c_char_p(str(path).encode()), None, byref(other))
-        acl("aclrtBinaryUnLoad", other)
+        call("aclrtBinaryLoadFromFile", c_char_p(str(path).encode()), None, byref(other))
+        call("aclrtBinaryUnLoad", other)
         refusals.append(code("aclrtBinaryUnLoad", other))
     said["binary"] = refusals
-    acl("aclrtBinaryGetFunction", binary, c_char_p(b"halve_or_double"), byref(by_name))
-    acl("aclrtBinaryGetFunctionByEntry", binary, c_uint64(1), byref(by_entry))
+    call("aclrtBinaryGetFunction", binary, c_char_p(b"halve_or_double"), byref(by_name))
+    call("aclrtBinaryGetFunctionByEntry", binary, c_uint64(1), byref(by_entry))
     said["no function"] = code("aclrtBinaryGetFunction", binary, c_char_p(b"another"), byref(c_void_p()))
-    acl("aclrtCreateStream", byref(stream))
+    stream = create_stream()
 
     values = [float(i) for i in range(N)]
     source, out, total = device(floats(values)), device(bytes(4 * N)), device(bytes(4 * N))
@@ -98,36 +79,36 @@ def main() -> None:
     # The list of addresses stands behind the arguments; a place holder says where.
     add = struct.pack("QQQQQQ", total, 0, 2, N, source, out)
     assert launch(by_entry, add, stream, ((8, 32),)) == 0
-    acl("aclrtSynchronizeStream", stream)
+    call("aclrtSynchronizeStream", stream)
     said["host arguments"] = read(out) == [2 * v for v in values] and read(total) == [3 * v for v in values]
     # Arguments in device memory.
     halve = device(struct.pack("QQQfxxxx", out, source, N, 0.5))
-    acl("aclrtLaunchKernel", by_name, c_uint32(1), c_void_p(halve), c_size_t(32), stream)
-    acl("aclrtSynchronizeStream", stream)
+    call("aclrtLaunchKernel", by_name, c_uint32(1), c_void_p(halve), c_size_t(32), stream)
+    call("aclrtSynchronizeStream", stream)
     said["device arguments"] = read(out) == [v / 2 for v in values]
     # A graph keeps its arguments.
     graph = c_void_p()
-    acl("aclmdlRICaptureBegin", stream, 2)
+    call("aclmdlRICaptureBegin", stream, 2)
     assert launch(by_name, double, stream) == 0
-    acl("aclmdlRICaptureEnd", stream, byref(graph))
+    call("aclmdlRICaptureEnd", stream, byref(graph))
     said["captured"] = read(out) == [v / 2 for v in values]
-    acl("aclmdlRIExecuteAsync", graph, stream)
-    acl("aclrtSynchronizeStream", stream)
+    call("aclmdlRIExecuteAsync", graph, stream)
+    call("aclrtSynchronizeStream", stream)
     said["captured"] = said["captured"] and read(out) == [2 * v for v in values]
-    acl("aclmdlRIDestroy", graph)
+    call("aclmdlRIDestroy", graph)
 
     bad = {
         "no function": launch(c_void_p(0x123), double, stream) or code("aclrtSynchronizeStream", stream),
         "place holder": launch(by_entry, add, stream, ((44, 32),)) or code("aclrtSynchronizeStream", stream),
         "no blocks": code("aclrtLaunchKernel", by_name, c_uint32(0), c_void_p(halve), c_size_t(32), stream),
     }
-    acl("aclrtBinaryUnLoad", binary)
+    call("aclrtBinaryUnLoad", binary)
     bad["unloaded"] = launch(by_name, double, stream) or code("aclrtSynchronizeStream", stream)
     for address in (source, out, total, halve):
-        acl("aclrtFree", c_void_p(address))
+        call("aclrtFree", c_void_p(address))
     # What no daemon can check: the device finds it.
-    acl("aclrtBinaryLoadFromData", BINARY, c_size_t(len(BINARY)), None, byref(binary))
-    acl("aclrtBinaryGetFunction", binary, c_char_p(b"halve_or_double"), byref(by_name))
+    call("aclrtBinaryLoadFromData", BINARY, c_size_t(len(BINARY)), None, byref(binary))
+    call("aclrtBinaryGetFunction", binary, c_char_p(b"halve_or_double"), byref(by_name))
     assert launch(by_name, struct.pack("QQQQ", 0x1000, 0x1000, N, 0), stream) == 0
     bad["address"] = code("aclrtSynchronizeStream", stream)
     print(json.dumps(said | {"bad": bad}))

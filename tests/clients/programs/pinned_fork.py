@@ -7,7 +7,7 @@ import os
 from ctypes import byref, c_int32, c_size_t, c_void_p, memset, string_at
 from typing import Any
 
-from ascendcl import AclError, call, copy_out, malloc, start
+from ascendcl import call, code, copy_out, malloc, start
 
 SIZES = {"small": 5000, "large": (32 << 20) + 5000}
 
@@ -23,14 +23,6 @@ def ends(memory: c_void_p, size: int) -> str:
     return (string_at(memory, 1) + string_at(memory.value + size - 1, 1)).decode()
 
 
-def freed(memory: c_void_p) -> int:
-    try:
-        call("aclrtFreeHost", memory)
-        return 0
-    except AclError as error:
-        return error.code
-
-
 def forked(memory: dict[str, c_void_p]) -> dict[str, Any]:
     """What a child sees of the memory, before and after it writes there."""
     readable, writable = os.pipe()
@@ -41,7 +33,7 @@ def forked(memory: dict[str, c_void_p]) -> dict[str, Any]:
             for name, one in memory.items():
                 before = ends(one, SIZES[name])
                 memset(one, ord("c"), SIZES[name])
-                saw[name] = [before, ends(one, SIZES[name]), freed(one)]
+                saw[name] = [before, ends(one, SIZES[name]), code("aclrtFreeHost", one)]
             # A grandchild has it too.
             if os.fork() == 0:
                 memset(memory["small"], ord("g"), SIZES["small"])
@@ -70,7 +62,7 @@ saw["copied"] = set(copy_out(device, SIZES["large"])) == {ord("p")}
 call("aclrtResetDevice", c_int32(0))
 saw["child after the reset"] = forked(memory)
 saw["parent after the reset"] = [ends(one, SIZES[name]) for name, one in memory.items()]
-saw["freed"] = [freed(one) for one in memory.values()]
+saw["freed"] = [code("aclrtFreeHost", one) for one in memory.values()]
 descriptors = len(os.listdir("/proc/self/fd"))
 call("aclrtSetDevice", 0)
 call("aclrtFreeHost", pinned(SIZES["large"]))

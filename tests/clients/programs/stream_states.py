@@ -4,7 +4,7 @@ import ctypes
 import json
 from ctypes import c_char_p, c_int, c_void_p
 
-from ascendcl import AclError, call, create_stream, start
+from ascendcl import call, code, create_stream, start
 
 told: list[list[object]] = []
 Callback = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_void_p)
@@ -31,8 +31,5 @@ call("aclrtRegStreamStateCallback", c_char_p(b"first"), None, None)
 call("aclrtDestroyStream", streams[1])
 numbers = {stream.value: i for i, stream in enumerate(streams)}
 said: list[object] = [[name, numbers.get(stream), state, argument] for name, stream, state, argument in told]
-try:
-    call("aclrtRegStreamStateCallback", c_char_p(b"first"), None, None)
-except AclError as error:
-    said.append(error.code)
+said.append(code("aclrtRegStreamStateCallback", c_char_p(b"first"), None, None))
 print(json.dumps(said))

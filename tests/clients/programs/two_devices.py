@@ -7,7 +7,7 @@ import threading
 from ctypes import byref, c_int32, c_size_t, c_uint32, c_void_p, create_string_buffer
 from typing import Any
 
-from ascendcl import DEVICE_TO_DEVICE, AclError, call, copy_in, copy_out, create_stream, malloc
+from ascendcl import DEVICE_TO_DEVICE, call, code, copy_in, copy_out, create_stream, malloc
 
 SIZE = 3 << 20
 MEMCPY_DEFAULT = 4
@@ -35,14 +35,6 @@ def event() -> c_void_p:
     made = c_void_p()
     call("aclrtCreateEventWithFlag", byref(made), c_uint32(1))
     return made
-
-
-def attempt(function: str, *arguments: Any) -> int:
-    try:
-        call(function, *arguments)
-    except AclError as error:
-        return error.code
-    return 0
 
 
 saw: dict[str, Any] = {}
@@ -97,11 +89,11 @@ in_streams: dict[str, tuple[Any, ...]] = {
     "aclrtSynchronizeStreamWithTimeout": (first_stream, c_int32(1000)),
     "aclrtDestroyStream": (first_stream,),
 }
-saw["the other's stream"] = {name: attempt(name, *arguments) for name, arguments in in_streams.items()}
+saw["the other's stream"] = {name: code(name, *arguments) for name, arguments in in_streams.items()}
 saw["the other's event"] = {
-    name: attempt(name, ready, second_stream) for name in ("aclrtRecordEvent", "aclrtResetEvent")
+    name: code(name, ready, second_stream) for name in ("aclrtRecordEvent", "aclrtResetEvent")
 }
-saw["waits for it"] = attempt("aclrtStreamWaitEvent", second_stream, ready)
+saw["waits for it"] = code("aclrtStreamWaitEvent", second_stream, ready)
 
 
 def without_device() -> None:
@@ -114,7 +106,7 @@ def without_device() -> None:
         "aclrtCreateEvent": (byref(made),),
         "aclrtSynchronizeDevice": (),
     }
-    saw["without a device"] = {name: attempt(name, *arguments) for name, arguments in calls.items()}
+    saw["without a device"] = {name: code(name, *arguments) for name, arguments in calls.items()}
 
 
 thread = threading.Thread(target=without_device)
@@ -126,7 +118,7 @@ others: list[int] = []
 
 
 def work() -> None:
-    others.append(attempt("aclrtSynchronizeDevice"))
+    others.append(code("aclrtSynchronizeDevice"))
     use(0)
     others.append(device())
     fill(first, 0x62, first_stream)
@@ -141,7 +133,7 @@ saw["not this one's"] = device()
 use(0)
 saw["its work"] = copy_out(first, 4).decode()
 
-saw["no such device"] = attempt("aclrtSetDevice", 2)
+saw["no such device"] = code("aclrtSetDevice", 2)
 pinned = c_void_p()
 call("aclrtMallocHost", byref(pinned), c_size_t(SIZE))
 arguments = (c_size_t(SIZE), first, c_size_t(SIZE), c_int32(2))
@@ -152,7 +144,7 @@ saw["pinned"] = text.raw.decode()
 
 # One device ends, the other stays.
 for _ in range(10):
-    if attempt("aclrtResetDevice", 1):
+    if code("aclrtResetDevice", 1):
         break
 saw["after the other's reset"] = copy_out(first, 4).decode()
 use(1)
