@@ -1,15 +1,19 @@
 """What tracing costs the traced: flexnpu-probe, a bpftrace script that counts, bcc's funclatency, in one run.
 
-For each tracer two programs of the same kind run side by side, and slices of them are measured in turn. First
-neither is traced; then one is; what the tracer adds is the change of the ratio between the two:
+For each tracer two programs of the same kind run side by side, and short slices of them are measured in turn.
+First neither is traced; then one is; what the tracer adds is the change of the ratio between the two:
 
     added = median(traced / control) / median(untraced before / control before) - 1
 
-so neither the machine's pace nor differences between processes count. The two share one core, the tracer has
-the others: a step's time is then the work of all the program's threads, which probes make longer. The same is
-told of CPU time. Programs: an eager torch_npu decode loop of some 180 launches a step that is all host work,
-steps of Qwen2.5-0.5B replayed from a captured graph, and a C loop of one operator; on the vendor's libraries
-(the emulated CANN) and on FlexNPU's client. Device time is modelled.
+so neither the machine's pace nor differences between processes count. `error` is the standard error of that
+figure, by bootstrap. The two programs share one core, the tracer has the others: a step's time is then the
+work of all the program's threads. The same is told of CPU time. The control has vendor libraries of its own,
+since a tracer without a filter by process (bpftrace's uprobes) slows down whoever maps the file.
+
+Programs: an eager torch_npu decode loop of some 180 launches a step that is all host work, issued by the
+thread that waits (TASK_QUEUE_ENABLE=0), so that nothing of a probe is hidden behind another thread; steps of
+Qwen2.5-0.5B replayed from a captured graph; and a C loop of one operator. On the vendor's libraries (the
+emulated CANN) and on FlexNPU's client. Device time is modelled.
 
 Then, by rate of launches: CPU of the tracer, its memory, and whether what it received and what it says it
 lost add up to what was launched. Needs root.
@@ -19,12 +23,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
+import signal
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
@@ -32,10 +41,22 @@ import click
 from benchmarks.launch_cost import Bench, bench
 from benchmarks.pairs import NATIVE, BenchmarkError, Peer, cpu_seconds, spread
 from benchmarks.tracers import TracerProcess, bpftrace, funclatency, ours, steps_of
+from flexnpu import emulator
 from probes.tracer import Tracer
 
 RATES = (1_000, 10_000, 100_000)
 DETAIL = ("--detail", "launches")
+
+RESAMPLES = 300
+
+#: By program: the figure's request, the command, and what is set for it.
+Program = tuple[str, list[str], dict[str, str]]
+_TORCH = [sys.executable, "-m", "benchmarks.torch_peer"]
+PROGRAMS: dict[str, Program] = {
+    "c_loop": ("load 20", [str(NATIVE)], {}),
+    "decode_eager": ("eager 10", [*_TORCH, "llama"], {"TASK_QUEUE_ENABLE": "0"}),
+    "decode_graph": ("graph 20", [*_TORCH, "qwen2"], {}),
+}
 
 Attach = Callable[[int], TracerProcess]
 
@@ -59,85 +80,112 @@ def _environment(sides: Bench, target: str) -> dict[str, str]:
     return sides.direct if target == "cann" else sides.interposed
 
 
+_Pairs = list[tuple[float, float]]
+"""A figure of the traced program and of its control, slice by slice; smaller is better."""
+
+
+def _middle(pairs: Iterable[tuple[float, float]]) -> float:
+    return statistics.median(traced / control for traced, control in pairs)
+
+
+def _total(pairs: _Pairs) -> float:
+    return sum(traced for traced, _ in pairs) / sum(control for _, control in pairs)
+
+
 @dataclass
 class _Series:
-    """One figure of a traced program and its control (smaller is better), round by round."""
+    """One figure before the tracer came, and with it."""
 
-    before: list[tuple[float, float]] = field(default_factory=list)
-    traced: list[tuple[float, float]] = field(default_factory=list)
+    before: _Pairs = field(default_factory=list)
+    traced: _Pairs = field(default_factory=list)
 
     def report(self) -> dict[str, Any]:
-        """What the tracer adds: percent, and in the figure's unit."""
-        alone = statistics.median(traced / control for traced, control in self.before)
-        added = [traced / control / alone - 1 for traced, control in self.traced]
+        """What the tracer adds: percent, and in the figure's unit.
+
+        The median leaves out what happens now and then, such as a window of detail; `in_sum` is of the sums
+        of all slices, and the machine's hiccups are in it.
+        """
+        alone = _middle(self.before)
+        added = spread(traced / control / alone - 1 for traced, control in self.traced)
+        added["error"] = self._error()
+        added["in_sum"] = _total(self.traced) / _total(self.before) - 1
         untraced = spread(control for _, control in self.traced)
         return {
             "untraced": untraced,
-            "added_percent": _scaled(spread(added), 100),
-            "added": statistics.median(added) * untraced["median"],
+            "added_percent": {name: n if name == "n" else n * 100 for name, n in added.items()},
+            "added": added["median"] * untraced["median"],
         }
 
+    def _error(self) -> float:
+        chance = random.Random(1)
+        again = [
+            _middle(chance.choices(self.traced, k=len(self.traced)))
+            / _middle(chance.choices(self.before, k=len(self.before)))
+            for _ in range(RESAMPLES)
+        ]
+        return statistics.stdev(again)
 
-def _scaled(figures: dict[str, float], by: float) -> dict[str, float]:
-    return {name: value if name == "n" else value * by for name, value in figures.items()}
 
-
-def compare(target: str, rounds: int, command: list[str], requests: list[str]) -> dict[str, Any]:
-    """A program of `command` untraced and under every tracer of `target`; a figure for each of `requests`."""
+def compare(target: str, rounds: int, program: Program) -> dict[str, Any]:
+    """A program untraced and under every tracer of `target`."""
+    request, command, extra = program
     report: dict[str, Any] = {}
     with bench("time") as sides, ExitStack() as stack:
-        peers = [Peer(command, _environment(sides, target)) for _ in range(2)]
-        for peer in peers:
-            stack.callback(peer.close)
-            for request in requests:
-                peer.ask(request)  # shapes seen, graphs captured
+        environment = _environment(sides, target) | extra
+        control = environment
+        if target == "cann":
+            control = environment | _own_libraries(environment, stack)
+        peers = []
+        for one in (environment, control):
+            peers.append(Peer(command, one))
+            stack.callback(peers[-1].close)
+            peers[-1].ask(request)  # shapes seen, graphs captured
         _together(peers)
         for name, attach in TRACERS[target].items():
-            wall = {request: _Series() for request in requests}
-            cpu = {request: _Series() for request in requests}
-            _slices(peers, rounds, {r: (wall[r].before, cpu[r].before) for r in requests})
+            wall, cpu = _Series(), _Series()
+            _slices(peers, rounds, request, wall.before, cpu.before)
             tracer = attach(peers[0].process.pid)
             try:
                 _apart(tracer)
-                _slices(peers, rounds, {r: (wall[r].traced, cpu[r].traced) for r in requests})
+                _slices(peers, rounds, request, wall.traced, cpu.traced)
                 resident = tracer.resident_mib()
             finally:
                 said = tracer.stop()
-            report[name] = {
-                request.split()[0]: wall[request].report() | {"cpu": cpu[request].report()}
-                for request in requests
-            }
-            report[name]["tracer"] = {
-                "start_s": tracer.start_s,
-                "stop_s": tracer.stop_s,
-                "resident_mib": resident,
+            report[name] = wall.report() | {
+                "cpu": cpu.report(),
+                "tracer": {"start_s": tracer.start_s, "stop_s": tracer.stop_s, "resident_mib": resident},
             }
             if name == "detail":
                 report["launches_a_step"] = _launches_a_step(said)
     return report
 
 
-_Pairs = list[tuple[float, float]]
+def _own_libraries(environment: Mapping[str, str], stack: ExitStack) -> dict[str, str]:
+    """A copy of the emulated CANN, and the setting that makes a program load it."""
+    theirs = str(emulator.lib_dir())
+    ours = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flexnpu-bench-"))) / "lib"
+    shutil.copytree(theirs, ours, symlinks=True)
+    paths = environment["LD_LIBRARY_PATH"].split(":")
+    return {"LD_LIBRARY_PATH": ":".join(str(ours) if path == theirs else path for path in paths)}
 
 
-def _slices(peers: list[Peer], rounds: int, into: dict[str, tuple[_Pairs, _Pairs]]) -> None:
-    """`rounds` slices of each request on both programs in turn: pairs of wall time and of CPU time."""
+def _slices(peers: list[Peer], rounds: int, request: str, walls: _Pairs, cpus: _Pairs) -> None:
+    """`rounds` slices on both programs in turn: pairs of wall time and of CPU time."""
     for turn in range(rounds):
-        for request, (walls, cpus) in into.items():
-            pair = {}
-            for index in (0, 1) if turn % 2 == 0 else (1, 0):
-                pid = peers[index].process.pid
-                before = cpu_seconds(pid)
-                answer = peers[index].ask(request)
-                pair[index] = _figures(answer, cpu_seconds(pid) - before)
-            walls.append((pair[0][0], pair[1][0]))
-            cpus.append((pair[0][1], pair[1][1]))
+        pair = {}
+        for index in (0, 1) if turn % 2 == 0 else (1, 0):
+            pid = peers[index].process.pid
+            before = cpu_seconds(pid)
+            answer = peers[index].ask(request)
+            pair[index] = _figures(answer, cpu_seconds(pid) - before)
+        walls.append((pair[0][0], pair[1][0]))
+        cpus.append((pair[0][1], pair[1][1]))
 
 
 def _figures(answer: dict[str, Any], cpu_s: float) -> tuple[float, float]:
     """Wall time and CPU time: microseconds a step, or nanoseconds an operator."""
     if "tokens_per_s" in answer:
-        return 1e6 / float(answer["tokens_per_s"]), cpu_s / float(answer["steps"]) * 1e6
+        return 1e6 / float(answer["tokens_per_s"]), float(answer["cpu_s"]) / float(answer["steps"]) * 1e6
     operators = float(answer["operators"])
     return float(answer["seconds"]) / operators * 1e9, cpu_s / operators * 1e9
 
@@ -146,7 +194,7 @@ def _apart(tracer: TracerProcess) -> None:
     """Keeps a tracer off the traced programs' core: what it adds is its probes."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:
-        os.sched_setaffinity(tracer.process.pid, cores[1:])
+        _pin(tracer.process.pid, cores[1:])
 
 
 def _together(peers: list[Peer]) -> None:
@@ -156,8 +204,13 @@ def _together(peers: list[Peer]) -> None:
     """
     core = sorted(os.sched_getaffinity(0))[:1]
     for peer in peers:
-        for task in os.listdir(f"/proc/{peer.process.pid}/task"):
-            os.sched_setaffinity(int(task), core)
+        _pin(peer.process.pid, core)
+
+
+def _pin(pid: int, cores: list[int]) -> None:
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(task), cores)
 
 
 def _launches_a_step(said: str) -> float | None:
@@ -232,7 +285,7 @@ def attaching(target: str, times: int) -> dict[str, Any]:
 
 
 @click.command(short_help="What tracing costs: ours, bpftrace's and funclatency, side by side.")
-@click.option("--rounds", type=click.IntRange(3), default=15, show_default=True, help="Slices of each kind.")
+@click.option("--rounds", type=click.IntRange(3), default=100, show_default=True, help="Slices of each kind.")
 @click.option("--target", "targets", multiple=True, type=click.Choice(list(TRACERS)), help="[default: both]")
 @click.option("--torch/--no-torch", "with_torch", default=True, help="Run torch_npu's decode loop too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
@@ -249,14 +302,15 @@ def main(rounds: int, targets: tuple[str, ...], with_torch: bool, as_json: bool)
         raise click.ClickException("tracing needs root: sudo flexnpu bench probe")
     if not NATIVE.exists():
         raise click.ClickException(f"no {NATIVE}: build it with `make build` (it is not in a wheel)")
+    # A shell's background job ignores SIGINT, and so would the tracers that it is to end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     report: dict[str, Any] = {"rounds": rounds, "cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
-    torch = [sys.executable, "-m", "benchmarks.torch_peer"]
+    programs = PROGRAMS if with_torch else {"c_loop": PROGRAMS["c_loop"]}
     try:
         for target in targets or tuple(TRACERS):
-            made: dict[str, Any] = {"c_loop": compare(target, rounds, [str(NATIVE)], ["load 100"])}
-            if with_torch:
-                made["decode_eager"] = compare(target, rounds, [*torch, "llama"], ["eager 30"])
-                made["decode_graph"] = compare(target, rounds, [*torch, "qwen2"], ["graph 60"])
+            made: dict[str, Any] = {}
+            for name, program in programs.items():
+                made[name] = compare(target, rounds, program)
             made["rates"] = rates(target, 2.0)
             made["attaching"] = attaching(target, 5)
             report[target] = made
@@ -271,18 +325,16 @@ def main(rounds: int, targets: tuple[str, ...], with_torch: bool, as_json: bool)
 
 def _table(report: dict[str, Any]) -> None:
     print(f"{'program':22}{'tracer':14}{'untraced':>12}  added (p10 to p90)")
-    for target in report.keys() & TRACERS.keys():
-        for program in ("c_loop", "decode_eager", "decode_graph"):
-            for name in TRACERS[target] if program in report[target] else ():
-                for what, row in report[target][program][name].items():
-                    if what == "tracer":
-                        continue
-                    percent, unit = row["added_percent"], "ns" if what == "load" else "us"
-                    print(
-                        f"{target + ' ' + what:22}{name:14}{row['untraced']['median']:9.1f} {unit}  "
-                        f"{percent['median']:+.2f} % ({percent['p10']:+.2f} to {percent['p90']:+.2f})"
-                        f"  CPU {row['cpu']['added_percent']['median']:+.2f} %"
-                    )
+    for target in (name for name in TRACERS if name in report):
+        for program in (name for name in PROGRAMS if name in report[target]):
+            for name in TRACERS[target]:
+                row = report[target][program][name]
+                percent, unit = row["added_percent"], "ns" if program == "c_loop" else "us"
+                print(
+                    f"{target + ' ' + program:22}{name:14}{row['untraced']['median']:9.1f} {unit}  "
+                    f"{percent['median']:+.2f} % +- {percent['error']:.2f} ({percent['p10']:+.2f} to "
+                    f"{percent['p90']:+.2f})  CPU {row['cpu']['added_percent']['median']:+.2f} %"
+                )
         for name, row in report[target]["rates"].items():
             cpu = ", ".join(f"{r['cpu'] * 100:.1f} % at {rate}/s" for rate, r in row["by_rate"].items())
             account = row.get("account", "")
