@@ -26,7 +26,7 @@ was not seen; user memory that could not be read; streams of a process beyond th
 ends."""
 
 BETWEEN, EMBEDDING, GRAPH, PLAIN, BEGIN, CAPTURE, ATTENTION = range(7)
-_HAS_INDICES, _HAS_TABLE, _HAS_OUTPUT, _FROM_CAPTURE, _HAS_QUERY, _REMEMBERED = 1, 2, 4, 8, 16, 32
+_HAS_INDICES, _HAS_TABLE, _HAS_OUTPUT, FROM_CAPTURE, _HAS_QUERY, _REMEMBERED = 1, 2, 4, 8, 16, 32
 _LAYOUT_CHARS = 8
 
 TOTALS = ("launches", "graphs", "h2d", "d2h", "h2d_copies")
@@ -109,7 +109,7 @@ def evidence_of(kind: int, raw: Any, work: Any) -> Evidence:
         indices=shape_of(raw.dims, raw.ndim) if raw.flags & _HAS_INDICES else None,
         agreed=bool(raw.flags & _HAS_TABLE and raw.flags & _HAS_OUTPUT),
         graph=kind == GRAPH,
-        from_capture=bool(raw.flags & _FROM_CAPTURE),
+        from_capture=bool(raw.flags & FROM_CAPTURE),
         capture=kind == CAPTURE,
         h2d_bytes=work.h2d,
         h2d_copies=work.h2d_copies,

@@ -41,6 +41,8 @@ from probes.records import (
     BETWEEN,
     COUNTERS,
     EMBEDDING,
+    FROM_CAPTURE,
+    GRAPH,
     PLAIN,
     TOTALS,
     Record,
@@ -875,6 +877,8 @@ class Tracer(Closing):
             with contextlib.suppress(KeyError):
                 found = self._bpf[b"evidences"][ctypes.c_uint64(raw.evidence)]
                 evidence = evidence_of(kind, found, work)
+        elif kind == GRAPH:
+            evidence = self._evidence_of_graph(pid, raw, work)
         if kind == EMBEDDING and not evidence.embedding:
             evidence = Evidence(embedding=True)
         return Record(
@@ -892,6 +896,16 @@ class Tracer(Closing):
             d2h=work.d2h,
             evidence=evidence,
         )
+
+    def _evidence_of_graph(self, pid: int, raw: Any, work: Totals) -> Evidence:
+        """As `tell_graph` of `bpf/common.h` does it."""
+        models = self._bpf[b"models"]
+        learned = models.Leaf()
+        with contextlib.suppress(KeyError):
+            learned = models[models.Key(pid, raw.model)]
+            learned.flags |= FROM_CAPTURE
+        learned.arrays = 0
+        return evidence_of(GRAPH, learned, work)
 
     def _flush(self, pid: int) -> None:
         """Publish whatever the lanes of `pid` hold, and forget them."""

@@ -21,7 +21,11 @@ int on_kernel_launch(struct pt_regs *ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_LAUNCH);
-    return add_work(ctx, id, PT_REGS_PARM3(ctx), 0);
+    struct lane_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM3(ctx)};
+    struct lane *lane = this_lane(&key);
+    if (lane)
+        add_work(ctx, &key, lane, bpf_ktime_get_ns(), 0);
+    return 0;
 }
 
 #ifdef HAS_COOKIES
@@ -107,6 +111,29 @@ static inline int add_array(struct evidence *e, const s64 *values, u64 n, u32 ro
     return 0;
 }
 
+// The evidence that what this thread passes now belongs to, or 0. A graph's step gets one of its own when the first
+// length comes, for a task update: most never do, and making one costs more than all else in the launch.
+static inline struct evidence *running_evidence(u64 id, struct thread *t)
+{
+    u64 eid = t->evidence;
+    if (eid)
+        return evidences.lookup(&eid);
+    if (!t->updates)
+        return 0;
+    struct lane_key key = {.tgid = id >> 32, .stream = t->graph_stream};
+    struct lane *lane = lanes.lookup(&key);
+    if (!lane || lane->kind != GRAPH || lane->evidence)
+        return 0;
+    struct evidence *learned = of_graph(&key, lane);
+    struct evidence *e = new_evidence(&eid, learned);
+    if (!e)
+        return 0;
+    tell_graph(e, lane, learned != 0);
+    lane->evidence = eid;
+    t->evidence = eid;
+    return e;
+}
+
 // aclCreateIntArray(const int64_t* values, uint64_t n)
 int on_create_int_array(struct pt_regs *ctx)
 {
@@ -117,10 +144,7 @@ int on_create_int_array(struct pt_regs *ctx)
     if (n == 0)
         return 0;
     struct thread *t = threads.lookup(&id);
-    if (!t || !t->evidence)
-        return 0;
-    u64 eid = t->evidence;
-    struct evidence *e = evidences.lookup(&eid);
+    struct evidence *e = t ? running_evidence(id, t) : 0;
     if (!e)
         return 0;
     return add_array(e, values, n, ROLE_NONE);
@@ -359,11 +383,11 @@ int on_attention_first(struct pt_regs *ctx)
     struct thread *t = this_thread(id);
     if (!t)
         return 0;
-    u64 eid = t->evidence;
-    struct evidence *e = eid ? evidences.lookup(&eid) : 0;
+    struct evidence *e = running_evidence(id, t);
     if (e && e->attentions >= ATTENTIONS)
         return 0;
     if (!e) {
+        u64 eid = 0;
         e = new_evidence(&eid, 0);
         if (!e)
             return 0;
@@ -425,22 +449,16 @@ int on_graph(struct pt_regs *ctx)
         whole = 1;
     if (lane->kind == BETWEEN || whole) {
         close_for_next(ctx, &key, lane, BY_GRAPH, now);
-        u64 eid = 0;
-        struct evidence *e = new_evidence(&eid, learned);
-        if (e) {
-            e->flags |= learned ? FROM_CAPTURE : 0;
-            e->t_first = now;
-            e->model = model.handle;
-            e->arrays = 0;
-            e->attentions = 0;
-        }
-        open_step(lane, GRAPH, now, eid);
+        open_step(lane, GRAPH, now, 0);
+        lane->model = model.handle;
         lane->has_model = 1;
-        t->evidence = eid;  // lengths that this thread now passes to task updates are this step's
-        add_work(ctx, id, key.stream, 1);
+        t->evidence = 0;
+        t->updates = 1;
+        t->graph_stream = key.stream;
+        add_work(ctx, &key, lane, now, 1);
         send_begin(ctx, &key, lane, now);
     } else {
-        add_work(ctx, id, key.stream, 1);
+        add_work(ctx, &key, lane, now, 1);
     }
     t->stream = key.stream;
     t->has_stream = 1;
@@ -570,6 +588,7 @@ static inline int sync_lane(struct pt_regs *ctx, u64 tgid, u64 stream, struct th
         struct evidence *e = evidences.lookup(&eid);
         t->attention = 0;
         t->evidence = 0;
+        t->updates = 0;
         if (e) {
             lane->kind = ATTENTION;
             lane->evidence = eid;
@@ -654,7 +673,7 @@ int on_sync_return(struct pt_regs *ctx)
     return sync_leave(ctx, id);
 }
 
-static inline void add_copy(struct lane *lane, u64 bytes, u64 kind, int counted)
+static inline void add_copy(struct lane *lane, u64 tgid, u64 bytes, u64 kind)
 {
     if (kind == H2D) {
         __sync_fetch_and_add(&lane->now.h2d, bytes);
@@ -664,7 +683,7 @@ static inline void add_copy(struct lane *lane, u64 bytes, u64 kind, int counted)
         // What is copied right after the synchronise that ended a step is its result.
         if (!lane->cand_t || lane->cand.launches != lane->now.launches)
             return;
-        if (counted ? lane->now.launches + lane->now.graphs == lane->run_start
+        if (is_counted(tgid) ? lane->now.launches + lane->now.graphs == lane->run_start
                     : (bpf_ktime_get_ns() - lane->cand_t) * 4 < lane->run_longest)
             lane->cand.d2h += bytes;
     }
@@ -692,10 +711,9 @@ int on_copy(struct pt_regs *ctx)
     struct lane *lane = lanes.lookup(&key);
     if (!lane)
         return 0;
-    int counted = is_counted(tgid);
-    add_copy(lane, PT_REGS_PARM4(ctx), kind, counted);
+    add_copy(lane, tgid, PT_REGS_PARM4(ctx), kind);
     // A copy to the host waits for what was launched before it.
-    if (kind == D2H && (!counted || lane->now.launches + lane->now.graphs != lane->run_start)) {
+    if (kind == D2H && (!is_counted(tgid) || lane->now.launches + lane->now.graphs != lane->run_start)) {
         sync_enter(ctx, id, 3, key.stream);
         lane->t_sync_in = bpf_ktime_get_ns();
     }
@@ -719,6 +737,6 @@ int on_copy_async(struct pt_regs *ctx)
     struct lane_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM6(ctx)};
     struct lane *lane = this_lane(&key);
     if (lane)
-        add_copy(lane, PT_REGS_PARM4(ctx), kind, is_counted(key.tgid));
+        add_copy(lane, key.tgid, PT_REGS_PARM4(ctx), kind);
     return 0;
 }

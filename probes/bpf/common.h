@@ -122,6 +122,9 @@ struct thread {
     u64 capture_model;  // aclmdlRI* of a capture end that has not returned
     u32 sync_kind;      // 1 stream, 2 device, 3 copy to the host
     u32 has_stream;
+    u64 graph_stream;
+    u32 updates;        // it launched a graph, on that stream: lengths that it passes now are of that step
+    u32 pad;
 };
 
 struct lane_key {
@@ -144,7 +147,8 @@ struct lane {
     u64 run_longest;      // launches, or ns
     u64 usual;            // ns from opening to end of the last model step
     u64 seq;
-    u64 evidence;         // id
+    u64 evidence;         // id; 0 for a graph's as long as it is that of its capture
+    u64 model;            // the graph that opened the step
     s64 rows, columns;    // the table that opened it
     u32 kind;
     u32 has_model;
@@ -322,11 +326,31 @@ static inline struct evidence *new_evidence(u64 *id, struct evidence *model)
     return evidences.lookup(&made);
 }
 
+// What is known of the graph that opened the lane's step, or 0.
+static inline struct evidence *of_graph(struct lane_key *key, struct lane *lane)
+{
+    if (lane->kind != GRAPH)
+        return 0;
+    struct handle_key model = {.tgid = key->tgid, .handle = lane->model};
+    return models.lookup(&model);
+}
+
+// Makes what is known of a graph, if anything, the evidence of a step of it.
+static inline void tell_graph(struct evidence *e, struct lane *lane, int learned)
+{
+    if (learned)
+        e->flags |= FROM_CAPTURE;
+    e->t_first = lane->t_open;
+    e->model = lane->model;
+    e->arrays = 0;
+    e->attentions = 0;
+}
+
 static inline void send(struct pt_regs *ctx, struct lane_key *key, struct lane *lane, u32 kind, u64 t_end,
                         u32 ended_by, struct totals *end)
 {
     u64 id = lane->evidence;
-    struct evidence *e = id ? evidences.lookup(&id) : 0;
+    struct evidence *e = id ? evidences.lookup(&id) : of_graph(key, lane);
     int zero = 0;
 #ifdef EVENTS_RING
     struct record *r = events.ringbuf_reserve(sizeof(struct record));
@@ -358,6 +382,8 @@ static inline void send(struct pt_regs *ctx, struct lane_key *key, struct lane *
     r->work.h2d_copies = end->h2d_copies - lane->base.h2d_copies;
     if (e)
         r->evidence = *e;
+    if (lane->kind == GRAPH && !id)
+        tell_graph(&r->evidence, lane, e != 0);
 #ifdef EVENTS_RING
     // A wake-up costs the traced thread five times what the record does (5 us, measured on a virtual machine). So only
     // an opening wakes the reader, and what could fill the ring; else it looks for itself every now and then.
@@ -439,19 +465,14 @@ static inline void open_step(struct lane *lane, u32 kind, u64 now, u64 evidence)
     lane->run_start = lane->now.launches + lane->now.graphs;
 }
 
-static inline int add_work(struct pt_regs *ctx, u64 id, u64 stream, int graph)
+static inline void add_work(struct pt_regs *ctx, struct lane_key *key, struct lane *lane, u64 now, int graph)
 {
-    struct lane_key key = {.tgid = id >> 32, .stream = stream};
-    struct lane *lane = this_lane(&key);
-    if (!lane)
-        return 0;
-    u64 now = bpf_ktime_get_ns();
-    if (lane->kind == BETWEEN && is_counted(key.tgid)) {
+    if (lane->kind == BETWEEN && is_counted(key->tgid)) {
         // Plain work without a synchronise is cut where the lane was idle.
         if (!lane->has_model && lane->t_open && lane->t_sync_in <= lane->t_sync_out &&
             now - lane->t_last > GAP_NS) {
             struct totals end = lane->now;
-            close_step(ctx, &key, lane, lane->t_last, BY_GAP, &end);
+            close_step(ctx, key, lane, lane->t_last, BY_GAP, &end);
         }
         if (!lane->t_open)
             lane->t_open = now;
@@ -461,5 +482,4 @@ static inline int add_work(struct pt_regs *ctx, u64 id, u64 stream, int graph)
     else
         __sync_fetch_and_add(&lane->now.launches, 1);
     lane->t_last = now;
-    return 0;
 }
