@@ -34,6 +34,9 @@ _FLAG_FD_CLOEXEC = 8
 _LINK_CREATE, _ENABLE_STATS = 28, 32
 TRACE_UPROBE_MULTI = 48
 """The expected attach type that a program must be loaded with for a uprobe_multi link."""
+TRACE_UPROBE_SESSION = 57
+"""The same for one whose program runs at a function's entry, and at its return if it then returned 0 (Linux
+6.13)."""
 _F_RETURN = 1
 
 
@@ -140,7 +143,14 @@ class MultiUprobe:
     """A program on several instructions of the file `path` for process `pid` alone: one link."""
 
     def __init__(
-        self, program_fd: int, path: str, points: Sequence[Point], pid: int, *, on_return: bool = False
+        self,
+        program_fd: int,
+        path: str,
+        points: Sequence[Point],
+        pid: int,
+        *,
+        on_return: bool = False,
+        session: bool = False,
     ) -> None:
         words = ctypes.c_uint64 * len(points)
         name = ctypes.create_string_buffer(os.fsencode(path))
@@ -149,7 +159,7 @@ class MultiUprobe:
         counters = words(*(point.semaphore for point in points))
         attr = _MultiAttr(
             program=program_fd,
-            attach_type=TRACE_UPROBE_MULTI,
+            attach_type=TRACE_UPROBE_SESSION if session else TRACE_UPROBE_MULTI,
             path=ctypes.addressof(name),
             offsets=ctypes.addressof(offsets),
             cookies=ctypes.addressof(cookies),
@@ -245,14 +255,22 @@ class Uprobe:
 
 
 def place(
-    program_fd: int, path: str, points: Sequence[Point], pid: int, *, multi: bool, on_return: bool = False
+    program_fd: int,
+    path: str,
+    points: Sequence[Point],
+    pid: int,
+    *,
+    multi: bool,
+    on_return: bool = False,
+    session: bool = False,
 ) -> list[Probe]:
     """Place one program on several instructions of one file: a link where `multi`, else a perf event each.
 
-    The program must have been loaded for that way (`TRACE_UPROBE_MULTI`). Raises `AttachError`.
+    The program must have been loaded for that way (`TRACE_UPROBE_MULTI`, `TRACE_UPROBE_SESSION`; the latter
+    is a link always). Raises `AttachError`.
     """
-    if multi:
-        return [MultiUprobe(program_fd, path, points, pid, on_return=on_return)]
+    if multi or session:
+        return [MultiUprobe(program_fd, path, points, pid, on_return=on_return, session=session)]
     made: list[Probe] = []
     try:
         for point in points:

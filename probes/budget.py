@@ -17,7 +17,7 @@ from typing import Literal
 
 from probes import attach, hitcost
 from probes.attach import AttachError, Point
-from probes.plan import HIT_OF, Role
+from probes.plan import HIT_OF, RETURN_HIT_OF, Role
 from probes.sites import HitCost
 
 Evidence = Literal["launches", "windows", "attention", "copies", "shapes"]
@@ -156,9 +156,9 @@ class Account:
     """Duration of the steps that were published since the last tick."""
     told: bool = False
 
-    def note(self, program: str, cost_us: float) -> None:
+    def note(self, program: str, cost_us: float, *, on_return: bool = False) -> None:
         """A probe with `program` was placed whose trap costs that; of several, the dearest counts."""
-        name = HIT_OF[program]
+        name = RETURN_HIT_OF.get(program, HIT_OF[program]) if on_return else HIT_OF[program]
         if name not in self.traps or cost_us > self.traps[name][1]:
             self.traps[name] = program, cost_us
 

@@ -47,7 +47,7 @@ NUMBERS = {
 _BPF = {"x86_64": 321, "aarch64": 280}
 _PROG_LOAD, _LINK_CREATE = 5, 28
 _KPROBE = 2
-_UPROBE_MULTI = 48
+_UPROBE_MULTI, _UPROBE_SESSION = 48, 57
 # r0 = 0; exit
 _PROGRAM = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 
@@ -110,11 +110,20 @@ def may_load() -> bool:
     return program >= 0
 
 
-@cache
 def uprobe_multi() -> bool:
     """Whether the kernel places many uprobes by one link. Asked of the kernel, which may refuse it for want
     of rights: False then."""
-    program = load_nothing(_UPROBE_MULTI)
+    return _links(_UPROBE_MULTI)
+
+
+def uprobe_session() -> bool:
+    """Whether a link's program may say, at a function's entry, if its return is to be probed."""
+    return _links(_UPROBE_SESSION)
+
+
+@cache
+def _links(attach_type: int) -> bool:
+    program = load_nothing(attach_type)
     if program < 0:
         return False
     try:
@@ -124,7 +133,7 @@ def uprobe_multi() -> bool:
         attributes = struct.pack(
             "<IIIIQQQQIIII",
             program,
-            *(0, _UPROBE_MULTI, 0),
+            *(0, attach_type, 0),
             ctypes.addressof(path),
             ctypes.addressof(offsets),
             *(0, 0, 1, 0, 0, 0),

@@ -100,6 +100,15 @@ def kernel() -> Iterator[Check]:
             "not available",
             "Linux 6.6 or newer; till then CAP_SYS_ADMIN, and no operator mix",
         )
+        yield _either(
+            group,
+            "uprobe sessions",
+            capabilities.uprobe_session(),
+            "a copy's return is probed only when it matters",
+            "not available: every copy's return is probed",
+            "Linux 6.13 or newer makes tracing of captured graphs cheaper",
+            otherwise=Status.INFO,
+        )
     else:
         yield Check(group, "uprobe_multi", Status.INFO, "not known: it cannot be asked without CAP_BPF")
     ring = _ring_buffer()

@@ -39,6 +39,8 @@ class Group:
     role: Role
     library: symbols.Mapped
     on_return: bool
+    session: bool = False
+    """Its program serves entries and returns."""
     points: list[Point] = field(default_factory=list)
     placed: list[Placed] = field(default_factory=list)
     definitions: list[symbols.Definition] = field(default_factory=list)
@@ -52,8 +54,13 @@ def groups_of(
     sites: Iterable[Site],
     found: Mapping[str, tuple[symbols.Definition, ...]],
     have: Iterable[Key] = (),
+    *,
+    sessions: bool = False,
 ) -> tuple[list[Group], list[Key]]:
-    """What to place for `sites`, in their order, leaving out what `have` says is there; and its keys."""
+    """What to place for `sites`, in their order, leaving out what `have` says is there; and its keys.
+
+    `sessions`: whether the kernel has uprobe sessions.
+    """
     known = set(have)
     groups: dict[tuple[str, str, int, bool], Group] = {}
     new: list[Key] = []
@@ -63,6 +70,7 @@ def groups_of(
             # A return probe must see the return address where the call left it, and both share one trap.
             chosen = choose_for(site, definition)
             # Returns first: an entry without its return would leave a call open.
+            session = site.session if sessions else None
             for program, on_return in ((site.on_return, True), (site.entry, False)):
                 key = (definition.symbol, library.path, library.inode, on_return)
                 if program is None or key in known:
@@ -70,13 +78,16 @@ def groups_of(
                 known.add(key)
                 new.append(key)
                 semaphore = _semaphore(site.semaphore, definition, found)
+                program = session or program
                 group = groups.setdefault(
-                    (program, library.path, library.inode, on_return),
-                    Group(program, site.role, library, on_return),
+                    (program, library.path, library.inode, on_return and not session),
+                    Group(program, site.role, library, on_return and not session, session is not None),
                 )
                 offset = definition.offset + chosen.offset
-                group.points.append(Point(offset, site.cookie, semaphore))
-                group.definitions.append(definition)
+                point = Point(offset, site.cookie, semaphore)
+                if point not in group.points:  # a session's, at its second turn
+                    group.points.append(point)
+                    group.definitions.append(definition)
                 group.placed.append(
                     Placed(
                         definition.symbol,
@@ -134,7 +145,13 @@ def place(groups: Iterable[Group], programs: Mapping[str, int], pid: int, *, mul
         for group in groups:
             with opened(group.library, group.definitions) as path:
                 made += attach.place(
-                    programs[group.program], path, group.points, pid, multi=multi, on_return=group.on_return
+                    programs[group.program],
+                    path,
+                    group.points,
+                    pid,
+                    multi=multi,
+                    on_return=group.on_return,
+                    session=group.session,
                 )
     except AttachError:
         attach.remove(made)

@@ -63,6 +63,8 @@ class Site:
     """A word in the library's data that the kernel raises while the probe is there."""
     cookie: int = 0
     """What its program is told of the site, where the kernel has cookies."""
+    session: str | None = None
+    """The program that does for both, where the kernel has uprobe sessions."""
 
 
 _ATTENTION = (
@@ -132,7 +134,7 @@ SITES = (
     Site("aclrtSynchronizeStreamWithTimeout", "on_sync_stream", "on_sync_return"),
     Site("aclrtSynchronizeDevice", "on_sync_device", "on_sync_return"),
     Site("aclrtSynchronizeDeviceWithTimeout", "on_sync_device", "on_sync_return"),
-    Site("aclrtMemcpy", "on_copy", "on_copy_return", Cost.COPY, Role.COPY),
+    Site("aclrtMemcpy", "on_copy", "on_copy_return", Cost.COPY, Role.COPY, session="on_copy_session"),
     Site("aclrtMemcpyAsync", "on_copy_async", None, Cost.COPY, Role.COPY),
     Site("aclnnEmbedding", "on_embedding_second"),
 )
@@ -185,6 +187,7 @@ HIT_OF = {
     "on_sync_return": "sync_return",
     "on_copy": "copy",
     "on_copy_return": "copy_return",
+    "on_copy_session": "copy",
     "on_copy_async": "copy_async",
     "on_attention_first": "attention",
     "on_kernel_launch": "launch",
@@ -195,6 +198,9 @@ HIT_OF = {
     "on_client_operator": "operator",
 }
 """Which of `HITS` a program counts."""
+
+RETURN_HIT_OF = {"on_copy_session": "copy_return"}
+"""Which one a session's program counts at the return."""
 
 
 def sites(plan: Plan, *, client: bool, objects: bool, begins: bool) -> tuple[Site, ...]:

@@ -253,6 +253,7 @@ class Tracer(Closing):
         self._rotate = windows and plan == "default"
         self._note = on_note or _to_stderr
         self._multi = capabilities.uprobe_multi() if multi is None else multi
+        self._sessions = self._multi and capabilities.uprobe_session()
         self._typical = Typical()
         self._open_window: Target | None = None
         self._next_window = time.monotonic() + _FIRST_WINDOW_S
@@ -300,6 +301,10 @@ class Tracer(Closing):
                 name: self._bpf.load_func(name.encode(), bcc.BPF.KPROBE, **expected).fd
                 for name in sorted(names)
             }
+            for name in {site.session for site in SITES if site.session} if self._sessions else ():
+                self._programs[name] = self._bpf.load_func(
+                    name.encode(), bcc.BPF.KPROBE, attach_type=attach.TRACE_UPROBE_SESSION
+                ).fd
         except Exception as error:  # bcc raises bare Exception
             raise TracerError(
                 f"the BPF program does not load: {error}. The kernel's log above says why; kernel lockdown "
@@ -446,7 +451,7 @@ class Tracer(Closing):
     def _put(
         self, target: Target, wanted: list[Site], found: dict[str, tuple[symbols.Definition, ...]]
     ) -> None:
-        groups, keys = placing.groups_of(wanted, found, target._keys)
+        groups, keys = placing.groups_of(wanted, found, target._keys, sessions=self._sessions)
         for group in groups:
             probes = placing.place([group], self._programs, target.pid, multi=self._multi)
             target._probes += [(group.role, probe) for probe in probes]
@@ -454,7 +459,7 @@ class Tracer(Closing):
             for placed in group.placed:
                 if self.costs is not None:
                     cost = self.costs.of(placed.cost, on_return=placed.on_return)
-                    target.account.note(placed.program, cost)
+                    target.account.note(placed.program, cost, on_return=placed.on_return)
         target._keys |= set(keys)
 
     def _remove(self, target: Target) -> None:

@@ -690,11 +690,10 @@ static inline void add_copy(struct lane *lane, u64 tgid, u64 bytes, u64 kind)
 }
 
 // aclrtMemcpy(dst, max, src, bytes, kind): names no stream; it belongs to the one that the thread used last,
-// or to the process's only one.
-int on_copy(struct pt_regs *ctx)
+// or to the process's only one. Non-zero when it matters when the copy is over.
+static inline int copy_enter(struct pt_regs *ctx, u64 id)
 {
-    u64 id = pid_tgid(), kind = (u32)PT_REGS_PARM5(ctx);
-    hit(id, HIT_COPY);
+    u64 kind = (u32)PT_REGS_PARM5(ctx);
     if (kind != H2D && kind != D2H)
         return 0;
     u64 tgid = id >> 32;
@@ -712,11 +711,22 @@ int on_copy(struct pt_regs *ctx)
     if (!lane)
         return 0;
     add_copy(lane, tgid, PT_REGS_PARM4(ctx), kind);
-    // A copy to the host waits for what was launched before it.
-    if (kind == D2H && (!is_counted(tgid) || lane->now.launches + lane->now.graphs != lane->run_start)) {
-        sync_enter(ctx, id, 3, key.stream);
-        lane->t_sync_in = bpf_ktime_get_ns();
-    }
+    // A copy to the host waits for what was launched before it: for nothing, when a synchronise has ended the step.
+    if (kind != D2H)
+        return 0;
+    if (is_counted(tgid) ? lane->now.launches + lane->now.graphs == lane->run_start
+                         : lane->kind == BETWEEN && lane->has_model && !(t && t->attention))
+        return 0;
+    sync_enter(ctx, id, 3, key.stream);
+    lane->t_sync_in = bpf_ktime_get_ns();
+    return 1;
+}
+
+int on_copy(struct pt_regs *ctx)
+{
+    u64 id = pid_tgid();
+    hit(id, HIT_COPY);
+    copy_enter(ctx, id);
     return 0;
 }
 
@@ -725,6 +735,28 @@ int on_copy_return(struct pt_regs *ctx)
     u64 id = pid_tgid();
     hit(id, HIT_COPY_RETURN);
     return sync_leave(ctx, id);
+}
+
+// Both, as a uprobe session: what it says at the entry decides whether the return is probed, which costs as much again.
+// A return is told from an entry by the instruction: it is the caller's.
+int on_copy_session(struct pt_regs *ctx)
+{
+    u64 id = pid_tgid(), at = PT_REGS_IP(ctx);
+    struct thread *t = threads.lookup(&id);
+    if (t && t->copying && t->copying != at) {
+        t->copying = 0;
+        hit(id, HIT_COPY_RETURN);
+        sync_leave(ctx, id);
+        return 0;
+    }
+    hit(id, HIT_COPY);
+    if (!copy_enter(ctx, id))
+        return 1;
+    t = threads.lookup(&id);
+    if (!t)
+        return 1;
+    t->copying = at;
+    return 0;
 }
 
 // aclrtMemcpyAsync(dst, max, src, bytes, kind, stream)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import budget, hitcost, placing, symbols
+from probes import budget, capabilities, hitcost, placing, symbols
 from probes import tracer as tracer_module
 from probes.attach import AttachError
 from probes.events import Mix, Step
@@ -48,6 +48,24 @@ def test_sentinels_cut_and_classify_steps(driver: mockset.Driver, tracing: Make,
     # However many operators a step launches, user space gets its beginning and its end.
     assert len(run.events) <= 3 * len(steps)
     assert run.losses.counts["hits_launch"] == 0
+
+
+@ebpf
+@pytest.mark.skipif(not capabilities.uprobe_multi(), reason="no uprobe_multi links: no sessions")
+def test_a_copy_s_return_is_probed_only_where_it_ends_something(
+    driver: mockset.Driver, tracing: Make
+) -> None:
+    run = tracing(driver.pid, plan="default", windows=False)
+    driver.run(f"h2dsync {S1} 8", *[f"graph {S1} 0x7010", f"sync {S1}", "d2h 8"] * 13)
+    # Nothing but the copies waits here: they end the steps.
+    driver.run(*[f"graph {S1} 0x7010", "d2h 16"] * 7)
+    steps = [step for step in run.finish() if step.graph_launches]
+    assert [step.ended_by for step in steps] == ["sync"] * 20
+    assert [step.d2h_bytes for step in steps[14:]] == [16] * 6
+    counts = run.losses.counts
+    assert counts["hits_copy"] == 21
+    assert counts["hits_copy_return"] == (7 if capabilities.uprobe_session() else 21)
+    assert lost(run) == {}
 
 
 @ebpf
