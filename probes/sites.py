@@ -137,6 +137,7 @@ READS: dict[str, tuple[int, ...]] = {
     "on_sync_device": (),
     "on_sync_event": (),
     "on_copy": (3, 4),
+    "on_copy_session": (3, 4),
     "on_copy_async": (3, 4, 5),
     "on_operator": (3,),
     "on_client_step": (0,),

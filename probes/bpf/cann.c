@@ -691,9 +691,8 @@ static inline void add_copy(struct lane *lane, u64 tgid, u64 bytes, u64 kind)
 
 // aclrtMemcpy(dst, max, src, bytes, kind): names no stream; it belongs to the one that the thread used last,
 // or to the process's only one. Non-zero when it matters when the copy is over.
-static inline int copy_enter(struct pt_regs *ctx, u64 id)
+static inline int copy_enter(struct pt_regs *ctx, u64 id, u64 bytes, u64 kind)
 {
-    u64 kind = (u32)PT_REGS_PARM5(ctx);
     if (kind != H2D && kind != D2H)
         return 0;
     u64 tgid = id >> 32;
@@ -710,7 +709,7 @@ static inline int copy_enter(struct pt_regs *ctx, u64 id)
     struct lane *lane = lanes.lookup(&key);
     if (!lane)
         return 0;
-    add_copy(lane, tgid, PT_REGS_PARM4(ctx), kind);
+    add_copy(lane, tgid, bytes, kind);
     // A copy to the host waits for what was launched before it: for nothing, when a synchronise has ended the step.
     if (kind != D2H)
         return 0;
@@ -726,7 +725,7 @@ int on_copy(struct pt_regs *ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_COPY);
-    copy_enter(ctx, id);
+    copy_enter(ctx, id, PT_REGS_PARM4(ctx), (u32)PT_REGS_PARM5(ctx));
     return 0;
 }
 
@@ -750,7 +749,7 @@ int on_copy_session(struct pt_regs *ctx)
         return 0;
     }
     hit(id, HIT_COPY);
-    if (!copy_enter(ctx, id))
+    if (!copy_enter(ctx, id, PT_REGS_PARM4(ctx), (u32)PT_REGS_PARM5(ctx)))
         return 1;
     t = threads.lookup(&id);
     if (!t)
