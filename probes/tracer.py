@@ -834,9 +834,11 @@ class Tracer(Closing):
             if pid not in self._targets:
                 continue
             lane = self._lanes[pid, int(key.stream)]
-            if value.seq != lane.published and value.seq > lane.delivered:
+            told = value.step
+            written = value.begun == value.done  # else the lane is not silent, and tells it again
+            if written and told.seq != lane.published and told.seq > lane.delivered:
                 with contextlib.suppress(client_steps.ClientRecordError):
-                    steps.append(client_steps.step_of(pid, value))
+                    steps.append(client_steps.step_of(pid, told))
         return steps
 
     def _publish_perhaps(self, step: client_steps.ClientStep, ended_by: str) -> None:

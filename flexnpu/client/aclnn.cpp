@@ -430,7 +430,7 @@ inline void count_launch(Session& session, uint64_t stream, aclOpExecutor* e) {
     if (__builtin_expect(e->role != StepRole::none, 0)) {
         const std::span<const uint8_t> meta = std::span<const uint8_t>(e->shape->key).subspan(8);
         if (e->role == StepRole::embedding) session.steps.embedding(lane, meta, std::exchange(e->first_ns, 0));
-        else session.steps.attention(lane, meta, api::kOps[e->op].kinds, e->role);
+        else session.steps.attention(lane, meta, e->role);
     }
     session.steps.launched(lane);
 }

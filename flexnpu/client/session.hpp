@@ -277,7 +277,7 @@ public:
 
 private:
     friend struct Thread;
-    explicit Session(int device) : steps({&flexnpu_step_semaphore, wire::now_ns, flexnpu_step, &flexnpu_step_begin_semaphore, flexnpu_step_begin}), device_(device) { event_numbers.set_tag(tag()); }
+    explicit Session(int device) : steps({&flexnpu_step_semaphore, wire::now_ns, wire::ticks, flexnpu_step, &flexnpu_step_begin_semaphore, flexnpu_step_begin}), device_(device) { event_numbers.set_tag(tag()); }
     bool connect(const std::string& path);
     bool ask(const wire::Request& request, wire::Answer* answer, int* fds, size_t want_fds);
     Channel* take_channel();

@@ -1,152 +1,15 @@
 #include "flexnpu/client/steps.hpp"
 
 #include <algorithm>
-#include <cstring>
-
-#include "flexnpu/wire/meta.hpp"
+#include <utility>
 
 namespace flexnpu::client {
 
 constinit thread_local StepLane* step_lane_used = nullptr;
 
 namespace {
-
 constexpr auto relaxed = std::memory_order_relaxed;
-constexpr uint32_t kArrays = std::size(flexnpu_step_evidence{}.array);
-constexpr size_t kDims = std::size(flexnpu_step_evidence{}.dims);
-constexpr int32_t kInt32 = 3, kInt64 = 9;  // aclDataType
-
-// The dimensions of a tensor in an operator's metadata, without taking memory: once a step, listened to or not.
-struct Tensor {
-    bool present = false;
-    int32_t dtype = -1;
-    uint32_t ndim = 0;
-    int64_t dims[kDims] = {};
-    int64_t last = 0;
-};
-bool take_tensor(std::span<const uint8_t> key, size_t* at, Tensor* t) {
-    wire::MetaHead head;
-    if (key.size() - *at < sizeof(head)) return false;
-    std::memcpy(&head, key.data() + *at, sizeof(head));
-    *at += sizeof(head);
-    t->present = head.present;
-    if (!head.present) return true;
-    const size_t words = 1 + size_t(head.counts[0]) + head.counts[1] + head.counts[2];
-    if ((key.size() - *at) / 8 < words) return false;
-    t->dtype = head.dtype;
-    t->ndim = head.counts[0];
-    const uint8_t* dims = key.data() + *at + 8;
-    std::memcpy(t->dims, dims, 8 * std::min<size_t>(t->ndim, kDims));
-    if (t->ndim) std::memcpy(&t->last, dims + 8 * (t->ndim - 1), 8);
-    *at += 8 * words;
-    return true;
-}
-
-bool is_index(const Tensor& t) { return t.dtype == kInt64 || t.dtype == kInt32; }
-
-// What the first call of aclnnEmbedding(weight, indices, out) showed.
-flexnpu_step_evidence of_embedding(std::span<const uint8_t> key) {
-    flexnpu_step_evidence e{};
-    Tensor weight, indices, out;
-    size_t at = 0;
-    if (!take_tensor(key, &at, &weight) || !take_tensor(key, &at, &indices) || !take_tensor(key, &at, &out)) return e;
-    if (indices.present && is_index(indices) && indices.ndim <= kDims) {
-        e.flags |= FLEXNPU_STEP_HAS_INDICES;
-        e.ndim = indices.ndim;
-        std::memcpy(e.dims, indices.dims, sizeof(e.dims));
-    }
-    if (weight.present && weight.ndim == 2) {
-        e.flags |= FLEXNPU_STEP_HAS_TABLE;
-        e.rows = weight.dims[0];
-        e.columns = weight.dims[1];
-    }
-    if (out.present && out.ndim == e.ndim + 1 && out.last == e.columns) e.flags |= FLEXNPU_STEP_AGREED;
-    return e;
-}
-
-void add_lengths(flexnpu_step_evidence* e, const std::vector<int64_t>& values, uint32_t role) {
-    if (values.empty()) return;
-    flexnpu_step_array a{};
-    a.n = uint32_t(values.size());
-    bool rising = true;
-    int64_t before = 0;
-    for (int64_t v : values) {
-        if (v <= 0) return;  // paddings, perhaps: not lengths
-        if (a.seen++ == 0) a.first = v;
-        a.ones += v - before == 1;
-        rising = rising && v > before;
-        a.max = std::max(a.max, v);
-        a.sum += v;
-        a.last = before = v;
-    }
-    a.rising = uint32_t(rising) | role << 8;
-    // Every layer is given the same arrays.
-    for (uint32_t i = 0; i < e->arrays; i++) {
-        const flexnpu_step_array& old = e->array[i];
-        if (old.n == a.n && old.first == a.first && old.last == a.last && old.sum == a.sum && old.rising == a.rising) return;
-    }
-    if (e->arrays < kArrays) e->array[e->arrays++] = a;
-}
-
-// Which of an operator's integer arrays, in order, is what.
-uint32_t role_of_array(StepRole role, uint32_t number) {
-    switch (role) {
-        case StepRole::attention_kv: return number == 0 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
-        case StepRole::attention_query_kv: return number == 0 ? FLEXNPU_STEP_QUERY : number == 1 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
-        case StepRole::attention_prefix: return number == 1 ? FLEXNPU_STEP_QUERY : number == 2 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
-        default: return FLEXNPU_STEP_NO_ROLE;
-    }
-}
-
-// Of an attention operator: its first tensor is the query, its first text the query's layout.
-void add_attention(flexnpu_step_evidence* e, std::span<const uint8_t> key, const char* kinds, StepRole role) {
-    std::vector<wire::ArgMeta> args;
-    if (!wire::decode_meta(key, kinds, &args)) return;
-    uint32_t arrays = 0;
-    const bool first = !(e->flags & FLEXNPU_STEP_HAS_QUERY);
-    bool named = !first;
-    for (const wire::ArgMeta& a : args) {
-        if (a.kind == 'I') {
-            const uint32_t is = role_of_array(role, arrays++);
-            if (a.present && is != FLEXNPU_STEP_NO_ROLE) add_lengths(e, a.ints, is);
-        } else if (a.kind == 's' && !named) {
-            named = true;
-            std::memcpy(e->layout, a.text.data(), std::min(a.text.size(), sizeof(e->layout)));
-        }
-    }
-    if (!first || args.empty() || args.front().kind != 'T' || !args.front().present) return;
-    const std::vector<int64_t>& dims = args.front().tensors.front().dims;
-    if (dims.size() > kDims) return;
-    e->flags |= FLEXNPU_STEP_HAS_QUERY;
-    e->query_ndim = uint32_t(dims.size());
-    std::copy(dims.begin(), dims.end(), e->query);
-}
-
-void take_lengths(flexnpu_step_evidence* to, const flexnpu_step_evidence& from) {
-    to->flags = (to->flags & ~uint32_t(FLEXNPU_STEP_HAS_QUERY)) | (from.flags & FLEXNPU_STEP_HAS_QUERY);
-    to->query_ndim = from.query_ndim;
-    std::memcpy(to->query, from.query, sizeof(to->query));
-    to->arrays = from.arrays;
-    std::memcpy(to->array, from.array, sizeof(to->array));
-    std::memcpy(to->layout, from.layout, sizeof(to->layout));
-}
-
 }  // namespace
-
-StepRole step_role(const char* op) {
-    if (std::strcmp(op, "aclnnEmbedding") == 0) return StepRole::embedding;
-    if (std::strstr(op, "Grad")) return StepRole::none;
-    struct Family {
-        const char* prefix;
-        StepRole role;
-    };
-    for (const Family& f : {Family{"aclnnFusedInferAttentionScore", StepRole::attention_query_kv}, Family{"aclnnPromptFlashAttention", StepRole::attention_query_kv},
-                            Family{"aclnnIncreFlashAttention", StepRole::attention_kv}, Family{"aclnnFlashAttentionVarLenScore", StepRole::attention_prefix},
-                            Family{"aclnnFlashAttentionScore", StepRole::attention}}) {
-        if (std::strncmp(op, f.prefix, std::strlen(f.prefix)) == 0) return f.role;
-    }
-    return StepRole::none;
-}
 
 Steps::~Steps() {
     for (auto& slot : chunks_) {
@@ -230,6 +93,10 @@ bool Steps::heard(Lane& lane) {
 // Before a launch of a lane that is listened to, or the first since its last step.
 void Steps::touch(Lane& lane) {
     if (!heard(lane)) return;
+    if (!lane.may_gap_.load(relaxed) && lane.t_open_.load(relaxed)) {
+        lane.ticks_.store(outside_.ticks(), relaxed);
+        return;
+    }
     const uint64_t now = outside_.now();
     if (lane.may_gap_.load(relaxed) && lane.t_open_.load(relaxed) && now - lane.t_last_.load(relaxed) > kGapNs) {
         std::lock_guard lock(lane.mutex_);
@@ -241,8 +108,27 @@ void Steps::touch(Lane& lane) {
             close(lane, last, FLEXNPU_STEP_BY_GAP, end);
         }
     }
-    lane.t_last_.store(now, relaxed);
+    mark(lane, now);
     if (!lane.t_open_.load(relaxed)) lane.t_open_.store(now, relaxed);
+}
+
+// Something was launched on the lane now, and the time is known.
+void Steps::mark(Lane& lane, uint64_t now) {
+    lane.t_last_.store(now, relaxed);
+    lane.ticks_.store(0, relaxed);
+    lane.marked_.store(outside_.ticks(), relaxed);
+}
+
+// Moves the mark to the lane's last launch: between the mark and now, where its ticks are between theirs.
+void Steps::settle(Lane& lane) {
+    const uint64_t from = lane.marked_.load(relaxed);
+    uint64_t at = lane.ticks_.load(relaxed);
+    if (at <= from) return;
+    const uint64_t marked = lane.t_last_.load(relaxed), now = outside_.now(), to = outside_.ticks();
+    if (now <= marked || to <= at) return;
+    lane.t_last_.store(marked + uint64_t(double(now - marked) * (double(at - from) / double(to - from))), relaxed);
+    lane.marked_.store(at, relaxed);
+    lane.ticks_.compare_exchange_strong(at, 0, relaxed);  // a launch may have come meanwhile
 }
 
 // ---- steps; all with the lane's lock held ----
@@ -288,7 +174,7 @@ void Steps::open(Lane& lane, Kind kind, uint64_t now) {
     lane.may_gap_.store(false, relaxed);
     lane.watch_.store(heard ? Lane::heard : Lane::unheard, relaxed);
     lane.t_open_.store(now, relaxed);
-    lane.t_last_.store(now, relaxed);
+    mark(lane, now);
     lane.has_cand_ = false;
     lane.attended_ = 0;
     lane.run_longest_ = 0;
@@ -316,7 +202,9 @@ void Steps::close(Lane& lane, uint64_t t_end, uint32_t ended_by, const Totals& e
 
 void Steps::close_for_next(Lane& lane, uint32_t ended_by) {
     if (lane.kind_ == Kind::between) return;  // what was launched between steps counts in the step that now begins
+    settle(lane);
     if (lane.has_cand_) {
+        if (std::exchange(lane.untold_, false)) lane.copies_follow_ = false;
         const Totals end = lane.cand_;
         close(lane, lane.cand_t_, FLEXNPU_STEP_BY_SYNC, end);
     } else {
@@ -338,12 +226,12 @@ void Steps::embedding(Lane& lane, std::span<const uint8_t> key, uint64_t t_first
     close_for_next(lane, FLEXNPU_STEP_BY_NEXT);
     const uint64_t now = listened() ? outside_.now() : 0;
     open(lane, Kind::embedding, t_first && t_first < now ? t_first : now);
-    lane.t_last_.store(now, relaxed);
+    mark(lane, now);
     lane.evidence_ = e;
     if (!lane.capturing_) begin(lane);
 }
 
-void Steps::attention(Lane& lane, std::span<const uint8_t> key, const char* kinds, StepRole role) {
+void Steps::attention(Lane& lane, std::span<const uint8_t> key, StepRole role) {
     if (const uint64_t graph = lane.updating_.load(relaxed)) {
         Lane* replayed = nullptr;
         {
@@ -357,14 +245,14 @@ void Steps::attention(Lane& lane, std::span<const uint8_t> key, const char* kind
             if (replayed->kind_ == Kind::graph && replayed->model_ == graph) {
                 if (replayed->attended_ || !heard(*replayed)) return;
                 replayed->attended_ = kAttentions;
-                add_attention(&replayed->evidence_, key, kinds, role);
+                add_attention(&replayed->evidence_, key, role);
                 return;
             }
         }
         // For the graph's next launch.
         if (!listened()) return;
         flexnpu_step_evidence e{};
-        add_attention(&e, key, kinds, role);
+        add_attention(&e, key, role);
         std::lock_guard lock(models_mutex_);
         Model& model = models_[graph];
         model.lengths = e;
@@ -375,7 +263,7 @@ void Steps::attention(Lane& lane, std::span<const uint8_t> key, const char* kind
     std::lock_guard lock(lane.mutex_);
     if (lane.attended_ >= kAttentions) return;
     lane.attended_++;
-    add_attention(&lane.evidence_, key, kinds, role);
+    add_attention(&lane.evidence_, key, role);
     if (lane.kind_ != Kind::between || lane.capturing_) return;
     // What was launched since the last step is part of this one.
     const uint64_t since = lane.t_open_.load(relaxed);
@@ -401,7 +289,7 @@ void Steps::graph(uint64_t stream, uint64_t model) {
     // the step that runs.
     const bool whole = known.whole || (l.kind_ == Kind::embedding && l.has_cand_ && l.now_.h2d_copies > l.cand_.h2d_copies);
     if (l.kind_ != Kind::between && !whole) {
-        if (heard(l)) l.t_last_.store(outside_.now(), relaxed);
+        if (heard(l)) mark(l, outside_.now());
         l.graphs_.fetch_add(1, relaxed);
         return;
     }
@@ -439,6 +327,7 @@ void Steps::capture_ended(uint64_t stream, uint64_t model) {
         m.evidence = l.evidence_;
     }
     const Totals end = totals(l);
+    settle(l);
     if (end.launches != l.base_.launches || l.kind_ != Kind::between) close(l, l.t_last_.load(relaxed), FLEXNPU_STEP_BY_GRAPH, end);
     l.capturing_ = false;
 }
@@ -462,13 +351,16 @@ void Steps::synchronised(Lane& lane, const Totals& then) {
     lane.run_start_ = done;
     if (lane.capturing_) return;
     const bool listened = heard(lane);
+    settle(lane);
     if (lane.kind_ == Kind::embedding) {
         if (run * 4 >= lane.run_longest_) {
             lane.cand_ = then;
             lane.has_cand_ = true;
             if (listened) {
                 lane.cand_t_ = outside_.now();
-                tell(lane, FLEXNPU_STEP_MAYBE, lane.cand_t_, FLEXNPU_STEP_BY_SYNC, then);
+                if (lane.untold_) lane.copies_follow_ = false;
+                lane.untold_ = lane.copies_follow_;
+                if (!lane.untold_) tell(lane, FLEXNPU_STEP_MAYBE, lane.cand_t_, FLEXNPU_STEP_BY_SYNC, then);
             }
         }
         lane.run_longest_ = std::max(lane.run_longest_, run);
@@ -537,6 +429,8 @@ void Steps::copied(uint64_t stream, bool waits, bool to_device, uint64_t bytes) 
     // What is copied right after the synchronise that ended a step is its result.
     if (l->has_cand_ && !more && l->cand_.launches == launches) {
         l->cand_.d2h += bytes;
+        l->copies_follow_ = true;
+        l->untold_ = false;
         tell(*l, FLEXNPU_STEP_MAYBE, l->cand_t_, FLEXNPU_STEP_BY_SYNC, l->cand_);
     }
     // A copy to the host waits for what was launched before it.

@@ -3,7 +3,8 @@
 //   - the second call of an embedding opens a step, and so does the launch of a whole captured graph;
 //   - a second embedding with another table soon after (positions, token types) belongs to the same step;
 //   - a synchronise that ends the longest run of launches so far is where the step is taken to end (MAYBE); that it has ended is known when
-//     the next one opens, because a forward pass may synchronise in its middle;
+//     the next one opens, because a forward pass may synchronise in its middle. Where a copy of the result followed the last time, MAYBE is told
+//     at the copy; if none follows now, the step is told by its DONE only, and the next MAYBE at the synchronise again;
 //   - where no step runs, an attention operator opens one: the model's embedding is some other operator;
 //   - a step that a graph or an attention operator opened, or on a lane that never showed a model, ends at the first synchronise;
 //   - what is launched between two steps counts in the later one.
@@ -20,21 +21,10 @@
 #include <vector>
 
 #include "flexnpu/client/probe_point.hpp"
+#include "flexnpu/client/step_evidence.hpp"
 #include "flexnpu/wire/layout.hpp"
 
 namespace flexnpu::client {
-
-// What an operator tells about a step.
-enum class StepRole : uint8_t {
-    none,
-    embedding,
-    // Attention operators, by what their integer arrays are:
-    attention,           // none of them lengths
-    attention_kv,        // KV lengths
-    attention_query_kv,  // query lengths, KV lengths
-    attention_prefix,    // a prefix, query lengths, KV lengths
-};
-StepRole step_role(const char* op);
 
 class Steps;
 class StepLane;
@@ -48,6 +38,8 @@ class alignas(64) StepLane {
     std::atomic<uint64_t> stream_{0};
     std::atomic<uint64_t> graphs_{0};
     std::atomic<uint64_t> t_open_{0}, t_last_{0};
+    // On a lane with a model t_last_ is a mark now and then, of which the ticks are known, and launches leave ticks only.
+    std::atomic<uint64_t> marked_{0}, ticks_{0};  // ticks at the mark; of the last launch behind it, 0: none
     // Whether somebody listened when the step opened. Where nothing was launched since the last one ended, the next launch asks.
     enum Watch : uint8_t { unheard, heard, ask };
     std::atomic<uint8_t> watch_{ask};
@@ -66,6 +58,8 @@ class alignas(64) StepLane {
     Totals cand_;  // at the synchronise that is taken to end it
     bool has_cand_ = false;
     uint64_t cand_t_ = 0;
+    // A result that is copied right behind the synchronise is told with it, once: where the last one was copied, the next is waited for.
+    bool copies_follow_ = false, untold_ = false;
     uint64_t run_start_ = 0;    // launches + graphs at the last synchronise
     uint64_t run_longest_ = 0;
     uint64_t opened_at_ = 0;    // launches when the step opened
@@ -85,7 +79,8 @@ public:
     // What it needs from outside; tests have their own.
     struct Outside {
         const volatile uint16_t* listeners;
-        uint64_t (*now)();
+        uint64_t (*now)();    // ns
+        uint64_t (*ticks)();  // what costs less than a clock
         void (*tell)(const flexnpu_step_record*);
         const volatile uint16_t* begin_listeners;
         void (*tell_begin)(const flexnpu_step_record*);
@@ -125,7 +120,7 @@ public:
     }
     // `key`: the metadata of the operator's first call behind the operator's number (wire/meta.hpp); `t_first`: when that was, 0: not known.
     void embedding(StepLane& lane, std::span<const uint8_t> key, uint64_t t_first);
-    void attention(StepLane& lane, std::span<const uint8_t> key, const char* kinds, StepRole role);
+    void attention(StepLane& lane, std::span<const uint8_t> key, StepRole role);
 
     void graph(uint64_t stream, uint64_t model);
     void capture_begun(uint64_t stream);
@@ -174,6 +169,8 @@ private:
     Lane& make(uint64_t stream);
     Lane* copies_lane();
     void touch(Lane& lane);
+    void mark(Lane& lane, uint64_t now);
+    void settle(Lane& lane);
     bool heard(Lane& lane);
     void publish(Lane& lane);
     Totals totals(const Lane& lane) const;

@@ -62,72 +62,106 @@ struct client_name {
 };
 BPF_HASH(client_names, struct handle_key, struct client_name, 4096);
 
-// Steps that have perhaps ended, by lane; the tracer looks at them when the lane has been silent for a while.
-BPF_HASH(maybes, struct lane_key, struct client_step, 4096);
+// The step of a lane that has perhaps ended; the tracer looks at it when the lane has been silent for a while.
+// Programs on uprobes can be preempted: where `done` and `begun` differ, it was being written. The kernel copies an
+// entry for a reader from its beginning to its end.
+struct perhaps {
+    u64 done;
+    struct client_step step;
+    u64 begun;
+};
+BPF_HASH(maybes, struct lane_key, struct perhaps, 4096);
+BPF_ARRAY(no_maybe, struct perhaps, 1);  // what new entries are made of. Never written
 
 #ifndef EVENTS_RING
 BPF_PERCPU_ARRAY(client_scratch, struct client_record, 1);
 #endif
 
-// flexnpu_step(const struct flexnpu_step_record*), flexnpu_step_begin(the same)
-int on_client_step(struct pt_regs *ctx)
+// A hit behind a wait finds cold caches, and its price is the memory that it touches: an entry is written in place.
+static inline void note_maybe(u64 tgid, const struct client_step *told)
 {
-    u64 id = pid_tgid(), tgid = id >> 32;
-    hit(id, HIT_CLIENT);
-    this_thread(id);  // it launches: the tracer asks the scheduler about it
-    const struct client_step *told = (void *)PT_REGS_PARM1(ctx);
-    u32 kind = 0;
-    if (bpf_probe_read_user(&kind, sizeof(kind), &told->kind)) {
+    struct lane_key key = {.tgid = tgid};
+    if (bpf_probe_read_user(&key.stream, sizeof(key.stream), &told->stream)) {
         count(BAD_READS);
-        return 0;
+        return;
     }
+    struct perhaps *p = maybes.lookup(&key);
+    if (!p) {
+        int zero = 0;
+        struct perhaps *fresh = no_maybe.lookup(&zero);
+        if (!fresh)
+            return;
+        maybes.insert(&key, fresh);
+        p = maybes.lookup(&key);
+        if (!p) {
+            count(MAP_FULL);
+            return;
+        }
+    }
+    __sync_fetch_and_add(&p->begun, 1);
+    if (bpf_probe_read_user(&p->step, sizeof(p->step), told))
+        count(BAD_READS);
+    __sync_fetch_and_add(&p->done, 1);
+}
+
+static inline void send_client(struct pt_regs *ctx, u64 tgid, const struct client_step *told, u32 kind)
+{
     int zero = 0;
 #ifdef EVENTS_RING
-    int filled = 0;
-    u64 *waiting = unread.lookup(&zero);
-    if (waiting && __sync_fetch_and_add(waiting, sizeof(struct client_record)) > RING_PAGES * 4096ull / 8)
-        filled = 1;
     struct client_record *r = events.ringbuf_reserve(sizeof(*r));
     if (!r) {
-        if (kind != CLIENT_MAYBE)
-            count(kind == CLIENT_BEGIN ? BEGINS_LOST : STEPS_LOST);
-        return 0;
+        count(kind == CLIENT_BEGIN ? BEGINS_LOST : STEPS_LOST);
+        return;
     }
 #else
     struct client_record *r = client_scratch.lookup(&zero);
     if (!r)
-        return 0;
+        return;
 #endif
-    int keep = 0;
-    if (bpf_probe_read_user(&r->step, sizeof(r->step), told)) {
-        count(BAD_READS);
-    } else if (kind == CLIENT_MAYBE) {
-        struct lane_key key = {.tgid = tgid, .stream = r->step.stream};
-        if (maybes.update(&key, &r->step))
-            count(MAP_FULL);
-    } else {
-        keep = 1;
-        r->tgid = tgid | CLIENT_MARK;
-    }
+    int read = bpf_probe_read_user(&r->step, sizeof(r->step), told);
+    r->tgid = tgid | CLIENT_MARK;
 #ifdef EVENTS_RING
-    if (!keep) {
+    if (read) {
         events.ringbuf_discard(r, BPF_RB_NO_WAKEUP);
-        return 0;
+        count(BAD_READS);
+        return;
     }
-    int wake = kind == CLIENT_BEGIN || filled;  // as in send()
-    if (wake && waiting)
-        *waiting = 0;
+    int wake = kind == CLIENT_BEGIN;  // as in send()
+    u64 *waiting = unread.lookup(&zero);
+    if (waiting) {
+        if (__sync_fetch_and_add(waiting, sizeof(*r)) > RING_PAGES * 4096ull / 8)
+            wake = 1;
+        if (wake)
+            *waiting = 0;
+    }
     events.ringbuf_submit(r, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
     if (kind == CLIENT_DONE)
         count(STEPS_SENT);
 #else
-    if (!keep)
-        return 0;
-    if (events.perf_submit(ctx, r, sizeof(*r)))
+    if (read)
+        count(BAD_READS);
+    else if (events.perf_submit(ctx, r, sizeof(*r)))
         count(kind == CLIENT_DONE ? STEPS_LOST : BEGINS_LOST);
     else if (kind == CLIENT_DONE)
         count(STEPS_SENT);
 #endif
+}
+
+// flexnpu_step(const struct flexnpu_step_record*), flexnpu_step_begin(the same)
+int on_client_step(struct pt_regs *ctx)
+{
+    u64 id = pid_tgid();
+    hit(id, HIT_CLIENT);
+    const struct client_step *told = (void *)PT_REGS_PARM1(ctx);
+    u32 kind = 0;
+    if (bpf_probe_read_user(&kind, sizeof(kind), &told->kind)) {
+        count(BAD_READS);
+    } else if (kind == CLIENT_MAYBE) {
+        note_maybe(id >> 32, told);
+    } else {
+        this_thread(id);  // it launches: the tracer asks the scheduler about it
+        send_client(ctx, id >> 32, told, kind);
+    }
     return 0;
 }
 

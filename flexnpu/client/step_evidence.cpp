@@ -1,0 +1,196 @@
+#include "flexnpu/client/step_evidence.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "flexnpu/wire/meta.hpp"
+
+namespace flexnpu::client {
+
+namespace {
+
+constexpr uint32_t kArrays = std::size(flexnpu_step_evidence{}.array);
+constexpr size_t kDims = std::size(flexnpu_step_evidence{}.dims);
+constexpr int32_t kInt32 = 3, kInt64 = 9;  // aclDataType
+
+// Goes through an operator's metadata without taking memory: it is the client's own writing, and a listener's
+// price is paid by the program.
+class Reader {
+public:
+    explicit Reader(std::span<const uint8_t> bytes) : bytes_(bytes) {}
+
+    // The next argument's head; false: there is none.
+    bool head(wire::MetaHead* h) {
+        const uint8_t* p = take(sizeof(*h));
+        if (p) std::memcpy(h, p, sizeof(*h));
+        return p != nullptr;
+    }
+    // The next n bytes; null: there are not as many.
+    const uint8_t* take(size_t n) {
+        if (bytes_.size() - at_ < n) return nullptr;
+        const uint8_t* p = bytes_.data() + at_;
+        at_ += n;
+        return p;
+    }
+    const uint8_t* words(size_t n) { return n > bytes_.size() / 8 ? nullptr : take(8 * n); }
+    // What follows a head that somebody else looks at, or nobody.
+    bool skip(const wire::MetaHead& h) {
+        if (!h.present) return true;
+        switch (h.kind) {
+            case 'T': case 't': return words(1 + size_t(h.counts[0]) + h.counts[1] + h.counts[2]);
+            case 'S': return take(16);
+            case 'L': case 'l': case 'C':
+                for (uint32_t i = 0; i < h.n; i++) {
+                    wire::MetaHead e;
+                    if (!head(&e) || !skip(e)) return false;
+                }
+                return true;
+            case 'I': return words(h.n);
+            case 'F': return words((size_t(h.n) + 1) / 2);
+            case 'B': case 's': return words((size_t(h.n) + 7) / 8);
+            default: return words(1);
+        }
+    }
+
+private:
+    std::span<const uint8_t> bytes_;
+    size_t at_ = 0;
+};
+
+struct Tensor {
+    bool present = false;
+    int32_t dtype = -1;
+    uint32_t ndim = 0;
+    int64_t dims[kDims] = {};
+    int64_t last = 0;
+};
+bool read_tensor(Reader& reader, Tensor* t) {
+    wire::MetaHead head;
+    if (!reader.head(&head)) return false;
+    t->present = head.present;
+    if (!head.present) return true;
+    const uint8_t* words = reader.words(1 + size_t(head.counts[0]) + head.counts[1] + head.counts[2]);
+    if (!words) return false;
+    t->dtype = head.dtype;
+    t->ndim = head.counts[0];
+    const uint8_t* dims = words + 8;
+    std::memcpy(t->dims, dims, 8 * std::min<size_t>(t->ndim, kDims));
+    if (t->ndim) std::memcpy(&t->last, dims + 8 * (t->ndim - 1), 8);
+    return true;
+}
+
+bool is_index(const Tensor& t) { return t.dtype == kInt64 || t.dtype == kInt32; }
+
+void add_lengths(flexnpu_step_evidence* e, const uint8_t* values, uint32_t n, uint32_t role) {
+    if (n == 0) return;
+    flexnpu_step_array a{};
+    a.n = n;
+    bool rising = true;
+    int64_t before = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        int64_t v;
+        std::memcpy(&v, values + 8 * size_t(i), 8);
+        if (v <= 0) return;  // paddings, perhaps: not lengths
+        if (a.seen++ == 0) a.first = v;
+        a.ones += v - before == 1;
+        rising = rising && v > before;
+        a.max = std::max(a.max, v);
+        a.sum += v;
+        a.last = before = v;
+    }
+    a.rising = uint32_t(rising) | role << 8;
+    // Every layer is given the same arrays.
+    for (uint32_t i = 0; i < e->arrays; i++) {
+        const flexnpu_step_array& old = e->array[i];
+        if (old.n == a.n && old.first == a.first && old.last == a.last && old.sum == a.sum && old.rising == a.rising) return;
+    }
+    if (e->arrays < kArrays) e->array[e->arrays++] = a;
+}
+
+// Which of an operator's integer arrays, in order, is what.
+uint32_t role_of_array(StepRole role, uint32_t number) {
+    switch (role) {
+        case StepRole::attention_kv: return number == 0 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
+        case StepRole::attention_query_kv: return number == 0 ? FLEXNPU_STEP_QUERY : number == 1 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
+        case StepRole::attention_prefix: return number == 1 ? FLEXNPU_STEP_QUERY : number == 2 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
+        default: return FLEXNPU_STEP_NO_ROLE;
+    }
+}
+
+}  // namespace
+
+StepRole step_role(const char* op) {
+    if (std::strcmp(op, "aclnnEmbedding") == 0) return StepRole::embedding;
+    if (std::strstr(op, "Grad")) return StepRole::none;
+    struct Family {
+        const char* prefix;
+        StepRole role;
+    };
+    for (const Family& f : {Family{"aclnnFusedInferAttentionScore", StepRole::attention_query_kv}, Family{"aclnnPromptFlashAttention", StepRole::attention_query_kv},
+                            Family{"aclnnIncreFlashAttention", StepRole::attention_kv}, Family{"aclnnFlashAttentionVarLenScore", StepRole::attention_prefix},
+                            Family{"aclnnFlashAttentionScore", StepRole::attention}}) {
+        if (std::strncmp(op, f.prefix, std::strlen(f.prefix)) == 0) return f.role;
+    }
+    return StepRole::none;
+}
+
+flexnpu_step_evidence of_embedding(std::span<const uint8_t> key) {
+    flexnpu_step_evidence e{};
+    Tensor weight, indices, out;
+    Reader reader(key);
+    if (!read_tensor(reader, &weight) || !read_tensor(reader, &indices) || !read_tensor(reader, &out)) return e;
+    if (indices.present && is_index(indices) && indices.ndim <= kDims) {
+        e.flags |= FLEXNPU_STEP_HAS_INDICES;
+        e.ndim = indices.ndim;
+        std::memcpy(e.dims, indices.dims, sizeof(e.dims));
+    }
+    if (weight.present && weight.ndim == 2) {
+        e.flags |= FLEXNPU_STEP_HAS_TABLE;
+        e.rows = weight.dims[0];
+        e.columns = weight.dims[1];
+    }
+    if (out.present && out.ndim == e.ndim + 1 && out.last == e.columns) e.flags |= FLEXNPU_STEP_AGREED;
+    return e;
+}
+
+void add_attention(flexnpu_step_evidence* e, std::span<const uint8_t> key, StepRole role) {
+    const bool first = !(e->flags & FLEXNPU_STEP_HAS_QUERY);
+    bool named = !first;
+    uint32_t arrays = 0;
+    Reader reader(key);
+    wire::MetaHead h;
+    for (bool query = first; reader.head(&h); query = false) {
+        if (query && h.kind == 'T' && h.present && h.counts[0] <= kDims) {
+            const uint8_t* words = reader.words(1 + size_t(h.counts[0]) + h.counts[1] + h.counts[2]);
+            if (!words) return;
+            e->flags |= FLEXNPU_STEP_HAS_QUERY;
+            e->query_ndim = h.counts[0];
+            std::memcpy(e->query, words + 8, 8 * size_t(h.counts[0]));
+        } else if (h.kind == 'I') {
+            const uint32_t is = role_of_array(role, arrays++);
+            if (!h.present) continue;
+            const uint8_t* values = reader.words(h.n);
+            if (!values) return;
+            if (is != FLEXNPU_STEP_NO_ROLE) add_lengths(e, values, h.n, is);
+        } else if (h.kind == 's' && !named) {
+            named = true;
+            if (!h.present) continue;
+            const uint8_t* text = reader.words((size_t(h.n) + 7) / 8);
+            if (!text) return;
+            std::memcpy(e->layout, text, std::min<size_t>(h.n, sizeof(e->layout)));
+        } else if (!reader.skip(h)) {
+            return;
+        }
+    }
+}
+
+void take_lengths(flexnpu_step_evidence* to, const flexnpu_step_evidence& from) {
+    to->flags = (to->flags & ~uint32_t(FLEXNPU_STEP_HAS_QUERY)) | (from.flags & FLEXNPU_STEP_HAS_QUERY);
+    to->query_ndim = from.query_ndim;
+    std::memcpy(to->query, from.query, sizeof(to->query));
+    to->arrays = from.arrays;
+    std::memcpy(to->array, from.array, sizeof(to->array));
+    std::memcpy(to->layout, from.layout, sizeof(to->layout));
+}
+
+}  // namespace flexnpu::client
