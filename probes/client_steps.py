@@ -1,8 +1,8 @@
 """Records of FlexNPU's client, which folds its steps itself.
 
-The client calls ``flexnpu_step(record)`` when a step opens, when a synchronise may have ended it, and when
-it is over; `bpf/client.c` passes the record on as it is. Its layout is that of
-``flexnpu/client/probe_point.hpp``.
+The client calls ``flexnpu_step_begin(record)`` when a step opens and ``flexnpu_step(record)`` when it is
+known to be over; `bpf/client.c` passes the record on as it is. Its layout is that of
+``flexnpu/client/probe_point.hpp``. What may be over stands in a table (see `waiting`).
 Since the client knows an executor's arguments, the shapes need no guessing.
 """
 
@@ -92,7 +92,7 @@ class ClientStep:
     pid: int
     stream: int
     kind: Kind
-    """``maybe``: as it is if its last synchronise was its end."""
+    """``maybe``: as it is if its last synchronise was its end; never told, see `waiting`."""
     opening: Opening
     ended_by: str
     t_start: int

@@ -5,11 +5,11 @@ Nothing is attached and nothing in the process is changed; its memory map and th
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from probes import symbols
+from probes.memory import Memory, address_of
 from probes.plan import CLIENT, FUNNELS, SITES, Role
 from probes.processes import comm_of
 from probes.sites import Choice, HitCost, choose_for
@@ -101,22 +101,14 @@ def take(pid: int) -> Inventory:
 
 def _memory(pid: int, library: symbols.Mapped, offset: int, size: int) -> bytes | None:
     """`size` bytes of process `pid`'s memory where `offset` of the file `library` is mapped."""
-    inode = f" {library.inode} "
     try:
-        with open(f"/proc/{pid}/maps", errors="surrogateescape") as maps:
-            for line in maps:
-                fields = line.split(maxsplit=5)
-                if len(fields) < 6 or inode not in f" {fields[4]} ":
-                    continue
-                start, end = (int(part, 16) for part in fields[0].split("-"))
-                at = start + offset - int(fields[2], 16)
-                # Code is where probes go; what the program writes to is a private copy of the file.
-                if start <= at and at + size <= end and ("w" in fields[1] or "x" in fields[1]):
-                    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-                        return os.pread(memory.fileno(), size, at)
+        at = address_of(pid, library, offset, size)
+        if at is None:
+            return None
+        with Memory(pid) as memory:
+            return memory.read(at, size)
     except OSError:
-        pass
-    return None
+        return None
 
 
 def _probed(pid: int, definition: symbols.Definition, choice: Choice) -> bool | None:

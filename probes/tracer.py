@@ -28,7 +28,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from probes import attach, budget, capabilities, client_steps, headers, layouts, mix, placing, symbols
+from probes import (
+    attach,
+    budget,
+    capabilities,
+    client_steps,
+    headers,
+    layouts,
+    mix,
+    placing,
+    symbols,
+    waiting,
+)
 from probes.attach import AttachError, Probe
 from probes.closing import Closing
 from probes.events import Event, Losses, Mix, Step, StepBegin
@@ -83,7 +94,7 @@ _SWEEP_S = 0.1
 _REFRESH_S = 1.0
 _FIRST_WINDOW_S = 1.0
 _BUDGET_S = 1.0
-_BY_HANDLE = (b"lanes", b"executors", b"models", b"maybes", b"operators", b"client_names")
+_BY_HANDLE = (b"lanes", b"executors", b"models", b"operators", b"client_names")
 _BY_PROCESS = (b"processes", b"targets", b"layouts", b"hits")
 _TARGETS = 256
 _INIT_PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel
@@ -115,6 +126,7 @@ class Target:
     _keys: set[Key] = field(default_factory=set)
     _probes: list[tuple[Role, Probe]] = field(default_factory=list)
     _next_window: float = 0.0
+    _waiting: waiting.Waiting | None = None
     _operators: mix.Operators | None = None
     _mixes: int = 0
     """Windows since its operators were known."""
@@ -385,11 +397,14 @@ class Tracer(Closing):
         if self._open_window is target:
             self._close_window(target)
         self._flush(target.pid)
+        if target._waiting is not None:
+            target._waiting.close()
         del self._targets[target.pid]
         self._detached.add(target.pid)
 
     def _resolve(self, target: Target) -> dict[str, tuple[symbols.Definition, ...]]:
         names = [name for site in SITES for name in (site.symbol, site.semaphore) if name]
+        names.append(waiting.TABLE)
         with _reading_map(target.pid):
             found = symbols.resolve(target.pid, names, only=self._only)
         return found if found.keys() & FUNNELS else {}
@@ -404,6 +419,8 @@ class Tracer(Closing):
         client = CLIENT in found
         if not client and target.layout is None:
             self._learn(target)
+        if client and target._waiting is None:
+            self._watch(target, found.get(waiting.TABLE, ()))
         objects = not client and (target.layout is None or not target.layout.complete)
         self._describe(target)
         wanted = [
@@ -425,6 +442,16 @@ class Tracer(Closing):
             self._note(
                 f"{target.comm} ({target.pid}): {target.layout.reason}; so every tensor and array is probed "
                 "when it is made, which costs more"
+            )
+
+    def _watch(self, target: Target, tables: tuple[symbols.Definition, ...]) -> None:
+        try:
+            for table in tables:
+                target._waiting = waiting.Waiting(target.pid, table)
+        except OSError as error:
+            self._note(
+                f"{target.comm} ({target.pid}): its memory cannot be read ({error}), so the last step "
+                "before a silence is told when the next one opens"
             )
 
     def _describe(self, target: Target) -> None:
@@ -820,26 +847,24 @@ class Tracer(Closing):
                     self._publish_running(pid, stream, raw, "sync")
             elif raw.kind == BETWEEN and not raw.has_model and raw.t_open and silent > GAP_NS:
                 self._publish_running(pid, stream, raw, "gap")
-        for step in self._perhaps_over():
+        for step in [step for target in self.targets for step in self._perhaps_over(target)]:
             lane = self._lanes[step.pid, step.stream]
             whole = lane.usual and step.launches * 2 >= lane.usual
             if now - step.t_end > (IDLE_NS if whole else STALL_NS):
                 self._publish_perhaps(step, "sync")
 
-    def _perhaps_over(self) -> list[client_steps.ClientStep]:
-        """Steps of FlexNPU's clients that may have ended, and were not published."""
-        steps = []
-        for key, value in self._bpf[b"maybes"].items():
-            pid = int(key.tgid)
-            if pid not in self._targets:
-                continue
-            lane = self._lanes[pid, int(key.stream)]
-            told = value.step
-            written = value.begun == value.done  # else the lane is not silent, and tells it again
-            if written and told.seq != lane.published and told.seq > lane.delivered:
-                with contextlib.suppress(client_steps.ClientRecordError):
-                    steps.append(client_steps.step_of(pid, told))
-        return steps
+    def _perhaps_over(self, target: Target) -> list[client_steps.ClientStep]:
+        """Steps of FlexNPU's client that may have ended, and were not published."""
+        if target._waiting is None:
+            return []
+        return [
+            step
+            for step in target._waiting.read()
+            # The table remembers what was told to readers of old.
+            if step.t_end >= target.attached
+            and step.seq != (lane := self._lanes[target.pid, step.stream]).published
+            and step.seq > lane.delivered
+        ]
 
     def _publish_perhaps(self, step: client_steps.ClientStep, ended_by: str) -> None:
         self._drain()  # records of earlier steps come first, perhaps that of this one
@@ -940,10 +965,9 @@ class Tracer(Closing):
                 self._publish(target, record, classify(record.evidence))
         if target.tells_operators:
             self._tell_operators(target)
-        for step in self._perhaps_over():
-            if step.pid == pid:
-                lane = self._lanes[pid, step.stream]
-                self._publish_perhaps(step, "sync" if step.launches * 2 >= lane.usual else "detach")
+        for step in self._perhaps_over(target):
+            lane = self._lanes[pid, step.stream]
+            self._publish_perhaps(step, "sync" if step.launches * 2 >= lane.usual else "detach")
         self._forget(pid)
 
     def _forget(self, pid: int) -> None:

@@ -5,6 +5,10 @@ __attribute__((section(".probes"), used)) volatile uint16_t flexnpu_step_semapho
 __attribute__((section(".probes"), used)) volatile uint16_t flexnpu_step_begin_semaphore = 0;
 __attribute__((section(".probes"), used)) volatile uint16_t flexnpu_operator_semaphore = 0;
 
+static flexnpu_step_entry step_entries[kFlexnpuStepEntries];
+__attribute__((section(".probes"), used)) flexnpu_step_table flexnpu_step_waiting = {kFlexnpuStepVersion, sizeof(flexnpu_step_entry),
+                                                                                     kFlexnpuStepEntries, 0, step_entries};
+
 // The kernel emulates a one-byte nop under a probe (0.8 us); a ret it would single-step (9.5 us).
 #define FLEXNPU_POINT __attribute__((noinline, noclone, used))
 

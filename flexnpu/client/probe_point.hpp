@@ -10,7 +10,7 @@ extern "C" {
 
 enum flexnpu_step_kind : uint32_t {
     FLEXNPU_STEP_BEGIN = 1,  // a step has opened
-    FLEXNPU_STEP_MAYBE = 2,  // as it is if the synchronise that has just returned was its last; a later record of the same `seq` replaces it
+    FLEXNPU_STEP_MAYBE = 2,  // as it is if the last synchronise was its end: never told, it stands in `flexnpu_step_waiting`
     FLEXNPU_STEP_DONE = 3,   // it is over
 };
 enum flexnpu_step_opening : uint32_t {
@@ -84,11 +84,30 @@ struct flexnpu_step_record {
 
 inline constexpr uint32_t kFlexnpuStepVersion = 1;
 
+// Of each lane its running step, as it is if the synchronise that returned last was its end. That is told when the next one opens; a reader of the
+// program's memory finds it here, where the lane has gone silent. Written while somebody listens. Who copies an entry from its beginning to its end
+// and finds that `done` and `begun` differ has met a writer.
+struct flexnpu_step_entry {
+    uint64_t done;
+    flexnpu_step_record record;  // version 0: there was none yet
+    uint64_t begun;
+};
+struct flexnpu_step_table {
+    uint32_t version;
+    uint32_t size;     // of an entry
+    uint32_t entries;  // that may be written
+    uint32_t reserved;
+    flexnpu_step_entry* entry;
+};
+inline constexpr uint32_t kFlexnpuStepEntries = 64;  // lanes beyond have none
+
+__attribute__((visibility("default"))) extern flexnpu_step_table flexnpu_step_waiting;
+
 __attribute__((visibility("default"))) extern volatile uint16_t flexnpu_step_semaphore;
 __attribute__((visibility("default"))) extern volatile uint16_t flexnpu_step_begin_semaphore;
 __attribute__((visibility("default"))) extern volatile uint16_t flexnpu_operator_semaphore;
 
-// MAYBE and DONE.
+// DONE.
 __attribute__((visibility("default"))) void flexnpu_step(const flexnpu_step_record* record);
 // BEGIN, for who must act while a step runs; only beside a listener to flexnpu_step.
 __attribute__((visibility("default"))) void flexnpu_step_begin(const flexnpu_step_record* record);

@@ -377,6 +377,12 @@ void Session::watch_forks() {
     pthread_atfork(&Session::before_fork, &Session::after_fork_in_parent, &Session::after_fork_in_child);
 }
 
+void Session::tell_last_steps() {
+    for (auto& slot : sessions) {
+        if (Session* s = slot.load(std::memory_order_acquire)) s->steps.leave();
+    }
+}
+
 void Session::before_fork() {
     sessions_mutex.lock();
     ended_mutex.lock();
@@ -404,6 +410,7 @@ void Session::after_fork_in_child() {
     for (auto& slot : sessions) {
         if (Session* s = slot.exchange(nullptr)) s->abandon();  // not deleted: its locks may be held by threads that are gone
     }
+    Steps::forget(&flexnpu_step_waiting);
     forget_contexts();
 }
 

@@ -277,12 +277,17 @@ public:
 
 private:
     friend struct Thread;
-    explicit Session(int device) : steps({&flexnpu_step_semaphore, wire::now_ns, wire::ticks, flexnpu_step, &flexnpu_step_begin_semaphore, flexnpu_step_begin}), device_(device) { event_numbers.set_tag(tag()); }
+    explicit Session(int device)
+        : steps({&flexnpu_step_semaphore, wire::now_ns, wire::ticks, flexnpu_step, &flexnpu_step_begin_semaphore, flexnpu_step_begin, &flexnpu_step_waiting}),
+          device_(device) {
+        event_numbers.set_tag(tag());
+    }
     bool connect(const std::string& path);
     bool ask(const wire::Request& request, wire::Answer* answer, int* fds, size_t want_fds);
     Channel* take_channel();
     void give_channel(Channel* channel);
     __attribute__((constructor)) static void watch_forks();
+    __attribute__((destructor)) static void tell_last_steps();
     static void before_fork();
     static void after_fork_in_parent();
     static void after_fork_in_child();

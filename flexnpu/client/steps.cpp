@@ -1,7 +1,6 @@
 #include "flexnpu/client/steps.hpp"
 
 #include <algorithm>
-#include <utility>
 
 namespace flexnpu::client {
 
@@ -11,7 +10,14 @@ namespace {
 constexpr auto relaxed = std::memory_order_relaxed;
 }  // namespace
 
+std::atomic<bool> Steps::entry_taken_[kFlexnpuStepEntries];
+
 Steps::~Steps() {
+    for (Lane* lane : lanes_) {
+        if (!lane->waiting_) continue;
+        lane->waiting_->record = {};
+        entry_taken_[lane->waiting_ - outside_.waiting->entry].store(false, std::memory_order_release);
+    }
     for (auto& slot : chunks_) {
         std::atomic<Lane*>* chunk = slot.load(relaxed);
         for (uint32_t i = 0; chunk && i < kChunk; i++) delete chunk[i].load(relaxed);
@@ -20,13 +26,39 @@ Steps::~Steps() {
     for (auto& slot : events_) delete[] slot.load(relaxed);
 }
 
+void Steps::leave() {
+    // A thread that still runs may hold a lock, and nobody waits for it.
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) return;
+    for (Lane* lane : lanes_) {
+        std::unique_lock held(lane->mutex_, std::try_to_lock);
+        if (held && lane->has_cand_) close_for_next(*lane, FLEXNPU_STEP_BY_GAP);
+    }
+}
+
+void Steps::forget(flexnpu_step_table* waiting) {
+    for (uint32_t i = 0; i < waiting->entries; i++) {
+        waiting->entry[i] = {};
+        entry_taken_[i].store(false, relaxed);
+    }
+}
+
 // ---- lanes ----
+
+void Steps::take_entry(Lane& lane) {
+    for (uint32_t i = 0; i < outside_.waiting->entries; i++) {
+        if (entry_taken_[i].exchange(true, std::memory_order_acquire)) continue;
+        lane.waiting_ = &outside_.waiting->entry[i];
+        return;
+    }
+}
 
 StepLane& Steps::make(uint64_t stream) {
     std::lock_guard lock(mutex_);
     if (stream == 0) {
         if (!default_ready_.load(relaxed)) {
             default_.owner_ = this;
+            take_entry(default_);
             lanes_.push_back(&default_);
             default_ready_.store(true, std::memory_order_release);
         }
@@ -41,6 +73,7 @@ StepLane& Steps::make(uint64_t stream) {
         lane = new Lane;  // kept: a later stream has its place
         lane->owner_ = this;
         lane->stream_.store(stream, relaxed);
+        take_entry(*lane);
         lanes_.push_back(lane);
         place.store(lane, std::memory_order_release);
         return *lane;
@@ -133,9 +166,7 @@ void Steps::settle(Lane& lane) {
 
 // ---- steps; all with the lane's lock held ----
 
-void Steps::tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end) {
-    const bool begins = kind == FLEXNPU_STEP_BEGIN;
-    if (!heard(lane) || !listened() || (begins && !*outside_.begin_listeners)) return;
+flexnpu_step_record Steps::record_of(const Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end) const {
     flexnpu_step_record r{};
     r.version = kFlexnpuStepVersion;
     r.size = sizeof(r);
@@ -162,7 +193,25 @@ void Steps::tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, c
     r.gated_ns = end.gated == UINT64_MAX || end.gated < lane.base_.gated ? UINT64_MAX : end.gated - lane.base_.gated;
     r.model = lane.model_;
     r.evidence = lane.evidence_;
+    return r;
+}
+
+void Steps::tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end) {
+    const bool begins = kind == FLEXNPU_STEP_BEGIN;
+    if (!heard(lane) || !listened() || (begins && !*outside_.begin_listeners)) return;
+    const flexnpu_step_record r = record_of(lane, kind, t_end, ended_by, end);
     (begins ? outside_.tell_begin : outside_.tell)(&r);
+}
+
+// Puts what may be the lane's step where readers look.
+void Steps::show(Lane& lane) {
+    flexnpu_step_entry* e = lane.waiting_;
+    if (!e || !listened()) return;
+    std::atomic_ref begun(e->begun), done(e->done);
+    begun.fetch_add(1, relaxed);
+    std::atomic_thread_fence(std::memory_order_release);
+    e->record = record_of(lane, FLEXNPU_STEP_MAYBE, lane.cand_t_, FLEXNPU_STEP_BY_SYNC, lane.cand_);
+    done.fetch_add(1, std::memory_order_release);
 }
 
 void Steps::begin(Lane& lane) { tell(lane, FLEXNPU_STEP_BEGIN, 0, FLEXNPU_STEP_NOT, lane.base_); }
@@ -204,7 +253,6 @@ void Steps::close_for_next(Lane& lane, uint32_t ended_by) {
     if (lane.kind_ == Kind::between) return;  // what was launched between steps counts in the step that now begins
     settle(lane);
     if (lane.has_cand_) {
-        if (std::exchange(lane.untold_, false)) lane.copies_follow_ = false;
         const Totals end = lane.cand_;
         close(lane, lane.cand_t_, FLEXNPU_STEP_BY_SYNC, end);
     } else {
@@ -358,9 +406,7 @@ void Steps::synchronised(Lane& lane, const Totals& then) {
             lane.has_cand_ = true;
             if (listened) {
                 lane.cand_t_ = outside_.now();
-                if (lane.untold_) lane.copies_follow_ = false;
-                lane.untold_ = lane.copies_follow_;
-                if (!lane.untold_) tell(lane, FLEXNPU_STEP_MAYBE, lane.cand_t_, FLEXNPU_STEP_BY_SYNC, then);
+                show(lane);
             }
         }
         lane.run_longest_ = std::max(lane.run_longest_, run);
@@ -429,9 +475,7 @@ void Steps::copied(uint64_t stream, bool waits, bool to_device, uint64_t bytes) 
     // What is copied right after the synchronise that ended a step is its result.
     if (l->has_cand_ && !more && l->cand_.launches == launches) {
         l->cand_.d2h += bytes;
-        l->copies_follow_ = true;
-        l->untold_ = false;
-        tell(*l, FLEXNPU_STEP_MAYBE, l->cand_t_, FLEXNPU_STEP_BY_SYNC, l->cand_);
+        if (heard(*l)) show(*l);
     }
     // A copy to the host waits for what was launched before it.
     if (waits && more) synchronised(*l, totals(*l));

@@ -2,9 +2,8 @@
 //
 //   - the second call of an embedding opens a step, and so does the launch of a whole captured graph;
 //   - a second embedding with another table soon after (positions, token types) belongs to the same step;
-//   - a synchronise that ends the longest run of launches so far is where the step is taken to end (MAYBE); that it has ended is known when
-//     the next one opens, because a forward pass may synchronise in its middle. Where a copy of the result followed the last time, MAYBE is told
-//     at the copy; if none follows now, the step is told by its DONE only, and the next MAYBE at the synchronise again;
+//   - a synchronise that ends the longest run of launches so far is where the step is taken to end; that it has ended is known when the next one
+//     opens, because a forward pass may synchronise in its middle. Until then it stands in a table that a reader may look at (MAYBE);
 //   - where no step runs, an attention operator opens one: the model's embedding is some other operator;
 //   - a step that a graph or an attention operator opened, or on a lane that never showed a model, ends at the first synchronise;
 //   - what is launched between two steps counts in the later one.
@@ -58,8 +57,7 @@ class alignas(64) StepLane {
     Totals cand_;  // at the synchronise that is taken to end it
     bool has_cand_ = false;
     uint64_t cand_t_ = 0;
-    // A result that is copied right behind the synchronise is told with it, once: where the last one was copied, the next is waited for.
-    bool copies_follow_ = false, untold_ = false;
+    flexnpu_step_entry* waiting_ = nullptr;  // its place in the table
     uint64_t run_start_ = 0;    // launches + graphs at the last synchronise
     uint64_t run_longest_ = 0;
     uint64_t opened_at_ = 0;    // launches when the step opened
@@ -84,12 +82,17 @@ public:
         void (*tell)(const flexnpu_step_record*);
         const volatile uint16_t* begin_listeners;
         void (*tell_begin)(const flexnpu_step_record*);
+        flexnpu_step_table* waiting;
         const std::atomic<uint64_t>* gated = nullptr;  // ns, by wire::gated_lane()
         uint32_t gated_lanes = 0;
         std::atomic<uint64_t>* launched = nullptr;     // operators launched on all lanes, for people: late by a few
     };
     explicit Steps(const Outside& outside) : outside_(outside) {}
     ~Steps();
+    // The program ends: what waits for a next step is told.
+    void leave();
+    // In a child of fork(): the lanes in the table are its parent's.
+    static void forget(flexnpu_step_table* waiting);
     Steps(const Steps&) = delete;
     Steps& operator=(const Steps&) = delete;
     // Before anything is launched.
@@ -177,7 +180,10 @@ private:
     uint64_t gated(const Lane& lane) const;
     void open(Lane& lane, Kind kind, uint64_t now);
     void begin(Lane& lane);
+    flexnpu_step_record record_of(const Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end) const;
     void tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end);
+    void show(Lane& lane);
+    void take_entry(Lane& lane);
     void close(Lane& lane, uint64_t t_end, uint32_t ended_by, const Totals& end);
     void close_for_next(Lane& lane, uint32_t ended_by);
     void synchronised(Lane& lane, const Totals& then);
@@ -189,6 +195,7 @@ private:
     std::atomic<Mark*> events_[wire::kMaxObjects / kEventChunk] = {};
     std::mutex mutex_;  // never taken with a lane's held; the other way round is allowed
     std::vector<Lane*> lanes_;
+    static std::atomic<bool> entry_taken_[kFlexnpuStepEntries];
     std::mutex models_mutex_;  // the innermost
     std::map<uint64_t, Model> models_;
 };

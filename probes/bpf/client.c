@@ -1,8 +1,7 @@
 // Programs for FlexNPU's client, which folds its steps itself (flexnpu/client/probe_point.hpp). Compiled behind common.h.
 //
 // The client calls flexnpu_step() only while a probe is on it: the kernel then raises a word of the client's.
-// A step costs a hit for each synchronise that may have ended it, and one when it is over; one when it opens, where
-// the tracer wants that too.
+// A step costs a hit when it is known to be over, and one when it opens, where the tracer wants that too.
 
 // Mirrors flexnpu_step_record, version 1. A later version is longer, and begins like this.
 struct client_array {
@@ -47,7 +46,7 @@ struct client_step {
 };
 // end of the mirror
 
-enum { CLIENT_BEGIN = 1, CLIENT_MAYBE = 2, CLIENT_DONE = 3 };
+enum { CLIENT_BEGIN = 1, CLIENT_DONE = 3 };
 
 // In the ring, among records whose first word is a time: this bit says whose it is.
 #define CLIENT_MARK (1ULL << 63)
@@ -62,70 +61,33 @@ struct client_name {
 };
 BPF_HASH(client_names, struct handle_key, struct client_name, 4096);
 
-// The step of a lane that has perhaps ended; the tracer looks at it when the lane has been silent for a while.
-// Programs on uprobes can be preempted: where `done` and `begun` differ, it was being written. The kernel copies an
-// entry for a reader from its beginning to its end.
-struct perhaps {
-    u64 done;
-    struct client_step step;
-    u64 begun;
-};
-BPF_HASH(maybes, struct lane_key, struct perhaps, 4096);
-BPF_ARRAY(no_maybe, struct perhaps, 1);  // what new entries are made of. Never written
-
 #ifndef EVENTS_RING
 BPF_PERCPU_ARRAY(client_scratch, struct client_record, 1);
 #endif
 
-// A hit behind a wait finds cold caches, and its price is the memory that it touches: an entry is written in place.
-static inline void note_maybe(u64 tgid, const struct client_step *told)
+// flexnpu_step(const struct flexnpu_step_record*), flexnpu_step_begin(the same)
+int on_client_step(struct pt_regs *ctx)
 {
-    struct lane_key key = {.tgid = tgid};
-    if (bpf_probe_read_user(&key.stream, sizeof(key.stream), &told->stream)) {
-        count(BAD_READS);
-        return;
-    }
-    struct perhaps *p = maybes.lookup(&key);
-    if (!p) {
-        int zero = 0;
-        struct perhaps *fresh = no_maybe.lookup(&zero);
-        if (!fresh)
-            return;
-        maybes.insert(&key, fresh);
-        p = maybes.lookup(&key);
-        if (!p) {
-            count(MAP_FULL);
-            return;
-        }
-    }
-    __sync_fetch_and_add(&p->begun, 1);
-    if (bpf_probe_read_user(&p->step, sizeof(p->step), told))
-        count(BAD_READS);
-    __sync_fetch_and_add(&p->done, 1);
-}
-
-static inline void send_client(struct pt_regs *ctx, u64 tgid, const struct client_step *told, u32 kind)
-{
+    u64 id = pid_tgid();
+    hit(id, HIT_CLIENT);
+    this_thread(id);  // it launches: the tracer asks the scheduler about it
+    const void *told = (void *)PT_REGS_PARM1(ctx);
     int zero = 0;
 #ifdef EVENTS_RING
     struct client_record *r = events.ringbuf_reserve(sizeof(*r));
     if (!r) {
+        u32 kind = 0;
+        bpf_probe_read_user(&kind, sizeof(kind), &((struct client_step *)told)->kind);
         count(kind == CLIENT_BEGIN ? BEGINS_LOST : STEPS_LOST);
-        return;
+        return 0;
     }
-#else
-    struct client_record *r = client_scratch.lookup(&zero);
-    if (!r)
-        return;
-#endif
-    int read = bpf_probe_read_user(&r->step, sizeof(r->step), told);
-    r->tgid = tgid | CLIENT_MARK;
-#ifdef EVENTS_RING
-    if (read) {
+    if (bpf_probe_read_user(&r->step, sizeof(r->step), told)) {
         events.ringbuf_discard(r, BPF_RB_NO_WAKEUP);
         count(BAD_READS);
-        return;
+        return 0;
     }
+    r->tgid = id >> 32 | CLIENT_MARK;
+    u32 kind = r->step.kind;
     int wake = kind == CLIENT_BEGIN;  // as in send()
     u64 *waiting = unread.lookup(&zero);
     if (waiting) {
@@ -138,30 +100,20 @@ static inline void send_client(struct pt_regs *ctx, u64 tgid, const struct clien
     if (kind == CLIENT_DONE)
         count(STEPS_SENT);
 #else
-    if (read)
+    struct client_record *r = client_scratch.lookup(&zero);
+    if (!r)
+        return 0;
+    if (bpf_probe_read_user(&r->step, sizeof(r->step), told)) {
         count(BAD_READS);
-    else if (events.perf_submit(ctx, r, sizeof(*r)))
+        return 0;
+    }
+    r->tgid = id >> 32 | CLIENT_MARK;
+    u32 kind = r->step.kind;
+    if (events.perf_submit(ctx, r, sizeof(*r)))
         count(kind == CLIENT_DONE ? STEPS_LOST : BEGINS_LOST);
     else if (kind == CLIENT_DONE)
         count(STEPS_SENT);
 #endif
-}
-
-// flexnpu_step(const struct flexnpu_step_record*), flexnpu_step_begin(the same)
-int on_client_step(struct pt_regs *ctx)
-{
-    u64 id = pid_tgid();
-    hit(id, HIT_CLIENT);
-    const struct client_step *told = (void *)PT_REGS_PARM1(ctx);
-    u32 kind = 0;
-    if (bpf_probe_read_user(&kind, sizeof(kind), &told->kind)) {
-        count(BAD_READS);
-    } else if (kind == CLIENT_MAYBE) {
-        note_maybe(id >> 32, told);
-    } else {
-        this_thread(id);  // it launches: the tracer asks the scheduler about it
-        send_client(ctx, id >> 32, told, kind);
-    }
     return 0;
 }
 

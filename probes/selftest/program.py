@@ -29,6 +29,7 @@ ARGUMENTS = 4
 STREAM = 0x20010
 PROMPT, BATCH, HIDDEN, VOCABULARY = 37, 3, 64, 32003
 PREFILLS, DECODES, CAPTURES, REPLAYS = 7, 19, 3, 11
+CLIENT_STEPS = 29
 LAUNCHES = 13
 """Operators of a step, the embedding aside."""
 LAYERS = 2
@@ -205,7 +206,7 @@ class Client:
 
         now = time.monotonic_ns
         report = self._call.report
-        for number in range(PREFILLS + DECODES):
+        for number in range(CLIENT_STEPS):
             prefill = number < PREFILLS
             dims = [1, PROMPT] if prefill else [BATCH, 1]
             raw = c.RawStep()
@@ -215,8 +216,7 @@ class Client:
             raw.evidence.ndim = 2
             raw.evidence.dims[0], raw.evidence.dims[1] = dims
             raw.evidence.rows, raw.evidence.columns = VOCABULARY, HIDDEN
-            # 29 openings in 26 steps, 29 records: an opening may be told again.
-            for kind in (1, 1, 2, 3) if number < 3 else (1, 3):
+            for kind in (1, 3):
                 raw.kind = kind
                 raw.ended_by = 4 if kind == 1 else 0
                 raw.launches = raw.lane_work = 0 if kind == 1 else LAUNCHES

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 
 from probes import client_steps, plan
 from probes.client_steps import ClientRecordError, RawArray, RawEvidence, RawRecord, RawStep, decode
+from probes.waiting import RawEntry, RawTable, steps_in
 
 ROOT = Path(__file__).resolve().parents[2]
-STRUCTS: dict[type[ctypes.Structure], tuple[str, str]] = {
+STRUCTS: dict[type[ctypes.Structure], tuple[str, ...]] = {
+    RawTable: ("flexnpu_step_table",),
+    RawEntry: ("flexnpu_step_entry",),
     RawArray: ("flexnpu_step_array", "client_array"),
     RawEvidence: ("flexnpu_step_evidence", "client_evidence"),
     RawStep: ("flexnpu_step_record", "client_step"),
@@ -28,8 +31,8 @@ def test_the_layout_is_the_same_in_cpp_and_bpf_and_python(tmp_path: Path) -> Non
     mirror = re.search(r"struct client_array \{.*?// end of the mirror", bpf, re.DOTALL)
     assert mirror is not None
     checks = []
-    for python, (client, kernel) in STRUCTS.items():
-        for name in (client, kernel):
+    for python, names in STRUCTS.items():
+        for name in names:
             checks.append(f"static_assert(sizeof({name}) == {ctypes.sizeof(python)});")
             for field, *_ in python._fields_:
                 at, size = getattr(python, field).offset, getattr(python, field).size
@@ -102,6 +105,27 @@ def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
         return
     assert step.evidence.indices is None or len(step.evidence.indices) <= 4
     assert len(step.evidence.arrays) <= 3
+
+
+def entry(done: int, begun: int, **fields: Any) -> bytes:
+    raw = RawEntry(done=done, begun=begun)
+    raw.record = RawStep.from_buffer_copy(record(kind=2, **fields), 8)
+    return bytes(raw)
+
+
+def test_an_entry_that_is_being_written_or_never_was_is_no_step() -> None:
+    data = entry(7, 7, seq=1) + entry(7, 8, seq=2) + bytes(ctypes.sizeof(RawEntry)) + entry(2, 2, seq=3)
+    assert [(step.pid, step.kind, step.seq) for step in steps_in(5, data)] == [
+        (5, "maybe", 1),
+        (5, "maybe", 3),
+    ]
+    assert steps_in(5, entry(1, 1, opening=9)) == []
+    assert steps_in(5, data[:-1]) == steps_in(5, entry(7, 7, seq=1))
+
+
+@given(st.binary(max_size=3 * ctypes.sizeof(RawEntry)))
+def test_any_entries_decode_or_are_left_out(data: bytes) -> None:
+    assert len(steps_in(1, data)) <= 3
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))

@@ -23,6 +23,7 @@ from flexnpu.control.messages import LaneStatus, SetGate
 from probes import inventory, symbols
 from probes.events import Event, Mix, Step, StepBegin
 from probes.tracer import Tracer
+from probes.waiting import TABLE, Waiting
 
 pytestmark = pytest.mark.ebpf
 
@@ -245,3 +246,51 @@ def test_operators_are_told_by_name_while_a_reader_wants_every_launch(
     }
     lanes.wait_for_word(OPERATOR, 0)
     lanes.run("sync 1")
+
+
+def waiting_of(pid: int) -> Waiting:
+    (table,) = symbols.resolve(pid, [TABLE])[TABLE]
+    return Waiting(pid, table)
+
+
+def test_what_only_a_next_step_would_end_is_told_when_the_lane_is_silent(
+    lanes: Lanes, tracing: Callable[..., Any]
+) -> None:
+    lanes.run("embed 0 1 1", "launch 0 5", "sync 0")
+    lanes.wait_for_word(STEP, 0)
+    run = tracing(lanes.pid, plan="default")
+    with waiting_of(lanes.pid) as table:
+        before = {step.stream: step.t_end for step in table.read()}
+        lanes.run("embed 0 1 1", "launch 0 41", "sync 0")
+        seen = {step.stream: step for step in table.read()}[lanes.streams[0]]
+        assert seen.kind == "maybe"
+        assert seen.launches == 42
+        assert seen.t_end > before.get(lanes.streams[0], 0)
+    until = time.monotonic() + 10
+    while not run.events and time.monotonic() < until:
+        run.poll(0.1)
+    assert [(s.launches, s.ended_by) for s in run.events if isinstance(s, Step)] == [(42, "sync")]
+    lanes.run("embed 0 1 1", "sync 0")  # now it is told, and not published again
+    assert [s.launches for s in run.finish()] == [42, 1]
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["ends", "killed"])
+def test_the_last_step_of_a_process_that_is_gone(
+    killed: bool, tracing: Callable[..., Any], tmp_path: Path
+) -> None:
+    lanes = Lanes(tmp_path)
+    try:
+        run = tracing(lanes.pid, plan="default")
+        lanes.run("embed 0 1 37", "launch 0 12", "sync 0")
+        if killed:
+            run.poll(0.3)  # it is seen in the table, and may go on
+            assert not [event for event in run.events if isinstance(event, Step)]
+            lanes.process.kill()
+        else:
+            assert lanes.process.stdin is not None
+            lanes.process.stdin.close()
+        lanes.process.wait(30)
+        run.poll(0.3)
+        assert [(s.phase, s.launches) for s in run.finish()] == [("prefill", 13)]
+    finally:
+        lanes.stop()
