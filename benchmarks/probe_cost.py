@@ -1,14 +1,16 @@
 """What tracing costs the traced: flexnpu-probe, a bpftrace script that counts, bcc's funclatency, in one run.
 
 For each tracer two programs of the same kind run side by side, and short slices of them are measured in turn.
-First neither is traced; then one is; what the tracer adds is the change of the ratio between the two:
+In several cycles, first neither is traced; then one is; what the tracer adds in a cycle is the change of the
+ratio between the two:
 
     added = median(traced / control) / median(untraced before / control before) - 1
 
-so neither the machine's pace nor differences between processes count. `error` is the standard error of that
-figure, by bootstrap. The two programs share one core, the tracer has the others: a step's time is then the
-work of all the program's threads. The same is told of CPU time. The control has vendor libraries of its own,
-since a tracer without a filter by process (bpftrace's uprobes) slows down whoever maps the file.
+so neither the machine's pace nor differences between processes count, and what drifts shows as a difference
+between cycles: `error` is the standard error of their mean. A slice's figure is its median step. The two
+programs share one core, the tracer has the others: a step's time is then the work of all the program's
+threads. The same is told of CPU time. The control has vendor libraries of its own, since a tracer without a
+filter by process (bpftrace's uprobes) slows down whoever maps the file.
 
 Programs: an eager torch_npu decode loop of some 180 launches a step that is all host work, issued by the
 thread that waits (TASK_QUEUE_ENABLE=0), so that nothing of a probe is hidden behind another thread; steps of
@@ -23,7 +25,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import statistics
@@ -32,7 +33,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ from probes.tracer import Tracer
 RATES = (1_000, 10_000, 100_000)
 DETAIL = ("--detail", "launches")
 
-RESAMPLES = 300
+CYCLES = 8
+"""How often a tracer comes and goes."""
 
 #: By program: the figure's request, the command, and what is set for it.
 Program = tuple[str, list[str], dict[str, str]]
@@ -92,38 +93,33 @@ def _total(pairs: _Pairs) -> float:
     return sum(traced for traced, _ in pairs) / sum(control for _, control in pairs)
 
 
-@dataclass
 class _Series:
-    """One figure before the tracer came, and with it."""
+    """One figure in the cycles of a comparison: before the tracer came, and with it."""
 
-    before: _Pairs = field(default_factory=list)
-    traced: _Pairs = field(default_factory=list)
+    def __init__(self) -> None:
+        self.cycles: list[tuple[_Pairs, _Pairs]] = []
 
     def report(self) -> dict[str, Any]:
-        """What the tracer adds: percent, and in the figure's unit.
-
-        The median leaves out what happens now and then, such as a window of detail; `in_sum` is of the sums
-        of all slices, and the machine's hiccups are in it.
-        """
-        alone = _middle(self.before)
-        added = spread(traced / control / alone - 1 for traced, control in self.traced)
-        added["error"] = self._error()
-        added["in_sum"] = _total(self.traced) / _total(self.before) - 1
-        untraced = spread(control for _, control in self.traced)
+        """What the tracer adds: percent, and in the figure's unit; spread over slices."""
+        slices, cycles = [], []
+        for before, traced in self.cycles:
+            alone = _middle(before)
+            slices += [one / control / alone - 1 for one, control in traced]
+            cycles.append(_middle(traced) / alone - 1)
+        added = spread(slices)
+        added["error"] = statistics.stdev(cycles) / len(cycles) ** 0.5
+        untraced = spread(control for _, traced in self.cycles for _, control in traced)
         return {
             "untraced": untraced,
             "added_percent": {name: n if name == "n" else n * 100 for name, n in added.items()},
             "added": added["median"] * untraced["median"],
         }
 
-    def _error(self) -> float:
-        chance = random.Random(1)
-        again = [
-            _middle(chance.choices(self.traced, k=len(self.traced)))
-            / _middle(chance.choices(self.before, k=len(self.before)))
-            for _ in range(RESAMPLES)
-        ]
-        return statistics.stdev(again)
+    def in_sum(self) -> float:
+        """Percent added to the sum of all slices; the machine's hiccups are in it, and windows of detail."""
+        before = [pair for cycle, _ in self.cycles for pair in cycle]
+        traced = [pair for _, cycle in self.cycles for pair in cycle]
+        return (_total(traced) / _total(before) - 1) * 100
 
 
 def compare(target: str, rounds: int, program: Program) -> dict[str, Any]:
@@ -142,18 +138,26 @@ def compare(target: str, rounds: int, program: Program) -> dict[str, Any]:
             peers[-1].ask(request)  # shapes seen, graphs captured
         _together(peers)
         for name, attach in TRACERS[target].items():
-            wall, cpu = _Series(), _Series()
-            _slices(peers, rounds, request, wall.before, cpu.before)
-            tracer = attach(peers[0].process.pid)
-            try:
-                _apart(tracer)
-                _slices(peers, rounds, request, wall.traced, cpu.traced)
-                resident = tracer.resident_mib()
-            finally:
-                said = tracer.stop()
+            # By figure: of the median step, of all steps' mean, of CPU time.
+            wall, mean, cpu = series = _Series(), _Series(), _Series()
+            starts, stops = [], []
+            for _ in range(CYCLES):
+                before = _slices(peers, -(-rounds // CYCLES), request)
+                tracer = attach(peers[0].process.pid)
+                try:
+                    _apart(tracer)
+                    traced = _slices(peers, -(-rounds // CYCLES), request)
+                    resident = tracer.resident_mib()
+                finally:
+                    said = tracer.stop()
+                for figure, *cycle in zip(series, before, traced, strict=True):
+                    figure.cycles.append((cycle[0], cycle[1]))
+                starts.append(tracer.start_s)
+                stops.append(tracer.stop_s)
             report[name] = wall.report() | {
+                "in_sum_percent": mean.in_sum(),
                 "cpu": cpu.report(),
-                "tracer": {"start_s": tracer.start_s, "stop_s": tracer.stop_s, "resident_mib": resident},
+                "tracer": {"start_s": spread(starts), "stop_s": spread(stops), "resident_mib": resident},
             }
             if name == "detail":
                 report["launches_a_step"] = _launches_a_step(said)
@@ -169,25 +173,29 @@ def _own_libraries(environment: Mapping[str, str], stack: ExitStack) -> dict[str
     return {"LD_LIBRARY_PATH": ":".join(str(ours) if path == theirs else path for path in paths)}
 
 
-def _slices(peers: list[Peer], rounds: int, request: str, walls: _Pairs, cpus: _Pairs) -> None:
-    """`rounds` slices on both programs in turn: pairs of wall time and of CPU time."""
+def _slices(peers: list[Peer], rounds: int, request: str) -> tuple[_Pairs, _Pairs, _Pairs]:
+    """`rounds` slices on both programs in turn: pairs of the figures that `_figures` says."""
+    pairs: tuple[_Pairs, _Pairs, _Pairs] = [], [], []
     for turn in range(rounds):
-        pair = {}
+        slices = {}
         for index in (0, 1) if turn % 2 == 0 else (1, 0):
             pid = peers[index].process.pid
             before = cpu_seconds(pid)
             answer = peers[index].ask(request)
-            pair[index] = _figures(answer, cpu_seconds(pid) - before)
-        walls.append((pair[0][0], pair[1][0]))
-        cpus.append((pair[0][1], pair[1][1]))
+            slices[index] = _figures(answer, cpu_seconds(pid) - before)
+        for kind, of_one, of_other in zip(pairs, slices[0], slices[1], strict=True):
+            kind.append((of_one, of_other))
+    return pairs
 
 
-def _figures(answer: dict[str, Any], cpu_s: float) -> tuple[float, float]:
-    """Wall time and CPU time: microseconds a step, or nanoseconds an operator."""
-    if "tokens_per_s" in answer:
-        return 1e6 / float(answer["tokens_per_s"]), float(answer["cpu_s"]) / float(answer["steps"]) * 1e6
+def _figures(answer: dict[str, Any], cpu_s: float) -> tuple[float, float, float]:
+    """The median step, the mean step, and a step's CPU time, microseconds; of operators the mean, ns."""
+    if "step_us" in answer:
+        cpu = float(answer["cpu_s"]) / float(answer["steps"]) * 1e6
+        return float(answer["step_us"]), 1e6 / float(answer["tokens_per_s"]), cpu
     operators = float(answer["operators"])
-    return float(answer["seconds"]) / operators * 1e9, cpu_s / operators * 1e9
+    mean = float(answer["seconds"]) / operators * 1e9
+    return mean, mean, cpu_s / operators * 1e9
 
 
 def _apart(tracer: TracerProcess) -> None:
@@ -285,7 +293,7 @@ def attaching(target: str, times: int) -> dict[str, Any]:
 
 
 @click.command(short_help="What tracing costs: ours, bpftrace's and funclatency, side by side.")
-@click.option("--rounds", type=click.IntRange(3), default=100, show_default=True, help="Slices of each kind.")
+@click.option("--rounds", type=click.IntRange(3), default=160, show_default=True, help="Slices of each kind.")
 @click.option("--target", "targets", multiple=True, type=click.Choice(list(TRACERS)), help="[default: both]")
 @click.option("--torch/--no-torch", "with_torch", default=True, help="Run torch_npu's decode loop too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import json
 import os
+import statistics
 import sys
 import time
 from typing import Any
@@ -93,17 +95,15 @@ class Program:
             cpu = cpu_seconds(os.getpid())
             token = torch.ones(1, 16, dtype=torch.int64).npu()
             cache = None
-            began = 0.0
-            for step in range(WARM + count):
-                if step == WARM:
-                    began = time.perf_counter()
+            ends = []
+            for _ in range(WARM + count):
                 out = self.net(token, past_key_values=cache, use_cache=True)
                 cache = out.past_key_values
                 token = out.logits[:, -1:].argmax(-1)
                 token.cpu()  # the server's look at each token
-            seconds = time.perf_counter() - began
+                ends.append(time.perf_counter())
             cpu = cpu_seconds(os.getpid()) - cpu
-            return {"tokens_per_s": count / seconds, "cpu_s": cpu, "steps": WARM + count}
+            return _decoded(ends[WARM - 1 :]) | {"cpu_s": cpu, "steps": WARM + count}
 
     def capture(self) -> None:
         """Captures one decode step over a static cache."""
@@ -144,14 +144,20 @@ class Program:
         if self.graph is None:
             self.capture()
             self.replay(3)
-        cpu, began = cpu_seconds(os.getpid()), time.perf_counter()
+        cpu, ends = cpu_seconds(os.getpid()), [time.perf_counter()]
         for _ in range(count):
             self.token.copy_(self.host_token, non_blocking=True)
             self.graph.replay()
             self.result.cpu()
-        seconds = time.perf_counter() - began
+            ends.append(time.perf_counter())
         cpu = cpu_seconds(os.getpid()) - cpu
-        return {"tokens_per_s": count / seconds, "cpu_s": cpu, "steps": count}
+        return _decoded(ends) | {"cpu_s": cpu, "steps": count}
+
+
+def _decoded(ends: list[float]) -> dict[str, float]:
+    """Of decode steps that ended at these times, the first excepted, which only began the next."""
+    steps = [end - before for before, end in itertools.pairwise(ends)]
+    return {"tokens_per_s": len(steps) / (ends[-1] - ends[0]), "step_us": statistics.median(steps) * 1e6}
 
 
 def main() -> None:
