@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from probes import symbols
-from probes.memory import Memory, address_of
+from probes import memory, symbols
 from probes.plan import CLIENT, FUNNELS, SITES, Role
 from probes.processes import comm_of
 from probes.sites import Choice, HitCost, choose_for
@@ -102,11 +101,8 @@ def take(pid: int) -> Inventory:
 def _memory(pid: int, library: symbols.Mapped, offset: int, size: int) -> bytes | None:
     """`size` bytes of process `pid`'s memory where `offset` of the file `library` is mapped."""
     try:
-        at = address_of(pid, library, offset, size)
-        if at is None:
-            return None
-        with Memory(pid) as memory:
-            return memory.read(at, size)
+        at = memory.address_of(pid, library, offset, size)
+        return None if at is None else memory.read(pid, at, size)
     except OSError:
         return None
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 
 from probes import symbols
-from probes.closing import Closing
 
 
 def address_of(pid: int, library: symbols.Mapped, offset: int, size: int) -> int | None:
@@ -27,22 +28,31 @@ def address_of(pid: int, library: symbols.Mapped, offset: int, size: int) -> int
     return None
 
 
-class Memory(Closing):
-    """The memory that process `pid` has now. Raises OSError where it may not be read.
+class _Span(ctypes.Structure):
+    """``struct iovec``."""
 
-    Of a process that ends or executes another program nothing is read any more.
+    _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
+_read = ctypes.CDLL(None, use_errno=True).process_vm_readv
+_read.restype = ctypes.c_ssize_t
+_read.argtypes = (
+    ctypes.c_int,
+    *(ctypes.POINTER(_Span), ctypes.c_ulong) * 2,
+    ctypes.c_ulong,
+)
+
+
+def read(pid: int, at: int, size: int) -> bytes:
+    """`size` bytes at address `at` of process `pid`, which is not stopped meanwhile.
+
+    Raises OSError: there is no such process, it has not as much there, or it may not be read.
     """
-
-    def __init__(self, pid: int) -> None:
-        self._file = open(f"/proc/{pid}/mem", "rb", buffering=0)  # noqa: SIM115 (closed by `close`)
-
-    def read(self, at: int, size: int) -> bytes | None:
-        """`size` bytes at `at`; None: there are not as many, or none any more."""
-        try:
-            data = os.pread(self._file.fileno(), size, at)
-        except OSError:
-            return None
-        return data if len(data) == size else None
-
-    def close(self) -> None:
-        self._file.close()
+    # Not /proc/PID/mem, whose owner alone may open it: CAP_SYS_PTRACE would not do.
+    data = ctypes.create_string_buffer(size)
+    here, there = _Span(ctypes.addressof(data), size), _Span(at, size)
+    got = _read(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+    if got != size:
+        error = ctypes.get_errno() if got < 0 else errno.EFAULT
+        raise OSError(error, f"{os.strerror(error)}: process {pid}, {size} bytes at {at:#x}")
+    return data.raw

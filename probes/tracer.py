@@ -397,8 +397,6 @@ class Tracer(Closing):
         if self._open_window is target:
             self._close_window(target)
         self._flush(target.pid)
-        if target._waiting is not None:
-            target._waiting.close()
         del self._targets[target.pid]
         self._detached.add(target.pid)
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 
-from probes import client_steps, symbols
-from probes.closing import Closing
-from probes.memory import Memory, address_of
+from probes import client_steps, memory, symbols
 
 TABLE = "flexnpu_step_waiting"
 _MOST = 1024
@@ -36,36 +34,29 @@ class RawEntry(ctypes.Structure):
     _fields_ = (("done", ctypes.c_uint64), ("record", client_steps.RawStep), ("begun", ctypes.c_uint64))
 
 
-class Waiting(Closing):
+class Waiting:
     """The table of process `pid`, which `definition` says where to find. Raises OSError where the process's
     memory may not be read."""
 
     def __init__(self, pid: int, definition: symbols.Definition) -> None:
         self._pid = pid
         self._last: list[client_steps.ClientStep] = []
-        at = address_of(pid, definition.library, definition.offset, ctypes.sizeof(RawTable))
+        at = memory.address_of(pid, definition.library, definition.offset, ctypes.sizeof(RawTable))
         if at is None:
             raise ProcessLookupError(f"process {pid} has no {TABLE} in its memory")
         self._at = at
-        self._memory = Memory(pid)
+        memory.read(pid, at, 1)
 
     def read(self) -> list[client_steps.ClientStep]:
         """What stands in it: of each lane its last step, told meanwhile or not. Of a process that is gone,
         what was there at the last look."""
-        head = self._memory.read(self._at, ctypes.sizeof(RawTable))
-        if head is None:
-            return self._last
-        table = RawTable.from_buffer_copy(head)
-        # A later version's entries are longer, and hold their counts elsewhere.
-        if table.size != ctypes.sizeof(RawEntry) or table.entries > _MOST:
-            return self._last
-        data = self._memory.read(table.entry, table.size * table.entries)
-        if data is not None:
-            self._last = steps_in(self._pid, data)
+        with contextlib.suppress(OSError):
+            table = RawTable.from_buffer_copy(memory.read(self._pid, self._at, ctypes.sizeof(RawTable)))
+            # A later version's entries are longer, and hold their counts elsewhere.
+            if table.size == ctypes.sizeof(RawEntry) and table.entries <= _MOST:
+                data = memory.read(self._pid, table.entry, table.size * table.entries)
+                self._last = steps_in(self._pid, data)
         return self._last
-
-    def close(self) -> None:
-        self._memory.close()
 
 
 def steps_in(pid: int, data: bytes) -> list[client_steps.ClientStep]:

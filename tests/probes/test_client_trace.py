@@ -259,13 +259,13 @@ def test_what_only_a_next_step_would_end_is_told_when_the_lane_is_silent(
     lanes.run("embed 0 1 1", "launch 0 5", "sync 0")
     lanes.wait_for_word(STEP, 0)
     run = tracing(lanes.pid, plan="default")
-    with waiting_of(lanes.pid) as table:
-        before = {step.stream: step.t_end for step in table.read()}
-        lanes.run("embed 0 1 1", "launch 0 41", "sync 0")
-        seen = {step.stream: step for step in table.read()}[lanes.streams[0]]
-        assert seen.kind == "maybe"
-        assert seen.launches == 42
-        assert seen.t_end > before.get(lanes.streams[0], 0)
+    table = waiting_of(lanes.pid)
+    before = {step.stream: step.t_end for step in table.read()}
+    lanes.run("embed 0 1 1", "launch 0 41", "sync 0")
+    seen = {step.stream: step for step in table.read()}[lanes.streams[0]]
+    assert seen.kind == "maybe"
+    assert seen.launches == 42
+    assert seen.t_end > before.get(lanes.streams[0], 0)
     until = time.monotonic() + 10
     while not run.events and time.monotonic() < until:
         run.poll(0.1)
