@@ -38,8 +38,7 @@ void Steps::leave() {
 
 void Steps::forget(flexnpu_step_table* waiting) {
     for (uint32_t i = 0; i < waiting->entries; i++) {
-        waiting->entry[i] = {};
-        entry_taken_[i].store(false, relaxed);
+        if (entry_taken_[i].exchange(false, relaxed)) waiting->entry[i] = {};
     }
 }
 
