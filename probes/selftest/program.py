@@ -30,6 +30,7 @@ STREAM = 0x20010
 PROMPT, BATCH, HIDDEN, VOCABULARY = 37, 3, 64, 32003
 PREFILLS, DECODES, CAPTURES, REPLAYS = 7, 19, 3, 11
 CLIENT_STEPS = 29
+"""A prime number of them: each of the client's two step points is called as often."""
 LAUNCHES = 13
 """Operators of a step, the embedding aside."""
 LAYERS = 2
