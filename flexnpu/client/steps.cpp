@@ -84,6 +84,7 @@ StepLane& Steps::make(uint64_t stream) {
     lane->base_ = totals(*lane);
     lane->has_model_ = lane->capturing_ = false;
     lane->may_gap_.store(true, relaxed);
+    lane->ticks_.store(0, relaxed);
     lane->updating_.store(0, relaxed);
     lane->run_start_ = lane->base_.launches + lane->base_.graphs;
     lane->stream_.store(stream, relaxed);
@@ -140,7 +141,8 @@ void Steps::touch(Lane& lane) {
             close(lane, last, FLEXNPU_STEP_BY_GAP, end);
         }
     }
-    mark(lane, now);
+    if (lane.may_gap_.load(relaxed)) lane.t_last_.store(now, relaxed);  // each launch's clock is read
+    else mark(lane, now);
     if (!lane.t_open_.load(relaxed)) lane.t_open_.store(now, relaxed);
 }
 
