@@ -209,8 +209,7 @@ void Steps::show(Lane& lane) {
     flexnpu_step_entry* e = lane.waiting_;
     if (!e || !listened()) return;
     std::atomic_ref begun(e->begun), done(e->done);
-    begun.fetch_add(1, relaxed);
-    std::atomic_thread_fence(std::memory_order_release);
+    begun.fetch_add(1);  // before what follows, whoever looks
     e->record = record_of(lane, FLEXNPU_STEP_MAYBE, lane.cand_t_, FLEXNPU_STEP_BY_SYNC, lane.cand_);
     done.fetch_add(1, std::memory_order_release);
 }
