@@ -173,14 +173,15 @@ def command(
       adds a hit for each of the 200 and more operators that an eager step launches; the
       default does that for a moment every ten seconds, one process at a time. Where the
       objects' layout cannot be learned, every tensor is probed at its making, some 500
-      a step; standard error says so. Under FlexNPU a step is hit once when a graph is
-      replayed and some three times in eager mode, and 6 us once more with --feed; each
-      launch takes 0.03 us longer, 1 us with --detail launches.
+      a step; standard error says so. Under FlexNPU a step is hit once, and 6 us once
+      more with --feed; each launch takes some 0.02 us longer, 1 us with --detail
+      launches.
       Measured (flexnpu bench probe) on decode loops that hide nothing of it: an eager
       step of 2.9 ms and 183 launches took 3 % longer, with --detail launches 10 %, under
-      a bpftrace script that counts launches and tensors 28 %; a step of 2.4 ms replayed
-      from a captured graph 0.7 %. Under FlexNPU: eager steps of 1.8 ms 2 to 4 %, with
-      --detail launches 21 %; captured ones of 2.6 ms 0.3 %. Where the host runs ahead of
+      a bpftrace script that counts launches and tensors 25 to 28 %; a step of 2.4 ms
+      replayed from a captured graph 0.4 %, and up to 2 % where other guests of the
+      machine keep its caches cold. Under FlexNPU: eager steps of 1.8 ms 1 %, with
+      --detail launches 21 %; captured ones of 2.6 ms 0.4 %. Where the host runs ahead of
       the device, all that is hidden behind it. The cost is measured while tracing, and
       --budget keeps it down. This program pays by the step, some 0.1 ms of its own time
       each.
