@@ -13,50 +13,6 @@ constexpr uint32_t kArrays = std::size(flexnpu_step_evidence{}.array);
 constexpr size_t kDims = std::size(flexnpu_step_evidence{}.dims);
 constexpr int32_t kInt32 = 3, kInt64 = 9;  // aclDataType
 
-// Goes through an operator's metadata without taking memory: it is the client's own writing, and a listener's
-// price is paid by the program.
-class Reader {
-public:
-    explicit Reader(std::span<const uint8_t> bytes) : bytes_(bytes) {}
-
-    // The next argument's head; false: there is none.
-    bool head(wire::MetaHead* h) {
-        const uint8_t* p = take(sizeof(*h));
-        if (p) std::memcpy(h, p, sizeof(*h));
-        return p != nullptr;
-    }
-    // The next n bytes; null: there are not as many.
-    const uint8_t* take(size_t n) {
-        if (bytes_.size() - at_ < n) return nullptr;
-        const uint8_t* p = bytes_.data() + at_;
-        at_ += n;
-        return p;
-    }
-    const uint8_t* words(size_t n) { return n > bytes_.size() / 8 ? nullptr : take(8 * n); }
-    // What follows a head that somebody else looks at, or nobody.
-    bool skip(const wire::MetaHead& h) {
-        if (!h.present) return true;
-        switch (h.kind) {
-            case 'T': case 't': return words(1 + size_t(h.counts[0]) + h.counts[1] + h.counts[2]);
-            case 'S': return take(16);
-            case 'L': case 'l': case 'C':
-                for (uint32_t i = 0; i < h.n; i++) {
-                    wire::MetaHead e;
-                    if (!head(&e) || !skip(e)) return false;
-                }
-                return true;
-            case 'I': return words(h.n);
-            case 'F': return words((size_t(h.n) + 1) / 2);
-            case 'B': case 's': return words((size_t(h.n) + 7) / 8);
-            default: return words(1);
-        }
-    }
-
-private:
-    std::span<const uint8_t> bytes_;
-    size_t at_ = 0;
-};
-
 struct Tensor {
     bool present = false;
     int32_t dtype = -1;
@@ -64,16 +20,15 @@ struct Tensor {
     int64_t dims[kDims] = {};
     int64_t last = 0;
 };
-bool read_tensor(Reader& reader, Tensor* t) {
+bool read_tensor(wire::MetaReader& reader, Tensor* t) {
     wire::MetaHead head;
-    if (!reader.head(&head)) return false;
+    const uint8_t* body;
+    if (!reader.next(&head, &body) || (head.kind != 'T' && head.kind != 't')) return false;
     t->present = head.present;
     if (!head.present) return true;
-    const uint8_t* words = reader.words(1 + size_t(head.counts[0]) + head.counts[1] + head.counts[2]);
-    if (!words) return false;
     t->dtype = head.dtype;
     t->ndim = head.counts[0];
-    const uint8_t* dims = words + 8;
+    const uint8_t* dims = body + 8;
     std::memcpy(t->dims, dims, 8 * std::min<size_t>(t->ndim, kDims));
     if (t->ndim) std::memcpy(&t->last, dims + 8 * (t->ndim - 1), 8);
     return true;
@@ -137,7 +92,7 @@ StepRole step_role(const char* op) {
 flexnpu_step_evidence of_embedding(std::span<const uint8_t> key) {
     flexnpu_step_evidence e{};
     Tensor weight, indices, out;
-    Reader reader(key);
+    wire::MetaReader reader(key);
     if (!read_tensor(reader, &weight) || !read_tensor(reader, &indices) || !read_tensor(reader, &out)) return e;
     if (indices.present && is_index(indices) && indices.ndim <= kDims) {
         e.flags |= FLEXNPU_STEP_HAS_INDICES;
@@ -157,29 +112,20 @@ void add_attention(flexnpu_step_evidence* e, std::span<const uint8_t> key, StepR
     const bool first = !(e->flags & FLEXNPU_STEP_HAS_QUERY);
     bool named = !first;
     uint32_t arrays = 0;
-    Reader reader(key);
+    wire::MetaReader reader(key);
     wire::MetaHead h;
-    for (bool query = first; reader.head(&h); query = false) {
+    const uint8_t* body;
+    for (bool query = first; reader.next(&h, &body); query = false) {
         if (query && h.kind == 'T' && h.present && h.counts[0] <= kDims) {
-            const uint8_t* words = reader.words(1 + size_t(h.counts[0]) + h.counts[1] + h.counts[2]);
-            if (!words) return;
             e->flags |= FLEXNPU_STEP_HAS_QUERY;
             e->query_ndim = h.counts[0];
-            std::memcpy(e->query, words + 8, 8 * size_t(h.counts[0]));
+            std::memcpy(e->query, body + 8, 8 * size_t(h.counts[0]));
         } else if (h.kind == 'I') {
             const uint32_t is = role_of_array(role, arrays++);
-            if (!h.present) continue;
-            const uint8_t* values = reader.words(h.n);
-            if (!values) return;
-            if (is != FLEXNPU_STEP_NO_ROLE) add_lengths(e, values, h.n, is);
+            if (h.present && is != FLEXNPU_STEP_NO_ROLE) add_lengths(e, body, h.n, is);
         } else if (h.kind == 's' && !named) {
             named = true;
-            if (!h.present) continue;
-            const uint8_t* text = reader.words((size_t(h.n) + 7) / 8);
-            if (!text) return;
-            std::memcpy(e->layout, text, std::min<size_t>(h.n, sizeof(e->layout)));
-        } else if (!reader.skip(h)) {
-            return;
+            if (h.present) std::memcpy(e->layout, body, std::min<size_t>(h.n, sizeof(e->layout)));
         }
     }
 }

@@ -216,13 +216,13 @@ void Steps::show(Lane& lane) {
 
 void Steps::begin(Lane& lane) { tell(lane, FLEXNPU_STEP_BEGIN, 0, FLEXNPU_STEP_NOT, lane.base_); }
 
-void Steps::open(Lane& lane, Kind kind, uint64_t now) {
+void Steps::open(Lane& lane, Kind kind, uint64_t now, uint64_t began) {
     const bool heard = listened();
     lane.kind_ = kind;
     lane.has_model_ = true;
     lane.may_gap_.store(false, relaxed);
     lane.watch_.store(heard ? Lane::heard : Lane::unheard, relaxed);
-    lane.t_open_.store(now, relaxed);
+    lane.t_open_.store(began, relaxed);
     mark(lane, now);
     lane.has_cand_ = false;
     lane.attended_ = 0;
@@ -273,8 +273,7 @@ void Steps::embedding(Lane& lane, std::span<const uint8_t> key, uint64_t t_first
     }
     close_for_next(lane, FLEXNPU_STEP_BY_NEXT);
     const uint64_t now = listened() ? outside_.now() : 0;
-    open(lane, Kind::embedding, t_first && t_first < now ? t_first : now);
-    mark(lane, now);
+    open(lane, Kind::embedding, now, t_first && t_first < now ? t_first : now);
     lane.evidence_ = e;
     if (!lane.capturing_) begin(lane);
 }
@@ -342,7 +341,8 @@ void Steps::graph(uint64_t stream, uint64_t model) {
         return;
     }
     close_for_next(l, FLEXNPU_STEP_BY_GRAPH);
-    open(l, Kind::graph, listened() ? outside_.now() : 0);
+    const uint64_t now = listened() ? outside_.now() : 0;
+    open(l, Kind::graph, now, now);
     l.model_ = model;
     if (known.whole) {
         l.evidence_ = known.evidence;

@@ -178,7 +178,7 @@ private:
     void publish(Lane& lane);
     Totals totals(const Lane& lane) const;
     uint64_t gated(const Lane& lane) const;
-    void open(Lane& lane, Kind kind, uint64_t now);
+    void open(Lane& lane, Kind kind, uint64_t now, uint64_t began);
     void begin(Lane& lane);
     flexnpu_step_record record_of(const Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end) const;
     void tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end);

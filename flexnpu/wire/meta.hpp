@@ -97,6 +97,46 @@ private:
     size_t size_ = 0;
 };
 
+// Goes through metadata of the client's own writing, argument by argument and without taking memory; what comes from elsewhere is for decode_meta.
+class MetaReader {
+public:
+    explicit MetaReader(std::span<const uint8_t> bytes) : bytes_(bytes) {}
+
+    // The next argument's head, and what follows it: of a tensor its offset, dims, ...; of a list its elements with their heads. False: there is no
+    // other, or it is not whole.
+    bool next(MetaHead* h, const uint8_t** body) {
+        if (bytes_.size() - at_ < sizeof(*h)) return false;
+        std::memcpy(h, bytes_.data() + at_, sizeof(*h));
+        at_ += sizeof(*h);
+        *body = bytes_.data() + at_;
+        if (!h->present) return true;
+        switch (h->kind) {
+            case 'T': case 't': return pass(8 * (1 + size_t(h->counts[0]) + h->counts[1] + h->counts[2]));
+            case 'S': return pass(16);
+            case 'L': case 'l': case 'C':
+                for (uint32_t i = 0; i < h->n; i++) {
+                    MetaHead element;
+                    const uint8_t* inside;
+                    if (!next(&element, &inside)) return false;
+                }
+                return true;
+            case 'I': return pass(8 * size_t(h->n));
+            case 'F': return pass(round8(4 * size_t(h->n)));
+            case 'B': case 's': return pass(round8(h->n));
+            default: return pass(8);
+        }
+    }
+
+private:
+    bool pass(size_t n) {
+        if (bytes_.size() - at_ < n) return false;
+        at_ += n;
+        return true;
+    }
+    std::span<const uint8_t> bytes_;
+    size_t at_ = 0;
+};
+
 struct TensorMeta {
     bool present = false;
     int32_t dtype = -1;

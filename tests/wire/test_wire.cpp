@@ -193,6 +193,24 @@ TEST_CASE("metadata comes out as it went in") {
     CHECK(a[7].text == "name");
     CHECK(a[8].integer == -9);
     CHECK(a[9].real == 2.25);
+    // The reader that takes no memory sees the same.
+    MetaReader reader(w.bytes());
+    MetaHead h;
+    const uint8_t* body;
+    std::string kinds;
+    for (const uint8_t* end = w.bytes().data(); reader.next(&h, &body); end = body) {
+        kinds += h.kind;
+        CHECK(body > end);
+        if (h.kind == 'I') CHECK(std::memcmp(body, ints, sizeof(ints)) == 0);
+        if (h.kind == 's') CHECK(std::memcmp(body, "name", 4) == 0);
+    }
+    CHECK(kinds == "TtLSIFBsid");
+    for (size_t n = 0; n < w.bytes().size(); n++) {
+        MetaReader part(w.bytes().first(n));
+        size_t whole = 0;
+        while (part.next(&h, &body)) whole++;
+        CHECK(whole < kinds.size());
+    }
     CHECK_FALSE(decode_meta(w.bytes(), "TtLSIFBsi", &a));
     CHECK_FALSE(decode_meta(w.bytes(), "TtLSIFBsdi", &a));
     for (size_t n = 0; n < w.bytes().size(); n++) CHECK_FALSE(decode_meta(w.bytes().first(n), "TtLSIFBsid", &a));

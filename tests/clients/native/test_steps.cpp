@@ -361,6 +361,39 @@ TEST_CASE_FIXTURE(Fixture, "lengths of an attention operator, the first ones of 
     CHECK(e.array[1].max == 30);
 }
 
+TEST_CASE_FIXTURE(Fixture, "an attention operator's lengths stand among arguments of every other kind") {
+    wire::MetaWriter w;
+    const std::vector<int64_t> query{4, 8, 64}, kv{21, 22, 23, 24};
+    const uint64_t value[2] = {};
+    const uint8_t flags[3] = {1, 0, 1};
+    w.tensor('T', 1, 2, 0, query, query, query);
+    w.head('L', true, 0, 0, 2);
+    w.tensor('T', 1, 2, 0, kv, {}, kv);
+    w.head('T', false, 0, 0, 0);
+    w.head('T', false, 0, 0, 0);
+    w.head('I', false, 0, 0, 0);  // no query lengths
+    w.head('S', true, 9, 0, 0);
+    w.raw(value, 16);
+    w.array('B', flags, 3, 1);
+    w.array('I', kv.data(), 4, 8);
+    w.word('d', value);
+    w.array('s', "BSND_NBSD", 9, 1);
+    w.array('s', "other", 5, 1);
+    embed({4});
+    steps.attention(steps.lane(kStream), w.bytes(), client::StepRole::attention_query_kv);
+    launch(1);
+    sync();
+    embed({4});
+    REQUIRE(done().size() == 1);
+    const flexnpu_step_evidence e = done()[0].evidence;
+    CHECK(e.query_ndim == 3);
+    CHECK(e.query[2] == 64);
+    REQUIRE(e.arrays == 1);
+    CHECK(e.array[0].max == 24);
+    CHECK(e.array[0].rising == (1 | FLEXNPU_STEP_KV << 8));
+    CHECK(std::string_view(e.layout, sizeof(e.layout)) == "BSND_NBS");
+}
+
 TEST_CASE_FIXTURE(Fixture, "task updates tell the lengths of the graph that they change, on whatever stream") {
     steps.capture_begun(kStream);
     embed({4});
