@@ -24,6 +24,7 @@ lost add up to what was launched. Needs root.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -141,12 +142,13 @@ def compare(target: str, rounds: int, program: Program) -> dict[str, Any]:
             # By figure: of the median step, of all steps' mean, of CPU time.
             wall, mean, cpu = series = _Series(), _Series(), _Series()
             starts, stops = [], []
+            share = math.ceil(rounds / CYCLES)
             for _ in range(CYCLES):
-                before = _slices(peers, -(-rounds // CYCLES), request)
+                before = _slices(peers, share, request)
                 tracer = attach(peers[0].process.pid)
                 try:
                     _apart(tracer)
-                    traced = _slices(peers, -(-rounds // CYCLES), request)
+                    traced = _slices(peers, share, request)
                     resident = tracer.resident_mib()
                 finally:
                     said = tracer.stop()

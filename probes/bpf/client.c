@@ -72,7 +72,6 @@ int on_client_step(struct pt_regs *ctx)
     hit(id, HIT_CLIENT);
     this_thread(id);  // it launches: the tracer asks the scheduler about it
     const void *told = (void *)PT_REGS_PARM1(ctx);
-    int zero = 0;
 #ifdef EVENTS_RING
     struct client_record *r = events.ringbuf_reserve(sizeof(*r));
     if (!r) {
@@ -88,18 +87,11 @@ int on_client_step(struct pt_regs *ctx)
     }
     r->tgid = id >> 32 | CLIENT_MARK;
     u32 kind = r->step.kind;
-    int wake = kind == CLIENT_BEGIN;  // as in send()
-    u64 *waiting = unread.lookup(&zero);
-    if (waiting) {
-        if (__sync_fetch_and_add(waiting, sizeof(*r)) > RING_PAGES * 4096ull / 8)
-            wake = 1;
-        if (wake)
-            *waiting = 0;
-    }
-    events.ringbuf_submit(r, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+    events.ringbuf_submit(r, wake_for(kind == CLIENT_BEGIN, sizeof(*r)));
     if (kind == CLIENT_DONE)
         count(STEPS_SENT);
 #else
+    int zero = 0;
     struct client_record *r = client_scratch.lookup(&zero);
     if (!r)
         return 0;

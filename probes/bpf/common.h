@@ -347,12 +347,29 @@ static inline void tell_graph(struct evidence *e, struct lane *lane, int learned
     e->attentions = 0;
 }
 
+#ifdef EVENTS_RING
+// How a record of `size` bytes is put into the ring. A wake-up costs the traced thread five times what the record does
+// (5 us, measured on a virtual machine). So only an opening wakes the reader, and what could fill the ring; else it
+// looks for itself every now and then.
+static inline u64 wake_for(int opening, u64 size)
+{
+    int zero = 0, wake = opening;
+    u64 *waiting = unread.lookup(&zero);
+    if (waiting) {
+        if (__sync_fetch_and_add(waiting, size) > RING_PAGES * 4096ull / 8)
+            wake = 1;
+        if (wake)
+            *waiting = 0;
+    }
+    return wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+}
+#endif
+
 static inline void send(struct pt_regs *ctx, struct lane_key *key, struct lane *lane, u32 kind, u64 t_end,
                         u32 ended_by, struct totals *end)
 {
     u64 id = lane->evidence;
     struct evidence *e = id ? evidences.lookup(&id) : of_graph(key, lane);
-    int zero = 0;
 #ifdef EVENTS_RING
     struct record *r = events.ringbuf_reserve(sizeof(struct record));
     if (!r) {
@@ -361,14 +378,14 @@ static inline void send(struct pt_regs *ctx, struct lane_key *key, struct lane *
             add(LAUNCHES_LOST, end->launches - lane->base.launches);
         return;
     }
-    __builtin_memset(r, 0, sizeof(*r));
 #else
     // Kernels without ring buffers run these programs with preemption off, so scratch memory is safe there.
+    int zero = 0;
     struct record *r = scratch.lookup(&zero);
     if (!r)
         return;
-    __builtin_memset(r, 0, sizeof(*r));
 #endif
+    __builtin_memset(r, 0, sizeof(*r));
     r->t_start = lane->t_open;
     r->t_end = t_end;
     r->t_base = lane->t_base;
@@ -386,17 +403,7 @@ static inline void send(struct pt_regs *ctx, struct lane_key *key, struct lane *
     if (lane->kind == GRAPH && !id)
         tell_graph(&r->evidence, lane, e != 0);
 #ifdef EVENTS_RING
-    // A wake-up costs the traced thread five times what the record does (5 us, measured on a virtual machine). So only
-    // an opening wakes the reader, and what could fill the ring; else it looks for itself every now and then.
-    u64 *waiting = unread.lookup(&zero);
-    int wake = kind == BEGIN;
-    if (waiting) {
-        if (__sync_fetch_and_add(waiting, sizeof(struct record)) > RING_PAGES * 4096ull / 8)
-            wake = 1;
-        if (wake)
-            *waiting = 0;
-    }
-    events.ringbuf_submit(r, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+    events.ringbuf_submit(r, wake_for(kind == BEGIN, sizeof(struct record)));
     if (kind != BEGIN)
         count(STEPS_SENT);
 #else
