@@ -1,5 +1,5 @@
-// Costs of AscendCL calls as their caller sees them, measured slice by slice at the word of another program, so that two of these,
-// with different libraries, can take turns.
+// Costs of AscendCL calls as their caller sees them, measured slice by slice at the word of another program,
+// so that two of these, with different libraries, can take turns.
 //
 //   launch             reads requests from stdin, a line each, and answers each with a line of JSON
 //
@@ -30,7 +30,8 @@ double sample(int count, const Body& body) {
 }
 
 void calls(Operator& op, aclrtEvent event, int rounds) {
-    // Fewer than a device's queue holds, so that nothing waits for the device; the synchronise behind each batch is not counted.
+    // Fewer than a device's queue holds, so that nothing waits for the device; the synchronise behind each
+    // batch is not counted.
     constexpr int kBatch = 256;
     std::vector<double> both, with_tensors, through, sync, record, query, in, out;
     uint64_t word = 0;
@@ -43,17 +44,26 @@ void calls(Operator& op, aclrtEvent event, int rounds) {
         with_tensors.push_back(sample(kBatch, [&] { op.launch_with_tensors(); }));
         op.finish();
         for (int i = 0; i < 16; i++) sync.push_back(sample(1, [&] { op.finish(); }));
-        record.push_back(sample(64, [&] { check(ACL(aclrtRecordEvent)(event, op.stream), "aclrtRecordEvent"); }));
+        record.push_back(
+            sample(64, [&] { check(ACL(aclrtRecordEvent)(event, op.stream), "aclrtRecordEvent"); }));
         op.finish();
         int32_t status;
-        query.push_back(sample(16, [&] { check(ACL(aclrtQueryEventStatus)(event, &status), "aclrtQueryEventStatus"); }));
-        in.push_back(sample(16, [&] { check(ACL(aclrtMemcpy)(op.memory(), 8, &word, 8, acl::HOST_TO_DEVICE), "aclrtMemcpy"); }));
-        out.push_back(sample(16, [&] { check(ACL(aclrtMemcpy)(&word, 8, op.memory(), 8, acl::DEVICE_TO_HOST), "aclrtMemcpy"); }));
+        query.push_back(
+            sample(16, [&] { check(ACL(aclrtQueryEventStatus)(event, &status), "aclrtQueryEventStatus"); }));
+        in.push_back(sample(16, [&] {
+            check(ACL(aclrtMemcpy)(op.memory(), 8, &word, 8, acl::HOST_TO_DEVICE), "aclrtMemcpy");
+        }));
+        out.push_back(sample(16, [&] {
+            check(ACL(aclrtMemcpy)(&word, 8, op.memory(), 8, acl::DEVICE_TO_HOST), "aclrtMemcpy");
+        }));
     }
-    printf("{\"cached_operator_ns\": %.1f, \"operator_with_tensors_ns\": %.1f, \"operator_to_end_ns\": %.1f, \"synchronise_us\": %.3f, "
-           "\"record_event_ns\": %.1f, \"query_event_us\": %.3f, \"copy_in_8_bytes_us\": %.3f, \"copy_out_8_bytes_us\": %.3f}\n",
-           median(both), median(with_tensors), median(through), median(sync) * 1e-3, median(record), median(query) * 1e-3, median(in) * 1e-3,
-           median(out) * 1e-3);
+    printf(
+        "{\"cached_operator_ns\": %.1f, \"operator_with_tensors_ns\": %.1f, \"operator_to_end_ns\": %.1f, "
+        "\"synchronise_us\": %.3f, "
+        "\"record_event_ns\": %.1f, \"query_event_us\": %.3f, \"copy_in_8_bytes_us\": %.3f, "
+        "\"copy_out_8_bytes_us\": %.3f}\n",
+        median(both), median(with_tensors), median(through), median(sync) * 1e-3, median(record),
+        median(query) * 1e-3, median(in) * 1e-3, median(out) * 1e-3);
 }
 
 struct Buffers {
@@ -79,19 +89,27 @@ void copy(Operator& op, Buffers& b, size_t bytes, int count) {
     b.make(bytes);
     std::vector<double> in, out, pinned_in, pinned_out;
     for (int i = 0; i < count; i++) {
-        in.push_back(sample(1, [&] { check(ACL(aclrtMemcpy)(b.device, bytes, b.pageable.data(), bytes, acl::HOST_TO_DEVICE), "aclrtMemcpy"); }));
-        out.push_back(sample(1, [&] { check(ACL(aclrtMemcpy)(b.pageable.data(), bytes, b.device, bytes, acl::DEVICE_TO_HOST), "aclrtMemcpy"); }));
+        in.push_back(sample(1, [&] {
+            check(ACL(aclrtMemcpy)(b.device, bytes, b.pageable.data(), bytes, acl::HOST_TO_DEVICE),
+                  "aclrtMemcpy");
+        }));
+        out.push_back(sample(1, [&] {
+            check(ACL(aclrtMemcpy)(b.pageable.data(), bytes, b.device, bytes, acl::DEVICE_TO_HOST),
+                  "aclrtMemcpy");
+        }));
         pinned_in.push_back(sample(1, [&] {
-            check(ACL(aclrtMemcpyAsync)(b.device, bytes, b.pinned, bytes, acl::HOST_TO_DEVICE, op.stream), "aclrtMemcpyAsync");
+            check(ACL(aclrtMemcpyAsync)(b.device, bytes, b.pinned, bytes, acl::HOST_TO_DEVICE, op.stream),
+                  "aclrtMemcpyAsync");
             op.finish();
         }));
         pinned_out.push_back(sample(1, [&] {
-            check(ACL(aclrtMemcpyAsync)(b.pinned, bytes, b.device, bytes, acl::DEVICE_TO_HOST, op.stream), "aclrtMemcpyAsync");
+            check(ACL(aclrtMemcpyAsync)(b.pinned, bytes, b.device, bytes, acl::DEVICE_TO_HOST, op.stream),
+                  "aclrtMemcpyAsync");
             op.finish();
         }));
     }
-    printf("{\"in_us\": %.2f, \"out_us\": %.2f, \"pinned_in_us\": %.2f, \"pinned_out_us\": %.2f}\n", median(in) * 1e-3, median(out) * 1e-3,
-           median(pinned_in) * 1e-3, median(pinned_out) * 1e-3);
+    printf("{\"in_us\": %.2f, \"out_us\": %.2f, \"pinned_in_us\": %.2f, \"pinned_out_us\": %.2f}\n",
+           median(in) * 1e-3, median(out) * 1e-3, median(pinned_in) * 1e-3, median(pinned_out) * 1e-3);
 }
 
 void load(Operator& op, int ms) {
@@ -136,10 +154,14 @@ int main() {
         std::string what;
         size_t a = 0, b = 0;
         words >> what >> a >> b;
-        if (what == "calls" && a) calls(op, event, int(a));
-        else if (what == "copy" && a && b) copy(op, buffers, a, int(b));
-        else if (what == "load" && a) load(op, int(a));
-        else if (what == "rate" && a && b) rate(op, a, int(b));
+        if (what == "calls" && a)
+            calls(op, event, int(a));
+        else if (what == "copy" && a && b)
+            copy(op, buffers, a, int(b));
+        else if (what == "load" && a)
+            load(op, int(a));
+        else if (what == "rate" && a && b)
+            rate(op, a, int(b));
         else {
             fprintf(stderr, "launch: cannot make sense of \"%s\"\n", line.c_str());
             return 1;

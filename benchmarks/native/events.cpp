@@ -1,13 +1,15 @@
-// Records many events behind slow work; other streams wait for them, other threads query and synchronise them.
+// Records many events behind slow work; other streams wait for them, other threads query and synchronise
+// them.
 //
 //   events COUNT RECORDERS WAITERS ASKERS
 //
 // Prints the streams' handles as a JSON object, waits for a line, runs, and prints its counts.
 //
-// Each recorder has a counter in device memory, which an operator or a copy makes one more before each record: event n of a recorder is complete
-// only when the counter has reached n. A waiter's stream waits for the event and then copies the counter; an asker queries
-// the event, and once told that it is complete reads the counter; some it synchronises with. A counter below n is an event seen before its record.
-// Every event is waited for once and queried by one asker at least once. Events are recorded anew, kEvents later.
+// Each recorder has a counter in device memory, which an operator or a copy makes one more before each
+// record: event n of a recorder is complete only when the counter has reached n. A waiter's stream waits for
+// the event and then copies the counter; an asker queries the event, and once told that it is complete reads
+// the counter; some it synchronises with. A counter below n is an event seen before its record. Every event
+// is waited for once and queried by one asker at least once. Events are recorded anew, kEvents later.
 #include <sched.h>
 #include <unistd.h>
 
@@ -28,11 +30,10 @@ namespace acl = flexnpu::acl;
 
 namespace {
 
-
-constexpr uint64_t kEvents = 256;    // of one recorder
-constexpr uint64_t kAhead = 32;      // events that a recorder may be ahead of who waits and asks
-constexpr uint64_t kBatch = 1024;    // of a waiter's copies, between its synchronises
-constexpr size_t kSlow = 1 << 20;    // bytes of the slow memsets
+constexpr uint64_t kEvents = 256;  // of one recorder
+constexpr uint64_t kAhead = 32;    // events that a recorder may be ahead of who waits and asks
+constexpr uint64_t kBatch = 1024;  // of a waiter's copies, between its synchronises
+constexpr size_t kSlow = 1 << 20;  // bytes of the slow memsets
 
 struct Recorder {
     aclrtStream stream = nullptr;
@@ -46,7 +47,8 @@ struct Recorder {
 };
 
 struct Totals {
-    std::atomic<uint64_t> waits{0}, early_waits{0}, queries{0}, complete{0}, early_queries{0}, syncs{0}, early_syncs{0};
+    std::atomic<uint64_t> waits{0}, early_waits{0}, queries{0}, complete{0}, early_queries{0}, syncs{0},
+        early_syncs{0};
 } totals;
 
 aclScalar* one;
@@ -86,7 +88,8 @@ void record(Recorder& r, uint64_t count) {
             while (t->load(std::memory_order_acquire) + kAhead < n) pause();
         }
         if (n % 64 == 0) {
-            for (int i = 0; i < 8; i++) OK(aclrtMemsetAsync, r.slow, kSlow, int32_t(n & 0xff), kSlow, r.stream);
+            for (int i = 0; i < 8; i++)
+                OK(aclrtMemsetAsync, r.slow, kSlow, int32_t(n & 0xff), kSlow, r.stream);
         } else if (n % 16 == 0) {
             add_one(r.large, r.stream);
         }
@@ -103,7 +106,8 @@ void record(Recorder& r, uint64_t count) {
 
 // One of `of`: takes every so-manieth event of every recorder.
 template <class F>
-void follow(std::vector<std::unique_ptr<Recorder>>& recorders, uint64_t count, size_t me, size_t of, size_t slot, F each) {
+void follow(std::vector<std::unique_ptr<Recorder>>& recorders, uint64_t count, size_t me, size_t of,
+            size_t slot, F each) {
     std::vector<uint64_t> next(recorders.size(), 1);
     for (size_t left = recorders.size(); left > 0;) {
         bool any = false;
@@ -121,7 +125,8 @@ void follow(std::vector<std::unique_ptr<Recorder>>& recorders, uint64_t count, s
     }
 }
 
-void wait(std::vector<std::unique_ptr<Recorder>>& recorders, uint64_t count, size_t me, size_t of, aclrtStream stream) {
+void wait(std::vector<std::unique_ptr<Recorder>>& recorders, uint64_t count, size_t me, size_t of,
+          aclrtStream stream) {
     OK(aclrtSetDevice, 0);
     auto* copies = static_cast<int32_t*>(allocate(kBatch * 4));
     std::vector<uint64_t> wanted;
@@ -129,7 +134,8 @@ void wait(std::vector<std::unique_ptr<Recorder>>& recorders, uint64_t count, siz
         std::vector<int32_t> seen(kBatch);
         OK(aclrtSynchronizeStream, stream);
         OK(aclrtMemcpy, seen.data(), kBatch * 4, copies, kBatch * 4, acl::DEVICE_TO_HOST);
-        for (size_t i = 0; i < wanted.size(); i++) totals.early_waits += uint64_t(uint32_t(seen[i])) < wanted[i];
+        for (size_t i = 0; i < wanted.size(); i++)
+            totals.early_waits += uint64_t(uint32_t(seen[i])) < wanted[i];
         totals.waits += wanted.size();
         wanted.clear();
     };
@@ -142,7 +148,8 @@ void wait(std::vector<std::unique_ptr<Recorder>>& recorders, uint64_t count, siz
     look();
 }
 
-void ask(std::vector<std::unique_ptr<Recorder>>& recorders, uint64_t count, size_t me, size_t of, size_t slot) {
+void ask(std::vector<std::unique_ptr<Recorder>>& recorders, uint64_t count, size_t me, size_t of,
+         size_t slot) {
     OK(aclrtSetDevice, 0);
     uint64_t number = 0;
     follow(recorders, count, me, of, slot, [&](Recorder& r, uint64_t n) {
@@ -171,7 +178,8 @@ int main(int argc, char** argv) {
         std::cerr << "usage: events COUNT RECORDERS WAITERS ASKERS\n";
         return 2;
     }
-    const auto recorder_count = size_t(atoi(argv[2])), waiter_count = size_t(atoi(argv[3])), asker_count = size_t(atoi(argv[4]));
+    const auto recorder_count = size_t(atoi(argv[2])), waiter_count = size_t(atoi(argv[3])),
+               asker_count = size_t(atoi(argv[4]));
     const uint64_t count = (strtoull(argv[1], nullptr, 10) + recorder_count - 1) / recorder_count;
     OK(aclInit, nullptr);
     OK(aclrtSetDevice, 0);
@@ -189,19 +197,23 @@ int main(int argc, char** argv) {
         r->large = ACL(aclCreateTensor)(large, 1, acl::INT32, strides, 0, acl::ND, large, 1, r->slow);
         r->events.resize(kEvents);
         for (aclrtEvent& e : r->events) OK(aclrtCreateEventWithFlag, &e, acl::EVENT_SYNC);
-        for (size_t k = 0; k < waiter_count + asker_count; k++) r->taken.push_back(std::make_unique<std::atomic<uint64_t>>(0));
+        for (size_t k = 0; k < waiter_count + asker_count; k++)
+            r->taken.push_back(std::make_unique<std::atomic<uint64_t>>(0));
         recording.push_back(r->stream);
         recorders.push_back(std::move(r));
     }
     for (size_t i = 0; i < waiter_count; i++) waiting.push_back(make_stream());
     aclrtStream busy = make_stream();
-    aclTensor* busy_cell = ACL(aclCreateTensor)(small, 1, acl::INT32, strides, 0, acl::ND, small, 1, allocate(4));
+    aclTensor* busy_cell =
+        ACL(aclCreateTensor)(small, 1, acl::INT32, strides, 0, acl::ND, small, 1, allocate(4));
     auto list = [](const std::vector<aclrtStream>& streams) {
         std::string text;
-        for (aclrtStream s : streams) text += (text.empty() ? "" : ", ") + std::to_string(reinterpret_cast<uint64_t>(s));
+        for (aclrtStream s : streams)
+            text += (text.empty() ? "" : ", ") + std::to_string(reinterpret_cast<uint64_t>(s));
         return "[" + text + "]";
     };
-    std::cout << "{\"recording\": " << list(recording) << ", \"waiting\": " << list(waiting) << ", \"busy\": " << list({busy}) << "}" << std::endl;
+    std::cout << "{\"recording\": " << list(recording) << ", \"waiting\": " << list(waiting)
+              << ", \"busy\": " << list({busy}) << "}" << std::endl;
     std::string line;
     std::getline(std::cin, line);
 
@@ -209,8 +221,10 @@ int main(int argc, char** argv) {
     std::atomic<bool> over{false};
     std::vector<std::thread> threads;
     for (auto& r : recorders) threads.emplace_back([&r, count] { record(*r, count); });
-    for (size_t i = 0; i < waiter_count; i++) threads.emplace_back([&, i] { wait(recorders, count, i, waiter_count, waiting[i]); });
-    for (size_t i = 0; i < asker_count; i++) threads.emplace_back([&, i] { ask(recorders, count, i, asker_count, waiter_count + i); });
+    for (size_t i = 0; i < waiter_count; i++)
+        threads.emplace_back([&, i] { wait(recorders, count, i, waiter_count, waiting[i]); });
+    for (size_t i = 0; i < asker_count; i++)
+        threads.emplace_back([&, i] { ask(recorders, count, i, asker_count, waiter_count + i); });
     std::thread keep_busy([&] {
         OK(aclrtSetDevice, 0);
         while (!over) {
@@ -225,12 +239,15 @@ int main(int argc, char** argv) {
     bool exact = true;
     for (auto& r : recorders) exact &= uint64_t(uint32_t(read(r->counter))) == count;
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    printf("{\"events\": %llu, \"waits\": %llu, \"early_waits\": %llu, \"queries\": %llu, \"complete\": %llu, \"early_queries\": %llu, "
-           "\"synchronises\": %llu, \"early_synchronises\": %llu, \"counters_exact\": %s, \"seconds\": %.3f}\n",
-           static_cast<unsigned long long>(count * recorder_count), static_cast<unsigned long long>(totals.waits),
-           static_cast<unsigned long long>(totals.early_waits), static_cast<unsigned long long>(totals.queries),
-           static_cast<unsigned long long>(totals.complete), static_cast<unsigned long long>(totals.early_queries),
-           static_cast<unsigned long long>(totals.syncs), static_cast<unsigned long long>(totals.early_syncs), exact ? "true" : "false", seconds);
+    printf(
+        "{\"events\": %llu, \"waits\": %llu, \"early_waits\": %llu, \"queries\": %llu, \"complete\": %llu, "
+        "\"early_queries\": %llu, "
+        "\"synchronises\": %llu, \"early_synchronises\": %llu, \"counters_exact\": %s, \"seconds\": %.3f}\n",
+        static_cast<unsigned long long>(count * recorder_count),
+        static_cast<unsigned long long>(totals.waits), static_cast<unsigned long long>(totals.early_waits),
+        static_cast<unsigned long long>(totals.queries), static_cast<unsigned long long>(totals.complete),
+        static_cast<unsigned long long>(totals.early_queries), static_cast<unsigned long long>(totals.syncs),
+        static_cast<unsigned long long>(totals.early_syncs), exact ? "true" : "false", seconds);
     fflush(stdout);
     _exit(0);
 }

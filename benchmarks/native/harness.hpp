@@ -1,4 +1,5 @@
-// What the measuring programs share: AscendCL by dlopen, whatever libraries the library path names; a clock; quantiles.
+// What the measuring programs share: AscendCL by dlopen, whatever libraries the library path names; a clock;
+// quantiles.
 #pragma once
 
 #include <dlfcn.h>
@@ -28,7 +29,11 @@ F* function(const char* name) {
     exit(1);
 }
 // Calls `name` by the prototype of the table.
-#define ACL(name) ([] { static auto* const f = flexnpu::bench::function<decltype(::name)>(#name); return f; }())
+#define ACL(name)                                                                 \
+    ([] {                                                                         \
+        static auto* const f = flexnpu::bench::function<decltype(::name)>(#name); \
+        return f;                                                                 \
+    }())
 
 inline void check(int error, const char* what) {
     if (error == 0) return;

@@ -2,14 +2,16 @@
 //
 //   stream_client PORT CONNECTIONS REQUESTS FIRST_ID MARKER fifo|other    (the body comes on standard input)
 //
-// One thread and one epoll serve all connections; the clock is read just before a request's send and just after each
-// recv, before anything is looked at. With `fifo` the thread asks for a real-time priority, so that on a busy machine it
-// runs when its data are there: what it measures is then when they were there, not when a core became free. Each connection sends
-// its next request as soon as the last response has ended. MARKER is what a chunk with content has in it.
+// One thread and one epoll serve all connections; the clock is read just before a request's send and just
+// after each recv, before anything is looked at. With `fifo` the thread asks for a real-time priority, so
+// that on a busy machine it runs when its data are there: what it measures is then when they were there, not
+// when a core became free. Each connection sends its next request as soon as the last response has ended.
+// MARKER is what a chunk with content has in it.
 //
 // Prints "scheduling fifo|other", then a line a request, times in ns of CLOCK_MONOTONIC:
 //   id  sent  first  last  end  contents  kernel_first  kernel_last
-// kernel_*: the receive time that the kernel stamped on the data (SO_TIMESTAMPNS), free of this thread's wake-up; 0 if none.
+// kernel_*: the receive time that the kernel stamped on the data (SO_TIMESTAMPNS), free of this thread's
+// wake-up; 0 if none.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -57,7 +59,11 @@ struct Connection {
 class Client {
 public:
     Client(int port, std::string body, std::string marker, long first_id, long requests)
-        : port_(port), body_(std::move(body)), marker_(std::move(marker)), next_(first_id), stop_(first_id + requests) {
+        : port_(port),
+          body_(std::move(body)),
+          marker_(std::move(marker)),
+          next_(first_id),
+          stop_(first_id + requests) {
         epoll_ = epoll_create1(EPOLL_CLOEXEC);
         if (epoll_ < 0) die("epoll_create1");
     }
@@ -108,10 +114,13 @@ private:
         c.row = Row{next_++};
         c.tail.clear();
         // The id stands in the path, where the tracer shows it too.
-        const std::string request = "POST /" + std::to_string(c.row.id) + "/v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: " +
-                                    "application/json\r\nContent-Length: " + std::to_string(body_.size()) + "\r\n\r\n" + body_;
+        const std::string request = "POST /" + std::to_string(c.row.id) +
+                                    "/v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: " +
+                                    "application/json\r\nContent-Length: " + std::to_string(body_.size()) +
+                                    "\r\n\r\n" + body_;
         c.row.sent = now();
-        if (::send(c.fd, request.data(), request.size(), MSG_NOSIGNAL) != ssize_t(request.size())) die("send");
+        if (::send(c.fd, request.data(), request.size(), MSG_NOSIGNAL) != ssize_t(request.size()))
+            die("send");
     }
 
     void receive(Connection& c) {
@@ -178,6 +187,6 @@ int main(int argc, char** argv) {
     client.run(atoi(argv[2]));
     printf("scheduling %s\n", fifo ? "fifo" : "other");
     for (const Row& r : client.rows)
-        printf("%ld %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %d %" PRId64 " %" PRId64 "\n", r.id, r.sent, r.first, r.last, r.end,
-               r.contents, r.kernel_first, r.kernel_last);
+        printf("%ld %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %d %" PRId64 " %" PRId64 "\n", r.id,
+               r.sent, r.first, r.last, r.end, r.contents, r.kernel_first, r.kernel_last);
 }

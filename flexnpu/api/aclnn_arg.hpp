@@ -24,7 +24,15 @@ namespace flexnpu::api {
 // True where the argument is a pointer to a host object (tensor, list, scalar or array).
 constexpr bool is_object(char kind) {
     switch (kind) {
-        case 'T': case 't': case 'L': case 'l': case 'S': case 'C': case 'I': case 'F': case 'B': return true;
+        case 'T':
+        case 't':
+        case 'L':
+        case 'l':
+        case 'S':
+        case 'C':
+        case 'I':
+        case 'F':
+        case 'B': return true;
         default: return false;
     }
 }

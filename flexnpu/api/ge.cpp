@@ -1,4 +1,5 @@
-// What of the graph engine works without one: names of things, so that programs reach the function that fails by name.
+// What of the graph engine works without one: names of things, so that programs reach the function that fails
+// by name.
 #include "flexnpu/api/ge.hpp"
 
 #include <cstring>
@@ -37,8 +38,12 @@ private:
 
 AscendString::AscendString(const char* text) : text_(text ? std::make_shared<std::string>(text) : nullptr) {}
 const char* AscendString::GetString() const { return text_ ? text_->c_str() : ""; }
-bool AscendString::operator<(const AscendString& other) const { return std::strcmp(GetString(), other.GetString()) < 0; }
-bool AscendString::operator==(const AscendString& other) const { return std::strcmp(GetString(), other.GetString()) == 0; }
+bool AscendString::operator<(const AscendString& other) const {
+    return std::strcmp(GetString(), other.GetString()) < 0;
+}
+bool AscendString::operator==(const AscendString& other) const {
+    return std::strcmp(GetString(), other.GetString()) == 0;
+}
 
 class Graph {
 public:

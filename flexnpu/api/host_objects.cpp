@@ -16,7 +16,8 @@ namespace {
 // Fails on behalf of `function`: by default, whoever calls.
 int32_t invalid(const char* function = __builtin_FUNCTION()) { return invalid_argument(function); }
 
-template <class T> aclError destroy(const T* object, const char* function = __builtin_FUNCTION()) {
+template <class T>
+aclError destroy(const T* object, const char* function = __builtin_FUNCTION()) {
     if (object == nullptr) return acl::SUCCESS;
     if (!valid(object)) return invalid(function);
     auto* o = const_cast<T*>(object);
@@ -26,7 +27,8 @@ template <class T> aclError destroy(const T* object, const char* function = __bu
 }
 
 // CANN's getters hand out an array that the caller frees with delete[].
-aclnnStatus copy_out(const Dims& dims, int64_t** out, uint64_t* n, const char* function = __builtin_FUNCTION()) {
+aclnnStatus copy_out(const Dims& dims, int64_t** out, uint64_t* n,
+                     const char* function = __builtin_FUNCTION()) {
     if (out == nullptr || n == nullptr) return invalid(function);
     *out = new int64_t[dims.size() ? dims.size() : 1];
     std::copy(dims.begin(), dims.end(), *out);
@@ -34,32 +36,37 @@ aclnnStatus copy_out(const Dims& dims, int64_t** out, uint64_t* n, const char* f
     return acl::SUCCESS;
 }
 
-template <class A, class V> A* create_array(const V* values, uint64_t n, const char* function = __builtin_FUNCTION()) {
+template <class A, class V>
+A* create_array(const V* values, uint64_t n, const char* function = __builtin_FUNCTION()) {
     if (values == nullptr && n != 0) return invalid(function), nullptr;
     auto* a = new A;
     a->values.assign(values, values + n);
     return a;
 }
 
-template <class A> aclnnStatus array_size(const A* a, uint64_t* n, const char* function = __builtin_FUNCTION()) {
+template <class A>
+aclnnStatus array_size(const A* a, uint64_t* n, const char* function = __builtin_FUNCTION()) {
     if (!valid(a) || n == nullptr) return invalid(function);
     *n = a->values.size();
     return acl::SUCCESS;
 }
 
-aclError set_shape(std::vector<int64_t>& to, int n, const int64_t* dims, const char* function = __builtin_FUNCTION()) {
+aclError set_shape(std::vector<int64_t>& to, int n, const int64_t* dims,
+                   const char* function = __builtin_FUNCTION()) {
     if (n < 0 || (n > 0 && dims == nullptr)) return invalid(function);
     to.assign(dims, dims + n);
     return acl::SUCCESS;
 }
 
-template <class V> void append(std::string& text, const V& v) {
+template <class V>
+void append(std::string& text, const V& v) {
     text.append(reinterpret_cast<const char*>(&v), sizeof v);
 }
 
 // Attributes are kept as a type letter and raw bytes: two attribute sets are equal if their maps are.
-template <class V> aclError set_attr(aclopAttr* attr, const char* name, char type, int n, const V* values,
-                                    const char* function = __builtin_FUNCTION()) {
+template <class V>
+aclError set_attr(aclopAttr* attr, const char* name, char type, int n, const V* values,
+                  const char* function = __builtin_FUNCTION()) {
     if (!valid(attr) || name == nullptr || n < 0 || (n > 0 && values == nullptr)) return invalid(function);
     std::string text(1, type);
     append(text, n);
@@ -72,19 +79,22 @@ template <class V> aclError set_attr(aclopAttr* attr, const char* name, char typ
 
 extern "C" {
 
-aclTensor* aclCreateTensor(const int64_t* view_dims, uint64_t n, aclDataType dtype, const int64_t* stride, int64_t offset,
-                           aclFormat format, const int64_t* storage_dims, uint64_t storage_n, void* data) {
+aclTensor* aclCreateTensor(const int64_t* view_dims, uint64_t n, aclDataType dtype, const int64_t* stride,
+                           int64_t offset, aclFormat format, const int64_t* storage_dims, uint64_t storage_n,
+                           void* data) {
     if ((view_dims == nullptr && n) || (storage_dims == nullptr && storage_n)) return invalid(), nullptr;
     auto* t = new aclTensor;
-    if (aclInitTensor(t, view_dims, n, dtype, stride, offset, format, storage_dims, storage_n, data) != acl::SUCCESS) {
+    if (aclInitTensor(t, view_dims, n, dtype, stride, offset, format, storage_dims, storage_n, data) !=
+        acl::SUCCESS) {
         delete t;
         return nullptr;
     }
     return t;
 }
 
-aclnnStatus aclInitTensor(aclTensor* t, const int64_t* view_dims, uint64_t n, aclDataType dtype, const int64_t* stride,
-                          int64_t offset, aclFormat format, const int64_t* storage_dims, uint64_t storage_n, void* data) {
+aclnnStatus aclInitTensor(aclTensor* t, const int64_t* view_dims, uint64_t n, aclDataType dtype,
+                          const int64_t* stride, int64_t offset, aclFormat format,
+                          const int64_t* storage_dims, uint64_t storage_n, void* data) {
     if (!valid(t) || (view_dims == nullptr && n) || (storage_dims == nullptr && storage_n)) return invalid();
     t->dtype = dtype;
     t->format = format;
@@ -215,7 +225,8 @@ aclFloat16 aclFloatToFloat16(float f) {
     if (magnitude > 0x7f800000) return aclFloat16(sign | 0x7e00);
     if (magnitude >= 0x477ff000) return aclFloat16(sign | 0x7c00);  // 65520 and up rounds to infinity
     if (magnitude < 0x38800000) {  // below 2^-14: a subnormal half counts units of 2^-24
-        float scaled = std::bit_cast<float>(magnitude) + 0.5f;  // 0.5 = 2^23 units of 2^-24: the adder does the rounding
+        float scaled =
+            std::bit_cast<float>(magnitude) + 0.5f;  // 0.5 = 2^23 units of 2^-24: the adder does the rounding
         return aclFloat16(sign | (std::bit_cast<uint32_t>(scaled) - 0x3f000000));
     }
     uint32_t rounded = magnitude + 0xfff + ((magnitude >> 13) & 1);
@@ -228,7 +239,9 @@ aclDataBuffer* aclCreateDataBuffer(void* data, size_t size) {
     b->size = size;
     return b;
 }
-aclError aclDestroyDataBuffer(const aclDataBuffer* b) { return b == nullptr ? aclError(invalid()) : destroy(b); }
+aclError aclDestroyDataBuffer(const aclDataBuffer* b) {
+    return b == nullptr ? aclError(invalid()) : destroy(b);
+}
 aclError aclUpdateDataBuffer(aclDataBuffer* b, void* data, size_t size) {
     if (!valid(b)) return invalid();
     b->data = data;
@@ -251,8 +264,12 @@ void aclDestroyTensorDesc(const aclTensorDesc* d) { destroy(d); }
 aclTensorDesc* aclGetTensorDescByIndex(aclTensorDesc* d, size_t index) {
     return valid(d) && index == 0 ? d : nullptr;  // a descriptor is an array of one
 }
-aclDataType aclGetTensorDescType(const aclTensorDesc* d) { return valid(d) ? d->dtype : aclDataType(acl::DT_UNDEFINED); }
-aclFormat aclGetTensorDescFormat(const aclTensorDesc* d) { return valid(d) ? d->format : aclFormat(acl::FORMAT_UNDEFINED); }
+aclDataType aclGetTensorDescType(const aclTensorDesc* d) {
+    return valid(d) ? d->dtype : aclDataType(acl::DT_UNDEFINED);
+}
+aclFormat aclGetTensorDescFormat(const aclTensorDesc* d) {
+    return valid(d) ? d->format : aclFormat(acl::FORMAT_UNDEFINED);
+}
 size_t aclGetTensorDescNumDims(const aclTensorDesc* d) { return valid(d) ? d->dims.size() : 0; }
 int64_t aclGetTensorDescDim(const aclTensorDesc* d, size_t i) {
     return valid(d) && i < d->dims.size() ? d->dims[i] : -1;
@@ -272,7 +289,8 @@ size_t aclGetTensorDescElementCount(const aclTensorDesc* d) {
     if (!valid(d)) return 0;
     size_t count = 1;
     for (int64_t dim : d->dims) {
-        if (dim < 0 || (dim && count > std::numeric_limits<size_t>::max() / size_t(dim))) return 0;  // dynamic, or overflow
+        if (dim < 0 || (dim && count > std::numeric_limits<size_t>::max() / size_t(dim)))
+            return 0;  // dynamic, or overflow
         count *= size_t(dim);
     }
     return count;
@@ -281,7 +299,9 @@ size_t aclGetTensorDescSize(const aclTensorDesc* d) {
     return valid(d) ? aclGetTensorDescElementCount(d) * acl::element_size(d->dtype) : 0;
 }
 const char* aclGetTensorDescName(aclTensorDesc* d) { return valid(d) ? d->name.c_str() : ""; }
-void* aclGetTensorDescAddress(const aclTensorDesc*) { return nullptr; }  // only model descriptors carry addresses
+void* aclGetTensorDescAddress(const aclTensorDesc*) {
+    return nullptr;
+}  // only model descriptors carry addresses
 void aclSetTensorDescName(aclTensorDesc* d, const char* name) {
     if (valid(d)) d->name = name ? name : "";
 }
@@ -290,7 +310,9 @@ aclError aclSetTensorFormat(aclTensorDesc* d, aclFormat format) {
     d->storage_format = format;
     return acl::SUCCESS;
 }
-aclError aclSetTensorStorageFormat(aclTensorDesc* d, aclFormat format) { return valid(d) ? aclSetTensorFormat(d, format) : invalid(); }
+aclError aclSetTensorStorageFormat(aclTensorDesc* d, aclFormat format) {
+    return valid(d) ? aclSetTensorFormat(d, format) : invalid();
+}
 aclError aclSetTensorOriginFormat(aclTensorDesc* d, aclFormat format) {
     if (!valid(d)) return invalid();
     d->origin_format = format;
@@ -345,13 +367,21 @@ void aclopDestroyAttr(const aclopAttr* attr) { destroy(attr); }
 aclError aclopSetAttrBool(aclopAttr* a, const char* name, uint8_t v) { return set_attr(a, name, 'b', 1, &v); }
 aclError aclopSetAttrInt(aclopAttr* a, const char* name, int64_t v) { return set_attr(a, name, 'i', 1, &v); }
 aclError aclopSetAttrFloat(aclopAttr* a, const char* name, float v) { return set_attr(a, name, 'f', 1, &v); }
-aclError aclopSetAttrDataType(aclopAttr* a, const char* name, aclDataType v) { return set_attr(a, name, 'D', 1, &v); }
+aclError aclopSetAttrDataType(aclopAttr* a, const char* name, aclDataType v) {
+    return set_attr(a, name, 'D', 1, &v);
+}
 aclError aclopSetAttrString(aclopAttr* a, const char* name, const char* v) {
     return v ? set_attr(a, name, 's', int(std::strlen(v)), v) : aclError(invalid());
 }
-aclError aclopSetAttrListBool(aclopAttr* a, const char* name, int n, const uint8_t* v) { return set_attr(a, name, 'B', n, v); }
-aclError aclopSetAttrListInt(aclopAttr* a, const char* name, int n, const int64_t* v) { return set_attr(a, name, 'I', n, v); }
-aclError aclopSetAttrListFloat(aclopAttr* a, const char* name, int n, const float* v) { return set_attr(a, name, 'F', n, v); }
+aclError aclopSetAttrListBool(aclopAttr* a, const char* name, int n, const uint8_t* v) {
+    return set_attr(a, name, 'B', n, v);
+}
+aclError aclopSetAttrListInt(aclopAttr* a, const char* name, int n, const int64_t* v) {
+    return set_attr(a, name, 'I', n, v);
+}
+aclError aclopSetAttrListFloat(aclopAttr* a, const char* name, int n, const float* v) {
+    return set_attr(a, name, 'F', n, v);
+}
 aclError aclopSetAttrListDataType(aclopAttr* a, const char* name, int n, const aclDataType* v) {
     return set_attr(a, name, 'T', n, v);
 }
@@ -362,8 +392,10 @@ aclError aclopSetAttrListString(aclopAttr* a, const char* name, int n, const cha
     a->values[name] = std::move(text);
     return acl::SUCCESS;
 }
-aclError aclopSetAttrListListInt(aclopAttr* a, const char* name, int n, const int* counts, const int64_t* const* v) {
-    if (!valid(a) || name == nullptr || n < 0 || (n > 0 && (v == nullptr || counts == nullptr))) return invalid();
+aclError aclopSetAttrListListInt(aclopAttr* a, const char* name, int n, const int* counts,
+                                 const int64_t* const* v) {
+    if (!valid(a) || name == nullptr || n < 0 || (n > 0 && (v == nullptr || counts == nullptr)))
+        return invalid();
     std::string text = "L";
     for (int i = 0; i < n; i++) {
         append(text, counts[i]);

@@ -1,10 +1,10 @@
 // Host objects of AscendCL: descriptors of tensors, scalars, arrays and operator attributes.
 //
-// They live in the process that creates them and hold no device memory. FlexNPU's client and the emulated CANN share
-// this definition; a vendor's objects are opaque and are never read through it.
+// They live in the process that creates them and hold no device memory. FlexNPU's client and the emulated
+// CANN share this definition; a vendor's objects are opaque and are never read through it.
 //
-// Handles are checked by a magic word, so that a null, freed or foreign pointer that still maps gives an error and
-// not a crash further on.
+// Handles are checked by a magic word, so that a null, freed or foreign pointer that still maps gives an
+// error and not a crash further on.
 #pragma once
 
 #include <atomic>
@@ -22,13 +22,25 @@ namespace flexnpu::api {
 int32_t invalid_argument(const char* function);
 
 enum class Magic : uint32_t {
-    Tensor = 0x464e5431, TensorList, Scalar, ScalarList, IntArray, FloatArray, BoolArray, TensorDesc, DataBuffer, OpAttr,
-    Dataset, ModelDesc, ProfConfig, ProfStep,
+    Tensor = 0x464e5431,
+    TensorList,
+    Scalar,
+    ScalarList,
+    IntArray,
+    FloatArray,
+    BoolArray,
+    TensorDesc,
+    DataBuffer,
+    OpAttr,
+    Dataset,
+    ModelDesc,
+    ProfConfig,
+    ProfStep,
     Dead = 0xdead0bad,
 };
 
-// Dimensions of a tensor, kept inline up to 8 (CANN's own limit for most operators is 8): creating a tensor is on the
-// path of every operator and must not allocate more than the object itself.
+// Dimensions of a tensor, kept inline up to 8 (CANN's own limit for most operators is 8): creating a tensor
+// is on the path of every operator and must not allocate more than the object itself.
 class Dims {
 public:
     static constexpr uint64_t kInline = 8;
@@ -55,8 +67,9 @@ private:
     std::vector<int64_t> heap_;
 };
 
-// The shape of an output that only the data decide (aclnnNonzero and its like). The operator writes it when it runs;
-// the caller synchronises and reads it with aclGetViewShape. Shared, so that neither outlives the other's use.
+// The shape of an output that only the data decide (aclnnNonzero and its like). The operator writes it when
+// it runs; the caller synchronises and reads it with aclGetViewShape. Shared, so that neither outlives the
+// other's use.
 struct LateDims {
     std::atomic<bool> known = false;
     Dims dims;
@@ -68,11 +81,11 @@ struct aclTensor {
     flexnpu::api::Magic magic = flexnpu::api::Magic::Tensor;
     aclDataType dtype = -1;
     aclFormat format = 2;
-    flexnpu::api::Dims dims;          // view, in elements
-    flexnpu::api::Dims strides;       // view, in elements; empty: contiguous
-    flexnpu::api::Dims storage_dims;  // in elements
-    int64_t offset = 0;               // of the view in its storage, in elements
-    void* data = nullptr;             // device address of the storage
+    flexnpu::api::Dims dims;                       // view, in elements
+    flexnpu::api::Dims strides;                    // view, in elements; empty: contiguous
+    flexnpu::api::Dims storage_dims;               // in elements
+    int64_t offset = 0;                            // of the view in its storage, in elements
+    void* data = nullptr;                          // device address of the storage
     std::shared_ptr<flexnpu::api::LateDims> late;  // null but for outputs of such operators
 };
 
@@ -164,7 +177,10 @@ struct aclmdlIODims {
 
 namespace flexnpu::api {
 
-template <class T> bool valid(const T* object, Magic magic) { return object != nullptr && object->magic == magic; }
+template <class T>
+bool valid(const T* object, Magic magic) {
+    return object != nullptr && object->magic == magic;
+}
 inline bool valid(const aclTensor* t) { return valid(t, Magic::Tensor); }
 inline bool valid(const aclTensorList* t) { return valid(t, Magic::TensorList); }
 inline bool valid(const aclScalar* s) { return valid(s, Magic::Scalar); }

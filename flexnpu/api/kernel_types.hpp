@@ -1,4 +1,5 @@
-// Structures and constants of kernels of a program's own (aclrtBinary*, aclrtLaunchKernel*), declared from documented facts.
+// Structures and constants of kernels of a program's own (aclrtBinary*, aclrtLaunchKernel*), declared from
+// documented facts.
 #pragma once
 
 #include <cstddef>
@@ -28,12 +29,20 @@ struct aclrtPlaceHolderInfo {
     uint32_t address;
     uint32_t data;
 };
-static_assert(sizeof(aclrtBinaryLoadOption) == 20 && sizeof(aclrtLaunchKernelAttr) == 20 && sizeof(aclrtPlaceHolderInfo) == 8);
+static_assert(sizeof(aclrtBinaryLoadOption) == 20 && sizeof(aclrtLaunchKernelAttr) == 20 &&
+              sizeof(aclrtPlaceHolderInfo) == 8);
 
 namespace flexnpu::kernel {
 
 enum Attribute : int32_t {
-    SCHEDULE_MODE = 1, LOCAL_MEMORY_SIZE = 2, ENGINE_TYPE = 3, BLOCKS_OFFSET = 4, TASK_PREFETCH = 5, DATA_DUMP = 6, TIMEOUT = 7, TIMEOUT_US = 8,
+    SCHEDULE_MODE = 1,
+    LOCAL_MEMORY_SIZE = 2,
+    ENGINE_TYPE = 3,
+    BLOCKS_OFFSET = 4,
+    TASK_PREFETCH = 5,
+    DATA_DUMP = 6,
+    TIMEOUT = 7,
+    TIMEOUT_US = 8,
 };
 
 // What one program's binaries may take of the daemon's host memory, and what one launch may carry.

@@ -14,7 +14,7 @@ namespace {
 
 aclError invalid(const char* function = __builtin_FUNCTION()) { return invalid_argument(function); }
 
-const ModelTensor* tensor(const std::vector<ModelTensor> aclmdlDesc::*side, const aclmdlDesc* d, size_t i) {
+const ModelTensor* tensor(const std::vector<ModelTensor> aclmdlDesc::* side, const aclmdlDesc* d, size_t i) {
     return valid(d) && i < (d->*side).size() ? &(d->*side)[i] : nullptr;
 }
 
@@ -76,8 +76,12 @@ size_t aclmdlGetOutputSizeByIndex(aclmdlDesc* d, size_t i) {
     const ModelTensor* t = tensor(&aclmdlDesc::outputs, d, i);
     return t ? t->bytes : (invalid(), 0);
 }
-aclError aclmdlGetInputDims(const aclmdlDesc* d, size_t i, aclmdlIODims* out) { return dims_of(tensor(&aclmdlDesc::inputs, d, i), out); }
-aclError aclmdlGetOutputDims(const aclmdlDesc* d, size_t i, aclmdlIODims* out) { return dims_of(tensor(&aclmdlDesc::outputs, d, i), out); }
+aclError aclmdlGetInputDims(const aclmdlDesc* d, size_t i, aclmdlIODims* out) {
+    return dims_of(tensor(&aclmdlDesc::inputs, d, i), out);
+}
+aclError aclmdlGetOutputDims(const aclmdlDesc* d, size_t i, aclmdlIODims* out) {
+    return dims_of(tensor(&aclmdlDesc::outputs, d, i), out);
+}
 const char* aclmdlGetInputNameByIndex(const aclmdlDesc* d, size_t i) {
     const ModelTensor* t = tensor(&aclmdlDesc::inputs, d, i);
     return t ? t->name.c_str() : (invalid(), "");

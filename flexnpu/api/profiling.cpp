@@ -1,5 +1,6 @@
-// The profiling interface as a process without a device profiler answers it: a program's own records (torch.profiler's CPU
-// side) work, and no record of the device is made. Device times of a process are the probes' to measure, which see every tenant.
+// The profiling interface as a process without a device profiler answers it: a program's own records
+// (torch.profiler's CPU side) work, and no record of the device is made. Device times of a process are the
+// probes' to measure, which see every tenant.
 #include <time.h>
 
 #include <atomic>
@@ -32,8 +33,11 @@ extern "C" {
 
 aclError aclprofInit(const char* path, size_t n) { return path && n ? aclError(acl::SUCCESS) : invalid(); }
 aclError aclprofFinalize() { return acl::SUCCESS; }
-aclError aclprofSetConfig(aclprofConfigType, const char* value, size_t) { return value ? aclError(acl::SUCCESS) : invalid(); }
-aclprofConfig* aclprofCreateConfig(uint32_t* devices, uint32_t n, aclprofAicoreMetrics, const aclprofAicoreEvents*, uint64_t what) {
+aclError aclprofSetConfig(aclprofConfigType, const char* value, size_t) {
+    return value ? aclError(acl::SUCCESS) : invalid();
+}
+aclprofConfig* aclprofCreateConfig(uint32_t* devices, uint32_t n, aclprofAicoreMetrics,
+                                   const aclprofAicoreEvents*, uint64_t what) {
     if (n && devices == nullptr) return invalid(), nullptr;
     auto* c = new aclprofConfig;
     c->devices.assign(devices, devices + n);
@@ -51,7 +55,10 @@ aclError aclprofWarmup(const aclprofConfig* c) { return valid(c) ? aclError(acl:
 aclError aclprofStart(const aclprofConfig* c) {
     if (!valid(c)) return invalid();
     static std::atomic<bool> told{false};
-    if (!told.exchange(true)) fprintf(stderr, "FlexNPU: aclprofStart: this process's profile holds no records of the device; use flexnpu-probe\n");
+    if (!told.exchange(true))
+        fprintf(stderr,
+                "FlexNPU: aclprofStart: this process's profile holds no records of the device; use "
+                "flexnpu-probe\n");
     return acl::SUCCESS;
 }
 aclError aclprofStop(const aclprofConfig* c) { return valid(c) ? aclError(acl::SUCCESS) : invalid(); }
@@ -68,18 +75,28 @@ void aclprofDestroyStepInfo(aclprofStepInfo* s) {
 aclError aclprofGetStepTimestamp(aclprofStepInfo* s, aclprofStepTag, aclrtStream) {
     return s && s->magic == Magic::ProfStep ? aclError(acl::SUCCESS) : invalid();
 }
-aclError aclprofMarkEx(const char* text, size_t n, aclrtStream) { return text && n ? aclError(acl::SUCCESS) : invalid(); }
+aclError aclprofMarkEx(const char* text, size_t n, aclrtStream) {
+    return text && n ? aclError(acl::SUCCESS) : invalid();
+}
 
-// What libraries of the vendor report to its profiler, which is not attached: taken and dropped, as CANN does then.
+// What libraries of the vendor report to its profiler, which is not attached: taken and dropped, as CANN does
+// then.
 uint64_t MsprofGetHashId(const char* text, size_t n) {
     uint64_t value = 0xcbf29ce484222325;
-    for (const char c : std::string_view(text ? text : "", text ? n : 0)) value = (value ^ uint8_t(c)) * 0x100000001b3;
+    for (const char c : std::string_view(text ? text : "", text ? n : 0))
+        value = (value ^ uint8_t(c)) * 0x100000001b3;
     return value;
 }
-int32_t MsprofRegisterCallback(uint32_t, void* callback) { return callback ? int32_t(acl::SUCCESS) : invalid(); }
-int32_t MsprofReportAdditionalInfo(uint32_t, const void* data, uint32_t) { return data ? int32_t(acl::SUCCESS) : invalid(); }
+int32_t MsprofRegisterCallback(uint32_t, void* callback) {
+    return callback ? int32_t(acl::SUCCESS) : invalid();
+}
+int32_t MsprofReportAdditionalInfo(uint32_t, const void* data, uint32_t) {
+    return data ? int32_t(acl::SUCCESS) : invalid();
+}
 int32_t MsprofReportApi(uint32_t, const void* data) { return data ? int32_t(acl::SUCCESS) : invalid(); }
-int32_t MsprofReportCompactInfo(uint32_t, const void* data, uint32_t) { return data ? int32_t(acl::SUCCESS) : invalid(); }
+int32_t MsprofReportCompactInfo(uint32_t, const void* data, uint32_t) {
+    return data ? int32_t(acl::SUCCESS) : invalid();
+}
 uint64_t MsprofSysCycleTime() {
     timespec now{};
     clock_gettime(CLOCK_MONOTONIC_RAW, &now);

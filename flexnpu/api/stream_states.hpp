@@ -1,5 +1,5 @@
-// aclrtRegStreamStateCallback: functions of the program that hear of every stream that it creates, and before it is destroyed. Of explicit streams
-// only: the default stream has no handle that could be told.
+// aclrtRegStreamStateCallback: functions of the program that hear of every stream that it creates, and before
+// it is destroyed. Of explicit streams only: the default stream has no handle that could be told.
 #pragma once
 
 #include <map>

@@ -34,11 +34,12 @@ struct aclOpExecutor {
     uint32_t count;
     bool repeatable;
     flexnpu::client::StepRole role;
-    uint64_t first_ns;                 // when an embedding's first call was made, while somebody listened to steps
-    aclOpExecutor* next;               // in the free list
+    uint64_t first_ns;    // when an embedding's first call was made, while somebody listened to steps
+    aclOpExecutor* next;  // in the free list
     uint64_t few[24];
-    std::vector<uint64_t> many;        // used instead when there are more
-    std::vector<std::shared_ptr<api::LateDims>> late;  // of the outputs, where only the data decide their shapes
+    std::vector<uint64_t> many;  // used instead when there are more
+    std::vector<std::shared_ptr<api::LateDims>>
+        late;  // of the outputs, where only the data decide their shapes
     uint64_t* addresses() { return count <= std::size(few) ? few : many.data(); }
 };
 
@@ -91,13 +92,17 @@ uint64_t hash_class(std::span<const uint8_t> key, const char* kinds) {
         wire::MetaHead m;
         head(&m);
         switch (*kinds) {
-            case 'T': case 't': tensor(m); break;
-            case 'L': case 'l': case 'C': {
+            case 'T':
+            case 't': tensor(m); break;
+            case 'L':
+            case 'l':
+            case 'C': {
                 mix(word);
                 for (uint32_t i = 0; m.present && i < m.n; i++) {
                     wire::MetaHead e;
                     head(&e);
-                    if (*kinds != 'C') tensor(e);
+                    if (*kinds != 'C')
+                        tensor(e);
                     else {
                         mix(word);
                         at += e.present ? 16 : 0;
@@ -109,7 +114,10 @@ uint64_t hash_class(std::span<const uint8_t> key, const char* kinds) {
                 mix(word);
                 at += m.present ? 16 : 0;
                 break;
-            case 'I': case 'F': case 'B': case 's':
+            case 'I':
+            case 'F':
+            case 'B':
+            case 's':
                 m.n = m.present ? m.n : 0;
                 at += wire::round8(size_t(m.n) * (*kinds == 'I' ? 8 : *kinds == 'F' ? 4 : 1));
                 mix(uint64_t(m.kind) | uint64_t(m.present) << 8);
@@ -126,7 +134,8 @@ uint64_t hash_class(std::span<const uint8_t> key, const char* kinds) {
 bool Foresight::foresee(uint64_t class_hash, uint64_t* workspace) {
     std::lock_guard lock(mutex_);
     auto it = classes_.find(class_hash);
-    if (it == classes_.end() || it->second.agreed < kAgree || ++it->second.foreseen % kAskAgain == 0) return false;
+    if (it == classes_.end() || it->second.agreed < kAgree || ++it->second.foreseen % kAskAgain == 0)
+        return false;
     *workspace = it->second.workspace;
     return true;
 }
@@ -241,7 +250,8 @@ Operators& operators(Session* session) {
     if (Operators* ops = session->operators.load(std::memory_order_acquire)) return *ops;
     auto made = std::make_unique<Operators>();
     Operators* before = nullptr;
-    if (session->operators.compare_exchange_strong(before, made.get(), std::memory_order_acq_rel)) return *made.release();
+    if (session->operators.compare_exchange_strong(before, made.get(), std::memory_order_acq_rel))
+        return *made.release();
     return *before;
 }
 
@@ -267,9 +277,9 @@ void free_executor(Operators& ops, aclOpExecutor* e) {
 struct Scratch {
     wire::MetaWriter meta;
     std::vector<uint64_t> addresses;  // as the daemon knows them
-    uint64_t tag;      // of the thread's device
-    uint64_t foreign;  // has a device's bits once a tensor was another's
-    uint64_t last;     // an address of such a tensor
+    uint64_t tag;                     // of the thread's device
+    uint64_t foreign;                 // has a device's bits once a tensor was another's
+    uint64_t last;                    // an address of such a tensor
 };
 
 template <class Dims>
@@ -278,7 +288,8 @@ std::span<const int64_t> span_of(const Dims& d) {
 }
 
 void put_tensor(Scratch& s, char kind, const aclTensor* t) {
-    s.meta.tensor(kind, t->dtype, t->format, t->offset, span_of(t->dims), span_of(t->strides), span_of(t->storage_dims));
+    s.meta.tensor(kind, t->dtype, t->format, t->offset, span_of(t->dims), span_of(t->strides),
+                  span_of(t->storage_dims));
     const uint64_t address = reinterpret_cast<uint64_t>(t->data);
     s.addresses.push_back(wire::untagged(address));
     if (__builtin_expect(wire::tagged_device(address ^ s.tag) != 0, 0) && address) {
@@ -299,20 +310,27 @@ bool put(Scratch& s, const AclnnArg& a) {
         return true;
     }
     switch (a.kind) {
-        case 'T': case 't': {
+        case 'T':
+        case 't': {
             auto* t = static_cast<const aclTensor*>(a.p);
-            if (!api::valid(t) || t->dims.size() > wire::kMaxDims || t->strides.size() > wire::kMaxDims || t->storage_dims.size() > wire::kMaxDims) return false;
+            if (!api::valid(t) || t->dims.size() > wire::kMaxDims || t->strides.size() > wire::kMaxDims ||
+                t->storage_dims.size() > wire::kMaxDims)
+                return false;
             put_tensor(s, a.kind, t);
             return true;
         }
-        case 'L': case 'l': {
+        case 'L':
+        case 'l': {
             auto* l = static_cast<const aclTensorList*>(a.p);
             if (!api::valid(l)) return false;
             s.meta.head(a.kind, true, 0, 0, uint32_t(l->tensors.size()));
             for (const aclTensor* t : l->tensors) {
-                if (!t) s.meta.head('T', false, 0, 0, 0);
-                else if (api::valid(t) && t->dims.size() <= wire::kMaxDims) put_tensor(s, 'T', t);
-                else return false;
+                if (!t)
+                    s.meta.head('T', false, 0, 0, 0);
+                else if (api::valid(t) && t->dims.size() <= wire::kMaxDims)
+                    put_tensor(s, 'T', t);
+                else
+                    return false;
             }
             return true;
         }
@@ -327,9 +345,12 @@ bool put(Scratch& s, const AclnnArg& a) {
             if (!api::valid(l)) return false;
             s.meta.head('C', true, 0, 0, uint32_t(l->scalars.size()));
             for (const aclScalar* v : l->scalars) {
-                if (!v) s.meta.head('S', false, 0, 0, 0);
-                else if (api::valid(v)) put_scalar(s, v);
-                else return false;
+                if (!v)
+                    s.meta.head('S', false, 0, 0, 0);
+                else if (api::valid(v))
+                    put_scalar(s, v);
+                else
+                    return false;
             }
             return true;
         }
@@ -352,15 +373,14 @@ bool put(Scratch& s, const AclnnArg& a) {
             return true;
         }
         case 's':
-            if (a.s) s.meta.array('s', a.s, uint32_t(strlen(a.s)), 1);
-            else s.meta.head('s', false, 0, 0, 0);
+            if (a.s)
+                s.meta.array('s', a.s, uint32_t(strlen(a.s)), 1);
+            else
+                s.meta.head('s', false, 0, 0, 0);
             return true;
-        case 'd': case 'f':
-            s.meta.word(a.kind, &a.d);
-            return true;
-        default:
-            s.meta.word(a.kind, &a.i);
-            return true;
+        case 'd':
+        case 'f': s.meta.word(a.kind, &a.d); return true;
+        default: s.meta.word(a.kind, &a.i); return true;
     }
 }
 
@@ -370,15 +390,17 @@ const char* name_of(uint32_t op) { return api::kOps[op].name; }
 Shape* define(Channel& c, Operators& ops, uint32_t op, uint64_t hash, const Scratch& s, int32_t* error) {
     std::unique_ptr<Shape> shape = ops.cache.reserve(hash, s.meta.bytes());
     if (!shape) {
-        *error = fail(acl::RT_INTERNAL, "%sGetWorkspaceSize: FlexNPU holds %u executors that were never launched or destroyed", name_of(op),
-                      ShapeCache::kOverflow);
+        *error = fail(acl::RT_INTERNAL,
+                      "%sGetWorkspaceSize: FlexNPU holds %u executors that were never launched or destroyed",
+                      name_of(op), ShapeCache::kOverflow);
         return nullptr;
     }
     const std::span<const uint8_t> meta = s.meta.bytes().subspan(8);
     const wire::DefineShape head{shape->number, op, uint32_t(s.addresses.size()), uint32_t(meta.size()), 0};
     const uint64_t class_hash = hash_class(s.meta.bytes(), api::kOps[op].kinds);
     const size_t payload = sizeof(head) + s.addresses.size() * 8 + meta.size();
-    if (ops.foresight.foresee(class_hash, &shape->workspace) && sizeof(wire::Record) + payload <= wire::kMaxRecord) {
+    if (ops.foresight.foresee(class_hash, &shape->workspace) &&
+        sizeof(wire::Record) + payload <= wire::kMaxRecord) {
         uint8_t* p = c.open(payload);
         if (!p) {
             *error = c.session().gone();
@@ -391,7 +413,8 @@ Shape* define(Channel& c, Operators& ops, uint32_t op, uint64_t hash, const Scra
         c.close(payload, Kind::define_shape);
         return ops.cache.insert(std::move(shape));
     }
-    *error = c.call(Kind::define_shape, &head, sizeof(head), s.addresses.data(), s.addresses.size() * 8, meta.data(), meta.size());
+    *error = c.call(Kind::define_shape, &head, sizeof(head), s.addresses.data(), s.addresses.size() * 8,
+                    meta.data(), meta.size());
     if (*error) {
         ops.cache.discard(std::move(shape));
         return nullptr;
@@ -402,16 +425,17 @@ Shape* define(Channel& c, Operators& ops, uint32_t op, uint64_t hash, const Scra
 }
 
 void let_go(Channel& c, Operators& ops, aclOpExecutor* e) {
-    if (const uint64_t dropped = ops.cache.release(e->shape)) c.post(Kind::drop_shape, wire::DropShape{dropped});
+    if (const uint64_t dropped = ops.cache.release(e->shape))
+        c.post(Kind::drop_shape, wire::DropShape{dropped});
     free_executor(ops, e);
 }
 
-// Operators that decide an output's shape when they run; the caller asks for it with aclGetViewShape after a synchronise.
-// Made when the library is loaded: a child of fork() could not finish what its parent had begun.
+// Operators that decide an output's shape when they run; the caller asks for it with aclGetViewShape after a
+// synchronise. Made when the library is loaded: a child of fork() could not finish what its parent had begun.
 const std::vector<bool> late_operators = [] {
     std::vector<bool> is(api::kOpCount);
-    for (const char* name : {"aclnnMaskedSelect", "aclnnNonMaxSuppression", "aclnnNonzero", "aclnnNonzeroV2", "aclnnUnique", "aclnnUnique2",
-                             "aclnnUniqueConsecutive", "aclnnUniqueDim"}) {
+    for (const char* name : {"aclnnMaskedSelect", "aclnnNonMaxSuppression", "aclnnNonzero", "aclnnNonzeroV2",
+                             "aclnnUnique", "aclnnUnique2", "aclnnUniqueConsecutive", "aclnnUniqueDim"}) {
         if (const int found = api::find_op(name); found >= 0) is[size_t(found)] = true;
     }
     return is;
@@ -429,8 +453,10 @@ inline void count_launch(Session& session, uint64_t stream, aclOpExecutor* e) {
     StepLane& lane = session.step_lane(stream);
     if (__builtin_expect(e->role != StepRole::none, 0)) {
         const std::span<const uint8_t> meta = std::span<const uint8_t>(e->shape->key).subspan(8);
-        if (e->role == StepRole::embedding) session.steps.embedding(lane, meta, std::exchange(e->first_ns, 0));
-        else session.steps.attention(lane, meta, e->role);
+        if (e->role == StepRole::embedding)
+            session.steps.embedding(lane, meta, std::exchange(e->first_ns, 0));
+        else
+            session.steps.attention(lane, meta, e->role);
     }
     session.steps.launched(lane);
 }
@@ -440,16 +466,18 @@ bool live(const aclOpExecutor* e) { return e && e->magic == kExecutorMagic; }
 void destroy(aclOpExecutor* e) {
     // Nothing to tell the daemon of a session that is over.
     Channel* c = e->session == Session::opened(e->session->device()) ? e->session->mine() : nullptr;
-    if (c) let_go(*c, operators(e->session), e);
-    else free_executor(operators(e->session), e);
+    if (c)
+        let_go(*c, operators(e->session), e);
+    else
+        free_executor(operators(e->session), e);
 }
 
 // An executor that was made on another device: possible if none of its tensors has memory there.
 bool adopt(Channel& c, aclOpExecutor* e) {
     const uint64_t* a = e->addresses();
     if (std::any_of(a, a + e->count, [](uint64_t address) { return address != 0; })) {
-        fail(acl::RT_PARAM_INVALID, "%s: its tensors are on device %d, it is launched on device %d", name_of(e->op), e->session->device(),
-             c.session().device());
+        fail(acl::RT_PARAM_INVALID, "%s: its tensors are on device %d, it is launched on device %d",
+             name_of(e->op), e->session->device(), c.session().device());
         return false;
     }
     Operators& ops = operators(&c.session());
@@ -462,7 +490,8 @@ bool adopt(Channel& c, aclOpExecutor* e) {
     if (!shape) return false;
     if (Session::opened(e->session->device()) == e->session) {
         if (Channel* old = e->session->mine()) {
-            if (const uint64_t dropped = operators(e->session).cache.release(e->shape)) old->post(Kind::drop_shape, wire::DropShape{dropped});
+            if (const uint64_t dropped = operators(e->session).cache.release(e->shape))
+                old->post(Kind::drop_shape, wire::DropShape{dropped});
         }
     }
     e->shape = shape;
@@ -470,8 +499,8 @@ bool adopt(Channel& c, aclOpExecutor* e) {
     return true;
 }
 
-// Position of the tensor argument `index` of an executor in its address list, counting only arguments for which `counts` holds; the
-// number of its tensors in *n. -1: there is none.
+// Position of the tensor argument `index` of an executor in its address list, counting only arguments for
+// which `counts` holds; the number of its tensors in *n. -1: there is none.
 template <class Counts>
 int64_t position(const aclOpExecutor* e, size_t index, size_t* n, Counts counts) {
     std::vector<wire::ArgMeta> args;
@@ -494,14 +523,17 @@ int64_t position(const aclOpExecutor* e, size_t index, size_t* n, Counts counts)
 }
 
 template <class Counts>
-aclnnStatus set_address(const char* function, aclOpExecutor* e, size_t index, size_t in_list, void* address, Counts counts) {
+aclnnStatus set_address(const char* function, aclOpExecutor* e, size_t index, size_t in_list, void* address,
+                        Counts counts) {
     if (!live(e)) return fail(kNullParameter, "%s: not an executor", function);
     size_t n = 0;
     const int64_t at = position(e, index, &n, counts);
-    if (at < 0 || in_list >= n) return fail(kBadParameter, "%s: %s has no tensor %zu", function, name_of(e->op), index);
+    if (at < 0 || in_list >= n)
+        return fail(kBadParameter, "%s: %s has no tensor %zu", function, name_of(e->op), index);
     const uint64_t value = reinterpret_cast<uint64_t>(address);
     if (address && wire::tagged_device(value) != e->session->device()) {
-        return fail(acl::RT_PARAM_INVALID, "%s: %p is not memory of the executor's device %d", function, address, e->session->device());
+        return fail(acl::RT_PARAM_INVALID, "%s: %p is not memory of the executor's device %d", function,
+                    address, e->session->device());
     }
     e->addresses()[size_t(at) + in_list] = wire::untagged(value);
     return 0;
@@ -514,8 +546,10 @@ using namespace flexnpu::client;
 
 extern "C" {
 
-aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, uint64_t* workspace_size, aclOpExecutor** executor) {
-    if (!workspace_size || !executor) return fail(kNullParameter, "%sGetWorkspaceSize: null result pointer", name_of(op));
+aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, uint64_t* workspace_size,
+                                aclOpExecutor** executor) {
+    if (!workspace_size || !executor)
+        return fail(kNullParameter, "%sGetWorkspaceSize: null result pointer", name_of(op));
     Channel* c = Session::channel();
     if (!c) return flexnpu::client::last_error();
     static thread_local Scratch scratch;
@@ -529,7 +563,9 @@ aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, u
         s.meta.raw(&first_word, 8);
         for (uint32_t i = 0; i < n; i++) {
             if (!put(s, args[i])) {
-                return fail(kBadParameter, "%sGetWorkspaceSize: argument %u is not a live object of kind '%c'", name_of(op), i, args[i].kind);
+                return fail(kBadParameter,
+                            "%sGetWorkspaceSize: argument %u is not a live object of kind '%c'", name_of(op),
+                            i, args[i].kind);
             }
         }
         return 0;
@@ -541,8 +577,11 @@ aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, u
         if (holder && !(c = holder->mine())) return flexnpu::client::last_error();
         if (int32_t e = put_all()) return e;
         if (!holder || wire::tagged_device(s.foreign) != 0) {
-            return fail(acl::RT_PARAM_INVALID, "%sGetWorkspaceSize: the tensors are on different devices (one at %p): under FlexNPU an operator "
-                        "reaches its own device's memory only; copy it there first", name_of(op), reinterpret_cast<void*>(s.last));
+            return fail(acl::RT_PARAM_INVALID,
+                        "%sGetWorkspaceSize: the tensors are on different devices (one at %p): under FlexNPU "
+                        "an operator "
+                        "reaches its own device's memory only; copy it there first",
+                        name_of(op), reinterpret_cast<void*>(s.last));
         }
     }
     Operators& ops = operators(&c->session());
@@ -562,8 +601,10 @@ aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, u
     e->role = step_roles[op];
     e->first_ns = e->role == StepRole::embedding && c->session().steps.listened() ? wire::now_ns() : 0;
     e->count = uint32_t(s.addresses.size());
-    if (e->count <= std::size(e->few)) std::memcpy(e->few, s.addresses.data(), e->count * 8);
-    else e->many = s.addresses;
+    if (e->count <= std::size(e->few))
+        std::memcpy(e->few, s.addresses.data(), e->count * 8);
+    else
+        e->many = s.addresses;
     if (__builtin_expect(shapes_late(op), 0)) {
         for (uint32_t i = 0; i < n; i++) {
             if (args[i].kind != 't' || !args[i].p) continue;
@@ -577,8 +618,10 @@ aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, u
     return 0;
 }
 
-aclnnStatus flexnpu_aclnn_second(uint32_t op, void* workspace, uint64_t workspace_size, aclOpExecutor* e, aclrtStream stream) {
-    if (!live(e)) return fail(kNullParameter, "%s: not an executor, or one that has been launched before", name_of(op));
+aclnnStatus flexnpu_aclnn_second(uint32_t op, void* workspace, uint64_t workspace_size, aclOpExecutor* e,
+                                 aclrtStream stream) {
+    if (!live(e))
+        return fail(kNullParameter, "%s: not an executor, or one that has been launched before", name_of(op));
     if (e->op != op) return fail(kBadParameter, "%s: the executor is one of %s", name_of(op), name_of(e->op));
     Channel* c = Session::channel();
     if (!c) return flexnpu::client::last_error();
@@ -589,7 +632,8 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void* workspace, uint64_t workspac
     if (__builtin_expect(e->session != &session, 0) && !adopt(*c, e)) return flexnpu::client::last_error();
     if (__builtin_expect(flexnpu_operator_semaphore != 0, 0)) flexnpu_operator(stream, name_of(op), e);
     const size_t payload = sizeof(wire::Launch) + e->count * 8;
-    if (sizeof(wire::Record) + payload > wire::kMaxRecord) return fail(acl::INVALID_PARAM, "%s: too many tensors", name_of(op));
+    if (sizeof(wire::Record) + payload > wire::kMaxRecord)
+        return fail(acl::INVALID_PARAM, "%s: too many tensors", name_of(op));
     uint8_t* p = c->open(payload);
     if (!p) return session.gone();
     uint64_t late = 0;
@@ -598,8 +642,13 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void* workspace, uint64_t workspac
         late = last_late.fetch_add(1, std::memory_order_relaxed) + 1;
         session.add_late(late, reinterpret_cast<uint64_t>(stream), e->late);
     }
-    const wire::Launch launch{reinterpret_cast<uint64_t>(stream), workspace ? reinterpret_cast<uint64_t>(workspace) ^ session.tag() : 0,
-                              workspace_size, e->shape->number, op, e->count, late};
+    const wire::Launch launch{reinterpret_cast<uint64_t>(stream),
+                              workspace ? reinterpret_cast<uint64_t>(workspace) ^ session.tag() : 0,
+                              workspace_size,
+                              e->shape->number,
+                              op,
+                              e->count,
+                              late};
     std::memcpy(p, &launch, sizeof(launch));
     std::memcpy(p + sizeof(launch), e->addresses(), e->count * 8);
     // A step's first operator is not kept waiting: the device has nothing else of ours to do.
@@ -623,22 +672,31 @@ aclnnStatus aclDestroyAclOpExecutor(aclOpExecutor* e) {
 }
 
 aclnnStatus aclSetTensorAddr(aclOpExecutor* e, const size_t index, aclTensor*, void* address) {
-    return set_address("aclSetTensorAddr", e, index, 0, address, [](char k) { return strchr("TtLl", k) != nullptr; });
+    return set_address("aclSetTensorAddr", e, index, 0, address,
+                       [](char k) { return strchr("TtLl", k) != nullptr; });
 }
 aclnnStatus aclSetInputTensorAddr(aclOpExecutor* e, const size_t index, aclTensor*, void* address) {
-    return set_address("aclSetInputTensorAddr", e, index, 0, address, [](char k) { return k == 'T' || k == 'L'; });
+    return set_address("aclSetInputTensorAddr", e, index, 0, address,
+                       [](char k) { return k == 'T' || k == 'L'; });
 }
 aclnnStatus aclSetOutputTensorAddr(aclOpExecutor* e, const size_t index, aclTensor*, void* address) {
-    return set_address("aclSetOutputTensorAddr", e, index, 0, address, [](char k) { return k == 't' || k == 'l'; });
+    return set_address("aclSetOutputTensorAddr", e, index, 0, address,
+                       [](char k) { return k == 't' || k == 'l'; });
 }
-aclnnStatus aclSetDynamicTensorAddr(aclOpExecutor* e, size_t index, const size_t in_list, aclTensorList*, void* address) {
-    return set_address("aclSetDynamicTensorAddr", e, index, in_list, address, [](char k) { return strchr("TtLl", k) != nullptr; });
+aclnnStatus aclSetDynamicTensorAddr(aclOpExecutor* e, size_t index, const size_t in_list, aclTensorList*,
+                                    void* address) {
+    return set_address("aclSetDynamicTensorAddr", e, index, in_list, address,
+                       [](char k) { return strchr("TtLl", k) != nullptr; });
 }
-aclnnStatus aclSetDynamicInputTensorAddr(aclOpExecutor* e, size_t index, const size_t in_list, aclTensorList*, void* address) {
-    return set_address("aclSetDynamicInputTensorAddr", e, index, in_list, address, [](char k) { return k == 'T' || k == 'L'; });
+aclnnStatus aclSetDynamicInputTensorAddr(aclOpExecutor* e, size_t index, const size_t in_list, aclTensorList*,
+                                         void* address) {
+    return set_address("aclSetDynamicInputTensorAddr", e, index, in_list, address,
+                       [](char k) { return k == 'T' || k == 'L'; });
 }
-aclnnStatus aclSetDynamicOutputTensorAddr(aclOpExecutor* e, size_t index, const size_t in_list, aclTensorList*, void* address) {
-    return set_address("aclSetDynamicOutputTensorAddr", e, index, in_list, address, [](char k) { return k == 't' || k == 'l'; });
+aclnnStatus aclSetDynamicOutputTensorAddr(aclOpExecutor* e, size_t index, const size_t in_list,
+                                          aclTensorList*, void* address) {
+    return set_address("aclSetDynamicOutputTensorAddr", e, index, in_list, address,
+                       [](char k) { return k == 't' || k == 'l'; });
 }
 
 }  // extern "C"

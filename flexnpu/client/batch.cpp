@@ -10,13 +10,16 @@ using flexnpu::client::Session;
 
 namespace {
 
-// One copy after the other: the direction of each follows from its addresses, whatever the attributes say of them.
-aclError copy_batch(const char* function, void** to, size_t* room, void** from, size_t* bytes, size_t n, size_t* failed, bool now,
-                    aclrtStream stream) {
-    if (!to || !room || !from || !bytes || n == 0) return fail(acl::INVALID_PARAM, "%s: null pointer, or nothing to copy", function);
+// One copy after the other: the direction of each follows from its addresses, whatever the attributes say of
+// them.
+aclError copy_batch(const char* function, void** to, size_t* room, void** from, size_t* bytes, size_t n,
+                    size_t* failed, bool now, aclrtStream stream) {
+    if (!to || !room || !from || !bytes || n == 0)
+        return fail(acl::INVALID_PARAM, "%s: null pointer, or nothing to copy", function);
     for (size_t i = 0; i < n; i++) {
-        const aclError e = now ? aclrtMemcpy(to[i], room[i], from[i], bytes[i], acl::MEMCPY_DEFAULT)
-                               : aclrtMemcpyAsync(to[i], room[i], from[i], bytes[i], acl::MEMCPY_DEFAULT, stream);
+        const aclError e =
+            now ? aclrtMemcpy(to[i], room[i], from[i], bytes[i], acl::MEMCPY_DEFAULT)
+                : aclrtMemcpyAsync(to[i], room[i], from[i], bytes[i], acl::MEMCPY_DEFAULT, stream);
         if (e == 0) continue;
         if (failed) *failed = i;
         return e;
@@ -24,14 +27,16 @@ aclError copy_batch(const char* function, void** to, size_t* room, void** from, 
     return 0;
 }
 
-// The stream whose limits of cores the calling thread has taken over. The daemon makes first calls for all programs on a thread of its
-// own, so what the limits are can be asked, and they hold for launches on that stream; a first call does not see them.
+// The stream whose limits of cores the calling thread has taken over. The daemon makes first calls for all
+// programs on a thread of its own, so what the limits are can be asked, and they hold for launches on that
+// stream; a first call does not see them.
 thread_local aclrtStream resources_of = nullptr;
 
 aclError check_stream(const char* function, aclrtStream stream) {
     Session* s = Session::get();
     if (!s) return flexnpu::client::last_error();
-    if (stream && !s->streams.has(reinterpret_cast<uint64_t>(stream))) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, stream);
+    if (stream && !s->streams.has(reinterpret_cast<uint64_t>(stream)))
+        return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, stream);
     return 0;
 }
 
@@ -39,18 +44,20 @@ aclError check_stream(const char* function, aclrtStream stream) {
 
 extern "C" {
 
-aclError aclrtMemcpyBatch(void** to, size_t* room, void** from, size_t* bytes, size_t n, aclrtMemcpyBatchAttr*, size_t*, size_t, size_t* failed) {
+aclError aclrtMemcpyBatch(void** to, size_t* room, void** from, size_t* bytes, size_t n,
+                          aclrtMemcpyBatchAttr*, size_t*, size_t, size_t* failed) {
     return copy_batch("aclrtMemcpyBatch", to, room, from, bytes, n, failed, true, nullptr);
 }
-aclError aclrtMemcpyBatchAsync(void** to, size_t* room, void** from, size_t* bytes, size_t n, aclrtMemcpyBatchAttr*, size_t*, size_t,
-                               size_t* failed, aclrtStream stream) {
+aclError aclrtMemcpyBatchAsync(void** to, size_t* room, void** from, size_t* bytes, size_t n,
+                               aclrtMemcpyBatchAttr*, size_t*, size_t, size_t* failed, aclrtStream stream) {
     return copy_batch("aclrtMemcpyBatchAsync", to, room, from, bytes, n, failed, false, stream);
 }
-aclError aclrtMemcpyBatchV2(void** to, size_t* room, void** from, size_t* bytes, size_t n, aclrtMemcpyBatchAttr*, size_t*, size_t) {
+aclError aclrtMemcpyBatchV2(void** to, size_t* room, void** from, size_t* bytes, size_t n,
+                            aclrtMemcpyBatchAttr*, size_t*, size_t) {
     return copy_batch("aclrtMemcpyBatchV2", to, room, from, bytes, n, nullptr, true, nullptr);
 }
-aclError aclrtMemcpyBatchAsyncV2(void** to, size_t* room, void** from, size_t* bytes, size_t n, aclrtMemcpyBatchAttr*, size_t*, size_t,
-                                 aclrtStream stream) {
+aclError aclrtMemcpyBatchAsyncV2(void** to, size_t* room, void** from, size_t* bytes, size_t n,
+                                 aclrtMemcpyBatchAttr*, size_t*, size_t, aclrtStream stream) {
     return copy_batch("aclrtMemcpyBatchAsyncV2", to, room, from, bytes, n, nullptr, false, stream);
 }
 
@@ -59,7 +66,8 @@ aclError aclrtCmoAsync(void* address, size_t bytes, aclrtCmoType type, aclrtStre
     if (!address || bytes == 0) return fail(acl::INVALID_PARAM, "aclrtCmoAsync: null address, or size 0");
     flexnpu::client::Channel* c = Session::channel();
     if (!c) return flexnpu::client::last_error();
-    const flexnpu::wire::CacheHint ask{reinterpret_cast<uint64_t>(stream), reinterpret_cast<uint64_t>(address), bytes, type};
+    const flexnpu::wire::CacheHint ask{reinterpret_cast<uint64_t>(stream),
+                                       reinterpret_cast<uint64_t>(address), bytes, type};
     return c->post(flexnpu::wire::Kind::cache_hint, ask);
 }
 
@@ -75,7 +83,8 @@ aclError aclrtUnuseStreamResInCurrentThread(aclrtStream stream) {
 }
 aclError aclrtGetResInCurrentThread(aclrtDevResLimitType type, uint32_t* value) {
     if (!value) return fail(acl::INVALID_PARAM, "aclrtGetResInCurrentThread: value is null");
-    return resources_of ? aclrtGetStreamResLimit(resources_of, type, value) : aclrtGetDeviceResLimit(0, type, value);
+    return resources_of ? aclrtGetStreamResLimit(resources_of, type, value)
+                        : aclrtGetDeviceResLimit(0, type, value);
 }
 
 }  // extern "C"

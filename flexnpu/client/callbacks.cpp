@@ -1,4 +1,5 @@
-// Host functions and report threads: aclrtLaunchHostFunc, aclrtLaunchCallback, aclrtSubscribeReport, aclrtProcessReport.
+// Host functions and report threads: aclrtLaunchHostFunc, aclrtLaunchCallback, aclrtSubscribeReport,
+// aclrtProcessReport.
 #include "flexnpu/client/callbacks.hpp"
 
 #include <pthread.h>
@@ -26,7 +27,8 @@ namespace {
 // How often who sleeps here looks whether the daemon lives.
 constexpr auto kLook = std::chrono::milliseconds(200);
 
-// Queues by thread, for aclrtProcessReport. A child of fork() begins with none: the subscriptions are its parent's.
+// Queues by thread, for aclrtProcessReport. A child of fork() begins with none: the subscriptions are its
+// parent's.
 struct Registry {
     std::mutex mutex;
     std::unordered_map<uint64_t, std::shared_ptr<ReportQueue>> queues;
@@ -52,7 +54,8 @@ std::shared_ptr<ReportQueue> queue_of(uint64_t thread, bool make) {
     return r.queues[thread] = std::make_shared<ReportQueue>();
 }
 
-// The program's signals stay with the program's threads. Detached: there is no moment at which one could be joined.
+// The program's signals stay with the program's threads. Detached: there is no moment at which one could be
+// joined.
 void start_thread(std::function<void()> body) {
     sigset_t all, before;
     sigfillset(&all);
@@ -165,7 +168,8 @@ void HostCalls::receive() {
         if (given == taken) {
             page.host_waiting.store(1, std::memory_order_seq_cst);
             given = page.host_given.load(std::memory_order_seq_cst);
-            if (given == taken && session_.alive()) wire::futex_wait(page.host_given, given, uint64_t(std::chrono::nanoseconds(kLook).count()));
+            if (given == taken && session_.alive())
+                wire::futex_wait(page.host_given, given, uint64_t(std::chrono::nanoseconds(kLook).count()));
             page.host_waiting.store(0, std::memory_order_relaxed);
             if (page.host_given.load(std::memory_order_acquire) == taken && !session_.alive()) break;
             continue;
@@ -201,7 +205,9 @@ void HostCalls::take(const wire::HostCall& call) {
     }
     if (call.slot == wire::kDropped) return;
     if (!l.callback) return run({l.function, l.argument, call.slot, call.ticket});
-    auto back = [this, slot = call.slot, ticket = call.ticket](int32_t status) { returned(slot, ticket, status); };
+    auto back = [this, slot = call.slot, ticket = call.ticket](int32_t status) {
+        returned(slot, ticket, status);
+    };
     if (!queue || !queue->push({l.function, l.argument, back})) back(acl::RT_STREAM_NO_CALLBACK);
 }
 
@@ -246,7 +252,9 @@ int32_t HostCalls::subscribe(uint64_t thread, uint64_t stream) {
     {
         std::lock_guard lock(mutex_);
         auto& mine = queues_[stream];
-        if (mine == queue) return fail(acl::RT_PARAM_INVALID, "aclrtSubscribeReport: the stream is subscribed to this thread already");
+        if (mine == queue)
+            return fail(acl::RT_PARAM_INVALID,
+                        "aclrtSubscribeReport: the stream is subscribed to this thread already");
         queue->subscribe();
         before = std::exchange(mine, queue);
     }
@@ -260,7 +268,8 @@ int32_t HostCalls::unsubscribe(uint64_t thread, uint64_t stream) {
         std::lock_guard lock(mutex_);
         auto it = queues_.find(stream);
         if (it == queues_.end() || it->second != queue) {
-            return fail(acl::RT_THREAD_SUBSCRIBE, "aclrtUnSubscribeReport: the thread is not subscribed to the stream");
+            return fail(acl::RT_THREAD_SUBSCRIBE,
+                        "aclrtUnSubscribeReport: the thread is not subscribed to the stream");
         }
         queues_.erase(it);
     }
@@ -309,17 +318,20 @@ aclError aclrtLaunchHostFunc(aclrtStream s, aclrtHostFunc function, void* argume
     if (!function) return fail(acl::INVALID_PARAM, "aclrtLaunchHostFunc: the function is null");
     Session* session = session_of("aclrtLaunchHostFunc", s);
     if (!session) return last_error();
-    return session->host_calls().launch(number(s), reinterpret_cast<HostFunction>(function), argument, false, true);
+    return session->host_calls().launch(number(s), reinterpret_cast<HostFunction>(function), argument, false,
+                                        true);
 }
 
-aclError aclrtLaunchCallback(aclrtCallback function, void* argument, aclrtCallbackBlockType block, aclrtStream s) {
+aclError aclrtLaunchCallback(aclrtCallback function, void* argument, aclrtCallbackBlockType block,
+                             aclrtStream s) {
     if (!function) return fail(acl::INVALID_PARAM, "aclrtLaunchCallback: the function is null");
     Session* session = session_of("aclrtLaunchCallback", s);
     if (!session) return last_error();
     if (!session->host_calls().subscribed(number(s))) {
         return fail(acl::RT_STREAM_NO_CALLBACK, "aclrtLaunchCallback: no thread is subscribed to the stream");
     }
-    return session->host_calls().launch(number(s), reinterpret_cast<HostFunction>(function), argument, true, block != 0);
+    return session->host_calls().launch(number(s), reinterpret_cast<HostFunction>(function), argument, true,
+                                        block != 0);
 }
 
 aclError aclrtSubscribeReport(uint64_t thread, aclrtStream s) {
@@ -333,13 +345,16 @@ aclError aclrtUnSubscribeReport(uint64_t thread, aclrtStream s) {
 }
 
 aclError aclrtProcessReport(int32_t timeout_ms) {
-    if (timeout_ms < -1 || timeout_ms == 0) return fail(acl::INVALID_PARAM, "aclrtProcessReport: %d ms is not a timeout", timeout_ms);
+    if (timeout_ms < -1 || timeout_ms == 0)
+        return fail(acl::INVALID_PARAM, "aclrtProcessReport: %d ms is not a timeout", timeout_ms);
     auto queue = queue_of(uint64_t(pthread_self()), false);
     const int32_t e = queue ? queue->process(timeout_ms) : int32_t(acl::RT_THREAD_SUBSCRIBE);
     switch (e) {
         case 0: return 0;
-        case acl::RT_REPORT_TIMEOUT: return fail(e, "aclrtProcessReport: no callback within %d ms", timeout_ms);
-        case acl::RT_THREAD_SUBSCRIBE: return fail(e, "aclrtProcessReport: this thread is subscribed to no stream");
+        case acl::RT_REPORT_TIMEOUT:
+            return fail(e, "aclrtProcessReport: no callback within %d ms", timeout_ms);
+        case acl::RT_THREAD_SUBSCRIBE:
+            return fail(e, "aclrtProcessReport: this thread is subscribed to no stream");
         default: return fail(e, "FlexNPU: the daemon is gone; restart it, then this program");
     }
 }

@@ -33,7 +33,8 @@ public:
     // With its last stream gone, what waits is given up.
     void unsubscribe();
     bool closed() const;
-    // Runs one callback on the calling thread: 0, RT_REPORT_TIMEOUT, RT_THREAD_SUBSCRIBE (closed), RT_INTERNAL (the daemon is gone).
+    // Runs one callback on the calling thread: 0, RT_REPORT_TIMEOUT, RT_THREAD_SUBSCRIBE (closed),
+    // RT_INTERNAL (the daemon is gone).
     int32_t process(int64_t timeout_ms);
     void daemon_is_gone();
 
@@ -50,8 +51,8 @@ class HostCalls {
 public:
     explicit HostCalls(Session& session) : session_(session) {}
 
-    // Posts a record for `function` in the stream. `callback`: for the thread that is subscribed to the stream when the stream gets there; else for
-    // a thread of ours.
+    // Posts a record for `function` in the stream. `callback`: for the thread that is subscribed to the
+    // stream when the stream gets there; else for a thread of ours.
     int32_t launch(uint64_t stream, HostFunction function, void* argument, bool callback, bool block);
 
     int32_t subscribe(uint64_t thread, uint64_t stream);
@@ -85,7 +86,8 @@ private:
     uint64_t next_ = 0;
     std::unordered_map<uint64_t, Launched> launched_;
     std::unordered_map<uint64_t, std::shared_ptr<ReportQueue>> queues_;  // by stream
-    // Threads that run host functions: one more whenever all are busy, since a function may wait for another's. No more than the daemon has slots.
+    // Threads that run host functions: one more whenever all are busy, since a function may wait for
+    // another's. No more than the daemon has slots.
     std::mutex jobs_mutex_;
     std::condition_variable jobs_ready_;
     std::deque<Job> jobs_;

@@ -1,4 +1,5 @@
-// Initialisation, devices, contexts, peers. A context is an object of this process: each daemon has one of its own on its device.
+// Initialisation, devices, contexts, peers. A context is an object of this process: each daemon has one of
+// its own on its device.
 #include "flexnpu/client/devices.hpp"
 
 #include <algorithm>
@@ -33,22 +34,28 @@ struct Process {
     bool initialised = false;
     Device devices[wire::kMaxDevices];
     std::set<Context*> contexts;
-    bool peers[wire::kMaxDevices][wire::kMaxDevices] = {};  // aclrtDeviceEnablePeerAccess: of the device, to the peer
+    bool peers[wire::kMaxDevices][wire::kMaxDevices] =
+        {};  // aclrtDeviceEnablePeerAccess: of the device, to the peer
 };
 // Replaced in a child of fork().
 Process* process = new Process;
 
 __attribute__((tls_model("initial-exec"))) thread_local Context* current = nullptr;
 
-Context* live_context() { return current && current->live.load(std::memory_order_acquire) ? current : nullptr; }
+Context* live_context() {
+    return current && current->live.load(std::memory_order_acquire) ? current : nullptr;
+}
 
-int32_t no_context(const char* function) { return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device; call aclrtSetDevice first", function); }
+int32_t no_context(const char* function) {
+    return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device; call aclrtSetDevice first", function);
+}
 
 int32_t check_device(const char* function, int64_t device) {
     const int n = Session::count();
     if (n == 0) return last_error();
     if (device < 0 || device >= n) {
-        return fail(acl::RT_INVALID_DEVICE, "%s: device %lld does not exist: FlexNPU serves %d here", function, static_cast<long long>(device), n);
+        return fail(acl::RT_INVALID_DEVICE, "%s: device %lld does not exist: FlexNPU serves %d here",
+                    function, static_cast<long long>(device), n);
     }
     return 0;
 }
@@ -73,7 +80,8 @@ void end_context(Context* c) {
 // Ends what the program has on a device, as the last aclrtResetDevice does. Under the lock.
 void close_device(int32_t device) {
     std::vector<Context*> ended;
-    std::copy_if(process->contexts.begin(), process->contexts.end(), std::back_inserter(ended), [&](Context* c) { return c->device == device; });
+    std::copy_if(process->contexts.begin(), process->contexts.end(), std::back_inserter(ended),
+                 [&](Context* c) { return c->device == device; });
     for (Context* c : ended) end_context(c);
     process->devices[device] = {};
     Session::close(device);
@@ -141,7 +149,8 @@ int32_t check_stream(const Session& session, const char* function, uint64_t stre
     if (stream == 0 || session.streams.has(stream)) return 0;
     void* p = reinterpret_cast<void*>(stream);
     if (Session* other = Session::holder(stream); other && other->streams.has(stream)) {
-        return fail(acl::RT_STREAM_CONTEXT, "%s: stream %p is of device %d, this thread's device is %d", function, p, other->device(), session.device());
+        return fail(acl::RT_STREAM_CONTEXT, "%s: stream %p is of device %d, this thread's device is %d",
+                    function, p, other->device(), session.device());
     }
     return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, p);
 }
@@ -169,7 +178,8 @@ extern "C" {
 aclError aclInit(const char*) {
     const int n = Session::count();
     if (n == 0) return last_error();
-    // Where there is one device a program learns here that nobody serves it; of several it may want only some.
+    // Where there is one device a program learns here that nobody serves it; of several it may want only
+    // some.
     if (n == 1 && !Session::of(0)) return last_error();
     std::lock_guard lock(process->mutex);
     if (process->initialised) return fail(acl::REPEAT_INITIALIZE, "aclInit: already initialised");
@@ -231,15 +241,20 @@ aclError aclrtDestroyContext(aclrtContext context) {
     std::vector<uint64_t> streams;
     {
         std::lock_guard lock(process->mutex);
-        if (!process->contexts.count(c)) return fail(acl::RT_INVALID_HANDLE, "aclrtDestroyContext: %p is not a context", context);
-        if (c->primary) return fail(acl::RT_PARAM_INVALID, "aclrtDestroyContext: the default context of device %d ends with aclrtResetDevice", c->device);
+        if (!process->contexts.count(c))
+            return fail(acl::RT_INVALID_HANDLE, "aclrtDestroyContext: %p is not a context", context);
+        if (c->primary)
+            return fail(acl::RT_PARAM_INVALID,
+                        "aclrtDestroyContext: the default context of device %d ends with aclrtResetDevice",
+                        c->device);
         streams.swap(c->streams);
         end_context(c);
     }
     if (Session* s = Session::opened(c->device)) {
         Channel* channel = s->mine();
         for (uint64_t stream : streams) {
-            if (channel && s->streams.remove(stream)) channel->call(wire::Kind::destroy_stream, wire::StreamOp{stream, -1});
+            if (channel && s->streams.remove(stream))
+                channel->call(wire::Kind::destroy_stream, wire::StreamOp{stream, -1});
         }
     }
     if (current == c) enter(nullptr);
@@ -248,7 +263,8 @@ aclError aclrtDestroyContext(aclrtContext context) {
 aclError aclrtSetCurrentContext(aclrtContext context) {
     auto* c = static_cast<Context*>(context);
     std::lock_guard lock(process->mutex);
-    if (!process->contexts.count(c)) return fail(acl::RT_INVALID_HANDLE, "aclrtSetCurrentContext: %p is not a context", context);
+    if (!process->contexts.count(c))
+        return fail(acl::RT_INVALID_HANDLE, "aclrtSetCurrentContext: %p is not a context", context);
     enter(c);
     return 0;
 }
@@ -266,7 +282,8 @@ aclError aclrtCtxGetCurrentDefaultStream(aclrtStream* stream) {
     return 0;
 }
 
-// Peers. Memory of another device is reached by copies, which go through this process; an operator reaches its own device's only.
+// Peers. Memory of another device is reached by copies, which go through this process; an operator reaches
+// its own device's only.
 
 aclError aclrtDeviceCanAccessPeer(int32_t* can, int32_t device, int32_t peer) {
     if (!can) return fail(acl::INVALID_PARAM, "aclrtDeviceCanAccessPeer: the output is null");
@@ -276,8 +293,12 @@ aclError aclrtDeviceCanAccessPeer(int32_t* can, int32_t device, int32_t peer) {
     *can = device != peer ? 1 : 0;
     return 0;
 }
-aclError aclrtDeviceEnablePeerAccess(int32_t peer, uint32_t) { return peer_access("aclrtDeviceEnablePeerAccess", peer, true); }
-aclError aclrtDeviceDisablePeerAccess(int32_t peer) { return peer_access("aclrtDeviceDisablePeerAccess", peer, false); }
+aclError aclrtDeviceEnablePeerAccess(int32_t peer, uint32_t) {
+    return peer_access("aclrtDeviceEnablePeerAccess", peer, true);
+}
+aclError aclrtDeviceDisablePeerAccess(int32_t peer) {
+    return peer_access("aclrtDeviceDisablePeerAccess", peer, false);
+}
 aclError aclrtDevicePeerAccessStatus(int32_t device, int32_t peer, int32_t* status) {
     if (!status) return fail(acl::INVALID_PARAM, "aclrtDevicePeerAccessStatus: the output is null");
     for (int32_t d : {device, peer}) {
@@ -289,11 +310,23 @@ aclError aclrtDevicePeerAccessStatus(int32_t device, int32_t peer, int32_t* stat
 }
 
 // The devices' numbers are the program's own, 0 to n - 1, by whichever name it calls them.
-aclError aclrtGetLogicDevIdByUserDevId(const int32_t from, int32_t* const to) { return same_number("aclrtGetLogicDevIdByUserDevId", from, to); }
-aclError aclrtGetUserDevIdByLogicDevId(const int32_t from, int32_t* const to) { return same_number("aclrtGetUserDevIdByLogicDevId", from, to); }
-aclError aclrtGetLogicDevIdByPhyDevId(const int32_t from, int32_t* const to) { return same_number("aclrtGetLogicDevIdByPhyDevId", from, to); }
-aclError aclrtGetPhyDevIdByLogicDevId(const int32_t from, int32_t* const to) { return same_number("aclrtGetPhyDevIdByLogicDevId", from, to); }
-aclError aclrtGetPhyDevIdByUserDevId(const int32_t from, int32_t* const to) { return same_number("aclrtGetPhyDevIdByUserDevId", from, to); }
-aclError aclrtGetUserDevIdByPhyDevId(const int32_t from, int32_t* const to) { return same_number("aclrtGetUserDevIdByPhyDevId", from, to); }
+aclError aclrtGetLogicDevIdByUserDevId(const int32_t from, int32_t* const to) {
+    return same_number("aclrtGetLogicDevIdByUserDevId", from, to);
+}
+aclError aclrtGetUserDevIdByLogicDevId(const int32_t from, int32_t* const to) {
+    return same_number("aclrtGetUserDevIdByLogicDevId", from, to);
+}
+aclError aclrtGetLogicDevIdByPhyDevId(const int32_t from, int32_t* const to) {
+    return same_number("aclrtGetLogicDevIdByPhyDevId", from, to);
+}
+aclError aclrtGetPhyDevIdByLogicDevId(const int32_t from, int32_t* const to) {
+    return same_number("aclrtGetPhyDevIdByLogicDevId", from, to);
+}
+aclError aclrtGetPhyDevIdByUserDevId(const int32_t from, int32_t* const to) {
+    return same_number("aclrtGetPhyDevIdByUserDevId", from, to);
+}
+aclError aclrtGetUserDevIdByPhyDevId(const int32_t from, int32_t* const to) {
+    return same_number("aclrtGetUserDevIdByPhyDevId", from, to);
+}
 
 }  // extern "C"

@@ -8,7 +8,8 @@ namespace flexnpu::client {
 class Channel;
 class Session;
 
-// The ring that a forwarded call goes by: of the device that an argument or a stream names, else any. nullptr with the error recorded.
+// The ring that a forwarded call goes by: of the device that an argument or a stream names, else any. nullptr
+// with the error recorded.
 Channel* channel_for(uint16_t function, const uint64_t* in, uint32_t words);
 
 // Whether the session holds the stream (null: the default one); else the ACL error, recorded.

@@ -27,8 +27,10 @@ void keep_host_memory(const std::vector<Ranges<HostRegion>*>& ranges) {
         for (const HostRegion& region : r->items()) {
             void* copy = MAP_FAILED;
             if (region.file < 0) {
-                copy = mmap(nullptr, region.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-                if (copy != MAP_FAILED) std::memcpy(copy, reinterpret_cast<const void*>(region.address), region.bytes);
+                copy =
+                    mmap(nullptr, region.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+                if (copy != MAP_FAILED)
+                    std::memcpy(copy, reinterpret_cast<const void*>(region.address), region.bytes);
             }
             fork_now->regions.push_back({region, copy});
         }
@@ -50,10 +52,14 @@ void take_host_memory() {
             got = mmap(at, k.region.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, k.region.file, 0);
             ::close(k.region.file);
         } else {
-            got = k.copy == MAP_FAILED ? MAP_FAILED : mremap(k.copy, k.region.bytes, k.region.bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at);
+            got = k.copy == MAP_FAILED
+                      ? MAP_FAILED
+                      : mremap(k.copy, k.region.bytes, k.region.bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at);
         }
         // Without memory for it a touch must fail: what the child writes may not reach its parent.
-        if (got == MAP_FAILED) mmap(at, k.region.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+        if (got == MAP_FAILED)
+            mmap(at, k.region.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
+                 0);
     }
     delete std::exchange(fork_now, nullptr);
 }

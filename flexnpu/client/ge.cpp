@@ -5,5 +5,7 @@
 #include "flexnpu/client/error.hpp"
 
 int32_t flexnpu::api::engine_failure(const char* name) {
-    return client::fail(acl::API_NOT_SUPPORTED, "%s is not interposed by FlexNPU: the graph engine works on the device past AscendCL", name);
+    return client::fail(acl::API_NOT_SUPPORTED,
+                        "%s is not interposed by FlexNPU: the graph engine works on the device past AscendCL",
+                        name);
 }

@@ -1,4 +1,5 @@
-// Graphs: capture, replay, task groups and their updates, values in device memory that streams write and wait for.
+// Graphs: capture, replay, task groups and their updates, values in device memory that streams write and wait
+// for.
 #include <stdio.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -105,8 +106,10 @@ void Graphs::forget_event(uint64_t event) {
 void Graphs::recorded(uint64_t event, uint64_t stream) {
     std::lock_guard lock(mutex_);
     auto it = streams_.find(stream);
-    if (it != streams_.end() && !real_events_.count(event)) events_[event] = it->second;
-    else events_.erase(event);
+    if (it != streams_.end() && !real_events_.count(event))
+        events_[event] = it->second;
+    else
+        events_.erase(event);
 }
 
 void Graphs::waited(uint64_t stream, uint64_t event) {
@@ -116,8 +119,10 @@ void Graphs::waited(uint64_t stream, uint64_t event) {
     if (auto capture = it->second.lock()) streams_.try_emplace(stream, std::move(capture));
 }
 
-// The rule of the vendor: a capture of the global mode forbids such calls to all threads, one of the thread-local mode to its own; a thread that has
-// switched to the relaxed mode (aclmdlRICaptureThreadExchangeMode) may make them, and one that has switched to thread-local only minds its own.
+// The rule of the vendor: a capture of the global mode forbids such calls to all threads, one of the
+// thread-local mode to its own; a thread that has switched to the relaxed mode
+// (aclmdlRICaptureThreadExchangeMode) may make them, and one that has switched to thread-local only minds its
+// own.
 int32_t Graphs::unsafe(const char* function) {
     if (!any() || thread_mode == acl::CAPTURE_RELAXED) return 0;
     const pid_t self = this_thread_id();
@@ -125,11 +130,14 @@ int32_t Graphs::unsafe(const char* function) {
     std::lock_guard lock(mutex_);
     for (auto& [stream, capture] : streams_) {
         const bool own = capture->thread == self;
-        if (capture->mode == acl::CAPTURE_RELAXED || (!own && (capture->mode != acl::CAPTURE_GLOBAL || thread_mode != acl::CAPTURE_GLOBAL))) continue;
+        if (capture->mode == acl::CAPTURE_RELAXED ||
+            (!own && (capture->mode != acl::CAPTURE_GLOBAL || thread_mode != acl::CAPTURE_GLOBAL)))
+            continue;
         capture->invalid = forbidden = true;
     }
     if (!forbidden) return 0;
-    return fail(acl::RT_CAPTURE_MODE_NOT_SUPPORT, "%s: not while a stream is being captured; see aclmdlRICaptureThreadExchangeMode", function);
+    return fail(acl::RT_CAPTURE_MODE_NOT_SUPPORT,
+                "%s: not while a stream is being captured; see aclmdlRICaptureThreadExchangeMode", function);
 }
 
 void Graphs::doubt(uint64_t stream) {
@@ -147,8 +155,8 @@ void* handle(uint64_t h) { return reinterpret_cast<void*>(h); }
     Channel* c = Session::channel(); \
     if (!c) return flexnpu::client::last_error()
 // Of the graph's device, whatever the thread's.
-#define GRAPH_CHANNEL(c, graph)                          \
-    Session* of_graph = Session::holder(number(graph));  \
+#define GRAPH_CHANNEL(c, graph)                                        \
+    Session* of_graph = Session::holder(number(graph));                \
     Channel* c = of_graph ? of_graph->mine() : Session::any_channel(); \
     if (!c) return flexnpu::client::last_error()
 #define CHECK(e) \
@@ -169,11 +177,13 @@ aclError control(const char* function, aclmdlRI g, uint32_t what) {
     return c->call(Kind::control_graph, wire::ControlGraph{number(g), what, 0});
 }
 
-aclError value_op(const char* function, void* address, uint64_t value, uint32_t flag, aclrtStream s, bool wait) {
+aclError value_op(const char* function, void* address, uint64_t value, uint32_t flag, aclrtStream s,
+                  bool wait) {
     if (!address) return fail(acl::INVALID_PARAM, "%s: the address is null", function);
     CHANNEL(c);
     CHECK(check_stream(*c, function, s));
-    return c->post(Kind::value_op, wire::ValueOp{number(s), number(address) ^ c->session().tag(), value, flag, wait});
+    return c->post(Kind::value_op,
+                   wire::ValueOp{number(s), number(address) ^ c->session().tag(), value, flag, wait});
 }
 
 // The vendor's description of a graph.
@@ -181,7 +191,8 @@ aclError text_of(Channel& c, aclmdlRI g, uint32_t flags, std::string* out) {
     for (uint64_t all = 1; out->size() < all;) {
         CHECK(c.call(Kind::graph_text, wire::GraphText{number(g), out->size(), flags}));
         all = c.words()[0];
-        const size_t n = std::min(all - std::min(all, uint64_t(out->size())), (wire::kReplyWords - 1) * sizeof(uint64_t));
+        const size_t n =
+            std::min(all - std::min(all, uint64_t(out->size())), (wire::kReplyWords - 1) * sizeof(uint64_t));
         if (n == 0) break;
         out->append(reinterpret_cast<const char*>(c.words() + 1), n);
     }
@@ -193,7 +204,8 @@ aclError text_of(Channel& c, aclmdlRI g, uint32_t flags, std::string* out) {
 extern "C" {
 
 aclError aclmdlRICaptureBegin(aclrtStream s, aclmdlRICaptureMode mode) {
-    if (mode < acl::CAPTURE_GLOBAL || mode > acl::CAPTURE_RELAXED) return fail(acl::INVALID_PARAM, "aclmdlRICaptureBegin: %d is not a mode", mode);
+    if (mode < acl::CAPTURE_GLOBAL || mode > acl::CAPTURE_RELAXED)
+        return fail(acl::INVALID_PARAM, "aclmdlRICaptureBegin: %d is not a mode", mode);
     CHANNEL(c);
     CHECK(check_stream(*c, "aclmdlRICaptureBegin", s));
     CHECK(c->call(Kind::capture_begin, wire::StreamOp{number(s), -1}));
@@ -211,10 +223,13 @@ aclError aclmdlRICaptureEnd(aclrtStream s, aclmdlRI* model) {
     CHECK(check_stream(*c, "aclmdlRICaptureEnd", s));
     Session& session = c->session();
     const auto capture = session.graphs.of(number(s));
-    if (!capture) return fail(acl::RT_STREAM_NOT_CAPTURED, "aclmdlRICaptureEnd: the stream is not being captured");
-    if (capture->origin != number(s)) return fail(acl::RT_CAPTURE_UNMATCHED, "aclmdlRICaptureEnd: the capture was begun on another stream");
+    if (!capture)
+        return fail(acl::RT_STREAM_NOT_CAPTURED, "aclmdlRICaptureEnd: the stream is not being captured");
+    if (capture->origin != number(s))
+        return fail(acl::RT_CAPTURE_UNMATCHED, "aclmdlRICaptureEnd: the capture was begun on another stream");
     if (capture->mode != acl::CAPTURE_RELAXED && capture->thread != flexnpu::client::this_thread_id()) {
-        return fail(acl::RT_CAPTURE_WRONG_THREAD, "aclmdlRICaptureEnd: another thread has begun the capture, and not in the relaxed mode");
+        return fail(acl::RT_CAPTURE_WRONG_THREAD,
+                    "aclmdlRICaptureEnd: another thread has begun the capture, and not in the relaxed mode");
     }
     const int32_t e = c->call(Kind::capture_end, wire::CaptureEnd{number(s), capture->invalid});
     session.graphs.end(number(s));
@@ -260,7 +275,8 @@ aclError aclmdlRICaptureTaskGrpEnd(aclrtStream s, aclrtTaskGrp* group) {
     CHECK(check_stream(*c, "aclmdlRICaptureTaskGrpEnd", s));
     CHECK(c->call(Kind::group_end, wire::StreamOp{number(s), -1}));
     const uint64_t g = c->words()[0];
-    if (const auto capture = c->session().graphs.of(number(s))) c->session().graphs.add_group(capture->graph, g);
+    if (const auto capture = c->session().graphs.of(number(s)))
+        c->session().graphs.add_group(capture->graph, g);
     *group = handle(g);
     return 0;
 }
@@ -333,10 +349,16 @@ aclError aclmdlRIDebugJsonPrint(aclmdlRI g, const char* path, uint32_t flags) {
     FILE* file = fopen(path, "we");
     if (!file) return fail(acl::INVALID_PARAM, "aclmdlRIDebugJsonPrint: cannot write %s: %m", path);
     const bool written = fwrite(text.data(), 1, text.size(), file) == text.size();
-    return fclose(file) == 0 && written ? 0 : fail(acl::RT_INTERNAL, "aclmdlRIDebugJsonPrint: cannot write %s", path);
+    return fclose(file) == 0 && written
+               ? 0
+               : fail(acl::RT_INTERNAL, "aclmdlRIDebugJsonPrint: cannot write %s", path);
 }
 
-aclError aclrtValueWait(void* address, uint64_t value, uint32_t flag, aclrtStream s) { return value_op("aclrtValueWait", address, value, flag, s, true); }
-aclError aclrtValueWrite(void* address, uint64_t value, uint32_t flag, aclrtStream s) { return value_op("aclrtValueWrite", address, value, flag, s, false); }
+aclError aclrtValueWait(void* address, uint64_t value, uint32_t flag, aclrtStream s) {
+    return value_op("aclrtValueWait", address, value, flag, s, true);
+}
+aclError aclrtValueWrite(void* address, uint64_t value, uint32_t flag, aclrtStream s) {
+    return value_op("aclrtValueWrite", address, value, flag, s, false);
+}
 
 }  // extern "C"

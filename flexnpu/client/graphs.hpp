@@ -1,5 +1,5 @@
-// What a session knows of its graphs, and which of its streams are being captured: a program that asks before every allocation need not wait for
-// the daemon.
+// What a session knows of its graphs, and which of its streams are being captured: a program that asks before
+// every allocation need not wait for the daemon.
 #pragma once
 
 #include <sys/types.h>
@@ -51,8 +51,8 @@ public:
     void recorded(uint64_t event, uint64_t stream);
     void waited(uint64_t stream, uint64_t event);
 
-    // Whether the calling thread may make a call that a stream's order does not cover: an ACL error, and the captures that forbid it invalid, or 0.
-    // The calling thread's own mode is `thread_mode`.
+    // Whether the calling thread may make a call that a stream's order does not cover: an ACL error, and the
+    // captures that forbid it invalid, or 0. The calling thread's own mode is `thread_mode`.
     int32_t unsafe(const char* function);
     // The stream's synchronise or query has failed: its capture may be invalid.
     void doubt(uint64_t stream);

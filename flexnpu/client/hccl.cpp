@@ -1,7 +1,8 @@
-// Hccl*: communicators of the daemon's vendor library under the session's numbers, and their operations as records in their streams.
+// Hccl*: communicators of the daemon's vendor library under the session's numbers, and their operations as
+// records in their streams.
 //
-// These functions return an HcclResult. What is wrong with an argument and can be seen here is told at once; what the daemon or the vendor
-// finds is told by the stream's next synchronise.
+// These functions return an HcclResult. What is wrong with an argument and can be seen here is told at once;
+// what the daemon or the vendor finds is told by the stream's next synchronise.
 #include <algorithm>
 #include <atomic>
 #include <map>
@@ -86,19 +87,23 @@ public:
             result_ = refuse(hccl::E_PARA, "%s: %p is not a communicator", function, comm);
             return;
         }
-        if (flexnpu::client::check_stream(*session_, function, number(stream)) != 0) result_ = hccl::E_RUNTIME;
+        if (flexnpu::client::check_stream(*session_, function, number(stream)) != 0)
+            result_ = hccl::E_RUNTIME;
     }
     Call& type(int32_t type) {
-        if (!result_ && hccl::element_size(type) == 0) result_ = refuse(hccl::E_PARA, "%s: %d is not a data type", function_, type);
+        if (!result_ && hccl::element_size(type) == 0)
+            result_ = refuse(hccl::E_PARA, "%s: %d is not a data type", function_, type);
         return *this;
     }
     Call& reduction(int32_t op) {
-        if (!result_ && (op < hccl::SUM || op > hccl::MIN)) result_ = refuse(hccl::E_PARA, "%s: %d is not a reduction", function_, op);
+        if (!result_ && (op < hccl::SUM || op > hccl::MIN))
+            result_ = refuse(hccl::E_PARA, "%s: %d is not a reduction", function_, op);
         c_.reduction = op;
         return *this;
     }
     Call& peer(uint32_t rank) {
-        if (!result_ && rank >= known_.ranks) result_ = refuse(hccl::E_PARA, "%s: rank %u of %u", function_, rank, known_.ranks);
+        if (!result_ && rank >= known_.ranks)
+            result_ = refuse(hccl::E_PARA, "%s: rank %u of %u", function_, rank, known_.ranks);
         c_.peer = rank;
         return *this;
     }
@@ -140,7 +145,8 @@ public:
         if (result_) return result_;
         c_.words = uint32_t(words_.size());
         const size_t payload = sizeof(c_) + words_.size() * 8;
-        if (sizeof(wire::Record) + payload > wire::kMaxRecord) return wrong("too many ranks or messages for one call under FlexNPU");
+        if (sizeof(wire::Record) + payload > wire::kMaxRecord)
+            return wrong("too many ranks or messages for one call under FlexNPU");
         Channel* channel = session_->mine();
         uint8_t* p = channel ? channel->open(payload) : nullptr;
         if (!p) return hccl::E_RUNTIME;
@@ -153,7 +159,8 @@ public:
 
 private:
     Call& buffer(const void* p, uint64_t count) {
-        if (!result_ && p == nullptr && count != 0) result_ = refuse(hccl::E_PTR, "%s: a buffer is null", function_);
+        if (!result_ && p == nullptr && count != 0)
+            result_ = refuse(hccl::E_PTR, "%s: a buffer is null", function_);
         return *this;
     }
     const char* function_;
@@ -166,7 +173,8 @@ private:
 
 // ---- communicators ----
 
-// The configuration's bytes with what HcclSetConfig set, which the vendor would keep for its whole process: here that is everybody's daemon.
+// The configuration's bytes with what HcclSetConfig set, which the vendor would keep for its whole process:
+// here that is everybody's daemon.
 int32_t read_config(const char* function, const HcclCommConfig* config, std::vector<uint8_t>* out) {
     if (config) {
         const hccl::ConfigHead& head = config->head;
@@ -217,9 +225,12 @@ int32_t root_info(const char* function, HcclRootInfo* out) {
 }
 
 // Has a communicator made as `question` says, with what goes before its configuration.
-int32_t make(Channel& c, wire::Communicator question, const void* before, size_t before_bytes, const std::vector<uint8_t>& config, HcclComm* out) {
+int32_t make(Channel& c, wire::Communicator question, const void* before, size_t before_bytes,
+             const std::vector<uint8_t>& config, HcclComm* out) {
     question.config = uint32_t(config.size());
-    if (int32_t e = c.call(Kind::communicator, &question, sizeof(question), before, before_bytes, config.data(), config.size())) return as_result(e);
+    if (int32_t e = c.call(Kind::communicator, &question, sizeof(question), before, before_bytes,
+                           config.data(), config.size()))
+        return as_result(e);
     const uint64_t handle = c.words()[0];
     {
         std::lock_guard lock(process().mutex);
@@ -229,7 +240,8 @@ int32_t make(Channel& c, wire::Communicator question, const void* before, size_t
     return 0;
 }
 
-int32_t initialise(const char* function, uint32_t ranks, const HcclRootInfo* root, uint32_t rank, const HcclCommConfig* config, HcclComm* out) {
+int32_t initialise(const char* function, uint32_t ranks, const HcclRootInfo* root, uint32_t rank,
+                   const HcclCommConfig* config, HcclComm* out) {
     if (!root || !out) return refuse(hccl::E_PTR, "%s: an argument is null", function);
     if (ranks == 0 || rank >= ranks) return refuse(hccl::E_PARA, "%s: rank %u of %u", function, rank, ranks);
     std::vector<uint8_t> bytes;
@@ -266,17 +278,20 @@ int32_t ask(const char* function, HcclComm comm, wire::Communicator::Call call, 
 int32_t known_of(const char* function, HcclComm comm, Known* out) {
     std::lock_guard lock(process().mutex);
     auto it = process().communicators.find(number(comm));
-    if (it == process().communicators.end()) return refuse(comm ? hccl::E_PARA : hccl::E_PTR, "%s: %p is not a communicator", function, comm);
+    if (it == process().communicators.end())
+        return refuse(comm ? hccl::E_PARA : hccl::E_PTR, "%s: %p is not a communicator", function, comm);
     *out = it->second;
     return 0;
 }
 
-int32_t message(const char* function, bool sends, void* buffer, uint64_t count, int32_t type, uint32_t peer, HcclComm comm, aclrtStream stream) {
+int32_t message(const char* function, bool sends, void* buffer, uint64_t count, int32_t type, uint32_t peer,
+                HcclComm comm, aclrtStream stream) {
     Call call(function, sends ? Collective::send_one : Collective::receive_one, comm, stream);
     call.send(buffer, count, type).peer(peer);
     if (call.result() || group.depth == 0) return call.post();
     // Messages of a group go together, so that neither waits for the other.
-    const uint64_t words[] = {(sends ? hccl::SEND : hccl::RECV) | uint64_t(uint32_t(type)) << 32, address(buffer), count, peer};
+    const uint64_t words[] = {(sends ? hccl::SEND : hccl::RECV) | uint64_t(uint32_t(type)) << 32,
+                              address(buffer), count, peer};
     for (Group::Batch& b : group.messages) {
         if (b.communicator == number(comm) && b.stream == number(stream)) {
             b.words.insert(b.words.end(), std::begin(words), std::end(words));
@@ -296,23 +311,29 @@ int32_t HcclGetRootInfoScalable(HcclRootInfo* out) { return root_info("HcclGetRo
 int32_t HcclCommInitRootInfo(uint32_t ranks, const HcclRootInfo* root, uint32_t rank, HcclComm* out) {
     return initialise("HcclCommInitRootInfo", ranks, root, rank, nullptr, out);
 }
-int32_t HcclCommInitRootInfoConfig(uint32_t ranks, const HcclRootInfo* root, uint32_t rank, const HcclCommConfig* config, HcclComm* out) {
+int32_t HcclCommInitRootInfoConfig(uint32_t ranks, const HcclRootInfo* root, uint32_t rank,
+                                   const HcclCommConfig* config, HcclComm* out) {
     return initialise("HcclCommInitRootInfoConfig", ranks, root, rank, config, out);
 }
-// The first root alone leads all ranks together: what several would spread are connections of thousands of ranks.
-int32_t HcclCommInitRootInfoScalable(uint32_t ranks, uint32_t roots, const HcclRootInfo* list, uint32_t rank, uint32_t, const HcclCommConfig* config,
-                                     HcclComm* out) {
+// The first root alone leads all ranks together: what several would spread are connections of thousands of
+// ranks.
+int32_t HcclCommInitRootInfoScalable(uint32_t ranks, uint32_t roots, const HcclRootInfo* list, uint32_t rank,
+                                     uint32_t, const HcclCommConfig* config, HcclComm* out) {
     if (roots == 0) return refuse(hccl::E_PARA, "HcclCommInitRootInfoScalable: no root");
     return initialise("HcclCommInitRootInfoScalable", ranks, list, rank, config, out);
 }
 
-// The devices have a daemon each: every one's rank joins by a thread of its own, as it would in a process of its own.
+// The devices have a daemon each: every one's rank joins by a thread of its own, as it would in a process of
+// its own.
 int32_t HcclCommInitAll(uint32_t count, int32_t* devices, HcclComm* out) {
     if (!devices || !out) return refuse(hccl::E_PTR, "HcclCommInitAll: an argument is null");
-    if (count == 0 || count > wire::kMaxDevices) return refuse(hccl::E_PARA, "HcclCommInitAll: %u devices", count);
+    if (count == 0 || count > wire::kMaxDevices)
+        return refuse(hccl::E_PARA, "HcclCommInitAll: %u devices", count);
     for (uint32_t i = 0; i < count; i++) {
-        if (devices[i] < 0 || devices[i] >= Session::count()) return refuse(hccl::E_PARA, "HcclCommInitAll: there is no device %d", devices[i]);
-        if (std::count(devices, devices + count, devices[i]) > 1) return refuse(hccl::E_PARA, "HcclCommInitAll: device %d twice", devices[i]);
+        if (devices[i] < 0 || devices[i] >= Session::count())
+            return refuse(hccl::E_PARA, "HcclCommInitAll: there is no device %d", devices[i]);
+        if (std::count(devices, devices + count, devices[i]) > 1)
+            return refuse(hccl::E_PARA, "HcclCommInitAll: device %d twice", devices[i]);
     }
     HcclRootInfo root;
     {
@@ -348,15 +369,19 @@ int32_t HcclCommInitAll(uint32_t count, int32_t* devices, HcclComm* out) {
     return 0;
 }
 
-// The file with the ranks names addresses of this program's machine, and belongs to it: the daemon reads no files for its clients.
+// The file with the ranks names addresses of this program's machine, and belongs to it: the daemon reads no
+// files for its clients.
 int32_t HcclCommInitClusterInfo(const char*, uint32_t, HcclComm*) {
-    return refuse(hccl::E_NOT_SUPPORT, "HcclCommInitClusterInfo is not interposed by FlexNPU; use HcclGetRootInfo");
+    return refuse(hccl::E_NOT_SUPPORT,
+                  "HcclCommInitClusterInfo is not interposed by FlexNPU; use HcclGetRootInfo");
 }
 int32_t HcclCommInitClusterInfoConfig(const char*, uint32_t, HcclCommConfig*, HcclComm*) {
-    return refuse(hccl::E_NOT_SUPPORT, "HcclCommInitClusterInfoConfig is not interposed by FlexNPU; use HcclGetRootInfo");
+    return refuse(hccl::E_NOT_SUPPORT,
+                  "HcclCommInitClusterInfoConfig is not interposed by FlexNPU; use HcclGetRootInfo");
 }
 
-int32_t HcclCreateSubCommConfig(HcclComm* parent, uint32_t count, uint32_t* members, uint64_t id, uint32_t rank, HcclCommConfig* config, HcclComm* out) {
+int32_t HcclCreateSubCommConfig(HcclComm* parent, uint32_t count, uint32_t* members, uint64_t id,
+                                uint32_t rank, HcclCommConfig* config, HcclComm* out) {
     constexpr char kName[] = "HcclCreateSubCommConfig";
     if (!parent || !out) return refuse(hccl::E_PTR, "%s: an argument is null", kName);
     Known known{};
@@ -365,7 +390,8 @@ int32_t HcclCreateSubCommConfig(HcclComm* parent, uint32_t count, uint32_t* memb
         *out = nullptr;
         return 0;
     }
-    if (count == 0 || count > known.ranks || rank >= count) return refuse(hccl::E_PARA, "%s: rank %u of %u", kName, rank, count);
+    if (count == 0 || count > known.ranks || rank >= count)
+        return refuse(hccl::E_PARA, "%s: rank %u of %u", kName, rank, count);
     std::vector<uint8_t> bytes;
     if (int32_t e = read_config(kName, config, &bytes)) return e;
     Session* s = Session::holder(number(*parent));
@@ -438,14 +464,16 @@ const char* HcclGetErrorString(int32_t result) {
 
 // Kept here and given to each communicator that is made, since the vendor's setting is its process's.
 int32_t HcclSetConfig(HcclConfig config, HcclConfigValue value) {
-    if (config != hccl::DETERMINISTIC) return refuse(hccl::E_NOT_SUPPORT, "HcclSetConfig: setting %d is not interposed by FlexNPU", config);
+    if (config != hccl::DETERMINISTIC)
+        return refuse(hccl::E_NOT_SUPPORT, "HcclSetConfig: setting %d is not interposed by FlexNPU", config);
     if (value < 0) return refuse(hccl::E_PARA, "HcclSetConfig: %d", value);
     std::lock_guard lock(process().mutex);
     process().deterministic = value;
     return 0;
 }
 int32_t HcclGetConfig(HcclConfig config, HcclConfigValue* value) {
-    if (config != hccl::DETERMINISTIC || !value) return refuse(hccl::E_PARA, "HcclGetConfig: %d is not a setting, or the output is null", config);
+    if (config != hccl::DETERMINISTIC || !value)
+        return refuse(hccl::E_PARA, "HcclGetConfig: %d is not a setting, or the output is null", config);
     std::lock_guard lock(process().mutex);
     *value = std::max(process().deterministic, 0);
     return 0;
@@ -453,10 +481,16 @@ int32_t HcclGetConfig(HcclConfig config, HcclConfigValue* value) {
 
 // ---- operations ----
 
-int32_t HcclAllReduce(void* send, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op, HcclComm comm, aclrtStream stream) {
-    return Call("HcclAllReduce", Collective::all_reduce, comm, stream).send(send, count, type).recv(recv, count, type).reduction(op).post();
+int32_t HcclAllReduce(void* send, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op,
+                      HcclComm comm, aclrtStream stream) {
+    return Call("HcclAllReduce", Collective::all_reduce, comm, stream)
+        .send(send, count, type)
+        .recv(recv, count, type)
+        .reduction(op)
+        .post();
 }
-int32_t HcclReduce(void* send, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op, uint32_t root, HcclComm comm, aclrtStream stream) {
+int32_t HcclReduce(void* send, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op, uint32_t root,
+                   HcclComm comm, aclrtStream stream) {
     Call call("HcclReduce", Collective::reduce, comm, stream);
     call.send(send, count, type).reduction(op).peer(root);
     // Only the root has somewhere to put it.
@@ -464,53 +498,94 @@ int32_t HcclReduce(void* send, void* recv, uint64_t count, HcclDataType type, Hc
     if (call.rank() == root && !recv && count) return call.wrong("a buffer is null");
     return call.post();
 }
-int32_t HcclBarrier(HcclComm comm, aclrtStream stream) { return Call("HcclBarrier", Collective::barrier, comm, stream).post(); }
-int32_t HcclBroadcast(void* buffer, uint64_t count, HcclDataType type, uint32_t root, HcclComm comm, aclrtStream stream) {
-    return Call("HcclBroadcast", Collective::broadcast, comm, stream).send(buffer, count, type).peer(root).post();
+int32_t HcclBarrier(HcclComm comm, aclrtStream stream) {
+    return Call("HcclBarrier", Collective::barrier, comm, stream).post();
 }
-int32_t HcclAllGather(void* send, void* recv, uint64_t count, HcclDataType type, HcclComm comm, aclrtStream stream) {
-    return Call("HcclAllGather", Collective::all_gather, comm, stream).send(send, count, type).recv(recv, count, type).post();
+int32_t HcclBroadcast(void* buffer, uint64_t count, HcclDataType type, uint32_t root, HcclComm comm,
+                      aclrtStream stream) {
+    return Call("HcclBroadcast", Collective::broadcast, comm, stream)
+        .send(buffer, count, type)
+        .peer(root)
+        .post();
 }
-int32_t HcclAllGatherV(void* send, uint64_t count, void* recv, const void* counts, const void* displacements, HcclDataType type, HcclComm comm,
-                       aclrtStream stream) {
+int32_t HcclAllGather(void* send, void* recv, uint64_t count, HcclDataType type, HcclComm comm,
+                      aclrtStream stream) {
+    return Call("HcclAllGather", Collective::all_gather, comm, stream)
+        .send(send, count, type)
+        .recv(recv, count, type)
+        .post();
+}
+int32_t HcclAllGatherV(void* send, uint64_t count, void* recv, const void* counts, const void* displacements,
+                       HcclDataType type, HcclComm comm, aclrtStream stream) {
     Call call("HcclAllGatherV", Collective::all_gather_v, comm, stream);
-    return call.send(send, count, type).recv(recv, 0, type).numbers(counts, call.ranks()).numbers(displacements, call.ranks()).post();
+    return call.send(send, count, type)
+        .recv(recv, 0, type)
+        .numbers(counts, call.ranks())
+        .numbers(displacements, call.ranks())
+        .post();
 }
-int32_t HcclReduceScatter(void* send, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op, HcclComm comm, aclrtStream stream) {
-    return Call("HcclReduceScatter", Collective::reduce_scatter, comm, stream).send(send, count, type).recv(recv, count, type).reduction(op).post();
+int32_t HcclReduceScatter(void* send, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op,
+                          HcclComm comm, aclrtStream stream) {
+    return Call("HcclReduceScatter", Collective::reduce_scatter, comm, stream)
+        .send(send, count, type)
+        .recv(recv, count, type)
+        .reduction(op)
+        .post();
 }
-int32_t HcclReduceScatterV(void* send, const void* counts, const void* displacements, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op,
-                           HcclComm comm, aclrtStream stream) {
+int32_t HcclReduceScatterV(void* send, const void* counts, const void* displacements, void* recv,
+                           uint64_t count, HcclDataType type, HcclReduceOp op, HcclComm comm,
+                           aclrtStream stream) {
     Call call("HcclReduceScatterV", Collective::reduce_scatter_v, comm, stream);
-    return call.send(send, 0, type).recv(recv, count, type).reduction(op).numbers(counts, call.ranks()).numbers(displacements, call.ranks()).post();
+    return call.send(send, 0, type)
+        .recv(recv, count, type)
+        .reduction(op)
+        .numbers(counts, call.ranks())
+        .numbers(displacements, call.ranks())
+        .post();
 }
-int32_t HcclScatter(void* send, void* recv, uint64_t count, HcclDataType type, uint32_t root, HcclComm comm, aclrtStream stream) {
+int32_t HcclScatter(void* send, void* recv, uint64_t count, HcclDataType type, uint32_t root, HcclComm comm,
+                    aclrtStream stream) {
     Call call("HcclScatter", Collective::scatter, comm, stream);
     call.recv(recv, count, type).peer(root).send(send, send ? count : 0, type);
     if (call.rank() == root && !send && count) return call.wrong("a buffer is null");
     return call.post();
 }
-int32_t HcclAlltoAll(const void* send, uint64_t send_count, HcclDataType send_type, const void* recv, uint64_t recv_count, HcclDataType recv_type,
-                     HcclComm comm, aclrtStream stream) {
-    return Call("HcclAlltoAll", Collective::all_to_all, comm, stream).send(send, send_count, send_type).recv(recv, recv_count, recv_type).post();
+int32_t HcclAlltoAll(const void* send, uint64_t send_count, HcclDataType send_type, const void* recv,
+                     uint64_t recv_count, HcclDataType recv_type, HcclComm comm, aclrtStream stream) {
+    return Call("HcclAlltoAll", Collective::all_to_all, comm, stream)
+        .send(send, send_count, send_type)
+        .recv(recv, recv_count, recv_type)
+        .post();
 }
-int32_t HcclAlltoAllV(const void* send, const void* send_counts, const void* send_displacements, HcclDataType send_type, const void* recv,
-                      const void* recv_counts, const void* recv_displacements, HcclDataType recv_type, HcclComm comm, aclrtStream stream) {
+int32_t HcclAlltoAllV(const void* send, const void* send_counts, const void* send_displacements,
+                      HcclDataType send_type, const void* recv, const void* recv_counts,
+                      const void* recv_displacements, HcclDataType recv_type, HcclComm comm,
+                      aclrtStream stream) {
     Call call("HcclAlltoAllV", Collective::all_to_all_v, comm, stream);
     const uint64_t n = call.ranks();
-    return call.send(send, 0, send_type).recv(recv, 0, recv_type).numbers(send_counts, n).numbers(send_displacements, n).numbers(recv_counts, n)
-        .numbers(recv_displacements, n).post();
+    return call.send(send, 0, send_type)
+        .recv(recv, 0, recv_type)
+        .numbers(send_counts, n)
+        .numbers(send_displacements, n)
+        .numbers(recv_counts, n)
+        .numbers(recv_displacements, n)
+        .post();
 }
-int32_t HcclAlltoAllVC(const void* send, const void* matrix, HcclDataType send_type, const void* recv, HcclDataType recv_type, HcclComm comm,
-                       aclrtStream stream) {
+int32_t HcclAlltoAllVC(const void* send, const void* matrix, HcclDataType send_type, const void* recv,
+                       HcclDataType recv_type, HcclComm comm, aclrtStream stream) {
     Call call("HcclAlltoAllVC", Collective::all_to_all_vc, comm, stream);
-    return call.send(send, 0, send_type).recv(recv, 0, recv_type).numbers(matrix, uint64_t(call.ranks()) * call.ranks()).post();
+    return call.send(send, 0, send_type)
+        .recv(recv, 0, recv_type)
+        .numbers(matrix, uint64_t(call.ranks()) * call.ranks())
+        .post();
 }
 
-int32_t HcclSend(void* buffer, uint64_t count, HcclDataType type, uint32_t peer, HcclComm comm, aclrtStream stream) {
+int32_t HcclSend(void* buffer, uint64_t count, HcclDataType type, uint32_t peer, HcclComm comm,
+                 aclrtStream stream) {
     return message("HcclSend", true, buffer, count, type, peer, comm, stream);
 }
-int32_t HcclRecv(void* buffer, uint64_t count, HcclDataType type, uint32_t peer, HcclComm comm, aclrtStream stream) {
+int32_t HcclRecv(void* buffer, uint64_t count, HcclDataType type, uint32_t peer, HcclComm comm,
+                 aclrtStream stream) {
     return message("HcclRecv", false, buffer, count, type, peer, comm, stream);
 }
 int32_t HcclBatchSendRecv(HcclSendRecvItem* items, uint32_t count, HcclComm comm, aclrtStream stream) {
@@ -518,15 +593,19 @@ int32_t HcclBatchSendRecv(HcclSendRecvItem* items, uint32_t count, HcclComm comm
     if (count && !items) return refuse(hccl::E_PTR, "HcclBatchSendRecv: an argument is null");
     for (uint32_t i = 0; i < count; i++) {
         const HcclSendRecvItem& item = items[i];
-        if (item.type != hccl::SEND && item.type != hccl::RECV) return call.wrong("an item is neither a send nor a receive");
+        if (item.type != hccl::SEND && item.type != hccl::RECV)
+            return call.wrong("an item is neither a send nor a receive");
         if (call.type(item.data_type).peer(item.peer).result()) return call.result();
-        call.word(uint64_t(uint32_t(item.type)) | uint64_t(uint32_t(item.data_type)) << 32).word(address(item.buffer)).word(item.count).word(item.peer);
+        call.word(uint64_t(uint32_t(item.type)) | uint64_t(uint32_t(item.data_type)) << 32)
+            .word(address(item.buffer))
+            .word(item.count)
+            .word(item.peer);
     }
     return call.post();
 }
 
-// Only messages need to be together: each call returns before the daemon has made it, so several communicators of a thread never wait for each
-// other. What is called between goes at once.
+// Only messages need to be together: each call returns before the daemon has made it, so several
+// communicators of a thread never wait for each other. What is called between goes at once.
 int32_t HcclGroupStart() {
     group.depth++;
     return 0;
@@ -536,7 +615,8 @@ int32_t HcclGroupEnd() {
     if (--group.depth > 0) return 0;
     int32_t result = 0;
     for (const Group::Batch& b : std::exchange(group.messages, {})) {
-        Call call("HcclGroupEnd", Collective::batch, reinterpret_cast<HcclComm>(b.communicator), reinterpret_cast<aclrtStream>(b.stream));
+        Call call("HcclGroupEnd", Collective::batch, reinterpret_cast<HcclComm>(b.communicator),
+                  reinterpret_cast<aclrtStream>(b.stream));
         const int32_t e = call.numbers(b.words.data(), b.words.size()).post();
         result = result ? result : e;
     }

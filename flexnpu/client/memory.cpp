@@ -35,7 +35,8 @@ bool elsewhere(const Session& s, const void* p) { return wire::tagged_device(on_
 // Copies up to this size ride in the record itself; larger ones go through the staging area.
 constexpr size_t kInlineTo = wire::kInlineBytes;
 constexpr size_t kInlineFrom = wire::kReplyWords * 8;
-// Chunks of copies up to this size are small enough for the dispatcher's own thread, which spares waking another.
+// Chunks of copies up to this size are small enough for the dispatcher's own thread, which spares waking
+// another.
 constexpr size_t kSmallCopy = 512 << 10;
 constexpr size_t kSmallChunk = wire::kQuickCopy;
 // Chunks under way at once.
@@ -66,16 +67,20 @@ aclError release(const char* function, void* p, bool with_sync) {
     return e;
 }
 
-// A copy as the caller named it, and what it amounts to once MEMCPY_DEFAULT and pinned host memory are resolved.
+// A copy as the caller named it, and what it amounts to once MEMCPY_DEFAULT and pinned host memory are
+// resolved.
 struct Plan {
     enum { to_device, from_device, on_device, on_host } what = on_host;
     bool pinned = false;  // the host side is memory that the daemon maps too
     HostRegion region{};
 };
 
-aclError plan_copy(const char* function, void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind, Session& s, Plan* plan) {
+aclError plan_copy(const char* function, void* to, size_t room, const void* from, size_t bytes,
+                   aclrtMemcpyKind kind, Session& s, Plan* plan) {
     if (!to || !from) return fail(acl::INVALID_PARAM, "%s: null pointer", function);
-    if (bytes > room) return fail(acl::RT_PARAM_INVALID, "%s: %zu bytes do not fit in the destination's %zu", function, bytes, room);
+    if (bytes > room)
+        return fail(acl::RT_PARAM_INVALID, "%s: %zu bytes do not fit in the destination's %zu", function,
+                    bytes, room);
     if (kind == acl::MEMCPY_DEFAULT) {
         DeviceRange r;
         auto on_device = [&](const void* p) {
@@ -83,17 +88,22 @@ aclError plan_copy(const char* function, void* to, size_t room, const void* from
             return holder && holder->memory.find(number(p), &r);
         };
         const bool to_dev = on_device(to), from_dev = on_device(from);
-        kind = to_dev ? (from_dev ? acl::DEVICE_TO_DEVICE : acl::HOST_TO_DEVICE) : (from_dev ? acl::DEVICE_TO_HOST : acl::HOST_TO_HOST);
+        kind = to_dev ? (from_dev ? acl::DEVICE_TO_DEVICE : acl::HOST_TO_DEVICE)
+                      : (from_dev ? acl::DEVICE_TO_HOST : acl::HOST_TO_HOST);
     }
     switch (kind) {
         case acl::HOST_TO_HOST: plan->what = Plan::on_host; return 0;
-        case acl::HOST_TO_DEVICE: case acl::HOST_TO_BUF_TO_DEVICE: plan->what = Plan::to_device; break;
+        case acl::HOST_TO_DEVICE:
+        case acl::HOST_TO_BUF_TO_DEVICE: plan->what = Plan::to_device; break;
         case acl::DEVICE_TO_HOST: plan->what = Plan::from_device; break;
-        case acl::DEVICE_TO_DEVICE: case acl::INNER_DEVICE_TO_DEVICE: case acl::INTER_DEVICE_TO_DEVICE: plan->what = Plan::on_device; return 0;
+        case acl::DEVICE_TO_DEVICE:
+        case acl::INNER_DEVICE_TO_DEVICE:
+        case acl::INTER_DEVICE_TO_DEVICE: plan->what = Plan::on_device; return 0;
         default: return fail(acl::INVALID_PARAM, "%s: %d is not a kind of copy", function, kind);
     }
     const uint64_t host = number(plan->what == Plan::to_device ? from : to);
-    plan->pinned = s.host.find(host, &plan->region) && host - plan->region.address + bytes <= plan->region.bytes;
+    plan->pinned =
+        s.host.find(host, &plan->region) && host - plan->region.address + bytes <= plan->region.bytes;
     return 0;
 }
 
@@ -105,11 +115,13 @@ wire::Copy base_copy(uint64_t stream, bool now, uint64_t bytes) {
     return copy;
 }
 
-// How much of a copy one chunk carries. A chunk should be small enough that the daemon works on one while we are at the next, and that what is under
-// way stays in the processor's cache: then the second pass over the bytes costs little beside the first.
+// How much of a copy one chunk carries. A chunk should be small enough that the daemon works on one while we
+// are at the next, and that what is under way stays in the processor's cache: then the second pass over the
+// bytes costs little beside the first.
 size_t chunk_of(size_t bytes) { return bytes <= kSmallCopy ? kSmallChunk : wire::kBlockBytes; }
 
-// Host to device by the staging area. The last chunk of a copy that must be over (`now`) waits for its answer.
+// Host to device by the staging area. The last chunk of a copy that must be over (`now`) waits for its
+// answer.
 aclError push(Channel& c, uint64_t stream, bool now, uint64_t to, const uint8_t* from, size_t bytes) {
     if (bytes <= kInlineTo) {
         wire::Copy copy = base_copy(stream, now, bytes);
@@ -130,7 +142,8 @@ aclError push(Channel& c, uint64_t stream, bool now, uint64_t to, const uint8_t*
     size_t sent = 0;
     for (size_t done = 0; done < bytes; sent++) {
         const size_t n = std::min(bytes - done, chunk);
-        // A block that has just come back is still in the cache. An asynchronous copy may have to wait for long: it takes what is free.
+        // A block that has just come back is still in the cache. An asynchronous copy may have to wait for
+        // long: it takes what is free.
         if (now && sent >= kAhead && !c.session().wait_block(ahead[sent % kAhead])) return acl::RT_INTERNAL;
         Session::Block block;
         if (!c.session().take_block(&block, true)) return acl::RT_INTERNAL;
@@ -183,8 +196,11 @@ aclError pull(Channel& c, uint8_t* to, uint64_t from, size_t bytes) {
             copy.ticket = w.block.ticket;
             asked += w.bytes;
             count++;
-            // The last chunk's answer carries the first error of all; it is looked at when the chunks before it have been taken away.
-            if (int32_t e = asked == bytes ? c.begin(Kind::copy, &copy, sizeof(copy)) : c.post(Kind::copy, copy, true)) return e;
+            // The last chunk's answer carries the first error of all; it is looked at when the chunks before
+            // it have been taken away.
+            if (int32_t e = asked == bytes ? c.begin(Kind::copy, &copy, sizeof(copy))
+                                           : c.post(Kind::copy, copy, true))
+                return e;
             continue;
         }
         auto& w = window[first];
@@ -197,7 +213,8 @@ aclError pull(Channel& c, uint8_t* to, uint64_t from, size_t bytes) {
     return c.finish();
 }
 
-aclError copy_bytes(const char* function, void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind, bool now, aclrtStream stream) {
+aclError copy_bytes(const char* function, void* to, size_t room, const void* from, size_t bytes,
+                    aclrtMemcpyKind kind, bool now, aclrtStream stream) {
     Channel* c = Session::channel();
     if (!c) return flexnpu::client::last_error();
     Session& s = c->session();
@@ -235,7 +252,8 @@ aclError copy_bytes(const char* function, void* to, size_t room, const void* fro
         copy.to_place = copy.from_place = Place::device;
         if (plan.pinned) {
             copy.region = plan.region.region;
-            (plan.what == Plan::to_device ? copy.from : copy.to) = number(plan.what == Plan::to_device ? from : to) - plan.region.address;
+            (plan.what == Plan::to_device ? copy.from : copy.to) =
+                number(plan.what == Plan::to_device ? from : to) - plan.region.address;
             (plan.what == Plan::to_device ? copy.from_place : copy.to_place) = Place::host;
         }
         return over(now ? c->call(Kind::copy, copy) : c->post(Kind::copy, copy));
@@ -243,25 +261,32 @@ aclError copy_bytes(const char* function, void* to, size_t room, const void* fro
     // Pageable memory: nobody can read or write it when a graph is replayed.
     if (aclError e = s.graphs.unsafe(function)) return e;
     if (!now && plan.what == Plan::from_device && s.graphs.of(st)) {
-        return fail(acl::RT_CAPTURE_MODE_NOT_SUPPORT, "%s: FlexNPU cannot capture a copy to memory that aclrtMallocHost has not given", function);
+        return fail(acl::RT_CAPTURE_MODE_NOT_SUPPORT,
+                    "%s: FlexNPU cannot capture a copy to memory that aclrtMallocHost has not given",
+                    function);
     }
-    if (plan.what == Plan::to_device) return push(*c, st, now, on_wire(s, to), static_cast<const uint8_t*>(from), bytes);
-    // Device to pageable memory has nowhere to be written later: it is over when the call returns, in the stream's order.
+    if (plan.what == Plan::to_device)
+        return push(*c, st, now, on_wire(s, to), static_cast<const uint8_t*>(from), bytes);
+    // Device to pageable memory has nowhere to be written later: it is over when the call returns, in the
+    // stream's order.
     if (!now) {
         if (aclError e = aclrtSynchronizeStream(stream)) return e;
     }
     return over(pull(*c, static_cast<uint8_t*>(to), on_wire(s, from), bytes));
 }
 
-aclError fill(const char* function, void* to, size_t room, int32_t value, size_t bytes, bool now, aclrtStream stream) {
+aclError fill(const char* function, void* to, size_t room, int32_t value, size_t bytes, bool now,
+              aclrtStream stream) {
     Channel* c = Session::channel();
     if (!c) return flexnpu::client::last_error();
     if (!to) return fail(acl::INVALID_PARAM, "%s: null pointer", function);
-    if (bytes > room) return fail(acl::RT_PARAM_INVALID, "%s: %zu bytes do not fit in %zu", function, bytes, room);
+    if (bytes > room)
+        return fail(acl::RT_PARAM_INVALID, "%s: %zu bytes do not fit in %zu", function, bytes, room);
     if (!now) {
         if (int32_t e = flexnpu::client::check_stream(c->session(), function, number(stream))) return e;
     }
-    if (elsewhere(c->session(), to)) return flexnpu::client::fill_elsewhere(to, room, value, bytes, now, stream);
+    if (elsewhere(c->session(), to))
+        return flexnpu::client::fill_elsewhere(to, room, value, bytes, now, stream);
     if (now) {
         if (aclError e = c->session().graphs.unsafe(function)) return e;
     }
@@ -283,7 +308,9 @@ aclError host_allocate(const char* function, void** out, size_t bytes) {
 
 extern "C" {
 
-aclError aclrtMalloc(void** p, size_t bytes, aclrtMemMallocPolicy policy) { return allocate("aclrtMalloc", p, bytes, policy, false); }
+aclError aclrtMalloc(void** p, size_t bytes, aclrtMemMallocPolicy policy) {
+    return allocate("aclrtMalloc", p, bytes, policy, false);
+}
 aclError aclrtMallocAlign32(void** p, size_t bytes, aclrtMemMallocPolicy policy) {
     return allocate("aclrtMallocAlign32", p, bytes, policy, true);
 }
@@ -291,7 +318,9 @@ aclError aclrtMallocCached(void** p, size_t bytes, aclrtMemMallocPolicy policy) 
     return allocate("aclrtMallocCached", p, bytes, policy, false);
 }
 aclError aclrtMallocWithCfg(void** p, size_t bytes, aclrtMemMallocPolicy policy, aclrtMallocConfig* config) {
-    if (config) return fail(acl::API_NOT_SUPPORTED, "aclrtMallocWithCfg: FlexNPU does not interpose allocation attributes yet");
+    if (config)
+        return fail(acl::API_NOT_SUPPORTED,
+                    "aclrtMallocWithCfg: FlexNPU does not interpose allocation attributes yet");
     return allocate("aclrtMallocWithCfg", p, bytes, policy, false);
 }
 aclError aclrtFree(void* p) { return release("aclrtFree", p, false); }
@@ -301,7 +330,9 @@ aclError aclrtMemInvalidate(void*, size_t) { return 0; }
 
 aclError aclrtMallocHost(void** p, size_t bytes) { return host_allocate("aclrtMallocHost", p, bytes); }
 aclError aclrtMallocHostWithCfg(void** p, uint64_t bytes, aclrtMallocConfig* config) {
-    if (config) return fail(acl::API_NOT_SUPPORTED, "aclrtMallocHostWithCfg: FlexNPU does not interpose allocation attributes yet");
+    if (config)
+        return fail(acl::API_NOT_SUPPORTED,
+                    "aclrtMallocHostWithCfg: FlexNPU does not interpose allocation attributes yet");
     return host_allocate("aclrtMallocHostWithCfg", p, bytes);
 }
 aclError aclrtFreeHost(void* p) {
@@ -317,17 +348,22 @@ aclError aclrtFreeHost(void* p) {
     return fail(acl::RT_PARAM_INVALID, "aclrtFreeHost: %p was not allocated by aclrtMallocHost", p);
 }
 
-// Memory that the program allocated itself cannot be mapped by the daemon: it is copied through the staging area, registered or not.
+// Memory that the program allocated itself cannot be mapped by the daemon: it is copied through the staging
+// area, registered or not.
 aclError aclrtHostRegister(void* p, uint64_t bytes, aclrtHostRegisterType, void** device_pointer) {
-    if (!p || bytes == 0 || !device_pointer) return fail(acl::INVALID_PARAM, "aclrtHostRegister: null pointer or size 0");
-    return fail(acl::API_NOT_SUPPORTED, "aclrtHostRegister: FlexNPU cannot give the device an address for memory of this program; "
-                                        "use aclrtMallocHost");
+    if (!p || bytes == 0 || !device_pointer)
+        return fail(acl::INVALID_PARAM, "aclrtHostRegister: null pointer or size 0");
+    return fail(acl::API_NOT_SUPPORTED,
+                "aclrtHostRegister: FlexNPU cannot give the device an address for memory of this program; "
+                "use aclrtMallocHost");
 }
 aclError aclrtHostRegisterV2(void* p, uint64_t bytes, uint32_t) {
     if (!p || bytes == 0) return fail(acl::INVALID_PARAM, "aclrtHostRegisterV2: null pointer or size 0");
     return 0;
 }
-aclError aclrtHostUnregister(void* p) { return p ? 0 : fail(acl::INVALID_PARAM, "aclrtHostUnregister: null pointer"); }
+aclError aclrtHostUnregister(void* p) {
+    return p ? 0 : fail(acl::INVALID_PARAM, "aclrtHostUnregister: null pointer");
+}
 
 aclError aclrtPointerGetAttributes(const void* p, aclrtPtrAttributes* out) {
     if (!p || !out) return fail(acl::INVALID_PARAM, "aclrtPointerGetAttributes: null pointer");
@@ -359,20 +395,26 @@ aclError aclrtGetMemInfo(aclrtMemAttr attribute, size_t* free, size_t* total) {
 aclError aclrtMemcpy(void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind) {
     return copy_bytes("aclrtMemcpy", to, room, from, bytes, kind, true, nullptr);
 }
-aclError aclrtMemcpyAsync(void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind, aclrtStream stream) {
+aclError aclrtMemcpyAsync(void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind,
+                          aclrtStream stream) {
     return copy_bytes("aclrtMemcpyAsync", to, room, from, bytes, kind, false, stream);
 }
-aclError aclrtMemcpyAsyncWithCondition(void* to, size_t room, const void* from, size_t bytes, aclrtMemcpyKind kind, aclrtStream stream) {
+aclError aclrtMemcpyAsyncWithCondition(void* to, size_t room, const void* from, size_t bytes,
+                                       aclrtMemcpyKind kind, aclrtStream stream) {
     return copy_bytes("aclrtMemcpyAsyncWithCondition", to, room, from, bytes, kind, false, stream);
 }
-aclError aclrtMemcpy2d(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, aclrtMemcpyKind kind) {
+aclError aclrtMemcpy2d(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                       size_t height, aclrtMemcpyKind kind) {
     if (!to || !from) return fail(acl::INVALID_PARAM, "aclrtMemcpy2d: null pointer");
-    return aclrtMemcpy2dAsync(to, to_pitch, from, from_pitch, width, height, kind, nullptr) ? aclrtPeekAtLastError(0) : aclrtSynchronizeStream(nullptr);
+    return aclrtMemcpy2dAsync(to, to_pitch, from, from_pitch, width, height, kind, nullptr)
+               ? aclrtPeekAtLastError(0)
+               : aclrtSynchronizeStream(nullptr);
 }
-aclError aclrtMemcpy2dAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, aclrtMemcpyKind kind,
-                            aclrtStream stream) {
+aclError aclrtMemcpy2dAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                            size_t height, aclrtMemcpyKind kind, aclrtStream stream) {
     if (!to || !from) return fail(acl::INVALID_PARAM, "aclrtMemcpy2dAsync: null pointer");
-    if (width > to_pitch || width > from_pitch) return fail(acl::RT_PARAM_INVALID, "aclrtMemcpy2dAsync: a row is wider than a pitch");
+    if (width > to_pitch || width > from_pitch)
+        return fail(acl::RT_PARAM_INVALID, "aclrtMemcpy2dAsync: a row is wider than a pitch");
     for (size_t row = 0; row < height; row++) {
         auto* t = static_cast<uint8_t*>(to) + row * to_pitch;
         auto* f = static_cast<const uint8_t*>(from) + row * from_pitch;
@@ -380,7 +422,9 @@ aclError aclrtMemcpy2dAsync(void* to, size_t to_pitch, const void* from, size_t 
     }
     return 0;
 }
-aclError aclrtMemset(void* to, size_t room, int32_t value, size_t bytes) { return fill("aclrtMemset", to, room, value, bytes, true, nullptr); }
+aclError aclrtMemset(void* to, size_t room, int32_t value, size_t bytes) {
+    return fill("aclrtMemset", to, room, value, bytes, true, nullptr);
+}
 aclError aclrtMemsetAsync(void* to, size_t room, int32_t value, size_t bytes, aclrtStream stream) {
     return fill("aclrtMemsetAsync", to, room, value, bytes, false, stream);
 }

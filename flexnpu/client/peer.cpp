@@ -35,7 +35,8 @@ int32_t check_holder(const void* p) {
 
 }  // namespace
 
-int32_t copy_elsewhere(void* to, bool to_device, const void* from, bool from_device, size_t bytes, bool now, aclrtStream stream) {
+int32_t copy_elsewhere(void* to, bool to_device, const void* from, bool from_device, size_t bytes, bool now,
+                       aclrtStream stream) {
     if (to_device) {
         if (int32_t e = check_holder(to)) return e;
     }
@@ -45,10 +46,14 @@ int32_t copy_elsewhere(void* to, bool to_device, const void* from, bool from_dev
     if (!now) {
         if (int32_t e = aclrtSynchronizeStream(stream)) return e;
     }
-    const int target = wire::tagged_device(reinterpret_cast<uint64_t>(to)), source = wire::tagged_device(reinterpret_cast<uint64_t>(from));
-    if (to_device && from_device && target != source) return relay(static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), bytes);
+    const int target = wire::tagged_device(reinterpret_cast<uint64_t>(to)),
+              source = wire::tagged_device(reinterpret_cast<uint64_t>(from));
+    if (to_device && from_device && target != source)
+        return relay(static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), bytes);
     OnDevice there(to_device ? target : source);
-    return aclrtMemcpy(to, bytes, from, bytes, to_device ? (from_device ? acl::DEVICE_TO_DEVICE : acl::HOST_TO_DEVICE) : acl::DEVICE_TO_HOST);
+    return aclrtMemcpy(
+        to, bytes, from, bytes,
+        to_device ? (from_device ? acl::DEVICE_TO_DEVICE : acl::HOST_TO_DEVICE) : acl::DEVICE_TO_HOST);
 }
 
 int32_t fill_elsewhere(void* to, size_t room, int32_t value, size_t bytes, bool now, aclrtStream stream) {

@@ -21,9 +21,10 @@ private:
     int before_;
 };
 
-// Copies `bytes`; which sides are device memory is known. In the order of `stream` unless `now`, for which the caller waits: two daemons share no
-// stream.
-int32_t copy_elsewhere(void* to, bool to_device, const void* from, bool from_device, size_t bytes, bool now, aclrtStream stream);
+// Copies `bytes`; which sides are device memory is known. In the order of `stream` unless `now`, for which
+// the caller waits: two daemons share no stream.
+int32_t copy_elsewhere(void* to, bool to_device, const void* from, bool from_device, size_t bytes, bool now,
+                       aclrtStream stream);
 int32_t fill_elsewhere(void* to, size_t room, int32_t value, size_t bytes, bool now, aclrtStream stream);
 
 }  // namespace flexnpu::client

@@ -1,7 +1,9 @@
-// What a tracer may put probes on: stable names, arguments and layouts. Nothing here is called while no reader has raised the point's semaphore.
+// What a tracer may put probes on: stable names, arguments and layouts. Nothing here is called while no
+// reader has raised the point's semaphore.
 //
-// A semaphore is a 16-bit word that the kernel itself raises when a probe is attached with its file offset as ref_ctr_offset, and lowers when the
-// probe goes, whichever way its owner ends. `probes/bpf/client.c` and `probes/client_steps.py` mirror the record; a test compares the three.
+// A semaphore is a 16-bit word that the kernel itself raises when a probe is attached with its file offset as
+// ref_ctr_offset, and lowers when the probe goes, whichever way its owner ends. `probes/bpf/client.c` and
+// `probes/client_steps.py` mirror the record; a test compares the three.
 #pragma once
 
 #include <stdint.h>
@@ -10,8 +12,9 @@ extern "C" {
 
 enum flexnpu_step_kind : uint32_t {
     FLEXNPU_STEP_BEGIN = 1,  // a step has opened
-    FLEXNPU_STEP_MAYBE = 2,  // as it is if the last synchronise was its end: never told, it stands in `flexnpu_step_waiting`
-    FLEXNPU_STEP_DONE = 3,   // it is over
+    FLEXNPU_STEP_MAYBE =
+        2,  // as it is if the last synchronise was its end: never told, it stands in `flexnpu_step_waiting`
+    FLEXNPU_STEP_DONE = 3,  // it is over
 };
 enum flexnpu_step_opening : uint32_t {
     FLEXNPU_STEP_PLAIN = 0,
@@ -48,17 +51,18 @@ struct flexnpu_step_array {
 
 struct flexnpu_step_evidence {
     uint32_t flags;
-    uint32_t ndim;        // of the embedding's indices
+    uint32_t ndim;  // of the embedding's indices
     int64_t dims[4];
     int64_t rows, columns;
-    int64_t query[4];     // dimensions of the query of the step's first attention operator
+    int64_t query[4];  // dimensions of the query of the step's first attention operator
     uint32_t query_ndim;
     uint32_t arrays;
     flexnpu_step_array array[3];
-    char layout[8];       // of the query, as the operator was told it; without a zero at the end if it is longer
+    char layout[8];  // of the query, as the operator was told it; without a zero at the end if it is longer
 };
 
-// Times are CLOCK_MONOTONIC, ns. Fields are added at the end, with a new version; `size` is the whole record's.
+// Times are CLOCK_MONOTONIC, ns. Fields are added at the end, with a new version; `size` is the whole
+// record's.
 struct flexnpu_step_record {
     uint32_t version;
     uint32_t size;
@@ -66,27 +70,29 @@ struct flexnpu_step_record {
     uint32_t opening;
     uint32_t ended_by;
     uint32_t reserved;
-    uint64_t t_start;     // the first call that belongs to it
-    uint64_t t_end;       // 0 in a BEGIN
-    uint64_t t_last;      // its last launch
-    uint64_t t_base;      // since when launches and copies are counted: the end of the lane's step before; 0: not known
-    uint64_t stream;      // as the program knows it
-    uint64_t seq;         // of the lane's steps, whether anybody listened or not
-    uint64_t launches;    // operators
+    uint64_t t_start;  // the first call that belongs to it
+    uint64_t t_end;    // 0 in a BEGIN
+    uint64_t t_last;   // its last launch
+    uint64_t t_base;  // since when launches and copies are counted: the end of the lane's step before; 0: not
+                      // known
+    uint64_t stream;  // as the program knows it
+    uint64_t seq;     // of the lane's steps, whether anybody listened or not
+    uint64_t launches;  // operators
     uint64_t graphs;
-    uint64_t h2d, d2h;    // bytes
+    uint64_t h2d, d2h;  // bytes
     uint64_t h2d_copies;
-    uint64_t lane_work;   // operators and graphs launched on the lane ever, up to the step's end
-    uint64_t gated_ns;    // how long the daemon's gate held the lane's head meanwhile; UINT64_MAX: not known
-    uint64_t model;       // the graph that was launched
+    uint64_t lane_work;  // operators and graphs launched on the lane ever, up to the step's end
+    uint64_t gated_ns;   // how long the daemon's gate held the lane's head meanwhile; UINT64_MAX: not known
+    uint64_t model;      // the graph that was launched
     flexnpu_step_evidence evidence;
 };
 
 inline constexpr uint32_t kFlexnpuStepVersion = 1;
 
-// Of each lane its running step, as it is if the synchronise that returned last was its end. That is told when the next one opens; a reader of the
-// program's memory finds it here, where the lane has gone silent. Written while somebody listens. Who copies an entry from its beginning to its end
-// and finds that `done` and `begun` differ has met a writer.
+// Of each lane its running step, as it is if the synchronise that returned last was its end. That is told
+// when the next one opens; a reader of the program's memory finds it here, where the lane has gone silent.
+// Written while somebody listens. Who copies an entry from its beginning to its end and finds that `done` and
+// `begun` differ has met a writer.
 struct flexnpu_step_entry {
     uint64_t done;
     flexnpu_step_record record;  // version 0: there was none yet
@@ -112,6 +118,7 @@ __attribute__((visibility("default"))) void flexnpu_step(const flexnpu_step_reco
 // BEGIN, for who must act while a step runs; only beside a listener to flexnpu_step.
 __attribute__((visibility("default"))) void flexnpu_step_begin(const flexnpu_step_record* record);
 // Before an operator's launch: `name` as in its first call without "GetWorkspaceSize".
-__attribute__((visibility("default"))) void flexnpu_operator(const void* stream, const char* name, const void* executor);
+__attribute__((visibility("default"))) void flexnpu_operator(const void* stream, const char* name,
+                                                             const void* executor);
 
 }  // extern "C"

@@ -1,4 +1,5 @@
-// What the calls on memory between programs and on virtual memory have in common: a message with the number of a call, and an address perhaps.
+// What the calls on memory between programs and on virtual memory have in common: a message with the number
+// of a call, and an address perhaps.
 #pragma once
 
 #include <cstdint>

@@ -56,7 +56,8 @@ using namespace flexnpu::client;
 extern "C" {
 
 aclError fx_refuse(const char* function) {
-    return fail(acl::API_NOT_SUPPORTED, "%s is not interposed by FlexNPU: run the program without `flexnpu run` to use it", function);
+    return fail(acl::API_NOT_SUPPORTED,
+                "%s is not interposed by FlexNPU: run the program without `flexnpu run` to use it", function);
 }
 
 aclError fx_refuse_why(const char* function, const char* why) {
@@ -95,7 +96,8 @@ aclError aclrtDeviceGetBareTgid(int32_t* pid) {
     return 0;
 }
 
-// Compile options steer the vendor's operator compiler for this process; they are kept here, with the daemon's as defaults.
+// Compile options steer the vendor's operator compiler for this process; they are kept here, with the
+// daemon's as defaults.
 namespace {
 std::mutex options_mutex;
 std::map<aclCompileOpt, std::string> options;
@@ -108,7 +110,8 @@ const std::string& option(aclCompileOpt which) {
             const wire::Text ask{wire::kCompileOption, which, 0, 0};
             if (c->call(Kind::text, ask) == 0) {
                 const uint64_t n = c->words()[0];
-                if (n < (wire::kReplyWords - 1) * 8) value.assign(reinterpret_cast<const char*>(c->words() + 1), n);
+                if (n < (wire::kReplyWords - 1) * 8)
+                    value.assign(reinterpret_cast<const char*>(c->words() + 1), n);
             }
         }
         it = options.emplace(which, std::move(value)).first;
@@ -131,7 +134,8 @@ aclError aclGetCompileopt(aclCompileOpt which, char* out, size_t length) {
     std::lock_guard lock(options_mutex);
     const std::string& value = option(which);
     if (!out || length < value.size() + 1) {
-        return fail(acl::INVALID_PARAM, "aclGetCompileopt: %zu bytes are needed, %zu given", value.size() + 1, length);
+        return fail(acl::INVALID_PARAM, "aclGetCompileopt: %zu bytes are needed, %zu given", value.size() + 1,
+                    length);
     }
     std::memcpy(out, value.c_str(), value.size() + 1);
     return 0;
@@ -153,7 +157,9 @@ aclError version(uint32_t what, const char* function, const char* package, void*
 
 aclError aclsysGetVersionStr(char* package, char* out) {
     char text[128] = {};  // ACL_PKG_VERSION_MAX_SIZE
-    if (aclError e = version(wire::kVersionOf, "aclsysGetVersionStr", package, out ? text : nullptr, sizeof(text) - 1)) return e;
+    if (aclError e =
+            version(wire::kVersionOf, "aclsysGetVersionStr", package, out ? text : nullptr, sizeof(text) - 1))
+        return e;
     std::memcpy(out, text, strlen(text) + 1);
     return 0;
 }
@@ -165,7 +171,8 @@ aclError aclsysGetVersionNum(char* package, int32_t* out) {
 aclError aclmdlInitDump() { return 0; }
 aclError aclmdlFinalizeDump() { return 0; }
 
-void aclAppLog(aclLogLevel level, const char* function, const char* file, uint32_t line, const char* format, ...) {
+void aclAppLog(aclLogLevel level, const char* function, const char* file, uint32_t line, const char* format,
+               ...) {
     static const char* const wanted = getenv("ASCEND_GLOBAL_LOG_LEVEL");
     if (!format || level < (wanted ? atoi(wanted) : 3)) return;
     char text[1024];

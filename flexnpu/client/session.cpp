@@ -29,7 +29,8 @@ std::atomic<Session*> sessions[wire::kMaxDevices];
 std::mutex sessions_mutex;
 // Host memory outlives the device that it was allocated for.
 Ranges<HostRegion>& orphans = *new Ranges<HostRegion>;
-// Sessions that nobody uses any more. The last few stay mapped: a call may have been amid another when its thread went over to a new session.
+// Sessions that nobody uses any more. The last few stay mapped: a call may have been amid another when its
+// thread went over to a new session.
 constexpr size_t kKeptMapped = 2;
 std::mutex ended_mutex;
 std::vector<Session*>& ended = *new std::vector<Session*>;
@@ -55,7 +56,8 @@ namespace {
 // All that the hot path reads: the ring of the thread's device.
 __attribute__((tls_model("initial-exec"))) thread_local Channel* this_channel = nullptr;
 __attribute__((tls_model("initial-exec"))) thread_local Thread* this_thread = nullptr;
-// Not a thread_local with a destructor: others' destructors may still call us, and a key's runs after all of those, and again if need be.
+// Not a thread_local with a destructor: others' destructors may still call us, and a key's runs after all of
+// those, and again if need be.
 pthread_key_t thread_key;
 
 }  // namespace
@@ -119,16 +121,20 @@ void Channel::close(size_t payload, Kind kind, bool soon) {
     session_.ring_bell(soon ? wire::kAwake : wire::kNapping);
 }
 
-int32_t Channel::call(Kind kind, const void* head, size_t head_bytes, const void* more, size_t more_bytes, const void* rest, size_t rest_bytes) {
+int32_t Channel::call(Kind kind, const void* head, size_t head_bytes, const void* more, size_t more_bytes,
+                      const void* rest, size_t rest_bytes) {
     const int32_t e = begin(kind, head, head_bytes, more, more_bytes, rest, rest_bytes);
     return e ? e : finish();
 }
 
-int32_t Channel::begin(Kind kind, const void* head, size_t head_bytes, const void* more, size_t more_bytes, const void* rest, size_t rest_bytes) {
+int32_t Channel::begin(Kind kind, const void* head, size_t head_bytes, const void* more, size_t more_bytes,
+                       const void* rest, size_t rest_bytes) {
     const size_t payload = wire::round8(head_bytes + more_bytes + rest_bytes);
     if (sizeof(wire::Record) + payload > wire::kMaxRecord) {
-        return fail(acl::INVALID_PARAM, "FlexNPU: a call with %zu bytes of arguments is larger than the %zu that fit in a message", payload,
-                    wire::kMaxRecord);
+        return fail(
+            acl::INVALID_PARAM,
+            "FlexNPU: a call with %zu bytes of arguments is larger than the %zu that fit in a message",
+            payload, wire::kMaxRecord);
     }
     uint8_t* p = open(payload);
     if (!p) return gone();
@@ -137,7 +143,8 @@ int32_t Channel::begin(Kind kind, const void* head, size_t head_bytes, const voi
     if (rest_bytes) std::memcpy(p + head_bytes + more_bytes, rest, rest_bytes);
     if (++request_ == 0) ++request_;
     habit_ = size_t(kind);
-    if (kind == Kind::copy && static_cast<const wire::Copy*>(head)->bytes <= wire::kInlineBytes) habit_ = kSmallCopy;
+    if (kind == Kind::copy && static_cast<const wire::Copy*>(head)->bytes <= wire::kInlineBytes)
+        habit_ = kSmallCopy;
     if (kind == Kind::sync_stream || kind == Kind::sync_device || kind == Kind::sync_event) {
         const uint64_t graph = session_.replayed.load(std::memory_order_relaxed);
         if (graph) {
@@ -196,7 +203,8 @@ void LiveHandles::add(uint64_t handle) {
     auto& slot = chunks_[i / kChunk];
     if (!slot.load(std::memory_order_acquire)) {
         std::lock_guard lock(mutex_);
-        if (!slot.load(std::memory_order_relaxed)) slot.store(new std::atomic<uint64_t>[kChunk] {}, std::memory_order_release);
+        if (!slot.load(std::memory_order_relaxed))
+            slot.store(new std::atomic<uint64_t>[kChunk] {}, std::memory_order_release);
     }
     slot.load(std::memory_order_acquire)[i % kChunk].store(handle, std::memory_order_relaxed);
 }
@@ -212,7 +220,8 @@ uint64_t EventNumbers::take() {
     if (!free_.empty()) {
         const uint64_t old = free_.back();
         free_.pop_back();
-        return wire::make_handle(wire::HandleKind::event, wire::handle_index(old), uint32_t(old >> 20) + 1) | tag_;
+        return wire::make_handle(wire::HandleKind::event, wire::handle_index(old), uint32_t(old >> 20) + 1) |
+               tag_;
     }
     return next_ < wire::kMaxObjects ? wire::make_handle(wire::HandleKind::event, next_++, 1) | tag_ : 0;
 }
@@ -244,22 +253,27 @@ std::vector<std::string> socket_paths() {
         paths.emplace_back(one);
     }
     if (paths.empty()) {
-        fail(acl::RT_INTERNAL, "FlexNPU: FLEXNPU_SOCKET is not set; start the program with `flexnpu run -- COMMAND`");
+        fail(acl::RT_INTERNAL,
+             "FlexNPU: FLEXNPU_SOCKET is not set; start the program with `flexnpu run -- COMMAND`");
     } else if (paths.size() > wire::kMaxDevices) {
-        fail(acl::RT_INTERNAL, "FlexNPU: FLEXNPU_SOCKETS names %zu sockets; a program can use %d devices", paths.size(), wire::kMaxDevices);
+        fail(acl::RT_INTERNAL, "FlexNPU: FLEXNPU_SOCKETS names %zu sockets; a program can use %d devices",
+             paths.size(), wire::kMaxDevices);
         paths.clear();
     }
     return paths;
 }
 
-int32_t no_device(const char* what) { return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device; call aclrtSetDevice first", what); }
+int32_t no_device(const char* what) {
+    return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device; call aclrtSetDevice first", what);
+}
 
 }  // namespace
 
 int Session::count() { return int(socket_paths().size()); }
 
 Session* Session::opened(int device) {
-    return device >= 0 && device < wire::kMaxDevices ? sessions[device].load(std::memory_order_acquire) : nullptr;
+    return device >= 0 && device < wire::kMaxDevices ? sessions[device].load(std::memory_order_acquire)
+                                                     : nullptr;
 }
 
 Session* Session::of(int device) {
@@ -269,7 +283,8 @@ Session* Session::of(int device) {
     const std::vector<std::string> paths = socket_paths();
     if (paths.empty()) return nullptr;
     if (device < 0 || size_t(device) >= paths.size()) {
-        fail(acl::RT_INVALID_DEVICE, "device %d does not exist: FlexNPU serves %zu here", device, paths.size());
+        fail(acl::RT_INVALID_DEVICE, "device %d does not exist: FlexNPU serves %zu here", device,
+             paths.size());
         return nullptr;
     }
     auto* s = new Session(device);
@@ -326,7 +341,8 @@ void Session::close(int device) {
         std::lock_guard socket_lock(s->socket_mutex_);
         ::close(std::exchange(s->socket_, -1));
     }
-    // Never deleted: other threads may be in the midst of a call. What it takes most of is given back now, the mappings when they have left.
+    // Never deleted: other threads may be in the midst of a call. What it takes most of is given back now,
+    // the mappings when they have left.
     madvise(s->staging_, wire::kBlocks * wire::kBlockBytes, MADV_REMOVE);
     for (const HostRegion& r : s->host.take_all()) orphans.add(r);
     wire::futex_wake(s->page_->host_given);  // HostCalls::receive
@@ -370,8 +386,8 @@ void Session::unmap() {
     munmap(page_, wire::kSessionBytes);
 }
 
-// A child of fork() must not speak on its parent's rings: it forgets the sessions, and connects anew when it calls ACL. Installed when the library
-// is loaded, so that no fork can fall into the middle of it.
+// A child of fork() must not speak on its parent's rings: it forgets the sessions, and connects anew when it
+// calls ACL. Installed when the library is loaded, so that no fork can fall into the middle of it.
 void Session::watch_forks() {
     pthread_key_create(&thread_key, &Thread::end);
     pthread_atfork(&Session::before_fork, &Session::after_fork_in_parent, &Session::after_fork_in_child);
@@ -408,7 +424,8 @@ void Session::after_fork_in_child() {
     this_channel = nullptr;
     if (this_thread) *this_thread = Thread{};
     for (auto& slot : sessions) {
-        if (Session* s = slot.exchange(nullptr)) s->abandon();  // not deleted: its locks may be held by threads that are gone
+        if (Session* s = slot.exchange(nullptr))
+            s->abandon();  // not deleted: its locks may be held by threads that are gone
     }
     Steps::forget(&flexnpu_step_waiting);
     forget_contexts();
@@ -426,13 +443,15 @@ bool Session::connect(const std::string& path) {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     if (path_.size() >= sizeof(address.sun_path)) {
-        fail(acl::RT_INTERNAL, "FlexNPU: the socket path %s is longer than %zu characters", path_.c_str(), sizeof(address.sun_path) - 1);
+        fail(acl::RT_INTERNAL, "FlexNPU: the socket path %s is longer than %zu characters", path_.c_str(),
+             sizeof(address.sun_path) - 1);
         return false;
     }
     std::memcpy(address.sun_path, path_.c_str(), path_.size() + 1);
     socket_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (socket_ < 0 || ::connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
-        fail(acl::RT_INTERNAL, "FlexNPU: no daemon answers at %s (%s); start one with `flexnpud`", path_.c_str(), strerror(errno));
+        fail(acl::RT_INTERNAL, "FlexNPU: no daemon answers at %s (%s); start one with `flexnpud`",
+             path_.c_str(), strerror(errno));
         return false;
     }
     const timeval timeout{10, 0};
@@ -446,7 +465,9 @@ bool Session::connect(const std::string& path) {
         char* end = nullptr;
         request.bytes = strtoull(quota, &end, 10);
         if (*end || request.bytes == 0) {
-            fail(acl::RT_INTERNAL, "FlexNPU: FLEXNPU_QUOTA is '%s': it must be a number of bytes; use flexnpu run --quota", quota);
+            fail(acl::RT_INTERNAL,
+                 "FlexNPU: FLEXNPU_QUOTA is '%s': it must be a number of bytes; use flexnpu run --quota",
+                 quota);
             return false;
         }
     }
@@ -490,8 +511,10 @@ bool Session::ask(const wire::Request& request, wire::Answer* answer, int* fds, 
     do {
         n = send(socket_, &message, sizeof(message), MSG_NOSIGNAL);
     } while (n < 0 && errno == EINTR);
-    // A daemon that turns us away says why before it has heard us, and hangs up: then sending fails, or receiving does once.
-    for (int tries = 0; n == sizeof(message) || (tries == 0 && (errno == EPIPE || errno == ECONNRESET)); tries++) {
+    // A daemon that turns us away says why before it has heard us, and hangs up: then sending fails, or
+    // receiving does once.
+    for (int tries = 0; n == sizeof(message) || (tries == 0 && (errno == EPIPE || errno == ECONNRESET));
+         tries++) {
         n = recvmsg(socket_, &header, MSG_CMSG_CLOEXEC);
         if (n >= 0 || tries == 16 || (errno != EINTR && errno != ECONNRESET)) break;
         n = sizeof(message);
@@ -508,12 +531,17 @@ bool Session::ask(const wire::Request& request, wire::Answer* answer, int* fds, 
         for (size_t i = 0; i < count; i++) {
             int fd;
             std::memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
-            if (got < want_fds) fds[got++] = fd; else ::close(fd);
+            if (got < want_fds)
+                fds[got++] = fd;
+            else
+                ::close(fd);
         }
     }
     answer->message[sizeof(answer->message) - 1] = '\0';
     int32_t status = answer->magic == wire::kMagic ? answer->status : int32_t(acl::RT_INTERNAL);
-    const char* text = answer->magic == wire::kMagic ? answer->message : "FlexNPU: what answers is not a daemon of this version";
+    const char* text = answer->magic == wire::kMagic
+                           ? answer->message
+                           : "FlexNPU: what answers is not a daemon of this version";
     if (status == 0 && got != want_fds) {
         status = acl::RT_INTERNAL;
         text = "FlexNPU: the daemon's answer lacks its file descriptors (too many open files?)";
@@ -539,7 +567,8 @@ bool Session::alive() {
 void Session::ring_bell(wire::Doze from) {
     auto& doze = page_->doze;
     if (doze.load(std::memory_order_seq_cst) <= from) return;
-    if (doze.exchange(wire::kAwake, std::memory_order_acq_rel) == wire::kAwake) return;  // another thread was first
+    if (doze.exchange(wire::kAwake, std::memory_order_acq_rel) == wire::kAwake)
+        return;  // another thread was first
     const uint64_t one = 1;
     [[maybe_unused]] ssize_t n = write(doorbell_, &one, sizeof(one));
 }
@@ -554,8 +583,12 @@ int32_t Session::gone() {
             stopped_.store(true);
         }
     }
-    if (stopped_.load()) return fail(acl::RT_INTERNAL, "FlexNPU: the daemon at %s was stopped; start it, then this program again", path_.c_str());
-    return fail(acl::RT_INTERNAL, "FlexNPU: the daemon at %s is gone; restart it, then this program", path_.c_str());
+    if (stopped_.load())
+        return fail(acl::RT_INTERNAL,
+                    "FlexNPU: the daemon at %s was stopped; start it, then this program again",
+                    path_.c_str());
+    return fail(acl::RT_INTERNAL, "FlexNPU: the daemon at %s is gone; restart it, then this program",
+                path_.c_str());
 }
 
 Channel* Session::channel() {
@@ -628,7 +661,8 @@ void Session::give_channel(Channel* channel) {
     idle_.push_back(channel);
 }
 
-void Session::add_late(uint64_t number, uint64_t stream, std::vector<std::shared_ptr<api::LateDims>> outputs) {
+void Session::add_late(uint64_t number, uint64_t stream,
+                       std::vector<std::shared_ptr<api::LateDims>> outputs) {
     std::lock_guard lock(late_mutex_);
     late_.push_back({number, stream, std::move(outputs)});
     any_late_.store(true, std::memory_order_relaxed);
@@ -648,7 +682,8 @@ void Session::settle(Channel& channel, uint64_t stream, bool all) {
     }
     for (const Late& l : mine) {
         // An output that its owner has destroyed meanwhile needs no shape.
-        if (std::none_of(l.outputs.begin(), l.outputs.end(), [](const auto& o) { return o.use_count() > 1; })) continue;
+        if (std::none_of(l.outputs.begin(), l.outputs.end(), [](const auto& o) { return o.use_count() > 1; }))
+            continue;
         if (channel.call(Kind::late_dims, wire::LateDims{l.number}) != 0) continue;
         const uint64_t* word = channel.words();
         for (const auto& o : l.outputs) {
@@ -668,7 +703,8 @@ bool Session::take_block(Block* out, bool later) {
         {
             std::lock_guard lock(block_mutex_);
             for (uint32_t b = 0; b < wire::kBlocks; b++) {
-                if (block_use_[b] == Use::later && page_->block_done[b].load(std::memory_order_acquire) == block_ticket_[b]) {
+                if (block_use_[b] == Use::later &&
+                    page_->block_done[b].load(std::memory_order_acquire) == block_ticket_[b]) {
                     block_use_[b] = Use::idle;
                 }
                 if (block_use_[b] != Use::idle) continue;
@@ -730,7 +766,8 @@ bool Session::map_host(size_t bytes, HostRegion* out) {
     const int error = errno;
     if (area == MAP_FAILED || bytes < kMappedInChild) ::close(std::exchange(fd, -1));
     if (area == MAP_FAILED) {
-        fail(acl::RT_MEMORY_ALLOCATION, "FlexNPU: cannot map %zu bytes of host memory: %s", bytes, strerror(error));
+        fail(acl::RT_MEMORY_ALLOCATION, "FlexNPU: cannot map %zu bytes of host memory: %s", bytes,
+             strerror(error));
         return false;
     }
     *out = {reinterpret_cast<uint64_t>(area), bytes, answer.number, fd};

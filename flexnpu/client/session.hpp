@@ -1,4 +1,5 @@
-// The client's connections to the daemons: one session a device that the process uses, in it one ring a thread.
+// The client's connections to the daemons: one session a device that the process uses, in it one ring a
+// thread.
 //
 // The device that a thread uses (aclrtSetDevice, or a context's) decides which session its calls go to.
 #pragma once
@@ -35,26 +36,26 @@ inline constexpr uint64_t kSliceNs = 100'000'000;
 // A ring and the right to use it: one thread at a time.
 class Channel {
 public:
-    Channel(Session& session, wire::RingMap map) : session_(session), producer_(std::move(map)) {
-    }
+    Channel(Session& session, wire::RingMap map) : session_(session), producer_(std::move(map)) {}
 
-    // Starts an asynchronous record with `payload` bytes; returns where they go, or nullptr (error recorded) when the daemon is gone.
-    // Waits while the ring is full.
+    // Starts an asynchronous record with `payload` bytes; returns where they go, or nullptr (error recorded)
+    // when the daemon is gone. Waits while the ring is full.
     uint8_t* open(size_t payload);
     // Publishes it. No answer will come. A napping dispatcher sees it within its nap; `soon`: wakes it.
     void close(size_t payload, wire::Kind kind, bool soon = false);
 
-    // Sends a record of `head` and up to two byte strings behind it, and waits for the answer. Returns its status with message and last error
-    // recorded; the answer's words stay in words() until the next call.
-    int32_t call(wire::Kind kind, const void* head, size_t head_bytes, const void* more = nullptr, size_t more_bytes = 0,
-                 const void* rest = nullptr, size_t rest_bytes = 0);
+    // Sends a record of `head` and up to two byte strings behind it, and waits for the answer. Returns its
+    // status with message and last error recorded; the answer's words stay in words() until the next call.
+    int32_t call(wire::Kind kind, const void* head, size_t head_bytes, const void* more = nullptr,
+                 size_t more_bytes = 0, const void* rest = nullptr, size_t rest_bytes = 0);
     template <wire::Plain T>
     int32_t call(wire::Kind kind, const T& head) {
         return call(kind, &head, sizeof(head));
     }
-    // call() in two steps: what is posted between them is not answered, and finish() waits for the answer to what was begun.
-    int32_t begin(wire::Kind kind, const void* head, size_t head_bytes, const void* more = nullptr, size_t more_bytes = 0,
-                  const void* rest = nullptr, size_t rest_bytes = 0);
+    // call() in two steps: what is posted between them is not answered, and finish() waits for the answer to
+    // what was begun.
+    int32_t begin(wire::Kind kind, const void* head, size_t head_bytes, const void* more = nullptr,
+                  size_t more_bytes = 0, const void* rest = nullptr, size_t rest_bytes = 0);
     int32_t finish();
     // `soon`: a napping dispatcher is woken, see close().
     template <wire::Plain T>
@@ -76,10 +77,11 @@ private:
     Session& session_;
     wire::Producer producer_;
     uint32_t request_ = 0;
-    // How long answers take: by kind of call; of copies that ride in the answer; of synchronises behind a replay, by graph.
+    // How long answers take: by kind of call; of copies that ride in the answer; of synchronises behind a
+    // replay, by graph.
     static constexpr size_t kSmallCopy = size_t(wire::Kind::count_), kReplays = kSmallCopy + 1, kReplayed = 8;
     wire::Patience patience_[kReplays + kReplayed];
-    size_t habit_ = 0;           // of the call under way
+    size_t habit_ = 0;  // of the call under way
 };
 
 // Host memory that the daemon maps too (aclrtMallocHost).
@@ -138,7 +140,10 @@ private:
         size_t low = 0, high = items_.size();
         while (low < high) {
             const size_t mid = (low + high) / 2;
-            if (items_[mid].address <= address) low = mid + 1; else high = mid;
+            if (items_[mid].address <= address)
+                low = mid + 1;
+            else
+                high = mid;
         }
         return items_.begin() + ptrdiff_t(low);
     }
@@ -146,8 +151,8 @@ private:
     std::vector<Range> items_;
 };
 
-// Handles that the daemon has given out and not taken back: lets an asynchronous call refuse a stale handle at once, where CANN
-// would. The daemon checks again by itself.
+// Handles that the daemon has given out and not taken back: lets an asynchronous call refuse a stale handle
+// at once, where CANN would. The daemon checks again by itself.
 class LiveHandles {
 public:
     void add(uint64_t handle);
@@ -184,31 +189,36 @@ struct Operators;  // aclnn.cpp: shapes and executors
 
 class Session {
 public:
-    // How many devices the process has: FLEXNPU_SOCKETS (a list; the place in it is the device's number), else FLEXNPU_SOCKET. 0, with the error
-    // recorded, when neither is set.
+    // How many devices the process has: FLEXNPU_SOCKETS (a list; the place in it is the device's number),
+    // else FLEXNPU_SOCKET. 0, with the error recorded, when neither is set.
     static int count();
-    // The session of a device, made by the first call of any thread; nullptr with the error recorded when its daemon does not answer.
+    // The session of a device, made by the first call of any thread; nullptr with the error recorded when its
+    // daemon does not answer.
     static Session* of(int device);
     // The same if there is one already.
     static Session* opened(int device);
-    // That of the calling thread's device; nullptr with the error recorded (RT_CONTEXT_NULL) when it has none.
+    // That of the calling thread's device; nullptr with the error recorded (RT_CONTEXT_NULL) when it has
+    // none.
     static Session* get();
-    // For questions that need no device: the calling thread's, else one that is open, else the first device's.
+    // For questions that need no device: the calling thread's, else one that is open, else the first
+    // device's.
     static Session* any();
     // Whose this address or handle is; nullptr: of no device that is open.
     static Session* holder(uint64_t tagged) { return opened(wire::tagged_device(tagged)); }
     // Makes `device` the calling thread's; -1: none.
     static void use(int device);
     static int current();
-    // Ends the session: the daemon frees what it holds. Its rings stay mapped until the threads that used them have noticed.
+    // Ends the session: the daemon frees what it holds. Its rings stay mapped until the threads that used
+    // them have noticed.
     static void close(int device);
 
-    // Keeps the session's mappings; false: they are on their way out already. Each successful join() needs a leave().
+    // Keeps the session's mappings; false: they are on their way out already. Each successful join() needs a
+    // leave().
     bool join();
     void leave();
 
-    // The calling thread's ring of its device's session, or of this one; nullptr with the error recorded when there is no device, or its
-    // daemon is gone. Callers then return last_error().
+    // The calling thread's ring of its device's session, or of this one; nullptr with the error recorded when
+    // there is no device, or its daemon is gone. Callers then return last_error().
     static Channel* channel();
     static Channel* any_channel();
     Channel* mine();
@@ -254,14 +264,17 @@ public:
     LiveHandles events;
     EventNumbers event_numbers;
     Graphs graphs;
-    // Kinds of events that the daemon is known to make, by flags (below 32; bit 32 + flags: made by the Ex function).
+    // Kinds of events that the daemon is known to make, by flags (below 32; bit 32 + flags: made by the Ex
+    // function).
     std::atomic<uint64_t> event_kinds{0};
-    // Fills in the shapes that launches on this stream (of all streams: nullptr with `all`) have left for their outputs. After a synchronise.
+    // Fills in the shapes that launches on this stream (of all streams: nullptr with `all`) have left for
+    // their outputs. After a synchronise.
     void settle(Channel& channel, uint64_t stream, bool all);
     void add_late(uint64_t number, uint64_t stream, std::vector<std::shared_ptr<api::LateDims>> outputs);
 
     Steps steps;
-    // The lane whose step a launch into the stream counts in. What a stream captures is the capture's, whichever stream it was put into.
+    // The lane whose step a launch into the stream counts in. What a stream captures is the capture's,
+    // whichever stream it was put into.
     StepLane& step_lane(uint64_t stream) {
         if (__builtin_expect(graphs.any(), 0)) {
             if (const auto capture = graphs.of(stream)) stream = capture->origin;
@@ -278,7 +291,8 @@ public:
 private:
     friend struct Thread;
     explicit Session(int device)
-        : steps({&flexnpu_step_semaphore, wire::now_ns, wire::ticks, flexnpu_step, &flexnpu_step_begin_semaphore, flexnpu_step_begin, &flexnpu_step_waiting}),
+        : steps({&flexnpu_step_semaphore, wire::now_ns, wire::ticks, flexnpu_step,
+                 &flexnpu_step_begin_semaphore, flexnpu_step_begin, &flexnpu_step_waiting}),
           device_(device) {
         event_numbers.set_tag(tag());
     }
@@ -308,7 +322,8 @@ private:
     std::mutex channel_mutex_;
     std::vector<Channel*> idle_;
     std::vector<Channel*> all_;
-    // Under channel_mutex_: threads that have a ring here, others that joined, and the session itself until it is closed.
+    // Under channel_mutex_: threads that have a ring here, others that joined, and the session itself until
+    // it is closed.
     uint32_t uses_ = 1;
     std::mutex block_mutex_;
     struct Late {

@@ -15,8 +15,8 @@ using Call = wire::Share::Call;
 
 namespace {
 
-// Asks; the answer's words stay in the channel. Whose the address or the handle `named` is, the same answers for it; without one, and for keys,
-// the thread's device does.
+// Asks; the answer's words stay in the channel. Whose the address or the handle `named` is, the same answers
+// for it; without one, and for keys, the thread's device does.
 aclError ask(const wire::Share& w, Call call, Channel** channel, uint64_t named = 0) {
     Session* holder = named ? Session::holder(named) : nullptr;
     *channel = holder ? holder->mine() : Session::channel();
@@ -33,7 +33,8 @@ aclError take_key(const char* function, const char* key, wire::Share* w) {
 
 // In as many messages as the list needs.
 aclError allow(const char* function, wire::Share w, Call call, const int32_t* processes, size_t n) {
-    if (!processes || n == 0) return fail(acl::INVALID_PARAM, "%s: the list of processes is null or empty", function);
+    if (!processes || n == 0)
+        return fail(acl::INVALID_PARAM, "%s: the list of processes is null or empty", function);
     for (size_t done = 0; done < n; done += w.count) {
         w.count = uint32_t(std::min<size_t>(n - done, wire::Share::kProcesses));
         std::memcpy(w.processes, processes + done, w.count * sizeof(int32_t));
@@ -67,7 +68,8 @@ aclError import_physical(const char* function, uint64_t shareable, aclrtDrvMemHa
 // The second versions also serve handles between hosts, which one daemon cannot.
 aclError check_type(const char* function, aclrtMemSharedHandleType type, const void* handle) {
     if (!handle) return fail(acl::INVALID_PARAM, "%s: the handle is null", function);
-    if (type == acl::SHARE_FABRIC) return fail(acl::API_NOT_SUPPORTED, "%s: FlexNPU does not share memory between hosts", function);
+    if (type == acl::SHARE_FABRIC)
+        return fail(acl::API_NOT_SUPPORTED, "%s: FlexNPU does not share memory between hosts", function);
     return type == acl::SHARE_DEFAULT ? 0 : fail(acl::RT_PARAM_INVALID, "%s: handle type %d", function, type);
 }
 
@@ -77,7 +79,8 @@ extern "C" {
 
 aclError aclrtIpcMemGetExportKey(void* p, size_t bytes, char* key, size_t room, uint64_t flags) {
     if (!key || room < sizeof(wire::Share::key) + 1) {
-        return fail(acl::INVALID_PARAM, "aclrtIpcMemGetExportKey: a key needs %zu bytes", sizeof(wire::Share::key) + 1);
+        return fail(acl::INVALID_PARAM, "aclrtIpcMemGetExportKey: a key needs %zu bytes",
+                    sizeof(wire::Share::key) + 1);
     }
     wire::Share w{};
     w.address = number(p);
@@ -113,23 +116,28 @@ aclError aclrtIpcMemClose(const char* key) {
     Channel* c = nullptr;
     if (aclError e = ask(w, Call::close_memory, &c)) return e;
     DeviceRange range;
-    if (const uint64_t address = c->words()[0]) c->session().memory.remove(address | c->session().tag(), &range);
+    if (const uint64_t address = c->words()[0])
+        c->session().memory.remove(address | c->session().tag(), &range);
     return 0;
 }
 
-aclError aclrtMemExportToShareableHandle(aclrtDrvMemHandle handle, aclrtMemHandleType, uint64_t flags, uint64_t* shareable) {
+aclError aclrtMemExportToShareableHandle(aclrtDrvMemHandle handle, aclrtMemHandleType, uint64_t flags,
+                                         uint64_t* shareable) {
     return export_physical("aclrtMemExportToShareableHandle", handle, flags, shareable);
 }
-aclError aclrtMemExportToShareableHandleV2(aclrtDrvMemHandle handle, uint64_t flags, aclrtMemSharedHandleType type, void* shareable) {
+aclError aclrtMemExportToShareableHandleV2(aclrtDrvMemHandle handle, uint64_t flags,
+                                           aclrtMemSharedHandleType type, void* shareable) {
     if (aclError e = check_type("aclrtMemExportToShareableHandleV2", type, shareable)) return e;
-    return export_physical("aclrtMemExportToShareableHandleV2", handle, flags, static_cast<uint64_t*>(shareable));
+    return export_physical("aclrtMemExportToShareableHandleV2", handle, flags,
+                           static_cast<uint64_t*>(shareable));
 }
 aclError aclrtMemSetPidToShareableHandle(uint64_t shareable, int32_t* processes, size_t n) {
     wire::Share w{};
     w.handle = shareable;
     return allow("aclrtMemSetPidToShareableHandle", w, Call::allow_physical, processes, n);
 }
-aclError aclrtMemSetPidToShareableHandleV2(void* shareable, aclrtMemSharedHandleType type, int32_t* processes, size_t n) {
+aclError aclrtMemSetPidToShareableHandleV2(void* shareable, aclrtMemSharedHandleType type, int32_t* processes,
+                                           size_t n) {
     if (aclError e = check_type("aclrtMemSetPidToShareableHandleV2", type, shareable)) return e;
     wire::Share w{};
     w.handle = *static_cast<uint64_t*>(shareable);
@@ -138,7 +146,8 @@ aclError aclrtMemSetPidToShareableHandleV2(void* shareable, aclrtMemSharedHandle
 aclError aclrtMemImportFromShareableHandle(uint64_t shareable, int32_t, aclrtDrvMemHandle* handle) {
     return import_physical("aclrtMemImportFromShareableHandle", shareable, handle);
 }
-aclError aclrtMemImportFromShareableHandleV2(void* shareable, aclrtMemSharedHandleType type, uint64_t, aclrtDrvMemHandle* handle) {
+aclError aclrtMemImportFromShareableHandleV2(void* shareable, aclrtMemSharedHandleType type, uint64_t,
+                                             aclrtDrvMemHandle* handle) {
     if (aclError e = check_type("aclrtMemImportFromShareableHandleV2", type, shareable)) return e;
     return import_physical("aclrtMemImportFromShareableHandleV2", *static_cast<uint64_t*>(shareable), handle);
 }

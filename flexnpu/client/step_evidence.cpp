@@ -57,7 +57,9 @@ void add_lengths(flexnpu_step_evidence* e, const uint8_t* values, uint32_t n, ui
     // Every layer is given the same arrays.
     for (uint32_t i = 0; i < e->arrays; i++) {
         const flexnpu_step_array& old = e->array[i];
-        if (old.n == a.n && old.first == a.first && old.last == a.last && old.sum == a.sum && old.rising == a.rising) return;
+        if (old.n == a.n && old.first == a.first && old.last == a.last && old.sum == a.sum &&
+            old.rising == a.rising)
+            return;
     }
     if (e->arrays < kArrays) e->array[e->arrays++] = a;
 }
@@ -66,8 +68,10 @@ void add_lengths(flexnpu_step_evidence* e, const uint8_t* values, uint32_t n, ui
 uint32_t role_of_array(StepRole role, uint32_t number) {
     switch (role) {
         case StepRole::attention_kv: return number == 0 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
-        case StepRole::attention_query_kv: return number == 0 ? FLEXNPU_STEP_QUERY : number == 1 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
-        case StepRole::attention_prefix: return number == 1 ? FLEXNPU_STEP_QUERY : number == 2 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
+        case StepRole::attention_query_kv:
+            return number == 0 ? FLEXNPU_STEP_QUERY : number == 1 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
+        case StepRole::attention_prefix:
+            return number == 1 ? FLEXNPU_STEP_QUERY : number == 2 ? FLEXNPU_STEP_KV : FLEXNPU_STEP_NO_ROLE;
         default: return FLEXNPU_STEP_NO_ROLE;
     }
 }
@@ -81,8 +85,10 @@ StepRole step_role(const char* op) {
         const char* prefix;
         StepRole role;
     };
-    for (const Family& f : {Family{"aclnnFusedInferAttentionScore", StepRole::attention_query_kv}, Family{"aclnnPromptFlashAttention", StepRole::attention_query_kv},
-                            Family{"aclnnIncreFlashAttention", StepRole::attention_kv}, Family{"aclnnFlashAttentionVarLenScore", StepRole::attention_prefix},
+    for (const Family& f : {Family{"aclnnFusedInferAttentionScore", StepRole::attention_query_kv},
+                            Family{"aclnnPromptFlashAttention", StepRole::attention_query_kv},
+                            Family{"aclnnIncreFlashAttention", StepRole::attention_kv},
+                            Family{"aclnnFlashAttentionVarLenScore", StepRole::attention_prefix},
                             Family{"aclnnFlashAttentionScore", StepRole::attention}}) {
         if (std::strncmp(op, f.prefix, std::strlen(f.prefix)) == 0) return f.role;
     }
@@ -93,7 +99,8 @@ flexnpu_step_evidence of_embedding(std::span<const uint8_t> key) {
     flexnpu_step_evidence e{};
     Tensor weight, indices, out;
     wire::MetaReader reader(key);
-    if (!read_tensor(reader, &weight) || !read_tensor(reader, &indices) || !read_tensor(reader, &out)) return e;
+    if (!read_tensor(reader, &weight) || !read_tensor(reader, &indices) || !read_tensor(reader, &out))
+        return e;
     if (indices.present && is_index(indices) && indices.ndim <= kDims) {
         e.flags |= FLEXNPU_STEP_HAS_INDICES;
         e.ndim = indices.ndim;

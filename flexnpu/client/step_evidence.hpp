@@ -1,4 +1,5 @@
-// What operators tell about the step that they belong to: shapes and lengths, from the metadata of their first calls (wire/meta.hpp).
+// What operators tell about the step that they belong to: shapes and lengths, from the metadata of their
+// first calls (wire/meta.hpp).
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ StepRole step_role(const char* op);
 
 // What the first call of aclnnEmbedding(weight, indices, out) showed.
 flexnpu_step_evidence of_embedding(std::span<const uint8_t> key);
-// Of an attention operator: its first tensor is the query, its first text the query's layout, and `role` says what its integer arrays are.
-// Of a step's second one only lengths are taken.
+// Of an attention operator: its first tensor is the query, its first text the query's layout, and `role` says
+// what its integer arrays are. Of a step's second one only lengths are taken.
 void add_attention(flexnpu_step_evidence* e, std::span<const uint8_t> key, StepRole role);
 // What attention operators told of one step, for another.
 void take_lengths(flexnpu_step_evidence* to, const flexnpu_step_evidence& from);

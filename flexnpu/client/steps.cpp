@@ -114,7 +114,8 @@ StepLane::Totals Steps::totals(const Lane& lane) const {
 void Steps::publish(Lane& lane) {
     const uint64_t n = lane.launches_.load(relaxed);
     const uint64_t before = lane.published_.exchange(n, relaxed);
-    if (outside_.launched) outside_.launched->fetch_add(n - before, relaxed);  // the sum is right whoever was first
+    if (outside_.launched)
+        outside_.launched->fetch_add(n - before, relaxed);  // the sum is right whoever was first
 }
 
 bool Steps::heard(Lane& lane) {
@@ -131,7 +132,8 @@ void Steps::touch(Lane& lane) {
         return;
     }
     const uint64_t now = outside_.now();
-    if (lane.may_gap_.load(relaxed) && lane.t_open_.load(relaxed) && now - lane.t_last_.load(relaxed) > kGapNs) {
+    if (lane.may_gap_.load(relaxed) && lane.t_open_.load(relaxed) &&
+        now - lane.t_last_.load(relaxed) > kGapNs) {
         std::lock_guard lock(lane.mutex_);
         // Plain work without a synchronise is cut where the lane was idle.
         const uint64_t last = lane.t_last_.load(relaxed);
@@ -141,8 +143,10 @@ void Steps::touch(Lane& lane) {
             close(lane, last, FLEXNPU_STEP_BY_GAP, end);
         }
     }
-    if (lane.may_gap_.load(relaxed)) lane.t_last_.store(now, relaxed);  // each launch's clock is read
-    else mark(lane, now);
+    if (lane.may_gap_.load(relaxed))
+        lane.t_last_.store(now, relaxed);  // each launch's clock is read
+    else
+        mark(lane, now);
     if (!lane.t_open_.load(relaxed)) lane.t_open_.store(now, relaxed);
 }
 
@@ -160,23 +164,25 @@ void Steps::settle(Lane& lane) {
     if (at <= from) return;
     const uint64_t marked = lane.t_last_.load(relaxed), now = outside_.now(), to = outside_.ticks();
     if (now <= marked || to <= at) return;
-    lane.t_last_.store(marked + uint64_t(double(now - marked) * (double(at - from) / double(to - from))), relaxed);
+    lane.t_last_.store(marked + uint64_t(double(now - marked) * (double(at - from) / double(to - from))),
+                       relaxed);
     lane.marked_.store(at, relaxed);
     lane.ticks_.compare_exchange_strong(at, 0, relaxed);  // a launch may have come meanwhile
 }
 
 // ---- steps; all with the lane's lock held ----
 
-flexnpu_step_record Steps::record_of(const Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end) const {
+flexnpu_step_record Steps::record_of(const Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by,
+                                     const Totals& end) const {
     flexnpu_step_record r{};
     r.version = kFlexnpuStepVersion;
     r.size = sizeof(r);
     r.kind = kind;
-    r.opening = lane.capturing_                     ? FLEXNPU_STEP_CAPTURE
-                : lane.kind_ == Kind::embedding     ? FLEXNPU_STEP_EMBEDDING
-                : lane.kind_ == Kind::graph         ? FLEXNPU_STEP_GRAPH
-                : lane.kind_ == Kind::attention     ? FLEXNPU_STEP_ATTENTION
-                                                    : FLEXNPU_STEP_PLAIN;
+    r.opening = lane.capturing_                 ? FLEXNPU_STEP_CAPTURE
+                : lane.kind_ == Kind::embedding ? FLEXNPU_STEP_EMBEDDING
+                : lane.kind_ == Kind::graph     ? FLEXNPU_STEP_GRAPH
+                : lane.kind_ == Kind::attention ? FLEXNPU_STEP_ATTENTION
+                                                : FLEXNPU_STEP_PLAIN;
     r.ended_by = ended_by;
     r.t_start = lane.t_open_.load(relaxed);
     r.t_end = t_end;
@@ -191,7 +197,8 @@ flexnpu_step_record Steps::record_of(const Lane& lane, uint32_t kind, uint64_t t
     r.h2d_copies = end.h2d_copies - lane.base_.h2d_copies;
     r.lane_work = end.launches + end.graphs;
     // A figure of the daemon's: one that shrinks is nonsense, and harms nobody.
-    r.gated_ns = end.gated == UINT64_MAX || end.gated < lane.base_.gated ? UINT64_MAX : end.gated - lane.base_.gated;
+    r.gated_ns =
+        end.gated == UINT64_MAX || end.gated < lane.base_.gated ? UINT64_MAX : end.gated - lane.base_.gated;
     r.model = lane.model_;
     r.evidence = lane.evidence_;
     return r;
@@ -250,7 +257,8 @@ void Steps::close(Lane& lane, uint64_t t_end, uint32_t ended_by, const Totals& e
 }
 
 void Steps::close_for_next(Lane& lane, uint32_t ended_by) {
-    if (lane.kind_ == Kind::between) return;  // what was launched between steps counts in the step that now begins
+    if (lane.kind_ == Kind::between)
+        return;  // what was launched between steps counts in the step that now begins
     settle(lane);
     if (lane.has_cand_) {
         const Totals end = lane.cand_;
@@ -266,8 +274,10 @@ void Steps::embedding(Lane& lane, std::span<const uint8_t> key, uint64_t t_first
     const flexnpu_step_evidence e = of_embedding(key);
     std::lock_guard lock(lane.mutex_);
     const flexnpu_step_evidence& old = lane.evidence_;
-    // Position and token-type embeddings follow the token embedding within the same step, with tables of their own.
-    if (lane.kind_ == Kind::embedding && (e.flags & old.flags & FLEXNPU_STEP_HAS_TABLE) && (e.rows != old.rows || e.columns != old.columns) &&
+    // Position and token-type embeddings follow the token embedding within the same step, with tables of
+    // their own.
+    if (lane.kind_ == Kind::embedding && (e.flags & old.flags & FLEXNPU_STEP_HAS_TABLE) &&
+        (e.rows != old.rows || e.columns != old.columns) &&
         lane.launches_.load(relaxed) - lane.opened_at_ < kTableWindow) {
         return;
     }
@@ -332,9 +342,10 @@ void Steps::graph(uint64_t stream, uint64_t model) {
         known = m;
         m.updated = false;
     }
-    // A graph that holds its own embedding is a whole step. Of an unknown one, new input since the last synchronise says so; else it is a piece of
-    // the step that runs.
-    const bool whole = known.whole || (l.kind_ == Kind::embedding && l.has_cand_ && l.now_.h2d_copies > l.cand_.h2d_copies);
+    // A graph that holds its own embedding is a whole step. Of an unknown one, new input since the last
+    // synchronise says so; else it is a piece of the step that runs.
+    const bool whole =
+        known.whole || (l.kind_ == Kind::embedding && l.has_cand_ && l.now_.h2d_copies > l.cand_.h2d_copies);
     if (l.kind_ != Kind::between && !whole) {
         if (heard(l)) mark(l, outside_.now());
         l.graphs_.fetch_add(1, relaxed);
@@ -376,7 +387,8 @@ void Steps::capture_ended(uint64_t stream, uint64_t model) {
     }
     const Totals end = totals(l);
     settle(l);
-    if (end.launches != l.base_.launches || l.kind_ != Kind::between) close(l, l.t_last_.load(relaxed), FLEXNPU_STEP_BY_GRAPH, end);
+    if (end.launches != l.base_.launches || l.kind_ != Kind::between)
+        close(l, l.t_last_.load(relaxed), FLEXNPU_STEP_BY_GRAPH, end);
     l.capturing_ = false;
 }
 
@@ -393,7 +405,8 @@ void Steps::updating(uint64_t stream, uint64_t graph) {
 
 void Steps::synchronised(Lane& lane, const Totals& then) {
     const uint64_t done = then.launches + then.graphs;
-    if (done <= lane.run_start_) return;  // nothing was waited for: the synchronise that precedes a copy, for one
+    if (done <= lane.run_start_)
+        return;  // nothing was waited for: the synchronise that precedes a copy, for one
     publish(lane);
     const uint64_t run = done - lane.run_start_;
     lane.run_start_ = done;
@@ -436,7 +449,8 @@ void Steps::event_recorded(uint64_t event, uint64_t stream) {
     Mark* chunk = slot.load(std::memory_order_acquire);
     if (!chunk) {
         std::lock_guard lock(mutex_);
-        if (!(chunk = slot.load(relaxed))) slot.store(chunk = new Mark[kEventChunk], std::memory_order_release);
+        if (!(chunk = slot.load(relaxed)))
+            slot.store(chunk = new Mark[kEventChunk], std::memory_order_release);
     }
     const Lane& l = lane(stream);
     Mark& mark = chunk[i % kEventChunk];
@@ -453,7 +467,8 @@ void Steps::event_synchronised(uint64_t event) {
     const Mark& mark = chunk[i % kEventChunk];
     Lane& l = lane(mark.stream.load(relaxed));
     std::lock_guard lock(l.mutex_);
-    // If the record is of an earlier step, which has been closed without knowing its end, there is nothing new that was waited for.
+    // If the record is of an earlier step, which has been closed without knowing its end, there is nothing
+    // new that was waited for.
     Totals then = totals(l);
     then.launches = std::min(then.launches, mark.launches.load(relaxed));
     then.graphs = std::min(then.graphs, mark.graphs.load(relaxed));

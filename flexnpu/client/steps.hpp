@@ -1,15 +1,19 @@
-// Folds the calls of a lane (a client stream) into steps, as `probes/phases.py` describes them, for the probe point flexnpu_step.
+// Folds the calls of a lane (a client stream) into steps, as `probes/phases.py` describes them, for the probe
+// point flexnpu_step.
 //
 //   - the second call of an embedding opens a step, and so does the launch of a whole captured graph;
 //   - a second embedding with another table soon after (positions, token types) belongs to the same step;
-//   - a synchronise that ends the longest run of launches so far is where the step is taken to end; that it has ended is known when the next one
-//     opens, because a forward pass may synchronise in its middle. Until then it stands in a table that a reader may look at (MAYBE);
+//   - a synchronise that ends the longest run of launches so far is where the step is taken to end; that it
+//   has ended is known when the next one
+//     opens, because a forward pass may synchronise in its middle. Until then it stands in a table that a
+//     reader may look at (MAYBE);
 //   - where no step runs, an attention operator opens one: the model's embedding is some other operator;
-//   - a step that a graph or an attention operator opened, or on a lane that never showed a model, ends at the first synchronise;
+//   - a step that a graph or an attention operator opened, or on a lane that never showed a model, ends at
+//   the first synchronise;
 //   - what is launched between two steps counts in the later one.
 //
-// The counting never stops, so a reader that comes in the middle of a step is given the next whole one. Clocks are read, and records assembled,
-// only in steps that opened while somebody listened.
+// The counting never stops, so a reader that comes in the middle of a step is given the next whole one.
+// Clocks are read, and records assembled, only in steps that opened while somebody listened.
 #pragma once
 
 #include <atomic>
@@ -37,9 +41,11 @@ class alignas(64) StepLane {
     std::atomic<uint64_t> stream_{0};
     std::atomic<uint64_t> graphs_{0};
     std::atomic<uint64_t> t_open_{0}, t_last_{0};
-    // On a lane with a model t_last_ is a mark now and then, of which the ticks are known, and launches leave ticks only.
+    // On a lane with a model t_last_ is a mark now and then, of which the ticks are known, and launches leave
+    // ticks only.
     std::atomic<uint64_t> marked_{0}, ticks_{0};  // ticks at the mark; of the last launch behind it, 0: none
-    // Whether somebody listened when the step opened. Where nothing was launched since the last one ended, the next launch asks.
+    // Whether somebody listened when the step opened. Where nothing was launched since the last one ended,
+    // the next launch asks.
     enum Watch : uint8_t { unheard, heard, ask };
     std::atomic<uint8_t> watch_{ask};
     std::atomic<bool> may_gap_{true};  // between two steps of a lane that has shown no model
@@ -58,14 +64,14 @@ class alignas(64) StepLane {
     bool has_cand_ = false;
     uint64_t cand_t_ = 0;
     flexnpu_step_entry* waiting_ = nullptr;  // its place in the table
-    uint64_t run_start_ = 0;    // launches + graphs at the last synchronise
+    uint64_t run_start_ = 0;                 // launches + graphs at the last synchronise
     uint64_t run_longest_ = 0;
-    uint64_t opened_at_ = 0;    // launches when the step opened
+    uint64_t opened_at_ = 0;  // launches when the step opened
     uint64_t seq_ = 0;
     uint64_t model_ = 0;
     Kind kind_ = Kind::between;
-    uint64_t t_base_ = 0;       // the end of the step before
-    uint32_t attended_ = 0;     // attention operators looked at
+    uint64_t t_base_ = 0;    // the end of the step before
+    uint32_t attended_ = 0;  // attention operators looked at
     bool has_model_ = false, capturing_ = false;
     std::atomic<uint64_t> updating_{0};  // the graph whose task group launches now give new arguments
     flexnpu_step_evidence evidence_{};
@@ -85,7 +91,8 @@ public:
         flexnpu_step_table* waiting;
         const std::atomic<uint64_t>* gated = nullptr;  // ns, by wire::gated_lane()
         uint32_t gated_lanes = 0;
-        std::atomic<uint64_t>* launched = nullptr;     // operators launched on all lanes, for people: late by a few
+        std::atomic<uint64_t>* launched =
+            nullptr;  // operators launched on all lanes, for people: late by a few
     };
     explicit Steps(const Outside& outside) : outside_(outside) {}
     ~Steps();
@@ -116,12 +123,14 @@ public:
 
     // An operator has been launched on the lane; its embedding() or attention() comes before.
     void launched(StepLane& lane) {
-        if (__builtin_expect(lane.watch_.load(std::memory_order_relaxed) != StepLane::unheard, 0)) touch(lane);
+        if (__builtin_expect(lane.watch_.load(std::memory_order_relaxed) != StepLane::unheard, 0))
+            touch(lane);
         const uint64_t n = lane.launches_.fetch_add(1, std::memory_order_relaxed) + 1;
         if (__builtin_expect(n % kPublishEvery == 0, 0)) publish(lane);
         step_lane_used = &lane;
     }
-    // `key`: the metadata of the operator's first call behind the operator's number (wire/meta.hpp); `t_first`: when that was, 0: not known.
+    // `key`: the metadata of the operator's first call behind the operator's number (wire/meta.hpp);
+    // `t_first`: when that was, 0: not known.
     void embedding(StepLane& lane, std::span<const uint8_t> key, uint64_t t_first);
     void attention(StepLane& lane, std::span<const uint8_t> key, StepRole role);
 
@@ -136,7 +145,8 @@ public:
     void device_synchronised();
     void event_recorded(uint64_t event, uint64_t stream);
     void event_synchronised(uint64_t event);
-    // A copy between host and device of the stream; `waits`: of none (aclrtMemcpy), and the call returns when it is over.
+    // A copy between host and device of the stream; `waits`: of none (aclrtMemcpy), and the call returns when
+    // it is over.
     void copied(uint64_t stream, bool waits, bool to_device, uint64_t bytes);
     void stream_destroyed(uint64_t stream);
 
@@ -158,10 +168,10 @@ private:
         std::atomic<uint64_t> stream{0}, launches{0}, graphs{0};
     };
     struct Model {
-        bool whole = false;               // it holds an embedding
+        bool whole = false;  // it holds an embedding
         flexnpu_step_evidence evidence{};
-        StepLane* replayed = nullptr;     // on which it was launched last
-        bool updated = false;             // arrays for its next launch
+        StepLane* replayed = nullptr;  // on which it was launched last
+        bool updated = false;          // arrays for its next launch
         flexnpu_step_evidence lengths{};
     };
 
@@ -180,7 +190,8 @@ private:
     uint64_t gated(const Lane& lane) const;
     void open(Lane& lane, Kind kind, uint64_t now, uint64_t began);
     void begin(Lane& lane);
-    flexnpu_step_record record_of(const Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end) const;
+    flexnpu_step_record record_of(const Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by,
+                                  const Totals& end) const;
     void tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end);
     void show(Lane& lane);
     void take_entry(Lane& lane);

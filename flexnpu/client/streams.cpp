@@ -27,12 +27,12 @@ aclError check_event(Channel& c, const char* function, aclrtEvent e) {
     return fail(acl::RT_INVALID_HANDLE, "%s: %p is not an event", function, e);
 }
 
-#define CHANNEL(c)                     \
-    Channel* c = Session::channel();   \
+#define CHANNEL(c)                   \
+    Channel* c = Session::channel(); \
     if (!c) return flexnpu::client::last_error()
 // Of the event's device, whatever the thread's: an event is asked about by any.
-#define EVENT_CHANNEL(c, event)                           \
-    Session* of_event = Session::holder(number(event));   \
+#define EVENT_CHANNEL(c, event)                                        \
+    Session* of_event = Session::holder(number(event));                \
     Channel* c = of_event ? of_event->mine() : Session::any_channel(); \
     if (!c) return flexnpu::client::last_error()
 #define CHECK(e) \
@@ -55,7 +55,8 @@ aclError destroy_stream(const char* function, aclrtStream s, bool force) {
     if (!s) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
     CHECK(check_stream(*c, function, s));
     flexnpu::api::StreamStates::get().tell(s, flexnpu::api::StreamStates::destroying);
-    if (!c->session().streams.remove(number(s))) return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
+    if (!c->session().streams.remove(number(s)))
+        return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, s);
     c->session().steps.stream_destroyed(number(s));
     const aclError e = c->call(Kind::destroy_stream, wire::StreamOp{number(s), force ? 0 : -1});
     if (auto* calls = c->session().peek_host_calls()) calls->forget(number(s));
@@ -64,7 +65,8 @@ aclError destroy_stream(const char* function, aclrtStream s, bool force) {
 
 // A synchronise after launches ends a step.
 void end_step(Session& s) {
-    if (s.step_open.load(std::memory_order_relaxed) && s.step_open.exchange(false, std::memory_order_relaxed)) {
+    if (s.step_open.load(std::memory_order_relaxed) &&
+        s.step_open.exchange(false, std::memory_order_relaxed)) {
         s.page().steps.fetch_add(1, std::memory_order_relaxed);
     }
 }
@@ -119,15 +121,18 @@ aclError create_event(const char* function, aclrtEvent* out, uint32_t flags, boo
 
 aclError post_event(Kind kind, const char* function, aclrtEvent e, aclrtStream s, int64_t deadline = -1) {
     CHANNEL(c);
-    if (Session* other = Session::holder(number(e)); other && other != &c->session() && other->events.has(number(e))) {
+    if (Session* other = Session::holder(number(e));
+        other && other != &c->session() && other->events.has(number(e))) {
         if (kind != Kind::wait_event) {
-            return fail(acl::RT_STREAM_CONTEXT, "%s: event %p is of device %d, the stream of device %d", function, e, other->device(),
-                        c->session().device());
+            return fail(acl::RT_STREAM_CONTEXT, "%s: event %p is of device %d, the stream of device %d",
+                        function, e, other->device(), c->session().device());
         }
-        // Another device's event cannot be put into this one's stream: the caller waits, and the stream has nothing left to wait for.
+        // Another device's event cannot be put into this one's stream: the caller waits, and the stream has
+        // nothing left to wait for.
         CHECK(check_stream(*c, function, s));
         Channel* theirs = other->mine();
-        return theirs ? theirs->call(Kind::sync_event, wire::EventOp{number(e), 0, deadline}) : flexnpu::client::last_error();
+        return theirs ? theirs->call(Kind::sync_event, wire::EventOp{number(e), 0, deadline})
+                      : flexnpu::client::last_error();
     }
     CHECK(check_event(*c, function, e));
     CHECK(check_stream(*c, function, s));
@@ -154,10 +159,12 @@ aclError query_event(const char* function, aclrtEvent e, uint64_t form, int32_t*
 extern "C" {
 
 aclError aclrtRegStreamStateCallback(const char* name, aclrtStreamStateCallback function, void* argument) {
-    if (!name || !*name) return fail(acl::INVALID_PARAM, "aclrtRegStreamStateCallback: the name is null or empty");
+    if (!name || !*name)
+        return fail(acl::INVALID_PARAM, "aclrtRegStreamStateCallback: the name is null or empty");
     using flexnpu::api::StreamStates;
     if (StreamStates::get().set(name, reinterpret_cast<StreamStates::Callback>(function), argument)) return 0;
-    return fail(acl::INVALID_PARAM, "aclrtRegStreamStateCallback: no function of the name %s is registered", name);
+    return fail(acl::INVALID_PARAM, "aclrtRegStreamStateCallback: no function of the name %s is registered",
+                name);
 }
 
 aclError aclrtCreateStream(aclrtStream* s) { return create_stream("aclrtCreateStream", s, 0, 0); }
@@ -175,7 +182,8 @@ aclError aclrtStreamAbort(aclrtStream s) {
 // The timeout bounds how long the vendor may take; its own functions bound that, and report it.
 aclError aclrtDeviceTaskAbort(int32_t device, uint32_t) {
     CHANNEL(c);
-    if (device != c->session().device()) return fail(acl::RT_INVALID_DEVICE, "aclrtDeviceTaskAbort: device %d does not exist", device);
+    if (device != c->session().device())
+        return fail(acl::RT_INVALID_DEVICE, "aclrtDeviceTaskAbort: device %d does not exist", device);
     return c->call(Kind::abort_device, wire::StreamOp{0, -1});
 }
 aclError aclrtStreamGetId(aclrtStream s, int32_t* id) {
@@ -195,23 +203,38 @@ aclError aclrtStreamQuery(aclrtStream s, aclrtStreamStatus* status) {
     return 0;
 }
 aclError aclrtSynchronizeStream(aclrtStream s) { return sync_stream("aclrtSynchronizeStream", s, -1); }
-aclError aclrtSynchronizeStreamWithTimeout(aclrtStream s, int32_t ms) { return sync_stream("aclrtSynchronizeStreamWithTimeout", s, ms); }
+aclError aclrtSynchronizeStreamWithTimeout(aclrtStream s, int32_t ms) {
+    return sync_stream("aclrtSynchronizeStreamWithTimeout", s, ms);
+}
 aclError aclrtSynchronizeDevice() { return sync_device("aclrtSynchronizeDevice", -1); }
-aclError aclrtSynchronizeDeviceWithTimeout(int32_t ms) { return sync_device("aclrtSynchronizeDeviceWithTimeout", ms); }
+aclError aclrtSynchronizeDeviceWithTimeout(int32_t ms) {
+    return sync_device("aclrtSynchronizeDeviceWithTimeout", ms);
+}
 
-aclError aclrtCreateEvent(aclrtEvent* e) { return create_event("aclrtCreateEvent", e, acl::EVENT_SYNC | acl::EVENT_TIME_LINE, false); }
-aclError aclrtCreateEventWithFlag(aclrtEvent* e, uint32_t flags) { return create_event("aclrtCreateEventWithFlag", e, flags, false); }
-aclError aclrtCreateEventExWithFlag(aclrtEvent* e, uint32_t flags) { return create_event("aclrtCreateEventExWithFlag", e, flags, true); }
+aclError aclrtCreateEvent(aclrtEvent* e) {
+    return create_event("aclrtCreateEvent", e, acl::EVENT_SYNC | acl::EVENT_TIME_LINE, false);
+}
+aclError aclrtCreateEventWithFlag(aclrtEvent* e, uint32_t flags) {
+    return create_event("aclrtCreateEventWithFlag", e, flags, false);
+}
+aclError aclrtCreateEventExWithFlag(aclrtEvent* e, uint32_t flags) {
+    return create_event("aclrtCreateEventExWithFlag", e, flags, true);
+}
 aclError aclrtDestroyEvent(aclrtEvent e) {
     EVENT_CHANNEL(c, e);
-    if (!c->session().events.remove(number(e))) return fail(acl::RT_INVALID_HANDLE, "aclrtDestroyEvent: %p is not an event", e);
+    if (!c->session().events.remove(number(e)))
+        return fail(acl::RT_INVALID_HANDLE, "aclrtDestroyEvent: %p is not an event", e);
     c->session().graphs.forget_event(number(e));
     const int32_t error = c->post(Kind::destroy_event, wire::EventOp{number(e), 0, -1});
     c->session().event_numbers.give_back(number(e));
     return error;
 }
-aclError aclrtRecordEvent(aclrtEvent e, aclrtStream s) { return post_event(Kind::record_event, "aclrtRecordEvent", e, s); }
-aclError aclrtResetEvent(aclrtEvent e, aclrtStream s) { return post_event(Kind::reset_event, "aclrtResetEvent", e, s); }
+aclError aclrtRecordEvent(aclrtEvent e, aclrtStream s) {
+    return post_event(Kind::record_event, "aclrtRecordEvent", e, s);
+}
+aclError aclrtResetEvent(aclrtEvent e, aclrtStream s) {
+    return post_event(Kind::reset_event, "aclrtResetEvent", e, s);
+}
 aclError aclrtStreamWaitEvent(aclrtStream s, aclrtEvent e) {
     return post_event(Kind::wait_event, "aclrtStreamWaitEvent", e, s, flexnpu::client::wait_deadline_ns());
 }
@@ -230,8 +253,12 @@ aclError aclrtSynchronizeEventWithTimeout(aclrtEvent e, int32_t ms) {
     return 0;
 }
 aclError aclrtSynchronizeEvent(aclrtEvent e) { return aclrtSynchronizeEventWithTimeout(e, -1); }
-aclError aclrtQueryEvent(aclrtEvent e, aclrtEventStatus* status) { return query_event("aclrtQueryEvent", e, 0, status); }
-aclError aclrtQueryEventStatus(aclrtEvent e, aclrtEventRecordedStatus* status) { return query_event("aclrtQueryEventStatus", e, 1, status); }
+aclError aclrtQueryEvent(aclrtEvent e, aclrtEventStatus* status) {
+    return query_event("aclrtQueryEvent", e, 0, status);
+}
+aclError aclrtQueryEventStatus(aclrtEvent e, aclrtEventRecordedStatus* status) {
+    return query_event("aclrtQueryEventStatus", e, 1, status);
+}
 aclError aclrtQueryEventWaitStatus(aclrtEvent e, aclrtEventWaitStatus* status) {
     return query_event("aclrtQueryEventWaitStatus", e, 2, status);
 }
@@ -266,7 +293,9 @@ aclError aclrtSetStreamAttribute(aclrtStream s, aclrtStreamAttr attribute, aclrt
     switch (attribute) {
         case 1: return aclrtSetStreamFailureMode(s, value->failure_mode);
         case 2: return aclrtSetStreamOverflowSwitch(s, value->overflow_switch);
-        default: return fail(acl::RT_PARAM_INVALID, "aclrtSetStreamAttribute: FlexNPU does not interpose attribute %d", attribute);
+        default:
+            return fail(acl::RT_PARAM_INVALID,
+                        "aclrtSetStreamAttribute: FlexNPU does not interpose attribute %d", attribute);
     }
 }
 

@@ -1,4 +1,5 @@
-// Timeouts that a process sets for itself. The vendor keeps them for its whole process, which is the daemon: set there, they would be everybody's.
+// Timeouts that a process sets for itself. The vendor keeps them for its whole process, which is the daemon:
+// set there, they would be everybody's.
 #include "flexnpu/client/timeouts.hpp"
 
 #include <algorithm>
@@ -25,7 +26,9 @@ std::atomic<uint64_t> execute_timeout_us{kUnset};
 
 }  // namespace
 
-int64_t deadline_ns(int32_t timeout_ms) { return timeout_ms < 0 ? -1 : int64_t(wire::now_ns()) + int64_t(timeout_ms) * 1'000'000; }
+int64_t deadline_ns(int32_t timeout_ms) {
+    return timeout_ms < 0 ? -1 : int64_t(wire::now_ns()) + int64_t(timeout_ms) * 1'000'000;
+}
 
 int64_t wait_deadline_ns() {
     const uint32_t s = wait_timeout_s.load(std::memory_order_relaxed);

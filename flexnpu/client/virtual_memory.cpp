@@ -1,4 +1,5 @@
-// Virtual memory: reserved addresses, physical memory, mapping. The daemon holds both; here is only what the process must know itself.
+// Virtual memory: reserved addresses, physical memory, mapping. The daemon holds both; here is only what the
+// process must know itself.
 #include "acl.gen.h"
 #include "flexnpu/client/question.hpp"
 
@@ -13,9 +14,11 @@ using Call = wire::VirtualMemory::Call;
 
 namespace {
 
-// Asks; the answer's word goes to *out, and whom it asked to *asked. Whose an address or a handle is, the same answers for it; without one the
-// thread's device does, or any: torch_npu tries whether addresses can be reserved before it chooses a device. `at` if a device was named instead.
-aclError ask(const wire::VirtualMemory& v, Call call, uint64_t* out = nullptr, Session** asked = nullptr, Session* at = nullptr) {
+// Asks; the answer's word goes to *out, and whom it asked to *asked. Whose an address or a handle is, the
+// same answers for it; without one the thread's device does, or any: torch_npu tries whether addresses can be
+// reserved before it chooses a device. `at` if a device was named instead.
+aclError ask(const wire::VirtualMemory& v, Call call, uint64_t* out = nullptr, Session** asked = nullptr,
+             Session* at = nullptr) {
     const uint64_t named = v.address ? v.address : v.handle;
     Session* holder = at ? at : named ? Session::holder(named) : Session::any();
     Channel* c = holder ? holder->mine() : Session::any_channel();
@@ -28,7 +31,8 @@ aclError ask(const wire::VirtualMemory& v, Call call, uint64_t* out = nullptr, S
 aclError check(const char* function, const aclrtPhysicalMemProp* p, wire::VirtualMemory* v) {
     if (!p) return fail(acl::INVALID_PARAM, "%s: the properties are null", function);
     if (p->location.type != acl::LOCATION_DEVICE) {
-        return fail(acl::API_NOT_SUPPORTED, "%s: location type %d: FlexNPU interposes device memory only", function, p->location.type);
+        return fail(acl::API_NOT_SUPPORTED, "%s: location type %d: FlexNPU interposes device memory only",
+                    function, p->location.type);
     }
     v->memory = p->memory;
     v->handle_type = p->handle_type;
@@ -40,7 +44,8 @@ aclError reserve(const char* function, void** p, size_t bytes, size_t alignment,
     if (!p || bytes == 0) return fail(acl::INVALID_PARAM, "%s: the output is null, or size 0", function);
     *p = nullptr;
     // What the vendor reserves is aligned to its granularity; CANN asks for 0 here.
-    if (alignment > (size_t(2) << 20) || (alignment & (alignment - 1)) != 0) return fail(acl::RT_PARAM_INVALID, "%s: alignment %zu", function, alignment);
+    if (alignment > (size_t(2) << 20) || (alignment & (alignment - 1)) != 0)
+        return fail(acl::RT_PARAM_INVALID, "%s: alignment %zu", function, alignment);
     wire::VirtualMemory v{};
     v.bytes = bytes;
     v.flags = flags;
@@ -67,8 +72,10 @@ aclError aclrtReleaseMemAddress(void* p) {
     return ask(v, Call::release);
 }
 
-aclError aclrtMallocPhysical(aclrtDrvMemHandle* handle, size_t bytes, const aclrtPhysicalMemProp* properties, uint64_t flags) {
-    if (!handle || bytes == 0) return fail(acl::INVALID_PARAM, "aclrtMallocPhysical: the output is null, or size 0");
+aclError aclrtMallocPhysical(aclrtDrvMemHandle* handle, size_t bytes, const aclrtPhysicalMemProp* properties,
+                             uint64_t flags) {
+    if (!handle || bytes == 0)
+        return fail(acl::INVALID_PARAM, "aclrtMallocPhysical: the output is null, or size 0");
     *handle = nullptr;
     wire::VirtualMemory v{};
     if (aclError e = check("aclrtMallocPhysical", properties, &v)) return e;
@@ -78,7 +85,8 @@ aclError aclrtMallocPhysical(aclrtDrvMemHandle* handle, size_t bytes, const aclr
     const uint32_t device = properties->location.id;
     const int n = Session::count();
     if (device >= uint32_t(n)) {
-        return fail(acl::RT_INVALID_DEVICE, "aclrtMallocPhysical: device %u does not exist: FlexNPU serves %d here", device, n);
+        return fail(acl::RT_INVALID_DEVICE,
+                    "aclrtMallocPhysical: device %u does not exist: FlexNPU serves %d here", device, n);
     }
     Session* at = Session::of(int(device));
     if (!at) return flexnpu::client::last_error();
@@ -117,7 +125,8 @@ aclError aclrtUnmapMem(void* p) {
     return e;
 }
 
-aclError aclrtMemGetAllocationGranularity(aclrtPhysicalMemProp* properties, aclrtMemGranularityOptions option, size_t* granularity) {
+aclError aclrtMemGetAllocationGranularity(aclrtPhysicalMemProp* properties, aclrtMemGranularityOptions option,
+                                          size_t* granularity) {
     if (!granularity) return fail(acl::INVALID_PARAM, "aclrtMemGetAllocationGranularity: the output is null");
     wire::VirtualMemory v{};
     if (aclError e = check("aclrtMemGetAllocationGranularity", properties, &v)) return e;
@@ -131,7 +140,8 @@ aclError aclrtMemGetAllocationGranularity(aclrtPhysicalMemProp* properties, aclr
 aclError aclrtMemGetAddressRange(void* p, void** base, size_t* bytes) {
     Session* s = Session::holder(number(p));
     DeviceRange range;
-    if (!s || !s->memory.find(number(p), &range)) return fail(acl::RT_PARAM_INVALID, "aclrtMemGetAddressRange: %p is not device memory", p);
+    if (!s || !s->memory.find(number(p), &range))
+        return fail(acl::RT_PARAM_INVALID, "aclrtMemGetAddressRange: %p is not device memory", p);
     if (base) *base = reinterpret_cast<void*>(range.address);
     if (bytes) *bytes = range.bytes;
     return 0;

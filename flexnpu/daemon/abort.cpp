@@ -1,7 +1,9 @@
-// aclrtStreamAbort and aclrtDeviceTaskAbort: the vendor's stream is aborted, and what its lane holds here is dropped.
+// aclrtStreamAbort and aclrtDeviceTaskAbort: the vendor's stream is aborted, and what its lane holds here is
+// dropped.
 //
-// Nobody may hang on what was dropped: events whose records were are recorded on the empty stream, and a synchronise that waits in the lane is
-// answered with the abort's error, as is a synchronise of such an event.
+// Nobody may hang on what was dropped: events whose records were are recorded on the empty stream, and a
+// synchronise that waits in the lane is answered with the abort's error, as is a synchronise of such an
+// event.
 #include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/daemon/heads.hpp"
 #include "flexnpu/daemon/payload.hpp"
@@ -13,13 +15,19 @@ void Dispatcher::abort_stream(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclrtStreamAbort")) return;
     Lane* lane = o.stream ? s.streams.find(o.stream) : nullptr;
-    if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtStreamAbort: " + hex(o.stream) + " is not a stream");
+    if (!lane)
+        return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                      "aclrtStreamAbort: " + hex(o.stream) + " is not a stream");
     abort_lane(lane->shared_from_this(), worker_of(*reply.ring), [reply](const Failure& f) {
-        if (f.code) reply.fail(f); else reply.ok();
+        if (f.code)
+            reply.fail(f);
+        else
+            reply.ok();
     });
 }
 
-// The device's tasks, as far as they are this session's: the vendor's function of that name would abort everybody's.
+// The device's tasks, as far as they are this session's: the vendor's function of that name would abort
+// everybody's.
 void Dispatcher::abort_device(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclrtDeviceTaskAbort")) return;
@@ -28,7 +36,10 @@ void Dispatcher::abort_device(Session& s, Payload p, const Reply& reply) {
     auto arrive = [left, first, reply](const Failure& f) {
         if (f.code && first->code == 0) *first = f;
         if (--*left) return;
-        if (first->code) reply.fail(*first); else reply.ok();
+        if (first->code)
+            reply.fail(*first);
+        else
+            reply.ok();
     };
     s.each_lane([&](const std::shared_ptr<Lane>& lane) {
         ++*left;
@@ -37,8 +48,10 @@ void Dispatcher::abort_device(Session& s, Payload p, const Reply& reply) {
     arrive({});
 }
 
-void Dispatcher::abort_lane(const std::shared_ptr<Lane>& lane, Worker& worker, std::function<void(Failure)> done) {
-    if (!vendor_.aclrtStreamAbort) return done({acl::API_NOT_SUPPORTED, "aclrtStreamAbort: the device's libraries lack it"});
+void Dispatcher::abort_lane(const std::shared_ptr<Lane>& lane, Worker& worker,
+                            std::function<void(Failure)> done) {
+    if (!vendor_.aclrtStreamAbort)
+        return done({acl::API_NOT_SUPPORTED, "aclrtStreamAbort: the device's libraries lack it"});
     count_.aborts++;
     lane->aborting = true;
     // The worker keeps lane and session: tear_down() ends the worker first.
@@ -53,7 +66,9 @@ void Dispatcher::abort_lane(const std::shared_ptr<Lane>& lane, Worker& worker, s
             lane->aborting = false;
             if (session->removed) return;
             // Another thread of the program may have destroyed the stream meanwhile.
-            if (!has_lane(lane->id)) return done({acl::RT_INVALID_HANDLE, "aclrtStreamAbort: " + hex(lane->handle) + " is not a stream"});
+            if (!has_lane(lane->id))
+                return done(
+                    {acl::RT_INVALID_HANDLE, "aclrtStreamAbort: " + hex(lane->handle) + " is not a stream"});
             if (failure.code == 0) {
                 const bool dropped = !lane->idle();
                 if (dropped && !reported) fail(*lane, acl::RT_STREAM_ABORT, "the stream was aborted");
@@ -96,10 +111,10 @@ void Dispatcher::empty_lane(Lane& lane) {
                 recorded(*mark);
                 break;
             }
-            case ItemType::wait:
-                item->mark->queued_waits -= uint32_t(item->value);
+            case ItemType::wait: item->mark->queued_waits -= uint32_t(item->value); break;
+            case ItemType::host_func:
+                s.host_backlog.push_back({lane.id, {item->a, item->ticket, false}, true});
                 break;
-            case ItemType::host_func: s.host_backlog.push_back({lane.id, {item->a, item->ticket, false}, true}); break;
             case ItemType::call: item->job(); break;
             // An update that has begun ends, and of one whose begin is dropped nothing is run.
             case ItemType::update_begin: lane.update_failed = true; break;

@@ -58,7 +58,8 @@ struct Acceptor::Client {
     uint64_t since_ns = 0;
 };
 
-Acceptor::Acceptor(Dispatcher& dispatcher, Vendor& vendor, int32_t device, std::string path, std::string soc, Access access, Limits limits)
+Acceptor::Acceptor(Dispatcher& dispatcher, Vendor& vendor, int32_t device, std::string path, std::string soc,
+                   Access access, Limits limits)
     : dispatcher_(dispatcher),
       vendor_(vendor),
       device_(device),
@@ -68,14 +69,17 @@ Acceptor::Acceptor(Dispatcher& dispatcher, Vendor& vendor, int32_t device, std::
       limits_(limits.resolved()),
       usage_(limits_),
       pins_(std::make_shared<Pins>(vendor, limits_)) {
-    // A session whose rings cannot be trusted is hung up on: its client gets an error, and the hang-up frees what it held.
+    // A session whose rings cannot be trusted is hung up on: its client gets an error, and the hang-up frees
+    // what it held.
     dispatcher_.on_broken = [](Session& s) { shutdown(s.socket.get(), SHUT_RDWR); };
 }
 
 Acceptor::~Acceptor() { stop(); }
 
 bool Access::permits(const ucred& peer, int fd) const {
-    const auto holds = [](const std::vector<uint32_t>& all, uint32_t one) { return std::find(all.begin(), all.end(), one) != all.end(); };
+    const auto holds = [](const std::vector<uint32_t>& all, uint32_t one) {
+        return std::find(all.begin(), all.end(), one) != all.end();
+    };
     if (peer.uid == 0 || holds(users, peer.uid) || holds(groups, peer.gid)) return true;
     if (groups.empty()) return false;
     gid_t more[1024];
@@ -88,11 +92,13 @@ Fd Acceptor::listen_at(const std::string& path) {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     if (path.size() >= sizeof(address.sun_path)) {
-        throw std::runtime_error("the socket path " + path + " is longer than " + std::to_string(sizeof(address.sun_path) - 1) + " characters");
+        throw std::runtime_error("the socket path " + path + " is longer than " +
+                                 std::to_string(sizeof(address.sun_path) - 1) + " characters");
     }
     std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
     Fd listener(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    if (listener.get() < 0 || bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
+    if (listener.get() < 0 ||
+        bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
         throw std::runtime_error("cannot bind " + path + ": " + strerror(errno));
     }
     // Anyone may connect; SO_PEERCRED decides who is served.
@@ -154,7 +160,9 @@ void Acceptor::loop() {
 }
 
 void Acceptor::accept_one() {
-    auto accept_now = [this] { return Fd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)); };
+    auto accept_now = [this] {
+        return Fd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    };
     auto client = std::make_unique<Client>();
     client->socket = accept_now();
     if (client->socket.get() < 0) {
@@ -166,7 +174,8 @@ void Acceptor::accept_one() {
         out_of_descriptors_++;
         spare_ = Fd();
         client->socket = accept_now();
-        if (client->socket.get() >= 0) turn_away(*client, "FlexNPU: the daemon has no file descriptors left; see its ulimit -n");
+        if (client->socket.get() >= 0)
+            turn_away(*client, "FlexNPU: the daemon has no file descriptors left; see its ulimit -n");
         client.reset();
         spare_ = Fd(open("/dev/null", O_RDONLY | O_CLOEXEC));
         if (spare_.get() < 0) usleep(10'000);
@@ -175,7 +184,8 @@ void Acceptor::accept_one() {
     socklen_t length = sizeof(client->peer);
     if (getsockopt(client->socket.get(), SOL_SOCKET, SO_PEERCRED, &client->peer, &length) != 0) return;
     // Other refusals are answers to hello; connections that never say it are bounded here.
-    if (const std::string why = usage_.take_connection(client->peer.uid); !why.empty()) return turn_away(*client, why);
+    if (const std::string why = usage_.take_connection(client->peer.uid); !why.empty())
+        return turn_away(*client, why);
     client->amounts.connections = 1;
     client->since_ns = wire::now_ns();
     silent_++;
@@ -221,14 +231,16 @@ void Acceptor::close(uint64_t key) {
     if (!client.session) silent_--;
     epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, client.socket.get(), nullptr);
     if (client.session) {
-        if (client.session->process.get() >= 0) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, client.session->process.get(), nullptr);
+        if (client.session->process.get() >= 0)
+            epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, client.session->process.get(), nullptr);
         shutdown(client.socket.get(), SHUT_RDWR);
         dispatcher_.post([&d = dispatcher_, id = client.session->id] { d.remove_session(id); });
     }
     clients_.erase(it);
 }
 
-void Acceptor::answer(Client& client, int32_t status, const std::string& message, uint32_t number, std::vector<int> fds) {
+void Acceptor::answer(Client& client, int32_t status, const std::string& message, uint32_t number,
+                      std::vector<int> fds) {
     Answer a{};
     a.magic = wire::kMagic;
     a.status = status;
@@ -256,7 +268,8 @@ void Acceptor::answer(Client& client, int32_t status, const std::string& message
 
 bool Acceptor::serve(Client& client) {
     Request request;
-    // MSG_TRUNC: a longer message than a request is told from a request. Descriptors sent to us are dropped by the kernel.
+    // MSG_TRUNC: a longer message than a request is told from a request. Descriptors sent to us are dropped
+    // by the kernel.
     const ssize_t n = recv(client.socket.get(), &request, sizeof(request), MSG_DONTWAIT | MSG_TRUNC);
     if (n < 0) return errno == EAGAIN || errno == EINTR;
     if (n == 0) return false;
@@ -265,7 +278,8 @@ bool Acceptor::serve(Client& client) {
         return false;
     }
     if (request.version != wire::kVersion) {
-        answer(client, acl::RT_INTERNAL, "FlexNPU: the program's libraries and the daemon are of different versions");
+        answer(client, acl::RT_INTERNAL,
+               "FlexNPU: the program's libraries and the daemon are of different versions");
         return true;
     }
     if ((request.ask == wire::Ask::hello) == (client.session != nullptr)) {
@@ -286,7 +300,9 @@ bool Acceptor::serve(Client& client) {
 
 void Acceptor::hello(Client& client, const Request& request) {
     if (request.table_hash != api::kTableHash) {
-        return answer(client, acl::RT_INTERNAL, "FlexNPU: the program's libraries and the daemon come from different builds; install one for both");
+        return answer(client, acl::RT_INTERNAL,
+                      "FlexNPU: the program's libraries and the daemon come from different builds; install "
+                      "one for both");
     }
     if (request.region >= wire::kMaxDevices) {
         malformed_++;
@@ -295,14 +311,19 @@ void Acceptor::hello(Client& client, const Request& request) {
     if (!access_.permits(client.peer, client.socket.get())) {
         turned_away_++;
         const std::string who = "user " + std::to_string(client.peer.uid);
-        return answer(client, acl::RT_INTERNAL, "FlexNPU: " + who + " may not use this device; see flexnpud --allow-uid and --allow-group");
+        return answer(
+            client, acl::RT_INTERNAL,
+            "FlexNPU: " + who + " may not use this device; see flexnpud --allow-uid and --allow-group");
     }
     const uint64_t quota = limits_.device_bytes_per_session;
     if (quota && request.bytes > quota) {
-        return answer(client, acl::RT_MEMORY_ALLOCATION, "FlexNPU: a quota of " + std::to_string(request.bytes) + " bytes is more than the " +
-                                                             std::to_string(quota) + " that this daemon gives a session; see flexnpud --quota");
+        return answer(client, acl::RT_MEMORY_ALLOCATION,
+                      "FlexNPU: a quota of " + std::to_string(request.bytes) + " bytes is more than the " +
+                          std::to_string(quota) + " that this daemon gives a session; see flexnpud --quota");
     }
-    if (const std::string why = usage_.take_session(client.peer.uid, dispatcher_.live_sessions()); !why.empty()) return turn_away(client, why);
+    if (const std::string why = usage_.take_session(client.peer.uid, dispatcher_.live_sessions());
+        !why.empty())
+        return turn_away(client, why);
     Usage::Amounts taken{.sessions = 1};
     // Gives back what a session that comes to nothing has taken.
     struct Undo {
@@ -320,8 +341,12 @@ void Acceptor::hello(Client& client, const Request& request) {
     taken.host_bytes = wire::kSessionBytes;
     Fd memory = make_memory("flexnpu-session", wire::kSessionBytes);
     Fd bell(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    void* area = memory.get() < 0 ? MAP_FAILED : mmap(nullptr, wire::kSessionBytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
-    if (area == MAP_FAILED || bell.get() < 0) return answer(client, acl::RT_MEMORY_ALLOCATION, std::string("FlexNPU: no memory for a session: ") + strerror(errno));
+    void* area = memory.get() < 0 ? MAP_FAILED
+                                  : mmap(nullptr, wire::kSessionBytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+                                         memory.get(), 0);
+    if (area == MAP_FAILED || bell.get() < 0)
+        return answer(client, acl::RT_MEMORY_ALLOCATION,
+                      std::string("FlexNPU: no memory for a session: ") + strerror(errno));
     auto s = std::make_shared<Session>();
     s->page = static_cast<wire::SessionPage*>(area);
     s->staging = static_cast<uint8_t*>(area) + wire::kSessionPageBytes;
@@ -340,8 +365,10 @@ void Acceptor::hello(Client& client, const Request& request) {
     s->socket = Fd(fcntl(client.socket.get(), F_DUPFD_CLOEXEC, 3));
     // The socket's hang-up is missed while a child that forked still holds it; the process's end is not.
     s->process = Fd(int(syscall(SYS_pidfd_open, client.peer.pid, 0)));
-    if (s->socket.get() < 0) return answer(client, acl::RT_INTERNAL, std::string("FlexNPU: no session: ") + strerror(errno));
-    if (!dispatcher_.run([&d = dispatcher_, s] { d.add_session(s); })) return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
+    if (s->socket.get() < 0)
+        return answer(client, acl::RT_INTERNAL, std::string("FlexNPU: no session: ") + strerror(errno));
+    if (!dispatcher_.run([&d = dispatcher_, s] { d.add_session(s); }))
+        return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
     client.session = s;
     client.amounts.sessions = 1;
     client.amounts.host_bytes = taken.host_bytes;
@@ -367,10 +394,12 @@ void Acceptor::new_ring(Client& client) {
     if (memory.get() < 0 || !map.open(memory.get())) {
         const int error = errno;
         undo();
-        return answer(client, acl::RT_MEMORY_ALLOCATION, std::string("FlexNPU: no memory for a ring: ") + strerror(error));
+        return answer(client, acl::RT_MEMORY_ALLOCATION,
+                      std::string("FlexNPU: no memory for a ring: ") + strerror(error));
     }
     auto ring = std::make_shared<Ring>(std::move(map));
-    if (!dispatcher_.run([s = client.session, ring] { s->rings.push_back(ring); })) return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
+    if (!dispatcher_.run([s = client.session, ring] { s->rings.push_back(ring); }))
+        return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
     answer(client, 0, "", uint32_t(client.amounts.rings - 1), {memory.get()});
 }
 
@@ -386,13 +415,15 @@ void Acceptor::host_memory(Client& client, uint64_t bytes) {
         usage_.give(client.peer.uid, {.host_bytes = bytes});
     };
     Fd memory = make_memory("flexnpu-host", bytes);
-    void* area = memory.get() < 0 ? MAP_FAILED : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
+    void* area = memory.get() < 0 ? MAP_FAILED
+                                  : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
     if (area == MAP_FAILED) {
         const int error = errno;
         undo();
         return answer(client, acl::RT_MEMORY_ALLOCATION, std::string("aclrtMallocHost: ") + strerror(error));
     }
-    auto region = std::make_shared<HostMemory>(static_cast<uint8_t*>(area), bytes, pins_->pin(client.peer.uid, area, bytes));
+    auto region = std::make_shared<HostMemory>(static_cast<uint8_t*>(area), bytes,
+                                               pins_->pin(client.peer.uid, area, bytes));
     const uint32_t number = s.next_region++;
     if (!dispatcher_.run([p = client.session, number, region] { p->host[number] = region; })) {
         return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
@@ -403,7 +434,8 @@ void Acceptor::host_memory(Client& client, uint64_t bytes) {
 
 void Acceptor::free_host_memory(Client& client, uint32_t number) {
     std::shared_ptr<HostMemory> region;
-    const bool ran = dispatcher_.run([&d = dispatcher_, p = client.session, number, &region] { region = d.retire_host(*p, number); });
+    const bool ran = dispatcher_.run(
+        [&d = dispatcher_, p = client.session, number, &region] { region = d.retire_host(*p, number); });
     if (!ran || !region) return answer(client, acl::RT_PARAM_INVALID, "aclrtFreeHost: no such memory");
     client.session->host_bytes -= region->bytes;
     client.amounts.host_bytes -= region->bytes;

@@ -26,7 +26,8 @@ struct Access {
 class Acceptor {
 public:
     // Owns the socket file at `path` from here on.
-    Acceptor(Dispatcher& dispatcher, Vendor& vendor, int32_t device, std::string path, std::string soc, Access access, Limits limits);
+    Acceptor(Dispatcher& dispatcher, Vendor& vendor, int32_t device, std::string path, std::string soc,
+             Access access, Limits limits);
     ~Acceptor();
 
     // A listening data socket (mode 0666: the peer's credentials decide). Throws std::runtime_error.
@@ -50,7 +51,8 @@ private:
     void new_ring(Client& client);
     void host_memory(Client& client, uint64_t bytes);
     void free_host_memory(Client& client, uint32_t region);
-    void answer(Client& client, int32_t status, const std::string& message, uint32_t number = 0, std::vector<int> fds = {});
+    void answer(Client& client, int32_t status, const std::string& message, uint32_t number = 0,
+                std::vector<int> fds = {});
 
     Dispatcher& dispatcher_;
     Vendor& vendor_;

@@ -1,4 +1,5 @@
-// Hccl*: what other ranks may keep waiting is called by workers; the rest is an operation of its lane that the gate never holds.
+// Hccl*: what other ranks may keep waiting is called by workers; the rest is an operation of its lane that
+// the gate never holds.
 #include "flexnpu/daemon/communicators.hpp"
 
 #include <sys/prctl.h>
@@ -18,12 +19,14 @@ namespace {
 
 constexpr uint64_t kMostElements = uint64_t(1) << 44;
 constexpr uint32_t kMostRanks = 1 << 14;
-// A dying session's streams get this long to end by themselves; then its collectives are aborted, which tells the other ranks.
+// A dying session's streams get this long to end by themselves; then its collectives are aborted, which tells
+// the other ranks.
 constexpr uint64_t kGraceNs = 2'000'000'000;
 
 constexpr const char* kNames[wire::Collective::count_] = {
-    "HcclAllReduce", "HcclReduce", "HcclAllGather", "HcclAllGatherV", "HcclReduceScatter", "HcclReduceScatterV", "HcclBroadcast", "HcclScatter",
-    "HcclAlltoAll", "HcclAlltoAllV", "HcclAlltoAllVC", "HcclBarrier", "HcclSend", "HcclRecv", "HcclBatchSendRecv"};
+    "HcclAllReduce",      "HcclReduce",    "HcclAllGather", "HcclAllGatherV", "HcclReduceScatter",
+    "HcclReduceScatterV", "HcclBroadcast", "HcclScatter",   "HcclAlltoAll",   "HcclAlltoAllV",
+    "HcclAlltoAllVC",     "HcclBarrier",   "HcclSend",      "HcclRecv",       "HcclBatchSendRecv"};
 
 using Of = wire::Collective::Of;
 using wire::now_ns;
@@ -42,7 +45,9 @@ bool end_of(const uint64_t* counts, const uint64_t* displacements, uint32_t n, i
     *out = 0;
     for (uint32_t i = 0; i < n; i++) {
         uint64_t end;
-        if (displacements[i] > kMostElements || counts[i] > kMostElements || !bytes_of(displacements[i] + counts[i], type, 1, &end)) return false;
+        if (displacements[i] > kMostElements || counts[i] > kMostElements ||
+            !bytes_of(displacements[i] + counts[i], type, 1, &end))
+            return false;
         if (counts[i]) *out = std::max(*out, end);
     }
     return true;
@@ -75,9 +80,11 @@ bool measure(Operation& o, uint32_t n, uint32_t rank) {
         o.spans.push_back({address, bytes});
         return true;
     };
-    const bool reduces = c.of == Of::all_reduce || c.of == Of::reduce || c.of == Of::reduce_scatter || c.of == Of::reduce_scatter_v;
+    const bool reduces = c.of == Of::all_reduce || c.of == Of::reduce || c.of == Of::reduce_scatter ||
+                         c.of == Of::reduce_scatter_v;
     if (reduces && (c.reduction < hccl::SUM || c.reduction > hccl::MIN)) return false;
-    const bool aims = c.of == Of::reduce || c.of == Of::broadcast || c.of == Of::scatter || c.of == Of::send_one || c.of == Of::receive_one;
+    const bool aims = c.of == Of::reduce || c.of == Of::broadcast || c.of == Of::scatter ||
+                      c.of == Of::send_one || c.of == Of::receive_one;
     if (aims && c.peer >= n) return false;
     const size_t words = c.of == Of::all_gather_v || c.of == Of::reduce_scatter_v ? 2 * size_t(n)
                          : c.of == Of::all_to_all_v                               ? 4 * size_t(n)
@@ -85,17 +92,30 @@ bool measure(Operation& o, uint32_t n, uint32_t rank) {
                                                                                   : 0;
     if (c.of == Of::batch ? o.words.size() % 4 != 0 : o.words.size() != words) return false;
     switch (c.of) {
-        case Of::all_reduce: return touch(c.send, c.send_count, c.send_type, 1) && touch(c.recv, c.send_count, c.send_type, 1);
-        case Of::reduce: return touch(c.send, c.send_count, c.send_type, 1) && (c.peer != rank || touch(c.recv, c.send_count, c.send_type, 1));
-        case Of::all_gather: return touch(c.send, c.send_count, c.send_type, 1) && touch(c.recv, c.send_count, c.send_type, n);
-        case Of::all_gather_v: return touch(c.send, c.send_count, c.send_type, 1) && pieces(c.recv, o.words.data(), c.send_type);
-        case Of::reduce_scatter: return touch(c.send, c.recv_count, c.recv_type, n) && touch(c.recv, c.recv_count, c.recv_type, 1);
-        case Of::reduce_scatter_v: return pieces(c.send, o.words.data(), c.recv_type) && touch(c.recv, c.recv_count, c.recv_type, 1);
-        case Of::broadcast: case Of::send_one: case Of::receive_one: return touch(c.send, c.send_count, c.send_type, 1);
-        case Of::scatter: return touch(c.recv, c.recv_count, c.recv_type, 1) && (c.peer != rank || touch(c.send, c.recv_count, c.recv_type, n));
-        case Of::all_to_all: return touch(c.send, c.send_count, c.send_type, n) && touch(c.recv, c.recv_count, c.recv_type, n);
+        case Of::all_reduce:
+            return touch(c.send, c.send_count, c.send_type, 1) && touch(c.recv, c.send_count, c.send_type, 1);
+        case Of::reduce:
+            return touch(c.send, c.send_count, c.send_type, 1) &&
+                   (c.peer != rank || touch(c.recv, c.send_count, c.send_type, 1));
+        case Of::all_gather:
+            return touch(c.send, c.send_count, c.send_type, 1) && touch(c.recv, c.send_count, c.send_type, n);
+        case Of::all_gather_v:
+            return touch(c.send, c.send_count, c.send_type, 1) && pieces(c.recv, o.words.data(), c.send_type);
+        case Of::reduce_scatter:
+            return touch(c.send, c.recv_count, c.recv_type, n) && touch(c.recv, c.recv_count, c.recv_type, 1);
+        case Of::reduce_scatter_v:
+            return pieces(c.send, o.words.data(), c.recv_type) && touch(c.recv, c.recv_count, c.recv_type, 1);
+        case Of::broadcast:
+        case Of::send_one:
+        case Of::receive_one: return touch(c.send, c.send_count, c.send_type, 1);
+        case Of::scatter:
+            return touch(c.recv, c.recv_count, c.recv_type, 1) &&
+                   (c.peer != rank || touch(c.send, c.recv_count, c.recv_type, n));
+        case Of::all_to_all:
+            return touch(c.send, c.send_count, c.send_type, n) && touch(c.recv, c.recv_count, c.recv_type, n);
         case Of::all_to_all_v:
-            return pieces(c.send, o.words.data(), c.send_type) && pieces(c.recv, o.words.data() + 2 * size_t(n), c.recv_type);
+            return pieces(c.send, o.words.data(), c.send_type) &&
+                   pieces(c.recv, o.words.data() + 2 * size_t(n), c.recv_type);
         case Of::all_to_all_vc: {
             uint64_t out = 0, in = 0;
             for (uint32_t r = 0; r < n; r++) {
@@ -104,14 +124,17 @@ bool measure(Operation& o, uint32_t n, uint32_t rank) {
                 out += give;
                 in += take;
             }
-            return out <= kMostElements && in <= kMostElements && touch(c.send, out, c.send_type, 1) && touch(c.recv, in, c.recv_type, 1);
+            return out <= kMostElements && in <= kMostElements && touch(c.send, out, c.send_type, 1) &&
+                   touch(c.recv, in, c.recv_type, 1);
         }
         case Of::batch:
             for (size_t i = 0; i < o.words.size(); i += 4) {
                 const auto type = int32_t(uint32_t(o.words[i] >> 32));
                 const auto way = uint32_t(o.words[i]);
-                if (way > 1 || o.words[i + 3] >= n || !touch(o.words[i + 1], o.words[i + 2], type, 1)) return false;
-                o.messages.push_back({int32_t(way), reinterpret_cast<void*>(o.words[i + 1]), o.words[i + 2], type, uint32_t(o.words[i + 3])});
+                if (way > 1 || o.words[i + 3] >= n || !touch(o.words[i + 1], o.words[i + 2], type, 1))
+                    return false;
+                o.messages.push_back({int32_t(way), reinterpret_cast<void*>(o.words[i + 1]), o.words[i + 2],
+                                      type, uint32_t(o.words[i + 3])});
             }
             return true;
         case Of::barrier: return true;
@@ -126,37 +149,59 @@ int32_t perform(const Vendor& v, Operation& o, HcclComm comm, uint32_t n, void* 
     const uint64_t* w = o.words.data();
     auto with = [](auto* f, auto... args) { return f ? f(args...) : int32_t(hccl::E_NOT_SUPPORT); };
     switch (c.of) {
-        case Of::all_reduce: return with(v.HcclAllReduce, o.send(), o.recv(), c.send_count, c.send_type, c.reduction, comm, stream);
-        case Of::reduce: return with(v.HcclReduce, o.send(), o.recv(), c.send_count, c.send_type, c.reduction, c.peer, comm, stream);
-        case Of::all_gather: return with(v.HcclAllGather, o.send(), o.recv(), c.send_count, c.send_type, comm, stream);
-        case Of::all_gather_v: return with(v.HcclAllGatherV, o.send(), c.send_count, o.recv(), w, w + n, c.send_type, comm, stream);
-        case Of::reduce_scatter: return with(v.HcclReduceScatter, o.send(), o.recv(), c.recv_count, c.recv_type, c.reduction, comm, stream);
+        case Of::all_reduce:
+            return with(v.HcclAllReduce, o.send(), o.recv(), c.send_count, c.send_type, c.reduction, comm,
+                        stream);
+        case Of::reduce:
+            return with(v.HcclReduce, o.send(), o.recv(), c.send_count, c.send_type, c.reduction, c.peer,
+                        comm, stream);
+        case Of::all_gather:
+            return with(v.HcclAllGather, o.send(), o.recv(), c.send_count, c.send_type, comm, stream);
+        case Of::all_gather_v:
+            return with(v.HcclAllGatherV, o.send(), c.send_count, o.recv(), w, w + n, c.send_type, comm,
+                        stream);
+        case Of::reduce_scatter:
+            return with(v.HcclReduceScatter, o.send(), o.recv(), c.recv_count, c.recv_type, c.reduction, comm,
+                        stream);
         case Of::reduce_scatter_v:
-            return with(v.HcclReduceScatterV, o.send(), w, w + n, o.recv(), c.recv_count, c.recv_type, c.reduction, comm, stream);
-        case Of::broadcast: return with(v.HcclBroadcast, o.send(), c.send_count, c.send_type, c.peer, comm, stream);
-        case Of::scatter: return with(v.HcclScatter, o.send(), o.recv(), c.recv_count, c.recv_type, c.peer, comm, stream);
-        case Of::all_to_all: return with(v.HcclAlltoAll, o.send(), c.send_count, c.send_type, o.recv(), c.recv_count, c.recv_type, comm, stream);
+            return with(v.HcclReduceScatterV, o.send(), w, w + n, o.recv(), c.recv_count, c.recv_type,
+                        c.reduction, comm, stream);
+        case Of::broadcast:
+            return with(v.HcclBroadcast, o.send(), c.send_count, c.send_type, c.peer, comm, stream);
+        case Of::scatter:
+            return with(v.HcclScatter, o.send(), o.recv(), c.recv_count, c.recv_type, c.peer, comm, stream);
+        case Of::all_to_all:
+            return with(v.HcclAlltoAll, o.send(), c.send_count, c.send_type, o.recv(), c.recv_count,
+                        c.recv_type, comm, stream);
         case Of::all_to_all_v:
-            return with(v.HcclAlltoAllV, o.send(), w, w + n, c.send_type, o.recv(), w + 2 * size_t(n), w + 3 * size_t(n), c.recv_type, comm, stream);
-        case Of::all_to_all_vc: return with(v.HcclAlltoAllVC, o.send(), w, c.send_type, o.recv(), c.recv_type, comm, stream);
+            return with(v.HcclAlltoAllV, o.send(), w, w + n, c.send_type, o.recv(), w + 2 * size_t(n),
+                        w + 3 * size_t(n), c.recv_type, comm, stream);
+        case Of::all_to_all_vc:
+            return with(v.HcclAlltoAllVC, o.send(), w, c.send_type, o.recv(), c.recv_type, comm, stream);
         case Of::barrier: return with(v.HcclBarrier, comm, stream);
         case Of::send_one: return with(v.HcclSend, o.send(), c.send_count, c.send_type, c.peer, comm, stream);
-        case Of::receive_one: return with(v.HcclRecv, o.send(), c.send_count, c.send_type, c.peer, comm, stream);
-        case Of::batch: return with(v.HcclBatchSendRecv, o.messages.data(), uint32_t(o.messages.size()), comm, stream);
+        case Of::receive_one:
+            return with(v.HcclRecv, o.send(), c.send_count, c.send_type, c.peer, comm, stream);
+        case Of::batch:
+            return with(v.HcclBatchSendRecv, o.messages.data(), uint32_t(o.messages.size()), comm, stream);
         case Of::count_: break;
     }
     return hccl::E_PARA;
 }
 
-// Calls that need the same connections: of one function, with one peer, of one order of size, since the vendor chooses its algorithm by that.
+// Calls that need the same connections: of one function, with one peer, of one order of size, since the
+// vendor chooses its algorithm by that.
 uint64_t kind_of(const Operation& o) {
     uint64_t bytes = 0, peers = 0;
     for (const MemoryMap::Span& s : o.spans) bytes = std::max(bytes, s.bytes);
-    for (const HcclSendRecvItem& m : o.messages) peers = peers * 31 + (uint64_t(m.peer) << 1 | uint64_t(m.type));
-    return (uint64_t(o.c.of) << 6 | uint64_t(std::bit_width(bytes))) ^ (uint64_t(o.c.peer) << 16) ^ (peers << 32) ^ (uint64_t(uint32_t(o.c.reduction)) << 12);
+    for (const HcclSendRecvItem& m : o.messages)
+        peers = peers * 31 + (uint64_t(m.peer) << 1 | uint64_t(m.type));
+    return (uint64_t(o.c.of) << 6 | uint64_t(std::bit_width(bytes))) ^ (uint64_t(o.c.peer) << 16) ^
+           (peers << 32) ^ (uint64_t(uint32_t(o.c.reduction)) << 12);
 }
 
-// A configuration as words, for its alignment. The vendor reads as much as it says that it has; false: that is not what has come.
+// A configuration as words, for its alignment. The vendor reads as much as it says that it has; false: that
+// is not what has come.
 bool take_config(const uint8_t* from, size_t bytes, std::vector<uint64_t>* out) {
     out->assign(bytes / 8 + 1, 0);
     std::memcpy(out->data(), from, bytes);
@@ -194,17 +239,22 @@ void Dispatcher::collective(Session& s, Payload p) {
     if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
     const char* name = kNames[c.of];
     auto comm = s.communicators ? s.communicators->find(c.communicator) : nullptr;
-    if (!comm) return refuse_later(s, lane, acl::RT_INVALID_HANDLE, std::string(name) + ": " + hex(c.communicator) + " is not a communicator");
+    if (!comm)
+        return refuse_later(s, lane, acl::RT_INVALID_HANDLE,
+                            std::string(name) + ": " + hex(c.communicator) + " is not a communicator");
     auto operation = std::make_shared<Operation>();
     operation->c = c;
     operation->words.resize(c.words);
     if (c.words) std::memcpy(operation->words.data(), rest.data(), rest.size());
-    if (!measure(*operation, comm->ranks, comm->rank)) return refuse_later(s, lane, acl::RT_PARAM_INVALID, std::string(name) + ": an argument is out of range");
+    if (!measure(*operation, comm->ranks, comm->rank))
+        return refuse_later(s, lane, acl::RT_PARAM_INVALID,
+                            std::string(name) + ": an argument is out of range");
     const auto& spans = operation->spans;
     const size_t foreign = s.memory.first_foreign(spans.size(), [&](size_t i) { return spans[i]; });
     if (foreign != spans.size()) {
         return refuse_later(s, lane, acl::RT_PARAM_INVALID,
-                            std::string(name) + ": " + hex(spans[foreign].address) + " (" + std::to_string(spans[foreign].bytes) +
+                            std::string(name) + ": " + hex(spans[foreign].address) + " (" +
+                                std::to_string(spans[foreign].bytes) +
                                 " bytes) is not in memory of this process");
     }
     auto item = std::make_unique<Item>();
@@ -212,7 +262,9 @@ void Dispatcher::collective(Session& s, Payload p) {
     item->b = kind_of(*operation);
     item->a = c.of;
     item->communicator = comm;
-    item->call = [this, operation, comm = comm.get(), stream = lane->stream] { return perform(vendor_, *operation, comm->handle, comm->ranks, stream); };
+    item->call = [this, operation, comm = comm.get(), stream = lane->stream] {
+        return perform(vendor_, *operation, comm->handle, comm->ranks, stream);
+    };
     push(*lane, std::move(item));
 }
 
@@ -236,25 +288,26 @@ void Dispatcher::dispatch_collective(Lane& lane, Item& item) {
         });
     }
     // The worker belongs to the communicator, which its session ends before its lanes.
-    comm.worker->post([this, name, call = std::move(item.call), &comm, key = item.b, id = lane.id, ticket = item.ticket] {
-        const int32_t e = comm.dropped ? int32_t(hccl::E_UNAVAIL) : call();
-        Failure failure;
-        if (e) failure = {acl::RT_INTERNAL, told(vendor_, name, e)};
-        post([this, comm = comm.shared_from_this(), key, id, ticket, failure] {
-            if (failure.code == 0) comm->known.insert(key);
-            auto it = lanes_.find(id);
-            if (it == lanes_.end()) return;
-            Lane& lane = *it->second;
-            if (failure.code) {
-                count_.vendor_errors++;
-                fail(lane, failure.code, failure.message);
-            }
-            if (lane.calling && lane.call == ticket) {
-                lane.calling = false;
-                flow(lane);
-            }
+    comm.worker->post(
+        [this, name, call = std::move(item.call), &comm, key = item.b, id = lane.id, ticket = item.ticket] {
+            const int32_t e = comm.dropped ? int32_t(hccl::E_UNAVAIL) : call();
+            Failure failure;
+            if (e) failure = {acl::RT_INTERNAL, told(vendor_, name, e)};
+            post([this, comm = comm.shared_from_this(), key, id, ticket, failure] {
+                if (failure.code == 0) comm->known.insert(key);
+                auto it = lanes_.find(id);
+                if (it == lanes_.end()) return;
+                Lane& lane = *it->second;
+                if (failure.code) {
+                    count_.vendor_errors++;
+                    fail(lane, failure.code, failure.message);
+                }
+                if (lane.calling && lane.call == ticket) {
+                    lane.calling = false;
+                    flow(lane);
+                }
+            });
         });
-    });
 }
 
 // What the session's streams still hold may wait for ranks that wait for this one, or for none.
@@ -299,7 +352,9 @@ void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
     Ring* const ring = reply.ring.get();
     Session* const session = &s;  // the ring keeps the worker, and the worker ends before its session
     // An HcclResult is told from an ACL error by its size.
-    auto failed = [this, reply](const char* function, int32_t e) { reply.fail({e, told(vendor_, function, e)}); };
+    auto failed = [this, reply](const char* function, int32_t e) {
+        reply.fail({e, told(vendor_, function, e)});
+    };
     auto made = [session, reply, this](HcclComm handle, uint32_t ranks, uint32_t rank) {
         auto comm = std::make_shared<Communicator>(vendor_, handle, ranks, rank);
         std::lock_guard lock(session->communicators->mutex);
@@ -322,8 +377,10 @@ void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
                 reply.send(0, "", words, (n + 7) / 8);
             });
         case Call::initialise: {
-            if (c.ranks == 0 || c.ranks > kMostRanks || c.rank >= c.ranks || c.config > hccl::kLargestConfig ||
-                rest.size() != wire::round8(sizeof(wire::Communicator) + sizeof(HcclRootInfo) + c.config) - sizeof(wire::Communicator)) {
+            if (c.ranks == 0 || c.ranks > kMostRanks || c.rank >= c.ranks ||
+                c.config > hccl::kLargestConfig ||
+                rest.size() != wire::round8(sizeof(wire::Communicator) + sizeof(HcclRootInfo) + c.config) -
+                                   sizeof(wire::Communicator)) {
                 return malformed();
             }
             auto root = std::make_shared<HcclRootInfo>();
@@ -336,7 +393,9 @@ void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
                 if (c.config && !vendor_.HcclCommInitRootInfoConfig) {
                     e = hccl::E_NOT_SUPPORT;
                 } else {
-                    e = c.config ? vendor_.HcclCommInitRootInfoConfig(c.ranks, root.get(), c.rank, reinterpret_cast<const HcclCommConfig*>(config.data()), &comm)
+                    e = c.config ? vendor_.HcclCommInitRootInfoConfig(
+                                       c.ranks, root.get(), c.rank,
+                                       reinterpret_cast<const HcclCommConfig*>(config.data()), &comm)
                                  : vendor_.HcclCommInitRootInfo(c.ranks, root.get(), c.rank, &comm);
                 }
                 if (e) return failed("HcclCommInitRootInfo", e);
@@ -348,25 +407,33 @@ void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
         default: break;
     }
     auto comm = s.communicators->find(c.communicator);
-    if (!comm) return refuse(s, reply, hccl::E_PARA, "Hccl*: " + hex(c.communicator) + " is not a communicator");
+    if (!comm)
+        return refuse(s, reply, hccl::E_PARA, "Hccl*: " + hex(c.communicator) + " is not a communicator");
     switch (c.call) {
         case Call::split: {
-            if (c.ranks == 0 || c.ranks > comm->ranks || c.rank >= c.ranks || c.config > hccl::kLargestConfig ||
-                rest.size() != wire::round8(sizeof(wire::Communicator) + size_t(c.ranks) * 4 + c.config) - sizeof(wire::Communicator)) {
+            if (c.ranks == 0 || c.ranks > comm->ranks || c.rank >= c.ranks ||
+                c.config > hccl::kLargestConfig ||
+                rest.size() != wire::round8(sizeof(wire::Communicator) + size_t(c.ranks) * 4 + c.config) -
+                                   sizeof(wire::Communicator)) {
                 return malformed();
             }
-            if (!vendor_.HcclCreateSubCommConfig) return refuse(s, reply, hccl::E_NOT_SUPPORT, "HcclCreateSubCommConfig: the device's libraries lack it");
+            if (!vendor_.HcclCreateSubCommConfig)
+                return refuse(s, reply, hccl::E_NOT_SUPPORT,
+                              "HcclCreateSubCommConfig: the device's libraries lack it");
             std::vector<uint32_t> members(c.ranks);
             std::memcpy(members.data(), rest.data(), members.size() * 4);
             std::vector<uint64_t> config;
             if (!take_config(rest.data() + members.size() * 4, c.config, &config)) return malformed();
-            if (std::any_of(members.begin(), members.end(), [&](uint32_t r) { return r >= comm->ranks; })) return malformed();
-            return worker_of(*ring).post([this, c, comm, members = std::move(members), config = std::move(config), failed, made]() mutable {
+            if (std::any_of(members.begin(), members.end(), [&](uint32_t r) { return r >= comm->ranks; }))
+                return malformed();
+            return worker_of(*ring).post([this, c, comm, members = std::move(members),
+                                          config = std::move(config), failed, made]() mutable {
                 const std::shared_lock lock(comm->asked);
                 if (!comm->handle) return failed("HcclCreateSubCommConfig", hccl::E_PARA);
                 HcclComm parent = comm->handle, made_handle = nullptr;
-                const int32_t e = vendor_.HcclCreateSubCommConfig(&parent, c.ranks, members.data(), c.id, c.rank,
-                                                                  c.config ? reinterpret_cast<HcclCommConfig*>(config.data()) : nullptr, &made_handle);
+                const int32_t e = vendor_.HcclCreateSubCommConfig(
+                    &parent, c.ranks, members.data(), c.id, c.rank,
+                    c.config ? reinterpret_cast<HcclCommConfig*>(config.data()) : nullptr, &made_handle);
                 if (e) return failed("HcclCreateSubCommConfig", e);
                 made(made_handle, c.ranks, c.rank);
             });
@@ -399,7 +466,8 @@ void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
                 const std::shared_lock lock(comm->asked);
                 if (!comm->handle) return failed("HcclGetCommName", hccl::E_PARA);
                 if (!vendor_.HcclGetCommName) return failed("HcclGetCommName", hccl::E_NOT_SUPPORT);
-                if (int32_t e = vendor_.HcclGetCommName(comm->handle, reinterpret_cast<char*>(words))) return failed("HcclGetCommName", e);
+                if (int32_t e = vendor_.HcclGetCommName(comm->handle, reinterpret_cast<char*>(words)))
+                    return failed("HcclGetCommName", e);
                 reply.send(0, "", words, std::size(words));
             });
         case Call::async_error:
@@ -407,15 +475,18 @@ void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
                 int32_t error = 0;
                 const std::shared_lock lock(comm->asked);
                 if (!comm->handle) return failed("HcclGetCommAsyncError", hccl::E_PARA);
-                if (!vendor_.HcclGetCommAsyncError) return failed("HcclGetCommAsyncError", hccl::E_NOT_SUPPORT);
-                if (int32_t e = vendor_.HcclGetCommAsyncError(comm->handle, &error)) return failed("HcclGetCommAsyncError", e);
+                if (!vendor_.HcclGetCommAsyncError)
+                    return failed("HcclGetCommAsyncError", hccl::E_NOT_SUPPORT);
+                if (int32_t e = vendor_.HcclGetCommAsyncError(comm->handle, &error))
+                    return failed("HcclGetCommAsyncError", e);
                 reply.ok(uint64_t(uint32_t(error)));
             });
         case Call::resume:
             return worker_of(*ring).post([this, comm, reply, failed] {
                 const std::shared_lock lock(comm->asked);
                 if (!comm->handle) return failed("HcclCommResume", hccl::E_PARA);
-                const int32_t e = vendor_.HcclCommResume ? vendor_.HcclCommResume(comm->handle) : int32_t(hccl::E_NOT_SUPPORT);
+                const int32_t e = vendor_.HcclCommResume ? vendor_.HcclCommResume(comm->handle)
+                                                         : int32_t(hccl::E_NOT_SUPPORT);
                 if (e) return failed("HcclCommResume", e);
                 reply.ok();
             });

@@ -1,8 +1,9 @@
 // Device memory as the daemon holds it for its clients: who pays for it, and when it goes back to the vendor.
 //
-// This is the one place where device memory is charged: what aclrtMalloc and its family give, physical memory of the virtual memory calls, and
-// the workspaces that the daemon itself needs for a session's operators. Memory that several sessions hold (exported by one, imported by others) is
-// charged once: to its owner, and when the owner lets go or dies, to one of those who still hold it.
+// This is the one place where device memory is charged: what aclrtMalloc and its family give, physical memory
+// of the virtual memory calls, and the workspaces that the daemon itself needs for a session's operators.
+// Memory that several sessions hold (exported by one, imported by others) is charged once: to its owner, and
+// when the owner lets go or dies, to one of those who still hold it.
 #pragma once
 
 #include <cstdint>
@@ -54,11 +55,13 @@ private:
     uint64_t used_ = 0;
 };
 
-// A piece of device memory, or of physical memory that has no address until it is mapped. Goes back to the vendor with its last holder.
+// A piece of device memory, or of physical memory that has no address until it is mapped. Goes back to the
+// vendor with its last holder.
 class Allocation {
 public:
     enum class Kind : uint8_t { memory, physical };
-    Allocation(Vendor& vendor, Kind kind, void* it, uint64_t bytes) : vendor_(vendor), kind_(kind), it_(it), bytes_(bytes) {}
+    Allocation(Vendor& vendor, Kind kind, void* it, uint64_t bytes)
+        : vendor_(vendor), kind_(kind), it_(it), bytes_(bytes) {}
     ~Allocation();
     Allocation(const Allocation&) = delete;
     Allocation& operator=(const Allocation&) = delete;
@@ -108,11 +111,13 @@ struct MemoryRequest {
 };
 
 // Charges and allocates. On failure an ACL error, with *message set.
-int32_t allocate_memory(Vendor& vendor, const std::shared_ptr<Account>& account, const MemoryRequest& ask, std::shared_ptr<Held>* out, std::string* message);
+int32_t allocate_memory(Vendor& vendor, const std::shared_ptr<Account>& account, const MemoryRequest& ask,
+                        std::shared_ptr<Held>* out, std::string* message);
 
 // The same for physical memory, which has no address until it is mapped.
-int32_t allocate_physical(Vendor& vendor, const std::shared_ptr<Account>& account, uint64_t bytes, const aclrtPhysicalMemProp& properties,
-                          std::shared_ptr<Held>* out, std::string* message);
+int32_t allocate_physical(Vendor& vendor, const std::shared_ptr<Account>& account, uint64_t bytes,
+                          const aclrtPhysicalMemProp& properties, std::shared_ptr<Held>* out,
+                          std::string* message);
 
 // Why `account` refuses `bytes`.
 std::string over_quota(const char* function, const Account& account, uint64_t bytes);

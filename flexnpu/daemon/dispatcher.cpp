@@ -27,10 +27,11 @@ constexpr uint64_t kMostSpinNs = 80'000;
 constexpr uint64_t kWokenNs = 30'000;
 // A sleep that lasted no longer too long than this was prompt.
 constexpr uint64_t kPromptNs = 25'000;
-// While a client is busy, look into the rings this often without being woken: an asynchronous call then costs its caller no system
-// call, and us one timer for several calls.
+// While a client is busy, look into the rings this often without being woken: an asynchronous call then costs
+// its caller no system call, and us one timer for several calls.
 constexpr uint64_t kNapNs = 50'000;
-// This long after the last asynchronous record, sleep until somebody rings: naps cost more than the caller's system call then.
+// This long after the last asynchronous record, sleep until somebody rings: naps cost more than the caller's
+// system call then.
 constexpr uint64_t kNapForNs = 400'000;
 // A ring without a record for so long is not lively any more.
 constexpr uint64_t kLivelyNs = 20'000'000;
@@ -41,11 +42,12 @@ constexpr uint64_t kReclaimNs = 200'000;
 constexpr uint64_t kTellNs = 1'000'000;
 // Records taken from one session before the next is looked at.
 constexpr int kBatch = 32;
-// A session with more than this in its lanes is not read from: its rings fill, and its threads wait. One whose lanes wait for a function of its own,
-// which may call us, is read from for longer.
+// A session with more than this in its lanes is not read from: its rings fill, and its threads wait. One
+// whose lanes wait for a function of its own, which may call us, is read from for longer.
 constexpr uint64_t kMaxQueued = 1 << 16;
 constexpr uint64_t kMaxQueuedCalling = 8 * kMaxQueued;
-// Items of one lane between us and the device. Hardware streams hold about a thousand or two; with fewer than this a device runs dry.
+// Items of one lane between us and the device. Hardware streams hold about a thousand or two; with fewer than
+// this a device runs dry.
 constexpr uint64_t kInFlight = 512;
 constexpr uint64_t kFenceEvery = 64;
 constexpr size_t kMostSpareItems = 1024, kMostSpareAddresses = 64;
@@ -56,7 +58,11 @@ constexpr uint32_t kMarkerFlags = acl::EVENT_SYNC | acl::EVENT_TIME_LINE;
 }  // namespace
 
 Dispatcher::Dispatcher(Vendor& vendor, int32_t device, bool allow_kernels)
-    : vendor_(vendor), device_(device), allow_kernels_(allow_kernels), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)), payload_(wire::kMaxRecord) {}
+    : vendor_(vendor),
+      device_(device),
+      allow_kernels_(allow_kernels),
+      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      payload_(wire::kMaxRecord) {}
 
 Dispatcher::~Dispatcher() { stop(); }
 
@@ -168,7 +174,8 @@ void Dispatcher::loop() {
         uint64_t until = std::min({gate_.wake_at(now), timers_.next(), next_poll(), now + kLongestSleepNs});
         if (lent_) until = std::min(until, now + kReclaimNs);
         for (auto& s : sessions_) {
-            if (!s->host_backlog.empty()) until = std::min(until, now + kTellNs);  // the client takes its time
+            if (!s->host_backlog.empty())
+                until = std::min(until, now + kTellNs);  // the client takes its time
         }
         if (nap) {
             until = std::min(until, now + kNapNs);
@@ -178,15 +185,16 @@ void Dispatcher::loop() {
             count_.sleeps++;
             set_doze(wire::kAsleep);
         }
-        // Store `doze`, then load `head`; the client stores `head`, then loads `doze`. All four are seq_cst, so one of us sees the other.
+        // Store `doze`, then load `head`; the client stores `head`, then loads `doze`. All four are seq_cst,
+        // so one of us sees the other.
         if (!has_posted_.load(std::memory_order_seq_cst) && rings_empty()) sleep(until);
         set_doze(wire::kAwake);
         now_ = now_ns();
     }
 }
 
-// How long after this record, or its answer, the client's next one comes is learnt by kind. Operators come in rows: what follows one is not foretold,
-// and naps do for them.
+// How long after this record, or its answer, the client's next one comes is learnt by kind. Operators come in
+// rows: what follows one is not foretold, and naps do for them.
 void Dispatcher::taken(const std::shared_ptr<Ring>& ring, const wire::Record& record, uint64_t now) {
     Ring::Habits& h = ring->habits;
     if (h.last != Kind::launch) {
@@ -218,7 +226,8 @@ bool Dispatcher::expecting(uint64_t now, bool* nap) {
     bool spin = false;
     std::erase_if(lively_, [&](const std::shared_ptr<Ring>& ring) {
         Ring::Habits& h = ring->habits;
-        if (h.question && !h.answered_at && ring->consumer.header().reply.load(std::memory_order_relaxed) == h.question) {
+        if (h.question && !h.answered_at &&
+            ring->consumer.header().reply.load(std::memory_order_relaxed) == h.question) {
             h.answered_at = now;
             const wire::Patience::Plan plan = h.after_answer[size_t(h.last)].plan(now);
             if (plan.spin_until <= now + kMostSpinNs) h.spin_until = std::max(h.spin_until, plan.spin_until);
@@ -263,7 +272,8 @@ void Dispatcher::sleep(uint64_t until) {
     if (ppoll(fds.data(), fds.size(), &t, nullptr) <= 0) return;
     for (const pollfd& f : fds) {
         uint64_t n;
-        if (f.revents & POLLIN) [[maybe_unused]] ssize_t got = read(f.fd, &n, sizeof(n));
+        if (f.revents & POLLIN) [[maybe_unused]]
+            ssize_t got = read(f.fd, &n, sizeof(n));
     }
 }
 
@@ -282,7 +292,8 @@ bool Dispatcher::drain() {
                 if (on_broken) on_broken(*s);
                 break;
             }
-            // What happened before this record was published (a synchronise answered by a worker) is reported before it.
+            // What happened before this record was published (a synchronise answered by a worker) is reported
+            // before it.
             run_posted();
             if (s->removed) break;
             const std::shared_ptr<Ring>& ring = s->rings[m.ring];
@@ -322,15 +333,18 @@ void Dispatcher::add_session(std::shared_ptr<Session> session) {
     sessions_.push_back(std::move(session));
 }
 
-// The client waits for its copies before it frees; one that does not must not pull memory from under the device.
+// The client waits for its copies before it frees; one that does not must not pull memory from under the
+// device.
 std::shared_ptr<HostMemory> Dispatcher::retire_host(Session& s, uint32_t number) {
     auto it = s.host.find(number);
     if (it == s.host.end()) return nullptr;
-    bool quiet = s.queued == 0 && std::all_of(s.uses.begin(), s.uses.end(), [](const auto& use) { return use.expired(); });
+    bool quiet = s.queued == 0 &&
+                 std::all_of(s.uses.begin(), s.uses.end(), [](const auto& use) { return use.expired(); });
     s.each_lane([&](const std::shared_ptr<Lane>& lane) {
         int32_t status = acl::STREAM_NOT_READY;
         // A stream that captures must not be asked.
-        quiet = quiet && !lane->in_capture && vendor_.aclrtStreamQuery(lane->stream, &status) == 0 && status == acl::STREAM_COMPLETE;
+        quiet = quiet && !lane->in_capture && vendor_.aclrtStreamQuery(lane->stream, &status) == 0 &&
+                status == acl::STREAM_COMPLETE;
     });
     if (quiet) s.leaving_host.clear();
     uint64_t waiting = 0;
@@ -358,7 +372,8 @@ void Dispatcher::remove_session(uint32_t id) {
         exports_.forget(s->id, nullptr);
         const auto orphans = orphans_of(*s);
         s->each_lane([this](const std::shared_ptr<Lane>& lane) { drop_lane(*lane); });
-        // Others may have opened its events: from here on these are theirs, and nobody waits for records that will not come.
+        // Others may have opened its events: from here on these are theirs, and nobody waits for records that
+        // will not come.
         for (const uint64_t event : s->ipc_events) s->events.remove(event);
         for (const auto& mark : orphans) {
             mark->pending = false;
@@ -446,7 +461,9 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
             if (l.buffer) buffers.push_back(l.buffer);
         }
         if (!buffers.empty() && running_) {
-            post([this, buffers] { spare_buffers_.insert(spare_buffers_.end(), buffers.begin(), buffers.end()); });
+            post([this, buffers] {
+                spare_buffers_.insert(spare_buffers_.end(), buffers.begin(), buffers.end());
+            });
         }
         lane->lent.clear();
         for (const Lane::Fence& f : lane->fences) vendor_.aclrtDestroyEvent(f.event);
@@ -486,8 +503,9 @@ std::vector<SessionInfo> Dispatcher::session_infos() {
     std::vector<SessionInfo> out;
     for (auto& s : sessions_) {
         uint64_t lanes = s->streams.size() + (s->default_lane ? 1 : 0);
-        out.push_back({s->id, s->pid, s->comm, s->uid, s->account->used(), s->account->quota(), s->rings.size(), lanes, s->calls, s->refused.load(),
-                       s->page->ring_full.load(), s->page->launches.load(), s->page->steps.load()});
+        out.push_back({s->id, s->pid, s->comm, s->uid, s->account->used(), s->account->quota(),
+                       s->rings.size(), lanes, s->calls, s->refused.load(), s->page->ring_full.load(),
+                       s->page->launches.load(), s->page->steps.load()});
     }
     return out;
 }
@@ -497,8 +515,12 @@ std::vector<LaneInfo> Dispatcher::lane_infos() {
     for (auto& s : sessions_) {
         s->each_lane([&](const std::shared_ptr<Lane>& lane) {
             const auto g = gate_.stats(lane->id).value_or(gate::LaneStats{});
-            out.push_back({lane->id, s->id, s->pid, s->comm, lane->handle, g.phase, lane->backlog.size() + lane->queue.size(), g.in_flight,
-                           g.in_flight_us, lane->launched, std::max(lane->completed, lane->launched - std::min(lane->launched, g.in_flight + lane->in_flight_since_sync)),
+            out.push_back({lane->id, s->id, s->pid, s->comm, lane->handle, g.phase,
+                           lane->backlog.size() + lane->queue.size(), g.in_flight, g.in_flight_us,
+                           lane->launched,
+                           std::max(lane->completed,
+                                    lane->launched -
+                                        std::min(lane->launched, g.in_flight + lane->in_flight_since_sync)),
                            g.device_us, g.gated_us, g.held_now});
         });
     }
@@ -625,8 +647,8 @@ void Dispatcher::push(Lane& lane, std::unique_ptr<Item> item) {
     flow(lane);
 }
 
-// Hands the backlog to the gate, up to a wait whose record has not been dispatched: the gate need not know about such waits, and
-// nothing behind one can be admitted before its time.
+// Hands the backlog to the gate, up to a wait whose record has not been dispatched: the gate need not know
+// about such waits, and nothing behind one can be admitted before its time.
 void Dispatcher::flow(Lane& lane) {
     if (lane.held()) return;
     while (!lane.backlog.empty()) {
@@ -635,7 +657,9 @@ void Dispatcher::flow(Lane& lane) {
             lane.blocked = true;
             first->blocked.push_back(&lane);
             if (item.type == ItemType::wait && item.deadline_ns >= 0) {
-                lane.blocked_until = timers_.add(uint64_t(item.deadline_ns), [this, id = lane.id, ticket = item.ticket] { give_up_wait(id, ticket); });
+                lane.blocked_until =
+                    timers_.add(uint64_t(item.deadline_ns),
+                                [this, id = lane.id, ticket = item.ticket] { give_up_wait(id, ticket); });
             }
             return;
         }
@@ -643,14 +667,16 @@ void Dispatcher::flow(Lane& lane) {
         if (!item.capturing && !room(lane)) return;
         gate::Item g;
         g.ticket = item.ticket;
-        g.costed = ((item.type == ItemType::launch || item.type == ItemType::kernel) && !item.capturing) || item.type == ItemType::replay;
+        g.costed = ((item.type == ItemType::launch || item.type == ItemType::kernel) && !item.capturing) ||
+                   item.type == ItemType::replay;
         g.step_end = item.step_end;
         if (item.shape) g.key = item.shape->key();
         if (item.graph) g.key = gate::graph_key(item.graph->serial, item.graph->us);
         if (item.function) g.key = gate::kernel_key(item.function->serial, uint32_t(item.b));
         gate_.enqueue(now_, lane.id, g);
         if (item.type == ItemType::collective) item.value = may_block(item) ? 1 : 0;
-        if (((item.type == ItemType::host_func || item.type == ItemType::collective) && item.value) || item.type == ItemType::call) {
+        if (((item.type == ItemType::host_func || item.type == ItemType::collective) && item.value) ||
+            item.type == ItemType::call) {
             lane.calling = true;
             lane.call = item.ticket;
         }
@@ -684,7 +710,8 @@ void Dispatcher::progress(Lane& lane) {
     while (!lane.fences.empty()) {
         const Lane::Fence f = lane.fences.front();
         int32_t status = acl::EVENT_RECORDED_NOT_READY;
-        if (vendor_.aclrtQueryEventStatus(f.event, &status) != 0 || status != acl::EVENT_RECORDED_COMPLETE) return;
+        if (vendor_.aclrtQueryEventStatus(f.event, &status) != 0 || status != acl::EVENT_RECORDED_COMPLETE)
+            return;
         lane.over = std::max(lane.over, f.given);
         spare_events_.push_back(f.event);
         lane.fences.pop_front();
@@ -714,9 +741,10 @@ void Dispatcher::fence(Lane& lane) {
 
 Markers& Dispatcher::markers_of(Lane& lane) {
     if (!lane.markers) {
-        lane.markers = std::make_unique<Markers>(vendor_, device_, [this, id = lane.id](const Markers::Marker& m, double us) {
-            post([this, id, m, us] { marked(id, m, us); });
-        });
+        lane.markers = std::make_unique<Markers>(vendor_, device_,
+                                                 [this, id = lane.id](const Markers::Marker& m, double us) {
+                                                     post([this, id, m, us] { marked(id, m, us); });
+                                                 });
     }
     return *lane.markers;
 }
@@ -749,7 +777,8 @@ uint8_t* Dispatcher::spare_buffer() {
         void* slab = nullptr;
         if (vendor_.aclrtMallocHost(&slab, n * wire::kInlineBytes) != 0) return nullptr;
         slabs_.push_back(slab);
-        for (size_t i = 0; i < n; i++) spare_buffers_.push_back(static_cast<uint8_t*>(slab) + i * wire::kInlineBytes);
+        for (size_t i = 0; i < n; i++)
+            spare_buffers_.push_back(static_cast<uint8_t*>(slab) + i * wire::kInlineBytes);
     }
     uint8_t* b = spare_buffers_.back();
     spare_buffers_.pop_back();
@@ -759,11 +788,13 @@ uint8_t* Dispatcher::spare_buffer() {
 // For the program's own records of its steps, and for nothing of ours: it may write there what it likes.
 void Dispatcher::publish_held(const Lane& lane, uint64_t held_ns) {
     const uint32_t at = wire::gated_lane(lane.handle);
-    if (at < wire::kGatedLanes) lane.session->page->gated_ns[at].fetch_add(held_ns, std::memory_order_relaxed);
+    if (at < wire::kGatedLanes)
+        lane.session->page->gated_ns[at].fetch_add(held_ns, std::memory_order_relaxed);
 }
 
 void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
-    if (lane.queue.empty() || lane.queue.front()->ticket != d.ticket) return;  // the lane has been emptied since
+    if (lane.queue.empty() || lane.queue.front()->ticket != d.ticket)
+        return;  // the lane has been emptied since
     std::unique_ptr<Item> item = std::move(lane.queue.front());
     lane.queue.pop_front();
     lane.session->queued--;
@@ -771,15 +802,18 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
     void* start = nullptr;
     if (d.timed && (start = spare_event())) vendor_.aclrtRecordEvent(start, lane.stream);
     // What would have been updated is left alone. Its events stay: others wait for them.
-    const bool orders = item->type == ItemType::record || item->type == ItemType::wait || item->type == ItemType::reset;
+    const bool orders =
+        item->type == ItemType::record || item->type == ItemType::wait || item->type == ItemType::reset;
     if (lane.update_failed && item->capturing && item->type != ItemType::update_end && !orders) return;
     dispatching_ = item.get();
-    if (item->capturing && (item->capturing == lane.capture || item->capturing == lane.ending)) enter_capture(lane);
+    if (item->capturing && (item->capturing == lane.capture || item->capturing == lane.ending))
+        enter_capture(lane);
     switch (item->type) {
         case ItemType::launch: dispatch_launch(lane, *item); break;
         case ItemType::copy: dispatch_copy(lane, *item); break;
         case ItemType::memset:
-            if (int32_t e = vendor_.aclrtMemsetAsync(reinterpret_cast<void*>(item->a), item->bytes, item->value, item->bytes, lane.stream)) {
+            if (int32_t e = vendor_.aclrtMemsetAsync(reinterpret_cast<void*>(item->a), item->bytes,
+                                                     item->value, item->bytes, lane.stream)) {
                 fail(lane, e, vendor_.message("aclrtMemsetAsync", e));
             }
             break;
@@ -787,18 +821,21 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
         case ItemType::wait: dispatch_wait(lane, *item); break;
         case ItemType::host_func: dispatch_host_func(lane, *item); break;
         case ItemType::reset:
-            if (int32_t e = vendor_.aclrtResetEvent(item->mark->event, lane.stream)) fail(lane, e, vendor_.message("aclrtResetEvent", e));
+            if (int32_t e = vendor_.aclrtResetEvent(item->mark->event, lane.stream))
+                fail(lane, e, vendor_.message("aclrtResetEvent", e));
             break;
         case ItemType::call: item->work(lane, item->ticket); break;
         case ItemType::hint: dispatch_hint(lane, *item); break;
         case ItemType::replay: dispatch_replay(lane, *item); break;
         case ItemType::value: {
-            const int32_t e = Vendor::call(item->value ? vendor_.aclrtValueWait : vendor_.aclrtValueWrite, reinterpret_cast<void*>(item->a), item->b,
-                                           uint32_t(item->flag), lane.stream);
+            const int32_t e =
+                Vendor::call(item->value ? vendor_.aclrtValueWait : vendor_.aclrtValueWrite,
+                             reinterpret_cast<void*>(item->a), item->b, uint32_t(item->flag), lane.stream);
             if (e) fail(lane, e, vendor_.message(item->value ? "aclrtValueWait" : "aclrtValueWrite", e));
             break;
         }
-        case ItemType::update_begin: case ItemType::update_end: dispatch_update(lane, *item); break;
+        case ItemType::update_begin:
+        case ItemType::update_end: dispatch_update(lane, *item); break;
         case ItemType::sync:
             dispatching_ = nullptr;
             item->job();
@@ -809,8 +846,12 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
     dispatching_ = nullptr;
     const ItemType type = item->type;
     const bool captured = item->capturing != nullptr;
-    if (type == ItemType::launch) keep_item(std::move(item)); else release_marks(*item);
-    if (captured) return;  // nothing of ours in a stream that captures; the gate has not been told to expect more
+    if (type == ItemType::launch)
+        keep_item(std::move(item));
+    else
+        release_marks(*item);
+    if (captured)
+        return;  // nothing of ours in a stream that captures; the gate has not been told to expect more
     if (type != ItemType::sync) fence(lane);
     if (d.mark || d.timed) {
         if (void* end = spare_event()) {
@@ -856,8 +897,12 @@ void Dispatcher::dispatch_launch(Lane& lane, Item& item) {
         if (!lane.workspace || need > lane.workspace->bytes()) {
             if (lane.workspace) lane.old_workspaces.push_back(std::exchange(lane.workspace, nullptr));
             std::string message;
-            if (int32_t e = allocate_memory(vendor_, lane.session->account, {shape.name(), need}, &lane.workspace, &message)) {
-                if (lane.session->account->left() < need) quota_refusals_++; else count_.vendor_errors++;
+            if (int32_t e = allocate_memory(vendor_, lane.session->account, {shape.name(), need},
+                                            &lane.workspace, &message)) {
+                if (lane.session->account->left() < need)
+                    quota_refusals_++;
+                else
+                    count_.vendor_errors++;
                 fail(lane, e, std::move(message));
                 return;
             }
@@ -876,8 +921,9 @@ void Dispatcher::dispatch_copy(Lane& lane, Item& item) {
     if (!item.capturing && item.bytes > kLargeCopy && item.value != acl::DEVICE_TO_DEVICE) {
         copying_until_ = std::max(copying_until_, now_ns()) + item.bytes / kSlowCopyBytesPerNs;
     }
-    const int32_t e = vendor_.aclrtMemcpyAsync(reinterpret_cast<void*>(item.a), item.bytes, reinterpret_cast<const void*>(item.b), item.bytes,
-                                               item.value, lane.stream);
+    const int32_t e =
+        vendor_.aclrtMemcpyAsync(reinterpret_cast<void*>(item.a), item.bytes,
+                                 reinterpret_cast<const void*>(item.b), item.bytes, item.value, lane.stream);
     if (e) {
         count_.vendor_errors++;
         fail(lane, e, vendor_.message("aclrtMemcpyAsync", e));
@@ -895,11 +941,14 @@ void Dispatcher::dispatch_copy(Lane& lane, Item& item) {
 }
 
 // Whether a small copy made here and now could queue behind a large one, and all lanes with it.
-bool Dispatcher::copies_are_slow() const { return large_copies_.load(std::memory_order_relaxed) > 0 || now_ns() < copying_until_; }
+bool Dispatcher::copies_are_slow() const {
+    return large_copies_.load(std::memory_order_relaxed) > 0 || now_ns() < copying_until_;
+}
 
 void Dispatcher::dispatch_record(Lane& lane, Item& item) {
     const std::shared_ptr<Mark> mark = item.mark;
-    if (int32_t e = vendor_.aclrtRecordEvent(mark->event, lane.stream)) fail(lane, e, vendor_.message("aclrtRecordEvent", e));
+    if (int32_t e = vendor_.aclrtRecordEvent(mark->event, lane.stream))
+        fail(lane, e, vendor_.message("aclrtRecordEvent", e));
     if (item.as_it_is || !item.makes.empty()) return;
     item.mark.reset();
     recorded(*mark);
@@ -920,13 +969,16 @@ void Dispatcher::recorded(Mark& mark) {
 void Dispatcher::dispatch_wait(Lane& lane, Item& item) {
     item.mark->queued_waits -= uint32_t(item.value);
     // The vendor's function with a timeout is newer than the one without.
-    static const auto timed_wait = reinterpret_cast<decltype(&::aclrtStreamWaitEventWithTimeout)>(vendor_.function(api::FN_aclrtStreamWaitEventWithTimeout));
-    const int32_t e = item.deadline_ns >= 0 && timed_wait ? timed_wait(lane.stream, item.mark->event, left_ms(item.deadline_ns))
-                                                          : vendor_.aclrtStreamWaitEvent(lane.stream, item.mark->event);
+    static const auto timed_wait = reinterpret_cast<decltype(&::aclrtStreamWaitEventWithTimeout)>(
+        vendor_.function(api::FN_aclrtStreamWaitEventWithTimeout));
+    const int32_t e = item.deadline_ns >= 0 && timed_wait
+                          ? timed_wait(lane.stream, item.mark->event, left_ms(item.deadline_ns))
+                          : vendor_.aclrtStreamWaitEvent(lane.stream, item.mark->event);
     if (e) fail(lane, e, vendor_.message("aclrtStreamWaitEvent", e));
 }
 
-// A wait at its lane's head whose record has not come in time: the lane goes on, and its next synchronise reports it.
+// A wait at its lane's head whose record has not come in time: the lane goes on, and its next synchronise
+// reports it.
 void Dispatcher::give_up_wait(uint32_t id, uint64_t ticket) {
     auto it = lanes_.find(id);
     if (it == lanes_.end()) return;
@@ -952,7 +1004,9 @@ void Dispatcher::reclaim(Lane& lane, bool all) {
     while (!lane.lent.empty()) {
         const Lent l = lane.lent.front();
         int32_t status = acl::EVENT_RECORDED_NOT_READY;
-        if (!all && (vendor_.aclrtQueryEventStatus(l.event, &status) != 0 || status != acl::EVENT_RECORDED_COMPLETE)) return;
+        if (!all &&
+            (vendor_.aclrtQueryEventStatus(l.event, &status) != 0 || status != acl::EVENT_RECORDED_COMPLETE))
+            return;
         lane.lent.pop_front();
         lent_--;
         spare_events_.push_back(l.event);
@@ -994,8 +1048,10 @@ int32_t Dispatcher::left_ms(int64_t deadline_ns) {
     return left <= 0 ? 1 : int32_t(std::min<int64_t>((left + 999'999) / 1'000'000, INT32_MAX));
 }
 
-// Answers at the deadline unless settle() comes first. Without a deadline there is nothing to settle: nullptr.
-std::shared_ptr<Dispatcher::Timed> Dispatcher::timed(int64_t deadline_ns, const char* function, const Reply& reply) {
+// Answers at the deadline unless settle() comes first. Without a deadline there is nothing to settle:
+// nullptr.
+std::shared_ptr<Dispatcher::Timed> Dispatcher::timed(int64_t deadline_ns, const char* function,
+                                                     const Reply& reply) {
     if (deadline_ns < 0) return nullptr;
     auto t = std::make_shared<Timed>();
     t->timer = timers_.add(uint64_t(deadline_ns), [this, t, function, reply] {
@@ -1015,15 +1071,26 @@ bool Dispatcher::settle(const std::shared_ptr<Timed>& t) {
     return true;
 }
 
-// Everything that the caller waits for has been dispatched. What is nearly over is polled for, since handing the wait to a thread that sleeps takes
-// longer; the rest is waited for by the ring's worker.
-void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t deadline_ns, const Reply& reply) {
+// Everything that the caller waits for has been dispatched. What is nearly over is polled for, since handing
+// the wait to a thread that sleeps takes longer; the rest is waited for by the ring's worker.
+void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes,
+                             int64_t deadline_ns, const Reply& reply) {
     const uint64_t began = now_ns();
-    Waiting w{std::move(s), std::move(lanes), {}, {}, deadline_ns, began, {began, began + wire::Patience::kFirstSpinNs}, reply, {}, 0};
+    Waiting w{std::move(s),
+              std::move(lanes),
+              {},
+              {},
+              deadline_ns,
+              began,
+              {began, began + wire::Patience::kFirstSpinNs},
+              reply,
+              {},
+              0};
     if (!w.lanes.empty()) {
         const Lane& lane = *w.lanes.front();
         w.graph = lane.replayed;
-        w.bucket = std::min<size_t>(std::bit_width(lane.in_flight_since_sync), std::size(lane.sync_patience) - 1);
+        w.bucket =
+            std::min<size_t>(std::bit_width(lane.in_flight_since_sync), std::size(lane.sync_patience) - 1);
         w.poll = patience_of(w.graph, w.lanes, w.bucket)->plan(began);
     }
     for (auto& lane : w.lanes) {
@@ -1036,7 +1103,8 @@ void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared
 bool Dispatcher::answer_if_complete(Waiting& w) {
     for (auto& lane : w.lanes) {
         int32_t status = acl::STREAM_NOT_READY;
-        if (vendor_.aclrtStreamQuery(lane->stream, &status) != 0 || status != acl::STREAM_COMPLETE) return false;
+        if (vendor_.aclrtStreamQuery(lane->stream, &status) != 0 || status != acl::STREAM_COMPLETE)
+            return false;
     }
     wait_for(w);  // returns at once, with an operator's error if there was one
     if (w.failure.code == 0) {
@@ -1049,17 +1117,23 @@ bool Dispatcher::answer_if_complete(Waiting& w) {
 void Dispatcher::wait_for(Waiting& w) const {
     for (auto& lane : w.lanes) {
         const int32_t e = w.deadline_ns < 0 ? vendor_.aclrtSynchronizeStream(lane->stream)
-                                            : vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, left_ms(w.deadline_ns));
+                                            : vendor_.aclrtSynchronizeStreamWithTimeout(
+                                                  lane->stream, left_ms(w.deadline_ns));
         if (e && w.failure.code == 0) w.failure = {e, vendor_.message("aclrtSynchronizeStream", e)};
     }
 }
 
 void Dispatcher::answer(const Waiting& w) {
-    if (w.failure.code) w.reply.fail(w.failure); else w.reply.ok();
+    if (w.failure.code)
+        w.reply.fail(w.failure);
+    else
+        w.reply.ok();
 }
 
 // A session that has ended takes its graphs down on another thread: the pointer keeps what it points into.
-std::shared_ptr<wire::Patience> Dispatcher::patience_of(const std::weak_ptr<Graph>& graph, const std::vector<std::shared_ptr<Lane>>& lanes, size_t bucket) {
+std::shared_ptr<wire::Patience> Dispatcher::patience_of(const std::weak_ptr<Graph>& graph,
+                                                        const std::vector<std::shared_ptr<Lane>>& lanes,
+                                                        size_t bucket) {
     if (lanes.empty()) return nullptr;
     if (const auto g = graph.lock()) return {g, &g->sync_patience};
     return {lanes.front(), &lanes.front()->sync_patience[bucket]};
@@ -1088,17 +1162,22 @@ bool Dispatcher::poll_waiting(uint64_t now) {
         if (done) {
             // Over at the first look after a sleep: who knows since when.
             const bool slept = first && w.poll.spin_from > w.began;
-            if (patience && !slept) patience->learn(now - w.began);
-            else if (patience && now < w.poll.spin_from + kPromptNs) patience->forget();
+            if (patience && !slept)
+                patience->learn(now - w.began);
+            else if (patience && now < w.poll.spin_from + kPromptNs)
+                patience->forget();
         } else {
-            // The worker keeps the session: its lanes must not be torn down under the wait. tear_down() ends the worker first.
+            // The worker keeps the session: its lanes must not be torn down under the wait. tear_down() ends
+            // the worker first.
             Ring& ring = *w.reply.ring;
             worker_of(ring).post([this, w = std::move(w)]() mutable {
                 wait_for(w);
-                // Told before the answer, so that it is known before the client's next record; woken for it after.
+                // Told before the answer, so that it is known before the client's next record; woken for it
+                // after.
                 const bool failed = w.failure.code != 0;
                 if (!failed) {
-                    put([this, tickets = w.tickets, lanes = w.lanes, graph = w.graph, bucket = w.bucket, took = now_ns() - w.began] {
+                    put([this, tickets = w.tickets, lanes = w.lanes, graph = w.graph, bucket = w.bucket,
+                         took = now_ns() - w.began] {
                         if (const auto patience = patience_of(graph, lanes, bucket)) patience->learn(took);
                         for (auto [id, ticket] : tickets) synced(id, ticket);
                     });

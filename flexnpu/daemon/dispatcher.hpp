@@ -1,4 +1,5 @@
-// The data plane's one dispatching thread: drains the rings, validates, queues in lanes, asks the gate, calls the vendor.
+// The data plane's one dispatching thread: drains the rings, validates, queues in lanes, asks the gate, calls
+// the vendor.
 #pragma once
 
 #include <atomic>
@@ -66,8 +67,8 @@ public:
     // On the dispatching thread.
     void add_session(std::shared_ptr<Session> session);
     void remove_session(uint32_t id);
-    // Takes shared host memory from the session; it is unmapped when no copy can touch it any more. Null: there is none of that number, or too
-    // much waits for its copies already.
+    // Takes shared host memory from the session; it is unmapped when no copy can touch it any more. Null:
+    // there is none of that number, or too much waits for its copies already.
     std::shared_ptr<HostMemory> retire_host(Session& s, uint32_t number);
     Session* session(uint32_t id);
     std::vector<SessionInfo> session_infos();
@@ -111,8 +112,10 @@ private:
     void define_shape(Session& s, Payload p, const Reply& reply);
     void allocate(Session& s, Payload p, const Reply& reply);
     void release(Session& s, Payload p, const Reply& reply);
-    // Runs `job`, on the ring's worker, when all that the session has launched so far is over; false: it is not, after a long time.
-    void when_unused(Session& s, const Reply& reply, MemoryMap::Range range, std::function<void(bool over, MemoryMap::Range)> job);
+    // Runs `job`, on the ring's worker, when all that the session has launched so far is over; false: it is
+    // not, after a long time.
+    void when_unused(Session& s, const Reply& reply, MemoryMap::Range range,
+                     std::function<void(bool over, MemoryMap::Range)> job);
     void create_stream(Session& s, Payload p, const Reply& reply);
     void destroy_stream(Session& s, Payload p, const Reply& reply);
     void sync_stream(Session& s, Payload p, const Reply& reply);
@@ -186,7 +189,8 @@ private:
     // The payload, which is one T and nothing else; false: it is not.
     template <class T>
     bool taken(Session& s, Payload p, T* out, const Reply& reply, const char* function);
-    // The same of a record that nobody waits for, and the lane of its stream; nullptr: one of the two is missing.
+    // The same of a record that nobody waits for, and the lane of its stream; nullptr: one of the two is
+    // missing.
     template <class T>
     Lane* taken(Session& s, Payload p, T* out);
     // The lane that a call names, or nullptr.
@@ -241,8 +245,11 @@ private:
     bool poll_waiting(uint64_t now);
     // When the first of the synchronises will be worth a look.
     uint64_t next_poll() const;
-    static std::shared_ptr<wire::Patience> patience_of(const std::weak_ptr<Graph>& graph, const std::vector<std::shared_ptr<Lane>>& lanes, size_t bucket);
-    void finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes, int64_t deadline_ns, const Reply& reply);
+    static std::shared_ptr<wire::Patience> patience_of(const std::weak_ptr<Graph>& graph,
+                                                       const std::vector<std::shared_ptr<Lane>>& lanes,
+                                                       size_t bucket);
+    void finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes,
+                     int64_t deadline_ns, const Reply& reply);
     // What waits in a lane until its turn or its deadline: whichever is first settles it.
     struct Timed {
         bool over = false;
@@ -284,20 +291,21 @@ private:
 
     std::vector<std::shared_ptr<Session>> sessions_;
     std::unordered_map<uint32_t, Lane*> lanes_;
-    Lane* last_lane_ = nullptr;           // that the gate decided for
-    uint64_t now_ = 0;                    // the clock, read once a record, ns
+    Lane* last_lane_ = nullptr;                       // that the gate decided for
+    uint64_t now_ = 0;                                // the clock, read once a record, ns
     std::vector<std::unique_ptr<Item>> spare_items_;  // of launches
     uint32_t next_lane_ = 1;
     std::vector<uint8_t> payload_;
-    std::vector<void*> spare_events_;     // timing events for markers and reclaims
+    std::vector<void*> spare_events_;  // timing events for markers and reclaims
     std::vector<uint8_t*> spare_buffers_;
     std::vector<void*> slabs_;
     std::vector<std::shared_ptr<Ring>> lively_;  // rings with a record lately
-    bool slept_ = false;                  // since the last record was taken
+    bool slept_ = false;                         // since the last record was taken
     std::vector<Waiting> waiting_;
     uint64_t lent_ = 0;
     Timers timers_;
-    // Large copies that keep the device's copy engine: on workers, and until when those given to streams may take.
+    // Large copies that keep the device's copy engine: on workers, and until when those given to streams may
+    // take.
     std::atomic<uint32_t> large_copies_{0};
     uint64_t copying_until_ = 0;
     bool copies_are_slow() const;
@@ -320,9 +328,9 @@ private:
     Item* dispatching_ = nullptr;
 
     struct {
-        uint64_t records = 0, launches = 0, copies = 0, collectives = 0, refused = 0, malformed = 0, sessions = 0, sessions_broken = 0, naps = 0, sleeps = 0,
-                 shapes = 0, vendor_errors = 0, markers = 0, host_calls = 0, aborts = 0, timeouts = 0,
-                 captured = 0, graphs = 0, replays = 0;
+        uint64_t records = 0, launches = 0, copies = 0, collectives = 0, refused = 0, malformed = 0,
+                 sessions = 0, sessions_broken = 0, naps = 0, sleeps = 0, shapes = 0, vendor_errors = 0,
+                 markers = 0, host_calls = 0, aborts = 0, timeouts = 0, captured = 0, graphs = 0, replays = 0;
     } count_;
 };
 

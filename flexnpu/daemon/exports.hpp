@@ -1,7 +1,9 @@
-// What sessions have exported to each other: a key that cannot be guessed, the processes that may use it, and what is behind it.
+// What sessions have exported to each other: a key that cannot be guessed, the processes that may use it, and
+// what is behind it.
 //
-// Nothing is copied: the daemon owns all of the device's memory, and an import is a hold on the same allocation. The owner's free, or its death, ends
-// the export; those who have imported keep the memory until they let go of it, and the first of them is charged for it from then on.
+// Nothing is copied: the daemon owns all of the device's memory, and an import is a hold on the same
+// allocation. The owner's free, or its death, ends the export; those who have imported keep the memory until
+// they let go of it, and the first of them is charged for it from then on.
 #pragma once
 
 #include <sys/random.h>
@@ -40,7 +42,10 @@ public:
         std::string key = random_key();
         if (one.kind == Kind::physical) key.resize(16);
         std::lock_guard lock(mutex_);
-        if (size_t(std::count_if(all_.begin(), all_.end(), [&](const auto& e) { return e.second.session == one.session; })) >= kMaxPerSession) return "";
+        if (size_t(std::count_if(all_.begin(), all_.end(), [&](const auto& e) {
+                return e.second.session == one.session;
+            })) >= kMaxPerSession)
+            return "";
         all_.emplace(key, std::move(one));
         return key;
     }
@@ -55,14 +60,17 @@ public:
         return true;
     }
     enum class Answer { granted, unknown, own, not_allowed };
-    // What `key` stands for, if this process of this session may have it. A wrong key and one that has ended look the same.
-    Answer look_up(uint32_t session, int32_t process, Kind kind, const std::string& key, Export* out, std::shared_ptr<Allocation>* allocation) {
+    // What `key` stands for, if this process of this session may have it. A wrong key and one that has ended
+    // look the same.
+    Answer look_up(uint32_t session, int32_t process, Kind kind, const std::string& key, Export* out,
+                   std::shared_ptr<Allocation>* allocation) {
         std::lock_guard lock(mutex_);
         auto at = all_.find(key);
         if (at == all_.end() || at->second.kind != kind) return Answer::unknown;
         const Export& e = at->second;
         if (e.session == session) return Answer::own;
-        if (!e.any_process && std::find(e.processes.begin(), e.processes.end(), process) == e.processes.end()) return Answer::not_allowed;
+        if (!e.any_process && std::find(e.processes.begin(), e.processes.end(), process) == e.processes.end())
+            return Answer::not_allowed;
         *allocation = e.allocation.lock();
         if (!*allocation) return Answer::unknown;
         *out = e;
@@ -78,12 +86,16 @@ public:
     // The session's exports of this allocation (null: all of them) end.
     void forget(uint32_t session, const Allocation* allocation) {
         std::lock_guard lock(mutex_);
-        std::erase_if(all_, [&](const auto& e) { return e.second.session == session && (!allocation || e.second.allocation.lock().get() == allocation); });
+        std::erase_if(all_, [&](const auto& e) {
+            return e.second.session == session &&
+                   (!allocation || e.second.allocation.lock().get() == allocation);
+        });
     }
 
     static std::string random_key() {
         uint8_t bytes[kKeyBytes / 2];
-        if (getrandom(bytes, sizeof(bytes), 0) != ssize_t(sizeof(bytes))) throw std::runtime_error("getrandom failed");
+        if (getrandom(bytes, sizeof(bytes), 0) != ssize_t(sizeof(bytes)))
+            throw std::runtime_error("getrandom failed");
         std::string out;
         for (const uint8_t b : bytes) {
             out += "0123456789abcdef"[b >> 4];

@@ -78,22 +78,31 @@ int32_t Graph::destroy() {
 void Dispatcher::capture_begin(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclmdlRICaptureBegin")) return;
-    if (o.stream == 0) return refuse(s, reply, acl::RT_CAPTURE_IMPLICIT, "aclmdlRICaptureBegin: the default stream cannot be captured");
+    if (o.stream == 0)
+        return refuse(s, reply, acl::RT_CAPTURE_IMPLICIT,
+                      "aclmdlRICaptureBegin: the default stream cannot be captured");
     Lane* lane = lane_at(s, o.stream, reply, "aclmdlRICaptureBegin");
     if (!lane) return;
-    if (lane->capture || lane->ending) return refuse(s, reply, acl::RT_STREAM_CAPTURED, "aclmdlRICaptureBegin: the stream is being captured already");
-    if (lane->update) return refuse(s, reply, acl::RT_TASK_GROUP_STATUS, "aclmdlRICaptureBegin: the stream updates a task group");
-    if (s.graphs.size() >= kMaxGraphs) return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, "aclmdlRICaptureBegin: too many graphs");
+    if (lane->capture || lane->ending)
+        return refuse(s, reply, acl::RT_STREAM_CAPTURED,
+                      "aclmdlRICaptureBegin: the stream is being captured already");
+    if (lane->update)
+        return refuse(s, reply, acl::RT_TASK_GROUP_STATUS,
+                      "aclmdlRICaptureBegin: the stream updates a task group");
+    if (s.graphs.size() >= kMaxGraphs)
+        return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, "aclmdlRICaptureBegin: too many graphs");
     auto graph = std::make_shared<Graph>(vendor_, next_graph_++);
     graph->handle = s.graphs.add(graph);
-    if (!graph->handle) return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, "aclmdlRICaptureBegin: too many graphs");
+    if (!graph->handle)
+        return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, "aclmdlRICaptureBegin: too many graphs");
     graph->origin = lane->weak_from_this();
     graph->stream = lane->stream;
     graph->lanes.push_back(graph->origin);
     lane->capture = graph;
     after({lane}, false, [this, session = &s, lane, graph, reply] {
         enter_capture(*lane);
-        if (int32_t e = Vendor::call(vendor_.aclmdlRICaptureBegin, lane->stream, aclmdlRICaptureMode(acl::CAPTURE_RELAXED))) {
+        if (int32_t e = Vendor::call(vendor_.aclmdlRICaptureBegin, lane->stream,
+                                     aclmdlRICaptureMode(acl::CAPTURE_RELAXED))) {
             count_.vendor_errors++;
             Failure failure{e, vendor_.message("aclmdlRICaptureBegin", e)};
             forget_graph(*session, graph);
@@ -104,12 +113,14 @@ void Dispatcher::capture_begin(Session& s, Payload p, const Reply& reply) {
         aclmdlRICaptureStatus status = acl::CAPTURE_NONE;
         void* model = nullptr;
         uint32_t id = uint32_t(graph->serial);
-        if (Vendor::call(vendor_.aclmdlRICaptureGetInfo, lane->stream, &status, &model) == 0 && model) Vendor::call(vendor_.aclmdlRIGetId, model, &id);
+        if (Vendor::call(vendor_.aclmdlRICaptureGetInfo, lane->stream, &status, &model) == 0 && model)
+            Vendor::call(vendor_.aclmdlRIGetId, model, &id);
         reply.ok(graph->handle, id);
     });
 }
 
-// The vendor's stream is about to capture. A free that comes amid the capture waits for what the stream was given before, and cannot ask the stream.
+// The vendor's stream is about to capture. A free that comes amid the capture waits for what the stream was
+// given before, and cannot ask the stream.
 void Dispatcher::enter_capture(Lane& lane) {
     if (std::exchange(lane.in_capture, true)) return;
     lane.before_capture = spare_event();
@@ -144,9 +155,12 @@ void Dispatcher::capture_end(Session& s, Payload p, const Reply& reply) {
     Lane* lane = lane_at(s, o.stream, reply, "aclmdlRICaptureEnd");
     if (!lane) return;
     const std::shared_ptr<Graph> graph = lane->capture;
-    if (!graph) return refuse(s, reply, acl::RT_STREAM_NOT_CAPTURED, "aclmdlRICaptureEnd: the stream is not being captured");
+    if (!graph)
+        return refuse(s, reply, acl::RT_STREAM_NOT_CAPTURED,
+                      "aclmdlRICaptureEnd: the stream is not being captured");
     if (graph->origin.lock().get() != lane) {
-        return refuse(s, reply, acl::RT_CAPTURE_UNMATCHED, "aclmdlRICaptureEnd: the capture was begun on another stream");
+        return refuse(s, reply, acl::RT_CAPTURE_UNMATCHED,
+                      "aclmdlRICaptureEnd: the capture was begun on another stream");
     }
     graph->ending = true;
     std::vector<Lane*> lanes;
@@ -159,12 +173,15 @@ void Dispatcher::capture_end(Session& s, Payload p, const Reply& reply) {
     }
     // The vendor may take its time over a large graph: others are served meanwhile.
     after(lanes, false, [this, session = &s, graph, drop = o.drop != 0, reply] {
-        if (!graph->begun) return refuse(*session, reply, acl::RT_STREAM_NOT_CAPTURED, "aclmdlRICaptureEnd: the stream is not being captured");
+        if (!graph->begun)
+            return refuse(*session, reply, acl::RT_STREAM_NOT_CAPTURED,
+                          "aclmdlRICaptureEnd: the stream is not being captured");
         worker_of(*reply.ring).post([this, s = session->shared_from_this(), graph, drop, reply] {
             Failure failure;
             failure.code = Vendor::call(vendor_.aclmdlRICaptureEnd, graph->stream, &graph->model);
             if (failure.code) failure.message = vendor_.message("aclmdlRICaptureEnd", failure.code);
-            if (failure.code == 0 && drop) failure = {acl::RT_CAPTURE_INVALIDATED, "aclmdlRICaptureEnd: the capture has become invalid"};
+            if (failure.code == 0 && drop)
+                failure = {acl::RT_CAPTURE_INVALIDATED, "aclmdlRICaptureEnd: the capture has become invalid"};
             graph->closed = true;
             post([this, s, graph, failure, reply] {
                 if (!s->removed) capture_ended(*s, graph, failure, reply);
@@ -174,7 +191,8 @@ void Dispatcher::capture_end(Session& s, Payload p, const Reply& reply) {
 }
 
 // On the dispatching thread again.
-void Dispatcher::capture_ended(Session& s, const std::shared_ptr<Graph>& graph, Failure failure, const Reply& reply) {
+void Dispatcher::capture_ended(Session& s, const std::shared_ptr<Graph>& graph, Failure failure,
+                               const Reply& reply) {
     // What could not be captured is why the vendor finds fault, if it does.
     if (graph->failure.code) failure = graph->failure;
     if (failure.code == 0) {
@@ -194,7 +212,9 @@ void Dispatcher::capture_info(Session& s, Payload p, const Reply& reply) {
     wire::GraphOp o;
     if (!taken(s, p, &o, reply, "aclmdlRICaptureGetInfo")) return;
     Graph* graph = s.graphs.find(o.graph);
-    if (!graph || !graph->begun) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRICaptureGetInfo: " + hex(o.graph) + " is not a capture");
+    if (!graph || !graph->begun)
+        return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                      "aclmdlRICaptureGetInfo: " + hex(o.graph) + " is not a capture");
     aclmdlRICaptureStatus status = acl::CAPTURE_NONE;
     void* model = nullptr;
     if (!graph->closed && !graph->ending) {
@@ -233,8 +253,12 @@ void Dispatcher::group_begin(Session& s, Payload p, const Reply& reply) {
     if (!taken(s, p, &o, reply, "aclmdlRICaptureTaskGrpBegin")) return;
     Lane* lane = lane_at(s, o.stream, reply, "aclmdlRICaptureTaskGrpBegin");
     if (!lane) return;
-    if (!lane->capture) return refuse(s, reply, acl::RT_STREAM_NOT_CAPTURED, "aclmdlRICaptureTaskGrpBegin: the stream is not being captured");
-    if (lane->group) return refuse(s, reply, acl::RT_TASK_GROUP_STATUS, "aclmdlRICaptureTaskGrpBegin: a task group is open already");
+    if (!lane->capture)
+        return refuse(s, reply, acl::RT_STREAM_NOT_CAPTURED,
+                      "aclmdlRICaptureTaskGrpBegin: the stream is not being captured");
+    if (lane->group)
+        return refuse(s, reply, acl::RT_TASK_GROUP_STATUS,
+                      "aclmdlRICaptureTaskGrpBegin: a task group is open already");
     auto group = std::make_shared<TaskGroup>();
     group->graph = lane->capture;
     group->index = uint32_t(lane->capture->groups.size());
@@ -254,21 +278,26 @@ void Dispatcher::group_end(Session& s, Payload p, const Reply& reply) {
     if (!taken(s, p, &o, reply, "aclmdlRICaptureTaskGrpEnd")) return;
     Lane* lane = lane_at(s, o.stream, reply, "aclmdlRICaptureTaskGrpEnd");
     if (!lane) return;
-    if (!lane->capture || !lane->group) return refuse(s, reply, acl::RT_TASK_GROUP_STATUS, "aclmdlRICaptureTaskGrpEnd: no task group is open");
+    if (!lane->capture || !lane->group)
+        return refuse(s, reply, acl::RT_TASK_GROUP_STATUS,
+                      "aclmdlRICaptureTaskGrpEnd: no task group is open");
     after({lane}, false, [this, session = &s, lane, group = std::exchange(lane->group, nullptr), reply] {
         if (int32_t e = Vendor::call(vendor_.aclmdlRICaptureTaskGrpEnd, lane->stream, &group->vendor)) {
             return reply.fail({e, vendor_.message("aclmdlRICaptureTaskGrpEnd", e)});
         }
         const auto graph = group->graph.lock();
         const uint64_t handle = graph ? session->groups.add(group) : 0;
-        if (!handle) return refuse(*session, reply, acl::RT_MEMORY_ALLOCATION, "aclmdlRICaptureTaskGrpEnd: too many task groups");
+        if (!handle)
+            return refuse(*session, reply, acl::RT_MEMORY_ALLOCATION,
+                          "aclmdlRICaptureTaskGrpEnd: too many task groups");
         graph->group_handles.push_back(handle);
         reply.ok(handle);
     });
 }
 
-// Updates are not waited for: a decode step makes one a layer. What is wrong with one is told at the stream's next synchronise, and what it would
-// have updated is left alone: nothing of it is run as an operator of its own.
+// Updates are not waited for: a decode step makes one a layer. What is wrong with one is told at the stream's
+// next synchronise, and what it would have updated is left alone: nothing of it is run as an operator of its
+// own.
 void Dispatcher::update_begin(Session& s, Payload p) {
     wire::GraphOp o;
     Lane* lane = taken(s, p, &o);
@@ -279,14 +308,16 @@ void Dispatcher::update_begin(Session& s, Payload p) {
     if (!there || lane->update || lane->capture) {
         lane->update_refused = true;
         return refuse_later(s, lane, there ? acl::RT_TASK_GROUP_STATUS : acl::RT_INVALID_HANDLE,
-                            there ? "aclmdlRICaptureTaskUpdateBegin: the stream is being captured, or updates a task group already"
-                                  : "aclmdlRICaptureTaskUpdateBegin: " + hex(o.graph) + " is not a task group of a graph that can be run");
+                            there ? "aclmdlRICaptureTaskUpdateBegin: the stream is being captured, or "
+                                    "updates a task group already"
+                                  : "aclmdlRICaptureTaskUpdateBegin: " + hex(o.graph) +
+                                        " is not a task group of a graph that can be run");
     }
     for (const auto& g : graph->groups) {
         if (g.get() == group) lane->update = g;
     }
-    // The group's operators forget what they referred to. Memory that they may still be using until this takes effect cannot leave the session
-    // before this lane has drained.
+    // The group's operators forget what they referred to. Memory that they may still be using until this
+    // takes effect cannot leave the session before this lane has drained.
     lane->update->footprint.clear();
     auto item = std::make_unique<Item>();
     item->type = ItemType::update_begin;
@@ -298,7 +329,9 @@ void Dispatcher::update_end(Session& s, Payload p) {
     Lane* lane = taken(s, p, &o);
     if (!lane) return;
     lane->update_refused = false;
-    if (!lane->update) return refuse_later(s, lane, acl::RT_TASK_GROUP_STATUS, "aclmdlRICaptureTaskUpdateEnd: the stream updates no task group");
+    if (!lane->update)
+        return refuse_later(s, lane, acl::RT_TASK_GROUP_STATUS,
+                            "aclmdlRICaptureTaskUpdateEnd: the stream updates no task group");
     auto item = std::make_unique<Item>();
     item->type = ItemType::update_end;
     push(*lane, std::move(item));
@@ -308,23 +341,30 @@ void Dispatcher::update_end(Session& s, Payload p) {
 void Dispatcher::dispatch_update(Lane& lane, Item& item) {
     const bool begin = item.type == ItemType::update_begin;
     if (!begin && std::exchange(lane.update_failed, false)) return;
-    const int32_t e = begin ? Vendor::call(vendor_.aclmdlRICaptureTaskUpdateBegin, lane.stream, item.group->vendor)
-                            : Vendor::call(vendor_.aclmdlRICaptureTaskUpdateEnd, lane.stream);
+    const int32_t e =
+        begin ? Vendor::call(vendor_.aclmdlRICaptureTaskUpdateBegin, lane.stream, item.group->vendor)
+              : Vendor::call(vendor_.aclmdlRICaptureTaskUpdateEnd, lane.stream);
     lane.in_update = begin && e == 0;
     if (e == 0) return;
     count_.vendor_errors++;
     lane.update_failed = begin;
-    fail(lane, e, vendor_.message(begin ? "aclmdlRICaptureTaskUpdateBegin" : "aclmdlRICaptureTaskUpdateEnd", e));
+    fail(lane, e,
+         vendor_.message(begin ? "aclmdlRICaptureTaskUpdateBegin" : "aclmdlRICaptureTaskUpdateEnd", e));
 }
 
 Held* Dispatcher::captured_workspace(Lane& lane, Item& item, uint64_t bytes) {
     Graph& graph = *item.capturing;
-    std::shared_ptr<Held>& workspace = graph.workspaces[item.group ? uint64_t(1) << 32 | item.group->index : lane.id];
+    std::shared_ptr<Held>& workspace =
+        graph.workspaces[item.group ? uint64_t(1) << 32 | item.group->index : lane.id];
     if (workspace && workspace->bytes() >= bytes) return workspace.get();
     if (workspace) graph.old_workspaces.push_back(std::exchange(workspace, nullptr));
     std::string message;
-    if (int32_t e = allocate_memory(vendor_, lane.session->account, {item.shape->name(), bytes}, &workspace, &message)) {
-        if (lane.session->account->left() < bytes) quota_refusals_++; else count_.vendor_errors++;
+    if (int32_t e = allocate_memory(vendor_, lane.session->account, {item.shape->name(), bytes}, &workspace,
+                                    &message)) {
+        if (lane.session->account->left() < bytes)
+            quota_refusals_++;
+        else
+            count_.vendor_errors++;
         fail(lane, e, std::move(message));
         return nullptr;
     }
@@ -343,7 +383,9 @@ void Dispatcher::value_op(Session& s, Payload p) {
     if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
     const char* function = o.wait ? "aclrtValueWait" : "aclrtValueWrite";
     if (!s.memory.holds(o.address, sizeof(uint64_t))) {
-        return refuse_later(s, lane, acl::RT_PARAM_INVALID, std::string(function) + ": " + hex(o.address) + " is not in device memory of this process");
+        return refuse_later(
+            s, lane, acl::RT_PARAM_INVALID,
+            std::string(function) + ": " + hex(o.address) + " is not in device memory of this process");
     }
     if (Footprint* f = footprint_of(*lane)) f->add(s.memory, o.address, sizeof(uint64_t));
     auto item = std::make_unique<Item>();
@@ -357,12 +399,14 @@ void Dispatcher::value_op(Session& s, Payload p) {
 
 // ---- real events ----
 
-// An event's record, wait or reset in a lane: what it means to a capture. True when that is all that it means.
+// An event's record, wait or reset in a lane: what it means to a capture. True when that is all that it
+// means.
 bool Dispatcher::capture_event(Session& s, Lane& lane, Event& event, ItemType type) {
     if (!event.real()) {
         // Waiting for an event of a capture joins it.
         const auto of = event.mark->capture.lock();
-        if (type == ItemType::wait && !lane.capture && !lane.ending && of && !of->ending && s.graphs.find(of->handle) == of.get()) {
+        if (type == ItemType::wait && !lane.capture && !lane.ending && of && !of->ending &&
+            s.graphs.find(of->handle) == of.get()) {
             lane.capture = of;
             of->lanes.push_back(lane.weak_from_this());
         }
@@ -379,7 +423,8 @@ bool Dispatcher::capture_event(Session& s, Lane& lane, Event& event, ItemType ty
     return true;
 }
 
-// A real event outside of a capture: operations on it are dispatched in the order of the program, whatever the lane.
+// A real event outside of a capture: operations on it are dispatched in the order of the program, whatever
+// the lane.
 void Dispatcher::use_real_event(Lane& lane, Event& event, ItemType type, int64_t deadline_ns) {
     auto item = std::make_unique<Item>();
     item->type = type;
@@ -402,13 +447,16 @@ void Dispatcher::use_real_event(Lane& lane, Event& event, ItemType type, int64_t
 
 // What must be dispatched before this item, or nullptr.
 Mark* Dispatcher::obstacle(const Item& item) {
-    if ((item.type == ItemType::wait || item.type == ItemType::reset) && item.mark->pending && !item.as_it_is) return item.mark.get();
+    if ((item.type == ItemType::wait || item.type == ItemType::reset) && item.mark->pending && !item.as_it_is)
+        return item.mark.get();
     for (const auto& m : item.uses) {
         if (m->pending) return m.get();
     }
     for (const auto& m : item.makes) {
         Mark* before = m->previous.get();
-        if (before && (before->pending || before->users > size_t(std::count(item.uses.begin(), item.uses.end(), m->previous)))) return before;
+        if (before && (before->pending ||
+                       before->users > size_t(std::count(item.uses.begin(), item.uses.end(), m->previous))))
+            return before;
     }
     return nullptr;
 }
@@ -452,18 +500,23 @@ void Dispatcher::launch_graph(Session& s, Payload p) {
     if (!lane) return;
     Graph* graph = s.graphs.find(o.graph);
     if (!graph || !graph->over || graph->dying) {
-        return refuse_later(s, lane, acl::RT_INVALID_HANDLE, "aclmdlRIExecuteAsync: " + hex(o.graph) + " is not a graph that can be run");
+        return refuse_later(s, lane, acl::RT_INVALID_HANDLE,
+                            "aclmdlRIExecuteAsync: " + hex(o.graph) + " is not a graph that can be run");
     }
     if (lane->capture || lane->update) {
-        return refuse_later(s, lane, acl::RT_STREAM_CAPTURED, "aclmdlRIExecuteAsync: a stream that is being captured or updated cannot run a graph");
+        return refuse_later(
+            s, lane, acl::RT_STREAM_CAPTURED,
+            "aclmdlRIExecuteAsync: a stream that is being captured or updated cannot run a graph");
     }
     // The operators have been captured with addresses that were the session's then.
     if (const uint64_t removals = s.memory.removals(); graph->checked != removals) {
         const MemoryMap::Span* gone = graph->footprint.first_foreign(s.memory);
-        for (size_t i = 0; !gone && i < graph->groups.size(); i++) gone = graph->groups[i]->footprint.first_foreign(s.memory);
+        for (size_t i = 0; !gone && i < graph->groups.size(); i++)
+            gone = graph->groups[i]->footprint.first_foreign(s.memory);
         if (gone) {
             return refuse_later(s, lane, acl::RT_PARAM_INVALID,
-                                "aclmdlRIExecuteAsync: the graph's operators use memory at " + hex(gone->address) + " (" + std::to_string(gone->bytes) +
+                                "aclmdlRIExecuteAsync: the graph's operators use memory at " +
+                                    hex(gone->address) + " (" + std::to_string(gone->bytes) +
                                     " bytes), which this process has freed");
         }
         graph->checked = removals;
@@ -501,11 +554,18 @@ void Dispatcher::destroy_graph(Session& s, Payload p, const Reply& reply) {
     wire::GraphOp o;
     if (!taken(s, p, &o, reply, "aclmdlRIDestroy")) return;
     Graph* graph = s.graphs.find(o.graph);
-    if (!graph || graph->dying) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRIDestroy: " + hex(o.graph) + " is not a graph");
-    if (!graph->over) return refuse(s, reply, acl::RT_MODEL_CAPTURED, "aclmdlRIDestroy: the graph is being captured");
+    if (!graph || graph->dying)
+        return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                      "aclmdlRIDestroy: " + hex(o.graph) + " is not a graph");
+    if (!graph->over)
+        return refuse(s, reply, acl::RT_MODEL_CAPTURED, "aclmdlRIDestroy: the graph is being captured");
     bool updated = false;
-    s.each_lane([&](const std::shared_ptr<Lane>& lane) { updated = updated || (lane->update && lane->update->graph.lock().get() == graph); });
-    if (updated) return refuse(s, reply, acl::RT_TASK_GROUP_STATUS, "aclmdlRIDestroy: a stream updates a task group of the graph");
+    s.each_lane([&](const std::shared_ptr<Lane>& lane) {
+        updated = updated || (lane->update && lane->update->graph.lock().get() == graph);
+    });
+    if (updated)
+        return refuse(s, reply, acl::RT_TASK_GROUP_STATUS,
+                      "aclmdlRIDestroy: a stream updates a task group of the graph");
     graph->dying = true;
     // What the program has launched before is dispatched before; the vendor knows what is still running.
     after(lanes_of(s), false, [this, session = &s, graph = graph->shared_from_this(), reply] {
@@ -530,25 +590,33 @@ void Dispatcher::graph_text(Session& s, Payload p, const Reply& reply) {
     if (!taken(s, p, &o, reply, "aclmdlRIDebugJsonPrint")) return;
     Graph* graph = s.graphs.find(o.graph);
     if (!graph || !graph->over || graph->dying) {
-        return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRIDebugJsonPrint: " + hex(o.graph) + " is not a graph");
+        return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                      "aclmdlRIDebugJsonPrint: " + hex(o.graph) + " is not a graph");
     }
     worker_of(*reply.ring).post([this, graph = graph->shared_from_this(), o, reply] {
         std::lock_guard lock(graph->mutex);
-        if (!graph->model) return reply.fail({acl::RT_INVALID_HANDLE, "aclmdlRIDebugJsonPrint: the graph has been destroyed"});
+        if (!graph->model)
+            return reply.fail(
+                {acl::RT_INVALID_HANDLE, "aclmdlRIDebugJsonPrint: the graph has been destroyed"});
         if (o.offset == 0) {
             // The vendor writes a file of a name; the client's is its own affair.
             char path[] = "/tmp/flexnpu-graph-XXXXXX.json";
             const Fd file(mkstemps(path, 5));
-            if (file.get() < 0) return reply.fail({acl::RT_INTERNAL, "aclmdlRIDebugJsonPrint: the daemon cannot make a file in /tmp"});
-            const int32_t e = Vendor::call(vendor_.aclmdlRIDebugJsonPrint, graph->model, static_cast<const char*>(path), uint32_t(o.flags));
+            if (file.get() < 0)
+                return reply.fail(
+                    {acl::RT_INTERNAL, "aclmdlRIDebugJsonPrint: the daemon cannot make a file in /tmp"});
+            const int32_t e = Vendor::call(vendor_.aclmdlRIDebugJsonPrint, graph->model,
+                                           static_cast<const char*>(path), uint32_t(o.flags));
             graph->text.clear();
             const Fd again(e ? -1 : ::open(path, O_RDONLY | O_CLOEXEC));
             char chunk[4096];
-            for (ssize_t n; again.get() >= 0 && (n = read(again.get(), chunk, sizeof(chunk))) > 0;) graph->text.append(chunk, size_t(n));
+            for (ssize_t n; again.get() >= 0 && (n = read(again.get(), chunk, sizeof(chunk))) > 0;)
+                graph->text.append(chunk, size_t(n));
             unlink(path);
             if (e) return reply.fail({e, vendor_.message("aclmdlRIDebugJsonPrint", e)});
         }
-        if (o.offset > graph->text.size()) return reply.fail({acl::INVALID_PARAM, "aclmdlRIDebugJsonPrint: the text ends before that"});
+        if (o.offset > graph->text.size())
+            return reply.fail({acl::INVALID_PARAM, "aclmdlRIDebugJsonPrint: the text ends before that"});
         uint64_t words[wire::kReplyWords] = {graph->text.size()};
         const size_t n = std::min(graph->text.size() - o.offset, (wire::kReplyWords - 1) * sizeof(uint64_t));
         std::memcpy(words + 1, graph->text.data() + o.offset, n);
@@ -563,17 +631,25 @@ void Dispatcher::control_graph(Session& s, Payload p, const Reply& reply) {
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed question about a graph");
     }
     Graph* graph = s.graphs.find(o.graph);
-    if (!graph || !graph->over || graph->dying) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRI: " + hex(o.graph) + " is not a graph");
+    if (!graph || !graph->over || graph->dying)
+        return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclmdlRI: " + hex(o.graph) + " is not a graph");
     auto job = [this, graph = graph->shared_from_this(), what = o.what, reply] {
         worker_of(*reply.ring).post([this, graph, what, reply] {
-            const char* name = what == wire::kAbortGraph ? "aclmdlRIAbort" : what == wire::kUpdateGraph ? "aclmdlRIUpdate" : "aclmdlRIDebugPrint";
+            const char* name = what == wire::kAbortGraph    ? "aclmdlRIAbort"
+                               : what == wire::kUpdateGraph ? "aclmdlRIUpdate"
+                                                            : "aclmdlRIDebugPrint";
             std::lock_guard lock(graph->mutex);
-            if (!graph->model) return reply.fail({acl::RT_INVALID_HANDLE, std::string(name) + ": the graph has been destroyed"});
+            if (!graph->model)
+                return reply.fail(
+                    {acl::RT_INVALID_HANDLE, std::string(name) + ": the graph has been destroyed"});
             const int32_t e = Vendor::call(what == wire::kAbortGraph    ? vendor_.aclmdlRIAbort
                                            : what == wire::kUpdateGraph ? vendor_.aclmdlRIUpdate
                                                                         : vendor_.aclmdlRIDebugPrint,
                                            graph->model);
-            if (e) reply.fail({e, vendor_.message(name, e)}); else reply.ok();
+            if (e)
+                reply.fail({e, vendor_.message(name, e)});
+            else
+                reply.ok();
         });
     };
     // An abort is for what is running; the others mean the graph as launched so far.
@@ -581,7 +657,8 @@ void Dispatcher::control_graph(Session& s, Payload p, const Reply& reply) {
     after(lanes_of(s), false, std::move(job));
 }
 
-// On the reaper's thread, when nothing of the session is dispatched any more: captures end, replays have their time, graphs go.
+// On the reaper's thread, when nothing of the session is dispatched any more: captures end, replays have
+// their time, graphs go.
 void Dispatcher::tear_down_graphs(Session& s) {
     if (s.graphs.size() == 0) return;
     s.graphs.each([](const std::shared_ptr<Graph>& graph) { graph->abandon(); });
@@ -591,7 +668,8 @@ void Dispatcher::tear_down_graphs(Session& s) {
         lane->group.reset();
         lane->update.reset();
         if (lane->before_capture) vendor_.aclrtDestroyEvent(std::exchange(lane->before_capture, nullptr));
-        if (vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, kLastReplayMs) != acl::RT_WAIT_TIMEOUT) return;
+        if (vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, kLastReplayMs) != acl::RT_WAIT_TIMEOUT)
+            return;
         // It waits for what its program will not do any more.
         s.graphs.each([this](const std::shared_ptr<Graph>& graph) {
             if (graph->model) Vendor::call(vendor_.aclmdlRIAbort, graph->model);

@@ -1,12 +1,14 @@
 // Graphs (aclmdlRI): what a session captures, replays and updates.
 //
-// Program order decides what belongs to a capture: a lane captures from the record of its capture's begin on, another lane from its wait for an event
-// that was recorded in a capturing lane. Each item is marked so when its record is read, and the vendor's own capture, always of the relaxed mode since
-// our threads serve others meanwhile, follows when it is dispatched. Nothing of ours (fence, marker, timing event, workspace of the lane) enters a
-// vendor's stream that captures, and what is captured is never held by the gate: it does not run yet.
+// Program order decides what belongs to a capture: a lane captures from the record of its capture's begin on,
+// another lane from its wait for an event that was recorded in a capturing lane. Each item is marked so when
+// its record is read, and the vendor's own capture, always of the relaxed mode since our threads serve others
+// meanwhile, follows when it is dispatched. Nothing of ours (fence, marker, timing event, workspace of the
+// lane) enters a vendor's stream that captures, and what is captured is never held by the gate: it does not
+// run yet.
 //
-// A captured copy reads its source at each replay if that is device memory or memory of aclrtMallocHost; from pageable memory, which nobody can
-// read at replay, it takes the bytes of the time of the call.
+// A captured copy reads its source at each replay if that is device memory or memory of aclrtMallocHost; from
+// pageable memory, which nobody can read at replay, it takes the bytes of the time of the call.
 #pragma once
 
 #include <map>
@@ -37,8 +39,8 @@ private:
 // Operators of a graph that can be given new arguments.
 struct TaskGroup {
     std::weak_ptr<Graph> graph;
-    uint32_t index = 0;       // within its graph
-    void* vendor = nullptr;   // the vendor's handle
+    uint32_t index = 0;      // within its graph
+    void* vendor = nullptr;  // the vendor's handle
     Footprint footprint;
 };
 
@@ -67,17 +69,18 @@ struct Graph : std::enable_shared_from_this<Graph> {
     bool closed = false;                     // the vendor does not capture any more
     bool over = false;                       // the graph can be replayed
     bool dying = false;
-    Failure failure;                         // the first of what was to be captured: the end of the capture reports it
-    double us = 0;                           // device time of the captured operators, estimated
+    Failure failure;  // the first of what was to be captured: the end of the capture reports it
+    double us = 0;    // device time of the captured operators, estimated
     // Of the graph.
     void* model = nullptr;
     Footprint footprint;
-    uint64_t checked = 0;                    // MemoryMap::removals() at the last look at the footprints
+    uint64_t checked = 0;  // MemoryMap::removals() at the last look at the footprints
     std::vector<std::shared_ptr<TaskGroup>> groups;
     std::vector<uint64_t> group_handles;
     // Real events (ACL_EVENT_EXTERNAL) that the graph waits for or resets, and that it records.
     std::set<std::shared_ptr<Event>> uses, records;
-    // Workspaces of ours, by lane, or by group where they are updated; larger ones replace smaller ones, which captured operators may still name.
+    // Workspaces of ours, by lane, or by group where they are updated; larger ones replace smaller ones,
+    // which captured operators may still name.
     std::map<uint64_t, std::shared_ptr<Held>> workspaces;
     std::vector<std::shared_ptr<Held>> old_workspaces;
     uint64_t kept = 0;  // bytes in `buffers`
@@ -85,7 +88,8 @@ struct Graph : std::enable_shared_from_this<Graph> {
     std::vector<std::shared_ptr<HostMemory>> regions;
     wire::Patience sync_patience;  // how long synchronises behind its replays take; the dispatcher's
     std::set<std::shared_ptr<Binary>> binaries;  // whose kernels it runs
-    std::mutex mutex;  // held by workers that call the vendor with the model, which another ring's may destroy
+    std::mutex
+        mutex;  // held by workers that call the vendor with the model, which another ring's may destroy
     std::string text;  // the vendor's description, while a client reads it
 };
 

@@ -25,7 +25,9 @@ Lane* Dispatcher::taken(Session& s, Payload p, T* out) {
 
 inline Lane* Dispatcher::lane_at(Session& s, uint64_t handle, const Reply& reply, const char* function) {
     Lane* lane = lane_of(s, handle);
-    if (!lane) refuse(s, reply, acl::RT_INVALID_HANDLE, std::string(function) + ": " + hex(handle) + " is not a stream");
+    if (!lane)
+        refuse(s, reply, acl::RT_INVALID_HANDLE,
+               std::string(function) + ": " + hex(handle) + " is not a stream");
     return lane;
 }
 

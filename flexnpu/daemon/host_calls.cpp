@@ -1,8 +1,9 @@
 // Host functions in streams: aclrtLaunchHostFunc and aclrtLaunchCallback.
 //
-// The client runs them; the vendor never hears of them, so that no program's function holds up a thread that the vendor shares between tenants. A
-// lane that comes to a function which it must wait for goes on, in its queue here, when the function has returned: nothing behind it
-// reaches the vendor before, and events recorded behind it are not recorded. Messages travel in the session's page, see SessionPage.
+// The client runs them; the vendor never hears of them, so that no program's function holds up a thread that
+// the vendor shares between tenants. A lane that comes to a function which it must wait for goes on, in its
+// queue here, when the function has returned: nothing behind it reaches the vendor before, and events
+// recorded behind it are not recorded. Messages travel in the session's page, see SessionPage.
 #include <algorithm>
 
 #include "flexnpu/daemon/dispatcher.hpp"
@@ -17,7 +18,8 @@ void Dispatcher::host_func(Session& s, Payload p) {
     Lane* lane = taken(s, p, &h);
     if (!lane) return;
     if (lane->capture || lane->update) {
-        return refuse_later(s, lane, acl::RT_CAPTURE_MODE_NOT_SUPPORT, "aclrtLaunchHostFunc: FlexNPU cannot capture a function of the program");
+        return refuse_later(s, lane, acl::RT_CAPTURE_MODE_NOT_SUPPORT,
+                            "aclrtLaunchHostFunc: FlexNPU cannot capture a function of the program");
     }
     auto item = std::make_unique<Item>();
     item->type = ItemType::host_func;
@@ -30,9 +32,12 @@ void Dispatcher::dispatch_host_func(Lane& lane, Item& item) {
     count_.host_calls++;
     lane.calls.push_back({item.a, item.ticket, item.value != 0});
     int32_t status = acl::STREAM_NOT_READY;
-    if (lane.calls.size() == 1 && vendor_.aclrtStreamQuery(lane.stream, &status) == 0 && status == acl::STREAM_COMPLETE) return host_reached(lane);
+    if (lane.calls.size() == 1 && vendor_.aclrtStreamQuery(lane.stream, &status) == 0 &&
+        status == acl::STREAM_COMPLETE)
+        return host_reached(lane);
     void* event = spare_event();
-    if (event && vendor_.aclrtRecordEvent(event, lane.stream) == 0) return markers_of(lane).add({event, nullptr, 0, true});
+    if (event && vendor_.aclrtRecordEvent(event, lane.stream) == 0)
+        return markers_of(lane).add({event, nullptr, 0, true});
     // When the stream reaches it cannot be told: it does not run, rather than too early.
     if (event) spare_events_.push_back(event);
     lane.session->host_backlog.push_back({lane.id, lane.calls.back(), true});
@@ -55,11 +60,13 @@ void Dispatcher::host_reached(Lane& lane) {
 void Dispatcher::tell(Session& s) {
     wire::SessionPage& page = *s.page;
     const uint32_t before = s.host_given;
-    while (!s.host_backlog.empty() && s.host_given - page.host_taken.load(std::memory_order_acquire) < wire::kHostCalls) {
+    while (!s.host_backlog.empty() &&
+           s.host_given - page.host_taken.load(std::memory_order_acquire) < wire::kHostCalls) {
         const Session::HostTold& told = s.host_backlog.front();
         wire::HostCall call{told.call.function, told.dropped ? wire::kDropped : wire::kNobodyWaits, 0};
         if (told.call.block && !told.dropped) {
-            auto* slot = std::find_if(std::begin(s.host_slots), std::end(s.host_slots), [](const auto& o) { return o.ticket == 0; });
+            auto* slot = std::find_if(std::begin(s.host_slots), std::end(s.host_slots),
+                                      [](const auto& o) { return o.ticket == 0; });
             if (slot == std::end(s.host_slots)) break;
             if (++s.host_ticket == 0) ++s.host_ticket;
             *slot = {s.host_ticket, told.lane, told.call.ticket};
@@ -81,7 +88,9 @@ void Dispatcher::tell(Session& s) {
 bool Dispatcher::host_answered(const Session& s) const {
     if (s.host_open == 0) return false;
     for (uint32_t i = 0; i < wire::kHostSlots; i++) {
-        if (s.host_slots[i].ticket && s.page->host_done[i].load(std::memory_order_seq_cst) == s.host_slots[i].ticket) return true;
+        if (s.host_slots[i].ticket &&
+            s.page->host_done[i].load(std::memory_order_seq_cst) == s.host_slots[i].ticket)
+            return true;
     }
     return false;
 }
@@ -95,7 +104,8 @@ bool Dispatcher::poll_host() {
         if (!host_answered(*s)) continue;
         for (uint32_t i = 0; i < wire::kHostSlots; i++) {
             Session::HostOpen& open = s->host_slots[i];
-            if (!open.ticket || s->page->host_done[i].load(std::memory_order_acquire) != open.ticket) continue;
+            if (!open.ticket || s->page->host_done[i].load(std::memory_order_acquire) != open.ticket)
+                continue;
             any = true;
             const int32_t status = s->page->host_status[i].load(std::memory_order_relaxed);
             const Session::HostOpen was = std::exchange(open, {});
@@ -105,7 +115,9 @@ bool Dispatcher::poll_host() {
             Lane& lane = *it->second;
             if (!lane.calling || lane.call != was.call) continue;  // the stream was aborted meanwhile
             lane.calling = false;
-            if (status) fail(lane, acl::RT_STREAM_NO_CALLBACK, "aclrtLaunchCallback: no thread is subscribed to the stream");
+            if (status)
+                fail(lane, acl::RT_STREAM_NO_CALLBACK,
+                     "aclrtLaunchCallback: no thread is subscribed to the stream");
             flow(lane);
         }
         tell(*s);

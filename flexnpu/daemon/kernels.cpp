@@ -1,5 +1,6 @@
-// aclrtBinary* and aclrtLaunchKernel*, where the daemon was told to serve them: a kernel's own code checks no address, so it can read and write every
-// program's memory on the device. What can be checked is: handles, sizes, the place of arguments in device memory.
+// aclrtBinary* and aclrtLaunchKernel*, where the daemon was told to serve them: a kernel's own code checks no
+// address, so it can read and write every program's memory on the device. What can be checked is: handles,
+// sizes, the place of arguments in device memory.
 #include "flexnpu/daemon/kernels.hpp"
 
 #include <cstring>
@@ -15,7 +16,8 @@ namespace {
 
 constexpr size_t kMaxFunctions = 1 << 14, kMaxBinaries = 1 << 10;
 constexpr const char* kForbidden =
-    "FlexNPU: device code of the program's own could read and write every program's memory: start the daemon with flexnpud --allow-kernels to serve it";
+    "FlexNPU: device code of the program's own could read and write every program's memory: start the daemon "
+    "with flexnpud --allow-kernels to serve it";
 
 Failure failed(const Vendor& v, const char* function, int32_t e) { return {e, v.message(function, e)}; }
 
@@ -62,15 +64,18 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
     }
     Kernels& kernels = *s.kernels;
     std::vector<uint8_t>* arriving = nullptr;
-    if (auto at = kernels.arriving.find(reply.ring.get()); at != kernels.arriving.end()) arriving = &at->second;
+    if (auto at = kernels.arriving.find(reply.ring.get()); at != kernels.arriving.end())
+        arriving = &at->second;
     switch (k.call) {
         case Call::begin: {
             if (!rest.empty()) return malformed();
             // What came before and was never loaded goes.
             if (arriving) *kernels.bytes -= arriving->capacity();
             kernels.arriving.erase(reply.ring.get());
-            if (k.bytes == 0 || k.bytes > kernel::kMaxBinaryBytes - std::min(kernels.bytes->load(), kernel::kMaxBinaryBytes)) {
-                return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, "aclrtBinaryLoad: FlexNPU takes binaries of 1 byte to 256 MiB of one program");
+            if (k.bytes == 0 || k.bytes > kernel::kMaxBinaryBytes -
+                                              std::min(kernels.bytes->load(), kernel::kMaxBinaryBytes)) {
+                return refuse(s, reply, acl::RT_MEMORY_ALLOCATION,
+                              "aclrtBinaryLoad: FlexNPU takes binaries of 1 byte to 256 MiB of one program");
             }
             std::vector<uint8_t> room;
             room.reserve(k.bytes);
@@ -79,88 +84,121 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
             return reply.ok();
         }
         case Call::data:
-            if (!arriving || rest.size() != wire::round8(k.bytes) || k.bytes > rest.size() || k.bytes > arriving->capacity() - arriving->size()) return malformed();
+            if (!arriving || rest.size() != wire::round8(k.bytes) || k.bytes > rest.size() ||
+                k.bytes > arriving->capacity() - arriving->size())
+                return malformed();
             arriving->insert(arriving->end(), rest.begin(), rest.begin() + ptrdiff_t(k.bytes));
             return reply.ok();
         case Call::load: {
-            if (!arriving || arriving->empty() || k.count > kernel::kMaxOptions || rest.size() != wire::round8(k.count * sizeof(aclrtBinaryLoadOption))) return malformed();
-            if (kernels.binaries.size() >= kMaxBinaries) return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, "aclrtBinaryLoad: too many binaries");
+            if (!arriving || arriving->empty() || k.count > kernel::kMaxOptions ||
+                rest.size() != wire::round8(k.count * sizeof(aclrtBinaryLoadOption)))
+                return malformed();
+            if (kernels.binaries.size() >= kMaxBinaries)
+                return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, "aclrtBinaryLoad: too many binaries");
             auto options = read<aclrtBinaryLoadOption>(rest, k.count);
             auto binary = std::make_shared<Binary>(vendor_, std::move(*arriving), kernels.bytes);
             kernels.arriving.erase(reply.ring.get());
-            return worker_of(*reply.ring).post([this, s = s.shared_from_this(), binary, options, reply]() mutable {
-                const aclrtBinaryLoadOptions all{options.data(), uint32_t(options.size()), 0};
-                const int32_t e = Vendor::call(vendor_.aclrtBinaryLoadFromData, static_cast<const void*>(binary->bytes.data()), binary->bytes.size(), options.empty() ? nullptr : &all, &binary->handle);
-                Failure failure = e ? failed(vendor_, "aclrtBinaryLoadFromData", e) : Failure{};
-                post([this, s, binary, failure, reply]() mutable {
-                    if (s->removed) return;
-                    const uint64_t handle = failure.code ? 0 : s->kernels->binaries.add(binary);
-                    if (handle) return reply.ok(handle);
-                    count_.vendor_errors++;
-                    reply.fail(failure);
+            return worker_of(*reply.ring)
+                .post([this, s = s.shared_from_this(), binary, options, reply]() mutable {
+                    const aclrtBinaryLoadOptions all{options.data(), uint32_t(options.size()), 0};
+                    const int32_t e = Vendor::call(
+                        vendor_.aclrtBinaryLoadFromData, static_cast<const void*>(binary->bytes.data()),
+                        binary->bytes.size(), options.empty() ? nullptr : &all, &binary->handle);
+                    Failure failure = e ? failed(vendor_, "aclrtBinaryLoadFromData", e) : Failure{};
+                    post([this, s, binary, failure, reply]() mutable {
+                        if (s->removed) return;
+                        const uint64_t handle = failure.code ? 0 : s->kernels->binaries.add(binary);
+                        if (handle) return reply.ok(handle);
+                        count_.vendor_errors++;
+                        reply.fail(failure);
+                    });
                 });
-            });
         }
         case Call::unload: {
             if (!rest.empty()) return malformed();
             std::shared_ptr<Binary> binary = kernels.binaries.remove(k.handle);
-            if (!binary) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtBinaryUnLoad: " + hex(k.handle) + " is not a binary");
+            if (!binary)
+                return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                              "aclrtBinaryUnLoad: " + hex(k.handle) + " is not a binary");
             for (const auto& [name, function] : binary->functions) kernels.functions.remove(function);
-            // The device may still run it: it goes when what the program has launched is over; if that takes too long, with the session.
-            return when_unused(s, reply, {}, [this, s = s.shared_from_this(), binary, reply](bool over, MemoryMap::Range) mutable {
-                if (!over) {
-                    post([s, binary = std::move(binary)] {
-                        if (!s->removed) s->kernels->binaries.add(binary);
-                    });
-                }
-                binary.reset();
-                reply.ok();
-            });
+            // The device may still run it: it goes when what the program has launched is over; if that takes
+            // too long, with the session.
+            return when_unused(
+                s, reply, {},
+                [this, s = s.shared_from_this(), binary, reply](bool over, MemoryMap::Range) mutable {
+                    if (!over) {
+                        post([s, binary = std::move(binary)] {
+                            if (!s->removed) s->kernels->binaries.add(binary);
+                        });
+                    }
+                    binary.reset();
+                    reply.ok();
+                });
         }
-        case Call::function: case Call::function_by_entry: {
+        case Call::function:
+        case Call::function_by_entry: {
             const bool by_name = k.call == Call::function;
             const uint64_t length = by_name ? k.bytes : 0;
             if (length > kernel::kMaxName || rest.size() != wire::round8(length)) return malformed();
             std::shared_ptr<Binary> binary = kernels.binaries.share(k.handle);
             const char* const asked = by_name ? "aclrtBinaryGetFunction" : "aclrtBinaryGetFunctionByEntry";
-            if (!binary) return refuse(s, reply, acl::RT_INVALID_HANDLE, std::string(asked) + ": " + hex(k.handle) + " is not a binary");
-            const std::string name = by_name ? std::string(reinterpret_cast<const char*>(rest.data()), strnlen(reinterpret_cast<const char*>(rest.data()), length)) : std::string(1, '\0') + std::to_string(k.bytes);
-            if (auto known = binary->functions.find(name); known != binary->functions.end()) return reply.ok(known->second);
-            if (kernels.functions.size() >= kMaxFunctions) return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, std::string(asked) + ": too many functions");
-            return worker_of(*reply.ring).post([this, s = s.shared_from_this(), binary, name, by_name, entry = k.bytes, asked, reply] {
-                auto function = std::make_shared<Function>();
-                function->binary = binary;
-                const int32_t e = by_name ? Vendor::call(vendor_.aclrtBinaryGetFunction, binary->handle, name.c_str(), &function->handle)
-                                          : Vendor::call(vendor_.aclrtBinaryGetFunctionByEntry, binary->handle, entry, &function->handle);
-                const Failure failure = e ? failed(vendor_, asked, e) : Failure{};
-                post([this, s, function, name, asked, failure, reply] {
-                    if (s->removed) return;
-                    if (failure.code) return reply.fail(failure);
-                    // Another thread may have unloaded the binary, or asked for the same, meanwhile.
-                    Binary& binary = *function->binary;
-                    if (auto known = binary.functions.find(name); known != binary.functions.end()) return reply.ok(known->second);
-                    bool loaded = false;
-                    s->kernels->binaries.each([&](const auto& b) { loaded = loaded || b == function->binary; });
-                    function->serial = next_function_++;
-                    const uint64_t handle = loaded ? s->kernels->functions.add(function) : 0;
-                    if (!handle) return refuse(*s, reply, acl::RT_INVALID_HANDLE, std::string(asked) + ": the binary has been unloaded");
-                    binary.functions[name] = handle;
-                    reply.ok(handle);
+            if (!binary)
+                return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                              std::string(asked) + ": " + hex(k.handle) + " is not a binary");
+            const std::string name =
+                by_name ? std::string(reinterpret_cast<const char*>(rest.data()),
+                                      strnlen(reinterpret_cast<const char*>(rest.data()), length))
+                        : std::string(1, '\0') + std::to_string(k.bytes);
+            if (auto known = binary->functions.find(name); known != binary->functions.end())
+                return reply.ok(known->second);
+            if (kernels.functions.size() >= kMaxFunctions)
+                return refuse(s, reply, acl::RT_MEMORY_ALLOCATION,
+                              std::string(asked) + ": too many functions");
+            return worker_of(*reply.ring)
+                .post([this, s = s.shared_from_this(), binary, name, by_name, entry = k.bytes, asked, reply] {
+                    auto function = std::make_shared<Function>();
+                    function->binary = binary;
+                    const int32_t e = by_name ? Vendor::call(vendor_.aclrtBinaryGetFunction, binary->handle,
+                                                             name.c_str(), &function->handle)
+                                              : Vendor::call(vendor_.aclrtBinaryGetFunctionByEntry,
+                                                             binary->handle, entry, &function->handle);
+                    const Failure failure = e ? failed(vendor_, asked, e) : Failure{};
+                    post([this, s, function, name, asked, failure, reply] {
+                        if (s->removed) return;
+                        if (failure.code) return reply.fail(failure);
+                        // Another thread may have unloaded the binary, or asked for the same, meanwhile.
+                        Binary& binary = *function->binary;
+                        if (auto known = binary.functions.find(name); known != binary.functions.end())
+                            return reply.ok(known->second);
+                        bool loaded = false;
+                        s->kernels->binaries.each(
+                            [&](const auto& b) { loaded = loaded || b == function->binary; });
+                        function->serial = next_function_++;
+                        const uint64_t handle = loaded ? s->kernels->functions.add(function) : 0;
+                        if (!handle)
+                            return refuse(*s, reply, acl::RT_INVALID_HANDLE,
+                                          std::string(asked) + ": the binary has been unloaded");
+                        binary.functions[name] = handle;
+                        reply.ok(handle);
+                    });
                 });
-            });
         }
         case Call::function_address: {
             if (!rest.empty()) return malformed();
             Function* function = kernels.functions.find(k.handle);
-            if (!function) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtGetFunctionAddr: " + hex(k.handle) + " is not a function");
+            if (!function)
+                return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                              "aclrtGetFunctionAddr: " + hex(k.handle) + " is not a function");
             void *cube = nullptr, *vector = nullptr;
-            if (int32_t e = Vendor::call(vendor_.aclrtGetFunctionAddr, function->handle, &cube, &vector)) return reply.fail(failed(vendor_, "aclrtGetFunctionAddr", e));
+            if (int32_t e = Vendor::call(vendor_.aclrtGetFunctionAddr, function->handle, &cube, &vector))
+                return reply.fail(failed(vendor_, "aclrtGetFunctionAddr", e));
             return reply.ok(reinterpret_cast<uint64_t>(cube), reinterpret_cast<uint64_t>(vector));
         }
         case Call::sync_address: {
             if (!rest.empty()) return malformed();
             void* address = nullptr;
-            if (int32_t e = Vendor::call(vendor_.aclrtGetHardwareSyncAddr, &address)) return reply.fail(failed(vendor_, "aclrtGetHardwareSyncAddr", e));
+            if (int32_t e = Vendor::call(vendor_.aclrtGetHardwareSyncAddr, &address))
+                return reply.fail(failed(vendor_, "aclrtGetHardwareSyncAddr", e));
             return reply.ok(reinterpret_cast<uint64_t>(address));
         }
         default: return malformed();
@@ -174,14 +212,20 @@ void Dispatcher::launch_kernel(Session& s, Payload p) {
         count_.malformed++;
         refuse_later(s, nullptr, acl::INVALID_PARAM, "");
     };
-    if (!take(p, &l, &rest) || l.attributes > kernel::kMaxAttributes || l.place_holders > kernel::kMaxPlaceHolders || l.bytes > kernel::kMaxArgumentBytes) return malformed();
+    if (!take(p, &l, &rest) || l.attributes > kernel::kMaxAttributes ||
+        l.place_holders > kernel::kMaxPlaceHolders || l.bytes > kernel::kMaxArgumentBytes)
+        return malformed();
     const uint64_t inline_bytes = l.arguments ? 0 : l.bytes;
-    const uint64_t tables = l.attributes * sizeof(aclrtLaunchKernelAttr) + l.place_holders * sizeof(aclrtPlaceHolderInfo);
+    const uint64_t tables =
+        l.attributes * sizeof(aclrtLaunchKernelAttr) + l.place_holders * sizeof(aclrtPlaceHolderInfo);
     if (rest.size() != wire::round8(tables + inline_bytes)) return malformed();
     Lane* lane = lane_of(s, l.stream);
     if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
     const std::shared_ptr<Function> function = s.kernels ? s.kernels->functions.share(l.function) : nullptr;
-    if (!function) return refuse_later(s, lane, acl::RT_INVALID_HANDLE, allow_kernels_ ? "aclrtLaunchKernel: " + hex(l.function) + " is not a function" : std::string(kForbidden));
+    if (!function)
+        return refuse_later(s, lane, acl::RT_INVALID_HANDLE,
+                            allow_kernels_ ? "aclrtLaunchKernel: " + hex(l.function) + " is not a function"
+                                           : std::string(kForbidden));
     auto launch = std::make_shared<KernelLaunch>();
     launch->function = function;
     launch->blocks = l.blocks;
@@ -193,16 +237,21 @@ void Dispatcher::launch_kernel(Session& s, Payload p) {
     if (inline_bytes) std::memcpy(launch->arguments.data(), rest.data(), inline_bytes);
     for (const aclrtLaunchKernelAttr& a : launch->attributes) {
         if (a.id < kernel::SCHEDULE_MODE || a.id > kernel::TIMEOUT_US || a.id == kernel::DATA_DUMP) {
-            return refuse_later(s, lane, acl::API_NOT_SUPPORTED, "aclrtLaunchKernel: FlexNPU does not interpose launch attribute " + std::to_string(a.id));
+            return refuse_later(
+                s, lane, acl::API_NOT_SUPPORTED,
+                "aclrtLaunchKernel: FlexNPU does not interpose launch attribute " + std::to_string(a.id));
         }
     }
     for (const aclrtPlaceHolderInfo& h : launch->place_holders) {
         if (l.arguments || uint64_t(h.address) + sizeof(uint64_t) > l.bytes || h.data >= l.bytes) {
-            return refuse_later(s, lane, acl::RT_PARAM_INVALID, "aclrtLaunchKernel: a place holder is not in the arguments");
+            return refuse_later(s, lane, acl::RT_PARAM_INVALID,
+                                "aclrtLaunchKernel: a place holder is not in the arguments");
         }
     }
     if (l.arguments && !s.memory.holds(l.arguments, l.bytes)) {
-        return refuse_later(s, lane, acl::RT_PARAM_INVALID, "aclrtLaunchKernel: the arguments at " + hex(l.arguments) + " are not in memory of this process");
+        return refuse_later(
+            s, lane, acl::RT_PARAM_INVALID,
+            "aclrtLaunchKernel: the arguments at " + hex(l.arguments) + " are not in memory of this process");
     }
     if (lane->update_refused) return refuse_later(s, lane, acl::RT_TASK_GROUP_STATUS, "");
     if (Footprint* f = footprint_of(*lane)) {
@@ -218,10 +267,15 @@ void Dispatcher::launch_kernel(Session& s, Payload p) {
         aclrtLaunchKernelCfg configured{k.attributes.data(), uint32_t(k.attributes.size()), 0};
         aclrtLaunchKernelCfg* config = k.attributes.empty() ? nullptr : &configured;
         const void* at = reinterpret_cast<const void*>(k.device_arguments);
-        if (k.device_arguments && !config) return Vendor::call(vendor_.aclrtLaunchKernel, k.function->handle, k.blocks, at, k.bytes, stream);
-        if (k.device_arguments) return Vendor::call(vendor_.aclrtLaunchKernelV2, k.function->handle, k.blocks, at, k.bytes, config, stream);
-        return Vendor::call(vendor_.aclrtLaunchKernelWithHostArgs, k.function->handle, k.blocks, stream, config, static_cast<void*>(k.arguments.data()), k.bytes,
-                            k.place_holders.empty() ? nullptr : k.place_holders.data(), k.place_holders.size());
+        if (k.device_arguments && !config)
+            return Vendor::call(vendor_.aclrtLaunchKernel, k.function->handle, k.blocks, at, k.bytes, stream);
+        if (k.device_arguments)
+            return Vendor::call(vendor_.aclrtLaunchKernelV2, k.function->handle, k.blocks, at, k.bytes,
+                                config, stream);
+        return Vendor::call(vendor_.aclrtLaunchKernelWithHostArgs, k.function->handle, k.blocks, stream,
+                            config, static_cast<void*>(k.arguments.data()), k.bytes,
+                            k.place_holders.empty() ? nullptr : k.place_holders.data(),
+                            k.place_holders.size());
     };
     push(*lane, std::move(item));
 }

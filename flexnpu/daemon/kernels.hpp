@@ -15,15 +15,16 @@ namespace flexnpu::daemon {
 
 // Unloaded with its last user: the session's table, an operator that has yet to be dispatched, a graph.
 struct Binary : std::enable_shared_from_this<Binary> {
-    Binary(Vendor& v, std::vector<uint8_t> b, std::shared_ptr<std::atomic<uint64_t>> a) : vendor(v), bytes(std::move(b)), account(std::move(a)) {}
+    Binary(Vendor& v, std::vector<uint8_t> b, std::shared_ptr<std::atomic<uint64_t>> a)
+        : vendor(v), bytes(std::move(b)), account(std::move(a)) {}
     ~Binary();
     Binary(const Binary&) = delete;
     Binary& operator=(const Binary&) = delete;
     Vendor& vendor;
     void* handle = nullptr;
-    std::vector<uint8_t> bytes;  // the vendor may read them until it is unloaded
+    std::vector<uint8_t> bytes;                            // the vendor may read them until it is unloaded
     const std::shared_ptr<std::atomic<uint64_t>> account;  // of its session, which the bytes go back to
-    std::map<std::string, uint64_t> functions;  // handles, by what they were asked for
+    std::map<std::string, uint64_t> functions;             // handles, by what they were asked for
 };
 
 struct Function {

@@ -29,8 +29,10 @@ std::string Usage::take_connection(uint32_t uid) {
     const bool too_many = mine.connections >= limits_.sessions_per_user + kSpareConnections;
     if (too_many || all_.connections >= 2 * limits_.sessions + kSpareConnections) {
         connections_++;
-        if (!too_many) return "FlexNPU: " + number(all_.connections) + " connections are open: no more are accepted";
-        return "FlexNPU: " + user(uid) + " has " + number(mine.connections) + " connections open: no more are accepted; see flexnpud --max-sessions-per-user";
+        if (!too_many)
+            return "FlexNPU: " + number(all_.connections) + " connections are open: no more are accepted";
+        return "FlexNPU: " + user(uid) + " has " + number(mine.connections) +
+               " connections open: no more are accepted; see flexnpud --max-sessions-per-user";
     }
     mine.connections++;
     all_.connections++;
@@ -40,12 +42,14 @@ std::string Usage::take_connection(uint32_t uid) {
 std::string Usage::take_session(uint32_t uid, uint64_t live) {
     if (live >= limits_.sessions) {
         sessions_++;
-        return "FlexNPU: " + number(limits_.sessions) + " sessions are open: no more are accepted; see flexnpud --max-sessions";
+        return "FlexNPU: " + number(limits_.sessions) +
+               " sessions are open: no more are accepted; see flexnpud --max-sessions";
     }
     Amounts& mine = users_[uid];
     if (mine.sessions >= limits_.sessions_per_user) {
         sessions_++;
-        return "FlexNPU: " + user(uid) + " has " + number(mine.sessions) + " sessions open, as many as one user may; see flexnpud --max-sessions-per-user";
+        return "FlexNPU: " + user(uid) + " has " + number(mine.sessions) +
+               " sessions open, as many as one user may; see flexnpud --max-sessions-per-user";
     }
     mine.sessions++;
     all_.sessions++;
@@ -56,11 +60,15 @@ std::string Usage::take_ring(uint32_t uid, uint64_t in_session) {
     Amounts& mine = users_[uid];
     std::string why;
     if (in_session >= limits_.rings_per_session) {
-        why = "FlexNPU: " + number(in_session) + " threads of this program call at once, as many as one may; see flexnpud --max-rings-per-session";
+        why =
+            "FlexNPU: " + number(in_session) +
+            " threads of this program call at once, as many as one may; see flexnpud --max-rings-per-session";
     } else if (mine.rings >= limits_.rings_per_user) {
-        why = "FlexNPU: " + number(mine.rings) + " threads of " + user(uid) + " call at once, as many as one user's may; see flexnpud --max-rings-per-user";
+        why = "FlexNPU: " + number(mine.rings) + " threads of " + user(uid) +
+              " call at once, as many as one user's may; see flexnpud --max-rings-per-user";
     } else if (all_.rings >= limits_.rings) {
-        why = "FlexNPU: " + number(all_.rings) + " threads call at once: no more are served; see flexnpud --max-rings";
+        why = "FlexNPU: " + number(all_.rings) +
+              " threads call at once: no more are served; see flexnpud --max-rings";
     } else {
         mine.rings++;
         all_.rings++;
@@ -74,11 +82,12 @@ std::string Usage::take_host(uint32_t uid, uint64_t bytes) {
     Amounts& mine = users_[uid];
     std::string why;
     if (bytes > limits_.host_bytes_per_user - mine.host_bytes) {
-        why = number(bytes) + " bytes more of shared host memory: " + user(uid) + " has " + number(mine.host_bytes) + " of the " +
-              number(limits_.host_bytes_per_user) + " that one user may; see flexnpud --max-host-bytes-per-user";
+        why = number(bytes) + " bytes more of shared host memory: " + user(uid) + " has " +
+              number(mine.host_bytes) + " of the " + number(limits_.host_bytes_per_user) +
+              " that one user may; see flexnpud --max-host-bytes-per-user";
     } else if (bytes > limits_.host_bytes - all_.host_bytes) {
-        why = number(bytes) + " bytes more of shared host memory: " + number(all_.host_bytes) + " of " + number(limits_.host_bytes) +
-              " are given out; see flexnpud --max-host-bytes";
+        why = number(bytes) + " bytes more of shared host memory: " + number(all_.host_bytes) + " of " +
+              number(limits_.host_bytes) + " are given out; see flexnpud --max-host-bytes";
     } else {
         mine.host_bytes += bytes;
         all_.host_bytes += bytes;

@@ -1,4 +1,5 @@
-// How much of the daemon one session, one user and all together may have, and how much they have. Users are those of SO_PEERCRED.
+// How much of the daemon one session, one user and all together may have, and how much they have. Users are
+// those of SO_PEERCRED.
 #pragma once
 
 #include <atomic>
@@ -14,10 +15,12 @@ struct Limits {
     uint64_t rings = 4096;  // one a thread that calls
     uint64_t rings_per_user = 2048;
     uint64_t rings_per_session = 256;
-    // Memory that programs share with the daemon: staging areas and aclrtMallocHost. 0: three quarters and half of the machine's.
+    // Memory that programs share with the daemon: staging areas and aclrtMallocHost. 0: three quarters and
+    // half of the machine's.
     uint64_t host_bytes = 0;
     uint64_t host_bytes_per_user = 0;
-    // How much of that may be registered with the vendor as page-locked (pins.hpp); the rest is not. 0: half and a quarter of the machine's.
+    // How much of that may be registered with the vendor as page-locked (pins.hpp); the rest is not. 0: half
+    // and a quarter of the machine's.
     uint64_t pinned_bytes = 0;
     uint64_t pinned_bytes_per_user = 0;
     uint64_t device_bytes_per_session = 0;  // 0: as many as the device has
@@ -40,7 +43,8 @@ public:
 
     // Takes what is asked for; else says why not, naming the limit and the option that sets it, and counts.
     std::string take_connection(uint32_t uid);
-    std::string take_session(uint32_t uid, uint64_t live);  // `live`: sessions that are open or still being torn down
+    std::string take_session(uint32_t uid,
+                             uint64_t live);  // `live`: sessions that are open or still being torn down
     std::string take_ring(uint32_t uid, uint64_t in_session);
     std::string take_host(uint32_t uid, uint64_t bytes);
     void give(uint32_t uid, const Amounts& amounts);

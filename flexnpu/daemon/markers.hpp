@@ -15,8 +15,8 @@ class Markers {
 public:
     struct Marker {
         void* end;
-        void* start;  // with `start`, the device time between the two is measured
-        uint64_t ticket;  // 0: a fence of the lane, not an operator
+        void* start;        // with `start`, the device time between the two is measured
+        uint64_t ticket;    // 0: a fence of the lane, not an operator
         bool call = false;  // the lane's next host function
     };
     // `done` is called on this object's thread with the time in us, or -1.
@@ -55,7 +55,8 @@ private:
             if (!stop) {
                 const bool ok = vendor_.aclrtSynchronizeEvent(m.end) == 0;
                 float ms = 0;
-                if (ok && m.start && vendor_.aclrtEventElapsedTime(&ms, m.start, m.end) == 0) us = double(ms) * 1000;
+                if (ok && m.start && vendor_.aclrtEventElapsedTime(&ms, m.start, m.end) == 0)
+                    us = double(ms) * 1000;
             }
             done_(m, us);
             lock.lock();

@@ -53,7 +53,9 @@ public:
     // Whether this piece of physical memory is mapped anywhere.
     bool has_mapped(const Allocation* allocation) {
         std::lock_guard lock(mutex_);
-        return std::any_of(ranges_.begin(), ranges_.end(), [&](const Range& r) { return r.kind == Kind::mapped && r.held->allocation().get() == allocation; });
+        return std::any_of(ranges_.begin(), ranges_.end(), [&](const Range& r) {
+            return r.kind == Kind::mapped && r.held->allocation().get() == allocation;
+        });
     }
     // Whether any range has a byte of [address, address + bytes).
     bool overlaps(uint64_t address, uint64_t bytes) {
@@ -62,7 +64,8 @@ public:
         if (it != ranges_.begin() && address - std::prev(it)->address < std::prev(it)->bytes) return true;
         return it != ranges_.end() && it->address - address < bytes;
     }
-    // Whether [address, address + bytes) lies within one range, or within mapped ones that follow each other without a gap.
+    // Whether [address, address + bytes) lies within one range, or within mapped ones that follow each other
+    // without a gap.
     bool holds(uint64_t address, uint64_t bytes) {
         std::lock_guard lock(mutex_);
         return holds_locked(address, bytes);
@@ -115,7 +118,8 @@ private:
         return false;
     }
     std::vector<Range>::iterator above(uint64_t address) {
-        return std::upper_bound(ranges_.begin(), ranges_.end(), address, [](uint64_t a, const Range& r) { return a < r.address; });
+        return std::upper_bound(ranges_.begin(), ranges_.end(), address,
+                                [](uint64_t a, const Range& r) { return a < r.address; });
     }
     mutable std::mutex mutex_;
     std::vector<Range> ranges_;

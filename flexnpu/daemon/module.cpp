@@ -31,14 +31,22 @@ gate::Settings settings_of(const nb::dict& d) {
     gate::Settings s;
     for (auto [key, value] : d) {
         const std::string name = nb::cast<std::string>(key);
-        if (name == "enabled") s.enabled = nb::cast<bool>(value);
-        else if (name == "window_us") s.window_us = nb::cast<double>(value);
-        else if (name == "overlap_slowdown") s.overlap_slowdown = nb::cast<double>(value);
-        else if (name == "lease_until_ns") s.lease_until_ns = nb::cast<uint64_t>(value);
-        else if (name == "decode_idle_us") s.decode_idle_us = nb::cast<double>(value);
-        else if (name == "max_hold_us") s.max_hold_us = nb::cast<double>(value);
-        else if (name == "default_stretch") s.default_stretch = nb::cast<double>(value);
-        else throw nb::value_error(("the gate has no setting '" + name + "'").c_str());
+        if (name == "enabled")
+            s.enabled = nb::cast<bool>(value);
+        else if (name == "window_us")
+            s.window_us = nb::cast<double>(value);
+        else if (name == "overlap_slowdown")
+            s.overlap_slowdown = nb::cast<double>(value);
+        else if (name == "lease_until_ns")
+            s.lease_until_ns = nb::cast<uint64_t>(value);
+        else if (name == "decode_idle_us")
+            s.decode_idle_us = nb::cast<double>(value);
+        else if (name == "max_hold_us")
+            s.max_hold_us = nb::cast<double>(value);
+        else if (name == "default_stretch")
+            s.default_stretch = nb::cast<double>(value);
+        else
+            throw nb::value_error(("the gate has no setting '" + name + "'").c_str());
     }
     return s;
 }
@@ -73,90 +81,106 @@ Limits limits_of(const nb::dict& d) {
 NB_MODULE(_plane, m) {
     m.doc() = "The native data plane of one device: client sessions, lanes, the gate, the vendor's calls.";
     nb::class_<Plane>(m, "Plane")
-        .def("__init__",
-             [](Plane* p, std::string vendor_dir, int32_t device, std::string socket_path, std::vector<uint32_t> users, std::vector<uint32_t> groups,
-                const nb::dict& limits) {
-                 new (p) Plane(std::move(vendor_dir), device, std::move(socket_path), Access{std::move(users), std::move(groups)}, limits_of(limits));
-             },
-             nb::arg("vendor_dir"), nb::arg("device"), nb::arg("socket_path"), nb::arg("allowed_uids") = std::vector<uint32_t>{},
-             nb::arg("allowed_gids") = std::vector<uint32_t>{}, nb::arg("limits") = nb::dict(),
-             "A plane for one device, not started. `vendor_dir` holds libascendcl.so and its family; `allowed_uids` and members of `allowed_gids` "
-             "may connect besides root and the user who makes the plane; `limits`: a dict of the fields of daemon::Limits, the rest keep their "
-             "defaults.")
+        .def(
+            "__init__",
+            [](Plane* p, std::string vendor_dir, int32_t device, std::string socket_path,
+               std::vector<uint32_t> users, std::vector<uint32_t> groups, const nb::dict& limits) {
+                new (p) Plane(std::move(vendor_dir), device, std::move(socket_path),
+                              Access{std::move(users), std::move(groups)}, limits_of(limits));
+            },
+            nb::arg("vendor_dir"), nb::arg("device"), nb::arg("socket_path"),
+            nb::arg("allowed_uids") = std::vector<uint32_t>{},
+            nb::arg("allowed_gids") = std::vector<uint32_t>{}, nb::arg("limits") = nb::dict(),
+            "A plane for one device, not started. `vendor_dir` holds libascendcl.so and its family; "
+            "`allowed_uids` and members of `allowed_gids` "
+            "may connect besides root and the user who makes the plane; `limits`: a dict of the fields of "
+            "daemon::Limits, the rest keep their "
+            "defaults.")
         .def("prepare", &Plane::prepare, nb::call_guard<nb::gil_scoped_release>(),
-             "Load the libraries and bind the socket: what a plane may do before it gives up privileges. Raises RuntimeError naming what failed.")
+             "Load the libraries and bind the socket: what a plane may do before it gives up privileges. "
+             "Raises RuntimeError naming what failed.")
         .def("start", &Plane::start, nb::call_guard<nb::gil_scoped_release>(),
              "Prepare, if that was not done, and open the device. Raises RuntimeError naming what failed.")
-        .def("stop", &Plane::stop, nb::call_guard<nb::gil_scoped_release>(), "Close every session and the device; a second call does nothing.")
-        .def_prop_ro("soc", [](const Plane& p) { return p.soc(); }, "The chip's name, once started.")
-        .def("sessions",
-             [](Plane& p) {
-                 std::vector<SessionInfo> infos;
-                 {
-                     nb::gil_scoped_release release;
-                     infos = p.sessions();
-                 }
-                 nb::list out;
-                 for (const SessionInfo& s : infos) {
-                     nb::dict d;
-                     d["session"] = s.session;
-                     d["pid"] = s.pid;
-                     d["comm"] = nb::str(s.comm.c_str());
-                     d["uid"] = s.uid;
-                     d["memory_bytes"] = s.memory_bytes;
-                     d["memory_quota_bytes"] = s.memory_quota_bytes ? nb::object(nb::int_(s.memory_quota_bytes)) : nb::none();
-                     d["rings"] = s.rings;
-                     d["lanes"] = s.lanes;
-                     d["calls"] = s.calls;
-                     d["refused"] = s.refused;
-                     d["ring_full"] = s.ring_full;
-                     out.append(d);
-                 }
-                 return out;
-             },
-             "One dict a client process: the fields of control's SessionStatus.")
-        .def("lanes",
-             [](Plane& p) {
-                 std::vector<LaneInfo> infos;
-                 {
-                     nb::gil_scoped_release release;
-                     infos = p.lanes();
-                 }
-                 nb::list out;
-                 for (const LaneInfo& l : infos) {
-                     nb::dict d;
-                     d["lane"] = l.lane;
-                     d["session"] = l.session;
-                     d["pid"] = l.pid;
-                     d["comm"] = nb::str(l.comm.c_str());
-                     d["stream"] = l.stream;
-                     d["phase"] = phase_name(l.phase);
-                     d["queued"] = l.queued;
-                     d["in_flight"] = l.in_flight;
-                     d["in_flight_us"] = l.in_flight_us;
-                     d["launched"] = l.launched;
-                     d["completed"] = l.completed;
-                     d["device_us"] = l.device_us;
-                     d["gated_us"] = l.gated_us;
-                     d["held_now"] = l.held_now;
-                     out.append(d);
-                 }
-                 return out;
-             },
-             "One dict a lane (a client's stream): the fields of control's LaneStatus.")
-        .def("counters", &Plane::counters, nb::call_guard<nb::gil_scoped_release>(), "Counts since the start, by name.")
-        .def("set_gate",
-             [](Plane& p, const nb::dict& settings) {
-                 const gate::Settings s = settings_of(settings);
-                 nb::gil_scoped_release release;
-                 p.set_gate(s);
-             },
-             nb::arg("settings"), "Set the gate's settings: a dict of the fields of gate::Settings; the rest keep their defaults.")
-        .def("set_lane",
-             [](Plane& p, uint32_t lane, const std::string& phase, double target_us) {
-                 const gate::Phase value = phase_of(phase);
-                 nb::gil_scoped_release release;
-                 return p.set_lane(lane, value, target_us);
-             },
-             nb::arg("lane"), nb::arg("phase"), nb::arg("target_us") = 0.0, "Set a lane's phase and step target; False when there is no such lane.");
+        .def("stop", &Plane::stop, nb::call_guard<nb::gil_scoped_release>(),
+             "Close every session and the device; a second call does nothing.")
+        .def_prop_ro(
+            "soc", [](const Plane& p) { return p.soc(); }, "The chip's name, once started.")
+        .def(
+            "sessions",
+            [](Plane& p) {
+                std::vector<SessionInfo> infos;
+                {
+                    nb::gil_scoped_release release;
+                    infos = p.sessions();
+                }
+                nb::list out;
+                for (const SessionInfo& s : infos) {
+                    nb::dict d;
+                    d["session"] = s.session;
+                    d["pid"] = s.pid;
+                    d["comm"] = nb::str(s.comm.c_str());
+                    d["uid"] = s.uid;
+                    d["memory_bytes"] = s.memory_bytes;
+                    d["memory_quota_bytes"] =
+                        s.memory_quota_bytes ? nb::object(nb::int_(s.memory_quota_bytes)) : nb::none();
+                    d["rings"] = s.rings;
+                    d["lanes"] = s.lanes;
+                    d["calls"] = s.calls;
+                    d["refused"] = s.refused;
+                    d["ring_full"] = s.ring_full;
+                    out.append(d);
+                }
+                return out;
+            },
+            "One dict a client process: the fields of control's SessionStatus.")
+        .def(
+            "lanes",
+            [](Plane& p) {
+                std::vector<LaneInfo> infos;
+                {
+                    nb::gil_scoped_release release;
+                    infos = p.lanes();
+                }
+                nb::list out;
+                for (const LaneInfo& l : infos) {
+                    nb::dict d;
+                    d["lane"] = l.lane;
+                    d["session"] = l.session;
+                    d["pid"] = l.pid;
+                    d["comm"] = nb::str(l.comm.c_str());
+                    d["stream"] = l.stream;
+                    d["phase"] = phase_name(l.phase);
+                    d["queued"] = l.queued;
+                    d["in_flight"] = l.in_flight;
+                    d["in_flight_us"] = l.in_flight_us;
+                    d["launched"] = l.launched;
+                    d["completed"] = l.completed;
+                    d["device_us"] = l.device_us;
+                    d["gated_us"] = l.gated_us;
+                    d["held_now"] = l.held_now;
+                    out.append(d);
+                }
+                return out;
+            },
+            "One dict a lane (a client's stream): the fields of control's LaneStatus.")
+        .def("counters", &Plane::counters, nb::call_guard<nb::gil_scoped_release>(),
+             "Counts since the start, by name.")
+        .def(
+            "set_gate",
+            [](Plane& p, const nb::dict& settings) {
+                const gate::Settings s = settings_of(settings);
+                nb::gil_scoped_release release;
+                p.set_gate(s);
+            },
+            nb::arg("settings"),
+            "Set the gate's settings: a dict of the fields of gate::Settings; the rest keep their defaults.")
+        .def(
+            "set_lane",
+            [](Plane& p, uint32_t lane, const std::string& phase, double target_us) {
+                const gate::Phase value = phase_of(phase);
+                nb::gil_scoped_release release;
+                return p.set_lane(lane, value, target_us);
+            },
+            nb::arg("lane"), nb::arg("phase"), nb::arg("target_us") = 0.0,
+            "Set a lane's phase and step target; False when there is no such lane.");
 }

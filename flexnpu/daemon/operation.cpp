@@ -1,8 +1,9 @@
 // Operators named by type (aclopCompileAndExecute).
 //
-// The vendor compiles such an operator when it is first met, which takes seconds, so the call is made by a worker; the lane holds what
-// follows, in its queue here, until it has returned. The program waits for that, as it would for the vendor's own call. Only
-// formats whose size follows from the dimensions are accepted: others could reach beyond their buffer.
+// The vendor compiles such an operator when it is first met, which takes seconds, so the call is made by a
+// worker; the lane holds what follows, in its queue here, until it has returned. The program waits for that,
+// as it would for the vendor's own call. Only formats whose size follows from the dimensions are accepted:
+// others could reach beyond their buffer.
 #include <algorithm>
 
 #include "flexnpu/daemon/dispatcher.hpp"
@@ -64,37 +65,50 @@ public:
             if (int32_t e = attribute(name.c_str(), value)) return e;
         }
         return fn<decltype(&::aclopCompileAndExecute)>(api::FN_aclopCompileAndExecute)(
-            o.type.c_str(), int(n), descs_.data(), buffers_.data(), int(o.outputs.size()), descs_.data() + n, buffers_.data() + n, attr_, o.engine,
-            o.compile, nullptr, stream);
+            o.type.c_str(), int(n), descs_.data(), buffers_.data(), int(o.outputs.size()), descs_.data() + n,
+            buffers_.data() + n, attr_, o.engine, o.compile, nullptr, stream);
     }
 
 private:
     static constexpr api::FnId kNeeded[] = {
-        api::FN_aclCreateTensorDesc, api::FN_aclDestroyTensorDesc, api::FN_aclCreateDataBuffer, api::FN_aclDestroyDataBuffer, api::FN_aclopCreateAttr,
-        api::FN_aclopDestroyAttr, api::FN_aclSetTensorDescName, api::FN_aclSetTensorFormat, api::FN_aclSetTensorShape, api::FN_aclSetTensorOriginFormat,
-        api::FN_aclSetTensorOriginShape, api::FN_aclSetTensorConst, api::FN_aclopSetAttrBool, api::FN_aclopSetAttrInt, api::FN_aclopSetAttrFloat,
-        api::FN_aclopSetAttrDataType, api::FN_aclopSetAttrString, api::FN_aclopSetAttrListBool, api::FN_aclopSetAttrListInt,
-        api::FN_aclopSetAttrListFloat, api::FN_aclopCompileAndExecute,
+        api::FN_aclCreateTensorDesc,      api::FN_aclDestroyTensorDesc,    api::FN_aclCreateDataBuffer,
+        api::FN_aclDestroyDataBuffer,     api::FN_aclopCreateAttr,         api::FN_aclopDestroyAttr,
+        api::FN_aclSetTensorDescName,     api::FN_aclSetTensorFormat,      api::FN_aclSetTensorShape,
+        api::FN_aclSetTensorOriginFormat, api::FN_aclSetTensorOriginShape, api::FN_aclSetTensorConst,
+        api::FN_aclopSetAttrBool,         api::FN_aclopSetAttrInt,         api::FN_aclopSetAttrFloat,
+        api::FN_aclopSetAttrDataType,     api::FN_aclopSetAttrString,      api::FN_aclopSetAttrListBool,
+        api::FN_aclopSetAttrListInt,      api::FN_aclopSetAttrListFloat,   api::FN_aclopCompileAndExecute,
     };
-    template <class F> F fn(api::FnId id) { return reinterpret_cast<F>(functions_.at(id)); }
+    template <class F>
+    F fn(api::FnId id) {
+        return reinterpret_cast<F>(functions_.at(id));
+    }
 
     bool add(const wire::OperationTensor& t) {
-        auto* d = fn<decltype(&::aclCreateTensorDesc)>(api::FN_aclCreateTensorDesc)(t.dtype, int(t.dims.size()), t.dims.data(), t.format);
+        auto* d = fn<decltype(&::aclCreateTensorDesc)>(api::FN_aclCreateTensorDesc)(
+            t.dtype, int(t.dims.size()), t.dims.data(), t.format);
         if (!d) return false;
         descs_.push_back(d);
-        if (t.storage_format >= 0) fn<decltype(&::aclSetTensorFormat)>(api::FN_aclSetTensorFormat)(d, t.storage_format);
+        if (t.storage_format >= 0)
+            fn<decltype(&::aclSetTensorFormat)>(api::FN_aclSetTensorFormat)(d, t.storage_format);
         if (!t.storage_dims.empty()) {
-            fn<decltype(&::aclSetTensorShape)>(api::FN_aclSetTensorShape)(d, int(t.storage_dims.size()), t.storage_dims.data());
+            fn<decltype(&::aclSetTensorShape)>(api::FN_aclSetTensorShape)(d, int(t.storage_dims.size()),
+                                                                          t.storage_dims.data());
         }
-        if (t.origin_format >= 0) fn<decltype(&::aclSetTensorOriginFormat)>(api::FN_aclSetTensorOriginFormat)(d, t.origin_format);
+        if (t.origin_format >= 0)
+            fn<decltype(&::aclSetTensorOriginFormat)>(api::FN_aclSetTensorOriginFormat)(d, t.origin_format);
         if (!t.origin_dims.empty()) {
-            fn<decltype(&::aclSetTensorOriginShape)>(api::FN_aclSetTensorOriginShape)(d, int(t.origin_dims.size()), t.origin_dims.data());
+            fn<decltype(&::aclSetTensorOriginShape)>(api::FN_aclSetTensorOriginShape)(
+                d, int(t.origin_dims.size()), t.origin_dims.data());
         }
-        if (!t.name.empty()) fn<decltype(&::aclSetTensorDescName)>(api::FN_aclSetTensorDescName)(d, t.name.c_str());
+        if (!t.name.empty())
+            fn<decltype(&::aclSetTensorDescName)>(api::FN_aclSetTensorDescName)(d, t.name.c_str());
         if (!t.constant.empty()) {
-            fn<decltype(&::aclSetTensorConst)>(api::FN_aclSetTensorConst)(d, const_cast<char*>(t.constant.data()), t.constant.size());
+            fn<decltype(&::aclSetTensorConst)>(api::FN_aclSetTensorConst)(
+                d, const_cast<char*>(t.constant.data()), t.constant.size());
         }
-        auto* b = fn<decltype(&::aclCreateDataBuffer)>(api::FN_aclCreateDataBuffer)(reinterpret_cast<void*>(t.address), t.bytes);
+        auto* b = fn<decltype(&::aclCreateDataBuffer)>(api::FN_aclCreateDataBuffer)(
+            reinterpret_cast<void*>(t.address), t.bytes);
         if (b) buffers_.push_back(b);
         return b != nullptr;
     }
@@ -111,11 +125,26 @@ private:
             return v;
         };
         switch (value[0]) {
-            case 'b': return n == 1 && holds(1) ? fn<decltype(&::aclopSetAttrBool)>(api::FN_aclopSetAttrBool)(attr_, name, one(uint8_t{})) : bad();
-            case 'i': return n == 1 && holds(8) ? fn<decltype(&::aclopSetAttrInt)>(api::FN_aclopSetAttrInt)(attr_, name, one(int64_t{})) : bad();
-            case 'f': return n == 1 && holds(4) ? fn<decltype(&::aclopSetAttrFloat)>(api::FN_aclopSetAttrFloat)(attr_, name, one(float{})) : bad();
-            case 'D': return n == 1 && holds(4) ? fn<decltype(&::aclopSetAttrDataType)>(api::FN_aclopSetAttrDataType)(attr_, name, one(int32_t{})) : bad();
-            case 's': return holds(1) ? fn<decltype(&::aclopSetAttrString)>(api::FN_aclopSetAttrString)(attr_, name, raw.c_str()) : bad();
+            case 'b':
+                return n == 1 && holds(1) ? fn<decltype(&::aclopSetAttrBool)>(api::FN_aclopSetAttrBool)(
+                                                attr_, name, one(uint8_t{}))
+                                          : bad();
+            case 'i':
+                return n == 1 && holds(8) ? fn<decltype(&::aclopSetAttrInt)>(api::FN_aclopSetAttrInt)(
+                                                attr_, name, one(int64_t{}))
+                                          : bad();
+            case 'f':
+                return n == 1 && holds(4) ? fn<decltype(&::aclopSetAttrFloat)>(api::FN_aclopSetAttrFloat)(
+                                                attr_, name, one(float{}))
+                                          : bad();
+            case 'D':
+                return n == 1 && holds(4) ? fn<decltype(&::aclopSetAttrDataType)>(
+                                                api::FN_aclopSetAttrDataType)(attr_, name, one(int32_t{}))
+                                          : bad();
+            case 's':
+                return holds(1) ? fn<decltype(&::aclopSetAttrString)>(api::FN_aclopSetAttrString)(attr_, name,
+                                                                                                  raw.c_str())
+                                : bad();
             case 'B': return holds(1) ? list<uint8_t>(api::FN_aclopSetAttrListBool, name, n, raw) : bad();
             case 'I': return holds(8) ? list<int64_t>(api::FN_aclopSetAttrListInt, name, n, raw) : bad();
             case 'F': return holds(4) ? list<float>(api::FN_aclopSetAttrListFloat, name, n, raw) : bad();
@@ -123,7 +152,8 @@ private:
         }
     }
     static int32_t bad() { return acl::INVALID_PARAM; }
-    template <class T> int32_t list(api::FnId id, const char* name, int n, const std::string& raw) {
+    template <class T>
+    int32_t list(api::FnId id, const char* name, int n, const std::string& raw) {
         std::vector<T> values(static_cast<size_t>(n));
         if (n) std::memcpy(values.data(), raw.data(), raw.size());
         return fn<aclError (*)(aclopAttr*, const char*, int, const T*)>(id)(attr_, name, n, values.data());
@@ -143,20 +173,24 @@ void Dispatcher::run_op(Session& s, Payload p, const Reply& reply) {
     Payload rest;
     auto o = std::make_shared<wire::Operation>();
     // A size near the greatest number rounds up to nothing.
-    if (!take(p, &head, &rest) || head.bytes > rest.size() || rest.size() != wire::round8(head.bytes) || !wire::decode_operation(rest.first(head.bytes), o.get())) {
+    if (!take(p, &head, &rest) || head.bytes > rest.size() || rest.size() != wire::round8(head.bytes) ||
+        !wire::decode_operation(rest.first(head.bytes), o.get())) {
         count_.malformed++;
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed operator");
     }
     Lane* lane = lane_at(s, head.stream, reply, "aclopCompileAndExecute");
     if (!lane) return;
     if (lane->capture || lane->update) {
-        return refuse(s, reply, acl::RT_CAPTURE_MODE_NOT_SUPPORT, "FlexNPU cannot capture an operator that is named by type");
+        return refuse(s, reply, acl::RT_CAPTURE_MODE_NOT_SUPPORT,
+                      "FlexNPU cannot capture an operator that is named by type");
     }
     for (const auto* side : {&o->inputs, &o->outputs}) {
         for (const wire::OperationTensor& t : *side) {
             const std::string who = "aclopCompileAndExecute: " + o->type + ": ";
-            if (!plain_format(t.format) || !plain_format(t.storage_format) || !plain_format(t.origin_format) || t.placement != 0) {
-                return refuse(s, reply, acl::API_NOT_SUPPORTED, who + "FlexNPU does not interpose private formats and tensors in host memory");
+            if (!plain_format(t.format) || !plain_format(t.storage_format) ||
+                !plain_format(t.origin_format) || t.placement != 0) {
+                return refuse(s, reply, acl::API_NOT_SUPPORTED,
+                              who + "FlexNPU does not interpose private formats and tensors in host memory");
             }
             uint64_t need = 0;
             for (const auto* dims : {&t.dims, &t.storage_dims, &t.origin_dims}) {
@@ -166,38 +200,46 @@ void Dispatcher::run_op(Session& s, Payload p, const Reply& reply) {
                 }
                 need = std::max(need, bytes);
             }
-            if (need > t.bytes) return refuse(s, reply, acl::INVALID_PARAM, who + "a buffer is smaller than its tensor");
+            if (need > t.bytes)
+                return refuse(s, reply, acl::INVALID_PARAM, who + "a buffer is smaller than its tensor");
             if (t.bytes && !s.memory.holds(t.address, t.bytes)) {
-                return refuse(s, reply, acl::RT_PARAM_INVALID, who + hex(t.address) + " (" + std::to_string(t.bytes) + " bytes) is not in memory of this process");
+                return refuse(s, reply, acl::RT_PARAM_INVALID,
+                              who + hex(t.address) + " (" + std::to_string(t.bytes) +
+                                  " bytes) is not in memory of this process");
             }
         }
     }
     auto objects = std::make_shared<Objects>(vendor_);
-    if (!objects->complete()) return refuse(s, reply, acl::API_NOT_SUPPORTED, "aclopCompileAndExecute: this CANN has no operators by type");
+    if (!objects->complete())
+        return refuse(s, reply, acl::API_NOT_SUPPORTED,
+                      "aclopCompileAndExecute: this CANN has no operators by type");
     auto item = std::make_unique<Item>();
     item->type = ItemType::call;
-    item->job = [reply] { reply.fail({acl::RT_STREAM_ABORT, "the stream was aborted"}); };  // what becomes of it if the lane is emptied
+    item->job = [reply] {
+        reply.fail({acl::RT_STREAM_ABORT, "the stream was aborted"});
+    };  // what becomes of it if the lane is emptied
     item->work = [this, o, objects, reply](Lane& l, uint64_t ticket) {
         l.launched++;
         l.in_flight_since_sync++;
         count_.launches++;
-        worker_of(*reply.ring).post([this, o, objects, reply, id = l.id, stream = l.stream, ticket]() mutable {
-            const int32_t e = objects->run(*o, stream);
-            const Failure failure{e, e ? vendor_.message(o->type.c_str(), e) : ""};
-            objects.reset();
-            post([this, failure, reply, id, ticket] {
-                auto it = lanes_.find(id);
-                if (it != lanes_.end() && it->second->calling && it->second->call == ticket) {
-                    it->second->calling = false;
-                    flow(*it->second);
-                }
-                if (failure.code) {
-                    count_.vendor_errors++;
-                    return reply.fail(failure);
-                }
-                reply.ok();
+        worker_of(*reply.ring)
+            .post([this, o, objects, reply, id = l.id, stream = l.stream, ticket]() mutable {
+                const int32_t e = objects->run(*o, stream);
+                const Failure failure{e, e ? vendor_.message(o->type.c_str(), e) : ""};
+                objects.reset();
+                post([this, failure, reply, id, ticket] {
+                    auto it = lanes_.find(id);
+                    if (it != lanes_.end() && it->second->calling && it->second->call == ticket) {
+                        it->second->calling = false;
+                        flow(*it->second);
+                    }
+                    if (failure.code) {
+                        count_.vendor_errors++;
+                        return reply.fail(failure);
+                    }
+                    reply.ok();
+                });
             });
-        });
     };
     push(*lane, std::move(item));
 }
@@ -207,9 +249,11 @@ void Dispatcher::cache_hint(Session& s, Payload p) {
     wire::CacheHint h;
     Lane* lane = taken(s, p, &h);
     if (!lane) return;
-    // Forgetting what is in the cache would lose what was written there: the range must be the program's to the byte.
+    // Forgetting what is in the cache would lose what was written there: the range must be the program's to
+    // the byte.
     if (h.bytes == 0 || !s.memory.holds(h.address, h.bytes)) {
-        return refuse_later(s, lane, acl::RT_PARAM_INVALID, "aclrtCmoAsync: " + hex(h.address) + " is not in memory of this process");
+        return refuse_later(s, lane, acl::RT_PARAM_INVALID,
+                            "aclrtCmoAsync: " + hex(h.address) + " is not in memory of this process");
     }
     auto item = std::make_unique<Item>();
     item->type = ItemType::hint;
@@ -222,7 +266,8 @@ void Dispatcher::cache_hint(Session& s, Payload p) {
 void Dispatcher::dispatch_hint(Lane& lane, Item& item) {
     const auto cmo = reinterpret_cast<decltype(&::aclrtCmoAsync)>(vendor_.function(api::FN_aclrtCmoAsync));
     if (!cmo) return fail(lane, acl::API_NOT_SUPPORTED, "aclrtCmoAsync: this CANN does not have it");
-    if (int32_t e = cmo(reinterpret_cast<void*>(item.a), item.bytes, item.value, lane.stream)) fail(lane, e, vendor_.message("aclrtCmoAsync", e));
+    if (int32_t e = cmo(reinterpret_cast<void*>(item.a), item.bytes, item.value, lane.stream))
+        fail(lane, e, vendor_.message("aclrtCmoAsync", e));
 }
 
 }  // namespace flexnpu::daemon

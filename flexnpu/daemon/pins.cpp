@@ -10,7 +10,8 @@ std::unique_ptr<Pins::Pin> Pins::pin(uint32_t uid, void* address, uint64_t bytes
         return nullptr;
     }
     // What cannot be unregistered is not registered: the memory goes when its program says so.
-    const int32_t e = vendor_.aclrtHostUnregister ? Vendor::call(vendor_.aclrtHostRegisterV2, address, bytes, uint32_t(acl::HOST_REG_PINNED))
+    const int32_t e = vendor_.aclrtHostUnregister ? Vendor::call(vendor_.aclrtHostRegisterV2, address, bytes,
+                                                                 uint32_t(acl::HOST_REG_PINNED))
                                                   : int32_t(acl::API_NOT_SUPPORTED);
     if (e) {
         refused_++;

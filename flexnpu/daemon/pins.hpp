@@ -1,6 +1,7 @@
-// Host memory shared with programs, registered with the vendor as page-locked: its copy engine then reads and writes it in place, where it would
-// stage an asynchronous copy once more. How much may be registered is bounded, for page-locked memory is lost to the rest of the machine; what is
-// beyond the bound, or what the vendor refuses, stays as it is: copies are correct either way.
+// Host memory shared with programs, registered with the vendor as page-locked: its copy engine then reads and
+// writes it in place, where it would stage an asynchronous copy once more. How much may be registered is
+// bounded, for page-locked memory is lost to the rest of the machine; what is beyond the bound, or what the
+// vendor refuses, stays as it is: copies are correct either way.
 #pragma once
 
 #include <atomic>
@@ -38,7 +39,8 @@ public:
         const uint64_t bytes_;
     };
 
-    // Registers [address, address + bytes), page-aligned, on behalf of a user; nullptr, and counted, when it is not to be had.
+    // Registers [address, address + bytes), page-aligned, on behalf of a user; nullptr, and counted, when it
+    // is not to be had.
     std::unique_ptr<Pin> pin(uint32_t uid, void* address, uint64_t bytes);
 
     void counters(std::map<std::string, uint64_t>* out) const;

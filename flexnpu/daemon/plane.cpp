@@ -10,7 +10,11 @@
 namespace flexnpu::daemon {
 
 Plane::Plane(std::string vendor_dir, int32_t device, std::string socket_path, Access access, Limits limits)
-    : vendor_dir_(std::move(vendor_dir)), device_(device), socket_path_(std::move(socket_path)), access_(std::move(access)), limits_(limits) {
+    : vendor_dir_(std::move(vendor_dir)),
+      device_(device),
+      socket_path_(std::move(socket_path)),
+      access_(std::move(access)),
+      limits_(limits) {
     access_.users.push_back(geteuid());
 }
 
@@ -30,7 +34,8 @@ void Plane::start() {
     prepare();
     if (int32_t e = vendor_->aclInit(nullptr)) throw std::runtime_error(vendor_->message("aclInit", e));
     if (int32_t e = vendor_->aclrtSetDevice(device_)) {
-        throw std::runtime_error("cannot open device " + std::to_string(device_) + ": " + vendor_->message("aclrtSetDevice", e));
+        throw std::runtime_error("cannot open device " + std::to_string(device_) + ": " +
+                                 vendor_->message("aclrtSetDevice", e));
     }
     const char* soc = vendor_->aclrtGetSocName();
     soc_ = soc ? soc : "";
@@ -42,7 +47,8 @@ void Plane::start() {
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
-    auto acceptor = std::make_unique<Acceptor>(*dispatcher, *vendor_, device_, socket_path_, soc_, access_, limits_);
+    auto acceptor =
+        std::make_unique<Acceptor>(*dispatcher, *vendor_, device_, socket_path_, soc_, access_, limits_);
     acceptor->start(std::move(listener_));
     dispatcher_ = std::move(dispatcher);
     acceptor_ = std::move(acceptor);
@@ -84,13 +90,17 @@ std::map<std::string, uint64_t> Plane::counters() {
 }
 
 void Plane::set_gate(const gate::Settings& settings) {
-    if (dispatcher_) dispatcher_->run([d = dispatcher_.get(), settings] { d->gate().set_settings(wire::now_ns(), settings); });
+    if (dispatcher_)
+        dispatcher_->run(
+            [d = dispatcher_.get(), settings] { d->gate().set_settings(wire::now_ns(), settings); });
 }
 
 bool Plane::set_lane(uint32_t lane, gate::Phase phase, double target_us) {
     auto known = std::make_shared<bool>(false);
     if (dispatcher_) {
-        dispatcher_->run([d = dispatcher_.get(), lane, phase, target_us, known] { *known = d->gate().set_phase(lane, phase, target_us); });
+        dispatcher_->run([d = dispatcher_.get(), lane, phase, target_us, known] {
+            *known = d->gate().set_phase(lane, phase, target_us);
+        });
     }
     return *known;
 }

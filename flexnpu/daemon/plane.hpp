@@ -15,7 +15,8 @@ public:
     Plane(std::string vendor_dir, int32_t device, std::string socket_path, Access access, Limits limits = {});
     ~Plane();
 
-    // What may take more privileges than the rest: loads the libraries and binds the socket. Throws std::runtime_error.
+    // What may take more privileges than the rest: loads the libraries and binds the socket. Throws
+    // std::runtime_error.
     void prepare();
     // Prepares, if nobody has, and opens the device. Throws std::runtime_error.
     void start();

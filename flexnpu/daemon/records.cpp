@@ -1,4 +1,5 @@
-// What each record does. Everything in a record is untrusted: it has been copied into our memory, and is checked here.
+// What each record does. Everything in a record is untrusted: it has been copied into our memory, and is
+// checked here.
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -20,7 +21,8 @@ namespace {
 // How long a free waits for the operators that may use the memory.
 constexpr int32_t kLongestUseMs = 10'000;
 constexpr uint32_t kMaxShapeNumbers = 1 << 15;
-// Launches kept for a client that may ask for their outputs' shapes; one that asks later is told that they are unknown.
+// Launches kept for a client that may ask for their outputs' shapes; one that asks later is told that they
+// are unknown.
 constexpr size_t kMaxLate = 1024;
 
 bool is_synchronous(Kind k) { return k > Kind::define_shape && k < Kind::count_ && k != Kind::destroy_event; }
@@ -28,14 +30,16 @@ bool is_synchronous(Kind k) { return k > Kind::define_shape && k < Kind::count_ 
 constexpr size_t kMostEarlier = 8;
 
 Failure not_reached(const char* function) {
-    return {acl::RT_EVENT_TIMESTAMP_INVALID, std::string(function) + ": an event is not recorded or not reached yet"};
+    return {acl::RT_EVENT_TIMESTAMP_INVALID,
+            std::string(function) + ": an event is not recorded or not reached yet"};
 }
 
 // Whether waits for earlier records of the event are outstanding. Forgets records for which none are.
 bool waits_pending(Event& e) {
     std::erase_if(e.earlier, [](const std::shared_ptr<Mark>& m) {
         int32_t status = acl::EVENT_WAIT_NOT_READY;
-        return m->queued_waits == 0 && (m->vendor.aclrtQueryEventWaitStatus(m->event, &status) != 0 || status == acl::EVENT_WAIT_COMPLETE);
+        return m->queued_waits == 0 && (m->vendor.aclrtQueryEventWaitStatus(m->event, &status) != 0 ||
+                                        status == acl::EVENT_WAIT_COMPLETE);
     });
     return !e.earlier.empty();
 }
@@ -63,7 +67,8 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
             wire::DropShape d;
             if (!take(p, &d)) break;
             const uint32_t index = uint32_t(d.shape);
-            if (index < s.shapes.size() && s.shapes[index] && s.shapes[index]->number == d.shape) s.shapes[index].reset();
+            if (index < s.shapes.size() && s.shapes[index] && s.shapes[index]->number == d.shape)
+                s.shapes[index].reset();
             return;
         }
         case Kind::define_shape: return define_shape(s, p, reply);
@@ -73,7 +78,8 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
             wire::MemInfo m;
             if (!take(p, &m)) break;
             size_t free = 0, total = 0;
-            if (int32_t e = vendor_.aclrtGetMemInfo(m.attribute, &free, &total)) return reply.fail({e, vendor_.message("aclrtGetMemInfo", e)});
+            if (int32_t e = vendor_.aclrtGetMemInfo(m.attribute, &free, &total))
+                return reply.fail({e, vendor_.message("aclrtGetMemInfo", e)});
             // A kind of memory that the device lacks has 0 bytes, whatever the quota.
             if (const uint64_t quota = s.account->quota()) total = std::min<uint64_t>(total, quota);
             return reply.ok(std::min<uint64_t>(free, s.account->left()), total);
@@ -92,14 +98,16 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
             Lane* lane = lane_of(s, o.stream);
             if (!lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, hex(o.stream) + " is not a stream");
             int32_t id = 0;
-            if (int32_t e = vendor_.aclrtStreamGetId(lane->stream, &id)) return reply.fail({e, vendor_.message("aclrtStreamGetId", e)});
+            if (int32_t e = vendor_.aclrtStreamGetId(lane->stream, &id))
+                return reply.fail({e, vendor_.message("aclrtStreamGetId", e)});
             return reply.ok(uint64_t(uint32_t(id)));
         }
         case Kind::create_event: return create_event(s, p, reply);
         case Kind::destroy_event: {
             wire::EventOp o;
             if (!take(p, &o)) break;
-            if (!s.events.remove(o.event)) return refuse(s, reply, acl::RT_INVALID_HANDLE, hex(o.event) + " is not an event");
+            if (!s.events.remove(o.event))
+                return refuse(s, reply, acl::RT_INVALID_HANDLE, hex(o.event) + " is not an event");
             return reply.ok();
         }
         case Kind::sync_event: return sync_event(s, p, reply);
@@ -136,7 +144,8 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
         case Kind::late_dims: {
             wire::LateDims l;
             if (!take(p, &l)) break;
-            auto it = std::find_if(s.late.begin(), s.late.end(), [&](const auto& entry) { return entry.first == l.late; });
+            auto it = std::find_if(s.late.begin(), s.late.end(),
+                                   [&](const auto& entry) { return entry.first == l.late; });
             if (it == s.late.end()) return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: no such launch");
             const std::vector<uint64_t> dims = it->second->output_dims(wire::kReplyWords);
             s.late.erase(it);
@@ -148,10 +157,13 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
         case Kind::communicator: return communicator(s, p, reply);
         case Kind::virtual_memory: return virtual_memory(s, p, reply);
         case Kind::share: return share(s, p, reply);
-        case Kind::launch: case Kind::invalid: case Kind::count_: break;
+        case Kind::launch:
+        case Kind::invalid:
+        case Kind::count_: break;
     }
     count_.malformed++;
-    refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed message of kind " + std::to_string(unsigned(record.kind)));
+    refuse(s, reply, acl::INVALID_PARAM,
+           "FlexNPU: malformed message of kind " + std::to_string(unsigned(record.kind)));
 }
 
 // ---- operators ----
@@ -159,17 +171,21 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
 void Dispatcher::define_shape(Session& s, Payload p, const Reply& reply) {
     wire::DefineShape d;
     Payload rest;
-    if (!take(p, &d, &rest) || rest.size() != size_t(d.addresses) * 8 + d.meta_bytes || uint32_t(d.shape) >= kMaxShapeNumbers) {
+    if (!take(p, &d, &rest) || rest.size() != size_t(d.addresses) * 8 + d.meta_bytes ||
+        uint32_t(d.shape) >= kMaxShapeNumbers) {
         count_.malformed++;
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed definition of an operator's shape");
     }
     const uint32_t index = uint32_t(d.shape);
     int32_t error = 0;
     std::string message;
-    auto shape = Shape::make(vendor_, d.op, rest.subspan(size_t(d.addresses) * 8), d.addresses, &error, &message);
+    auto shape =
+        Shape::make(vendor_, d.op, rest.subspan(size_t(d.addresses) * 8), d.addresses, &error, &message);
     auto keep = [&] {
         shape->number = d.shape;
-        if (s.shapes.size() <= index) s.shapes.resize(std::max<size_t>(index + 1, std::min<size_t>(kMaxShapeNumbers, s.shapes.size() * 2)));
+        if (s.shapes.size() <= index)
+            s.shapes.resize(
+                std::max<size_t>(index + 1, std::min<size_t>(kMaxShapeNumbers, s.shapes.size() * 2)));
         s.shapes[index] = std::move(shape);
         count_.shapes++;
     };
@@ -183,15 +199,18 @@ void Dispatcher::define_shape(Session& s, Payload p, const Reply& reply) {
     if (!shape) return refuse(s, reply, error, std::move(message));
     std::vector<uint64_t> addresses(d.addresses);
     if (d.addresses) std::memcpy(addresses.data(), rest.data(), addresses.size() * 8);
-    const size_t foreign = s.memory.first_foreign(addresses.size(), [&](size_t i) { return MemoryMap::Span{addresses[i], shape->extent(i)}; });
+    const size_t foreign = s.memory.first_foreign(
+        addresses.size(), [&](size_t i) { return MemoryMap::Span{addresses[i], shape->extent(i)}; });
     if (foreign != addresses.size()) {
         return refuse(s, reply, acl::RT_PARAM_INVALID,
-                      std::string(shape->name()) + ": tensor " + std::to_string(foreign) + " at " + hex(addresses[foreign]) + " (" +
-                          std::to_string(shape->extent(foreign)) + " bytes) is not in memory of this process");
+                      std::string(shape->name()) + ": tensor " + std::to_string(foreign) + " at " +
+                          hex(addresses[foreign]) + " (" + std::to_string(shape->extent(foreign)) +
+                          " bytes) is not in memory of this process");
     }
     uint64_t workspace = 0;
     aclOpExecutor* executor = nullptr;
-    if (int32_t e = shape->first(addresses, &workspace, &executor)) return reply.fail({e, vendor_.message(shape->name(), e)});
+    if (int32_t e = shape->first(addresses, &workspace, &executor))
+        return reply.fail({e, vendor_.message(shape->name(), e)});
     if (executor) {
         using Destroy = decltype(&::aclDestroyAclOpExecutor);
         static const auto destroy = reinterpret_cast<Destroy>(vendor_.symbol("aclDestroyAclOpExecutor"));
@@ -212,9 +231,12 @@ void Dispatcher::launch(Session& s, Payload p) {
     if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
     const uint32_t index = uint32_t(l.shape);
     std::shared_ptr<Shape> shape = index < s.shapes.size() ? s.shapes[index] : nullptr;
-    if (!shape || shape->number != l.shape || shape->op() != l.op || shape->addresses() != l.count || !vendor_.second(l.op)) {
-        if (auto bad = s.bad_shapes.find(l.shape); bad != s.bad_shapes.end()) return refuse_later(s, lane, bad->second.code, bad->second.message);
-        return refuse_later(s, lane, acl::INVALID_PARAM, "FlexNPU: a launch of an operator that was never defined");
+    if (!shape || shape->number != l.shape || shape->op() != l.op || shape->addresses() != l.count ||
+        !vendor_.second(l.op)) {
+        if (auto bad = s.bad_shapes.find(l.shape); bad != s.bad_shapes.end())
+            return refuse_later(s, lane, bad->second.code, bad->second.message);
+        return refuse_later(s, lane, acl::INVALID_PARAM,
+                            "FlexNPU: a launch of an operator that was never defined");
     }
     if (l.late) {
         // The next launch of this shape must not write over what this one leaves in its objects.
@@ -231,13 +253,16 @@ void Dispatcher::launch(Session& s, Payload p) {
     if (l.count) std::memcpy(item->addresses.data(), rest.data(), rest.size());
     // The workspace comes last.
     const size_t foreign = s.memory.first_foreign(l.count + 1, [&](size_t i) {
-        return i < l.count ? MemoryMap::Span{item->addresses[i], shape->extent(i)} : MemoryMap::Span{l.workspace, l.workspace_size};
+        return i < l.count ? MemoryMap::Span{item->addresses[i], shape->extent(i)}
+                           : MemoryMap::Span{l.workspace, l.workspace_size};
     });
     if (foreign != size_t(l.count) + 1) {
         const bool ws = foreign == l.count;
         return refuse_later(s, lane, acl::RT_PARAM_INVALID,
-                            std::string(shape->name()) + ": " + (ws ? "the workspace" : "tensor " + std::to_string(foreign)) + " at " +
-                                hex(ws ? l.workspace : item->addresses[foreign]) + " is not in memory of this process");
+                            std::string(shape->name()) + ": " +
+                                (ws ? "the workspace" : "tensor " + std::to_string(foreign)) + " at " +
+                                hex(ws ? l.workspace : item->addresses[foreign]) +
+                                " is not in memory of this process");
     }
     if (lane->update_refused) return refuse_later(s, lane, acl::RT_TASK_GROUP_STATUS, "");
     if (Footprint* f = footprint_of(*lane)) {
@@ -261,7 +286,8 @@ void Dispatcher::allocate(Session& s, Payload p, const Reply& reply) {
     worker_of(*reply.ring).post([this, &s, m, reply] {
         std::shared_ptr<Held> held;
         Failure failure;
-        failure.code = allocate_memory(vendor_, s.account, {"aclrtMalloc", m.bytes, m.policy, m.align32 != 0}, &held, &failure.message);
+        failure.code = allocate_memory(vendor_, s.account, {"aclrtMalloc", m.bytes, m.policy, m.align32 != 0},
+                                       &held, &failure.message);
         if (failure.code) {
             if (s.account->left() < m.bytes) quota_refusals_++;
             return reply.fail(failure);
@@ -277,7 +303,8 @@ void Dispatcher::release(Session& s, Payload p, const Reply& reply) {
     if (!taken(s, p, &f, reply, "aclrtFree")) return;
     auto range = s.memory.take(f.address, MemoryMap::Kind::own);
     if (!range) {
-        return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtFree: " + hex(f.address) + " was not allocated by this process");
+        return refuse(s, reply, acl::RT_PARAM_INVALID,
+                      "aclrtFree: " + hex(f.address) + " was not allocated by this process");
     }
     exports_.forget(s.id, range->held->allocation().get());
     when_unused(s, reply, std::move(*range), [&s, reply](bool over, MemoryMap::Range range) {
@@ -291,9 +318,11 @@ void Dispatcher::release(Session& s, Payload p, const Reply& reply) {
     });
 }
 
-// Memory may go, or be unmapped, when nothing that the session has launched can touch it any more: not dispatched only, but over. Otherwise a late
-// operator would write into what the next owner of the memory has there. Until then the session owns it: if it ends before, the memory goes with it.
-void Dispatcher::when_unused(Session& s, const Reply& reply, MemoryMap::Range range, std::function<void(bool over, MemoryMap::Range)> job) {
+// Memory may go, or be unmapped, when nothing that the session has launched can touch it any more: not
+// dispatched only, but over. Otherwise a late operator would write into what the next owner of the memory has
+// there. Until then the session owns it: if it ends before, the memory goes with it.
+void Dispatcher::when_unused(Session& s, const Reply& reply, MemoryMap::Range range,
+                             std::function<void(bool over, MemoryMap::Range)> job) {
     std::list<MemoryMap::Range>::iterator at;
     {
         std::lock_guard lock(s.leaving_mutex);
@@ -301,41 +330,57 @@ void Dispatcher::when_unused(Session& s, const Reply& reply, MemoryMap::Range ra
     }
     // Other threads of the program may be amid a copy of it.
     after(lanes_of(s), false, [this, &s, at, reply, uses = s.uses, job = std::move(job)]() mutable {
-        // Events now, not the streams themselves later: those may be capturing by then, and must not be asked.
+        // Events now, not the streams themselves later: those may be capturing by then, and must not be
+        // asked.
         std::vector<void*> ours, all;
         std::vector<std::shared_ptr<Lane>> streams;
         s.each_lane([&](const std::shared_ptr<Lane>& lane) {
-            if (lane->in_capture) return all.push_back(lane->before_capture);  // what came before is all that runs there
+            if (lane->in_capture)
+                return all.push_back(lane->before_capture);  // what came before is all that runs there
             progress(*lane);
             if (lane->given == lane->over && !lane->in_flight_since_sync) return;
             void* e = lane->in_update ? nullptr : spare_event();
-            if (e && vendor_.aclrtRecordEvent(e, lane->stream) != 0) spare_events_.push_back(std::exchange(e, nullptr));
+            if (e && vendor_.aclrtRecordEvent(e, lane->stream) != 0)
+                spare_events_.push_back(std::exchange(e, nullptr));
             if (!e) return streams.push_back(lane);
             ours.push_back(e);
             all.push_back(e);
         });
         std::erase(all, nullptr);
-        worker_of(*reply.ring).post([this, &s, at, uses = std::move(uses), ours = std::move(ours), all = std::move(all), streams = std::move(streams),
-                                     job = std::move(job)]() mutable {
-            const uint64_t deadline = wire::now_ns() + uint64_t(kLongestUseMs) * 1'000'000;
-            const auto left = [deadline] { return int32_t(std::max<int64_t>((int64_t(deadline) - int64_t(wire::now_ns())) / 1'000'000, 1)); };
-            bool over = true;
-            for (void* e : all) over = over && vendor_.aclrtSynchronizeEventWithTimeout(e, left()) != acl::RT_WAIT_TIMEOUT;
-            for (auto& lane : streams) over = over && vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, left()) != acl::RT_WAIT_TIMEOUT;
-            // An event that has not been reached yet may serve again: recording it anew is what it is for.
-            if (!ours.empty()) post([this, ours = std::move(ours)] { spare_events_.insert(spare_events_.end(), ours.begin(), ours.end()); });
-            for (const auto& use : uses) {
-                while (!use.expired() && wire::now_ns() < deadline) std::this_thread::sleep_for(std::chrono::microseconds(100));
-                over = over && use.expired();
-            }
-            MemoryMap::Range range;
-            {
-                std::lock_guard lock(s.leaving_mutex);
-                range = std::move(*at);
-                s.leaving.erase(at);
-            }
-            job(over, std::move(range));
-        });
+        worker_of(*reply.ring)
+            .post([this, &s, at, uses = std::move(uses), ours = std::move(ours), all = std::move(all),
+                   streams = std::move(streams), job = std::move(job)]() mutable {
+                const uint64_t deadline = wire::now_ns() + uint64_t(kLongestUseMs) * 1'000'000;
+                const auto left = [deadline] {
+                    return int32_t(
+                        std::max<int64_t>((int64_t(deadline) - int64_t(wire::now_ns())) / 1'000'000, 1));
+                };
+                bool over = true;
+                for (void* e : all)
+                    over =
+                        over && vendor_.aclrtSynchronizeEventWithTimeout(e, left()) != acl::RT_WAIT_TIMEOUT;
+                for (auto& lane : streams)
+                    over = over && vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, left()) !=
+                                       acl::RT_WAIT_TIMEOUT;
+                // An event that has not been reached yet may serve again: recording it anew is what it is
+                // for.
+                if (!ours.empty())
+                    post([this, ours = std::move(ours)] {
+                        spare_events_.insert(spare_events_.end(), ours.begin(), ours.end());
+                    });
+                for (const auto& use : uses) {
+                    while (!use.expired() && wire::now_ns() < deadline)
+                        std::this_thread::sleep_for(std::chrono::microseconds(100));
+                    over = over && use.expired();
+                }
+                MemoryMap::Range range;
+                {
+                    std::lock_guard lock(s.leaving_mutex);
+                    range = std::move(*at);
+                    s.leaving.erase(at);
+                }
+                job(over, std::move(range));
+            });
     });
 }
 
@@ -364,42 +409,53 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
         switch (place) {
             case Place::device:
                 if (!s.memory.holds(address, c.bytes)) {
-                    bad(acl::RT_PARAM_INVALID, std::string("aclrtMemcpy: ") + (source ? "source " : "destination ") + hex(address) + " (" +
-                                                   std::to_string(c.bytes) + " bytes) is not in device memory of this process");
+                    bad(acl::RT_PARAM_INVALID, std::string("aclrtMemcpy: ") +
+                                                   (source ? "source " : "destination ") + hex(address) +
+                                                   " (" + std::to_string(c.bytes) +
+                                                   " bytes) is not in device memory of this process");
                     return false;
                 }
                 *out = address;
                 return true;
             case Place::staging:
-                if (address > wire::kBlocks * wire::kBlockBytes || c.bytes > wire::kBlocks * wire::kBlockBytes - address) return malformed(), false;
+                if (address > wire::kBlocks * wire::kBlockBytes ||
+                    c.bytes > wire::kBlocks * wire::kBlockBytes - address)
+                    return malformed(), false;
                 *out = reinterpret_cast<uint64_t>(s.staging) + address;
                 return true;
             case Place::host: {
                 auto it = s.host.find(c.region);
-                if (it == s.host.end() || address > it->second->bytes || c.bytes > it->second->bytes - address) return malformed(), false;
+                if (it == s.host.end() || address > it->second->bytes ||
+                    c.bytes > it->second->bytes - address)
+                    return malformed(), false;
                 *out = reinterpret_cast<uint64_t>(it->second->address) + address;
                 return true;
             }
-            case Place::inline_data:
-                *out = 0;
-                return true;
+            case Place::inline_data: *out = 0; return true;
         }
         malformed();
         return false;
     };
     const bool from_inline = c.from_place == Place::inline_data, to_inline = c.to_place == Place::inline_data;
-    if (from_inline && (data.size() != wire::round8(c.bytes) || c.bytes > wire::kInlineBytes || c.to_place != Place::device)) return malformed();
-    if (to_inline && (c.bytes > wire::kReplyWords * 8 || c.from_place != Place::device || !c.now || !reply.request)) return malformed();
+    if (from_inline &&
+        (data.size() != wire::round8(c.bytes) || c.bytes > wire::kInlineBytes || c.to_place != Place::device))
+        return malformed();
+    if (to_inline &&
+        (c.bytes > wire::kReplyWords * 8 || c.from_place != Place::device || !c.now || !reply.request))
+        return malformed();
     if (!from_inline && !data.empty()) return malformed();
     if (c.to_place != Place::device && c.from_place != Place::device) return malformed();
     if (c.now > 1) return malformed();
     uint64_t to = 0, from = 0;
     if (!resolve(c.to_place, c.to, false, &to) || !resolve(c.from_place, c.from, true, &from)) return;
-    const int32_t kind = c.to_place != Place::device ? acl::DEVICE_TO_HOST : c.from_place != Place::device ? acl::HOST_TO_DEVICE : acl::DEVICE_TO_DEVICE;
+    const int32_t kind = c.to_place != Place::device     ? acl::DEVICE_TO_HOST
+                         : c.from_place != Place::device ? acl::HOST_TO_DEVICE
+                                                         : acl::DEVICE_TO_DEVICE;
 
     if (!c.now) {
         Lane* lane = lane_of(s, c.stream);
-        if (!lane) return bad(acl::RT_INVALID_HANDLE, "aclrtMemcpyAsync: " + hex(c.stream) + " is not a stream");
+        if (!lane)
+            return bad(acl::RT_INVALID_HANDLE, "aclrtMemcpyAsync: " + hex(c.stream) + " is not a stream");
         auto item = std::make_unique<Item>();
         item->type = ItemType::copy;
         item->a = to;
@@ -410,11 +466,15 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
         if (footprint) {
             if (c.to_place == Place::device) footprint->add(s.memory, to, c.bytes);
             if (c.from_place == Place::device) footprint->add(s.memory, from, c.bytes);
-            if (c.to_place == Place::staging) return bad(acl::RT_CAPTURE_MODE_NOT_SUPPORT, "aclrtMemcpyAsync: a copy to pageable memory cannot be captured");
-            if (c.to_place == Place::host || c.from_place == Place::host) lane->graph()->regions.push_back(s.host[c.region]);
+            if (c.to_place == Place::staging)
+                return bad(acl::RT_CAPTURE_MODE_NOT_SUPPORT,
+                           "aclrtMemcpyAsync: a copy to pageable memory cannot be captured");
+            if (c.to_place == Place::host || c.from_place == Place::host)
+                lane->graph()->regions.push_back(s.host[c.region]);
         }
         if (footprint && (staged || from_inline)) {
-            if (!keep_bytes(*lane, *item, from_inline ? data.data() : reinterpret_cast<const uint8_t*>(from), c.bytes)) {
+            if (!keep_bytes(*lane, *item, from_inline ? data.data() : reinterpret_cast<const uint8_t*>(from),
+                            c.bytes)) {
                 return bad(acl::RT_MEMORY_ALLOCATION, "FlexNPU: no host memory for a captured copy");
             }
             if (staged) s.give_block(int32_t(c.block), c.ticket);
@@ -435,42 +495,58 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
     count_.copies++;
     // Small ones take as long as handing them to another thread would, unless the copy engine is busy.
     if (from_inline && copies_are_slow()) {
-        worker_of(*reply.ring).post([this, use = s.use(), to, kind, bytes = std::vector<uint8_t>(data.begin(), data.begin() + ptrdiff_t(c.bytes)), reply] {
-            const int32_t e = vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), bytes.size(), bytes.data(), bytes.size(), kind);
-            if (e) reply.fail({e, vendor_.message("aclrtMemcpy", e)}); else reply.ok();
-        });
+        worker_of(*reply.ring)
+            .post([this, use = s.use(), to, kind,
+                   bytes = std::vector<uint8_t>(data.begin(), data.begin() + ptrdiff_t(c.bytes)), reply] {
+                const int32_t e = vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), bytes.size(), bytes.data(),
+                                                      bytes.size(), kind);
+                if (e)
+                    reply.fail({e, vendor_.message("aclrtMemcpy", e)});
+                else
+                    reply.ok();
+            });
         return;
     }
     if (to_inline && copies_are_slow()) {
         worker_of(*reply.ring).post([this, use = s.use(), from, kind, n = c.bytes, reply] {
             uint64_t words[wire::kReplyWords];
             const int32_t e = vendor_.aclrtMemcpy(words, n, reinterpret_cast<const void*>(from), n, kind);
-            if (e) reply.fail({e, vendor_.message("aclrtMemcpy", e)}); else reply.send(0, "", words, wire::round8(n) / 8);
+            if (e)
+                reply.fail({e, vendor_.message("aclrtMemcpy", e)});
+            else
+                reply.send(0, "", words, wire::round8(n) / 8);
         });
         return;
     }
     if (from_inline) {
-        const int32_t e = vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), c.bytes, data.data(), c.bytes, kind);
+        const int32_t e =
+            vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), c.bytes, data.data(), c.bytes, kind);
         if (e) return reply.fail({e, vendor_.message("aclrtMemcpy", e)});
         return reply.ok();
     }
     if (to_inline) {
         uint64_t words[wire::kReplyWords];
-        const int32_t e = vendor_.aclrtMemcpy(words, c.bytes, reinterpret_cast<const void*>(from), c.bytes, kind);
+        const int32_t e =
+            vendor_.aclrtMemcpy(words, c.bytes, reinterpret_cast<const void*>(from), c.bytes, kind);
         if (e) return reply.fail({e, vendor_.message("aclrtMemcpy", e)});
         return reply.send(0, "", words, wire::round8(c.bytes) / 8);
     }
     auto make = [this, &s, c, to, from, kind, staged, reply](bool on_worker) {
         Failure& failure = reply.ring->chunk_failure;
-        const int32_t e = vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), c.bytes, reinterpret_cast<const void*>(from), c.bytes, kind);
+        const int32_t e = vendor_.aclrtMemcpy(reinterpret_cast<void*>(to), c.bytes,
+                                              reinterpret_cast<const void*>(from), c.bytes, kind);
         if (e && failure.code == 0) failure = {e, vendor_.message("aclrtMemcpy", e)};
         const Failure first = reply.request ? std::exchange(failure, {}) : Failure{};
         // Before the client knows: its next copy need not go to the worker because of this one.
         if (on_worker) reply.ring->copying.fetch_sub(1, std::memory_order_release);
         if (staged) s.give_block(int32_t(c.block), c.ticket);
-        if (first.code) reply.fail(first); else reply.ok();
+        if (first.code)
+            reply.fail(first);
+        else
+            reply.ok();
     };
-    // The chunks of one copy, and the copies of one thread, stay in order. A thread that has nobody else's work to dispatch makes larger ones itself.
+    // The chunks of one copy, and the copies of one thread, stay in order. A thread that has nobody else's
+    // work to dispatch makes larger ones itself.
     const bool quick = c.bytes <= kLargeCopy || (c.bytes <= wire::kBlockBytes && nothing_queued());
     if (quick && reply.ring->copying.load(std::memory_order_acquire) == 0 && !copies_are_slow()) {
         make(false);
@@ -493,16 +569,22 @@ void Dispatcher::memset(Session& s, Payload p, const Reply& reply) {
     wire::Memset m;
     if (!taken(s, p, &m, reply, "memset")) return;
     Lane* lane = m.now ? nullptr : lane_of(s, m.stream);
-    if (!m.now && !lane) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtMemsetAsync: " + hex(m.stream) + " is not a stream");
+    if (!m.now && !lane)
+        return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                      "aclrtMemsetAsync: " + hex(m.stream) + " is not a stream");
     if (m.bytes > m.room || !s.memory.holds(m.to, m.bytes)) {
-        std::string message = "aclrtMemset: " + hex(m.to) + " (" + std::to_string(m.bytes) + " bytes) is not in device memory of this process";
+        std::string message = "aclrtMemset: " + hex(m.to) + " (" + std::to_string(m.bytes) +
+                              " bytes) is not in device memory of this process";
         if (reply.request) return refuse(s, reply, acl::RT_PARAM_INVALID, std::move(message));
         return refuse_later(s, lane, acl::RT_PARAM_INVALID, std::move(message));
     }
     if (m.now) {
         worker_of(*reply.ring).post([this, use = s.use(), m, reply] {
             const int32_t e = vendor_.aclrtMemset(reinterpret_cast<void*>(m.to), m.bytes, m.value, m.bytes);
-            if (e) reply.fail({e, vendor_.message("aclrtMemset", e)}); else reply.ok();
+            if (e)
+                reply.fail({e, vendor_.message("aclrtMemset", e)});
+            else
+                reply.ok();
         });
         return;
     }
@@ -536,23 +618,31 @@ void Dispatcher::create_stream(Session& s, Payload p, const Reply& reply) {
 void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclrtDestroyStream")) return;
-    if (!s.streams.find(o.stream)) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
+    if (!s.streams.find(o.stream))
+        return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                      "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
     Session* session = &s;
     if (o.deadline_ns == 0) {
         // By force: what has not run is dropped first. A vendor that cannot abort drains it.
-        abort_lane(s.streams.find(o.stream)->shared_from_this(), worker_of(*reply.ring), [this, keep = s.shared_from_this(), o, reply](const Failure&) {
-            if (keep->removed) return;
-            const wire::StreamOp plain{o.stream, -1};
-            destroy_stream(*keep, {reinterpret_cast<const uint8_t*>(&plain), sizeof(plain)}, reply);
-        });
+        abort_lane(s.streams.find(o.stream)->shared_from_this(), worker_of(*reply.ring),
+                   [this, keep = s.shared_from_this(), o, reply](const Failure&) {
+                       if (keep->removed) return;
+                       const wire::StreamOp plain{o.stream, -1};
+                       destroy_stream(*keep, {reinterpret_cast<const uint8_t*>(&plain), sizeof(plain)},
+                                      reply);
+                   });
         return;
     }
     // Found again when the lane has drained: a second destroy on the way finds nothing.
     after({s.streams.find(o.stream)}, false, [this, session, o, reply] {
         const Lane* found = session->streams.find(o.stream);
-        if (found && (found->capture || found->ending)) return refuse(*session, reply, acl::RT_STREAM_CAPTURED, "aclrtDestroyStream: the stream is being captured");
+        if (found && (found->capture || found->ending))
+            return refuse(*session, reply, acl::RT_STREAM_CAPTURED,
+                          "aclrtDestroyStream: the stream is being captured");
         std::shared_ptr<Lane> lane = session->streams.remove(o.stream);
-        if (!lane) return refuse(*session, reply, acl::RT_INVALID_HANDLE, "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
+        if (!lane)
+            return refuse(*session, reply, acl::RT_INVALID_HANDLE,
+                          "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
         if (!lane->idle()) empty_lane(*lane);  // what other threads launched meanwhile: nobody may hang on it
         drop_lane(*lane);
         worker_of(*reply.ring).post([this, lane, reply]() mutable {
@@ -567,7 +657,10 @@ void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
                 lent_ += lane->lent.size();  // reclaim() counts them down; drop_lane() did already
                 reclaim(*lane, true);
                 lane.reset();
-                if (failure.code) reply.fail(failure); else reply.ok();
+                if (failure.code)
+                    reply.fail(failure);
+                else
+                    reply.ok();
             });
         });
     });
@@ -581,7 +674,8 @@ void Dispatcher::sync_stream(Session& s, Payload p, const Reply& reply) {
     Session* session = &s;
     auto t = lane->idle() ? nullptr : timed(o.deadline_ns, "aclrtSynchronizeStreamWithTimeout", reply);
     after({lane}, true, [this, session, lane, o, reply, t] {
-        if (settle(t)) finish_sync(session->shared_from_this(), {lane->shared_from_this()}, o.deadline_ns, reply);
+        if (settle(t))
+            finish_sync(session->shared_from_this(), {lane->shared_from_this()}, o.deadline_ns, reply);
     });
 }
 
@@ -606,15 +700,16 @@ void Dispatcher::query_stream(Session& s, Payload p, const Reply& reply) {
     if (lane->stop_on_failure && lane->failure.code) return reply.fail(lane->failure);
     int32_t status = acl::STREAM_NOT_READY;
     if (lane->idle()) {
-        if (int32_t e = vendor_.aclrtStreamQuery(lane->stream, &status)) return reply.fail({e, vendor_.message("aclrtStreamQuery", e)});
+        if (int32_t e = vendor_.aclrtStreamQuery(lane->stream, &status))
+            return reply.fail({e, vendor_.message("aclrtStreamQuery", e)});
     }
     reply.ok(uint64_t(uint32_t(status)));
 }
 
 // ---- events ----
 
-// The client chooses the handle, so that it need not wait: it asks once for each kind of event, and an event that then cannot be made is one that
-// its records and waits do not find.
+// The client chooses the handle, so that it need not wait: it asks once for each kind of event, and an event
+// that then cannot be made is one that its records and waits do not find.
 void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
     wire::CreateEvent c;
     if (!taken(s, p, &c, reply, "aclrtCreateEvent")) return;
@@ -622,10 +717,14 @@ void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
     // All sessions' events are this process's: the vendor need not know that one is for several.
     const bool ipc = (c.flags & acl::EVENT_IPC) != 0;
     if (ipc && (c.flags & acl::EVENT_EXTERNAL)) {
-        return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtCreateEvent: FlexNPU does not share external events between processes");
+        return refuse(s, reply, acl::RT_PARAM_INVALID,
+                      "aclrtCreateEvent: FlexNPU does not share external events between processes");
     }
-    if (ipc) c.flags = (c.flags & ~uint32_t(acl::EVENT_IPC)) ? c.flags & ~uint32_t(acl::EVENT_IPC) : uint32_t(acl::EVENT_SYNC);
-    const int32_t e = c.ex ? vendor_.aclrtCreateEventExWithFlag(&event, c.flags) : vendor_.aclrtCreateEventWithFlag(&event, c.flags);
+    if (ipc)
+        c.flags = (c.flags & ~uint32_t(acl::EVENT_IPC)) ? c.flags & ~uint32_t(acl::EVENT_IPC)
+                                                        : uint32_t(acl::EVENT_SYNC);
+    const int32_t e = c.ex ? vendor_.aclrtCreateEventExWithFlag(&event, c.flags)
+                           : vendor_.aclrtCreateEventWithFlag(&event, c.flags);
     if (e) {
         count_.vendor_errors++;
         return reply.fail({e, vendor_.message("aclrtCreateEventWithFlag", e)});
@@ -636,7 +735,9 @@ void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
     made->ipc = ipc;
     made->mark = std::make_shared<Mark>(vendor_, event);
     made->mark->between_sessions = ipc;
-    if (!s.events.add_at(c.handle, made)) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtCreateEvent: " + hex(c.handle) + " is not free");
+    if (!s.events.add_at(c.handle, made))
+        return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                      "aclrtCreateEvent: " + hex(c.handle) + " is not free");
     reply.ok();
 }
 
@@ -648,13 +749,16 @@ void Dispatcher::record_event(Session& s, Payload p) {
     }
     Event* e = s.events.find(o.event);
     Lane* lane = lane_of(s, o.stream);
-    if (!e || !lane) return refuse_later(s, lane, acl::RT_INVALID_HANDLE, "aclrtRecordEvent: " + hex(o.event) + " is not an event");
+    if (!e || !lane)
+        return refuse_later(s, lane, acl::RT_INVALID_HANDLE,
+                            "aclrtRecordEvent: " + hex(o.event) + " is not an event");
     if (capture_event(s, *lane, *e, ItemType::record)) return;
     if (e->real()) return use_real_event(*lane, *e, ItemType::record, -1);
     if (e->mark.use_count() > 1) {
         // Operators that have yet to be dispatched mean the earlier record.
         void* fresh = nullptr;
-        const int32_t err = e->ex ? vendor_.aclrtCreateEventExWithFlag(&fresh, e->flags) : vendor_.aclrtCreateEventWithFlag(&fresh, e->flags);
+        const int32_t err = e->ex ? vendor_.aclrtCreateEventExWithFlag(&fresh, e->flags)
+                                  : vendor_.aclrtCreateEventWithFlag(&fresh, e->flags);
         if (err) return fail(*lane, err, vendor_.message("aclrtRecordEvent", err));
         if (e->mark->queued_waits) e->earlier.push_back(e->mark);
         e->mark = std::make_shared<Mark>(vendor_, fresh);
@@ -679,7 +783,9 @@ void Dispatcher::order_event(Session& s, Payload p, ItemType type, const char* f
     }
     Event* e = s.events.find(o.event);
     Lane* lane = lane_of(s, o.stream);
-    if (!e || !lane) return refuse_later(s, lane, acl::RT_INVALID_HANDLE, std::string(function) + ": " + hex(o.event) + " is not an event");
+    if (!e || !lane)
+        return refuse_later(s, lane, acl::RT_INVALID_HANDLE,
+                            std::string(function) + ": " + hex(o.event) + " is not an event");
     if (capture_event(s, *lane, *e, type)) return;
     if (e->real()) return use_real_event(*lane, *e, type, o.deadline_ns);
     auto item = std::make_unique<Item>();
@@ -697,26 +803,37 @@ void Dispatcher::sync_event(Session& s, Payload p, const Reply& reply) {
     wire::EventOp o;
     if (!taken(s, p, &o, reply, "aclrtSynchronizeEvent")) return;
     Event* e = s.events.find(o.event);
-    if (!e) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtSynchronizeEvent: " + hex(o.event) + " is not an event");
+    if (!e)
+        return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                      "aclrtSynchronizeEvent: " + hex(o.event) + " is not an event");
     auto t = e->mark->pending ? timed(o.deadline_ns, "aclrtSynchronizeEventWithTimeout", reply) : nullptr;
     when_recorded(e->mark, [this, mark = e->mark, o, reply, t] {
         if (!settle(t)) return;
-        if (mark->error) return reply.fail({mark->error, "aclrtSynchronizeEvent: the event's stream was aborted"});
+        if (mark->error)
+            return reply.fail({mark->error, "aclrtSynchronizeEvent: the event's stream was aborted"});
         auto wait = [this, mark, o, reply] {
             const int32_t err = o.deadline_ns < 0 ? vendor_.aclrtSynchronizeEvent(mark->event)
-                                                  : vendor_.aclrtSynchronizeEventWithTimeout(mark->event, left_ms(o.deadline_ns));
-            if (err) reply.fail({err, vendor_.message("aclrtSynchronizeEvent", err)}); else reply.ok();
+                                                  : vendor_.aclrtSynchronizeEventWithTimeout(
+                                                        mark->event, left_ms(o.deadline_ns));
+            if (err)
+                reply.fail({err, vendor_.message("aclrtSynchronizeEvent", err)});
+            else
+                reply.ok();
         };
         int32_t status = acl::EVENT_RECORDED_NOT_READY;
-        if (vendor_.aclrtQueryEventStatus(mark->event, &status) == 0 && status == acl::EVENT_RECORDED_COMPLETE) return wait();  // returns at once
+        if (vendor_.aclrtQueryEventStatus(mark->event, &status) == 0 &&
+            status == acl::EVENT_RECORDED_COMPLETE)
+            return wait();  // returns at once
         worker_of(*reply.ring).post(std::move(wait));
     });
 }
 
 // Runs `job` once the last record of that event has been dispatched: now, if nothing is outstanding.
 void Dispatcher::when_recorded(const std::shared_ptr<Mark>& mark, std::function<void()> job) {
-    if (mark->pending) mark->waiters.push_back(std::move(job));
-    else job();
+    if (mark->pending)
+        mark->waiters.push_back(std::move(job));
+    else
+        job();
 }
 
 void Dispatcher::query_event(Session& s, Payload p, const Reply& reply) {
@@ -726,20 +843,25 @@ void Dispatcher::query_event(Session& s, Payload p, const Reply& reply) {
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed aclrtQueryEvent");
     }
     Event* e = s.events.find(o.event);
-    if (!e) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtQueryEvent: " + hex(o.event) + " is not an event");
+    if (!e)
+        return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                      "aclrtQueryEvent: " + hex(o.event) + " is not an event");
     // The three functions name the same two states by different numbers.
     if (o.stream == 2) {
         int32_t status = acl::EVENT_WAIT_NOT_READY;
         if (!waits_pending(*e) && e->mark->queued_waits == 0) {
-            if (int32_t err = vendor_.aclrtQueryEventWaitStatus(e->mark->event, &status)) return reply.fail({err, vendor_.message("aclrtQueryEventWaitStatus", err)});
+            if (int32_t err = vendor_.aclrtQueryEventWaitStatus(e->mark->event, &status))
+                return reply.fail({err, vendor_.message("aclrtQueryEventWaitStatus", err)});
         }
         return reply.ok(uint64_t(uint32_t(status)));
     }
     int32_t status = acl::EVENT_RECORDED_NOT_READY;
     if (!e->mark->pending) {
-        if (int32_t err = vendor_.aclrtQueryEventStatus(e->mark->event, &status)) return reply.fail({err, vendor_.message("aclrtQueryEventStatus", err)});
+        if (int32_t err = vendor_.aclrtQueryEventStatus(e->mark->event, &status))
+            return reply.fail({err, vendor_.message("aclrtQueryEventStatus", err)});
     }
-    if (o.stream == 0) status = status == acl::EVENT_RECORDED_COMPLETE ? acl::EVENT_COMPLETE : acl::EVENT_NOT_READY;
+    if (o.stream == 0)
+        status = status == acl::EVENT_RECORDED_COMPLETE ? acl::EVENT_COMPLETE : acl::EVENT_NOT_READY;
     reply.ok(uint64_t(uint32_t(status)));
 }
 
@@ -747,10 +869,13 @@ void Dispatcher::elapsed(Session& s, Payload p, const Reply& reply) {
     wire::EventPair o;
     if (!taken(s, p, &o, reply, "aclrtEventElapsedTime")) return;
     Event *a = s.events.find(o.start), *b = s.events.find(o.end);
-    if (!a || !b) return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtEventElapsedTime: " + hex(a ? o.end : o.start) + " is not an event");
+    if (!a || !b)
+        return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                      "aclrtEventElapsedTime: " + hex(a ? o.end : o.start) + " is not an event");
     if (a->mark->pending || b->mark->pending) return reply.fail(not_reached("aclrtEventElapsedTime"));
     float ms = 0;
-    if (int32_t e = vendor_.aclrtEventElapsedTime(&ms, a->mark->event, b->mark->event)) return reply.fail({e, vendor_.message("aclrtEventElapsedTime", e)});
+    if (int32_t e = vendor_.aclrtEventElapsedTime(&ms, a->mark->event, b->mark->event))
+        return reply.fail({e, vendor_.message("aclrtEventElapsedTime", e)});
     reply.ok(std::bit_cast<uint32_t>(ms));
 }
 
@@ -772,8 +897,8 @@ struct Dispatcher::Context final : api::ForwardContext {
 void Dispatcher::forward(Session& s, Payload p, const Reply& reply) {
     wire::Forward f;
     Payload rest;
-    if (!take(p, &f, &rest) || f.function >= api::FN_COUNT || f.words > rest.size() / 8 || rest.size() != size_t(f.words) * 8 ||
-        f.out_words > wire::kReplyWords) {
+    if (!take(p, &f, &rest) || f.function >= api::FN_COUNT || f.words > rest.size() / 8 ||
+        rest.size() != size_t(f.words) * 8 || f.out_words > wire::kReplyWords) {
         count_.malformed++;
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed call");
     }
@@ -782,7 +907,9 @@ void Dispatcher::forward(Session& s, Payload p, const Reply& reply) {
     if (f.words) std::memcpy(in, rest.data(), rest.size());
     // The program counts its devices in its own way.
     if (const int at = api::device_argument(uint16_t(f.function)); at >= 0 && uint32_t(at) < f.words) {
-        if (int32_t(in[at]) != s.device) return refuse(s, reply, acl::RT_INVALID_DEVICE, "device " + std::to_string(int32_t(in[at])) + " does not exist");
+        if (int32_t(in[at]) != s.device)
+            return refuse(s, reply, acl::RT_INVALID_DEVICE,
+                          "device " + std::to_string(int32_t(in[at])) + " does not exist");
         in[at] = uint64_t(device_);
     }
     if (f.function == api::FN_aclrtSetStreamFailureMode && f.words >= 2) {
@@ -790,15 +917,20 @@ void Dispatcher::forward(Session& s, Payload p, const Reply& reply) {
     }
     Context context(*this, s);
     uint32_t written = 0;
-    const int32_t e = api::handle_forward(uint16_t(f.function), in, f.words, out, f.out_words, &written, context);
+    const int32_t e =
+        api::handle_forward(uint16_t(f.function), in, f.words, out, f.out_words, &written, context);
     if (e == 0) {
         // Programs size what they take by the device's memory: theirs ends at the quota.
-        const bool memory = f.function == api::FN_aclrtGetDeviceInfo && f.words > 1 && int32_t(in[1]) == acl::ATTR_TOTAL_GLOBAL_MEM_SIZE;
-        if (const uint64_t quota = s.account->quota(); memory && quota && written > 0) out[0] = std::min(out[0], quota);
+        const bool memory = f.function == api::FN_aclrtGetDeviceInfo && f.words > 1 &&
+                            int32_t(in[1]) == acl::ATTR_TOTAL_GLOBAL_MEM_SIZE;
+        if (const uint64_t quota = s.account->quota(); memory && quota && written > 0)
+            out[0] = std::min(out[0], quota);
         return reply.send(0, "", out, written);
     }
     const char* text = vendor_.aclGetRecentErrMsg();
-    reply.fail({e, text && *text ? text : std::string(api::kFnNames[f.function]) + " failed with error " + std::to_string(e)});
+    reply.fail({e, text && *text
+                       ? text
+                       : std::string(api::kFnNames[f.function]) + " failed with error " + std::to_string(e)});
 }
 
 void Dispatcher::text(Session& s, Payload p, const Reply& reply) {
@@ -814,9 +946,7 @@ void Dispatcher::text(Session& s, Payload p, const Reply& reply) {
     constexpr size_t room = (wire::kReplyWords - 1) * 8 - 1;
     int32_t e = 0;
     switch (t.what) {
-        case wire::kVersionOf:
-            e = vendor_.aclsysGetVersionStr(name.data(), out);
-            break;
+        case wire::kVersionOf: e = vendor_.aclsysGetVersionStr(name.data(), out); break;
         case wire::kVersionNumberOf: {
             int32_t number = 0;
             e = vendor_.aclsysGetVersionNum(name.data(), &number);

@@ -21,7 +21,8 @@ void Reply::send(int32_t status, const char* message, const uint64_t* words, siz
     const size_t length = std::min(strlen(message), wire::kMessageBytes - 1);
     std::memcpy(slot.message, message, length);
     slot.message[length] = '\0';
-    // seq_cst against the client's store to `waiting` before its last look at `reply`: one of us sees the other.
+    // seq_cst against the client's store to `waiting` before its last look at `reply`: one of us sees the
+    // other.
     slot.reply.store(request, std::memory_order_seq_cst);
     if (slot.waiting.load(std::memory_order_seq_cst)) wire::futex_wake(slot.reply);
 }

@@ -1,4 +1,5 @@
-// What the daemon holds for one client. Everything without a lock of its own belongs to the dispatcher's thread.
+// What the daemon holds for one client. Everything without a lock of its own belongs to the dispatcher's
+// thread.
 #pragma once
 
 #include <unistd.h>
@@ -58,18 +59,20 @@ struct Ring {
     std::unique_ptr<Worker> worker;
     // The session has ended and another thread takes the worker down: the dispatcher gives it no more.
     bool closed = false;
-    // Held while an answer is written: an honest client has one question under way at a time, another may have many.
+    // Held while an answer is written: an honest client has one question under way at a time, another may
+    // have many.
     std::mutex answer;
     std::vector<uint8_t> rest;  // of an answer that is longer than the slot
-    // What its client did last, and how soon it lately did something after the like of it: see Dispatcher::expecting(). The dispatcher's.
+    // What its client did last, and how soon it lately did something after the like of it: see
+    // Dispatcher::expecting(). The dispatcher's.
     struct Habits {
         wire::Kind last = wire::Kind::invalid;
         uint32_t question = 0;     // the last record's request number; 0: none
         uint64_t since = 0;        // when it was taken, ns
         uint64_t answered_at = 0;  // when its answer was seen, ns; 0: not yet
         uint64_t spin_until = 0;
-        bool nap = false;          // rather than sleep: the next one is not known to take its time
-        bool lively = false;       // among the dispatcher's lively rings
+        bool nap = false;     // rather than sleep: the next one is not known to take its time
+        bool lively = false;  // among the dispatcher's lively rings
         wire::Patience after_record[size_t(wire::Kind::count_)], after_answer[size_t(wire::Kind::count_)];
     } habits;
     // Of the chunks of a copy under way: on the worker's thread while `copying`, else on the dispatcher's.
@@ -98,36 +101,41 @@ struct Communicator;   // communicators.hpp
 struct Communicators;  // of a session
 struct Binary;         // kernels.hpp
 struct Function;
-struct Kernels;        // of a session
+struct Kernels;  // of a session
 
 // One use of an event: what a record writes and the waits behind it wait for.
 //
-// A wait binds to the record that precedes it in program order. The vendor's event is shared by all records of the client's
-// event, unless the event is recorded anew while operators that mean the earlier record have yet to be dispatched: then the new record gets a
-// vendor event of its own, so that no wait can take the later record for the earlier one.
+// A wait binds to the record that precedes it in program order. The vendor's event is shared by all records
+// of the client's event, unless the event is recorded anew while operators that mean the earlier record have
+// yet to be dispatched: then the new record gets a vendor event of its own, so that no wait can take the
+// later record for the earlier one.
 //
-// A real event (ACL_EVENT_EXTERNAL), which graphs record and wait for when they are replayed, keeps its one vendor's event: each record has a mark of
-// its own that names it, and is dispatched after the earlier record and what uses that.
+// A real event (ACL_EVENT_EXTERNAL), which graphs record and wait for when they are replayed, keeps its one
+// vendor's event: each record has a mark of its own that names it, and is dispatched after the earlier record
+// and what uses that.
 struct Mark {
     Mark(Vendor& v, void* e) : vendor(v), event(e) {}
     explicit Mark(const std::shared_ptr<Mark>& earlier)
-        : vendor(earlier->vendor), event(earlier->event), owner(earlier->owner ? earlier->owner : earlier), previous(earlier) {}
+        : vendor(earlier->vendor),
+          event(earlier->event),
+          owner(earlier->owner ? earlier->owner : earlier),
+          previous(earlier) {}
     ~Mark() {
         if (!owner) vendor.aclrtDestroyEvent(event);
     }
     Vendor& vendor;
     void* event;
-    bool pending = false;                        // recorded by the program, not yet by the vendor
-    bool between_sessions = false;               // of an event that other sessions may have opened
-    int32_t error = 0;                           // why it was not: its stream was aborted
-    bool recorded = false;                       // by the program, ever
-    uint32_t queued_waits = 0;                   // waits for a record of it that the vendor has not been given
-    std::vector<Lane*> blocked;                  // lanes whose next item waits for the record's dispatch
+    bool pending = false;           // recorded by the program, not yet by the vendor
+    bool between_sessions = false;  // of an event that other sessions may have opened
+    int32_t error = 0;              // why it was not: its stream was aborted
+    bool recorded = false;          // by the program, ever
+    uint32_t queued_waits = 0;      // waits for a record of it that the vendor has not been given
+    std::vector<Lane*> blocked;     // lanes whose next item waits for the record's dispatch
     std::vector<std::function<void()>> waiters;  // to run then
-    std::weak_ptr<Graph> capture;                // under way when the event was recorded: who waits for it joins
+    std::weak_ptr<Graph> capture;  // under way when the event was recorded: who waits for it joins
     // Of real events:
     std::shared_ptr<Mark> owner, previous;
-    uint32_t users = 0;                          // waits and resets that mean this record and have yet to be dispatched
+    uint32_t users = 0;  // waits and resets that mean this record and have yet to be dispatched
 };
 
 struct Event : std::enable_shared_from_this<Event> {
@@ -136,10 +144,28 @@ struct Event : std::enable_shared_from_this<Event> {
     bool ex = false;
     bool ipc = false;  // made to be opened by other sessions
     std::shared_ptr<Mark> mark;
-    std::vector<std::shared_ptr<Mark>> earlier;  // that waits may still mean; kept for aclrtQueryEventWaitStatus
+    std::vector<std::shared_ptr<Mark>>
+        earlier;  // that waits may still mean; kept for aclrtQueryEventWaitStatus
 };
 
-enum class ItemType : uint8_t { launch, copy, memset, record, wait, reset, sync, replay, value, update_begin, update_end, host_func, call, hint, collective, kernel };
+enum class ItemType : uint8_t {
+    launch,
+    copy,
+    memset,
+    record,
+    wait,
+    reset,
+    sync,
+    replay,
+    value,
+    update_begin,
+    update_end,
+    host_func,
+    call,
+    hint,
+    collective,
+    kernel
+};
 
 // Something that a lane is to do, in the lane's order.
 struct Item {
@@ -147,27 +173,32 @@ struct Item {
     uint64_t ticket = 0;
     std::shared_ptr<Shape> shape;
     std::vector<uint64_t> addresses;
-    // launch: the client's workspace. copy: destination, source. memset: destination. host_func: the client's number for it.
+    // launch: the client's workspace. copy: destination, source. memset: destination. host_func: the client's
+    // number for it.
     uint64_t a = 0, b = 0, bytes = 0;
-    int32_t value = 0;  // memset: the value; copy: its kind; host_func: whether the stream waits for it; wait: counted in queued_waits
+    int32_t value = 0;  // memset: the value; copy: its kind; host_func: whether the stream waits for it;
+                        // wait: counted in queued_waits
     int64_t deadline_ns = -1;   // wait
     uint8_t* buffer = nullptr;  // copy of inline data: ours, given back when the copy is over
     int32_t block = -1;         // copy from staging: given back when the copy is over
     uint32_t ticket_of_block = 0;
     std::shared_ptr<Mark> mark;
-    std::function<void(Lane&, uint64_t ticket)> work;  // call: on a worker; the lane waits until it has returned
-    // What a graph captures, or the arguments of its operators that this updates: it does not run here and now.
+    std::function<void(Lane&, uint64_t ticket)>
+        work;  // call: on a worker; the lane waits until it has returned
+    // What a graph captures, or the arguments of its operators that this updates: it does not run here and
+    // now.
     std::shared_ptr<Graph> capturing;
-    std::shared_ptr<Graph> graph;           // replay: which
-    std::shared_ptr<TaskGroup> group;       // of an update, or of an operator that can be updated
-    bool behind = false;                    // the end of a capture, which the vendor comes to first
-    bool as_it_is = false;                  // a real event in a capture: waits for nothing now, and is not recorded now
+    std::shared_ptr<Graph> graph;      // replay: which
+    std::shared_ptr<TaskGroup> group;  // of an update, or of an operator that can be updated
+    bool behind = false;               // the end of a capture, which the vendor comes to first
+    bool as_it_is = false;  // a real event in a capture: waits for nothing now, and is not recorded now
     // Of real events: what it waits for or resets, and what it records.
     std::vector<std::shared_ptr<Mark>> uses, makes;
-    uint64_t flag = 0;                      // value: as the program gave it; `a`, `b`: address and value
+    uint64_t flag = 0;          // value: as the program gave it; `a`, `b`: address and value
     std::function<void()> job;  // sync: runs when everything before it has been dispatched
     bool step_end = false;
-    // collective: the vendor's call, and what to know it by (b): the first of a kind may block. `value`: it is made by the communicator's worker.
+    // collective: the vendor's call, and what to know it by (b): the first of a kind may block. `value`: it
+    // is made by the communicator's worker.
     std::shared_ptr<Communicator> communicator;
     std::function<int32_t()> call;
     // kernel: what it runs; `call` launches it, `b` is how many blocks of it.
@@ -190,17 +221,19 @@ struct Lane : std::enable_shared_from_this<Lane> {
     uint64_t handle = 0;  // the client's; 0: its default stream
     Session* session = nullptr;
     void* stream = nullptr;  // the vendor's
-    // Of a lane that was destroyed: a synchronise of another thread may still be looking at the vendor's stream, which goes with the last of them.
+    // Of a lane that was destroyed: a synchronise of another thread may still be looking at the vendor's
+    // stream, which goes with the last of them.
     Vendor* ends_with = nullptr;
     ~Lane() {
         if (ends_with) ends_with->aclrtDestroyStream(stream);
     }
     std::deque<std::unique_ptr<Item>> backlog;  // not yet with the gate
     std::deque<std::unique_ptr<Item>> queue;    // with the gate
-    bool blocked = false;                       // the backlog's first is a wait for, or a reset of, a record that has not been dispatched
-    Timers::Id blocked_until{};                 // of that wait, if it has a deadline
-    bool calling = false;                       // nothing goes on until a host function has returned,
-    uint64_t call = 0;                          // the item with this ticket
+    bool blocked =
+        false;  // the backlog's first is a wait for, or a reset of, a record that has not been dispatched
+    Timers::Id blocked_until{};  // of that wait, if it has a deadline
+    bool calling = false;        // nothing goes on until a host function has returned,
+    uint64_t call = 0;           // the item with this ticket
     struct Call {
         uint64_t function, ticket;
         bool block;
@@ -212,8 +245,8 @@ struct Lane : std::enable_shared_from_this<Lane> {
     uint64_t launched = 0;
     uint64_t completed = 0;
     uint64_t in_flight_since_sync = 0;
-    // Work given to the vendor's stream, and how much of it is known to be over: a stream that is full would block its caller, who is everybody's
-    // dispatcher, so a lane never fills its stream.
+    // Work given to the vendor's stream, and how much of it is known to be over: a stream that is full would
+    // block its caller, who is everybody's dispatcher, so a lane never fills its stream.
     uint64_t given = 0;
     uint64_t over = 0;
     struct Fence {
@@ -221,27 +254,31 @@ struct Lane : std::enable_shared_from_this<Lane> {
         uint64_t given;
     };
     std::deque<Fence> fences;
-    bool full = false;  // waits for its first fence
+    bool full = false;       // waits for its first fence
     bool step_open = false;  // operators since the last synchronise
-    // How long its synchronises take, by the operators before them: bit_width of their number. Behind a replay it is the graph's.
+    // How long its synchronises take, by the operators before them: bit_width of their number. Behind a
+    // replay it is the graph's.
     wire::Patience sync_patience[16];
     std::weak_ptr<Graph> replayed;  // last, since the last synchronise
     Failure failure;
     std::deque<Lent> lent;
-    std::shared_ptr<Held> workspace;  // ours, for operators that ask for more at launch than their first call said
+    std::shared_ptr<Held>
+        workspace;  // ours, for operators that ask for more at launch than their first call said
     std::vector<std::shared_ptr<Held>> old_workspaces;  // may be in use by what is in flight
     std::unique_ptr<Markers> markers;
-    // As of the last record read: the capture that the lane is part of, the task group that is open in it, and the update that it makes.
+    // As of the last record read: the capture that the lane is part of, the task group that is open in it,
+    // and the update that it makes.
     std::shared_ptr<Graph> capture;
     std::shared_ptr<TaskGroup> group, update;
-    // The capture that the program has ended and the vendor has not: what comes behind is none of it, and waits.
+    // The capture that the program has ended and the vendor has not: what comes behind is none of it, and
+    // waits.
     std::shared_ptr<Graph> ending;
-    bool update_refused = false;   // and what is launched until its end, too
-    bool update_failed = false;    // the same, as of the last item dispatched
+    bool update_refused = false;  // and what is launched until its end, too
+    bool update_failed = false;   // the same, as of the last item dispatched
     // As of the last item dispatched:
     bool in_capture = false, in_update = false;
     void* before_capture = nullptr;  // an event behind what the vendor's stream held when it began to capture
-    Graph* graph() const;  // that the lane captures or updates, or nullptr
+    Graph* graph() const;            // that the lane captures or updates, or nullptr
     bool idle() const { return backlog.empty() && queue.empty() && !calling; }
     bool held() const { return blocked || full || calling || aborting; }
 };
@@ -251,8 +288,8 @@ struct VirtualMemory {
     std::mutex mutex;
     std::map<uint64_t, uint64_t> reserved;  // address -> bytes
     uint64_t reserved_bytes = 0;
-    uint64_t pieces = 0;                    // mapped
-    std::atomic<uint32_t> unmapping{0};     // no longer to be named, not yet unmapped
+    uint64_t pieces = 0;                 // mapped
+    std::atomic<uint32_t> unmapping{0};  // no longer to be named, not yet unmapped
     Table<Held> physical{wire::HandleKind::physical};
 };
 
@@ -261,7 +298,8 @@ struct HostMemory {
     uint8_t* address = nullptr;
     uint64_t bytes = 0;
     std::unique_ptr<Pins::Pin> pin;
-    HostMemory(uint8_t* a, uint64_t n, std::unique_ptr<Pins::Pin> p) : address(a), bytes(n), pin(std::move(p)) {}
+    HostMemory(uint8_t* a, uint64_t n, std::unique_ptr<Pins::Pin> p)
+        : address(a), bytes(n), pin(std::move(p)) {}
     ~HostMemory();
 };
 
@@ -306,7 +344,7 @@ struct Session : std::enable_shared_from_this<Session> {
     std::shared_ptr<Communicators> communicators;  // made with the first
     std::shared_ptr<Kernels> kernels;              // the same
     uint64_t calls = 0;
-    uint64_t queued = 0;  // items in all lanes
+    uint64_t queued = 0;       // items in all lanes
     uint64_t graph_bytes = 0;  // of pageable memory that its graphs keep
     // Host functions: those to tell the client of, and those that lanes wait for.
     struct HostTold {

@@ -16,15 +16,18 @@ uint32_t element_bits(int32_t dtype) {
 // Formats whose memory is laid out as the storage dims say.
 bool blocked(int32_t format) {
     switch (format) {
-        case acl::NC1HWC0: case acl::FRACTAL_Z: case acl::FRACTAL_NZ: case acl::NDC1HWC0: return true;
+        case acl::NC1HWC0:
+        case acl::FRACTAL_Z:
+        case acl::FRACTAL_NZ:
+        case acl::NDC1HWC0: return true;
         default: return false;
     }
 }
 
 }  // namespace
 
-std::shared_ptr<Shape> Shape::make(Vendor& vendor, uint32_t op, std::span<const uint8_t> meta, size_t addresses, int32_t* error,
-                                   std::string* message) {
+std::shared_ptr<Shape> Shape::make(Vendor& vendor, uint32_t op, std::span<const uint8_t> meta,
+                                   size_t addresses, int32_t* error, std::string* message) {
     *error = acl::INVALID_PARAM;
     if (op >= api::kOpCount) {
         *message = "FlexNPU: no operator has the number " + std::to_string(op);
@@ -77,11 +80,13 @@ aclTensor* Shape::tensor(const wire::TensorMeta& t, gate::ShapeBucket* bucket, s
     wire::Extent extent;
     if (bits == 0 || !wire::extent_of(t, bits, blocked(t.format), &extent)) {
         *message = std::string(name()) + ": tensor " + std::to_string(extents_.size()) + " has " +
-                   (bits == 0 ? "data type " + std::to_string(t.dtype) + ", which FlexNPU does not know" : "impossible dimensions");
+                   (bits == 0 ? "data type " + std::to_string(t.dtype) + ", which FlexNPU does not know"
+                              : "impossible dimensions");
         return nullptr;
     }
     // The address is set by each launch; a tensor without elements never gets one.
-    aclTensor* made = vendor_.aclCreateTensor(t.dims.data(), t.dims.size(), t.dtype, t.strides.empty() ? nullptr : t.strides.data(), t.offset,
+    aclTensor* made = vendor_.aclCreateTensor(t.dims.data(), t.dims.size(), t.dtype,
+                                              t.strides.empty() ? nullptr : t.strides.data(), t.offset,
                                               t.format, t.storage.data(), t.storage.size(), nullptr);
     if (!made) {
         *message = vendor_.message("aclCreateTensor", acl::INVALID_PARAM);
@@ -99,7 +104,8 @@ bool Shape::build(const std::vector<wire::ArgMeta>& args, std::string* message) 
     texts_.reserve(args.size());
     auto scalar = [&](const wire::ScalarMeta& s) -> aclScalar* {
         if (acl::element_size(s.dtype) == 0) {
-            *message = std::string(name()) + ": a scalar has data type " + std::to_string(s.dtype) + ", which FlexNPU does not know";
+            *message = std::string(name()) + ": a scalar has data type " + std::to_string(s.dtype) +
+                       ", which FlexNPU does not know";
             return nullptr;
         }
         aclScalar* made = vendor_.aclCreateScalar(const_cast<unsigned char*>(s.value), s.dtype);
@@ -112,10 +118,12 @@ bool Shape::build(const std::vector<wire::ArgMeta>& args, std::string* message) 
         out.p = nullptr;
         if (api::is_object(a.kind) && !a.present) continue;
         switch (a.kind) {
-            case 'T': case 't':
+            case 'T':
+            case 't':
                 if (!(out.p = tensor(a.tensors[0], &bucket, message))) return false;
                 break;
-            case 'L': case 'l': {
+            case 'L':
+            case 'l': {
                 std::vector<const aclTensor*> list;
                 const size_t before = tensors_.size();
                 for (const wire::TensorMeta& t : a.tensors) {
@@ -156,7 +164,8 @@ bool Shape::build(const std::vector<wire::ArgMeta>& args, std::string* message) 
                 static_assert(sizeof(bool) == 1);
                 std::vector<uint8_t> values = a.bools;
                 for (uint8_t& b : values) b = b != 0;
-                out.p = vendor_.aclCreateBoolArray(reinterpret_cast<const bool*>(values.data()), values.size());
+                out.p =
+                    vendor_.aclCreateBoolArray(reinterpret_cast<const bool*>(values.data()), values.size());
                 break;
             }
             case 's':
@@ -165,11 +174,13 @@ bool Shape::build(const std::vector<wire::ArgMeta>& args, std::string* message) 
                     out.s = texts_.back().c_str();
                 }
                 break;
-            case 'd': case 'f': out.d = a.real; break;
+            case 'd':
+            case 'f': out.d = a.real; break;
             default: out.i = a.integer; break;
         }
         if (api::is_object(a.kind) && !out.p) {
-            *message = std::string(name()) + ": the vendor's library cannot make an argument of kind " + a.kind;
+            *message =
+                std::string(name()) + ": the vendor's library cannot make an argument of kind " + a.kind;
             return false;
         }
     }
@@ -184,7 +195,8 @@ Shape::~Shape() {
     for (const AclnnArg& a : args_) {
         if (!api::is_object(a.kind) || !a.p) continue;
         switch (a.kind) {
-            case 'L': case 'l': vendor_.aclDestroyTensorList(static_cast<aclTensorList*>(a.p)); break;
+            case 'L':
+            case 'l': vendor_.aclDestroyTensorList(static_cast<aclTensorList*>(a.p)); break;
             case 'S': vendor_.aclDestroyScalar(static_cast<aclScalar*>(a.p)); break;
             case 'C': vendor_.aclDestroyScalarList(static_cast<aclScalarList*>(a.p)); break;
             case 'I': vendor_.aclDestroyIntArray(static_cast<aclIntArray*>(a.p)); break;
@@ -196,7 +208,8 @@ Shape::~Shape() {
 }
 
 int32_t Shape::first(std::span<const uint64_t> addresses, uint64_t* workspace, aclOpExecutor** executor) {
-    for (size_t i = 0; i < tensors_.size(); i++) vendor_.aclSetRawTensorAddr(tensors_[i], reinterpret_cast<void*>(addresses[i]));
+    for (size_t i = 0; i < tensors_.size(); i++)
+        vendor_.aclSetRawTensorAddr(tensors_[i], reinterpret_cast<void*>(addresses[i]));
     *workspace = 0;
     *executor = nullptr;
     return api::invoke_first(op_, vendor_.first(op_), args_.data(), workspace, executor);

@@ -1,4 +1,5 @@
-// An operator with all its metadata, as a client has defined it: the vendor's objects are built once, a launch sets addresses.
+// An operator with all its metadata, as a client has defined it: the vendor's objects are built once, a
+// launch sets addresses.
 #pragma once
 
 #include <memory>
@@ -14,9 +15,10 @@ namespace flexnpu::daemon {
 
 class Shape {
 public:
-    // Decodes untrusted metadata. nullptr with *error and *message set when it is malformed, or names an operator that the vendor lacks.
-    static std::shared_ptr<Shape> make(Vendor& vendor, uint32_t op, std::span<const uint8_t> meta, size_t addresses, int32_t* error,
-                                       std::string* message);
+    // Decodes untrusted metadata. nullptr with *error and *message set when it is malformed, or names an
+    // operator that the vendor lacks.
+    static std::shared_ptr<Shape> make(Vendor& vendor, uint32_t op, std::span<const uint8_t> meta,
+                                       size_t addresses, int32_t* error, std::string* message);
     ~Shape();
     Shape(const Shape&) = delete;
     Shape& operator=(const Shape&) = delete;
@@ -30,7 +32,8 @@ public:
 
     // The same again, with objects of its own.
     std::shared_ptr<Shape> clone(int32_t* error, std::string* message) const;
-    // Shapes of the outputs as the last launch has left them: for each, the number of dims, then the dims. Words that do not fit are left out.
+    // Shapes of the outputs as the last launch has left them: for each, the number of dims, then the dims.
+    // Words that do not fit are left out.
     std::vector<uint64_t> output_dims(size_t most) const;
 
     // The vendor's first call with these addresses. An executor is good for one second call.

@@ -35,7 +35,9 @@ public:
     // Under a handle that its owner has chosen; false if that is no free slot of this kind.
     bool add_at(uint64_t handle, std::shared_ptr<T> object) {
         const uint32_t i = wire::handle_index(handle);
-        if (handle == 0 || handle != (wire::make_handle(kind_, i, uint32_t(handle >> 20)) | tag_) || find(handle)) return false;
+        if (handle == 0 || handle != (wire::make_handle(kind_, i, uint32_t(handle >> 20)) | tag_) ||
+            find(handle))
+            return false;
         if (i >= slots_.size()) slots_.resize(i + 1);
         if (slots_[i].handle) return false;
         slots_[i] = {handle, 0, std::move(object)};
@@ -46,12 +48,15 @@ public:
         const uint32_t i = wire::handle_index(handle);
         return handle && i < slots_.size() && slots_[i].handle == handle ? slots_[i].object.get() : nullptr;
     }
-    std::shared_ptr<T> share(uint64_t handle) const { return find(handle) ? slots_[wire::handle_index(handle)].object : nullptr; }
+    std::shared_ptr<T> share(uint64_t handle) const {
+        return find(handle) ? slots_[wire::handle_index(handle)].object : nullptr;
+    }
     std::shared_ptr<T> remove(uint64_t handle) {
         if (!find(handle)) return nullptr;
         Slot& slot = slots_[wire::handle_index(handle)];
         slot.handle = 0;
-        if (slot.generation) free_.push_back(wire::handle_index(handle));  // 0: its owner chooses, see add_at()
+        if (slot.generation)
+            free_.push_back(wire::handle_index(handle));  // 0: its owner chooses, see add_at()
         count_--;
         return std::move(slot.object);
     }

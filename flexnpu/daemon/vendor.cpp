@@ -8,8 +8,10 @@
 namespace flexnpu::daemon {
 
 Vendor::Vendor(const std::string& directory) : operators_(api::kOpCount), functions_(api::FN_COUNT) {
-    // libacl_rt and libnnopbase are separate in current CANN and part of others before; libopapi may come in several pieces.
-    for (const char* name : {"libascendcl.so", "libacl_rt.so", "libnnopbase.so", "libacl_op_compiler.so", "libhccl.so"}) {
+    // libacl_rt and libnnopbase are separate in current CANN and part of others before; libopapi may come in
+    // several pieces.
+    for (const char* name :
+         {"libascendcl.so", "libacl_rt.so", "libnnopbase.so", "libacl_op_compiler.so", "libhccl.so"}) {
         const std::string path = directory + "/" + name;
         if (void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
             libraries_.push_back(library);
@@ -31,8 +33,8 @@ Vendor::Vendor(const std::string& directory) : operators_(api::kOpCount), functi
     }
     globfree(&found);
     std::string missing;
-#define X(name)                                                     \
-    name = reinterpret_cast<decltype(name)>(symbol(#name));         \
+#define X(name)                                             \
+    name = reinterpret_cast<decltype(name)>(symbol(#name)); \
     if (!name) missing += std::string(missing.empty() ? "" : ", ") + #name;
     FLEXNPU_VENDOR_FUNCTIONS(X)
 #undef X

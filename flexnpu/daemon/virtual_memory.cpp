@@ -1,4 +1,5 @@
-// Virtual memory calls: a session reserves addresses, holds physical memory, and maps its own into its own. Operators may touch what is mapped.
+// Virtual memory calls: a session reserves addresses, holds physical memory, and maps its own into its own.
+// Operators may touch what is mapped.
 #include <cstring>
 
 #include "flexnpu/daemon/dispatcher.hpp"
@@ -32,8 +33,9 @@ void Dispatcher::virtual_memory(Session& s, Payload p, const Reply& reply) {
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed virtual memory call");
     }
     std::memcpy(&v, p.data(), sizeof(v));
-    if (!vendor_.aclrtReserveMemAddress || !vendor_.aclrtReleaseMemAddress || !vendor_.aclrtMallocPhysical || !vendor_.aclrtFreePhysical ||
-        !vendor_.aclrtMapMem || !vendor_.aclrtUnmapMem || !vendor_.aclrtMemGetAllocationGranularity) {
+    if (!vendor_.aclrtReserveMemAddress || !vendor_.aclrtReleaseMemAddress || !vendor_.aclrtMallocPhysical ||
+        !vendor_.aclrtFreePhysical || !vendor_.aclrtMapMem || !vendor_.aclrtUnmapMem ||
+        !vendor_.aclrtMemGetAllocationGranularity) {
         return refuse(s, reply, acl::API_NOT_SUPPORTED, "FlexNPU: this CANN has no virtual memory calls");
     }
     aclrtPhysicalMemProp properties{};
@@ -49,10 +51,13 @@ void Dispatcher::virtual_memory(Session& s, Payload p, const Reply& reply) {
                 std::lock_guard lock(s.virtual_memory.mutex);
                 auto at = s.virtual_memory.reserved.find(v.address);
                 if (at == s.virtual_memory.reserved.end()) {
-                    return reply.fail({acl::RT_PARAM_INVALID, "aclrtReleaseMemAddress: " + hex(v.address) + " was not reserved by this process"});
+                    return reply.fail({acl::RT_PARAM_INVALID, "aclrtReleaseMemAddress: " + hex(v.address) +
+                                                                  " was not reserved by this process"});
                 }
                 if (s.virtual_memory.unmapping || s.memory.overlaps(at->first, at->second)) {
-                    return reply.fail({acl::RT_PARAM_INVALID, "aclrtReleaseMemAddress: memory is still mapped at " + hex(v.address)});
+                    return reply.fail(
+                        {acl::RT_PARAM_INVALID,
+                         "aclrtReleaseMemAddress: memory is still mapped at " + hex(v.address)});
                 }
                 if (int32_t e = vendor_.aclrtReleaseMemAddress(pointer(v.address))) {
                     return reply.fail({e, vendor_.message("aclrtReleaseMemAddress", e)});
@@ -63,11 +68,13 @@ void Dispatcher::virtual_memory(Session& s, Payload p, const Reply& reply) {
                 reply.ok();
             });
         case Call::allocate:
-            if (v.bytes == 0 || v.flags != 0) return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtMallocPhysical: size 0, or flags");
+            if (v.bytes == 0 || v.flags != 0)
+                return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtMallocPhysical: size 0, or flags");
             return worker.post([this, &s, v, properties, reply] {
                 std::shared_ptr<Held> held;
                 Failure failure;
-                failure.code = allocate_physical(vendor_, s.account, v.bytes, properties, &held, &failure.message);
+                failure.code =
+                    allocate_physical(vendor_, s.account, v.bytes, properties, &held, &failure.message);
                 if (failure.code) {
                     if (s.account->left() < v.bytes) quota_refusals_++;
                     return reply.fail(failure);
@@ -84,9 +91,14 @@ void Dispatcher::virtual_memory(Session& s, Payload p, const Reply& reply) {
                 {
                     std::lock_guard lock(s.virtual_memory.mutex);
                     Held* found = s.virtual_memory.physical.find(v.handle);
-                    if (!found) return reply.fail({acl::RT_INVALID_HANDLE, "aclrtFreePhysical: " + hex(v.handle) + " is not physical memory of this process"});
+                    if (!found)
+                        return reply.fail(
+                            {acl::RT_INVALID_HANDLE, "aclrtFreePhysical: " + hex(v.handle) +
+                                                         " is not physical memory of this process"});
                     if (s.memory.has_mapped(found->allocation().get())) {
-                        return reply.fail({acl::RT_PARAM_INVALID, "aclrtFreePhysical: the memory is still mapped: call aclrtUnmapMem first"});
+                        return reply.fail(
+                            {acl::RT_PARAM_INVALID,
+                             "aclrtFreePhysical: the memory is still mapped: call aclrtUnmapMem first"});
                     }
                     held = s.virtual_memory.physical.remove(v.handle);
                 }
@@ -100,7 +112,10 @@ void Dispatcher::virtual_memory(Session& s, Payload p, const Reply& reply) {
             return worker.post([this, v, properties, reply]() mutable {
                 size_t bytes = 0;
                 const int32_t e = vendor_.aclrtMemGetAllocationGranularity(&properties, v.option, &bytes);
-                if (e) reply.fail({e, vendor_.message("aclrtMemGetAllocationGranularity", e)}); else reply.ok(bytes);
+                if (e)
+                    reply.fail({e, vendor_.message("aclrtMemGetAllocationGranularity", e)});
+                else
+                    reply.ok(bytes);
             });
     }
     count_.malformed++;
@@ -112,9 +127,13 @@ void Dispatcher::reserve(Session& s, const wire::VirtualMemory& v, const Reply& 
     VirtualMemory& m = s.virtual_memory;
     std::lock_guard lock(m.mutex);
     auto too_much = [&] {
-        reply.fail({acl::RT_PARAM_INVALID, "aclrtReserveMemAddress: " + std::to_string(v.bytes) + " bytes of addresses are more than this session may still reserve"});
+        reply.fail(
+            {acl::RT_PARAM_INVALID, "aclrtReserveMemAddress: " + std::to_string(v.bytes) +
+                                        " bytes of addresses are more than this session may still reserve"});
     };
-    if (v.bytes == 0 || v.bytes > kMaxReservedPerSession - m.reserved_bytes || m.reserved.size() >= kMaxReservations) return too_much();
+    if (v.bytes == 0 || v.bytes > kMaxReservedPerSession - m.reserved_bytes ||
+        m.reserved.size() >= kMaxReservations)
+        return too_much();
     if (reserved_bytes_.fetch_add(v.bytes) + v.bytes > kMaxReserved) {
         reserved_bytes_ -= v.bytes;
         return too_much();
@@ -133,22 +152,32 @@ void Dispatcher::map(Session& s, const wire::VirtualMemory& v, const Reply& repl
     VirtualMemory& m = s.virtual_memory;
     std::lock_guard lock(m.mutex);
     if (!m.physical.find(v.handle)) {
-        return reply.fail({acl::RT_INVALID_HANDLE, "aclrtMapMem: " + hex(v.handle) + " is not physical memory of this process"});
+        return reply.fail({acl::RT_INVALID_HANDLE,
+                           "aclrtMapMem: " + hex(v.handle) + " is not physical memory of this process"});
     }
     auto at = m.reserved.upper_bound(v.address);
-    const bool ours = at != m.reserved.begin() && v.address - (--at)->first < at->second && v.bytes <= at->second - (v.address - at->first);
+    const bool ours = at != m.reserved.begin() && v.address - (--at)->first < at->second &&
+                      v.bytes <= at->second - (v.address - at->first);
     if (!ours || v.bytes == 0) {
-        return reply.fail({acl::RT_PARAM_INVALID, "aclrtMapMem: " + hex(v.address) + " (" + std::to_string(v.bytes) + " bytes) is not within addresses that this process has reserved"});
+        return reply.fail(
+            {acl::RT_PARAM_INVALID, "aclrtMapMem: " + hex(v.address) + " (" + std::to_string(v.bytes) +
+                                        " bytes) is not within addresses that this process has reserved"});
     }
-    if (s.memory.overlaps(v.address, v.bytes)) return reply.fail({acl::RT_PARAM_INVALID, "aclrtMapMem: memory is mapped at " + hex(v.address) + " already"});
+    if (s.memory.overlaps(v.address, v.bytes))
+        return reply.fail(
+            {acl::RT_PARAM_INVALID, "aclrtMapMem: memory is mapped at " + hex(v.address) + " already"});
     std::shared_ptr<Held> held = m.physical.share(v.handle);
     if (v.offset > held->bytes() || v.bytes > held->bytes() - v.offset) {
-        return reply.fail({acl::RT_PARAM_INVALID, "aclrtMapMem: the memory has " + std::to_string(held->bytes()) + " bytes, less than what is to be mapped"});
+        return reply.fail({acl::RT_PARAM_INVALID, "aclrtMapMem: the memory has " +
+                                                      std::to_string(held->bytes()) +
+                                                      " bytes, less than what is to be mapped"});
     }
     if (m.pieces >= kMaxPiecesPerSession || pieces_.load() >= kMaxPieces) {
-        return reply.fail({acl::RT_MEMORY_ALLOCATION, "aclrtMapMem: too many mapped pieces: use larger ones"});
+        return reply.fail(
+            {acl::RT_MEMORY_ALLOCATION, "aclrtMapMem: too many mapped pieces: use larger ones"});
     }
-    if (int32_t e = vendor_.aclrtMapMem(pointer(v.address), v.bytes, v.offset, held->allocation()->vendor_handle(), v.flags)) {
+    if (int32_t e = vendor_.aclrtMapMem(pointer(v.address), v.bytes, v.offset,
+                                        held->allocation()->vendor_handle(), v.flags)) {
         return reply.fail({e, vendor_.message("aclrtMapMem", e)});
     }
     m.pieces++;
@@ -157,10 +186,13 @@ void Dispatcher::map(Session& s, const wire::VirtualMemory& v, const Reply& repl
     reply.ok();
 }
 
-// From here on no call may name these addresses; the vendor unmaps them when the last operator that does is over.
+// From here on no call may name these addresses; the vendor unmaps them when the last operator that does is
+// over.
 void Dispatcher::unmap(Session& s, const wire::VirtualMemory& v, const Reply& reply) {
     auto range = s.memory.take(v.address, MemoryMap::Kind::mapped);
-    if (!range) return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtUnmapMem: nothing of this process is mapped at " + hex(v.address));
+    if (!range)
+        return refuse(s, reply, acl::RT_PARAM_INVALID,
+                      "aclrtUnmapMem: nothing of this process is mapped at " + hex(v.address));
     s.virtual_memory.unmapping++;
     when_unused(s, reply, std::move(*range), [this, &s, v, reply](bool over, MemoryMap::Range range) {
         VirtualMemory& m = s.virtual_memory;
@@ -169,7 +201,8 @@ void Dispatcher::unmap(Session& s, const wire::VirtualMemory& v, const Reply& re
         if (!over) {
             // Still in use after a long time: it stays mapped, and the program is told.
             s.memory.add(std::move(range));
-            return reply.fail({acl::RT_WAIT_TIMEOUT, "aclrtUnmapMem: operators that were launched before still run"});
+            return reply.fail(
+                {acl::RT_WAIT_TIMEOUT, "aclrtUnmapMem: operators that were launched before still run"});
         }
         const int32_t e = vendor_.aclrtUnmapMem(pointer(v.address));
         if (e) {

@@ -14,7 +14,11 @@ namespace flexnpu::daemon {
 
 class Worker {
 public:
-    explicit Worker(std::function<void()> at_start) : thread_([this, at_start] { at_start(); run(); }) {}
+    explicit Worker(std::function<void()> at_start)
+        : thread_([this, at_start] {
+              at_start();
+              run();
+          }) {}
     // One without a thread: it forgets what it is given.
     Worker() : forgets_(true) {}
     ~Worker() {
@@ -56,7 +60,9 @@ private:
             job();
             job = nullptr;
             // The next chunk of a copy comes within microseconds: sooner than a thread wakes up.
-            for (const uint64_t until = wire::now_ns() + kSpinNs; !there_.load(std::memory_order_acquire) && wire::now_ns() < until;) wire::cpu_relax();
+            for (const uint64_t until = wire::now_ns() + kSpinNs;
+                 !there_.load(std::memory_order_acquire) && wire::now_ns() < until;)
+                wire::cpu_relax();
             lock.lock();
         }
     }

@@ -10,12 +10,12 @@ namespace flexnpu::gate {
 namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr size_t kKinds = 16;          // kinds of step, by octave of their operator count
-constexpr size_t kKindHistory = 15;    // steps remembered of each kind
-constexpr size_t kStepHistory = 64;    // steps over which a kind must have been seen kKindMin times
+constexpr size_t kKinds = 16;        // kinds of step, by octave of their operator count
+constexpr size_t kKindHistory = 15;  // steps remembered of each kind
+constexpr size_t kStepHistory = 64;  // steps over which a kind must have been seen kKindMin times
 constexpr uint32_t kKindMin = 2;
-constexpr double kMarkEveryUs = 100;   // decode lanes: a completion marker at least every so much device time
-constexpr uint32_t kMarkEveryOps = 16; // or operators
+constexpr double kMarkEveryUs = 100;  // decode lanes: a completion marker at least every so much device time
+constexpr uint32_t kMarkEveryOps = 16;  // or operators
 constexpr uint64_t kMinWakeNs = 20'000;
 
 double since_us(uint64_t now_ns, uint64_t then_ns) {
@@ -30,9 +30,7 @@ uint64_t after(uint64_t ns, double us) {
 }
 
 // An operator is not taken for done before its end is reported: the estimate may be short.
-double creditable(double est_us) {
-    return est_us - std::min(0.25 * est_us, Gate::kPipelineUs / 2);
-}
+double creditable(double est_us) { return est_us - std::min(0.25 * est_us, Gate::kPipelineUs / 2); }
 
 double at_least_zero(double v) {
     return v > 0 ? v : 0;  // NaN becomes 0 too
@@ -65,13 +63,13 @@ struct Kind {
 
 struct Gate::Step {
     bool open = false;
-    bool closing = false;     // the host has asked to synchronise: no more operators will come
+    bool closing = false;  // the host has asked to synchronise: no more operators will come
     uint64_t start_ns = 0;
-    uint64_t last_ns = 0;     // last sign of life of the lane's host or device
-    uint32_t ops = 0;         // enqueued so far
-    double enqueued_us = 0;   // their device time
-    double done_us = 0;       // and of those known to be complete
-    double beside_us = 0;     // prefill work that ran, or was in flight, beside it
+    uint64_t last_ns = 0;    // last sign of life of the lane's host or device
+    uint32_t ops = 0;        // enqueued so far
+    double enqueued_us = 0;  // their device time
+    double done_us = 0;      // and of those known to be complete
+    double beside_us = 0;    // prefill work that ran, or was in flight, beside it
 };
 
 struct Gate::Lane {

@@ -69,9 +69,11 @@ private:
     uint64_t bytes_ = 0;
 };
 
-// The key of a graph, which is one operator to the gate: no two share one. `us`: what its captured operators are estimated to take.
+// The key of a graph, which is one operator to the gate: no two share one. `us`: what its captured operators
+// are estimated to take.
 OpKey graph_key(uint64_t serial, double us);
-// For a kernel of a program's own, by its function and how many blocks of it are launched; its first guess is that of an operator of no bytes.
+// For a kernel of a program's own, by its function and how many blocks of it are launched; its first guess is
+// that of an operator of no bytes.
 OpKey kernel_key(uint64_t serial, uint32_t blocks);
 
 struct Item {
@@ -92,16 +94,16 @@ struct Decision {
 
 struct LaneStats {
     Phase phase = Phase::Unknown;
-    double target_us = 0;       // as set; 0: the gate's own
+    double target_us = 0;  // as set; 0: the gate's own
     uint64_t queued = 0;
-    uint64_t in_flight = 0;     // not known to be complete; what goes by transparently is not tracked
+    uint64_t in_flight = 0;  // not known to be complete; what goes by transparently is not tracked
     double in_flight_us = 0;
     uint64_t enqueued = 0;
     uint64_t dispatched = 0;
-    double device_us = 0;       // sum of estimates of what was dispatched
-    double gated_us = 0;        // sum of holds
+    double device_us = 0;  // sum of estimates of what was dispatched
+    double gated_us = 0;   // sum of holds
     bool held_now = false;
-    uint64_t forced = 0;        // heads that went because of max_hold_us
+    uint64_t forced = 0;  // heads that went because of max_hold_us
     uint64_t steps = 0;
     double step_ops = 0;        // of the lane's main kind of step: operators,
     double step_device_us = 0;  // device time,
@@ -110,15 +112,15 @@ struct LaneStats {
 
 struct Counters {
     uint64_t decisions = 0;
-    uint64_t held = 0;                 // heads held at all
+    uint64_t held = 0;  // heads held at all
     uint64_t forced = 0;
-    uint64_t oversize = 0;             // operators larger than W that went alone
+    uint64_t oversize = 0;  // operators larger than W that went alone
     uint64_t expired_leases = 0;
     uint64_t lost_completions = 0;     // marks given up after kMarkTimeoutNs
     uint64_t unknown_completions = 0;  // completed() for a ticket not in flight
     uint64_t cost_keys = 0;            // (operator, bucket) pairs with a learned cost
     uint64_t cost_samples = 0;
-    uint64_t cost_evicted = 0;         // pairs forgotten because the table was full
+    uint64_t cost_evicted = 0;  // pairs forgotten because the table was full
 };
 
 // Device time of an operator, learned by (operator, shape bucket). A measured time contains whatever
@@ -162,7 +164,7 @@ private:
 
 class Gate {
 public:
-    static constexpr double kLendWindows = 4;                  // window of an idle decode phase, in W
+    static constexpr double kLendWindows = 4;  // window of an idle decode phase, in W
     static constexpr double kHoldCosts = 4;    // longest hold of a head, in its own costs
     static constexpr double kPipelineUs = 60;  // an oversize operator may queue behind so much work in flight
     static constexpr uint64_t kMarkTimeoutNs = 2'000'000'000;  // a completion so late is taken for lost

@@ -1,7 +1,9 @@
-// Layout of what client and daemon share: the session page, the rings, the records in them, and the socket's messages.
+// Layout of what client and daemon share: the session page, the rings, the records in them, and the socket's
+// messages.
 //
-// Both sides are one build (Hello compares the table hash), on one machine, so the layout is plain structs in native byte order. Everything in
-// shared memory can be changed by the other side at any time: the daemon copies a record before it looks at it, and never reads a length twice.
+// Both sides are one build (Hello compares the table hash), on one machine, so the layout is plain structs in
+// native byte order. Everything in shared memory can be changed by the other side at any time: the daemon
+// copies a record before it looks at it, and never reads a length twice.
 #pragma once
 
 #include <atomic>
@@ -23,7 +25,8 @@ static_assert(std::atomic<uint32_t>::is_always_lock_free && std::atomic<uint64_t
 // The staging area carries copies between pageable host memory and the device, one block a chunk.
 inline constexpr uint32_t kBlocks = 128;
 inline constexpr size_t kBlockBytes = size_t(1) << 18;
-// A synchronous copy up to this size is made on the dispatcher's own thread, while no large one keeps the copy engine.
+// A synchronous copy up to this size is made on the dispatcher's own thread, while no large one keeps the
+// copy engine.
 inline constexpr size_t kQuickCopy = size_t(1) << 16;
 inline constexpr size_t kSessionPageBytes = 16384;
 inline constexpr size_t kSessionBytes = kSessionPageBytes + kBlocks * kBlockBytes;
@@ -35,12 +38,14 @@ enum Doze : uint32_t {
     kAsleep = 2,   // everybody
 };
 
-// Streams of a session whose gate figures it can read, and a stream's place among them; handles' indices are dense.
+// Streams of a session whose gate figures it can read, and a stream's place among them; handles' indices are
+// dense.
 inline constexpr uint32_t kGatedLanes = 256;
 constexpr uint32_t gated_lane(uint64_t stream) { return stream ? handle_index(stream) + 1 : 0; }
 
-// Host functions (aclrtLaunchHostFunc, aclrtLaunchCallback): the daemon says that a stream has reached one, the client runs it and says that it
-// has returned, apart from the rings: a stream that waits for a function must not wait for rings that are full, or not read, because of it.
+// Host functions (aclrtLaunchHostFunc, aclrtLaunchCallback): the daemon says that a stream has reached one,
+// the client runs it and says that it has returned, apart from the rings: a stream that waits for a function
+// must not wait for rings that are full, or not read, because of it.
 inline constexpr uint32_t kHostCalls = 128;  // on their way to the client
 inline constexpr uint32_t kHostSlots = 64;   // functions that streams wait for, of one session
 
@@ -74,7 +79,8 @@ struct SessionPage {
     alignas(64) std::atomic<uint32_t> host_taken;  // calls ever taken; written by the client
     std::atomic<uint32_t> host_done[kHostSlots];   // the ticket of the function that has returned
     std::atomic<int32_t> host_status[kHostSlots];  // written before that: an ACL error if it could not run
-    // How long the gate has held heads of a lane, all in all, ns: by gated_lane(). Written by the daemon when a head that it held goes.
+    // How long the gate has held heads of a lane, all in all, ns: by gated_lane(). Written by the daemon when
+    // a head that it held goes.
     alignas(64) std::atomic<uint64_t> gated_ns[kGatedLanes];
 };
 static_assert(sizeof(SessionPage) <= kSessionPageBytes);
@@ -106,23 +112,24 @@ static_assert(sizeof(RingHeader) <= kRingHeaderBytes);
 enum class Kind : uint16_t {
     invalid = 0,
     // asynchronous
-    launch,           // Launch, then `count` addresses
-    copy,             // Copy; with inline data behind it when from == inline_data
-    memset,           // Memset
-    record_event,     // EventOp
-    wait_event,       // EventOp
-    reset_event,      // EventOp
-    host_func,        // HostFunc
-    drop_shape,       // DropShape
-    collective,       // Collective, then `words` words
-    create_event,     // CreateEvent; asked or not
-    launch_graph,     // GraphOp
-    update_begin,     // GraphOp, its `graph` a task group: launches of the stream give the group's operators new arguments, until
-    update_end,       // StreamOp
-    value_op,         // ValueOp
-    cache_hint,       // CacheHint
-    launch_kernel,    // LaunchKernel, then its attributes, place holders and arguments
-    define_shape,     // DefineShape, `addresses` addresses, then the metadata -> workspace size, if asked
+    launch,        // Launch, then `count` addresses
+    copy,          // Copy; with inline data behind it when from == inline_data
+    memset,        // Memset
+    record_event,  // EventOp
+    wait_event,    // EventOp
+    reset_event,   // EventOp
+    host_func,     // HostFunc
+    drop_shape,    // DropShape
+    collective,    // Collective, then `words` words
+    create_event,  // CreateEvent; asked or not
+    launch_graph,  // GraphOp
+    update_begin,  // GraphOp, its `graph` a task group: launches of the stream give the group's operators new
+                   // arguments, until
+    update_end,    // StreamOp
+    value_op,      // ValueOp
+    cache_hint,    // CacheHint
+    launch_kernel,  // LaunchKernel, then its attributes, place holders and arguments
+    define_shape,   // DefineShape, `addresses` addresses, then the metadata -> workspace size, if asked
     // synchronous (request != 0)
     malloc,           // Malloc -> address
     free,             // Free
@@ -145,22 +152,23 @@ enum class Kind : uint16_t {
     late_dims,        // LateDims -> for each output of the launch: number of dims, dims
     virtual_memory,   // VirtualMemory -> a word, see there
     share,            // Share -> words, see there
-    run_op,           // RunOp, then an operation (operation.hpp): an operator named by type has been given to its stream
-    capture_begin,    // StreamOp -> graph, the vendor's number for it
-    capture_end,      // CaptureEnd
-    capture_info,     // GraphOp -> status
-    group_begin,      // StreamOp
-    group_end,        // StreamOp -> task group
-    destroy_graph,    // GraphOp
-    graph_text,       // GraphText -> bytes in all, the text from the offset on
-    control_graph,    // ControlGraph
-    communicator,     // Communicator, then bytes -> see there
-    kernel,           // Kernel, then bytes -> see there
+    run_op,  // RunOp, then an operation (operation.hpp): an operator named by type has been given to its
+             // stream
+    capture_begin,  // StreamOp -> graph, the vendor's number for it
+    capture_end,    // CaptureEnd
+    capture_info,   // GraphOp -> status
+    group_begin,    // StreamOp
+    group_end,      // StreamOp -> task group
+    destroy_graph,  // GraphOp
+    graph_text,     // GraphText -> bytes in all, the text from the offset on
+    control_graph,  // ControlGraph
+    communicator,   // Communicator, then bytes -> see there
+    kernel,         // Kernel, then bytes -> see there
     count_,
 };
 
 struct Record {
-    uint32_t size;     // of the whole record, a multiple of 8
+    uint32_t size;  // of the whole record, a multiple of 8
     Kind kind;
     uint16_t reserved;
     uint32_t request;  // nonzero: the client waits for this number in RingHeader::reply
@@ -176,7 +184,8 @@ struct Launch {
     uint64_t shape;  // index | generation << 32
     uint32_t op;
     uint32_t count;  // addresses behind this
-    uint64_t late;   // nonzero: the client will ask for the shapes of the outputs under this number (late_dims)
+    uint64_t
+        late;  // nonzero: the client will ask for the shapes of the outputs under this number (late_dims)
 };
 
 enum class Place : uint32_t {
@@ -196,7 +205,7 @@ struct Copy {
     uint32_t region;  // of whichever side is `host`
     uint32_t block;
     uint32_t ticket;
-    uint32_t now;     // 1: aclrtMemcpy, apart from any stream; 0: in the stream's order
+    uint32_t now;  // 1: aclrtMemcpy, apart from any stream; 0: in the stream's order
 };
 
 struct Memset {
@@ -271,13 +280,13 @@ struct MemInfo {
 };
 struct VirtualMemory {
     enum Call : uint32_t {
-        reserve,        // bytes, address: where the program would like it, flags -> address
-        release,        // address
-        allocate,       // bytes, flags, memory, types -> handle
-        free,           // handle
-        map,            // address, bytes, offset, handle, flags
-        unmap,          // address
-        granularity,    // option, memory, types -> bytes
+        reserve,      // bytes, address: where the program would like it, flags -> address
+        release,      // address
+        allocate,     // bytes, flags, memory, types -> handle
+        free,         // handle
+        map,          // address, bytes, offset, handle, flags
+        unmap,        // address
+        granularity,  // option, memory, types -> bytes
     };
     uint32_t call;
     int32_t option;
@@ -335,8 +344,20 @@ struct HostFunc {
 // A collective or a message of a communicator, in its stream's order.
 struct Collective {
     enum Of : uint32_t {
-        all_reduce, reduce, all_gather, all_gather_v, reduce_scatter, reduce_scatter_v, broadcast, scatter, all_to_all,
-        all_to_all_v, all_to_all_vc, barrier, send_one, receive_one,
+        all_reduce,
+        reduce,
+        all_gather,
+        all_gather_v,
+        reduce_scatter,
+        reduce_scatter_v,
+        broadcast,
+        scatter,
+        all_to_all,
+        all_to_all_v,
+        all_to_all_vc,
+        barrier,
+        send_one,
+        receive_one,
         batch,  // words: for each message send (0) or receive (1) and its type << 32, buffer, count, peer
         count_
     };
@@ -353,12 +374,15 @@ struct Collective {
 // Making communicators, and what is asked of them.
 struct Communicator {
     enum Call : uint32_t {
-        root_info,     // -> the first bytes of the root info, as many as fit; the rest by answer_rest
-        answer_rest,   // `id`: from this byte on -> the bytes
-        initialise,    // ranks, rank; root info, then `config` bytes of configuration -> handle
-        split,         // communicator, id, ranks, rank; the members (uint32_t), then `config` bytes -> handle
-        destroy, name, async_error, resume,  // communicator -> nothing, text, error, nothing
-        capability,    // -> number
+        root_info,    // -> the first bytes of the root info, as many as fit; the rest by answer_rest
+        answer_rest,  // `id`: from this byte on -> the bytes
+        initialise,   // ranks, rank; root info, then `config` bytes of configuration -> handle
+        split,        // communicator, id, ranks, rank; the members (uint32_t), then `config` bytes -> handle
+        destroy,
+        name,
+        async_error,
+        resume,      // communicator -> nothing, text, error, nothing
+        capability,  // -> number
         count_
     };
     uint64_t communicator;
@@ -393,7 +417,8 @@ enum TextOf : uint32_t { kVersionOf = 1, kVersionNumberOf = 2, kCompileOption = 
 
 template <class T>
 concept Plain = std::is_trivially_copyable_v<T> && sizeof(T) % 8 == 0;
-static_assert(Plain<Launch> && Plain<Copy> && Plain<Memset> && Plain<EventOp> && Plain<DefineShape> && Plain<HostFunc> && Plain<Text> && Plain<Collective> && Plain<Communicator>);
+static_assert(Plain<Launch> && Plain<Copy> && Plain<Memset> && Plain<EventOp> && Plain<DefineShape> &&
+              Plain<HostFunc> && Plain<Text> && Plain<Collective> && Plain<Communicator>);
 
 constexpr size_t round8(size_t n) { return (n + 7) & ~size_t(7); }
 
@@ -426,7 +451,8 @@ struct LaunchKernel {
     uint32_t reserved;
 };
 
-// ---- the socket: SOCK_SEQPACKET, one request and one answer a message; file descriptors travel with answers ----
+// ---- the socket: SOCK_SEQPACKET, one request and one answer a message; file descriptors travel with answers
+// ----
 
 enum class Ask : uint32_t { hello = 1, new_ring, host_memory, free_host_memory };
 
@@ -434,12 +460,14 @@ struct Request {
     uint32_t magic;
     uint32_t version;
     Ask ask;
-    uint32_t region;      // free_host_memory; hello: the device's number in the program, see handle.hpp
-    uint64_t bytes;       // host_memory; hello: the quota of device memory that the program was given, 0: the daemon's
+    uint32_t region;  // free_host_memory; hello: the device's number in the program, see handle.hpp
+    uint64_t
+        bytes;  // host_memory; hello: the quota of device memory that the program was given, 0: the daemon's
     uint64_t table_hash;  // hello
 };
 
-// hello: fds = session memory, doorbell. new_ring: fd = ring, number = its index. host_memory: fd = the memory, number = its region.
+// hello: fds = session memory, doorbell. new_ring: fd = ring, number = its index. host_memory: fd = the
+// memory, number = its region.
 struct Answer {
     uint32_t magic;
     int32_t status;  // an ACL error

@@ -1,7 +1,8 @@
 // The metadata of an operator's first call: everything in its arguments but device addresses.
 //
-// The client's cache compares these bytes, so equal calls must give equal bytes: no padding is left undefined. The daemon decodes them as
-// untrusted input. Addresses travel beside them, one for each tensor in order of appearance (tensors of lists included).
+// The client's cache compares these bytes, so equal calls must give equal bytes: no padding is left
+// undefined. The daemon decodes them as untrusted input. Addresses travel beside them, one for each tensor in
+// order of appearance (tensors of lists included).
 //
 // An argument is a Head, then by kind (letters as in flexnpu/api/aclnn_arg.hpp):
 //   T t          offset, dims, strides, storage dims (int64 each; a, b, c give their numbers)
@@ -51,8 +52,8 @@ public:
         h.n = n;
         raw(&h, sizeof(h));
     }
-    void tensor(char kind, int dtype, int format, int64_t offset, std::span<const int64_t> dims, std::span<const int64_t> strides,
-                std::span<const int64_t> storage) {
+    void tensor(char kind, int dtype, int format, int64_t offset, std::span<const int64_t> dims,
+                std::span<const int64_t> strides, std::span<const int64_t> storage) {
         MetaHead h;
         h.kind = kind;
         h.present = 1;
@@ -97,13 +98,14 @@ private:
     size_t size_ = 0;
 };
 
-// Goes through metadata of the client's own writing, argument by argument and without taking memory; what comes from elsewhere is for decode_meta.
+// Goes through metadata of the client's own writing, argument by argument and without taking memory; what
+// comes from elsewhere is for decode_meta.
 class MetaReader {
 public:
     explicit MetaReader(std::span<const uint8_t> bytes) : bytes_(bytes) {}
 
-    // The next argument's head, and what follows it: of a tensor its offset, dims, ...; of a list its elements with their heads. False: there is no
-    // other, or it is not whole.
+    // The next argument's head, and what follows it: of a tensor its offset, dims, ...; of a list its
+    // elements with their heads. False: there is no other, or it is not whole.
     bool next(MetaHead* h, const uint8_t** body) {
         if (bytes_.size() - at_ < sizeof(*h)) return false;
         std::memcpy(h, bytes_.data() + at_, sizeof(*h));
@@ -111,9 +113,12 @@ public:
         *body = bytes_.data() + at_;
         if (!h->present) return true;
         switch (h->kind) {
-            case 'T': case 't': return pass(8 * (1 + size_t(h->counts[0]) + h->counts[1] + h->counts[2]));
+            case 'T':
+            case 't': return pass(8 * (1 + size_t(h->counts[0]) + h->counts[1] + h->counts[2]));
             case 'S': return pass(16);
-            case 'L': case 'l': case 'C':
+            case 'L':
+            case 'l':
+            case 'C':
                 for (uint32_t i = 0; i < h->n; i++) {
                     MetaHead element;
                     const uint8_t* inside;
@@ -122,7 +127,8 @@ public:
                 return true;
             case 'I': return pass(8 * size_t(h->n));
             case 'F': return pass(round8(4 * size_t(h->n)));
-            case 'B': case 's': return pass(round8(h->n));
+            case 'B':
+            case 's': return pass(round8(h->n));
             default: return pass(8);
         }
     }
@@ -189,7 +195,8 @@ inline bool decode_meta(std::span<const uint8_t> bytes, const char* kinds, std::
         for (int i = 0; i < 3; i++) {
             if (h.counts[i] > kMaxDims) return false;
         }
-        return take(&t->offset, 8) && take_all(t->dims, h.counts[0]) && take_all(t->strides, h.counts[1]) && take_all(t->storage, h.counts[2]);
+        return take(&t->offset, 8) && take_all(t->dims, h.counts[0]) && take_all(t->strides, h.counts[1]) &&
+               take_all(t->storage, h.counts[2]);
     };
     auto scalar = [&](const MetaHead& h, ScalarMeta* s) {
         s->present = h.present;
@@ -204,20 +211,25 @@ inline bool decode_meta(std::span<const uint8_t> bytes, const char* kinds, std::
         a.kind = *k;
         a.present = h.present;
         switch (*k) {
-            case 'T': case 't':
+            case 'T':
+            case 't':
                 if (!tensor(h, &a.tensors.emplace_back())) return false;
                 break;
             case 'S':
                 if (!scalar(h, &a.scalars.emplace_back())) return false;
                 break;
-            case 'L': case 'l': case 'C':
+            case 'L':
+            case 'l':
+            case 'C':
                 if (!a.present) break;
                 if (h.n > bytes.size() / sizeof(MetaHead)) return false;
                 for (uint32_t i = 0; i < h.n; i++) {
                     MetaHead e;
                     const char want = *k == 'C' ? 'S' : 'T';
                     if (!take(&e, sizeof(e)) || e.kind != want || e.present > 1) return false;
-                    if (want == 'S' ? !scalar(e, &a.scalars.emplace_back()) : !tensor(e, &a.tensors.emplace_back())) return false;
+                    if (want == 'S' ? !scalar(e, &a.scalars.emplace_back())
+                                    : !tensor(e, &a.tensors.emplace_back()))
+                        return false;
                 }
                 break;
             case 'I':
@@ -230,23 +242,31 @@ inline bool decode_meta(std::span<const uint8_t> bytes, const char* kinds, std::
                 if (a.present && !take_all(a.bools, h.n)) return false;
                 break;
             case 's':
-                if (a.present && (!take_all(a.text, h.n) || a.text.find('\0') != std::string::npos)) return false;
+                if (a.present && (!take_all(a.text, h.n) || a.text.find('\0') != std::string::npos))
+                    return false;
                 break;
-            case 'd': case 'f':
+            case 'd':
+            case 'f':
                 if (!a.present || !take(&a.real, 8)) return false;
                 break;
-            case 'i': case 'u': case 'v': case 'w': case 'h': case 'b': case 'D':
+            case 'i':
+            case 'u':
+            case 'v':
+            case 'w':
+            case 'h':
+            case 'b':
+            case 'D':
                 if (!a.present || !take(&a.integer, 8)) return false;
                 break;
-            default:
-                return false;
+            default: return false;
         }
     }
     return at == bytes.size();
 }
 
-// Bytes [low, high) that a tensor may touch, relative to its address. False if that overflows or reaches below the address.
-// `element_bits` is the size of one element; `blocked`: the format's elements lie as storage dims say, not as strides do.
+// Bytes [low, high) that a tensor may touch, relative to its address. False if that overflows or reaches
+// below the address. `element_bits` is the size of one element; `blocked`: the format's elements lie as
+// storage dims say, not as strides do.
 struct Extent {
     uint64_t bytes = 0;  // from the address on; 0: touches nothing
 };

@@ -1,7 +1,8 @@
-// An operator named by type (aclopCompileAndExecute), as it travels: descriptors, buffers' addresses, attributes.
+// An operator named by type (aclopCompileAndExecute), as it travels: descriptors, buffers' addresses,
+// attributes.
 //
-// Strings and arrays are a 32-bit count and their bytes, each padded to nothing: the reader copies every field and checks every count
-// against what is left.
+// Strings and arrays are a 32-bit count and their bytes, each padded to nothing: the reader copies every
+// field and checks every count against what is left.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,8 @@ struct Operation {
     std::string type;
     int32_t engine = 0, compile = 0;
     std::vector<OperationTensor> inputs, outputs;
-    std::vector<std::pair<std::string, std::string>> attributes;  // name, and a type letter with raw bytes, see host_objects.cpp
+    std::vector<std::pair<std::string, std::string>>
+        attributes;  // name, and a type letter with raw bytes, see host_objects.cpp
 };
 
 inline constexpr uint32_t kMaxOperationTensors = 256;
@@ -93,7 +95,8 @@ struct In {
     }
 };
 
-template <class Codec> void code(Codec& c, Operation& o) {
+template <class Codec>
+void code(Codec& c, Operation& o) {
     const auto tensor = [&](OperationTensor& t) {
         c(t.dtype), c(t.format), c(t.storage_format), c(t.origin_format), c(t.placement);
         c(t.dims), c(t.storage_dims), c(t.origin_dims), c(t.name), c(t.constant), c(t.address), c(t.bytes);

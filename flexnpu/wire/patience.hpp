@@ -1,7 +1,8 @@
 // How to wait for something that takes about as long as it has lately taken.
 //
-// Whoever sleeps is woken late, by tens of microseconds on a virtual machine; whoever spins burns a core. So: sleep until shortly before the
-// usual time, spin while it is likely to come, and sleep again if it has not. What cannot be foretold to within kMostSpinNs is slept for at once.
+// Whoever sleeps is woken late, by tens of microseconds on a virtual machine; whoever spins burns a core. So:
+// sleep until shortly before the usual time, spin while it is likely to come, and sleep again if it has not.
+// What cannot be foretold to within kMostSpinNs is slept for at once.
 #pragma once
 
 #include <algorithm>
@@ -27,8 +28,8 @@ public:
     struct Plan {
         uint64_t spin_from, spin_until;
     };
-    // From the last kRecent times, but for the shortest, and for the longest two if they would make the spin too long: an average would take long to
-    // forget one that was far off.
+    // From the last kRecent times, but for the shortest, and for the longest two if they would make the spin
+    // too long: an average would take long to forget one that was far off.
     Plan plan(uint64_t now) const {
         if (n_ < kKnown) return {now, now + kFirstSpinNs};
         std::array<uint32_t, kRecent> sorted = recent_;

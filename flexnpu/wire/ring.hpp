@@ -10,7 +10,8 @@
 
 namespace flexnpu::wire {
 
-// A ring's memory in this process: the header, then the data twice in a row, so that a record that runs over the end is still contiguous.
+// A ring's memory in this process: the header, then the data twice in a row, so that a record that runs over
+// the end is still contiguous.
 class RingMap {
 public:
     RingMap() = default;
@@ -23,14 +24,16 @@ public:
         if (base_) munmap(base_, kRingHeaderBytes + 2 * kRingBytes);
     }
 
-    // False when the file cannot be mapped. The file must have kRingFileBytes bytes and be sealed against shrinking.
+    // False when the file cannot be mapped. The file must have kRingFileBytes bytes and be sealed against
+    // shrinking.
     bool open(int fd) {
         constexpr size_t all = kRingHeaderBytes + 2 * kRingBytes;
         void* area = mmap(nullptr, all, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (area == MAP_FAILED) return false;
         auto* base = static_cast<uint8_t*>(area);
         auto at = [&](size_t where, size_t bytes, off_t offset) {
-            return mmap(base + where, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, offset) != MAP_FAILED;
+            return mmap(base + where, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, offset) !=
+                   MAP_FAILED;
         };
         if (!at(0, kRingFileBytes, 0) || !at(kRingFileBytes, kRingBytes, off_t(kRingHeaderBytes))) {
             munmap(area, all);
@@ -57,8 +60,8 @@ public:
           head_(map_.header().head.load(std::memory_order_relaxed)),
           seen_tail_(map_.header().tail.load(std::memory_order_relaxed)) {}
 
-    // Room for a record of `size` bytes (a multiple of 8, at most kMaxRecord), or nullptr while the ring is full. The caller fills the room from
-    // byte sizeof(Record) on and calls publish().
+    // Room for a record of `size` bytes (a multiple of 8, at most kMaxRecord), or nullptr while the ring is
+    // full. The caller fills the room from byte sizeof(Record) on and calls publish().
     uint8_t* reserve(size_t size) {
         if (head_ + size - seen_tail_ > kRingBytes) {
             seen_tail_ = map_.header().tail.load(std::memory_order_acquire);
@@ -67,7 +70,8 @@ public:
         return map_.data(head_);
     }
 
-    // Makes the reserved record visible. seq_cst: the store is ordered before the caller's look at SessionPage::doze.
+    // Makes the reserved record visible. seq_cst: the store is ordered before the caller's look at
+    // SessionPage::doze.
     void publish(size_t size, Kind kind, uint32_t request, uint64_t sequence) {
         const Record record{uint32_t(size), kind, 0, request, 0, sequence};
         std::memcpy(map_.data(head_), &record, sizeof(record));
@@ -91,7 +95,8 @@ class Consumer {
 public:
     explicit Consumer(RingMap map) : map_(std::move(map)) {}
 
-    // Copies the next record's header. `broken`: the framing cannot be trusted, and nothing behind it can be found any more.
+    // Copies the next record's header. `broken`: the framing cannot be trusted, and nothing behind it can be
+    // found any more.
     Look peek(Record* out) {
         if (seen_head_ == tail_) {
             seen_head_ = map_.header().head.load(std::memory_order_acquire);
@@ -101,7 +106,9 @@ public:
         const uint64_t available = seen_head_ - tail_;
         if (available < sizeof(Record)) return Look::broken;
         std::memcpy(out, map_.data(tail_), sizeof(Record));
-        if (out->size < sizeof(Record) || out->size % 8 != 0 || out->size > kMaxRecord || out->size > available) return Look::broken;
+        if (out->size < sizeof(Record) || out->size % 8 != 0 || out->size > kMaxRecord ||
+            out->size > available)
+            return Look::broken;
         return Look::record;
     }
 

@@ -1,8 +1,8 @@
-// The libraries of the self-test: functions with the names and argument orders of CANN's that do nothing, in the
-// libraries where CANN keeps them (-DRT, -DNNOPBASE, -DOPAPI), or FlexNPU's probe point (-DCLIENT).
+// The libraries of the self-test: functions with the names and argument orders of CANN's that do nothing, in
+// the libraries where CANN keeps them (-DRT, -DNNOPBASE, -DOPAPI), or FlexNPU's probe point (-DCLIENT).
 //
-// What each was called with is counted by the program that calls them (probes/selftest/program.py); here is only
-// code for probes to sit on, and objects whose inside nobody is told.
+// What each was called with is counted by the program that calls them (probes/selftest/program.py); here is
+// only code for probes to sit on, and objects whose inside nobody is told.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -14,11 +14,26 @@ namespace {
 volatile u64 sink;  // so that no body is empty and no argument unused
 }
 
-#define IGNORE1(name) API int name(u64 a) { sink = sink + a; return 0; }
-#define IGNORE2(name) API int name(u64 a, u64 b) { sink = sink + a + b; return 0; }
-#define IGNORE4(name) API int name(u64 a, u64 b, u64 c, u64 d) { sink = sink + a + b + c + d; return 0; }
-#define IGNORE6(name) \
-    API int name(u64 a, u64 b, u64 c, u64 d, u64 e, u64 f) { sink = sink + a + b + c + d + e + f; return 0; }
+#define IGNORE1(name)     \
+    API int name(u64 a) { \
+        sink = sink + a;  \
+        return 0;         \
+    }
+#define IGNORE2(name)            \
+    API int name(u64 a, u64 b) { \
+        sink = sink + a + b;     \
+        return 0;                \
+    }
+#define IGNORE4(name)                          \
+    API int name(u64 a, u64 b, u64 c, u64 d) { \
+        sink = sink + a + b + c + d;           \
+        return 0;                              \
+    }
+#define IGNORE6(name)                                        \
+    API int name(u64 a, u64 b, u64 c, u64 d, u64 e, u64 f) { \
+        sink = sink + a + b + c + d + e + f;                 \
+        return 0;                                            \
+    }
 
 #ifdef RT
 IGNORE6(aclrtLaunchKernelWithHostArgs)
@@ -33,8 +48,7 @@ IGNORE6(aclrtMemcpy)
 IGNORE6(aclrtMemcpyAsync)
 IGNORE2(aclmdlRICaptureBegin)
 IGNORE2(aclmdlRIExecuteAsync)
-API int aclmdlRICaptureEnd(u64 stream, u64* model)
-{
+API int aclmdlRICaptureEnd(u64 stream, u64* model) {
     sink = sink + stream;
     *model = 0x7100;
     return 0;
@@ -56,23 +70,20 @@ struct Array {
     u64 kind, n;
     int64_t* values;
 };
-static int64_t* copy(const int64_t* values, u64 n)
-{
+static int64_t* copy(const int64_t* values, u64 n) {
     auto* p = static_cast<int64_t*>(std::malloc(8 * n + 8));
     if (n) std::memcpy(p, values, 8 * n);
     return p;
 }
-API Tensor* aclCreateTensor(const int64_t* dims, u64 n, int32_t dtype, const int64_t* strides, int64_t offset, int32_t format,
-                            const int64_t* storage, u64 storage_n, u64 data)
-{
+API Tensor* aclCreateTensor(const int64_t* dims, u64 n, int32_t dtype, const int64_t* strides, int64_t offset,
+                            int32_t format, const int64_t* storage, u64 storage_n, u64 data) {
     sink = sink + reinterpret_cast<u64>(strides) + static_cast<u64>(offset);
     auto* body = new Body{copy(storage, storage_n), nullptr, copy(dims, n), nullptr, data, format, dtype};
     body->storage_end = body->storage + storage_n;
     body->view_end = body->view + n;
     return new Tensor{1, body};
 }
-API int aclDestroyTensor(Tensor* t)
-{
+API int aclDestroyTensor(Tensor* t) {
     std::free(t->body->storage);
     std::free(t->body->view);
     delete t->body;
@@ -80,8 +91,7 @@ API int aclDestroyTensor(Tensor* t)
     return 0;
 }
 API Array* aclCreateIntArray(const int64_t* values, u64 n) { return new Array{2, n, copy(values, n)}; }
-API int aclDestroyIntArray(Array* a)
-{
+API int aclDestroyIntArray(Array* a) {
     std::free(a->values);
     delete a;
     return 0;
@@ -89,8 +99,7 @@ API int aclDestroyIntArray(Array* a)
 #endif
 
 #ifdef OPAPI
-API int aclnnEmbeddingGetWorkspaceSize(u64 weight, u64 indices, u64 out, u64* size, u64* executor)
-{
+API int aclnnEmbeddingGetWorkspaceSize(u64 weight, u64 indices, u64 out, u64* size, u64* executor) {
     static u64 next = 0x5000;
     sink = sink + weight + indices + out;
     *size = 0;
@@ -125,8 +134,8 @@ ATTENTION(aclnnFlashAttentionScoreV4)
 #endif
 
 #ifdef CLIENT
-// Raised by the kernel while somebody listens; the program looks at them. It finds them by their place in the file, so
-// they must have one.
+// Raised by the kernel while somebody listens; the program looks at them. It finds them by their place in the
+// file, so they must have one.
 #define WORD __attribute__((visibility("default"), section(".data"))) volatile uint16_t
 extern "C" {
 WORD flexnpu_step_semaphore = 0;
@@ -135,8 +144,8 @@ WORD flexnpu_operator_semaphore = 0;
 }
 API void flexnpu_step(const void* record) { sink = sink + reinterpret_cast<u64>(record); }
 API void flexnpu_step_begin(const void* record) { sink = sink + reinterpret_cast<u64>(record); }
-API void flexnpu_operator(const void* stream, const char* name, const void* executor)
-{
-    sink = sink + reinterpret_cast<u64>(stream) + reinterpret_cast<u64>(name) + reinterpret_cast<u64>(executor);
+API void flexnpu_operator(const void* stream, const char* name, const void* executor) {
+    sink =
+        sink + reinterpret_cast<u64>(stream) + reinterpret_cast<u64>(name) + reinterpret_cast<u64>(executor);
 }
 #endif

@@ -12,7 +12,8 @@ namespace acl = flexnpu::acl;
 
 TEST_CASE("a tensor keeps what it was made of") {
     const int64_t dims[] = {2, 3}, strides[] = {3, 1}, storage[] = {6};
-    auto* t = aclCreateTensor(dims, 2, acl::FLOAT, strides, 4, acl::ND, storage, 1, reinterpret_cast<void*>(0x1000));
+    auto* t = aclCreateTensor(dims, 2, acl::FLOAT, strides, 4, acl::ND, storage, 1,
+                              reinterpret_cast<void*>(0x1000));
     REQUIRE(t);
     int64_t* out = nullptr;
     uint64_t n = 0;
@@ -58,9 +59,9 @@ TEST_CASE("half precision round trip covers every value") {
     CHECK(aclFloatToFloat16(65519.0f) == 0x7bff);
     CHECK(aclFloatToFloat16(65520.0f) == 0x7c00);
     CHECK(aclFloatToFloat16(1e30f) == 0x7c00);
-    CHECK(aclFloatToFloat16(1.0f + 0x1p-11f) == 0x3c00);               // a tie goes to even
+    CHECK(aclFloatToFloat16(1.0f + 0x1p-11f) == 0x3c00);  // a tie goes to even
     CHECK(aclFloatToFloat16(1.0f + 0x1p-11f + 0x1p-20f) == 0x3c01);
-    CHECK(aclFloatToFloat16(0x1p-25f) == 0);                           // a tie at half the smallest subnormal
+    CHECK(aclFloatToFloat16(0x1p-25f) == 0);  // a tie at half the smallest subnormal
     CHECK(aclFloatToFloat16(0x1.8p-25f) == 1);
 }
 

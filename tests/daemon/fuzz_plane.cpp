@@ -1,11 +1,12 @@
-// Mutated messages for the ring, socket and metadata decoders: none may crash, hang or leak, and an honest client beside them goes on.
+// Mutated messages for the ring, socket and metadata decoders: none may crash, hang or leak, and an honest
+// client beside them goes on.
 //
 //   fuzz_plane [MESSAGES [SEED]]         the corpus, then so many mutated messages of rings and sockets
 //   fuzz_plane --write-corpus DIRECTORY  some scripts, honest and mutated, to begin a corpus with
 //   fuzz_plane --play FILE...            scripts, such as what a crash has left
 //
-// Run it from a build with -DFLEXNPU_SANITIZE=address,undefined for what it is worth; the unit tests run it briefly. With clang and
-// -DFLEXNPU_FUZZER=ON it is a libFuzzer target over the same scripts instead.
+// Run it from a build with -DFLEXNPU_SANITIZE=address,undefined for what it is worth; the unit tests run it
+// briefly. With clang and -DFLEXNPU_FUZZER=ON it is a libFuzzer target over the same scripts instead.
 #include <stdio.h>
 
 #include <algorithm>
@@ -50,7 +51,8 @@ Bytes read_file(const std::filesystem::path& path) {
 
 std::vector<Bytes> corpus() {
     std::vector<std::filesystem::path> paths;
-    for (const auto& entry : std::filesystem::directory_iterator(FLEXNPU_FUZZ_CORPUS)) paths.push_back(entry.path());
+    for (const auto& entry : std::filesystem::directory_iterator(FLEXNPU_FUZZ_CORPUS))
+        paths.push_back(entry.path());
     std::sort(paths.begin(), paths.end());
     std::vector<Bytes> all;
     for (const auto& path : paths) all.push_back(read_file(path));
@@ -64,13 +66,19 @@ uint64_t resident_kib() {
     return resident * 4;
 }
 
-void report(const Stage::Count& c, const Generator& g, std::map<std::string, uint64_t> counters, uint64_t seed, double seconds) {
-    printf("{\"mutated\": %llu, \"ring\": %llu, \"socket\": %llu, \"metadata\": %llu, \"sessions\": %llu, \"seed\": %llu, \"seconds\": %.1f, "
-           "\"resident_kib\": %llu",
-           static_cast<unsigned long long>(g.mutated()), static_cast<unsigned long long>(c.ring), static_cast<unsigned long long>(c.socket),
-           static_cast<unsigned long long>(c.meta), static_cast<unsigned long long>(c.sessions), static_cast<unsigned long long>(seed), seconds,
-           static_cast<unsigned long long>(resident_kib()));
-    for (const char* name : {"refused", "malformed", "malformed_requests", "sessions_broken", "launches", "copies", "vendor_errors", "captured_launches", "graphs_captured", "graph_replays", "collectives"}) {
+void report(const Stage::Count& c, const Generator& g, std::map<std::string, uint64_t> counters,
+            uint64_t seed, double seconds) {
+    printf(
+        "{\"mutated\": %llu, \"ring\": %llu, \"socket\": %llu, \"metadata\": %llu, \"sessions\": %llu, "
+        "\"seed\": %llu, \"seconds\": %.1f, "
+        "\"resident_kib\": %llu",
+        static_cast<unsigned long long>(g.mutated()), static_cast<unsigned long long>(c.ring),
+        static_cast<unsigned long long>(c.socket), static_cast<unsigned long long>(c.meta),
+        static_cast<unsigned long long>(c.sessions), static_cast<unsigned long long>(seed), seconds,
+        static_cast<unsigned long long>(resident_kib()));
+    for (const char* name :
+         {"refused", "malformed", "malformed_requests", "sessions_broken", "launches", "copies",
+          "vendor_errors", "captured_launches", "graphs_captured", "graph_replays", "collectives"}) {
         printf(", \"%s\": %llu", name, static_cast<unsigned long long>(counters[name]));
     }
     printf("}\n");
@@ -102,7 +110,8 @@ int main(int argc, char** argv) {
         for (const Bytes& b : all) {
             char name[32];
             snprintf(name, sizeof(name), "/script-%02d", n++);
-            std::ofstream(argv[2] + std::string(name), std::ios::binary).write(reinterpret_cast<const char*>(b.data()), std::streamsize(b.size()));
+            std::ofstream(argv[2] + std::string(name), std::ios::binary)
+                .write(reinterpret_cast<const char*>(b.data()), std::streamsize(b.size()));
         }
         return 0;
     }
@@ -137,7 +146,8 @@ int main(int argc, char** argv) {
         for (const Bytes& b : known) stage.play(b.data(), b.size());
         stage.settle();
         stage.check_victim();
-        if (stage.running().plane.counters().at("launches") == 0) die("fuzz_plane: nothing was launched: an honest script does not get past the decoders");
+        if (stage.running().plane.counters().at("launches") == 0)
+            die("fuzz_plane: nothing was launched: an honest script does not get past the decoders");
         const std::vector<Bytes> kept = corpus();
         if (kept.empty()) die("fuzz_plane: no corpus at " FLEXNPU_FUZZ_CORPUS);
         for (const Bytes& b : kept) stage.play(b.data(), b.size());
@@ -163,7 +173,8 @@ int main(int argc, char** argv) {
                 next_check = g.mutated() + 2000;
             }
             if (messages >= 1'000'000 && g.mutated() >= next_report) {
-                report(stage.count, g, stage.running().plane.counters(), seed, double(wire::now_ns() - start) / 1e9);
+                report(stage.count, g, stage.running().plane.counters(), seed,
+                       double(wire::now_ns() - start) / 1e9);
                 next_report += messages / 10;
             }
         }
@@ -171,15 +182,22 @@ int main(int argc, char** argv) {
         stage.check_victim();
         const auto counters = stage.running().plane.counters();
         report(stage.count, g, counters, seed, double(wire::now_ns() - start) / 1e9);
-        if (counters.at("refused") == 0 || counters.at("sessions_broken") == 0) die("nothing was refused: the fuzzer does not reach the decoders");
-        if (counters.at("graph_replays") == 0 || counters.at("captured_launches") == 0) die("no graph was replayed: the fuzzer does not get that far");
-        if (counters.at("collectives") == 0) die("no collective was called: the fuzzer does not get that far");
-        if (counters.at("launches") < stage.count.ring / 200) die("little was launched: the fuzzer does not get past the decoders");
+        if (counters.at("refused") == 0 || counters.at("sessions_broken") == 0)
+            die("nothing was refused: the fuzzer does not reach the decoders");
+        if (counters.at("graph_replays") == 0 || counters.at("captured_launches") == 0)
+            die("no graph was replayed: the fuzzer does not get that far");
+        if (counters.at("collectives") == 0)
+            die("no collective was called: the fuzzer does not get that far");
+        if (counters.at("launches") < stage.count.ring / 200)
+            die("little was launched: the fuzzer does not get past the decoders");
     }
     const MockHeld held = mock.mock_held();
     if (held.streams || held.events || held.memory || held.host || held.executors || held.tensors) {
-        fprintf(stderr, "left: %lld streams, %lld events, %lld of memory, %lld of host memory, %lld executors, %lld tensors\n", static_cast<long long>(held.streams),
-                static_cast<long long>(held.events), static_cast<long long>(held.memory), static_cast<long long>(held.host),
+        fprintf(stderr,
+                "left: %lld streams, %lld events, %lld of memory, %lld of host memory, %lld executors, %lld "
+                "tensors\n",
+                static_cast<long long>(held.streams), static_cast<long long>(held.events),
+                static_cast<long long>(held.memory), static_cast<long long>(held.host),
                 static_cast<long long>(held.executors), static_cast<long long>(held.tensors));
         die("a session's objects were not freed");
     }

@@ -31,9 +31,11 @@ F* symbol(void* handle, const char* name) {
 struct Mock {
     void* handle = library(FLEXNPU_MOCK_VENDOR "/libascendcl.so");
 #define X(name) decltype(&::name) name = symbol<decltype(::name)>(handle, #name);
-    X(mock_calls) X(mock_held) X(mock_hold) X(mock_fail_launch) X(mock_log) X(mock_nodes) X(mock_stick) X(mock_fail_update) X(mock_refuse_pins)
+    X(mock_calls)
+    X(mock_held) X(mock_hold) X(mock_fail_launch) X(mock_log) X(mock_nodes) X(mock_stick) X(mock_fail_update)
+        X(mock_refuse_pins)
 #undef X
-    std::vector<MockCall> since(uint64_t from) const {
+            std::vector<MockCall> since(uint64_t from) const {
         std::vector<MockCall> out(mock_calls(from, nullptr, 0) - from);
         mock_calls(from, out.data(), out.size());
         return out;
@@ -49,7 +51,8 @@ inline Mock& mock() {
 struct Running {
     std::string directory;
     daemon::Plane plane;
-    Running() : directory(make_directory()), plane(FLEXNPU_MOCK_VENDOR, 0, directory + "/npu0.sock", {}, limits()) {
+    Running()
+        : directory(make_directory()), plane(FLEXNPU_MOCK_VENDOR, 0, directory + "/npu0.sock", {}, limits()) {
         setenv("FLEXNPU_SOCKET", path().c_str(), 1);
         plane.start();
     }

@@ -48,9 +48,11 @@ TEST_CASE("a quota is kept to the byte, and what the vendor refuses is not charg
 }
 
 TEST_CASE("shared memory is charged once: to its owner, then to one of those who still hold it") {
-    auto owner = std::make_shared<Account>(1000), one = std::make_shared<Account>(100), two = std::make_shared<Account>(100);
+    auto owner = std::make_shared<Account>(1000), one = std::make_shared<Account>(100),
+         two = std::make_shared<Account>(100);
     auto held = take(owner, 500);
-    auto by_one = std::make_shared<Held>(held->allocation(), one, false), by_two = std::make_shared<Held>(held->allocation(), two, false);
+    auto by_one = std::make_shared<Held>(held->allocation(), one, false),
+         by_two = std::make_shared<Held>(held->allocation(), two, false);
     CHECK(owner->used() == 500);
     CHECK(one->used() + two->used() == 0);
     held.reset();
@@ -97,11 +99,13 @@ TEST_CASE("a key serves those whom its owner allows, until the owner ends it") {
     auto held = take(account, 64);
     Exports::Export out;
     std::shared_ptr<Allocation> allocation;
-    auto look = [&](uint32_t session, int32_t process, const std::string& key, Exports::Kind kind = Exports::Kind::memory) {
+    auto look = [&](uint32_t session, int32_t process, const std::string& key,
+                    Exports::Kind kind = Exports::Kind::memory) {
         return exports.look_up(session, process, kind, key, &out, &allocation);
     };
     using Answer = Exports::Answer;
-    const std::string key = exports.add({Exports::Kind::memory, 1, held->allocation(), held->address(), 64, false, {}});
+    const std::string key =
+        exports.add({Exports::Kind::memory, 1, held->allocation(), held->address(), 64, false, {}});
     const std::string other = exports.add({Exports::Kind::physical, 1, held->allocation(), 0, 64, true, {}});
     CHECK(key.size() == 64);
     CHECK(other.size() == 16);
@@ -119,7 +123,8 @@ TEST_CASE("a key serves those whom its owner allows, until the owner ends it") {
     exports.forget(1, held->allocation().get());
     CHECK(look(2, 20, key) == Answer::unknown);
     CHECK(look(3, 30, other, Exports::Kind::physical) == Answer::unknown);
-    for (size_t i = 0; i < Exports::kMaxPerSession; i++) REQUIRE_FALSE(exports.add({Exports::Kind::memory, 1, held->allocation(), 0, 1, true, {}}).empty());
+    for (size_t i = 0; i < Exports::kMaxPerSession; i++)
+        REQUIRE_FALSE(exports.add({Exports::Kind::memory, 1, held->allocation(), 0, 1, true, {}}).empty());
     CHECK(exports.add({Exports::Kind::memory, 1, held->allocation(), 0, 1, true, {}}).empty());
     CHECK_FALSE(exports.add({Exports::Kind::memory, 2, held->allocation(), 0, 1, true, {}}).empty());
 }

@@ -5,8 +5,8 @@
 #include <functional>
 
 #include "flexnpu/api/hccl_types.hpp"
-#include "fuzz/raw_client.hpp"
 #include "flexnpu/wire/meta.hpp"
+#include "fuzz/raw_client.hpp"
 #include "plane_fixture.hpp"
 
 using namespace flexnpu;

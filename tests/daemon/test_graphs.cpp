@@ -40,7 +40,8 @@ int abs(void* from, void* to, int64_t n, aclrtStream s) {
     uint64_t workspace = 0;
     aclOpExecutor* e = nullptr;
     int r = client().aclnnAbsGetWorkspaceSize(a, b, &workspace, &e);
-    if (r == 0) r = client().aclnnAbs(nullptr, 0, e, s);  // less than it needs: the daemon has a workspace of its own
+    if (r == 0)
+        r = client().aclnnAbs(nullptr, 0, e, s);  // less than it needs: the daemon has a workspace of its own
     client().aclDestroyTensor(a);
     client().aclDestroyTensor(b);
     return r;
@@ -65,8 +66,10 @@ std::vector<MockCall> captured(uint64_t from) {
     std::vector<MockCall> out;
     void* model = nullptr;
     for (const MockCall& c : mock().since(from)) {
-        if (c.what == 'B') model = c.model, out.clear();
-        else if (model && c.model == model && std::strchr("lcmvVrw", c.what)) out.push_back(c);
+        if (c.what == 'B')
+            model = c.model, out.clear();
+        else if (model && c.model == model && std::strchr("lcmvVrw", c.what))
+            out.push_back(c);
     }
     return out;
 }
@@ -176,7 +179,8 @@ TEST_CASE("a hundred captures hold every launch while the gate holds other lanes
         if (l.stream == number(s.s)) lane = l.lane;
     }
     REQUIRE(running().plane.set_lane(prefill_lane, gate::Phase::Prefill, 0));
-    REQUIRE(running().plane.set_lane(lane, gate::Phase::Prefill, 0));  // captures in a lane that the gate may hold
+    REQUIRE(running().plane.set_lane(lane, gate::Phase::Prefill,
+                                     0));  // captures in a lane that the gate may hold
     REQUIRE(running().plane.set_lane(decode_lane, gate::Phase::Decode, 1000));
     gate::Settings settings;
     settings.enabled = true;
@@ -262,7 +266,8 @@ TEST_CASE("task groups are updated without an answer, and updates run in their s
     CHECK(order == expected);
     CHECK(counter("launches") == launches);  // an update launches nothing
     // A forged group is refused here, and the launch behind a refused begin does not run by itself.
-    CHECK(client().aclmdlRICaptureTaskUpdateBegin(updates.s, reinterpret_cast<aclrtTaskGrp>(12345)) == acl::RT_INVALID_HANDLE);
+    CHECK(client().aclmdlRICaptureTaskUpdateBegin(updates.s, reinterpret_cast<aclrtTaskGrp>(12345)) ==
+          acl::RT_INVALID_HANDLE);
     REQUIRE(client().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
     REQUIRE(client().aclmdlRICaptureTaskUpdateBegin(updates.s, group) == 0);
     CHECK(client().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
@@ -270,7 +275,9 @@ TEST_CASE("task groups are updated without an answer, and updates run in their s
     CHECK(client().aclrtSynchronizeStream(updates.s) == 0);
 }
 
-TEST_CASE("an update that the vendor refuses, or that an abort cuts in two, runs nothing, and its events hang nobody") {
+TEST_CASE(
+    "an update that the vendor refuses, or that an abort cuts in two, runs nothing, and its events hang "
+    "nobody") {
     Memory a(4096), b(4096);
     StreamOf s, updates, other;
     EventOf e;
@@ -341,7 +348,8 @@ TEST_CASE("a replay of operators whose memory is gone is refused by name") {
     const uint64_t replays = counter("graph_replays"), refused = counter("refused");
     REQUIRE(client().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
     CHECK(client().aclrtSynchronizeStream(s.s) == acl::RT_PARAM_INVALID);
-    CHECK(std::string(client().aclGetRecentErrMsg()).find("which this process has freed") != std::string::npos);
+    CHECK(std::string(client().aclGetRecentErrMsg()).find("which this process has freed") !=
+          std::string::npos);
     CHECK(counter("graph_replays") == replays);
     CHECK(counter("refused") == refused + 1);
 }
@@ -391,7 +399,9 @@ TEST_CASE("unsafe calls follow the capture's mode and the thread's") {
         }).join();
         return r;
     };
-    const auto capture = [&](aclmdlRICaptureMode mode) { REQUIRE(client().aclmdlRICaptureBegin(s.s, mode) == 0); };
+    const auto capture = [&](aclmdlRICaptureMode mode) {
+        REQUIRE(client().aclmdlRICaptureBegin(s.s, mode) == 0);
+    };
     const auto end = [&] {
         GraphOf graph;
         return client().aclmdlRICaptureEnd(s.s, &graph.g);
@@ -444,12 +454,14 @@ TEST_CASE("captured copies keep pageable bytes and read pinned memory at replay"
     REQUIRE(client().aclrtMemcpyAsync(a.p, n, pageable.data(), n, acl::HOST_TO_DEVICE, s.s) == 0);
     REQUIRE(client().aclrtMemcpyAsync(a.p, large, pageable.data(), large, acl::HOST_TO_DEVICE, s.s) == 0);
     REQUIRE(client().aclrtMemcpyAsync(b.p, n, pinned, n, acl::HOST_TO_DEVICE, s.s) == 0);
-    CHECK(client().aclrtMemcpyAsync(pageable.data(), n, a.p, n, acl::DEVICE_TO_HOST, s.s) == acl::RT_CAPTURE_MODE_NOT_SUPPORT);
+    CHECK(client().aclrtMemcpyAsync(pageable.data(), n, a.p, n, acl::DEVICE_TO_HOST, s.s) ==
+          acl::RT_CAPTURE_MODE_NOT_SUPPORT);
     REQUIRE(client().aclmdlRICaptureEnd(s.s, &graph.g) == 0);
     REQUIRE(client().aclrtFreeHost(pinned) == 0);  // the graph keeps it
     // Staging blocks and inline buffers are used by others meanwhile.
     std::vector<uint8_t> other(large, 9);
-    for (int i = 0; i < 64; i++) REQUIRE(client().aclrtMemcpy(b.p, large, other.data(), large, acl::HOST_TO_DEVICE) == 0);
+    for (int i = 0; i < 64; i++)
+        REQUIRE(client().aclrtMemcpy(b.p, large, other.data(), large, acl::HOST_TO_DEVICE) == 0);
     size_t pageable_bytes = 0;
     for (const MockCall& c : captured(calls)) {
         REQUIRE(c.what == 'c');
@@ -539,7 +551,8 @@ TEST_CASE("a graph that is being replayed cannot go, one that is aborted can") {
     mock().mock_stick(1);
     REQUIRE(client().aclmdlRIExecuteAsync(graph.g, s.s) == 0);
     int32_t status = -1;
-    CHECK(eventually([&] { return client().aclrtStreamQuery(s.s, &status) == 0 && status == acl::STREAM_NOT_READY; }));
+    CHECK(eventually(
+        [&] { return client().aclrtStreamQuery(s.s, &status) == 0 && status == acl::STREAM_NOT_READY; }));
     CHECK(client().aclmdlRIDestroy(graph.g) == 107037);
     CHECK(client().aclmdlRIAbort(graph.g) == 0);
     mock().mock_stick(0);
@@ -547,7 +560,8 @@ TEST_CASE("a graph that is being replayed cannot go, one that is aborted can") {
 }
 
 TEST_CASE("a session that ends amid a capture and amid a replay leaves nothing") {
-    // Left to the daemon's end, with the session still open: a graph, a capture under way with what it keeps, a replay that never ends.
+    // Left to the daemon's end, with the session still open: a graph, a capture under way with what it keeps,
+    // a replay that never ends.
     aclrtStream capturing = nullptr, replaying = nullptr;
     aclrtEvent event = nullptr;
     void* a = nullptr;

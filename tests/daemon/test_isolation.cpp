@@ -1,5 +1,5 @@
-// A hostile client beside another: what it names of the other's, what is stale, and what breaks the protocol is refused and counted; the other
-// notices nothing, and its memory is the same to the bit.
+// A hostile client beside another: what it names of the other's, what is stale, and what breaks the protocol
+// is refused and counted; the other notices nothing, and its memory is the same to the bit.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
@@ -8,8 +8,8 @@
 #include <filesystem>
 #include <functional>
 
-#include "fuzz/raw_client.hpp"
 #include "flexnpu/wire/meta.hpp"
+#include "fuzz/raw_client.hpp"
 #include "plane_fixture.hpp"
 
 using namespace flexnpu;
@@ -39,7 +39,8 @@ struct Victim {
         p.insert(p.end(), pattern.begin(), pattern.end());
         REQUIRE(client.call(Kind::copy, p) == 0);
         Bytes record;
-        append(record, wire::Record{uint32_t(sizeof(wire::Record) + sizeof(wire::EventOp)), Kind::record_event, 0, 0, 0, ++client.sequence});
+        append(record, wire::Record{uint32_t(sizeof(wire::Record) + sizeof(wire::EventOp)),
+                                    Kind::record_event, 0, 0, 0, ++client.sequence});
         append(record, wire::EventOp{objects.event, objects.stream, 0});
         REQUIRE(client.put(record));
         check();
@@ -69,7 +70,10 @@ Bytes definition(uint64_t shape, uint64_t address, uint32_t* op) {
     return p;
 }
 
-size_t open_files() { return size_t(std::distance(std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator())); }
+size_t open_files() {
+    return size_t(std::distance(std::filesystem::directory_iterator("/proc/self/fd"),
+                                std::filesystem::directory_iterator()));
+}
 
 // Puts a record as it is, its header included.
 void put(RawClient& c, uint32_t size, Kind kind, uint32_t request, const Bytes& payload) {
@@ -94,15 +98,18 @@ TEST_CASE("what another session holds cannot be named") {
     Victim victim(running.path());
     RawClient c(running.path());
     c.open();
-    // It has memory of its own, so that only the other's addresses are wrong, and no stream or event, so that every number of one is.
+    // It has memory of its own, so that only the other's addresses are wrong, and no stream or event, so that
+    // every number of one is.
     REQUIRE(c.call(Kind::malloc, wire::Malloc{4096, 0, 0}) == 0);
     const uint64_t mine = c.word();
-    const uint64_t memory = victim.objects.memory, stream = victim.objects.stream, event = victim.objects.event;
+    const uint64_t memory = victim.objects.memory, stream = victim.objects.stream,
+                   event = victim.objects.event;
     uint32_t op = 0;
     const Bytes theirs = definition(uint64_t(1) << 32 | 7, memory, &op);
     REQUIRE(victim.client.call(Kind::define_shape, theirs) == 0);
 
-    const auto copy = [](uint64_t to, uint64_t from, Place to_place, Place from_place, uint64_t bytes, uint32_t region = 0) {
+    const auto copy = [](uint64_t to, uint64_t from, Place to_place, Place from_place, uint64_t bytes,
+                         uint32_t region = 0) {
         Bytes p;
         append(p, wire::Copy{0, to, from, bytes, to_place, from_place, region, 0, 0, 1});
         if (from_place == Place::inline_data) p.resize(p.size() + wire::round8(bytes), 0xee);
@@ -120,13 +127,15 @@ TEST_CASE("what another session holds cannot be named") {
     };
     const Try tries[] = {
         {"read memory", Kind::copy, copy(0, memory, Place::inline_data, Place::device, 8)},
-        {"read the middle of memory", Kind::copy, copy(0, memory + 512, Place::inline_data, Place::device, 8)},
+        {"read the middle of memory", Kind::copy,
+         copy(0, memory + 512, Place::inline_data, Place::device, 8)},
         {"write memory", Kind::copy, copy(memory, 0, Place::device, Place::inline_data, 8)},
         {"copy from memory", Kind::copy, copy(mine, memory, Place::device, Place::device, 8)},
         {"copy to memory", Kind::copy, copy(memory, mine, Place::device, Place::device, 8)},
         {"memory to staging", Kind::copy, copy(0, memory, Place::staging, Place::device, 64)},
         {"staging to memory", Kind::copy, copy(memory, 0, Place::device, Place::staging, 64)},
-        {"read over the end of one's own", Kind::copy, copy(0, mine + 4090, Place::inline_data, Place::device, 8)},
+        {"read over the end of one's own", Kind::copy,
+         copy(0, mine + 4090, Place::inline_data, Place::device, 8)},
         {"a size that wraps", Kind::copy, copy(0, mine, Place::staging, Place::device, ~uint64_t(0))},
         {"set memory", Kind::memset, plain(wire::Memset{0, memory, 8, 8, 0, 1})},
         {"free memory", Kind::free, plain(wire::Free{memory, 0})},
@@ -143,7 +152,8 @@ TEST_CASE("what another session holds cannot be named") {
         {"destroy an event", Kind::destroy_event, plain(wire::EventOp{event, 0, 0})},
         {"a shape on another's memory", Kind::define_shape, definition(uint64_t(1) << 32 | 9, memory, &op)},
         {"host memory", Kind::copy, copy(mine, 0, Place::device, Place::host, 8, 1)},
-        {"a block of staging that there is not", Kind::copy, copy(mine, wire::kBlocks * wire::kBlockBytes - 4, Place::device, Place::staging, 8)},
+        {"a block of staging that there is not", Kind::copy,
+         copy(mine, wire::kBlocks * wire::kBlockBytes - 4, Place::device, Place::staging, 8)},
     };
     for (const Try& t : tries) {
         CAPTURE(t.what);
@@ -184,7 +194,8 @@ TEST_CASE("what another session holds cannot be named") {
     }
     CHECK(running.plane.counters().at("launches") == launches);
     // And what is its own still works.
-    put(c, uint32_t(sizeof(wire::Record) + launch(own, uint64_t(1) << 32 | 3, mine, mine).size()), Kind::launch, 0, launch(own, uint64_t(1) << 32 | 3, mine, mine));
+    put(c, uint32_t(sizeof(wire::Record) + launch(own, uint64_t(1) << 32 | 3, mine, mine).size()),
+        Kind::launch, 0, launch(own, uint64_t(1) << 32 | 3, mine, mine));
     CHECK(c.call(Kind::sync_stream, wire::StreamOp{own, 1000}) == 0);
     CHECK(running.plane.counters().at("launches") == launches + 1);
     const auto sessions = running.plane.sessions();
@@ -220,14 +231,16 @@ TEST_CASE("a ring that lies ends its session and no other") {
     Running running;
     Victim victim(running.path());
     const std::pair<const char*, std::function<void(RawClient&)>> lies[] = {
-        {"a head beyond the ring", [](RawClient& c) { c.ring.header().head.store(c.head + wire::kRingBytes + 8); }},
+        {"a head beyond the ring",
+         [](RawClient& c) { c.ring.header().head.store(c.head + wire::kRingBytes + 8); }},
         {"a head behind", [](RawClient& c) { c.ring.header().head.store(c.head - 8); }},
         {"a head between words", [](RawClient& c) { c.ring.header().head.store(c.head + 12); }},
         {"a head amid a header", [](RawClient& c) { c.ring.header().head.store(c.head + 8); }},
         {"a record smaller than its header", [](RawClient& c) { put(c, 8, Kind::mem_info, 1, {}); }},
         {"a record that is not of words", [](RawClient& c) { put(c, 28, Kind::mem_info, 1, Bytes(8)); }},
         {"a record larger than was written", [](RawClient& c) { put(c, 4096, Kind::mem_info, 1, Bytes(8)); }},
-        {"a record larger than any", [](RawClient& c) {
+        {"a record larger than any",
+         [](RawClient& c) {
              std::memset(c.ring.data(c.head), 0, 64);
              const wire::Record r{uint32_t(wire::kMaxRecord + 8), Kind::mem_info, 0, 1, 0, 1};
              std::memcpy(c.ring.data(c.head), &r, sizeof(r));
@@ -245,7 +258,8 @@ TEST_CASE("a ring that lies ends its session and no other") {
         CHECK(running.plane.counters().at("sessions_broken") == ++broken);
         victim.check();
     }
-    // The tail and everything else in the ring's header is the daemon's to say: what a client writes there harms nobody but itself.
+    // The tail and everything else in the ring's header is the daemon's to say: what a client writes there
+    // harms nobody but itself.
     RawClient c(running.path());
     c.open();
     c.ring.header().tail.store(~uint64_t(0));
@@ -259,7 +273,8 @@ TEST_CASE("a ring that lies ends its session and no other") {
     victim.check();
 }
 
-TEST_CASE("what comes behind a stream's destruction is dropped, and its events hang nobody and are not left") {
+TEST_CASE(
+    "what comes behind a stream's destruction is dropped, and its events hang nobody and are not left") {
     Mock mock;
     const int64_t streams = mock.mock_held().streams, events = mock.mock_held().events;
     {
@@ -376,7 +391,8 @@ TEST_CASE("memory that is given back is nobody's until the copies of other threa
     RawClient c(running.path());
     c.open();
     Objects o = furnish(c);
-    // A session that ends amid calls and frees: nothing is freed twice, or while it is used (this is for the address sanitizer to see).
+    // A session that ends amid calls and frees: nothing is freed twice, or while it is used (this is for the
+    // address sanitizer to see).
     for (int round = 0; round < 20; round++) {
         RawClient d(running.path());
         d.open();

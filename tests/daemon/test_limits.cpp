@@ -22,7 +22,10 @@ namespace {
 struct Limited {
     std::string directory = test::Running::make_directory();
     daemon::Plane plane;
-    explicit Limited(daemon::Limits limits) : plane(FLEXNPU_MOCK_VENDOR, 0, directory + "/npu0.sock", {}, limits) { plane.start(); }
+    explicit Limited(daemon::Limits limits)
+        : plane(FLEXNPU_MOCK_VENDOR, 0, directory + "/npu0.sock", {}, limits) {
+        plane.start();
+    }
     ~Limited() {
         plane.stop();
         std::filesystem::remove_all(directory);
@@ -52,7 +55,8 @@ struct Limited {
 wire::Answer take(const Fd& fd) {
     wire::Answer answer{};
     // ECONNRESET: it hung up before it had heard us; what it said first is still there.
-    for (int i = 0; i < 2 && recv(fd.get(), &answer, sizeof(answer), 0) < 0 && errno == ECONNRESET; i++) continue;
+    for (int i = 0; i < 2 && recv(fd.get(), &answer, sizeof(answer), 0) < 0 && errno == ECONNRESET; i++)
+        continue;
     return answer;
 }
 
@@ -62,7 +66,9 @@ wire::Answer ask(const Fd& fd, wire::Ask what, uint64_t bytes = 0, uint32_t regi
     return take(fd);
 }
 
-bool says(const wire::Answer& a, const char* text) { return std::string(a.message).find(text) != std::string::npos; }
+bool says(const wire::Answer& a, const char* text) {
+    return std::string(a.message).find(text) != std::string::npos;
+}
 
 }  // namespace
 
@@ -96,7 +102,10 @@ TEST_CASE("connections of a user are bounded, and one that goes makes room") {
 }
 
 TEST_CASE("sessions, rings and memory are given back with what they were for") {
-    Limited d({.sessions = 6, .sessions_per_user = 3, .rings_per_user = 5, .host_bytes_per_user = 3 * wire::kSessionBytes + (8 << 20)});
+    Limited d({.sessions = 6,
+               .sessions_per_user = 3,
+               .rings_per_user = 5,
+               .host_bytes_per_user = 3 * wire::kSessionBytes + (8 << 20)});
     {
         const Fd one = d.connected(), two = d.connected(), three = d.connected(), four = d.connected();
         for (const Fd* fd : {&one, &two, &three}) REQUIRE(ask(*fd, wire::Ask::hello).status == 0);
@@ -128,7 +137,8 @@ TEST_CASE("shared memory is registered with the vendor within bounds, and until 
     constexpr uint64_t kStaging = wire::kBlocks * wire::kBlockBytes, kMiB = 1 << 20;
     REQUIRE(mock.mock_held().pinned == 0);
     {
-        Limited d({.pinned_bytes = 2 * kStaging + 8 * kMiB, .pinned_bytes_per_user = 2 * kStaging + 6 * kMiB});
+        Limited d(
+            {.pinned_bytes = 2 * kStaging + 8 * kMiB, .pinned_bytes_per_user = 2 * kStaging + 6 * kMiB});
         const Fd one = d.connected(), two = d.connected();
         REQUIRE(ask(one, wire::Ask::hello).status == 0);
         CHECK(mock.mock_held().pinned == kStaging);
@@ -172,7 +182,8 @@ TEST_CASE("shared memory is registered with the vendor within bounds, and until 
     CHECK(mock.mock_held().pinned == 0);
 }
 
-TEST_CASE("without file descriptors a client is told so, and the daemon serves on when there are some again") {
+TEST_CASE(
+    "without file descriptors a client is told so, and the daemon serves on when there are some again") {
     Limited d({});
     const Fd held = d.connected();
     REQUIRE(ask(held, wire::Ask::hello).status == 0);

@@ -1,4 +1,5 @@
-// Order and errors through client library and data plane: host functions, timeouts, aborts, events that wait, errors by thread.
+// Order and errors through client library and data plane: host functions, timeouts, aborts, events that wait,
+// errors by thread.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
@@ -39,7 +40,9 @@ struct Gatekeeper {
         g.left++;
     }
 };
-auto hold(aclrtStream s, Gatekeeper& g) { return client().aclrtLaunchHostFunc(s, reinterpret_cast<aclrtHostFunc>(&Gatekeeper::run), &g); }
+auto hold(aclrtStream s, Gatekeeper& g) {
+    return client().aclrtLaunchHostFunc(s, reinterpret_cast<aclrtHostFunc>(&Gatekeeper::run), &g);
+}
 
 bool eventually(const std::function<bool()>& f) {
     for (int i = 0; i < 2000; i++) {
@@ -161,7 +164,10 @@ TEST_CASE("callbacks run on the thread that subscribed, and a blocking one holds
     Memory a(64);
     StreamOf s;
     Gatekeeper g;
-    auto callback = [&](bool block) { return client().aclrtLaunchCallback(reinterpret_cast<aclrtCallback>(&Gatekeeper::run), &g, block, s.s); };
+    auto callback = [&](bool block) {
+        return client().aclrtLaunchCallback(reinterpret_cast<aclrtCallback>(&Gatekeeper::run), &g, block,
+                                            s.s);
+    };
     CHECK(callback(true) == acl::RT_STREAM_NO_CALLBACK);
     CHECK(client().aclrtProcessReport(5) == acl::RT_THREAD_SUBSCRIBE);
     CHECK(client().aclrtProcessReport(0) == acl::INVALID_PARAM);
@@ -173,9 +179,12 @@ TEST_CASE("callbacks run on the thread that subscribed, and a blocking one holds
         go.get_future().wait();
         for (;;) {
             const int e = client().aclrtProcessReport(20);
-            if (e == 0) ran++;
-            else if (e == acl::RT_REPORT_TIMEOUT) timeouts++;
-            else break;
+            if (e == 0)
+                ran++;
+            else if (e == acl::RT_REPORT_TIMEOUT)
+                timeouts++;
+            else
+                break;
         }
     });
     const uint64_t thread = id.get_future().get();
@@ -213,7 +222,8 @@ TEST_CASE("a client that processes no reports holds up its own stream only, unti
     REQUIRE(client().aclrtSubscribeReport(thread, s.s) == 0);
     const uint64_t from = mock().count();
     for (int i = 0; i < 1000; i++) {  // more than fit in the session's page
-        REQUIRE(client().aclrtLaunchCallback(reinterpret_cast<aclrtCallback>(&Gatekeeper::run), &g, 0, s.s) == 0);
+        REQUIRE(client().aclrtLaunchCallback(reinterpret_cast<aclrtCallback>(&Gatekeeper::run), &g, 0, s.s) ==
+                0);
     }
     CHECK(client().aclrtSynchronizeStream(s.s) == 0);
     REQUIRE(client().aclrtLaunchCallback(reinterpret_cast<aclrtCallback>(&Gatekeeper::run), &g, 1, s.s) == 0);
@@ -363,10 +373,10 @@ TEST_CASE("a wait means the record before it, across re-records, resets and dest
     CHECK(client().aclrtSynchronizeEvent(e) == 0);
     REQUIRE(hold(s.s, g) == 0);
     REQUIRE(client().aclrtRecordEvent(e, s.s) == 0);
-    REQUIRE(client().aclrtStreamWaitEvent(other.s, e) == 0);       // the first record
+    REQUIRE(client().aclrtStreamWaitEvent(other.s, e) == 0);  // the first record
     REQUIRE(client().aclrtMemsetAsync(a.p, 1, 1, 1, other.s) == 0);
     REQUIRE(hold(third.s, h) == 0);
-    REQUIRE(client().aclrtRecordEvent(e, third.s) == 0);           // the second, of another stream
+    REQUIRE(client().aclrtRecordEvent(e, third.s) == 0);  // the second, of another stream
     REQUIRE(client().aclrtDestroyEvent(e) == 0);
     REQUIRE(eventually([&] { return g.entered && h.entered; }));
     CHECK(memsets_since(from) == 0);
@@ -384,7 +394,8 @@ TEST_CASE("a thread's errors are its own") {
         CHECK(client().aclrtPeekAtLastError(0) == 0);
         CHECK(client().aclGetRecentErrMsg() == nullptr);
         Memory a(64);
-        CHECK(client().aclrtFree(static_cast<char*>(a.p) + 1) == acl::RT_PARAM_INVALID);  // told by the daemon
+        CHECK(client().aclrtFree(static_cast<char*>(a.p) + 1) ==
+              acl::RT_PARAM_INVALID);  // told by the daemon
         CHECK(client().aclrtPeekAtLastError(0) == acl::RT_PARAM_INVALID);
         CHECK(client().aclrtGetLastError(0) == acl::RT_PARAM_INVALID);
         CHECK(client().aclrtGetLastError(0) == 0);

@@ -21,7 +21,8 @@ struct Tensor {
     Tensor(void* data, std::vector<int64_t> dims, int64_t offset = 0) {
         std::vector<int64_t> strides(dims.size(), 1);
         for (size_t i = dims.size(); i-- > 1;) strides[i - 1] = strides[i] * dims[i];
-        t = client().aclCreateTensor(dims.data(), dims.size(), acl::FLOAT, strides.data(), offset, acl::ND, dims.data(), dims.size(), data);
+        t = client().aclCreateTensor(dims.data(), dims.size(), acl::FLOAT, strides.data(), offset, acl::ND,
+                                     dims.data(), dims.size(), data);
     }
     ~Tensor() { client().aclDestroyTensor(t); }
 };
@@ -71,7 +72,8 @@ TEST_CASE("the device's name and text answers come from the vendor") {
 
 TEST_CASE("copies of every size and way keep every byte") {
     StreamOf s;
-    const size_t sizes[] = {1, 7, 2048, 2049, 4096, 4097, wire::kBlockBytes, wire::kBlockBytes + 1, 9 * wire::kBlockBytes + 5};
+    const size_t sizes[] = {
+        1, 7, 2048, 2049, 4096, 4097, wire::kBlockBytes, wire::kBlockBytes + 1, 9 * wire::kBlockBytes + 5};
     for (size_t n : sizes) {
         CAPTURE(n);
         Memory device(n), other(n);
@@ -142,7 +144,8 @@ TEST_CASE("more shapes than the cache holds") {
         uint64_t workspace = 0;
         aclOpExecutor* e = nullptr;
         REQUIRE(client().aclnnNegGetWorkspaceSize(x.t, y.t, &workspace, &e) == 0);
-        REQUIRE(client().aclnnNeg(nullptr, 0, e, s.s) == 0);  // less than it needs: the daemon has a workspace of its own
+        REQUIRE(client().aclnnNeg(nullptr, 0, e, s.s) ==
+                0);  // less than it needs: the daemon has a workspace of its own
     }
     CHECK(client().aclrtSynchronizeStream(s.s) == 0);
 }
@@ -173,8 +176,10 @@ TEST_CASE("values are part of a shape, and a first call's error is the vendor's"
         uint64_t workspace = 0;
         aclOpExecutor* e = nullptr;
         const int r = client().aclnnAddsGetWorkspaceSize(x.t, v, v, y.t, &workspace, &e);
-        if (r == 0 && launch) CHECK(client().aclnnAdds(nullptr, 0, e, s.s) == 0);
-        else if (r == 0) CHECK(client().aclDestroyAclOpExecutor(e) == 0);
+        if (r == 0 && launch)
+            CHECK(client().aclnnAdds(nullptr, 0, e, s.s) == 0);
+        else if (r == 0)
+            CHECK(client().aclDestroyAclOpExecutor(e) == 0);
         client().aclDestroyScalar(v);
         return r;
     };
@@ -185,7 +190,8 @@ TEST_CASE("values are part of a shape, and a first call's error is the vendor's"
     CHECK(adds(13, false) == 161002);
     CHECK(adds(2, true) == 0);
     CHECK(client().aclrtSynchronizeStream(s.s) == 0);
-    // By now the answer is foreseen: the error comes with the launch's synchronise, and again with each launch.
+    // By now the answer is foreseen: the error comes with the launch's synchronise, and again with each
+    // launch.
     for (int i = 0; i < 2; i++) {
         CHECK(adds(13, true) == 0);
         CHECK(client().aclrtSynchronizeStream(s.s) == 161002);
@@ -235,14 +241,15 @@ TEST_CASE("foreign addresses and forged handles are refused, and counted") {
         aclOpExecutor* e = nullptr;
         return client().aclnnAbsGetWorkspaceSize(x.t, y.t, &workspace, &e);
     };
-    CHECK(first(p, &here, 10, 0) == acl::RT_PARAM_INVALID);     // not device memory
-    CHECK(first(p, b.p, 1025, 0) == acl::RT_PARAM_INVALID);     // longer than its memory
-    CHECK(first(p, b.p, 1000, 25) == acl::RT_PARAM_INVALID);    // by its offset
+    CHECK(first(p, &here, 10, 0) == acl::RT_PARAM_INVALID);   // not device memory
+    CHECK(first(p, b.p, 1025, 0) == acl::RT_PARAM_INVALID);   // longer than its memory
+    CHECK(first(p, b.p, 1000, 25) == acl::RT_PARAM_INVALID);  // by its offset
     CHECK(counter("refused") == refused + 7);
     // Of one that has been: with the next synchronise, as an asynchronous error.
     CHECK(abs(p, b.p, 1024, s.s) == 0);
     CHECK(client().aclrtSynchronizeStream(s.s) == 0);
-    for (auto [to, n, offset] : {std::tuple<void*, int64_t, int64_t>{&here, 1024, 0}, {b.p, 1025, 0}, {b.p, 1000, 25}}) {
+    for (auto [to, n, offset] :
+         {std::tuple<void*, int64_t, int64_t>{&here, 1024, 0}, {b.p, 1025, 0}, {b.p, 1000, 25}}) {
         CHECK(abs(p, to, n, s.s, offset) == 0);
         CHECK(client().aclrtSynchronizeStream(s.s) == acl::RT_PARAM_INVALID);
         CHECK(std::string(client().aclGetRecentErrMsg()).find("aclnnAbs: tensor ") == 0);
@@ -337,7 +344,8 @@ TEST_CASE("a wait never reaches the vendor before its record, however the gate d
         if (status == acl::EVENT_RECORDED_COMPLETE) {
             // Then the vendor has seen the record.
             int records = 0;
-            for (const MockCall& c : mock().since(calls)) records += c.what == 'm' && c.a == reinterpret_cast<uint64_t>(a.p);
+            for (const MockCall& c : mock().since(calls))
+                records += c.what == 'm' && c.a == reinterpret_cast<uint64_t>(a.p);
             CHECK(records == i + 1);
         }
     }
@@ -346,8 +354,10 @@ TEST_CASE("a wait never reaches the vendor before its record, however the gate d
     int before = 0, after = 0;
     for (const MockCall& c : mock().since(calls)) {
         if (c.what != 'm') continue;
-        if (c.a == reinterpret_cast<uint64_t>(a.p)) before++;
-        else CHECK(++after <= before);
+        if (c.a == reinterpret_cast<uint64_t>(a.p))
+            before++;
+        else
+            CHECK(++after <= before);
     }
     CHECK(before == kRounds);
     CHECK(after == kRounds);
@@ -406,7 +416,8 @@ TEST_CASE("the daemon's end is an error, soon, for who waits and for who comes")
     mock().mock_hold(1);
     std::thread waiter([&] {
         const auto start = std::chrono::steady_clock::now();
-        client().aclrtSynchronizeStreamWithTimeout(s, 100'000);  // answered or not, according to who was first
+        client().aclrtSynchronizeStreamWithTimeout(s,
+                                                   100'000);  // answered or not, according to who was first
         CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(20));
     });
     std::this_thread::sleep_for(std::chrono::milliseconds(50));

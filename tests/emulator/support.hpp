@@ -21,7 +21,8 @@ inline aclError launch(aclrtStream stream, double us, std::function<int()> body 
     };
     kernel.destroy = [](void* self) { delete static_cast<std::function<int()>*>(self); };
     kernel.self = held;
-    aclError error = aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, &kernel, sizeof(kernel), nullptr, 0);
+    aclError error =
+        aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, &kernel, sizeof(kernel), nullptr, 0);
     if (error != 0) {
         delete held;
     }

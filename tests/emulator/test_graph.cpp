@@ -1,6 +1,7 @@
 // Capture, replay and update of graphs in compute mode, through the exported functions.
 #include <doctest/doctest.h>
 
+#include <unistd.h>
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -12,7 +13,6 @@
 #include <random>
 #include <string>
 #include <thread>
-#include <unistd.h>
 #include <vector>
 
 #include "support.hpp"
@@ -86,7 +86,10 @@ TEST_CASE("captured tasks run at the replay, in order, each time") {
     std::vector<int> order;
     aclmdlRI graph = capture(stream, [&] {
         for (int i = 0; i < 10; ++i) {
-            REQUIRE(launch(stream, 1, [&order, i] { order.push_back(i); return 0; }) == 0);
+            REQUIRE(launch(stream, 1, [&order, i] {
+                        order.push_back(i);
+                        return 0;
+                    }) == 0);
         }
         int32_t status = -1;
         aclmdlRI during = nullptr;
@@ -122,7 +125,11 @@ TEST_CASE("a destroyed graph ends the replays in flight, and gives its kernels b
     auto token = std::make_shared<int>(0);
     aclmdlRI graph = capture(stream, [&] {
         for (int i = 0; i < 5; ++i) {
-            REQUIRE(launch(stream, 1, [&runs, token] { std::this_thread::sleep_for(1ms); ++runs; return 0; }) == 0);
+            REQUIRE(launch(stream, 1, [&runs, token] {
+                        std::this_thread::sleep_for(1ms);
+                        ++runs;
+                        return 0;
+                    }) == 0);
         }
     });
     for (int i = 0; i < 4; ++i) {
@@ -162,17 +169,29 @@ TEST_CASE("events fork a capture to other streams and join it") {
     std::atomic<int> step{0};
     int left = -1, right = -1, after = -1;
     aclmdlRI graph = capture(main, [&] {
-        REQUIRE(launch(main, 1, [&] { step = 1; return 0; }) == 0);
+        REQUIRE(launch(main, 1, [&] {
+                    step = 1;
+                    return 0;
+                }) == 0);
         REQUIRE(aclrtRecordEvent(fork, main) == 0);
         REQUIRE(aclrtStreamWaitEvent(side, fork) == 0);
         int32_t status = -1;
         CHECK(aclmdlRICaptureGetInfo(side, &status, nullptr) == 0);
         CHECK(status == acl::CAPTURE_ACTIVE);
-        REQUIRE(launch(side, 1, [&] { right = step; return 0; }) == 0);
-        REQUIRE(launch(main, 1, [&] { left = step; return 0; }) == 0);
+        REQUIRE(launch(side, 1, [&] {
+                    right = step;
+                    return 0;
+                }) == 0);
+        REQUIRE(launch(main, 1, [&] {
+                    left = step;
+                    return 0;
+                }) == 0);
         REQUIRE(aclrtRecordEvent(join, side) == 0);
         REQUIRE(aclrtStreamWaitEvent(main, join) == 0);
-        REQUIRE(launch(main, 1, [&] { after = left + right; return 0; }) == 0);
+        REQUIRE(launch(main, 1, [&] {
+                    after = left + right;
+                    return 0;
+                }) == 0);
     });
     CHECK(nodes_of(graph) == 4);
     CHECK(json_of(graph).find("\"Depends On\": [1, 2]") != std::string::npos);
@@ -181,7 +200,10 @@ TEST_CASE("events fork a capture to other streams and join it") {
     CHECK(after == 2);
     // The side stream is an ordinary one again, the events stay captured until their next ordinary record.
     int ran = 0;
-    REQUIRE(launch(side, 1, [&] { ran = 1; return 0; }) == 0);
+    REQUIRE(launch(side, 1, [&] {
+                ran = 1;
+                return 0;
+            }) == 0);
     CHECK(aclrtSynchronizeStream(side) == 0);
     CHECK(ran == 1);
     CHECK(aclrtSynchronizeEvent(join) == acl::RT_EVENT_CAPTURED);
@@ -197,7 +219,10 @@ TEST_CASE("a hundred captures of N launches hold N nodes while another thread la
     std::thread noise([&] {
         aclrtSetDevice(0);
         while (!stop) {
-            if (launch(other, 1, [&] { ++ran; return 0; }) == 0) {
+            if (launch(other, 1, [&] {
+                    ++ran;
+                    return 0;
+                }) == 0) {
                 ++launched;
             }
             std::this_thread::sleep_for(50us);
@@ -209,7 +234,10 @@ TEST_CASE("a hundred captures of N launches hold N nodes while another thread la
         std::atomic<size_t> runs{0};
         aclmdlRI graph = capture(stream, [&] {
             for (size_t k = 0; k < launches; ++k) {
-                REQUIRE(launch(stream, 0.1, [&] { ++runs; return 0; }) == 0);
+                REQUIRE(launch(stream, 0.1, [&] {
+                            ++runs;
+                            return 0;
+                        }) == 0);
             }
         });
         REQUIRE(aclmdlRIExecuteAsync(graph, stream) == 0);
@@ -231,11 +259,11 @@ TEST_CASE("replays of one graph from several streams never overlap") {
     aclmdlRI graph = capture(first, [&] {
         for (int i = 0; i < 3; ++i) {
             REQUIRE(launch(first, 0.1, [&] {
-                overlaps += inside.fetch_add(1) != 0;
-                ++runs;
-                --inside;
-                return 0;
-            }) == 0);
+                        overlaps += inside.fetch_add(1) != 0;
+                        ++runs;
+                        --inside;
+                        return 0;
+                    }) == 0);
         }
     });
     std::vector<std::thread> threads;
@@ -343,20 +371,22 @@ TEST_CASE("the modes say which thread may call unsafe functions, which never end
     Memory memory(64);
     auto unsafe = [&] { return aclrtMemset(memory.p, 64, 0, 64); };
     auto elsewhere = [&](int32_t mode) {
-        return std::async(std::launch::async, [&] {
-                   aclrtSetDevice(0);
-                   int32_t changed = mode;
-                   aclmdlRICaptureThreadExchangeMode(&changed);
-                   return unsafe();
-               })
+        return std::async(std::launch::async,
+                          [&] {
+                              aclrtSetDevice(0);
+                              int32_t changed = mode;
+                              aclmdlRICaptureThreadExchangeMode(&changed);
+                              return unsafe();
+                          })
             .get();
     };
     const int32_t no = acl::RT_CAPTURE_MODE_NOT_SUPPORT;
     struct Expected {
         int32_t mode, own, other, other_local, other_relaxed;
     };
-    for (Expected expected : {Expected{acl::CAPTURE_GLOBAL, no, no, 0, 0}, Expected{acl::CAPTURE_THREAD_LOCAL, no, 0, 0, 0},
-                              Expected{acl::CAPTURE_RELAXED, 0, 0, 0, 0}}) {
+    for (Expected expected :
+         {Expected{acl::CAPTURE_GLOBAL, no, no, 0, 0}, Expected{acl::CAPTURE_THREAD_LOCAL, no, 0, 0, 0},
+          Expected{acl::CAPTURE_RELAXED, 0, 0, 0, 0}}) {
         aclmdlRI graph = capture(
             stream,
             [&] {
@@ -371,7 +401,8 @@ TEST_CASE("the modes say which thread may call unsafe functions, which never end
                 CHECK(aclmdlRICaptureThreadExchangeMode(&mode) == 0);
                 CHECK(mode == acl::CAPTURE_RELAXED);
                 uint64_t pageable = 1;
-                CHECK(aclrtMemcpyAsync(memory.p, 8, &pageable, 8, acl::HOST_TO_DEVICE, stream) == expected.own);
+                CHECK(aclrtMemcpyAsync(memory.p, 8, &pageable, 8, acl::HOST_TO_DEVICE, stream) ==
+                      expected.own);
                 void* more = nullptr;
                 CHECK(aclrtMalloc(&more, 64, 0) == 0);
                 CHECK(aclrtFree(more) == 0);
@@ -384,7 +415,12 @@ TEST_CASE("the modes say which thread may call unsafe functions, which never end
 TEST_CASE("a task update changes the arguments for what has not run yet, and nothing when it does not fit") {
     StreamOwner stream, updates;
     std::vector<int> seen;
-    auto number = [&](int value) { return [&seen, value] { seen.push_back(value); return 0; }; };
+    auto number = [&](int value) {
+        return [&seen, value] {
+            seen.push_back(value);
+            return 0;
+        };
+    };
     aclrtTaskGrp group = nullptr;
     aclmdlRI graph = capture(stream, [&] {
         REQUIRE(launch(stream, 1, number(0)) == 0);
@@ -443,7 +479,10 @@ TEST_CASE("a graph waits for an external event, and takes the update that comes 
         REQUIRE(aclrtStreamWaitEvent(stream, event) == 0);
         REQUIRE(aclrtResetEvent(event, stream) == 0);
         REQUIRE(aclmdlRICaptureTaskGrpBegin(stream) == 0);
-        REQUIRE(launch(stream, 1, [&] { seen = -1; return 0; }) == 0);
+        REQUIRE(launch(stream, 1, [&] {
+                    seen = -1;
+                    return 0;
+                }) == 0);
         REQUIRE(aclmdlRICaptureTaskGrpEnd(stream, &group) == 0);
     });
     CHECK(nodes_of(graph) == 3);
@@ -453,7 +492,10 @@ TEST_CASE("a graph waits for an external event, and takes the update that comes 
             CHECK(aclrtSynchronizeStreamWithTimeout(stream, 20) == acl::RT_WAIT_TIMEOUT);
         }
         REQUIRE(aclmdlRICaptureTaskUpdateBegin(updates, group) == 0);
-        REQUIRE(launch(updates, 1, [&seen, step] { seen = step; return 0; }) == 0);
+        REQUIRE(launch(updates, 1, [&seen, step] {
+                    seen = step;
+                    return 0;
+                }) == 0);
         REQUIRE(aclmdlRICaptureTaskUpdateEnd(updates) == 0);
         REQUIRE(aclrtRecordEvent(event, updates) == 0);
         REQUIRE(aclrtSynchronizeStream(stream) == 0);
@@ -470,9 +512,15 @@ TEST_CASE("an external event outside a graph is a flag too: a wait may be called
     for (int round = 1; round <= 3; ++round) {
         REQUIRE(aclrtStreamWaitEvent(first, event) == 0);
         REQUIRE(aclrtResetEvent(event, first) == 0);
-        REQUIRE(launch(first, 1, [&] { seen = step; return 0; }) == 0);
+        REQUIRE(launch(first, 1, [&] {
+                    seen = step;
+                    return 0;
+                }) == 0);
         CHECK(aclrtSynchronizeStreamWithTimeout(first, 5) == acl::RT_WAIT_TIMEOUT);
-        REQUIRE(launch(second, 1, [&, round] { step = round; return 0; }) == 0);
+        REQUIRE(launch(second, 1, [&, round] {
+                    step = round;
+                    return 0;
+                }) == 0);
         REQUIRE(aclrtRecordEvent(event, second) == 0);
         REQUIRE(aclrtSynchronizeStreamWithTimeout(first, 10'000) == 0);
         CHECK(seen == round);
@@ -484,7 +532,11 @@ TEST_CASE("an external record in a graph is one of each replay") {
     External event;
     std::atomic<int> runs{0};
     aclmdlRI graph = capture(stream, [&] {
-        REQUIRE(launch(stream, 1, [&] { std::this_thread::sleep_for(2ms); ++runs; return 0; }) == 0);
+        REQUIRE(launch(stream, 1, [&] {
+                    std::this_thread::sleep_for(2ms);
+                    ++runs;
+                    return 0;
+                }) == 0);
         REQUIRE(aclrtRecordEvent(event, stream) == 0);
     });
     for (int i = 1; i <= 5; ++i) {
@@ -524,7 +576,10 @@ TEST_CASE("a replay that waits can be aborted, by its graph or its stream") {
     int ran = 0;
     aclmdlRI graph = capture(stream, [&] {
         REQUIRE(aclrtValueWait(flag.p, 1, 1, stream) == 0);
-        REQUIRE(launch(stream, 1, [&] { ++ran; return 0; }) == 0);
+        REQUIRE(launch(stream, 1, [&] {
+                    ++ran;
+                    return 0;
+                }) == 0);
         REQUIRE(aclrtRecordEvent(event, stream) == 0);
     });
     for (int how = 0; how < 2; ++how) {
@@ -556,7 +611,8 @@ TEST_CASE("meetings with other ranks keep the order of the capture, whatever bra
             order.push_back(int(reinterpret_cast<intptr_t>(self)));
             return 0;
         };
-        return aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, &kernel, sizeof(kernel), nullptr, 0);
+        return aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, &kernel, sizeof(kernel), nullptr,
+                                             0);
     };
     aclmdlRI graph = capture(main, [&] {
         REQUIRE(aclrtRecordEvent(fork, main) == 0);
@@ -612,7 +668,8 @@ TEST_CASE("host functions and callbacks of a graph run at each replay") {
     reporter.join();
 }
 
-TEST_CASE("random forks and joins: what is called after something runs after it, and one graph runs all of it") {
+TEST_CASE(
+    "random forks and joins: what is called after something runs after it, and one graph runs all of it") {
     constexpr size_t kStreams = 5;
     std::vector<std::unique_ptr<StreamOwner>> streams;
     for (size_t i = 0; i < kStreams; ++i) {
@@ -656,7 +713,10 @@ TEST_CASE("random forks and joins: what is called after something runs after it,
                     record(s);
                 } else {
                     auto number = uint32_t(before.size());
-                    REQUIRE(launch(*streams[s], double(random() % 20), [&order, number] { order.push_back(number); return 0; }) == 0);
+                    REQUIRE(launch(*streams[s], double(random() % 20), [&order, number] {
+                                order.push_back(number);
+                                return 0;
+                            }) == 0);
                     before.push_back(at[s]);
                     at[s].resize(number + 1);
                     at[s][number] = true;
@@ -695,7 +755,10 @@ TEST_CASE("a stream that stops at a failure skips the rest of the graph") {
     int ran = 0;
     aclmdlRI graph = capture(stream, [&] {
         REQUIRE(launch(stream, 1, [] { return 507015; }) == 0);
-        REQUIRE(launch(stream, 1, [&] { ++ran; return 0; }) == 0);
+        REQUIRE(launch(stream, 1, [&] {
+                    ++ran;
+                    return 0;
+                }) == 0);
         REQUIRE(aclrtRecordEvent(event, stream) == 0);
     });
     REQUIRE(aclrtSetStreamFailureMode(stream, 1) == 0);

@@ -19,8 +19,13 @@ TEST_CASE("stale, foreign and made-up handles are refused") {
     REQUIRE(aclrtCreateStream(&stale) == 0);
     REQUIRE(aclrtDestroyStream(stale) == 0);
     int local = 0;
-    void* const bad[] = {stale, event.handle, &local, reinterpret_cast<void*>(1), reinterpret_cast<void*>(UINTPTR_MAX),
-                         static_cast<char*>(live.handle) + 8, static_cast<char*>(live.handle) + (1 << 24)};
+    void* const bad[] = {stale,
+                         event.handle,
+                         &local,
+                         reinterpret_cast<void*>(1),
+                         reinterpret_cast<void*>(UINTPTR_MAX),
+                         static_cast<char*>(live.handle) + 8,
+                         static_cast<char*>(live.handle) + (1 << 24)};
     int32_t id = 0;
     uint32_t word = 0;
     for (void* stream : bad) {
@@ -100,8 +105,11 @@ TEST_CASE("random calls on live, stale and made-up handles and addresses never c
             default: return from[random() % from.size()];
         }
     };
-    auto size = [&] { return random() % 4 == 0 ? size_t(random()) << (random() % 32) : random() % host.size(); };
-    // Not below: before the first allocation may lie the program's own memory, which a fill may well write to.
+    auto size = [&] {
+        return random() % 4 == 0 ? size_t(random()) << (random() % 32) : random() % host.size();
+    };
+    // Not below: before the first allocation may lie the program's own memory, which a fill may well write
+    // to.
     auto address = [&]() -> void* {
         auto p = reinterpret_cast<uintptr_t>(memory[random() % memory.size()]);
         return reinterpret_cast<void*>(random() % 4 == 0 ? p + random() % 8192 : p);
@@ -113,9 +121,21 @@ TEST_CASE("random calls on live, stale and made-up handles and addresses never c
     int32_t status = 0;
     int copies = 0;
     const std::vector<std::function<aclError()>> calls = {
-        [&] { aclError e = aclrtCreateStream(&out); if (!e) streams.push_back(out); return e; },
-        [&] { aclError e = aclrtCreateEvent(&out); if (!e) events.push_back(out); return e; },
-        [&] { aclError e = aclrtMalloc(&out, 1 + random() % 65536, 0); if (!e) memory.push_back(out); return e; },
+        [&] {
+            aclError e = aclrtCreateStream(&out);
+            if (!e) streams.push_back(out);
+            return e;
+        },
+        [&] {
+            aclError e = aclrtCreateEvent(&out);
+            if (!e) events.push_back(out);
+            return e;
+        },
+        [&] {
+            aclError e = aclrtMalloc(&out, 1 + random() % 65536, 0);
+            if (!e) memory.push_back(out);
+            return e;
+        },
         [&] { return aclrtDestroyStream(any(streams)); },
         [&] { return aclrtDestroyStreamForce(any(streams)); },
         [&] { return aclrtDestroyEvent(any(events)); },
@@ -134,18 +154,27 @@ TEST_CASE("random calls on live, stale and made-up handles and addresses never c
         [&] { return aclrtGetMemInfo(kind(), &numbers[0], &numbers[1]); },
         [&] { return aclrtMemset(address(), size(), 1, random() % 4096); },
         [&] { return launch(any(streams), 0.1); },
-        [&] { copies++; return aclrtMemcpy(address(), size(), host.data(), random() % 4096, acl::HOST_TO_DEVICE); },
+        [&] {
+            copies++;
+            return aclrtMemcpy(address(), size(), host.data(), random() % 4096, acl::HOST_TO_DEVICE);
+        },
         [&] { return aclrtMemcpy(host.data(), host.size(), address(), size(), acl::DEVICE_TO_HOST); },
         [&] { return aclrtMemcpy(address(), size(), address(), size(), acl::DEVICE_TO_DEVICE); },
-        [&] { return aclrtMemcpy2d(address(), size(), address(), size(), size(), size(), acl::DEVICE_TO_DEVICE); },
+        [&] {
+            return aclrtMemcpy2d(address(), size(), address(), size(), size(), size(), acl::DEVICE_TO_DEVICE);
+        },
         [&] { return aclrtFreeHost(address()); },
         [&] { return aclrtHostUnregister(address()); },
         [&] { return aclrtSynchronizeDeviceWithTimeout(5); },
 #ifndef __SANITIZE_THREAD__  // a program that copies to one place from two streams at once is itself a race
         [&] { return aclrtMemsetAsync(address(), size(), 1, size(), any(streams)); },
-        [&] { return aclrtMemcpyAsync(address(), size(), address(), size(), acl::DEVICE_TO_DEVICE, any(streams)); },
         [&] {
-            return aclrtMemcpyAsync(host.data(), host.size(), address(), size(), acl::DEVICE_TO_HOST, any(streams));
+            return aclrtMemcpyAsync(address(), size(), address(), size(), acl::DEVICE_TO_DEVICE,
+                                    any(streams));
+        },
+        [&] {
+            return aclrtMemcpyAsync(host.data(), host.size(), address(), size(), acl::DEVICE_TO_HOST,
+                                    any(streams));
         },
 #endif
     };

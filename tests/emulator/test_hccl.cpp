@@ -1,14 +1,15 @@
-// Collectives between the devices of one process: a thread a rank, as the ranks' order is the test's to choose.
+// Collectives between the devices of one process: a thread a rank, as the ranks' order is the test's to
+// choose.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
+#include <unistd.h>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <numeric>
 #include <thread>
-#include <unistd.h>
 #include <vector>
 
 #include "acl.gen.h"
@@ -18,7 +19,6 @@ namespace acl = flexnpu::acl;
 namespace hccl = flexnpu::hccl;
 
 namespace {
-
 
 // Runs `body(rank)` on a thread for each rank, with its device set.
 void each(uint32_t ranks, const std::function<void(uint32_t)>& body) {
@@ -91,7 +91,11 @@ TEST_CASE("all ranks get the same sum, product, largest and smallest") {
             auto [comm, stream] = world.rank[r];
             for (size_t count : {size_t(1), size_t(3), kLong}) {
                 Buffer<float> in(count, float(r + 1)), out(count);
-                const float expected[] = {float(n * (n + 1) / 2), n == 1 ? 1.f : n == 2 ? 2.f : 24.f, float(n), 1.f};
+                const float expected[] = {float(n * (n + 1) / 2),
+                                          n == 1   ? 1.f
+                                          : n == 2 ? 2.f
+                                                   : 24.f,
+                                          float(n), 1.f};
                 for (int32_t op : {hccl::SUM, hccl::PROD, hccl::MAX, hccl::MIN}) {
                     REQUIRE(HcclAllReduce(in, out, count, hccl::FP32, op, comm, stream) == 0);
                     REQUIRE(aclrtSynchronizeStream(stream) == 0);
@@ -108,7 +112,8 @@ TEST_CASE("all ranks get the same sum, product, largest and smallest") {
             REQUIRE(HcclAllReduce(brain, brain, 7, hccl::BFP16, hccl::SUM, comm, stream) == 0);
             REQUIRE(HcclAllReduce(half, half, 7, hccl::FP16, hccl::SUM, comm, stream) == 0);
             REQUIRE(aclrtSynchronizeStream(stream) == 0);
-            const uint16_t brains[] = {0, 0x4040, 0x40c0, 0, 0x4140}, halves[] = {0, 0x4200, 0x4600, 0, 0x4a00};
+            const uint16_t brains[] = {0, 0x4040, 0x40c0, 0, 0x4140},
+                           halves[] = {0, 0x4200, 0x4600, 0, 0x4a00};
             CHECK(brain.get() == std::vector<uint16_t>(7, brains[n]));
             CHECK(half.get() == std::vector<uint16_t>(7, halves[n]));
         });
@@ -175,7 +180,8 @@ TEST_CASE("pieces of different sizes") {
             }
         }
         Buffer<int32_t> out(24, int32_t(r)), in(24, -1);
-        REQUIRE(HcclAlltoAllV(out, give.data(), give_at.data(), hccl::INT32, in, take.data(), take_at.data(), hccl::INT32, comm, stream) == 0);
+        REQUIRE(HcclAlltoAllV(out, give.data(), give_at.data(), hccl::INT32, in, take.data(), take_at.data(),
+                              hccl::INT32, comm, stream) == 0);
         REQUIRE(aclrtSynchronizeStream(stream) == 0);
         for (uint32_t q = 0; q < n; ++q) {
             for (uint32_t i = 0; i < 8; ++i) {
@@ -191,7 +197,8 @@ TEST_CASE("pieces of different sizes") {
             }
         }
         Buffer<int32_t> sum(6);
-        REQUIRE(HcclReduceScatterV(out, counts, at, sum, counts[r], hccl::INT32, hccl::SUM, comm, stream) == 0);
+        REQUIRE(HcclReduceScatterV(out, counts, at, sum, counts[r], hccl::INT32, hccl::SUM, comm, stream) ==
+                0);
         REQUIRE(aclrtSynchronizeStream(stream) == 0);
         CHECK(sum.get()[0] == (counts[r] ? 3 : 0));
         CHECK(sum.get()[4] == (counts[r] == 5 ? 3 : 0));
@@ -274,7 +281,9 @@ TEST_CASE("streams of one communicator keep the order of the calls") {
         Buffer<int32_t> a(1, 1), b(1, 10);
         // On rank 0 the first stream is late: its collective is still the first.
         if (r == 0) {
-            REQUIRE(aclrtLaunchHostFunc(first, reinterpret_cast<aclrtHostFunc>(+[](void*) { usleep(30'000); }), nullptr) == 0);
+            REQUIRE(aclrtLaunchHostFunc(first,
+                                        reinterpret_cast<aclrtHostFunc>(+[](void*) { usleep(30'000); }),
+                                        nullptr) == 0);
         }
         REQUIRE(HcclAllReduce(a, a, 1, hccl::INT32, hccl::SUM, comm, first) == 0);
         REQUIRE(HcclAllReduce(b, b, 1, hccl::INT32, hccl::SUM, comm, second) == 0);
@@ -293,7 +302,8 @@ TEST_CASE("ranks that disagree are told, all of them") {
         Buffer<float> data(8, 1);
         REQUIRE(HcclAllReduce(data, data, r == 0 ? 4 : 8, hccl::FP32, hccl::SUM, comm, stream) == 0);
         CHECK(aclrtSynchronizeStream(stream) != 0);
-        CHECK(std::string(aclGetRecentErrMsg()).find("rank 0 calls HcclAllReduce(count 4") != std::string::npos);
+        CHECK(std::string(aclGetRecentErrMsg()).find("rank 0 calls HcclAllReduce(count 4") !=
+              std::string::npos);
         int32_t error = 0;
         REQUIRE(HcclGetCommAsyncError(comm, &error) == 0);
         CHECK(error == hccl::E_PARA);
@@ -315,7 +325,8 @@ TEST_CASE("who does not come is waited for no longer than the limit; an aborted 
         each(2, [&](uint32_t r) {
             if (r == 0) {
                 Buffer<float> data(8, 1);
-                REQUIRE(HcclAllReduce(data, data, 8, hccl::FP32, hccl::SUM, world.rank[0].comm, world.rank[0].stream) == 0);
+                REQUIRE(HcclAllReduce(data, data, 8, hccl::FP32, hccl::SUM, world.rank[0].comm,
+                                      world.rank[0].stream) == 0);
                 CHECK(aclrtSynchronizeStream(world.rank[0].stream) != 0);
                 int32_t error = 0;
                 REQUIRE(HcclGetCommAsyncError(world.rank[0].comm, &error) == 0);
@@ -376,7 +387,8 @@ TEST_CASE("one call makes all communicators of a process; some ranks make one of
         HcclComm sub = nullptr;
         uint32_t members[] = {2, 0};
         const uint32_t place = r == 2 ? 0 : 1;
-        REQUIRE(HcclCreateSubCommConfig(&comms[r], 2, r == 1 ? nullptr : members, 7, place, nullptr, &sub) == 0);
+        REQUIRE(HcclCreateSubCommConfig(&comms[r], 2, r == 1 ? nullptr : members, 7, place, nullptr, &sub) ==
+                0);
         CHECK((sub == nullptr) == (r == 1));
         Buffer<int32_t> data(1, int32_t(1 + r)), all(2);
         if (sub != nullptr) {
@@ -407,7 +419,8 @@ TEST_CASE("wrong arguments are refused by name") {
     CHECK(HcclAllReduce(data, data, 8, hccl::FP32, hccl::SUM, nullptr, stream) == hccl::E_PTR);
     CHECK(HcclSend(data, 8, hccl::FP32, 1, comm, stream) == hccl::E_PARA);
     CHECK(HcclBroadcast(data, 8, hccl::FP32, 1, comm, stream) == hccl::E_PARA);
-    CHECK(HcclAllReduce(data, data, 8, hccl::FP32, hccl::SUM, comm, reinterpret_cast<aclrtStream>(0x1234)) == hccl::E_RUNTIME);
+    CHECK(HcclAllReduce(data, data, 8, hccl::FP32, hccl::SUM, comm, reinterpret_cast<aclrtStream>(0x1234)) ==
+          hccl::E_RUNTIME);
     CHECK(HcclGroupEnd() == hccl::E_PARA);
     HcclRootInfo none{};
     HcclComm made = nullptr;

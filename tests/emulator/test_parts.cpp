@@ -2,22 +2,22 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <functional>
 #include <fstream>
+#include <functional>
 #include <random>
 #include <set>
-#include <signal.h>
 #include <stdexcept>
 #include <string>
-#include <sys/mman.h>
-#include <sys/wait.h>
 #include <thread>
-#include <unistd.h>
 
 #include "flexnpu/api/acl_consts.h"
 #include "flexnpu/emulator/runtime/handles.hpp"
@@ -49,7 +49,9 @@ std::string error_of(const std::function<void()>& call) {
     return "";
 }
 
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool contains(const std::string& text, const std::string& part) {
+    return text.find(part) != std::string::npos;
+}
 
 // Runs `body` in a child that is then killed where it stands. The child has reported before.
 [[maybe_unused]] void in_killed_child(const std::function<void()>& body) {
@@ -91,10 +93,15 @@ TEST_CASE("the roofline of the calibrated die") {
     Profile die = load_profile("ascend910c-die", profile_directory());
     CHECK(die.memory_bytes == 64ull << 30);
     // static + max(flops / (peak * efficiency), bytes / (rate * efficiency)), by hand.
-    KernelCost big{.cube_flops = 2.0 * 4096 * 4096 * 4096, .cube_dtype = acl::FLOAT16, .vector_flops = 0,
+    KernelCost big{.cube_flops = 2.0 * 4096 * 4096 * 4096,
+                   .cube_dtype = acl::FLOAT16,
+                   .vector_flops = 0,
                    .bytes = 3 * 2.0 * 4096 * 4096};
-    CHECK(double(die.kernel_ns(big)) == doctest::Approx(5000 + 137438953472.0 / (376e12 * 0.7) * 1e9).epsilon(1e-5));
-    KernelCost thin{.cube_flops = 2.0 * 4096 * 4096, .cube_dtype = acl::BF16, .vector_flops = 0,
+    CHECK(double(die.kernel_ns(big)) ==
+          doctest::Approx(5000 + 137438953472.0 / (376e12 * 0.7) * 1e9).epsilon(1e-5));
+    KernelCost thin{.cube_flops = 2.0 * 4096 * 4096,
+                    .cube_dtype = acl::BF16,
+                    .vector_flops = 0,
                     .bytes = 2.0 * 4096 * 4096};
     CHECK(double(die.kernel_ns(thin)) ==
           doctest::Approx(5000 + 33554432.0 / (1.6 * 1099511627776.0 * 0.6) * 1e9).epsilon(1e-5));
@@ -104,7 +111,8 @@ TEST_CASE("the roofline of the calibrated die") {
     CHECK(die.kernel_ns(vector, 0.5) == 1000 + 1'000'000);  // of the static part only
     // The types of the matrix unit.
     auto cube = [&](int32_t dtype) {
-        return die.kernel_ns(KernelCost{.cube_flops = 1e12, .cube_dtype = dtype, .vector_flops = 0, .bytes = 0});
+        return die.kernel_ns(
+            KernelCost{.cube_flops = 1e12, .cube_dtype = dtype, .vector_flops = 0, .bytes = 0});
     };
     CHECK(cube(acl::INT8) < cube(acl::FLOAT16));
     CHECK(cube(acl::FLOAT16) < cube(acl::BF16));
@@ -113,7 +121,8 @@ TEST_CASE("the roofline of the calibrated die") {
     // Nonsense costs neither wrap nor wedge.
     CHECK(die.kernel_ns(KernelCost{.cube_flops = 1e300, .cube_dtype = 0, .vector_flops = 0, .bytes = 0}) ==
           60'000'000'000);
-    CHECK(die.kernel_ns(KernelCost{.cube_flops = 0, .cube_dtype = 0, .vector_flops = -1e300, .bytes = 0}) <= 2000);
+    CHECK(die.kernel_ns(KernelCost{.cube_flops = 0, .cube_dtype = 0, .vector_flops = -1e300, .bytes = 0}) <=
+          2000);
     CHECK(die.copy_ns(Profile::Copy::HostToDevice, 50'000'000'000) == 1'000'005'000);
 }
 
@@ -131,7 +140,8 @@ TEST_CASE("every shipped profile loads") {
 TEST_CASE("a bad profile is named with its field") {
     std::ifstream source(FLEXNPU_TEST_PROFILE);
     std::string good((std::istreambuf_iterator<char>(source)), {});
-    std::string file = std::filesystem::temp_directory_path() / ("flexnpu-profile-" + std::to_string(getpid()) + ".toml");
+    std::string file =
+        std::filesystem::temp_directory_path() / ("flexnpu-profile-" + std::to_string(getpid()) + ".toml");
     auto with = [&](const std::string& from, const std::string& to) {
         std::string text = good;
         auto at = text.find(from);
@@ -226,7 +236,10 @@ TEST_CASE("a process killed while it holds the table's mutex does not stop the o
 }
 
 TEST_CASE("the device ends with its last user, even a killed one") {
-    in_killed_child([] { SharedDevice* only = new SharedDevice(machine(), 0, 1 << 20); only->reserve(kCompute, 0, 77); });
+    in_killed_child([] {
+        SharedDevice* only = new SharedDevice(machine(), 0, 1 << 20);
+        only->reserve(kCompute, 0, 77);
+    });
     CHECK(!machine_exists());
     SharedDevice fresh(machine(), 0, 1 << 20);
     CHECK(fresh.busy_ns(kCompute) == 0);

@@ -1,17 +1,17 @@
 // The emulated runtime in compute mode, through its exported functions.
 #include <doctest/doctest.h>
 
+#include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
 #include <future>
 #include <numeric>
-#include <pthread.h>
 #include <random>
-#include <sys/wait.h>
 #include <thread>
-#include <unistd.h>
 #include <vector>
 
 #include "support.hpp"
@@ -45,7 +45,10 @@ TEST_CASE("tasks of a stream run in order and the caller does not wait") {
     std::vector<int> order;
     REQUIRE(launch(stream, 1, gate.body()) == 0);
     for (int i = 0; i < 1000; ++i) {
-        REQUIRE(launch(stream, 1, [&order, i] { order.push_back(i); return 0; }) == 0);
+        REQUIRE(launch(stream, 1, [&order, i] {
+                    order.push_back(i);
+                    return 0;
+                }) == 0);
     }
     aclrtStreamStatus status = -1;
     CHECK(aclrtStreamQuery(stream, &status) == 0);
@@ -65,11 +68,17 @@ TEST_CASE("a wait for an event holds a stream back until the record before it") 
     Gate gate;
     std::atomic<int> step{0};
     REQUIRE(launch(first, 1, gate.body()) == 0);
-    REQUIRE(launch(first, 1, [&] { step = 1; return 0; }) == 0);
+    REQUIRE(launch(first, 1, [&] {
+                step = 1;
+                return 0;
+            }) == 0);
     REQUIRE(aclrtRecordEvent(event, first) == 0);
     REQUIRE(aclrtStreamWaitEvent(second, event) == 0);
     int seen = -1;
-    REQUIRE(launch(second, 1, [&] { seen = step; return 0; }) == 0);
+    REQUIRE(launch(second, 1, [&] {
+                seen = step;
+                return 0;
+            }) == 0);
     aclrtEventRecordedStatus recorded = -1;
     CHECK(aclrtQueryEventStatus(event, &recorded) == 0);
     CHECK(recorded == acl::EVENT_RECORDED_NOT_READY);
@@ -154,9 +163,9 @@ TEST_CASE("whatever the order of calls, a stream sees what was recorded before t
                 Recorded seen = recorded[e];
                 if (seen.stream >= 0) {
                     REQUIRE(launch(streams[s], 0.1, [&counters, &violations, seen] {
-                        violations += counters[seen.stream].load() < seen.count;
-                        return 0;
-                    }) == 0);
+                                violations += counters[seen.stream].load() < seen.count;
+                                return 0;
+                            }) == 0);
                 }
                 break;
             }
@@ -169,9 +178,9 @@ TEST_CASE("whatever the order of calls, a stream sees what was recorded before t
             default:
                 ++launched[s];
                 REQUIRE(launch(streams[s], 0.1, [&counters, &violations, s, n = launched[s]] {
-                    violations += ++counters[s] != n;
-                    return 0;
-                }) == 0);
+                            violations += ++counters[s] != n;
+                            return 0;
+                        }) == 0);
         }
     }
     CHECK(aclrtSynchronizeDevice() == 0);
@@ -205,8 +214,14 @@ TEST_CASE("many threads on one stream and on their own") {
             }
             StreamOwner own;
             for (int i = 0; i < 200; ++i) {
-                failures += launch(shared, 0.1, [&] { ran++; return 0; }) != 0;
-                failures += launch(own, 0.1, [&] { ran++; return 0; }) != 0;
+                failures += launch(shared, 0.1, [&] {
+                                ran++;
+                                return 0;
+                            }) != 0;
+                failures += launch(own, 0.1, [&] {
+                                ran++;
+                                return 0;
+                            }) != 0;
                 if (i % 20 == 0) {
                     failures += aclrtSynchronizeStream(own) != 0;
                     failures += aclrtSynchronizeStream(shared) != 0;
@@ -269,17 +284,20 @@ TEST_CASE("addresses outside an allocation are refused, in whole and in part") {
     CHECK(aclrtMemcpy(p, 32, host, 64, acl::HOST_TO_DEVICE) == acl::RT_PARAM_INVALID);
     CHECK(aclrtMemcpy(p, 64, p, 64, acl::HOST_TO_DEVICE) == acl::RT_PARAM_INVALID);
     CHECK(aclrtMemcpy(host, 64, host, 64, acl::DEVICE_TO_HOST) == acl::RT_PARAM_INVALID);
-    CHECK(aclrtMemcpy(reinterpret_cast<void*>(0x1000), 64, host, 64, acl::HOST_TO_DEVICE) == acl::RT_PARAM_INVALID);
+    CHECK(aclrtMemcpy(reinterpret_cast<void*>(0x1000), 64, host, 64, acl::HOST_TO_DEVICE) ==
+          acl::RT_PARAM_INVALID);
     CHECK(aclrtMemcpy(p, 64, host, 64, 99) == acl::RT_PARAM_INVALID);
     CHECK(aclrtMemcpy(p, 64, nullptr, 64, acl::HOST_TO_DEVICE) == acl::INVALID_PARAM);
-    CHECK(aclrtMemcpy(p, 64, reinterpret_cast<void*>(0x10), 64, acl::HOST_TO_DEVICE) == acl::RT_PARAM_INVALID);
+    CHECK(aclrtMemcpy(p, 64, reinterpret_cast<void*>(0x10), 64, acl::HOST_TO_DEVICE) ==
+          acl::RT_PARAM_INVALID);
     CHECK(aclrtMemcpy(reinterpret_cast<void*>(UINTPTR_MAX - 80), 64, p, 64, acl::DEVICE_TO_HOST) ==
           acl::RT_PARAM_INVALID);
     CHECK(aclrtMemset(reinterpret_cast<void*>(0x10), 8, 0, 8) == acl::RT_PARAM_INVALID);
     CHECK(aclrtMemset(host, 64, 3, 64) == 0);
     CHECK(host[63] == 3);
     CHECK(aclrtMemset(bytes + 4095, 8, 0, 8) == acl::RT_PARAM_INVALID);
-    CHECK(aclrtMemcpyAsync(bytes + 4090, 64, host, 64, acl::HOST_TO_DEVICE, nullptr) == acl::RT_PARAM_INVALID);
+    CHECK(aclrtMemcpyAsync(bytes + 4090, 64, host, 64, acl::HOST_TO_DEVICE, nullptr) ==
+          acl::RT_PARAM_INVALID);
     CHECK(std::string(aclGetRecentErrMsg()).find("not within device memory") != std::string::npos);
     CHECK(aclrtFree(bytes + 512) == acl::RT_PARAM_INVALID);
     CHECK(aclrtFree(beside) == 0);
@@ -315,7 +333,12 @@ TEST_CASE("memory ends at the modelled size and comes back") {
 }
 
 TEST_CASE("host memory and pointer attributes") {
-    struct { uint32_t id; int32_t type; uint32_t page; uint32_t rest[4]; } attributes;
+    struct {
+        uint32_t id;
+        int32_t type;
+        uint32_t page;
+        uint32_t rest[4];
+    } attributes;
     auto type_of = [&](const void* p) {
         REQUIRE(aclrtPointerGetAttributes(p, reinterpret_cast<aclrtPtrAttributes*>(&attributes)) == 0);
         return attributes.type;
@@ -346,7 +369,10 @@ TEST_CASE("an error on the device comes out at the next synchronise, once") {
     StreamOwner stream;
     std::atomic<int> ran{0};
     REQUIRE(launch(stream, 1, [] { return flexnpu_emu_fail(507015, "aclnnTest broke on purpose"); }) == 0);
-    REQUIRE(launch(stream, 1, [&] { ran++; return 0; }) == 0);
+    REQUIRE(launch(stream, 1, [&] {
+                ran++;
+                return 0;
+            }) == 0);
     CHECK(aclrtSynchronizeStream(stream) == 507015);
     CHECK(std::string(aclGetRecentErrMsg()).find("broke on purpose") != std::string::npos);
     CHECK(aclrtGetLastError(0) == 507015);
@@ -358,7 +384,10 @@ TEST_CASE("an error on the device comes out at the next synchronise, once") {
     CHECK(aclrtSetStreamFailureMode(stream, 1) == 0);
     REQUIRE(launch(stream, 1, gate.body()) == 0);
     REQUIRE(launch(stream, 1, [] { return 507015; }) == 0);
-    REQUIRE(launch(stream, 1, [&] { ran++; return 0; }) == 0);
+    REQUIRE(launch(stream, 1, [&] {
+                ran++;
+                return 0;
+            }) == 0);
     gate.open.set_value();
     CHECK(aclrtSynchronizeDevice() == 507015);
     CHECK(ran == 1);
@@ -385,8 +414,14 @@ TEST_CASE("an aborted stream skips what has not begun and hangs nobody") {
     Gate gate;
     std::atomic<int> ran{0};
     std::atomic<bool> begun{false};
-    REQUIRE(launch(stream, 1, [&, body = gate.body()] { begun = true; return body(); }) == 0);
-    REQUIRE(launch(stream, 1, [&] { ran++; return 0; }) == 0);
+    REQUIRE(launch(stream, 1, [&, body = gate.body()] {
+                begun = true;
+                return body();
+            }) == 0);
+    REQUIRE(launch(stream, 1, [&] {
+                ran++;
+                return 0;
+            }) == 0);
     REQUIRE(aclrtRecordEvent(event, stream) == 0);
     REQUIRE(aclrtStreamWaitEvent(other, event) == 0);
     while (!begun) {
@@ -401,7 +436,10 @@ TEST_CASE("an aborted stream skips what has not begun and hangs nobody") {
     REQUIRE(aclrtRecordEvent(event, stream) == 0);
     CHECK(aclrtSynchronizeEvent(event) == 0);
     CHECK(ran == 0);
-    CHECK(launch(stream, 1, [&] { ran++; return 0; }) == 0);
+    CHECK(launch(stream, 1, [&] {
+              ran++;
+              return 0;
+          }) == 0);
     CHECK(aclrtSynchronizeStream(stream) == 0);
     CHECK(ran == 1);
 }
@@ -429,7 +467,10 @@ TEST_CASE("a stream that stops on failure tells a query, too") {
     std::atomic<int> ran{0};
     for (aclrtStream s : {aclrtStream(stream), aclrtStream(careless)}) {
         REQUIRE(launch(s, 1, [] { return 507015; }) == 0);
-        REQUIRE(launch(s, 1, [&] { ran++; return 0; }) == 0);
+        REQUIRE(launch(s, 1, [&] {
+                    ran++;
+                    return 0;
+                }) == 0);
     }
     int32_t status = -1;
     while (aclrtStreamQuery(careless, &status) == 0 && status != acl::STREAM_COMPLETE) {
@@ -451,7 +492,10 @@ TEST_CASE("host functions run in the stream's order and may use the runtime") {
         std::vector<int> order;
         aclError inner = -1;
     } state;
-    REQUIRE(launch(stream, 1, [&] { state.order.push_back(1); return 0; }) == 0);
+    REQUIRE(launch(stream, 1, [&] {
+                state.order.push_back(1);
+                return 0;
+            }) == 0);
     auto* function = +[](void* argument) {
         auto& s = *static_cast<State*>(argument);
         s.order.push_back(2);
@@ -459,7 +503,10 @@ TEST_CASE("host functions run in the stream's order and may use the runtime") {
         s.inner = aclrtSetDevice(0) | aclrtMalloc(&p, 512, 0) | aclrtFree(p) | aclrtResetDevice(0);
     };
     REQUIRE(aclrtLaunchHostFunc(stream, reinterpret_cast<aclrtHostFunc>(function), &state) == 0);
-    REQUIRE(launch(stream, 1, [&] { state.order.push_back(3); return 0; }) == 0);
+    REQUIRE(launch(stream, 1, [&] {
+                state.order.push_back(3);
+                return 0;
+            }) == 0);
     CHECK(aclrtSynchronizeStream(stream) == 0);
     CHECK(state.order == std::vector<int>{1, 2, 3});
     CHECK(state.inner == 0);
@@ -496,7 +543,10 @@ TEST_CASE("callbacks run on the thread that subscribed") {
     };
     int seen_after = -1;
     REQUIRE(aclrtLaunchCallback(reinterpret_cast<aclrtCallback>(function), &state, 1, stream) == 0);
-    REQUIRE(launch(stream, 1, [&] { seen_after = state.ran; return 0; }) == 0);
+    REQUIRE(launch(stream, 1, [&] {
+                seen_after = state.ran;
+                return 0;
+            }) == 0);
     CHECK(aclrtSynchronizeStreamWithTimeout(stream, 10000) == 0);
     CHECK(seen_after == 1);  // a blocking callback holds the stream
     CHECK(state.thread == reporter.get_id());
@@ -518,15 +568,27 @@ TEST_CASE("a stream destroyed by force drops its tasks; without force it runs th
     aclrtStream stream = nullptr;
     REQUIRE(aclrtCreateStream(&stream) == 0);
     for (int i = 0; i < 100; ++i) {
-        REQUIRE(launch(stream, 1, [&] { ran++; return 0; }) == 0);
+        REQUIRE(launch(stream, 1, [&] {
+                    ran++;
+                    return 0;
+                }) == 0);
     }
     CHECK(aclrtDestroyStream(stream) == 0);
     CHECK(ran == 100);
     REQUIRE(aclrtCreateStream(&stream) == 0);
-    auto counter = std::shared_ptr<int>(new int, [&](int* p) { destroyed++; delete p; });
-    REQUIRE(launch(stream, 1, [] { std::this_thread::sleep_for(20ms); return 0; }) == 0);
+    auto counter = std::shared_ptr<int>(new int, [&](int* p) {
+        destroyed++;
+        delete p;
+    });
+    REQUIRE(launch(stream, 1, [] {
+                std::this_thread::sleep_for(20ms);
+                return 0;
+            }) == 0);
     for (int i = 0; i < 100; ++i) {
-        REQUIRE(launch(stream, 1, [&ran, counter] { ran++; return 0; }) == 0);
+        REQUIRE(launch(stream, 1, [&ran, counter] {
+                    ran++;
+                    return 0;
+                }) == 0);
     }
     counter.reset();
     CHECK(aclrtDestroyStreamForce(stream) == 0);
@@ -546,7 +608,10 @@ TEST_CASE("a full stream holds the caller back and lets it go on") {
     std::thread producer([&] {
         aclrtSetCurrentContext(context);
         for (int i = 0; i < 5000; ++i) {
-            launch(stream, 0.01, [&] { ran++; return 0; });
+            launch(stream, 0.01, [&] {
+                ran++;
+                return 0;
+            });
             launched++;
         }
     });
@@ -568,7 +633,10 @@ TEST_CASE("a stream waits for a value in device memory") {
     REQUIRE(aclrtMemset(word, 8, 0, 8) == 0);
     std::atomic<bool> passed{false};
     REQUIRE(aclrtValueWait(word, 5, 0, waiter) == 0);
-    REQUIRE(launch(waiter, 1, [&] { passed = true; return 0; }) == 0);
+    REQUIRE(launch(waiter, 1, [&] {
+                passed = true;
+                return 0;
+            }) == 0);
     CHECK(aclrtSynchronizeStreamWithTimeout(waiter, 20) == acl::RT_WAIT_TIMEOUT);
     CHECK(!passed);
     REQUIRE(aclrtValueWrite(word, 5, 0, writer) == 0);
@@ -656,8 +724,10 @@ TEST_CASE("what is not a kernel of the emulated device is refused") {
     char junk[sizeof(emulator::Kernel)] = {};
     CHECK(aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, junk, sizeof(junk), nullptr, 0) ==
           acl::KERNEL_NOT_FOUND);
-    CHECK(aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, junk, 8, nullptr, 0) == acl::KERNEL_NOT_FOUND);
-    CHECK(aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, nullptr, 0, nullptr, 0) == acl::INVALID_PARAM);
+    CHECK(aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, junk, 8, nullptr, 0) ==
+          acl::KERNEL_NOT_FOUND);
+    CHECK(aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, nullptr, 0, nullptr, 0) ==
+          acl::INVALID_PARAM);
 }
 
 TEST_CASE("a function without a body says its name") {
@@ -679,7 +749,8 @@ TEST_CASE("a forked child starts anew and leaves the parent's device alone") {
         good = good && aclrtFree(p) != 0;
         good = good && aclInit(nullptr) == 0 && aclrtSetDevice(0) == 0;
         aclrtStream own = nullptr;
-        good = good && aclrtCreateStream(&own) == 0 && launch(own, 1) == 0 && aclrtSynchronizeStream(own) == 0;
+        good =
+            good && aclrtCreateStream(&own) == 0 && launch(own, 1) == 0 && aclrtSynchronizeStream(own) == 0;
         size_t free_there = 0;
         good = good && aclrtGetMemInfo(acl::MEM_HBM, &free_there, &total) == 0 && free_there == free_before;
         good = good && aclFinalize() == 0;

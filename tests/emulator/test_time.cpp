@@ -1,11 +1,11 @@
 // The emulated runtime in time mode: device time follows the profile exactly, and nothing is computed.
 #include <doctest/doctest.h>
 
+#include <sys/resource.h>
 #include <atomic>
 #include <chrono>
 #include <fstream>
 #include <string>
-#include <sys/resource.h>
 #include <thread>
 #include <vector>
 
@@ -99,11 +99,13 @@ TEST_CASE("a replay takes its launch and the longest way through the graph") {
         REQUIRE(launch(main, 7) == 0);
     }
     REQUIRE(aclmdlRICaptureEnd(main, &line) == 0);
-    // A copy of 4 MiB, read and written at 10^12 bytes a second (8.4 us), beside ten operators of 2 us, then one of 3.
+    // A copy of 4 MiB, read and written at 10^12 bytes a second (8.4 us), beside ten operators of 2 us, then
+    // one of 3.
     REQUIRE(aclmdlRICaptureBegin(main, acl::CAPTURE_GLOBAL) == 0);
     REQUIRE(aclrtRecordEvent(fork, main) == 0);
     REQUIRE(aclrtStreamWaitEvent(side, fork) == 0);
-    REQUIRE(aclrtMemcpyAsync(p, kBytes, static_cast<char*>(p) + kBytes, kBytes, acl::DEVICE_TO_DEVICE, side) == 0);
+    REQUIRE(aclrtMemcpyAsync(p, kBytes, static_cast<char*>(p) + kBytes, kBytes, acl::DEVICE_TO_DEVICE,
+                             side) == 0);
     for (int i = 0; i < 10; ++i) {
         REQUIRE(launch(main, 2) == 0);
     }
@@ -148,7 +150,10 @@ TEST_CASE("nothing is computed and device memory stays untouched") {
     REQUIRE(aclrtMalloc(&p, size, 0) == 0);
     StreamOwner stream;
     std::atomic<int> ran{0};
-    REQUIRE(launch(stream, 10, [&] { ran++; return 0; }) == 0);
+    REQUIRE(launch(stream, 10, [&] {
+                ran++;
+                return 0;
+            }) == 0);
     REQUIRE(aclrtMemset(p, size, 1, size) == 0);
     std::vector<char> host(4096, 'x');
     REQUIRE(aclrtMemcpy(p, size, host.data(), host.size(), acl::HOST_TO_DEVICE) == 0);

@@ -68,7 +68,8 @@ TEST_CASE("records of every size come out as they went in, over many laps") {
     std::vector<uint8_t> buffer(kMaxRecord);
     uint64_t bytes = 0;
     for (uint64_t n = 0; bytes < 20 * kRingBytes;) {
-        const Sent s{random() % (random() % 8 ? 64 : (kMaxRecord - sizeof(Record)) / 8) * 8, n, uint8_t(random())};
+        const Sent s{random() % (random() % 8 ? 64 : (kMaxRecord - sizeof(Record)) / 8) * 8, n,
+                     uint8_t(random())};
         if (random() % 2 && ring.put(s.payload, s.sequence, s.fill)) {
             sent.push_back(s);
             bytes += s.payload;
@@ -113,7 +114,8 @@ TEST_CASE("broken frames are seen as such") {
         Record r;
         CHECK(ring.consumer->peek(&r) == Look::broken);
     }
-    const uint32_t sizes[] = {0, 8, sizeof(Record) - 8, sizeof(Record) + 1, sizeof(Record) + 72, kMaxRecord + 8, ~0u, ~7u};
+    const uint32_t sizes[] = {
+        0, 8, sizeof(Record) - 8, sizeof(Record) + 1, sizeof(Record) + 72, kMaxRecord + 8, ~0u, ~7u};
     for (uint32_t size : sizes) {
         CAPTURE(size);
         Pair ring;
@@ -213,11 +215,13 @@ TEST_CASE("metadata comes out as it went in") {
     }
     CHECK_FALSE(decode_meta(w.bytes(), "TtLSIFBsi", &a));
     CHECK_FALSE(decode_meta(w.bytes(), "TtLSIFBsdi", &a));
-    for (size_t n = 0; n < w.bytes().size(); n++) CHECK_FALSE(decode_meta(w.bytes().first(n), "TtLSIFBsid", &a));
+    for (size_t n = 0; n < w.bytes().size(); n++)
+        CHECK_FALSE(decode_meta(w.bytes().first(n), "TtLSIFBsid", &a));
 }
 
 TEST_CASE("extents") {
-    auto extent = [](std::vector<int64_t> dims, std::vector<int64_t> strides, int64_t offset, uint32_t bits) -> int64_t {
+    auto extent = [](std::vector<int64_t> dims, std::vector<int64_t> strides, int64_t offset,
+                     uint32_t bits) -> int64_t {
         TensorMeta t;
         t.dims = std::move(dims);
         t.strides = std::move(strides);
@@ -232,11 +236,11 @@ TEST_CASE("extents") {
     CHECK(extent({0, 5}, {5, 1}, 7, 32) == 0);
     CHECK(extent({3}, {0}, 1, 8) == 2);
     CHECK(extent({3}, {-1}, 2, 8) == 3);
-    CHECK(extent({3}, {-1}, 1, 8) == -1);   // below the address
+    CHECK(extent({3}, {-1}, 1, 8) == -1);  // below the address
     CHECK(extent({3}, {1}, -1, 8) == -1);
     CHECK(extent({-1}, {1}, 0, 8) == -1);
     CHECK(extent({3}, {1, 1}, 0, 8) == -1);
-    CHECK(extent({7}, {}, 0, 4) == 4);      // half bytes
+    CHECK(extent({7}, {}, 0, 4) == 4);  // half bytes
     constexpr int64_t most = std::numeric_limits<int64_t>::max();
     CHECK(extent({most, most}, {}, 0, 8) == -1);
     CHECK(extent({2}, {most}, 0, 128) == -1);
@@ -252,7 +256,9 @@ TEST_CASE("handles") {
     CHECK(handle_kind(~uint64_t(0)) == HandleKind::none);
 }
 
-TEST_CASE("operators by type: what is written is read; anything else is refused, and nothing is read beyond its end") {
+TEST_CASE(
+    "operators by type: what is written is read; anything else is refused, and nothing is read beyond its "
+    "end") {
     Operation o;
     o.type = "MatMulV2";
     o.engine = 1;
@@ -278,6 +284,7 @@ TEST_CASE("operators by type: what is written is read; anything else is refused,
         for (int k = int(random() % 4); k >= 0; k--) changed[random() % changed.size()] = uint8_t(random());
         changed.resize(random() % 3 ? changed.size() : random() % changed.size());
         Operation any;
-        if (decode_operation(changed, &any)) CHECK(any.inputs.size() + any.outputs.size() + any.attributes.size() <= 3 * kMaxOperationTensors);
+        if (decode_operation(changed, &any))
+            CHECK(any.inputs.size() + any.outputs.size() + any.attributes.size() <= 3 * kMaxOperationTensors);
     }
 }

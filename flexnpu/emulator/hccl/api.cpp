@@ -39,7 +39,8 @@ emu::HandleTable<Communicator>& communicators() {
 
 template <class... Args>
 int32_t refuse(int32_t result, const char* format, Args... args) {
-    flexnpu_emu_fail(result == types::E_NOT_SUPPORT ? acl::API_NOT_SUPPORTED : acl::INVALID_PARAM, format, args...);
+    flexnpu_emu_fail(result == types::E_NOT_SUPPORT ? acl::API_NOT_SUPPORTED : acl::INVALID_PARAM, format,
+                     args...);
     return result;
 }
 
@@ -58,7 +59,8 @@ int32_t guarded(const char* function, F f) {
 std::shared_ptr<Communicator> find(const char* function, HcclComm handle, int32_t* result) {
     auto comm = communicators().get(handle);
     if (!comm) {
-        *result = refuse(handle == nullptr ? types::E_PTR : types::E_PARA, "%s: %p is not a communicator", function, handle);
+        *result = refuse(handle == nullptr ? types::E_PTR : types::E_PARA, "%s: %p is not a communicator",
+                         function, handle);
     }
     return comm;
 }
@@ -95,7 +97,8 @@ int32_t read_config(const char* function, const HcclCommConfig* config, Options*
     }
     if (head.version >= types::kExecTimeoutVersion && head.size >= types::kExecTimeoutOffset + 4) {
         int32_t seconds = -1;
-        std::memcpy(&seconds, reinterpret_cast<const char*>(config) + types::kExecTimeoutOffset, sizeof(seconds));
+        std::memcpy(&seconds, reinterpret_cast<const char*>(config) + types::kExecTimeoutOffset,
+                    sizeof(seconds));
         options->execute_timeout_s = seconds;
     }
     return types::SUCCESS;
@@ -113,12 +116,14 @@ std::string default_name(const Token& token) {
 
 int32_t publish(const char* function, std::shared_ptr<Communicator> made, HcclComm* out) {
     *out = communicators().add(std::move(made));
-    return *out != nullptr ? int32_t(types::SUCCESS) : refuse(types::E_MEMORY, "%s: too many communicators", function);
+    return *out != nullptr ? int32_t(types::SUCCESS)
+                           : refuse(types::E_MEMORY, "%s: too many communicators", function);
 }
 
 int32_t check_size(const char* function, uint32_t ranks, uint32_t rank) {
     if (ranks == 0 || ranks > emu::hccl::kMaxRanks) {
-        return refuse(types::E_PARA, "%s: %u ranks; the emulated machine has at most %u", function, ranks, emu::hccl::kMaxRanks);
+        return refuse(types::E_PARA, "%s: %u ranks; the emulated machine has at most %u", function, ranks,
+                      emu::hccl::kMaxRanks);
     }
     if (rank >= ranks) {
         return refuse(types::E_PARA, "%s: rank %u of %u", function, rank, ranks);
@@ -139,7 +144,8 @@ int32_t root_info(const char* function, HcclRootInfo* out) {
     });
 }
 
-int32_t init(const char* function, uint32_t ranks, const HcclRootInfo* root, uint32_t rank, const HcclCommConfig* config, HcclComm* out) {
+int32_t init(const char* function, uint32_t ranks, const HcclRootInfo* root, uint32_t rank,
+             const HcclCommConfig* config, HcclComm* out) {
     if (root == nullptr || out == nullptr) {
         return refuse(types::E_PTR, "%s: an argument is null", function);
     }
@@ -162,8 +168,8 @@ int32_t init(const char* function, uint32_t ranks, const HcclRootInfo* root, uin
         std::memcpy(token.bytes, root->internal + sizeof(kRootMagic), sizeof(token.bytes));
         const std::string name = options.name.empty() ? default_name(token) : options.name;
         return publish(function,
-                       std::make_shared<Communicator>(emu::hccl::join_rendezvous(token), ranks, rank, device, name.c_str(),
-                                                      options.execute_timeout_s),
+                       std::make_shared<Communicator>(emu::hccl::join_rendezvous(token), ranks, rank, device,
+                                                      name.c_str(), options.execute_timeout_s),
                        out);
     });
 }
@@ -191,7 +197,8 @@ int32_t queue_task(std::unique_ptr<emu::hccl::Task> task, aclrtStream stream) {
     return emu::hccl::Task::launch(std::move(task), stream);
 }
 
-int32_t queue_messages(std::shared_ptr<Communicator> comm, std::vector<Message> messages, aclrtStream stream) {
+int32_t queue_messages(std::shared_ptr<Communicator> comm, std::vector<Message> messages,
+                       aclrtStream stream) {
     if (t_group.depth == 0) {
         return emu::hccl::Task::launch(emu::hccl::make_batch(std::move(comm), std::move(messages)), stream);
     }
@@ -208,14 +215,17 @@ int32_t queue_messages(std::shared_ptr<Communicator> comm, std::vector<Message> 
 // The arguments of one call, checked one after the other; the first that is wrong is told.
 class Check {
 public:
-    Check(const char* function, HcclComm handle) : function_(function) { comm_ = find(function, handle, &result_); }
+    Check(const char* function, HcclComm handle) : function_(function) {
+        comm_ = find(function, handle, &result_);
+    }
 
     Check& type(int32_t dtype, uint64_t count) {
         if (result_ == 0 && types::element_size(dtype) == 0) {
             result_ = refuse(types::E_PARA, "%s: %d is not a data type", function_, dtype);
         }
         if (result_ == 0 && count > kMostElements) {
-            result_ = refuse(types::E_PARA, "%s: %llu elements", function_, static_cast<unsigned long long>(count));
+            result_ =
+                refuse(types::E_PARA, "%s: %llu elements", function_, static_cast<unsigned long long>(count));
         }
         return *this;
     }
@@ -236,8 +246,9 @@ public:
     }
     Check& memory(const void* p, uint64_t bytes) {
         if (result_ == 0 && bytes != 0 && flexnpu_emu_is_device_range(p, bytes) == 0) {
-            result_ = refuse(p == nullptr ? types::E_PTR : types::E_PARA, "%s: %p..+%llu is not device memory", function_, p,
-                             static_cast<unsigned long long>(bytes));
+            result_ =
+                refuse(p == nullptr ? types::E_PTR : types::E_PARA, "%s: %p..+%llu is not device memory",
+                       function_, p, static_cast<unsigned long long>(bytes));
         }
         return *this;
     }
@@ -249,7 +260,8 @@ public:
     }
 
     // One piece a rank, from counts and displacements in elements.
-    Check& pieces(const void* counts, const void* displacements, int32_t dtype, std::vector<Part::Piece>* out) {
+    Check& pieces(const void* counts, const void* displacements, int32_t dtype,
+                  std::vector<Part::Piece>* out) {
         given(counts).given(displacements);
         for (uint32_t r = 0; result_ == 0 && r < ranks(); ++r) {
             uint64_t count = 0, displacement = 0;
@@ -308,8 +320,8 @@ int32_t all_to_all(Check& check, const void* send, const void* recv, std::vector
 }
 
 // This rank's `bytes` to all; theirs as `in` says. `count`: of each rank, where all have as many elements.
-int32_t all_gather(Check& check, const void* send, uint64_t bytes, void* recv, std::vector<Part::Piece> in, int32_t dtype, uint64_t count,
-                   aclrtStream stream) {
+int32_t all_gather(Check& check, const void* send, uint64_t bytes, void* recv, std::vector<Part::Piece> in,
+                   int32_t dtype, uint64_t count, aclrtStream stream) {
     if (check.memory(send, bytes).memory(recv, end_of(in)).result()) {
         return check.result();
     }
@@ -324,8 +336,8 @@ int32_t all_gather(Check& check, const void* send, uint64_t bytes, void* recv, s
 }
 
 // The other way round: this rank gets `bytes`, reduced over what all have for it.
-int32_t reduce_scatter(Check& check, const void* send, std::vector<Part::Piece> out, void* recv, uint64_t bytes, int32_t dtype, int32_t how,
-                       uint64_t count, aclrtStream stream) {
+int32_t reduce_scatter(Check& check, const void* send, std::vector<Part::Piece> out, void* recv,
+                       uint64_t bytes, int32_t dtype, int32_t how, uint64_t count, aclrtStream stream) {
     if (check.memory(recv, bytes).memory(send, end_of(out)).result()) {
         return check.result();
     }
@@ -340,8 +352,8 @@ int32_t reduce_scatter(Check& check, const void* send, std::vector<Part::Piece> 
     return queue(check, Op::ReduceScatter, std::move(part), stream);
 }
 
-int32_t reduction(const char* function, Op op, void* send, void* recv, uint64_t count, int32_t dtype, int32_t how, uint32_t root,
-                  HcclComm handle, aclrtStream stream) {
+int32_t reduction(const char* function, Op op, void* send, void* recv, uint64_t count, int32_t dtype,
+                  int32_t how, uint32_t root, HcclComm handle, aclrtStream stream) {
     const uint64_t bytes = count * types::element_size(dtype);
     Check check(function, handle);
     if (check.type(dtype, count).reduction(dtype, how).rank(root).memory(send, bytes).result()) {
@@ -363,8 +375,8 @@ int32_t reduction(const char* function, Op op, void* send, void* recv, uint64_t 
     return queue(check, op, std::move(part), stream);
 }
 
-int32_t message(const char* function, bool send, void* buffer, uint64_t count, int32_t dtype, uint32_t peer, HcclComm handle,
-                aclrtStream stream) {
+int32_t message(const char* function, bool send, void* buffer, uint64_t count, int32_t dtype, uint32_t peer,
+                HcclComm handle, aclrtStream stream) {
     const uint64_t bytes = count * types::element_size(dtype);
     Check check(function, handle);
     if (check.type(dtype, count).rank(peer).memory(buffer, bytes).result()) {
@@ -383,12 +395,13 @@ int32_t HcclGetRootInfoScalable(HcclRootInfo* out) { return root_info("HcclGetRo
 int32_t HcclCommInitRootInfo(uint32_t ranks, const HcclRootInfo* root, uint32_t rank, HcclComm* out) {
     return init("HcclCommInitRootInfo", ranks, root, rank, nullptr, out);
 }
-int32_t HcclCommInitRootInfoConfig(uint32_t ranks, const HcclRootInfo* root, uint32_t rank, const HcclCommConfig* config, HcclComm* out) {
+int32_t HcclCommInitRootInfoConfig(uint32_t ranks, const HcclRootInfo* root, uint32_t rank,
+                                   const HcclCommConfig* config, HcclComm* out) {
     return init("HcclCommInitRootInfoConfig", ranks, root, rank, config, out);
 }
 // Several roots only spread the work of meeting; on one machine the first does it.
-int32_t HcclCommInitRootInfoScalable(uint32_t ranks, uint32_t roots, const HcclRootInfo* list, uint32_t rank, uint32_t,
-                                     const HcclCommConfig* config, HcclComm* out) {
+int32_t HcclCommInitRootInfoScalable(uint32_t ranks, uint32_t roots, const HcclRootInfo* list, uint32_t rank,
+                                     uint32_t, const HcclCommConfig* config, HcclComm* out) {
     if (roots == 0) {
         return refuse(types::E_PARA, "HcclCommInitRootInfoScalable: no root");
     }
@@ -420,7 +433,8 @@ int32_t HcclCommInitAll(uint32_t count, int32_t* devices, HcclComm* out) {
         for (uint32_t i = 0; i < count; ++i) {
             threads.emplace_back([&, i] {
                 try {
-                    made[i] = std::make_shared<Communicator>(emu::hccl::join_rendezvous(token), count, i, devices[i], name.c_str(), -1);
+                    made[i] = std::make_shared<Communicator>(emu::hccl::join_rendezvous(token), count, i,
+                                                             devices[i], name.c_str(), -1);
                 } catch (const Communicator::Refusal& refusal) {
                     refusals[i] = refusal;
                 } catch (const std::exception& error) {
@@ -446,14 +460,17 @@ int32_t HcclCommInitAll(uint32_t count, int32_t* devices, HcclComm* out) {
 }
 
 int32_t HcclCommInitClusterInfo(const char*, uint32_t, HcclComm*) {
-    return refuse(types::E_NOT_SUPPORT, "HcclCommInitClusterInfo: the emulated machine has no rank table; use HcclGetRootInfo");
+    return refuse(types::E_NOT_SUPPORT,
+                  "HcclCommInitClusterInfo: the emulated machine has no rank table; use HcclGetRootInfo");
 }
 int32_t HcclCommInitClusterInfoConfig(const char*, uint32_t, HcclCommConfig*, HcclComm*) {
-    return refuse(types::E_NOT_SUPPORT, "HcclCommInitClusterInfoConfig: the emulated machine has no rank table; use HcclGetRootInfo");
+    return refuse(
+        types::E_NOT_SUPPORT,
+        "HcclCommInitClusterInfoConfig: the emulated machine has no rank table; use HcclGetRootInfo");
 }
 
-int32_t HcclCreateSubCommConfig(HcclComm* parent, uint32_t count, uint32_t* members, uint64_t id, uint32_t rank, HcclCommConfig* config,
-                                HcclComm* out) {
+int32_t HcclCreateSubCommConfig(HcclComm* parent, uint32_t count, uint32_t* members, uint64_t id,
+                                uint32_t rank, HcclCommConfig* config, HcclComm* out) {
     constexpr char kName[] = "HcclCreateSubCommConfig";
     if (parent == nullptr || out == nullptr) {
         return refuse(types::E_PTR, "%s: an argument is null", kName);
@@ -472,7 +489,8 @@ int32_t HcclCreateSubCommConfig(HcclComm* parent, uint32_t count, uint32_t* memb
         return result;
     }
     if (members[rank] != comm->rank) {
-        return refuse(types::E_PARA, "%s: rank %u of the sub-communicator is rank %u, not this one (%u)", kName, rank, members[rank], comm->rank);
+        return refuse(types::E_PARA, "%s: rank %u of the sub-communicator is rank %u, not this one (%u)",
+                      kName, rank, members[rank], comm->rank);
     }
     return guarded(kName, [&] {
         emu::hccl::Offer* offer = nullptr;
@@ -480,7 +498,8 @@ int32_t HcclCreateSubCommConfig(HcclComm* parent, uint32_t count, uint32_t* memb
         std::shared_ptr<Communicator> made;
         try {
             const int fd = comm->share(id, members, count, rank, &offer);
-            made = std::make_shared<Communicator>(fd, count, rank, comm->device, name.c_str(), options.execute_timeout_s);
+            made = std::make_shared<Communicator>(fd, count, rank, comm->device, name.c_str(),
+                                                  options.execute_timeout_s);
         } catch (...) {
             Communicator::take_back(offer);
             throw;
@@ -493,7 +512,8 @@ int32_t HcclCreateSubCommConfig(HcclComm* parent, uint32_t count, uint32_t* memb
 int32_t HcclCommDestroy(HcclComm handle) {
     auto comm = communicators().remove(handle);
     if (!comm) {
-        return refuse(handle == nullptr ? types::E_PTR : types::E_PARA, "HcclCommDestroy: %p is not a communicator", handle);
+        return refuse(handle == nullptr ? types::E_PTR : types::E_PARA,
+                      "HcclCommDestroy: %p is not a communicator", handle);
     }
     comm->drain();
     return types::SUCCESS;
@@ -506,7 +526,8 @@ int32_t HcclCommResume(HcclComm handle) {
         return result;
     }
     return comm->resume() ? int32_t(types::SUCCESS)
-                          : refuse(types::E_TIMEOUT, "HcclCommResume: not all ranks resumed within HCCL_CONNECT_TIMEOUT");
+                          : refuse(types::E_TIMEOUT,
+                                   "HcclCommResume: not all ranks resumed within HCCL_CONNECT_TIMEOUT");
 }
 
 int32_t HcclGetCommName(HcclComm handle, char* name) {
@@ -523,8 +544,12 @@ int32_t HcclGetCommName(HcclComm handle, char* name) {
     return types::SUCCESS;
 }
 
-int32_t HcclGetRankSize(HcclComm handle, uint32_t* ranks) { return ask("HcclGetRankSize", handle, &Communicator::ranks, ranks); }
-int32_t HcclGetRankId(HcclComm handle, uint32_t* rank) { return ask("HcclGetRankId", handle, &Communicator::rank, rank); }
+int32_t HcclGetRankSize(HcclComm handle, uint32_t* ranks) {
+    return ask("HcclGetRankSize", handle, &Communicator::ranks, ranks);
+}
+int32_t HcclGetRankId(HcclComm handle, uint32_t* rank) {
+    return ask("HcclGetRankId", handle, &Communicator::rank, rank);
+}
 
 int32_t HcclGetCommAsyncError(HcclComm handle, int32_t* error) {
     int32_t result = types::SUCCESS;
@@ -581,11 +606,12 @@ int32_t HcclGetConfig(HcclConfig config, HcclConfigValue* value) {
 
 // ---- collectives ----
 
-int32_t HcclAllReduce(void* send, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op, HcclComm comm, aclrtStream stream) {
+int32_t HcclAllReduce(void* send, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op,
+                      HcclComm comm, aclrtStream stream) {
     return reduction("HcclAllReduce", Op::AllReduce, send, recv, count, type, op, 0, comm, stream);
 }
-int32_t HcclReduce(void* send, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op, uint32_t root, HcclComm comm,
-                   aclrtStream stream) {
+int32_t HcclReduce(void* send, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op, uint32_t root,
+                   HcclComm comm, aclrtStream stream) {
     return reduction("HcclReduce", Op::Reduce, send, recv, count, type, op, root, comm, stream);
 }
 
@@ -594,7 +620,8 @@ int32_t HcclBarrier(HcclComm handle, aclrtStream stream) {
     return check.result() ? check.result() : queue(check, Op::Barrier, {}, stream);
 }
 
-int32_t HcclBroadcast(void* buffer, uint64_t count, HcclDataType type, uint32_t root, HcclComm handle, aclrtStream stream) {
+int32_t HcclBroadcast(void* buffer, uint64_t count, HcclDataType type, uint32_t root, HcclComm handle,
+                      aclrtStream stream) {
     const uint64_t bytes = count * types::element_size(type);
     Check check("HcclBroadcast", handle);
     if (check.type(type, count).rank(root).memory(buffer, bytes).result()) {
@@ -613,7 +640,8 @@ int32_t HcclBroadcast(void* buffer, uint64_t count, HcclDataType type, uint32_t 
     return queue(check, Op::Broadcast, std::move(part), stream);
 }
 
-int32_t HcclAllGather(void* send, void* recv, uint64_t count, HcclDataType type, HcclComm handle, aclrtStream stream) {
+int32_t HcclAllGather(void* send, void* recv, uint64_t count, HcclDataType type, HcclComm handle,
+                      aclrtStream stream) {
     const uint64_t bytes = count * types::element_size(type);
     Check check("HcclAllGather", handle);
     if (check.type(type, count).result()) {
@@ -622,8 +650,8 @@ int32_t HcclAllGather(void* send, void* recv, uint64_t count, HcclDataType type,
     return all_gather(check, send, bytes, recv, even(check.ranks(), bytes), type, count, stream);
 }
 
-int32_t HcclAllGatherV(void* send, uint64_t count, void* recv, const void* counts, const void* displacements, HcclDataType type,
-                       HcclComm handle, aclrtStream stream) {
+int32_t HcclAllGatherV(void* send, uint64_t count, void* recv, const void* counts, const void* displacements,
+                       HcclDataType type, HcclComm handle, aclrtStream stream) {
     Check check("HcclAllGatherV", handle);
     std::vector<Part::Piece> in;
     if (check.type(type, count).pieces(counts, displacements, type, &in).result()) {
@@ -632,7 +660,8 @@ int32_t HcclAllGatherV(void* send, uint64_t count, void* recv, const void* count
     return all_gather(check, send, count * types::element_size(type), recv, std::move(in), type, 0, stream);
 }
 
-int32_t HcclReduceScatter(void* send, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op, HcclComm handle, aclrtStream stream) {
+int32_t HcclReduceScatter(void* send, void* recv, uint64_t count, HcclDataType type, HcclReduceOp op,
+                          HcclComm handle, aclrtStream stream) {
     const uint64_t bytes = count * types::element_size(type);
     Check check("HcclReduceScatter", handle);
     if (check.type(type, count).reduction(type, op).result()) {
@@ -641,17 +670,20 @@ int32_t HcclReduceScatter(void* send, void* recv, uint64_t count, HcclDataType t
     return reduce_scatter(check, send, even(check.ranks(), bytes), recv, bytes, type, op, count, stream);
 }
 
-int32_t HcclReduceScatterV(void* send, const void* counts, const void* displacements, void* recv, uint64_t count, HcclDataType type,
-                           HcclReduceOp op, HcclComm handle, aclrtStream stream) {
+int32_t HcclReduceScatterV(void* send, const void* counts, const void* displacements, void* recv,
+                           uint64_t count, HcclDataType type, HcclReduceOp op, HcclComm handle,
+                           aclrtStream stream) {
     Check check("HcclReduceScatterV", handle);
     std::vector<Part::Piece> out;
     if (check.type(type, count).reduction(type, op).pieces(counts, displacements, type, &out).result()) {
         return check.result();
     }
-    return reduce_scatter(check, send, std::move(out), recv, count * types::element_size(type), type, op, 0, stream);
+    return reduce_scatter(check, send, std::move(out), recv, count * types::element_size(type), type, op, 0,
+                          stream);
 }
 
-int32_t HcclScatter(void* send, void* recv, uint64_t count, HcclDataType type, uint32_t root, HcclComm handle, aclrtStream stream) {
+int32_t HcclScatter(void* send, void* recv, uint64_t count, HcclDataType type, uint32_t root, HcclComm handle,
+                    aclrtStream stream) {
     const uint64_t bytes = count * types::element_size(type);
     Check check("HcclScatter", handle);
     if (check.type(type, count).rank(root).memory(recv, bytes).result()) {
@@ -674,8 +706,8 @@ int32_t HcclScatter(void* send, void* recv, uint64_t count, HcclDataType type, u
     return queue(check, Op::Scatter, std::move(part), stream);
 }
 
-int32_t HcclAlltoAll(const void* send, uint64_t send_count, HcclDataType send_type, const void* recv, uint64_t recv_count,
-                     HcclDataType recv_type, HcclComm handle, aclrtStream stream) {
+int32_t HcclAlltoAll(const void* send, uint64_t send_count, HcclDataType send_type, const void* recv,
+                     uint64_t recv_count, HcclDataType recv_type, HcclComm handle, aclrtStream stream) {
     Check check("HcclAlltoAll", handle);
     if (check.type(send_type, send_count).type(recv_type, recv_count).result()) {
         return check.result();
@@ -684,8 +716,10 @@ int32_t HcclAlltoAll(const void* send, uint64_t send_count, HcclDataType send_ty
                       even(check.ranks(), recv_count * types::element_size(recv_type)), stream);
 }
 
-int32_t HcclAlltoAllV(const void* send, const void* send_counts, const void* send_displacements, HcclDataType send_type, const void* recv,
-                      const void* recv_counts, const void* recv_displacements, HcclDataType recv_type, HcclComm handle, aclrtStream stream) {
+int32_t HcclAlltoAllV(const void* send, const void* send_counts, const void* send_displacements,
+                      HcclDataType send_type, const void* recv, const void* recv_counts,
+                      const void* recv_displacements, HcclDataType recv_type, HcclComm handle,
+                      aclrtStream stream) {
     Check check("HcclAlltoAllV", handle);
     std::vector<Part::Piece> out, in;
     if (check.type(send_type, 0)
@@ -699,8 +733,8 @@ int32_t HcclAlltoAllV(const void* send, const void* send_counts, const void* sen
 }
 
 // The matrix says how many elements each rank (row) sends to each (column); pieces lie one after the other.
-int32_t HcclAlltoAllVC(const void* send, const void* matrix, HcclDataType send_type, const void* recv, HcclDataType recv_type,
-                       HcclComm handle, aclrtStream stream) {
+int32_t HcclAlltoAllVC(const void* send, const void* matrix, HcclDataType send_type, const void* recv,
+                       HcclDataType recv_type, HcclComm handle, aclrtStream stream) {
     Check check("HcclAlltoAllVC", handle);
     if (check.type(send_type, 0).type(recv_type, 0).given(matrix).result()) {
         return check.result();
@@ -727,10 +761,12 @@ int32_t HcclAlltoAllVC(const void* send, const void* matrix, HcclDataType send_t
 
 // ---- messages ----
 
-int32_t HcclSend(void* buffer, uint64_t count, HcclDataType type, uint32_t peer, HcclComm comm, aclrtStream stream) {
+int32_t HcclSend(void* buffer, uint64_t count, HcclDataType type, uint32_t peer, HcclComm comm,
+                 aclrtStream stream) {
     return message("HcclSend", true, buffer, count, type, peer, comm, stream);
 }
-int32_t HcclRecv(void* buffer, uint64_t count, HcclDataType type, uint32_t peer, HcclComm comm, aclrtStream stream) {
+int32_t HcclRecv(void* buffer, uint64_t count, HcclDataType type, uint32_t peer, HcclComm comm,
+                 aclrtStream stream) {
     return message("HcclRecv", false, buffer, count, type, peer, comm, stream);
 }
 
@@ -768,7 +804,8 @@ int32_t HcclGroupEnd() {
     }
     int32_t result = types::SUCCESS;
     for (Group::Entry& entry : std::exchange(t_group.entries, {})) {
-        auto task = entry.task ? std::move(entry.task) : emu::hccl::make_batch(entry.comm, std::move(entry.messages));
+        auto task =
+            entry.task ? std::move(entry.task) : emu::hccl::make_batch(entry.comm, std::move(entry.messages));
         const int32_t one = emu::hccl::Task::launch(std::move(task), entry.stream);
         result = result ? result : one;
     }

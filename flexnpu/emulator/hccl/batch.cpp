@@ -46,7 +46,9 @@ private:
         uint64_t chunks = 0;  // of the channel when the message began
     };
 
-    Line& line(size_t i) { return messages_[i].send ? comm_->sends[messages_[i].peer] : comm_->receives[messages_[i].peer]; }
+    Line& line(size_t i) {
+        return messages_[i].send ? comm_->sends[messages_[i].peer] : comm_->receives[messages_[i].peer];
+    }
     bool advance(size_t i, Progress& p, const Meeting* meeting);
     bool begin(size_t i, Progress& p, const Meeting* meeting);
     bool meet_peer(const Message& m, Progress& p);
@@ -114,8 +116,9 @@ bool Batch::meet_peer(const Message& m, Progress& p) {
     const uint64_t sent = ch.send_bytes[p.number % 2], wanted = ch.recv_bytes[p.number % 2];
     if (sent != wanted) {
         const uint32_t from = m.send ? c.rank : m.peer, to = m.send ? m.peer : c.rank;
-        c.fail(types::E_PARA, "rank " + std::to_string(from) + " sends " + std::to_string(sent) + " bytes where rank " + std::to_string(to) +
-                                  " receives " + std::to_string(wanted));
+        c.fail(types::E_PARA, "rank " + std::to_string(from) + " sends " + std::to_string(sent) +
+                                  " bytes where rank " + std::to_string(to) + " receives " +
+                                  std::to_string(wanted));
         return false;
     }
     ready_ns_ = std::max({ready_ns_, ch.send_ready_ns[p.number % 2], ch.recv_ready_ns[p.number % 2]});

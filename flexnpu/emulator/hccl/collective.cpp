@@ -3,12 +3,12 @@
 #include <cmath>
 #include <cstring>
 
+#include "acl.gen.h"
 #include "flexnpu/api/acl_consts.h"
 #include "flexnpu/api/hccl_types.hpp"
 #include "flexnpu/emulator/hccl/reduce.hpp"
 #include "flexnpu/emulator/hccl/task.hpp"
 #include "flexnpu/emulator/runtime/clock.hpp"
-#include "acl.gen.h"
 
 namespace flexnpu::emulator::hccl {
 
@@ -32,7 +32,8 @@ bool is_capturing(aclrtStream stream) {
 
 class Collective final : public Task {
 public:
-    Collective(std::shared_ptr<Communicator> comm, Op op, Part part) : Task(std::move(comm), op), part_(std::move(part)) {}
+    Collective(std::shared_ptr<Communicator> comm, Op op, Part part)
+        : Task(std::move(comm), op), part_(std::move(part)) {}
 
     int run(Meeting* meeting) override;
     void take_places() override {
@@ -151,13 +152,15 @@ bool Collective::agree() {
     const Call& mine = c.slot(0).call;
     for (uint32_t r = 1; r < c.ranks; ++r) {
         const Call& other = c.slot(r).call;
-        if (other.op != mine.op || other.dtype != mine.dtype || other.reduce != mine.reduce || other.root != mine.root ||
-            other.count != mine.count) {
+        if (other.op != mine.op || other.dtype != mine.dtype || other.reduce != mine.reduce ||
+            other.root != mine.root || other.count != mine.count) {
             auto told = [](const Call& call) {
-                return std::string(name_of(call.op)) + "(count " + std::to_string(call.count) + ", type " + std::to_string(call.dtype) +
-                       ", reduction " + std::to_string(call.reduce) + ", root " + std::to_string(call.root) + ")";
+                return std::string(name_of(call.op)) + "(count " + std::to_string(call.count) + ", type " +
+                       std::to_string(call.dtype) + ", reduction " + std::to_string(call.reduce) + ", root " +
+                       std::to_string(call.root) + ")";
             };
-            c.fail(types::E_PARA, "rank 0 calls " + told(mine) + ", rank " + std::to_string(r) + " " + told(other));
+            c.fail(types::E_PARA,
+                   "rank 0 calls " + told(mine) + ", rank " + std::to_string(r) + " " + told(other));
             return false;
         }
     }
@@ -169,8 +172,9 @@ bool Collective::agree() {
         const uint64_t given = other.piece[spreads() ? 0 : c.rank];
         const uint64_t wanted = r < part_.in.size() ? part_.in[r].bytes : 0;
         if (given != wanted) {
-            c.fail(types::E_PARA, std::string(name_of(op_)) + ": rank " + std::to_string(r) + " gives " + std::to_string(given) +
-                                      " bytes where rank " + std::to_string(c.rank) + " wants " + std::to_string(wanted));
+            c.fail(types::E_PARA, std::string(name_of(op_)) + ": rank " + std::to_string(r) + " gives " +
+                                      std::to_string(given) + " bytes where rank " + std::to_string(c.rank) +
+                                      " wants " + std::to_string(wanted));
             return false;
         }
     }
@@ -184,7 +188,8 @@ bool Collective::move(const Meeting* meeting) {
     return reduces() ? reduce_whole(meeting) : spreads() ? spread(meeting) : exchange(meeting);
 }
 
-// Every rank reduces its share of each chunk over all ranks, in place in its window; then all (or the root) take the shares.
+// Every rank reduces its share of each chunk over all ranks, in place in its window; then all (or the root)
+// take the shares.
 bool Collective::reduce_whole(const Meeting* meeting) {
     Communicator& c = *comm_;
     const uint64_t size = types::element_size(part_.dtype);
@@ -207,7 +212,8 @@ bool Collective::reduce_whole(const Meeting* meeting) {
         }
         if (op_ == Op::AllReduce || c.rank == part_.root) {
             for (uint32_t r = 0; r < c.ranks; ++r) {
-                std::memcpy(part_.recv + at * size + share(r), c.window(r) + share(r), share(r + 1) - share(r));
+                std::memcpy(part_.recv + at * size + share(r), c.window(r) + share(r),
+                            share(r + 1) - share(r));
             }
         }
         if (!c.meet(meeting)) {
@@ -251,7 +257,8 @@ bool Collective::exchange(const Meeting* meeting) {
         for (uint32_t r = 0; r < part_.out.size(); ++r) {
             const Part::Piece& out = part_.out[r];
             if (at < out.bytes) {
-                std::memcpy(c.window(c.rank) + r * room, part_.send + out.offset + at, std::min(room, out.bytes - at));
+                std::memcpy(c.window(c.rank) + r * room, part_.send + out.offset + at,
+                            std::min(room, out.bytes - at));
             }
         }
         if (!c.meet(meeting)) {
@@ -271,7 +278,8 @@ bool Collective::exchange(const Meeting* meeting) {
             for (uint32_t r = 0; r < part_.in.size(); ++r) {
                 const Part::Piece& in = part_.in[r];
                 if (at < in.bytes) {
-                    std::memcpy(part_.recv + in.offset + at, c.window(r) + c.rank * room, std::min(room, in.bytes - at));
+                    std::memcpy(part_.recv + in.offset + at, c.window(r) + c.rank * room,
+                                std::min(room, in.bytes - at));
                 }
             }
         }
@@ -291,16 +299,20 @@ uint64_t ring_ns(Op op, uint32_t ranks, uint64_t bytes) {
     }
     switch (op) {
         case Op::AllReduce: return link_ns(2 * (n - 1) / n * all, 2 * (n - 1));
-        case Op::Broadcast: case Op::Reduce: return link_ns(all, n - 1);
+        case Op::Broadcast:
+        case Op::Reduce: return link_ns(all, n - 1);
         case Op::Barrier: return link_ns(0, 2 * (n - 1));
         default: return link_ns((n - 1) / n * all, n - 1);
     }
 }
 
-uint64_t messages_ns(uint64_t sent, uint64_t received) { return link_ns(double(std::max(sent, received)), 1); }
+uint64_t messages_ns(uint64_t sent, uint64_t received) {
+    return link_ns(double(std::max(sent, received)), 1);
+}
 
 int Task::failed() {
-    return flexnpu_emu_fail(acl::RT_INTERNAL, "%s on communicator %s: %s", name_of(op_), comm_->name().c_str(), comm_->error_text().c_str());
+    return flexnpu_emu_fail(acl::RT_INTERNAL, "%s on communicator %s: %s", name_of(op_),
+                            comm_->name().c_str(), comm_->error_text().c_str());
 }
 
 int32_t Task::launch(std::unique_ptr<Task> task, void* stream) {
@@ -312,8 +324,10 @@ int32_t Task::launch(std::unique_ptr<Task> task, void* stream) {
     kernel.destroy = [](void* self) {
         auto* dropped = static_cast<Task*>(self);
         if (dropped->placed_) {
-            dropped->comm_->fail(types::E_REMOTE, "rank " + std::to_string(dropped->comm_->rank) + " dropped a " + name_of(dropped->op_) +
-                                                      " that the others wait for: its stream was aborted or destroyed");
+            dropped->comm_->fail(types::E_REMOTE,
+                                 "rank " + std::to_string(dropped->comm_->rank) + " dropped a " +
+                                     name_of(dropped->op_) +
+                                     " that the others wait for: its stream was aborted or destroyed");
             dropped->give_up_places();
         }
         if (dropped->counted_) {
@@ -327,7 +341,8 @@ int32_t Task::launch(std::unique_ptr<Task> task, void* stream) {
         task->comm_->issued();
         task->counted_ = true;
     }
-    if (aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, &kernel, sizeof(kernel), nullptr, 0) != 0) {
+    if (aclrtLaunchKernelWithHostArgs(nullptr, 1, stream, nullptr, &kernel, sizeof(kernel), nullptr, 0) !=
+        0) {
         kernel.destroy(task.release());  // the message is set
         return types::E_RUNTIME;
     }

@@ -1,11 +1,11 @@
 #include "flexnpu/emulator/hccl/communicator.hpp"
 
+#include <unistd.h>
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
-#include <unistd.h>
 
 #include "flexnpu/api/hccl_types.hpp"
 #include "flexnpu/emulator/hccl/rendezvous.hpp"
@@ -29,8 +29,8 @@ uint64_t seconds(const char* variable, uint64_t otherwise) {
     char* end = nullptr;
     unsigned long long value = std::strtoull(text, &end, 10);
     if (*end != '\0' || value > 1'000'000) {
-        std::fprintf(stderr, "flexnpu emulator: %s=%s is not a number of seconds; %llu is used\n", variable, text,
-                     static_cast<unsigned long long>(otherwise));
+        std::fprintf(stderr, "flexnpu emulator: %s=%s is not a number of seconds; %llu is used\n", variable,
+                     text, static_cast<unsigned long long>(otherwise));
         return otherwise;
     }
     return value;
@@ -41,12 +41,14 @@ uint64_t seconds(const char* variable, uint64_t otherwise) {
 uint64_t connect_timeout_s() { return std::max<uint64_t>(seconds("HCCL_CONNECT_TIMEOUT", 120), 1); }
 uint64_t execute_timeout_s() { return seconds("HCCL_EXEC_TIMEOUT", 1836); }
 
-Communicator::Communicator(int fd, uint32_t ranks, uint32_t rank, int32_t device, const char* name, int64_t execute_timeout_s)
+Communicator::Communicator(int fd, uint32_t ranks, uint32_t rank, int32_t device, const char* name,
+                           int64_t execute_timeout_s)
     : ranks(ranks),
       rank(rank),
       device(device),
       mapping_(fd),
-      execute_ns_((execute_timeout_s >= 0 ? uint64_t(execute_timeout_s) : hccl::execute_timeout_s()) * 1'000'000'000) {
+      execute_ns_((execute_timeout_s >= 0 ? uint64_t(execute_timeout_s) : hccl::execute_timeout_s()) *
+                  1'000'000'000) {
     try {
         join(name);
     } catch (...) {
@@ -61,7 +63,8 @@ void Communicator::join(const char* name) {
     Page& shared = page();
     uint32_t none = 0;
     if (!shared.ranks.compare_exchange_strong(none, ranks) && none != ranks) {
-        throw Refusal{types::E_PARA, "this rank says that there are " + std::to_string(ranks) + " ranks, another says " + std::to_string(none)};
+        throw Refusal{types::E_PARA, "this rank says that there are " + std::to_string(ranks) +
+                                         " ranks, another says " + std::to_string(none)};
     }
     mapping_.use(ranks);
     RankSlot& mine = slot(rank);
@@ -104,8 +107,9 @@ void Communicator::join(const char* name) {
                     missing += (missing.empty() ? "" : ", ") + std::to_string(r);
                 }
             }
-            throw Refusal{types::E_TIMEOUT, "no rank " + missing + " of " + std::to_string(ranks) + " within " +
-                                                std::to_string(connect_timeout_s()) + " s (HCCL_CONNECT_TIMEOUT)"};
+            throw Refusal{types::E_TIMEOUT, "no rank " + missing + " of " + std::to_string(ranks) +
+                                                " within " + std::to_string(connect_timeout_s()) +
+                                                " s (HCCL_CONNECT_TIMEOUT)"};
         }
         lost(everybody());
         doze(shared, seen, kLookNs);
@@ -113,8 +117,9 @@ void Communicator::join(const char* name) {
     for (uint32_t a = 0; a < ranks; ++a) {
         for (uint32_t b = a + 1; b < ranks; ++b) {
             if (slot(a).device == slot(b).device && std::strcmp(slot(a).machine, slot(b).machine) == 0) {
-                throw Refusal{types::E_PARA, "ranks " + std::to_string(a) + " and " + std::to_string(b) + " are both on device " +
-                                                 std::to_string(slot(a).device) + ": each rank needs a device of its own"};
+                throw Refusal{types::E_PARA, "ranks " + std::to_string(a) + " and " + std::to_string(b) +
+                                                 " are both on device " + std::to_string(slot(a).device) +
+                                                 ": each rank needs a device of its own"};
             }
         }
     }
@@ -137,7 +142,8 @@ bool Communicator::lost(uint64_t others) {
             continue;
         }
         if (other.pid != getpid() && process_start_time(other.pid) != other.start_time) {
-            fail(types::E_REMOTE, "rank " + std::to_string(r) + " (process " + std::to_string(other.pid) + ") has ended");
+            fail(types::E_REMOTE,
+                 "rank " + std::to_string(r) + " (process " + std::to_string(other.pid) + ") has ended");
             return true;
         }
     }
@@ -172,7 +178,8 @@ bool Communicator::wait(const std::function<bool()>& done, uint64_t others, cons
         }
         if (now > give_up) {
             fail(types::E_TIMEOUT, "rank " + std::to_string(rank) + " has waited for the others for " +
-                                       std::to_string(execute_ns_ / 1'000'000'000) + " s (HCCL_EXEC_TIMEOUT)");
+                                       std::to_string(execute_ns_ / 1'000'000'000) +
+                                       " s (HCCL_EXEC_TIMEOUT)");
             return false;
         }
         if (now - looked >= kLookNs) {
@@ -319,7 +326,8 @@ int Communicator::share(uint64_t id, const uint32_t* members, uint32_t n, uint32
             throw Refusal{error(), error_text()};
         }
         if (now_ns() > give_up) {
-            throw Refusal{types::E_TIMEOUT, "rank 0 of the sub-communicator did not come within " + std::to_string(connect_timeout_s()) +
+            throw Refusal{types::E_TIMEOUT, "rank 0 of the sub-communicator did not come within " +
+                                                std::to_string(connect_timeout_s()) +
                                                 " s (HCCL_CONNECT_TIMEOUT)"};
         }
         lost(everybody());

@@ -14,7 +14,8 @@
 
 namespace flexnpu::emulator::hccl {
 
-// Limits in seconds, from the environment: how long ranks are waited for when a communicator is made, and in a collective (0: for ever).
+// Limits in seconds, from the environment: how long ranks are waited for when a communicator is made, and in
+// a collective (0: for ever).
 uint64_t connect_timeout_s();
 uint64_t execute_timeout_s();
 
@@ -29,7 +30,8 @@ struct Line {
 class Communicator {
 public:
     // Takes seat `rank` of `ranks` on `device` and waits until all are taken. Throws Refusal.
-    Communicator(int fd, uint32_t ranks, uint32_t rank, int32_t device, const char* name, int64_t execute_timeout_s);
+    Communicator(int fd, uint32_t ranks, uint32_t rank, int32_t device, const char* name,
+                 int64_t execute_timeout_s);
     // Leaves: whoever still waits for this rank is told.
     ~Communicator();
     Communicator(const Communicator&) = delete;
@@ -53,8 +55,8 @@ public:
 
     // ---- tasks ----
 
-    // Waits until `done` holds. False, with the communicator failed, when one of `others` (a bit each) has gone, when the time of a
-    // collective is over, or when `meeting`'s stream was aborted.
+    // Waits until `done` holds. False, with the communicator failed, when one of `others` (a bit each) has
+    // gone, when the time of a collective is over, or when `meeting`'s stream was aborted.
     bool wait(const std::function<bool()>& done, uint64_t others, const Meeting* meeting);
     // Comes to the next meeting of all ranks, and waits for them.
     bool meet(const Meeting* meeting);
@@ -84,8 +86,9 @@ public:
     void drain();
     // With all other ranks: forgets a failure. False after the connect timeout.
     bool resume();
-    // To make a sub-communicator of these ranks (numbers in this one), of which this rank is number `rank`: a descriptor of its memory.
-    // `offer`: to be given back with take_back() when all have joined; null where this rank made none.
+    // To make a sub-communicator of these ranks (numbers in this one), of which this rank is number `rank`: a
+    // descriptor of its memory. `offer`: to be given back with take_back() when all have joined; null where
+    // this rank made none.
     int share(uint64_t id, const uint32_t* members, uint32_t n, uint32_t rank, Offer** offer);
     static void take_back(Offer* offer);
 

@@ -1,17 +1,17 @@
 #include "flexnpu/emulator/hccl/page.hpp"
 
-#include <cerrno>
-#include <climits>
-#include <cstring>
 #include <fcntl.h>
 #include <linux/futex.h>
-#include <new>
-#include <stdexcept>
-#include <string>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <cerrno>
+#include <climits>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
 
 namespace flexnpu::emulator::hccl {
 
@@ -48,7 +48,8 @@ int Mapping::create() {
     if (fd < 0) {
         throw_errno("cannot make a communicator's memory");
     }
-    // Sparse: a communicator costs what its ranks touch. Sealed, so that no rank can take pages from under the others.
+    // Sparse: a communicator costs what its ranks touch. Sealed, so that no rank can take pages from under
+    // the others.
     if (ftruncate(fd, off_t(kPageBytes + data_bytes(kMaxRanks))) != 0 ||
         fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
         throw_errno("cannot make a communicator's memory", fd);
@@ -66,7 +67,7 @@ int Mapping::create() {
 }
 
 Mapping::Mapping(int fd) : fd_(fd) {
-    struct stat file {};
+    struct stat file{};
     if (fstat(fd, &file) != 0 || uint64_t(file.st_size) != kPageBytes + data_bytes(kMaxRanks)) {
         close(fd);
         throw std::runtime_error("the communicator is of another version of the emulator");
@@ -84,7 +85,8 @@ Mapping::Mapping(int fd) : fd_(fd) {
 }
 
 void Mapping::use(uint32_t ranks) {
-    void* p = mmap(nullptr, data_bytes(ranks), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_, off_t(kPageBytes));
+    void* p = mmap(nullptr, data_bytes(ranks), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_,
+                   off_t(kPageBytes));
     if (p == MAP_FAILED) {
         throw_errno("cannot map a communicator's windows");
     }

@@ -1,7 +1,9 @@
-// What the ranks of one communicator share: a memfd that each of them has mapped, and a futex in it that moves when anything does.
+// What the ranks of one communicator share: a memfd that each of them has mapped, and a futex in it that
+// moves when anything does.
 //
-// A rank writes only its own slot and its own ends of the channels, so that a rank may be killed at any instruction and leaves the rest
-// usable. Data crosses in windows: a rank lends out its own, chunk by chunk, and the others read; no rank sees another's device memory.
+// A rank writes only its own slot and its own ends of the channels, so that a rank may be killed at any
+// instruction and leaves the rest usable. Data crosses in windows: a rank lends out its own, chunk by chunk,
+// and the others read; no rank sees another's device memory.
 #pragma once
 
 #include <atomic>
@@ -11,11 +13,21 @@
 namespace flexnpu::emulator::hccl {
 
 inline constexpr uint32_t kMaxRanks = 64;
-inline constexpr uint64_t kWindow = uint64_t(4) << 20;         // of each rank, for collectives
-inline constexpr uint64_t kChannelWindow = uint64_t(1) << 20;  // of each ordered pair, for sends: two halves, one written while one is read
+inline constexpr uint64_t kWindow = uint64_t(4) << 20;  // of each rank, for collectives
+inline constexpr uint64_t kChannelWindow =
+    uint64_t(1) << 20;  // of each ordered pair, for sends: two halves, one written while one is read
 
 enum class Op : uint32_t {
-    None, AllReduce, AllGather, ReduceScatter, Broadcast, Reduce, Scatter, AllToAll, Barrier, SendRecv,
+    None,
+    AllReduce,
+    AllGather,
+    ReduceScatter,
+    Broadcast,
+    Reduce,
+    Scatter,
+    AllToAll,
+    Barrier,
+    SendRecv,
 };
 const char* name_of(Op op);
 
@@ -25,10 +37,10 @@ struct Call {
     int32_t dtype;
     int32_t reduce;
     uint32_t root;
-    uint64_t count;     // elements; 0 where ranks may differ
-    uint64_t longest;   // bytes of the longest piece that this rank gives to another
-    uint64_t moved;     // bytes that the model's time is for
-    uint64_t ready_ns;  // device time at which this rank's stream came here
+    uint64_t count;             // elements; 0 where ranks may differ
+    uint64_t longest;           // bytes of the longest piece that this rank gives to another
+    uint64_t moved;             // bytes that the model's time is for
+    uint64_t ready_ns;          // device time at which this rank's stream came here
     uint64_t piece[kMaxRanks];  // bytes that this rank gives to each
 };
 
@@ -42,8 +54,8 @@ struct alignas(64) RankSlot {
     char machine[44];
     alignas(64) std::atomic<uint64_t> phase;  // meetings that this rank has come to
     std::atomic<uint64_t> resumed;            // the same, for HcclCommResume
-    Call call;         // written before the rank comes to a collective's first meeting
-    uint64_t end_ns;   // written before it comes to the last
+    Call call;                                // written before the rank comes to a collective's first meeting
+    uint64_t end_ns;                          // written before it comes to the last
 };
 
 // Messages from one rank to another. They are numbered from 1; what is said of message k stands in [k % 2].
@@ -76,7 +88,7 @@ struct Page {
     uint64_t size;
     std::atomic<uint32_t> ranks;  // 0 until the first rank has said how many
     char name[128];
-    std::atomic<uint32_t> pulse;  // a futex; moved when anything here changes
+    std::atomic<uint32_t> pulse;    // a futex; moved when anything here changes
     std::atomic<uint32_t> failing;  // whoever sets it writes the text and then `error`
     std::atomic<int32_t> error;     // an HcclResult
     char text[256];
@@ -106,7 +118,9 @@ public:
 
 private:
     static constexpr uint64_t kPageBytes = (sizeof(Page) + 4095) / 4096 * 4096;
-    static constexpr uint64_t data_bytes(uint64_t ranks) { return ranks * kWindow + ranks * ranks * kChannelWindow; }
+    static constexpr uint64_t data_bytes(uint64_t ranks) {
+        return ranks * kWindow + ranks * ranks * kChannelWindow;
+    }
 
     int fd_;
     Page* page_ = nullptr;

@@ -67,7 +67,9 @@ void rows(int32_t op, const std::vector<const void*>& inputs, void* out, uint64_
     Stored row[kBlock];
     for (uint64_t at = 0; at < count; at += kBlock) {
         const uint64_t n = std::min(kBlock, count - at);
-        auto take = [&](const void* from) { std::memcpy(row, static_cast<const char*>(from) + at * sizeof(Stored), n * sizeof(Stored)); };
+        auto take = [&](const void* from) {
+            std::memcpy(row, static_cast<const char*>(from) + at * sizeof(Stored), n * sizeof(Stored));
+        };
         take(inputs[0]);
         for (uint64_t i = 0; i < n; ++i) {
             sum[i] = Format::load(row[i]);
@@ -109,7 +111,8 @@ Rows rows_of(int32_t dtype) {
 
 bool can_reduce(int32_t dtype) { return rows_of(dtype) != nullptr; }
 
-void reduce_rows(int32_t dtype, int32_t op, const std::vector<const void*>& inputs, void* out, uint64_t count) {
+void reduce_rows(int32_t dtype, int32_t op, const std::vector<const void*>& inputs, void* out,
+                 uint64_t count) {
     rows_of(dtype)(op, inputs, out, count);
 }
 

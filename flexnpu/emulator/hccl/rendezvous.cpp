@@ -1,19 +1,19 @@
 #include "flexnpu/emulator/hccl/rendezvous.hpp"
 
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
 #include <memory>
-#include <poll.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdexcept>
 #include <string>
-#include <sys/random.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <thread>
-#include <unistd.h>
 
 #include "flexnpu/api/hccl_types.hpp"
 #include "flexnpu/emulator/hccl/communicator.hpp"
@@ -26,7 +26,8 @@ namespace types = flexnpu::hccl;
 
 namespace {
 
-// The first part of a token is the socket's name, which anybody on the machine can list; the rest is the secret.
+// The first part of a token is the socket's name, which anybody on the machine can list; the rest is the
+// secret.
 constexpr size_t kNameBytes = 12;
 
 [[noreturn]] void refuse_errno(int32_t result, const std::string& what) {
@@ -134,7 +135,8 @@ void serve(int listener, std::shared_ptr<Mapping> memory, Token token, uint32_t 
             return;
         }
         pollfd wait{listener, POLLIN, 0};
-        // The first rank says how many there are only after it has been served: looked at again a little later.
+        // The first rank says how many there are only after it has been served: looked at again a little
+        // later.
         const int ms = all == 0 && served != 0 ? 20 : int((give_up - now) / 1'000'000 + 1);
         if (poll(&wait, 1, ms) <= 0) {
             continue;
@@ -171,7 +173,8 @@ Token open_rendezvous(uint32_t ranks) {
     const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     sockaddr_un address;
     const socklen_t size = address_of(token, &address);
-    if (listener < 0 || bind(listener, reinterpret_cast<sockaddr*>(&address), size) != 0 || listen(listener, int(kMaxRanks)) != 0) {
+    if (listener < 0 || bind(listener, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+        listen(listener, int(kMaxRanks)) != 0) {
         int error = errno;
         if (listener >= 0) {
             close(listener);
@@ -194,10 +197,12 @@ int join_rendezvous(const Token& token) {
     const socklen_t size = address_of(token, &address);
     if (peer.get() < 0 || connect(peer.get(), reinterpret_cast<sockaddr*>(&address), size) != 0) {
         refuse_errno(types::E_TCP_CONNECT,
-                     "nobody serves this root info: its process has ended, all ranks have come, or it is older than HCCL_CONNECT_TIMEOUT");
+                     "nobody serves this root info: its process has ended, all ranks have come, or it is "
+                     "older than HCCL_CONNECT_TIMEOUT");
     }
     if (!same_user(peer.get())) {
-        throw Communicator::Refusal{types::E_TCP_CONNECT, "the rank that made this root info is of another user"};
+        throw Communicator::Refusal{types::E_TCP_CONNECT,
+                                    "the rank that made this root info is of another user"};
     }
     set_timeout(peer.get(), SO_RCVTIMEO, time_t(connect_timeout_s()));
     int fd = -1;
@@ -205,7 +210,8 @@ int join_rendezvous(const Token& token) {
         fd = receive_descriptor(peer.get());
     }
     if (fd < 0) {
-        throw Communicator::Refusal{types::E_TCP_CONNECT, "the rank that made this root info does not let this one in"};
+        throw Communicator::Refusal{types::E_TCP_CONNECT,
+                                    "the rank that made this root info does not let this one in"};
     }
     return fd;
 }

@@ -1,17 +1,20 @@
-// How the ranks of a new communicator find its memory: over a unix socket in the abstract namespace, which the kernel frees with its holder.
+// How the ranks of a new communicator find its memory: over a unix socket in the abstract namespace, which
+// the kernel frees with its holder.
 #pragma once
 
 #include <cstdint>
 
 namespace flexnpu::emulator::hccl {
 
-// Names a rendezvous and opens it: whoever has it may join, if it is of the same user. The name alone, which others can see, does not.
+// Names a rendezvous and opens it: whoever has it may join, if it is of the same user. The name alone, which
+// others can see, does not.
 struct Token {
     unsigned char bytes[32];
 };
 
-// Makes the memory of a communicator and serves it, from a thread of this process, to whoever comes with the token: until `ranks` have come
-// (0: not known yet), or the connect timeout is over. Throws Communicator::Refusal.
+// Makes the memory of a communicator and serves it, from a thread of this process, to whoever comes with the
+// token: until `ranks` have come (0: not known yet), or the connect timeout is over. Throws
+// Communicator::Refusal.
 Token open_rendezvous(uint32_t ranks);
 
 // A descriptor of the memory. Throws Communicator::Refusal.

@@ -50,7 +50,8 @@ struct Part {
     std::vector<Piece> out, in;
 };
 
-// AllReduce and Reduce: `send` and `recv` whole. AllGather and Broadcast: out[0] is what all get. The others: a piece for each.
+// AllReduce and Reduce: `send` and `recv` whole. AllGather and Broadcast: out[0] is what all get. The others:
+// a piece for each.
 std::unique_ptr<Task> make_collective(std::shared_ptr<Communicator> comm, Op op, Part part);
 
 struct Message {
@@ -62,9 +63,9 @@ struct Message {
 // All of them at once, in any order but that of messages of one direction with one peer.
 std::unique_ptr<Task> make_batch(std::shared_ptr<Communicator> comm, std::vector<Message> messages);
 
-// Device time of a collective of `ranks` by the ring algorithms (Thakur, Rabenseifner, Gropp, Int. J. of High Performance Computing
-// Applications 19(1), 2005): bytes over the link's rate, and a step's time for each step. `bytes`: of the vector reduced or broadcast, or
-// gathered or scattered over all ranks.
+// Device time of a collective of `ranks` by the ring algorithms (Thakur, Rabenseifner, Gropp, Int. J. of High
+// Performance Computing Applications 19(1), 2005): bytes over the link's rate, and a step's time for each
+// step. `bytes`: of the vector reduced or broadcast, or gathered or scattered over all ranks.
 uint64_t ring_ns(Op op, uint32_t ranks, uint64_t bytes);
 // Of messages that send and receive that many bytes; a link carries both directions at once.
 uint64_t messages_ns(uint64_t sent, uint64_t received);

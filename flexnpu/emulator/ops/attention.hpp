@@ -45,6 +45,7 @@ void require_covers(Call& call, const Tensor& t, int64_t batch, int64_t heads, i
                     const char* what);
 
 // Cost of the products Q K^T and P V: 2 * rows * keys * width each, a head.
-void attention_cost(Call& call, int32_t dtype, double pairs, int64_t heads, int64_t width_qk, int64_t width_v);
+void attention_cost(Call& call, int32_t dtype, double pairs, int64_t heads, int64_t width_qk,
+                    int64_t width_v);
 
 }  // namespace flexnpu::ops::attention

@@ -1,9 +1,10 @@
 // The gradient of fused attention: FlashAttentionScoreGrad in the layouts of fixed length.
 //
-// With P = softmax(scale * Q K^T + bias, masked), Y = P V and D = dY V^T: dV = P^T dY, dS = P * (D - rowsum(P * D)), dQ = scale * dS K,
-// dK = scale * dS^T Q, dbias = dS (Dao et al., FlashAttention, arXiv 2205.14135, appendix B.2). P is computed anew; the softmax's statistics and the
-// forward result, which the chip reads instead, are not looked at. In doubles, rounded once. Lengths of several sequences in one batch
-// (TND), dropout and prefixes are refused.
+// With P = softmax(scale * Q K^T + bias, masked), Y = P V and D = dY V^T: dV = P^T dY, dS = P * (D - rowsum(P
+// * D)), dQ = scale * dS K, dK = scale * dS^T Q, dbias = dS (Dao et al., FlashAttention, arXiv 2205.14135,
+// appendix B.2). P is computed anew; the softmax's statistics and the forward result, which the chip reads
+// instead, are not looked at. In doubles, rounded once. Lengths of several sequences in one batch (TND),
+// dropout and prefixes are refused.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -46,8 +47,10 @@ struct Problem {
     // One head; adds to its key's and value's gradients.
     void one(int64_t b, int64_t h, const Values& ks, const Values& vs, Values& dks, Values& dvs) const {
         const int64_t rows = q.dims[2], keys = k.dims[2], width = q.dims[3], out_width = v.dims[3];
-        const Values qs = values(q.selected(0, b).selected(0, h)), grad = values(dy.selected(0, b).selected(0, h));
-        Values dqs(qs.size()), dss(want_dbias ? size_t(rows * keys) : 0), p(static_cast<size_t>(keys)), d(static_cast<size_t>(keys));
+        const Values qs = values(q.selected(0, b).selected(0, h)),
+                     grad = values(dy.selected(0, b).selected(0, h));
+        Values dqs(qs.size()), dss(want_dbias ? size_t(rows * keys) : 0), p(static_cast<size_t>(keys)),
+            d(static_cast<size_t>(keys));
         const auto dot = [](const double* x, const double* y, int64_t n) {
             double sum = 0;
             for (int64_t i = 0; i < n; i++) {
@@ -64,7 +67,8 @@ struct Problem {
             const Tensor s = slice_for(t, b, h);
             return values(s.narrowed(0, 0, s.dims[0] == 1 ? 1 : rows).narrowed(1, 0, keys));
         };
-        const Values hidden = o.dense_mask() ? per_row(o.mask) : Values{}, bias = o.has_bias ? per_row(o.bias) : Values{};
+        const Values hidden = o.dense_mask() ? per_row(o.mask) : Values{},
+                     bias = o.has_bias ? per_row(o.bias) : Values{};
         const auto at = [&](const Values& all, int64_t i, int64_t j) {
             return all[static_cast<size_t>((all.size() == size_t(keys) ? 0 : i * keys) + j)];
         };
@@ -77,7 +81,8 @@ struct Problem {
                 double& s = p[size_t(j)];
                 s = kHidden;
                 if (j >= w.first && j < w.last && (hidden.empty() || at(hidden, i, j) == 0)) {
-                    s = o.scale * dot(row, ks.data() + j * width, width) + (bias.empty() ? 0 : at(bias, i, j));
+                    s = o.scale * dot(row, ks.data() + j * width, width) +
+                        (bias.empty() ? 0 : at(bias, i, j));
                 }
                 high = std::max(high, s);
             }
@@ -111,7 +116,8 @@ struct Problem {
     }
 };
 
-// query, key, value, dy, bias, dropout mask, padding mask, mask, maximum, sum, softmax input, attention, prefix, ...
+// query, key, value, dy, bias, dropout mask, padding mask, mask, maximum, sum, softmax input, attention,
+// prefix, ...
 Job attention_gradient(Call& call, const Positions& at) {
     const std::string layout = call.text(at.layout);
     call.require(layout != "TND", "layout TND is not emulated");
@@ -121,7 +127,8 @@ Job attention_gradient(Call& call, const Positions& at) {
     p.o.before = call.integer(at.before);
     p.o.after = call.integer(at.after);
     p.o.sparse = call.integer(at.sparse);
-    call.require(p.o.sparse >= 0 && p.o.sparse <= 4, "sparse mode %lld is not emulated", static_cast<long long>(p.o.sparse));
+    call.require(p.o.sparse >= 0 && p.o.sparse <= 4, "sparse mode %lld is not emulated",
+                 static_cast<long long>(p.o.sparse));
     call.require(call.real(at.keep) >= 1, "dropout is not emulated");
     take_bias(call, 4, p.o);
     take_mask(call, 7, p.o);
@@ -133,7 +140,8 @@ Job attention_gradient(Call& call, const Positions& at) {
         return as_bnsd(call, t, layout, n);
     };
     p.q = bnsd(0, heads);
-    call.require(p.q.dims[1] == heads && p.q.dims[3] > 0, "the query must have %lld heads of some width", static_cast<long long>(heads));
+    call.require(p.q.dims[1] == heads && p.q.dims[3] > 0, "the query must have %lld heads of some width",
+                 static_cast<long long>(heads));
     const int64_t kv_heads = layout == "BSH" || layout == "SBH" ? key.dims[2] / p.q.dims[3] : 0;
     p.k = bnsd(1, kv_heads);
     p.v = bnsd(2, kv_heads);
@@ -141,10 +149,13 @@ Job attention_gradient(Call& call, const Positions& at) {
     p.dq = bnsd(at.out, heads);
     p.dk = bnsd(at.out + 1, kv_heads);
     p.dv = bnsd(at.out + 2, kv_heads);
-    call.require(p.k.dims[0] == p.q.dims[0] && p.k.dims[1] > 0 && heads % p.k.dims[1] == 0 && p.k.dims[3] == p.q.dims[3],
+    call.require(p.k.dims[0] == p.q.dims[0] && p.k.dims[1] > 0 && heads % p.k.dims[1] == 0 &&
+                     p.k.dims[3] == p.q.dims[3],
                  "query and key do not fit");
-    call.require(p.v.dims[0] == p.k.dims[0] && p.v.dims[1] == p.k.dims[1] && p.v.dims[2] == p.k.dims[2], "key and value do not fit");
-    call.require(p.dy.dims[0] == p.q.dims[0] && p.dy.dims[1] == heads && p.dy.dims[2] == p.q.dims[2] && p.dy.dims[3] == p.v.dims[3],
+    call.require(p.v.dims[0] == p.k.dims[0] && p.v.dims[1] == p.k.dims[1] && p.v.dims[2] == p.k.dims[2],
+                 "key and value do not fit");
+    call.require(p.dy.dims[0] == p.q.dims[0] && p.dy.dims[1] == heads && p.dy.dims[2] == p.q.dims[2] &&
+                     p.dy.dims[3] == p.v.dims[3],
                  "the output's gradient does not fit");
     call.require_shape(p.dq, p.q, "the query's gradient");
     call.require_shape(p.dk, p.k, "the key's gradient");
@@ -157,8 +168,8 @@ Job attention_gradient(Call& call, const Positions& at) {
         if (call.has(at.out + 3) && call.tensor(at.out + 3).numel() > 0) {
             p.dbias = call.tensor(at.out + 3);
             p.want_dbias = true;
-            call.require(p.dbias.rank == 4 && p.dbias.dims[0] == p.q.dims[0] && p.dbias.dims[1] == heads && p.dbias.dims[2] == p.q.dims[2] &&
-                             p.dbias.dims[3] == p.k.dims[2],
+            call.require(p.dbias.rank == 4 && p.dbias.dims[0] == p.q.dims[0] && p.dbias.dims[1] == heads &&
+                             p.dbias.dims[2] == p.q.dims[2] && p.dbias.dims[3] == p.k.dims[2],
                          "a bias of shape %s has no emulated gradient", p.dbias.shape().c_str());
         }
     }
@@ -170,12 +181,24 @@ Job attention_gradient(Call& call, const Positions& at) {
 }
 
 OPERATOR("aclnnFlashAttentionScoreGrad", [](Call& call) {
-    return attention_gradient(
-        call, {.scale = 13, .keep = 14, .before = 15, .after = 16, .heads = 17, .layout = 18, .sparse = 20, .out = 21});
+    return attention_gradient(call, {.scale = 13,
+                                     .keep = 14,
+                                     .before = 15,
+                                     .after = 16,
+                                     .heads = 17,
+                                     .layout = 18,
+                                     .sparse = 20,
+                                     .out = 21});
 });
 OPERATOR("aclnnFlashAttentionScoreGradV2", [](Call& call) {
-    return attention_gradient(
-        call, {.scale = 15, .keep = 16, .before = 17, .after = 18, .heads = 19, .layout = 20, .sparse = 22, .out = 24});
+    return attention_gradient(call, {.scale = 15,
+                                     .keep = 16,
+                                     .before = 17,
+                                     .after = 18,
+                                     .heads = 19,
+                                     .layout = 20,
+                                     .sparse = 22,
+                                     .out = 24});
 });
 
 }  // namespace

@@ -204,7 +204,8 @@ Scalar Call::scalar(uint32_t i) const { return convert_scalar(at(i).p, i); }
 std::vector<Scalar> Call::scalars(uint32_t i) const {
     const auto* list = static_cast<const aclScalarList*>(at(i).p);
     if (!api::valid(list)) {
-        throw Invalid{list == nullptr ? kParamNull : kParamInvalid, message(name_, "argument %u is not a list of scalars", i)};
+        throw Invalid{list == nullptr ? kParamNull : kParamInvalid,
+                      message(name_, "argument %u is not a list of scalars", i)};
     }
     std::vector<Scalar> result;
     for (const aclScalar* entry : list->scalars) {

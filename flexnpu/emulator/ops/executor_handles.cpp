@@ -1,8 +1,8 @@
 // The functions of libnnopbase that take an executor. Compiled into libnnopbase, not into libopapi.
 #include "acl.gen.h"
 #include "executor.hpp"
-#include "registry.hpp"
 #include "flexnpu/emulator/kernel.hpp"
+#include "registry.hpp"
 
 using flexnpu::ops::kParamNull;
 

@@ -3,8 +3,8 @@
 // The forms, with X the operation:
 //   XList          out[i] = a[i] X b[i]            XScalar, XScalarV2   out[i] = a[i] X s
 //   XScalarList    out[i] = a[i] X s[i]            X                    out[i] = X(a[i])
-// In the first form of a name a scalar comes as a tensor of one element, in V2 as a scalar. Entries of one list may be of any shape; those of one index
-// agree.
+// In the first form of a name a scalar comes as a tensor of one element, in V2 as a scalar. Entries of one
+// list may be of any shape; those of one index agree.
 #include <cmath>
 
 #include "registry.hpp"
@@ -20,11 +20,13 @@ using Binary = double (*)(double, double);
 // A number for each entry of the list, known when the operator runs.
 using Numbers = std::function<Values()>;
 
-// The scalar at position i: a tensor of one element or of as many as the list, a scalar, or a list of scalars.
+// The scalar at position i: a tensor of one element or of as many as the list, a scalar, or a list of
+// scalars.
 Numbers numbers(Call& call, uint32_t i, char kind, size_t entries) {
     if (kind == 'T') {
         const Tensor t = call.tensor(i);
-        call.require(t.numel() == 1 || static_cast<size_t>(t.numel()) == entries, "one scalar, or one for each tensor");
+        call.require(t.numel() == 1 || static_cast<size_t>(t.numel()) == entries,
+                     "one scalar, or one for each tensor");
         return [t, entries] {
             Values v = values(t);
             v.resize(entries, v[0]);
@@ -69,7 +71,8 @@ Job unary(Call& call, Unary f) {
 // out = f(a, alpha * b), alpha 1 where there is none.
 Job of_lists(Call& call, Binary f, char alpha_kind) {
     const Tensors a = call.tensors(0), b = list(call, 1, a);
-    const Numbers alpha = alpha_kind ? numbers(call, 2, alpha_kind, a.size()) : [n = a.size()] { return Values(n, 1.0); };
+    const Numbers alpha =
+        alpha_kind ? numbers(call, 2, alpha_kind, a.size()) : [n = a.size()] { return Values(n, 1.0); };
     const Tensors out = list(call, alpha_kind ? 3 : 2, a);
     return [=] {
         const Values scale = alpha();
@@ -179,19 +182,21 @@ double power(double x, double y) { return std::pow(x, y); }
 double larger(double x, double y) { return std::isnan(x) || x > y ? x : y; }
 double smaller(double x, double y) { return std::isnan(x) || x < y ? x : y; }
 
-#define UNARY(name, expression) OPERATOR("aclnnForeach" name, [](Call& call) { return unary(call, [](double x) -> double { return expression; }); })
-#define SCALARS(name, f)                                                                       \
+#define UNARY(name, expression)   \
+    OPERATOR("aclnnForeach" name, \
+             [](Call& call) { return unary(call, [](double x) -> double { return expression; }); })
+#define SCALARS(name, f)                                                                            \
     OPERATOR("aclnnForeach" name "Scalar", [](Call& call) { return with_scalar(call, f, 'T'); });   \
     OPERATOR("aclnnForeach" name "ScalarV2", [](Call& call) { return with_scalar(call, f, 'S'); }); \
     OPERATOR("aclnnForeach" name "ScalarList", [](Call& call) { return with_scalar(call, f, 'C'); })
 #define LISTS(name, f) OPERATOR("aclnnForeach" name "List", [](Call& call) { return of_lists(call, f, 0); })
-#define SCALED_LISTS(name, f)                                                               \
+#define SCALED_LISTS(name, f)                                                                \
     OPERATOR("aclnnForeach" name "List", [](Call& call) { return of_lists(call, f, 'T'); }); \
     OPERATOR("aclnnForeach" name "ListV2", [](Call& call) { return of_lists(call, f, 'S'); })
-#define ADD_SCALED(name, f)                                                                       \
-    OPERATOR("aclnnForeach" name "List", [](Call& call) { return add_scaled(call, f, 'T'); });       \
-    OPERATOR("aclnnForeach" name "Scalar", [](Call& call) { return add_scaled(call, f, 'T'); });     \
-    OPERATOR("aclnnForeach" name "ScalarV2", [](Call& call) { return add_scaled(call, f, 'S'); });   \
+#define ADD_SCALED(name, f)                                                                        \
+    OPERATOR("aclnnForeach" name "List", [](Call& call) { return add_scaled(call, f, 'T'); });     \
+    OPERATOR("aclnnForeach" name "Scalar", [](Call& call) { return add_scaled(call, f, 'T'); });   \
+    OPERATOR("aclnnForeach" name "ScalarV2", [](Call& call) { return add_scaled(call, f, 'S'); }); \
     OPERATOR("aclnnForeach" name "ScalarList", [](Call& call) { return add_scaled(call, f, 'T'); })
 
 SCALARS("Add", add);

@@ -106,7 +106,8 @@ extern "C" {
 aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, uint64_t* workspace_size,
                                 aclOpExecutor** executor) {
     using namespace flexnpu;
-    // A row that asks for the greatest workspace of the operator before it in the table (generate.py, op_symbols).
+    // A row that asks for the greatest workspace of the operator before it in the table (generate.py,
+    // op_symbols).
     if (std::string_view(api::kOps[op].name).ends_with("GetMax")) {
         --op;
     }

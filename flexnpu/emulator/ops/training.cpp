@@ -1,7 +1,8 @@
-// Losses and the gradients of activations, softmax, layer norm and embedding: what a training step of a small network needs beyond
-// the operators of inference.
+// Losses and the gradients of activations, softmax, layer norm and embedding: what a training step of a small
+// network needs beyond the operators of inference.
 //
-// Written to be right and short: every tensor is gathered into doubles, computed, and stored. Cost: the default of registry.hpp.
+// Written to be right and short: every tensor is gathered into doubles, computed, and stored. Cost: the
+// default of registry.hpp.
 #include <cmath>
 #include <numbers>
 
@@ -32,7 +33,8 @@ Job map2(Call& call, const Tensor& a, const Tensor& b, const Tensor& out, F f) {
 
 int64_t reduction(Call& call, uint32_t at) {
     const int64_t r = call.integer(at);
-    call.require(r >= kNone && r <= kSum, "reduction is %lld: 0 none, 1 mean, 2 sum", static_cast<long long>(r));
+    call.require(r >= kNone && r <= kSum, "reduction is %lld: 0 none, 1 mean, 2 sum",
+                 static_cast<long long>(r));
     return r;
 }
 
@@ -45,7 +47,8 @@ Job pair_loss(Call& call, int64_t how, const Tensor& out, F f) {
     if (how == kNone) {
         return map2(call, self, target, out, f);
     }
-    call.require(out.numel() == 1, "a reduced loss is one element, the output has %lld", static_cast<long long>(out.numel()));
+    call.require(out.numel() == 1, "a reduced loss is one element, the output has %lld",
+                 static_cast<long long>(out.numel()));
     return [=] {
         const Values x = values(self), y = values(target);
         double total = 0;
@@ -142,13 +145,15 @@ Job nll_loss_gradient(Call& call) {  // grad, self, target, weight, reduction, i
     const Nll n = nll(call, 1, 2, 3, 5);
     const int64_t how = reduction(call, 4);
     call.require_shape(out, n.x, "the gradient");
-    call.require(how == kNone ? grad.numel() == n.target.numel() : grad.numel() == 1, "the incoming gradient has the loss's shape");
+    call.require(how == kNone ? grad.numel() == n.target.numel() : grad.numel() == 1,
+                 "the incoming gradient has the loss's shape");
     return [=] {
         const Values g = values(grad);
         const double divisor = how == kMean ? values(total_weight)[0] : 1.0;
         Values z(static_cast<size_t>(n.x.numel()));
         const int error = n.each([&](size_t row, int64_t c, double w) {
-            z[row * static_cast<size_t>(n.classes()) + static_cast<size_t>(c)] = -w * g[how == kNone ? row : 0] / divisor;
+            z[row * static_cast<size_t>(n.classes()) + static_cast<size_t>(c)] =
+                -w * g[how == kNone ? row : 0] / divisor;
         });
         if (error) {
             return error;
@@ -162,7 +167,8 @@ Job nll_loss_gradient(Call& call) {  // grad, self, target, weight, reduction, i
 //   softmax: (g - sum(g * y)) * y      logarithm: g - exp(y) * sum(g)
 Job softmax_gradient(Call& call, bool logarithm) {  // grad, output, dim, out
     const Tensor grad = call.tensor(0), y = call.tensor(1), out = call.tensor(3);
-    const std::vector<int> dims = y.rank == 0 ? std::vector<int>{} : std::vector<int>{call.dimension(call.integer(2), y)};
+    const std::vector<int> dims =
+        y.rank == 0 ? std::vector<int>{} : std::vector<int>{call.dimension(call.integer(2), y)};
     call.require_shape(grad, y, "the incoming gradient");
     call.require_shape(out, y, "the gradient");
     const int64_t n = y.rank == 0 ? 1 : y.dims[dims[0]];
@@ -247,13 +253,16 @@ Job layer_norm_gradient(Call& call) {
     };
 }
 
-Job embedding_gradient(Call& call) {  // grad [..., D], indices [...], rows, padding index, scale by frequency, out [rows, D]
+Job embedding_gradient(
+    Call& call) {  // grad [..., D], indices [...], rows, padding index, scale by frequency, out [rows, D]
     const Tensor grad = call.tensor(0), indices = call.tensor(1), out = call.tensor(5);
     const int64_t rows = call.integer(2);
     const auto padding = static_cast<int64_t>(call.integer(3));
     const bool by_frequency = call.boolean(4);
-    call.require(grad.rank >= 1 && out.rank == 2 && out.dims[0] == rows && out.dims[1] == grad.dim(-1), "the gradient is [rows, D]");
-    call.require(grad.numel() == indices.numel() * grad.dim(-1), "a row of the incoming gradient for each index");
+    call.require(grad.rank >= 1 && out.rank == 2 && out.dims[0] == rows && out.dims[1] == grad.dim(-1),
+                 "the gradient is [rows, D]");
+    call.require(grad.numel() == indices.numel() * grad.dim(-1),
+                 "a row of the incoming gradient for each index");
     return [=] {
         const Values g = values(grad), at = values(indices);
         const auto width = static_cast<size_t>(grad.dim(-1));
@@ -302,18 +311,21 @@ double smooth_l1_derivative(double difference, double beta) {
 double square(double x) { return x * x; }
 
 OPERATOR("aclnnMseLoss", [](Call& call) {  // self, target, reduction, out
-    return pair_loss(call, reduction(call, 2), call.tensor(3), [](double x, double y) { return square(x - y); });
+    return pair_loss(call, reduction(call, 2), call.tensor(3),
+                     [](double x, double y) { return square(x - y); });
 });
 OPERATOR("aclnnMseLossBackward", [](Call& call) {  // grad, self, target, reduction, out
-    return pair_loss_gradient(call, reduction(call, 3), call.tensor(4), [](double x, double y) { return 2 * (x - y); });
+    return pair_loss_gradient(call, reduction(call, 3), call.tensor(4),
+                              [](double x, double y) { return 2 * (x - y); });
 });
 OPERATOR("aclnnSmoothL1Loss", [](Call& call) {  // self, target, reduction, beta, out
     return pair_loss(call, reduction(call, 2), call.tensor(4),
                      [beta = call.real(3)](double x, double y) { return smooth_l1(x - y, beta); });
 });
 OPERATOR("aclnnSmoothL1LossBackward", [](Call& call) {  // grad, self, target, reduction, beta, out
-    return pair_loss_gradient(call, reduction(call, 3), call.tensor(5),
-                              [beta = call.real(4)](double x, double y) { return smooth_l1_derivative(x - y, beta); });
+    return pair_loss_gradient(
+        call, reduction(call, 3), call.tensor(5),
+        [beta = call.real(4)](double x, double y) { return smooth_l1_derivative(x - y, beta); });
 });
 OPERATOR("aclnnNLLLoss", nll_loss);
 OPERATOR("aclnnNLLLossBackward", nll_loss_gradient);
@@ -327,22 +339,26 @@ OPERATOR("aclnnThresholdBackward", [](Call& call) {
                 [threshold = call.scalar(2).real](double g, double x) { return x > threshold ? g : 0; });
 });
 OPERATOR("aclnnGeluBackward", [](Call& call) {
-    return map2(call, call.tensor(0), call.tensor(1), call.tensor(2), [](double g, double x) { return g * gelu_derivative(x); });
+    return map2(call, call.tensor(0), call.tensor(1), call.tensor(2),
+                [](double g, double x) { return g * gelu_derivative(x); });
 });
 OPERATOR("aclnnGeluBackwardV2", [](Call& call) {  // grad, self, approximation, out
     const bool by_tanh = call.text(2) == "tanh";
-    return map2(call, call.tensor(0), call.tensor(1), call.tensor(3),
-                [by_tanh](double g, double x) { return g * (by_tanh ? gelu_tanh_derivative(x) : gelu_derivative(x)); });
+    return map2(call, call.tensor(0), call.tensor(1), call.tensor(3), [by_tanh](double g, double x) {
+        return g * (by_tanh ? gelu_tanh_derivative(x) : gelu_derivative(x));
+    });
 });
 OPERATOR("aclnnSiluBackward", [](Call& call) {
     return map2(call, call.tensor(0), call.tensor(1), call.tensor(2),
                 [](double g, double x) { return g * sigmoid(x) * (1 + x * (1 - sigmoid(x))); });
 });
 OPERATOR("aclnnSigmoidBackward", [](Call& call) {
-    return map2(call, call.tensor(0), call.tensor(1), call.tensor(2), [](double g, double y) { return g * y * (1 - y); });
+    return map2(call, call.tensor(0), call.tensor(1), call.tensor(2),
+                [](double g, double y) { return g * y * (1 - y); });
 });
 OPERATOR("aclnnTanhBackward", [](Call& call) {
-    return map2(call, call.tensor(0), call.tensor(1), call.tensor(2), [](double g, double y) { return g * (1 - y * y); });
+    return map2(call, call.tensor(0), call.tensor(1), call.tensor(2),
+                [](double g, double y) { return g * (1 - y * y); });
 });
 
 }  // namespace

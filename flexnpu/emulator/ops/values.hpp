@@ -27,7 +27,8 @@ inline Values values(const Tensor& t) {
 
 inline void store(const Tensor& t, const Values& from) {
     if (!from.empty()) {
-        for_each_line({lined(t, every_dimension(t))}, [&](const Line lines[]) { lines[0].store(from.data()); });
+        for_each_line({lined(t, every_dimension(t))},
+                      [&](const Line lines[]) { lines[0].store(from.data()); });
     }
 }
 

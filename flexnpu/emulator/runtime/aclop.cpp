@@ -1,5 +1,5 @@
-// Operators named by type and described by tensor descriptors (aclopCompileAndExecute): those that have an aclnn operator of the same
-// meaning run as it. There is no compiler: others fail by name.
+// Operators named by type and described by tensor descriptors (aclopCompileAndExecute): those that have an
+// aclnn operator of the same meaning run as it. There is no compiler: others fail by name.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -31,7 +31,8 @@ struct Call {
     bool flag(const char* name) const {
         if (attr == nullptr) return false;
         auto at = attr->values.find(name);
-        return at != attr->values.end() && at->second.size() > 5 && at->second[0] == 'b' && at->second[5] != 0;
+        return at != attr->values.end() && at->second.size() > 5 && at->second[0] == 'b' &&
+               at->second[5] != 0;
     }
 };
 
@@ -52,19 +53,22 @@ aclError launch(const Call& call, aclnnStatus first, uint64_t size, aclOpExecuto
     return e;
 }
 
-template <auto First, Second second> aclError unary(const Call& c) {
+template <auto First, Second second>
+aclError unary(const Call& c) {
     uint64_t size = 0;
     aclOpExecutor* executor = nullptr;
     const aclnnStatus first = First(c.in[0], c.out[0], &size, &executor);
     return launch(c, first, size, executor, second);
 }
-template <auto First, Second second> aclError binary(const Call& c) {
+template <auto First, Second second>
+aclError binary(const Call& c) {
     uint64_t size = 0;
     aclOpExecutor* executor = nullptr;
     const aclnnStatus first = First(c.in[0], c.in[1], c.out[0], &size, &executor);
     return launch(c, first, size, executor, second);
 }
-template <auto First, Second second> aclError scaled(const Call& c) {
+template <auto First, Second second>
+aclError scaled(const Call& c) {
     uint64_t size = 0;
     aclOpExecutor* executor = nullptr;
     float one = 1;
@@ -110,38 +114,68 @@ struct Type {
 
 const std::map<std::string_view, Type>& types() {
     static const std::map<std::string_view, Type> all = {
-        {"Abs", UNARY(aclnnAbs)}, {"Add", SCALED(aclnnAdd)}, {"BatchMatMul", {2, matmul}}, {"BatchMatMulV2", {2, matmul}},
-        {"Cast", {1, cast}}, {"Ceil", UNARY(aclnnCeil)}, {"Cos", UNARY(aclnnCos)}, {"Div", BINARY(aclnnDiv)},
-        {"Erf", UNARY(aclnnErf)}, {"Exp", UNARY(aclnnExp)}, {"Floor", UNARY(aclnnFloor)}, {"Gelu", UNARY(aclnnGelu)},
-        {"Log", UNARY(aclnnLog)}, {"MatMul", {2, matmul}}, {"MatMulV2", {2, matmul}}, {"Maximum", BINARY(aclnnMaximum)},
-        {"Minimum", BINARY(aclnnMinimum)}, {"Mul", BINARY(aclnnMul)}, {"Neg", UNARY(aclnnNeg)},
-        {"Pow", BINARY(aclnnPowTensorTensor)}, {"RealDiv", BINARY(aclnnDiv)}, {"Reciprocal", UNARY(aclnnReciprocal)},
-        {"Relu", UNARY(aclnnRelu)}, {"Round", UNARY(aclnnRound)}, {"Rsqrt", UNARY(aclnnRsqrt)}, {"Sigmoid", UNARY(aclnnSigmoid)},
-        {"Sin", UNARY(aclnnSin)}, {"Sqrt", UNARY(aclnnSqrt)}, {"Sub", SCALED(aclnnSub)}, {"Tanh", UNARY(aclnnTanh)},
+        {"Abs", UNARY(aclnnAbs)},
+        {"Add", SCALED(aclnnAdd)},
+        {"BatchMatMul", {2, matmul}},
+        {"BatchMatMulV2", {2, matmul}},
+        {"Cast", {1, cast}},
+        {"Ceil", UNARY(aclnnCeil)},
+        {"Cos", UNARY(aclnnCos)},
+        {"Div", BINARY(aclnnDiv)},
+        {"Erf", UNARY(aclnnErf)},
+        {"Exp", UNARY(aclnnExp)},
+        {"Floor", UNARY(aclnnFloor)},
+        {"Gelu", UNARY(aclnnGelu)},
+        {"Log", UNARY(aclnnLog)},
+        {"MatMul", {2, matmul}},
+        {"MatMulV2", {2, matmul}},
+        {"Maximum", BINARY(aclnnMaximum)},
+        {"Minimum", BINARY(aclnnMinimum)},
+        {"Mul", BINARY(aclnnMul)},
+        {"Neg", UNARY(aclnnNeg)},
+        {"Pow", BINARY(aclnnPowTensorTensor)},
+        {"RealDiv", BINARY(aclnnDiv)},
+        {"Reciprocal", UNARY(aclnnReciprocal)},
+        {"Relu", UNARY(aclnnRelu)},
+        {"Round", UNARY(aclnnRound)},
+        {"Rsqrt", UNARY(aclnnRsqrt)},
+        {"Sigmoid", UNARY(aclnnSigmoid)},
+        {"Sin", UNARY(aclnnSin)},
+        {"Sqrt", UNARY(aclnnSqrt)},
+        {"Sub", SCALED(aclnnSub)},
+        {"Tanh", UNARY(aclnnTanh)},
     };
     return all;
 }
 
-aclError add_tensors(const char* type, int n, const aclTensorDesc* const* descs, const aclDataBuffer* const* buffers, std::vector<aclTensor*>* out) {
+aclError add_tensors(const char* type, int n, const aclTensorDesc* const* descs,
+                     const aclDataBuffer* const* buffers, std::vector<aclTensor*>* out) {
     if (n > 0 && (descs == nullptr || buffers == nullptr)) {
-        return flexnpu_emu_fail(acl::INVALID_PARAM, "aclopCompileAndExecute: %s: null descriptors or buffers", type);
+        return flexnpu_emu_fail(acl::INVALID_PARAM, "aclopCompileAndExecute: %s: null descriptors or buffers",
+                                type);
     }
     for (int i = 0; i < n; i++) {
         const aclTensorDesc* d = descs[i];
         const aclDataBuffer* b = buffers[i];
         if (!flexnpu::api::valid(d) || !flexnpu::api::valid(b)) {
-            return flexnpu_emu_fail(acl::INVALID_PARAM, "aclopCompileAndExecute: %s: argument %d is no descriptor or no buffer", type, i);
+            return flexnpu_emu_fail(acl::INVALID_PARAM,
+                                    "aclopCompileAndExecute: %s: argument %d is no descriptor or no buffer",
+                                    type, i);
         }
         uint64_t bytes = acl::element_size(d->dtype);
         for (int64_t size : d->dims) {
-            if (size < 0) return flexnpu_emu_fail(acl::INVALID_PARAM, "aclopCompileAndExecute: %s: a dimension of unknown size", type);
+            if (size < 0)
+                return flexnpu_emu_fail(acl::INVALID_PARAM,
+                                        "aclopCompileAndExecute: %s: a dimension of unknown size", type);
             if (__builtin_mul_overflow(bytes, uint64_t(size), &bytes)) bytes = UINT64_MAX;
         }
         if (bytes > b->size) {
-            return flexnpu_emu_fail(acl::INVALID_PARAM, "aclopCompileAndExecute: %s: a buffer of %zu bytes for a tensor of %llu", type, b->size,
-                                    static_cast<unsigned long long>(bytes));
+            return flexnpu_emu_fail(acl::INVALID_PARAM,
+                                    "aclopCompileAndExecute: %s: a buffer of %zu bytes for a tensor of %llu",
+                                    type, b->size, static_cast<unsigned long long>(bytes));
         }
-        aclTensor* t = aclCreateTensor(d->dims.data(), d->dims.size(), d->dtype, nullptr, 0, kFormatNd, d->dims.data(), d->dims.size(), b->data);
+        aclTensor* t = aclCreateTensor(d->dims.data(), d->dims.size(), d->dtype, nullptr, 0, kFormatNd,
+                                       d->dims.data(), d->dims.size(), b->data);
         if (t == nullptr) return acl::INVALID_PARAM;
         out->push_back(t);
     }
@@ -152,28 +186,37 @@ aclError add_tensors(const char* type, int n, const aclTensorDesc* const* descs,
 
 extern "C" {
 
-aclError aclopCompileAndExecute(const char* type, int inputs, const aclTensorDesc* const* in, const aclDataBuffer* const* in_data, int outputs,
-                                const aclTensorDesc* const* out, aclDataBuffer* const* out_data, const aclopAttr* attr, aclopEngineType,
-                                aclopCompileType, const char*, aclrtStream stream) {
-    if (type == nullptr) return flexnpu_emu_fail(acl::INVALID_PARAM, "aclopCompileAndExecute: the operator's type is null");
+aclError aclopCompileAndExecute(const char* type, int inputs, const aclTensorDesc* const* in,
+                                const aclDataBuffer* const* in_data, int outputs,
+                                const aclTensorDesc* const* out, aclDataBuffer* const* out_data,
+                                const aclopAttr* attr, aclopEngineType, aclopCompileType, const char*,
+                                aclrtStream stream) {
+    if (type == nullptr)
+        return flexnpu_emu_fail(acl::INVALID_PARAM, "aclopCompileAndExecute: the operator's type is null");
     auto at = types().find(type);
     if (at == types().end()) {
-        return flexnpu_emu_fail(acl::OP_NOT_FOUND, "aclopCompileAndExecute: %s cannot be compiled: the emulated CANN has no compiler", type);
+        return flexnpu_emu_fail(
+            acl::OP_NOT_FOUND,
+            "aclopCompileAndExecute: %s cannot be compiled: the emulated CANN has no compiler", type);
     }
     Call call{type, {}, {}, {}, flexnpu::api::valid(attr) ? attr : nullptr, stream};
     if (aclError e = add_tensors(type, inputs, in, in_data, &call.in)) return e;
     if (aclError e = add_tensors(type, outputs, out, out_data, &call.out)) return e;
     if (call.in.size() != at->second.inputs || call.out.size() != 1) {
-        return flexnpu_emu_fail(acl::INVALID_PARAM, "aclopCompileAndExecute: %s: %d inputs and %d outputs", type, inputs, outputs);
+        return flexnpu_emu_fail(acl::INVALID_PARAM, "aclopCompileAndExecute: %s: %d inputs and %d outputs",
+                                type, inputs, outputs);
     }
     call.out_types.push_back(out[0]->dtype);
     return at->second.run(call);
 }
 
-aclError aclopCompileAndExecuteV2(const char* type, int inputs, aclTensorDesc** in, aclDataBuffer** in_data, int outputs, aclTensorDesc** out,
-                                  aclDataBuffer** out_data, aclopAttr* attr, aclopEngineType engine, aclopCompileType compile, const char* path,
+aclError aclopCompileAndExecuteV2(const char* type, int inputs, aclTensorDesc** in, aclDataBuffer** in_data,
+                                  int outputs, aclTensorDesc** out, aclDataBuffer** out_data, aclopAttr* attr,
+                                  aclopEngineType engine, aclopCompileType compile, const char* path,
                                   aclrtStream stream) {
-    if (type == nullptr) return flexnpu_emu_fail(acl::INVALID_PARAM, "aclopCompileAndExecuteV2: the operator's type is null");
-    return aclopCompileAndExecute(type, inputs, in, in_data, outputs, out, out_data, attr, engine, compile, path, stream);
+    if (type == nullptr)
+        return flexnpu_emu_fail(acl::INVALID_PARAM, "aclopCompileAndExecuteV2: the operator's type is null");
+    return aclopCompileAndExecute(type, inputs, in, in_data, outputs, out, out_data, attr, engine, compile,
+                                  path, stream);
 }
 }

@@ -1,10 +1,10 @@
 // Devices and contexts.
+#include <unistd.h>
 #include <algorithm>
 #include <climits>
 #include <cstdio>
 #include <cstring>
 #include <mutex>
-#include <unistd.h>
 
 #include "acl.gen.h"
 #include "flexnpu/emulator/runtime/runtime.hpp"
@@ -23,12 +23,15 @@ std::atomic<uint64_t> g_execute_timeout_us{0};
 std::atomic<int64_t> g_system_options[64];
 std::atomic<bool> g_peers[64][64];  // aclrtDeviceEnablePeerAccess: of the device, to the peer
 
-int32_t null_argument(const char* function) { return fail(acl::INVALID_PARAM, "%s: an output is null", function); }
+int32_t null_argument(const char* function) {
+    return fail(acl::INVALID_PARAM, "%s: an output is null", function);
+}
 
 int32_t current_device(const char* function, int32_t* index) {
     auto context = Runtime::get().current_context();
     if (!context) {
-        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
+        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first",
+                    function);
     }
     *index = context->device->index;
     return acl::SUCCESS;
@@ -93,7 +96,8 @@ int32_t synchronize_device(const char* function, int32_t timeout_ms) {
     std::string first_message;
     for (const auto& stream : runtime.streams(index)) {
         if (stream->synchronize(deadline) == emu::Stream::Wait::TimedOut) {
-            return fail(acl::RT_WAIT_TIMEOUT, "%s: device %d is not idle after %d ms", function, index, timeout_ms);
+            return fail(acl::RT_WAIT_TIMEOUT, "%s: device %d is not idle after %d ms", function, index,
+                        timeout_ms);
         }
         std::string message;
         int32_t error = stream->take_error(&message);
@@ -111,7 +115,9 @@ extern "C" {
 
 // Hooks for the other emulated libraries and for tests.
 
-FLEXNPU_EXPORT const char* flexnpu_emu_soc_name(void) { return Runtime::get().settings().profile.soc.c_str(); }
+FLEXNPU_EXPORT const char* flexnpu_emu_soc_name(void) {
+    return Runtime::get().settings().profile.soc.c_str();
+}
 int32_t flexnpu_emu_mode(void) { return Runtime::get().settings().mode; }
 const char* flexnpu_emu_machine(void) { return Runtime::get().settings().machine.c_str(); }
 void flexnpu_emu_link(double* rate, double* step_ns) {
@@ -121,7 +127,9 @@ void flexnpu_emu_link(double* rate, double* step_ns) {
 }
 int32_t flexnpu_emu_missing(void) { return Runtime::get().settings().missing; }
 
-int32_t flexnpu_emu_is_device_range(const void* p, size_t size) { return Runtime::get().is_device_range(p, size); }
+int32_t flexnpu_emu_is_device_range(const void* p, size_t size) {
+    return Runtime::get().is_device_range(p, size);
+}
 
 int32_t flexnpu_emu_device_busy_ns(int32_t index, uint64_t* out) {
     if (out == nullptr) {
@@ -165,7 +173,8 @@ aclError aclrtGetDevice(int32_t* index) {
 }
 
 aclError aclrtCreateContext(aclrtContext* context, int32_t device) {
-    return context == nullptr ? null_argument("aclrtCreateContext") : Runtime::get().create_context(context, device);
+    return context == nullptr ? null_argument("aclrtCreateContext")
+                              : Runtime::get().create_context(context, device);
 }
 aclError aclrtDestroyContext(aclrtContext context) { return Runtime::get().destroy_context(context); }
 aclError aclrtSetCurrentContext(aclrtContext context) { return Runtime::get().set_current_context(context); }
@@ -247,7 +256,8 @@ aclError aclrtGetDeviceInfo(uint32_t device, aclrtDevAttr attribute, int64_t* va
         case acl::ATTR_TOTAL_GLOBAL_MEM_SIZE: *value = int64_t(profile.memory_bytes); break;
         case acl::ATTR_L2_CACHE_SIZE: *value = int64_t(profile.l2_bytes); break;
         case acl::ATTR_IS_VIRTUAL: *value = 0; break;
-        default: return fail(acl::RT_PARAM_INVALID, "aclrtGetDeviceInfo: attribute %d is not modelled", attribute);
+        default:
+            return fail(acl::RT_PARAM_INVALID, "aclrtGetDeviceInfo: attribute %d is not modelled", attribute);
     }
     return acl::SUCCESS;
 }
@@ -333,7 +343,9 @@ aclError aclrtDeviceCanAccessPeer(int32_t* can, int32_t device, int32_t peer) {
 aclError aclrtDeviceEnablePeerAccess(int32_t peer, uint32_t) {
     return peer_access("aclrtDeviceEnablePeerAccess", peer, true);
 }
-aclError aclrtDeviceDisablePeerAccess(int32_t peer) { return peer_access("aclrtDeviceDisablePeerAccess", peer, false); }
+aclError aclrtDeviceDisablePeerAccess(int32_t peer) {
+    return peer_access("aclrtDeviceDisablePeerAccess", peer, false);
+}
 aclError aclrtDevicePeerAccessStatus(int32_t device, int32_t peer, int32_t* status) {
     if (status == nullptr) {
         return null_argument("aclrtDevicePeerAccessStatus");
@@ -421,8 +433,12 @@ aclError aclrtGetSysParamOpt(aclSysParamOpt option, int64_t* value) {
     *value = *slot;
     return acl::SUCCESS;
 }
-aclError aclrtCtxSetSysParamOpt(aclSysParamOpt option, int64_t value) { return aclrtSetSysParamOpt(option, value); }
-aclError aclrtCtxGetSysParamOpt(aclSysParamOpt option, int64_t* value) { return aclrtGetSysParamOpt(option, value); }
+aclError aclrtCtxSetSysParamOpt(aclSysParamOpt option, int64_t value) {
+    return aclrtSetSysParamOpt(option, value);
+}
+aclError aclrtCtxGetSysParamOpt(aclSysParamOpt option, int64_t* value) {
+    return aclrtGetSysParamOpt(option, value);
+}
 
 aclError aclrtSetOpExecuteTimeOut(uint32_t seconds) {
     g_execute_timeout_s = seconds;

@@ -22,7 +22,8 @@ int32_t create(const char* function, aclrtEvent* handle, uint32_t flags) {
     }
     Runtime& runtime = Runtime::get();
     if (!runtime.current_context()) {
-        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
+        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first",
+                    function);
     }
     auto event = std::make_shared<emu::Event>(flags, runtime.next_event_id++);
     event->device = runtime.current_device();
@@ -36,7 +37,8 @@ int32_t create(const char* function, aclrtEvent* handle, uint32_t flags) {
         event->between.keep = device;
     }
     *handle = runtime.events.add(std::move(event));
-    return *handle != nullptr ? int32_t(acl::SUCCESS) : fail(acl::RT_INTERNAL, "%s: no more events", function);
+    return *handle != nullptr ? int32_t(acl::SUCCESS)
+                              : fail(acl::RT_INTERNAL, "%s: no more events", function);
 }
 
 int32_t find(const char* function, aclrtEvent handle, std::shared_ptr<emu::Event>* event) {
@@ -62,8 +64,8 @@ int32_t find_at_home(const char* function, aclrtEvent event_handle, aclrtStream 
         return error;
     }
     if ((*event)->device != (*stream)->device) {
-        return fail(acl::RT_STREAM_CONTEXT, "%s: event %p is of device %d, the stream of device %d", function, event_handle,
-                    (*event)->device, (*stream)->device);
+        return fail(acl::RT_STREAM_CONTEXT, "%s: event %p is of device %d, the stream of device %d", function,
+                    event_handle, (*event)->device, (*stream)->device);
     }
     return acl::SUCCESS;
 }
@@ -132,7 +134,9 @@ int32_t host_wait(const char* function, aclrtEvent handle, int32_t timeout_ms) {
 
 extern "C" {
 
-aclError aclrtCreateEvent(aclrtEvent* event) { return create("aclrtCreateEvent", event, acl::EVENT_TIME_LINE); }
+aclError aclrtCreateEvent(aclrtEvent* event) {
+    return create("aclrtCreateEvent", event, acl::EVENT_TIME_LINE);
+}
 aclError aclrtCreateEventWithFlag(aclrtEvent* event, uint32_t flags) {
     return create("aclrtCreateEventWithFlag", event, flags);
 }
@@ -159,7 +163,9 @@ aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream stream_handle) {
         return capture_error;
     }
     if (event->between.theirs) {
-        return fail(acl::API_NOT_SUPPORTED, "aclrtRecordEvent: on the emulated device only its owner records an event between processes");
+        return fail(
+            acl::API_NOT_SUPPORTED,
+            "aclrtRecordEvent: on the emulated device only its owner records an event between processes");
     }
     emu::Task task;
     task.kind = emu::TaskKind::EventRecord;
@@ -272,7 +278,8 @@ aclError aclrtEventElapsedTime(float* ms, aclrtEvent begin_handle, aclrtEvent en
     }
     auto from = begin->timestamp(), to = end->timestamp();
     if (!from || !to) {
-        return fail(emu::kEventTimestampInvalid, "aclrtEventElapsedTime: an event is not recorded or not reached yet");
+        return fail(emu::kEventTimestampInvalid,
+                    "aclrtEventElapsedTime: an event is not recorded or not reached yet");
     }
     *ms = float(double(int64_t(*to - *from)) / 1e6);
     return acl::SUCCESS;
@@ -288,7 +295,8 @@ aclError aclrtEventGetTimestamp(aclrtEvent handle, uint64_t* us) {
     }
     auto at = event->timestamp();
     if (!at) {
-        return fail(emu::kEventTimestampInvalid, "aclrtEventGetTimestamp: the event is not recorded or not reached yet");
+        return fail(emu::kEventTimestampInvalid,
+                    "aclrtEventGetTimestamp: the event is not recorded or not reached yet");
     }
     *us = *at / 1000;
     return acl::SUCCESS;
@@ -326,7 +334,8 @@ aclError aclrtIpcGetEventHandle(aclrtEvent handle, aclrtIpcEventHandle* out) {
         return error;
     }
     if (event->between.slot == nullptr || event->between.theirs) {
-        return fail(acl::RT_PARAM_INVALID, "aclrtIpcGetEventHandle: not an event that was created with the IPC flag");
+        return fail(acl::RT_PARAM_INVALID,
+                    "aclrtIpcGetEventHandle: not an event that was created with the IPC flag");
     }
     auto device = std::static_pointer_cast<emu::Device>(event->between.keep);
     uint64_t words[3] = {kIpcEventMagic, device->shared.number_of(event->between.slot), event->between.id};
@@ -347,14 +356,18 @@ aclError aclrtIpcOpenEventHandle(aclrtIpcEventHandle handle, aclrtEvent* out) {
     }
     uint64_t words[3];
     std::memcpy(words, handle.bytes, sizeof(words));
-    auto* slot = words[0] == kIpcEventMagic && words[1] < UINT32_MAX ? context->device->shared.event(uint32_t(words[1])) : nullptr;
+    auto* slot = words[0] == kIpcEventMagic && words[1] < UINT32_MAX
+                     ? context->device->shared.event(uint32_t(words[1]))
+                     : nullptr;
     if (slot == nullptr || words[2] == 0 || slot->id != words[2]) {
-        return fail(acl::RT_PARAM_INVALID, "aclrtIpcOpenEventHandle: no such event, or its owner has destroyed it or has ended");
+        return fail(acl::RT_PARAM_INVALID,
+                    "aclrtIpcOpenEventHandle: no such event, or its owner has destroyed it or has ended");
     }
     auto event = std::make_shared<emu::Event>(acl::EVENT_IPC, runtime.next_event_id++);
     event->device = context->device->index;
     event->between = {context->device, slot, words[2], true};
     *out = runtime.events.add(std::move(event));
-    return *out != nullptr ? int32_t(acl::SUCCESS) : fail(acl::RT_INTERNAL, "aclrtIpcOpenEventHandle: no more events");
+    return *out != nullptr ? int32_t(acl::SUCCESS)
+                           : fail(acl::RT_INTERNAL, "aclrtIpcOpenEventHandle: no more events");
 }
 }

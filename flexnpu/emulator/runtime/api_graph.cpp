@@ -25,8 +25,8 @@ int32_t execute(const char* function, aclmdlRI model, emu::Stream& stream) {
         return error;
     }
     if (graph->device != stream.device) {
-        return fail(acl::RT_PARAM_INVALID, "%s: the graph is of device %d, the stream of device %d", function, graph->device,
-                    stream.device);
+        return fail(acl::RT_PARAM_INVALID, "%s: the graph is of device %d, the stream of device %d", function,
+                    graph->device, stream.device);
     }
     auto replay = std::make_shared<emu::Replay>();
     replay->graph = std::move(graph);
@@ -94,7 +94,8 @@ aclError aclmdlRICaptureThreadExchangeMode(aclmdlRICaptureMode* mode) {
         return fail(acl::INVALID_PARAM, "aclmdlRICaptureThreadExchangeMode: the mode is null");
     }
     if (*mode < acl::CAPTURE_GLOBAL || *mode > acl::CAPTURE_RELAXED) {
-        return fail(acl::RT_PARAM_INVALID, "aclmdlRICaptureThreadExchangeMode: %d is not a mode of capture", *mode);
+        return fail(acl::RT_PARAM_INVALID, "aclmdlRICaptureThreadExchangeMode: %d is not a mode of capture",
+                    *mode);
     }
     *mode = emu::Captures::exchange_mode(*mode);
     return acl::SUCCESS;
@@ -120,7 +121,8 @@ aclError aclmdlRIExecute(aclmdlRI model, int32_t timeout_ms) {
     if (int32_t error = execute("aclmdlRIExecute", model, *stream)) {
         return error;
     }
-    return timeout_ms == -1 ? aclrtSynchronizeStream(nullptr) : aclrtSynchronizeStreamWithTimeout(nullptr, timeout_ms);
+    return timeout_ms == -1 ? aclrtSynchronizeStream(nullptr)
+                            : aclrtSynchronizeStreamWithTimeout(nullptr, timeout_ms);
 }
 
 aclError aclmdlRIAbort(aclmdlRI model) {
@@ -155,7 +157,8 @@ aclError aclmdlRISetName(aclmdlRI model, const char* name) {
 aclError aclmdlRIGetName(aclmdlRI model, uint32_t size, char* name) {
     auto graph = Runtime::get().captures.find_any(model);
     if (name == nullptr || size == 0 || !graph) {
-        return fail(acl::RT_PARAM_INVALID, "aclmdlRIGetName: %p is not a graph, or there is no room for the name", model);
+        return fail(acl::RT_PARAM_INVALID,
+                    "aclmdlRIGetName: %p is not a graph, or there is no room for the name", model);
     }
     std::string text = graph->name();
     size_t length = std::min<size_t>(text.size(), size - 1);
@@ -177,7 +180,8 @@ aclError aclmdlRIDebugPrint(aclmdlRI model) {
 aclError aclmdlRIDebugJsonPrint(aclmdlRI model, const char* path, uint32_t flags) {
     std::shared_ptr<emu::Graph> graph;
     if (path == nullptr || flags > kJsonVerbose) {
-        return fail(acl::RT_PARAM_INVALID, "aclmdlRIDebugJsonPrint: the path is null or the flags %u are unknown", flags);
+        return fail(acl::RT_PARAM_INVALID,
+                    "aclmdlRIDebugJsonPrint: the path is null or the flags %u are unknown", flags);
     }
     if (int32_t error = Runtime::get().captures.find("aclmdlRIDebugJsonPrint", model, &graph)) {
         return error;
@@ -218,8 +222,8 @@ aclError aclmdlRICaptureTaskUpdateBegin(aclrtStream handle, aclrtTaskGrp group) 
     return Runtime::get().captures.update_begin("aclmdlRICaptureTaskUpdateBegin", *stream, group);
 }
 
-// Asynchronous, as in CANN: the group has its new arguments when the stream gets there. A replay that has begun takes them
-// for the tasks that it has not reached.
+// Asynchronous, as in CANN: the group has its new arguments when the stream gets there. A replay that has
+// begun takes them for the tasks that it has not reached.
 aclError aclmdlRICaptureTaskUpdateEnd(aclrtStream handle) {
     std::shared_ptr<emu::Stream> stream;
     if (int32_t error = find_stream("aclmdlRICaptureTaskUpdateEnd", handle, &stream)) {
@@ -227,7 +231,8 @@ aclError aclmdlRICaptureTaskUpdateEnd(aclrtStream handle) {
     }
     emu::Task task;
     task.kind = emu::TaskKind::GraphUpdate;
-    if (int32_t error = Runtime::get().captures.update_end("aclmdlRICaptureTaskUpdateEnd", *stream, &task.update)) {
+    if (int32_t error =
+            Runtime::get().captures.update_end("aclmdlRICaptureTaskUpdateEnd", *stream, &task.update)) {
         return error;
     }
     return append("aclmdlRICaptureTaskUpdateEnd", *stream, std::move(task));

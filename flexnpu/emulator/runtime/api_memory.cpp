@@ -1,8 +1,8 @@
 // Device memory, host memory, copies.
+#include <sys/mman.h>
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <sys/mman.h>
 #include <thread>
 
 #include "acl.gen.h"
@@ -40,15 +40,16 @@ int32_t allocate(const char* function, void** p, size_t size) {
     }
     auto context = Runtime::get().current_context();
     if (!context) {
-        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
+        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first",
+                    function);
     }
     *p = context->device->memory.allocate(size);
     if (*p == nullptr) {
         emu::SharedDevice& shared = context->device->shared;
         uint64_t used = shared.used();
         return fail(acl::RT_MEMORY_ALLOCATION,
-                    "%s: device %d is out of memory: %zu bytes asked for, %llu of %llu bytes are free", function,
-                    context->device->index, size,
+                    "%s: device %d is out of memory: %zu bytes asked for, %llu of %llu bytes are free",
+                    function, context->device->index, size,
                     static_cast<unsigned long long>(shared.capacity() - std::min(used, shared.capacity())),
                     static_cast<unsigned long long>(shared.capacity()));
     }
@@ -85,22 +86,23 @@ int32_t check_side(const char* function, const Side& side, uint64_t size) {
     Runtime& runtime = Runtime::get();
     if (size > side.capacity) {
         return fail(acl::RT_PARAM_INVALID, "%s: %llu bytes do not fit in the %s of %llu bytes", function,
-                    static_cast<unsigned long long>(size), side.name, static_cast<unsigned long long>(side.capacity));
+                    static_cast<unsigned long long>(size), side.name,
+                    static_cast<unsigned long long>(side.capacity));
     }
     if (side.p == nullptr) {
         return fail(acl::INVALID_PARAM, "%s: the %s is null", function, side.name);
     }
     if (side.device) {
         if (!runtime.is_device_range(side.p, size) && !runtime.is_pinned(side.p, size)) {
-            return fail(acl::RT_PARAM_INVALID, "%s: the %s, %llu bytes at %p, is not within device memory", function,
-                        side.name, static_cast<unsigned long long>(size), side.p);
+            return fail(acl::RT_PARAM_INVALID, "%s: the %s, %llu bytes at %p, is not within device memory",
+                        function, side.name, static_cast<unsigned long long>(size), side.p);
         }
     } else if (runtime.is_device_address(side.p)) {
         return fail(acl::RT_PARAM_INVALID, "%s: the %s %p is device memory but the kind says host", function,
                     side.name, side.p);
     } else if (!runtime.is_pinned(side.p, size) && !is_mapped(side.p, size)) {
-        return fail(acl::RT_PARAM_INVALID, "%s: the %s, %llu bytes at %p, is not within the program's memory", function,
-                    side.name, static_cast<unsigned long long>(size), side.p);
+        return fail(acl::RT_PARAM_INVALID, "%s: the %s, %llu bytes at %p, is not within the program's memory",
+                    function, side.name, static_cast<unsigned long long>(size), side.p);
     }
     return acl::SUCCESS;
 }
@@ -179,7 +181,8 @@ void run_now(const emu::CopyWork& work, Route route) {
 // The bytes from the first to the last of a side.
 uint64_t extent(uint64_t pitch, const emu::CopyWork& work) { return pitch * (work.rows - 1) + work.width; }
 
-int32_t check_copy(const char* function, const emu::CopyWork& work, uint64_t capacity, int32_t kind, Route* route) {
+int32_t check_copy(const char* function, const emu::CopyWork& work, uint64_t capacity, int32_t kind,
+                   Route* route) {
     if (work.rows > 1 && (work.width > work.target_pitch || work.width > work.source_pitch)) {
         return fail(acl::RT_PARAM_INVALID, "%s: rows of %llu bytes do not fit the pitches", function,
                     static_cast<unsigned long long>(work.width));
@@ -240,15 +243,17 @@ int32_t copy_async(const char* function, const emu::CopyWork& work, uint64_t cap
     task.copy = work;
     Runtime& runtime = Runtime::get();
     uint64_t size = extent(work.source_pitch, work);
-    bool pageable = (route == Route::HostToDevice && !runtime.is_pinned(work.source, size)) ||
-                    (route == Route::DeviceToHost && !runtime.is_pinned(work.target, extent(work.target_pitch, work)));
+    bool pageable =
+        (route == Route::HostToDevice && !runtime.is_pinned(work.source, size)) ||
+        (route == Route::DeviceToHost && !runtime.is_pinned(work.target, extent(work.target_pitch, work)));
     if (pageable) {
         if (int32_t error = runtime.captures.check_unsafe(function)) {
             return error;
         }
     }
     if (route == Route::HostToDevice && runtime.settings().mode == emu::kModeCompute && pageable) {
-        // The program may reuse pageable memory as soon as the call returns. A graph keeps the bytes of the capture.
+        // The program may reuse pageable memory as soon as the call returns. A graph keeps the bytes of the
+        // capture.
         std::shared_ptr<void> staging(std::malloc(size), std::free);
         if (!staging) {
             return fail(acl::RT_MEMORY_ALLOCATION, "%s: no host memory for %llu bytes", function,
@@ -350,7 +355,9 @@ aclError aclrtMallocHost(void** p, size_t size) {
     Runtime::get().add_host(*p, size, true);
     return acl::SUCCESS;
 }
-aclError aclrtMallocHostWithCfg(void** p, uint64_t size, aclrtMallocConfig*) { return aclrtMallocHost(p, size); }
+aclError aclrtMallocHostWithCfg(void** p, uint64_t size, aclrtMallocConfig*) {
+    return aclrtMallocHost(p, size);
+}
 
 aclError aclrtFreeHost(void* p) {
     if (p == nullptr || !Runtime::get().remove_host(p, true)) {
@@ -379,7 +386,9 @@ aclError aclrtHostRegister(void* p, uint64_t size, aclrtHostRegisterType, void**
     }
     return acl::SUCCESS;
 }
-aclError aclrtHostRegisterV2(void* p, uint64_t size, uint32_t) { return aclrtHostRegister(p, size, 0, nullptr); }
+aclError aclrtHostRegisterV2(void* p, uint64_t size, uint32_t) {
+    return aclrtHostRegister(p, size, 0, nullptr);
+}
 aclError aclrtHostUnregister(void* p) {
     if (p == nullptr) {
         return fail(acl::INVALID_PARAM, "aclrtHostUnregister: null pointer");
@@ -418,21 +427,21 @@ aclError aclrtPointerGetAttributes(const void* p, aclrtPtrAttributes* attributes
 aclError aclrtMemcpy(void* target, size_t capacity, const void* source, size_t size, aclrtMemcpyKind kind) {
     return copy_now("aclrtMemcpy", plain(target, source, size), capacity, kind);
 }
-aclError aclrtMemcpyAsync(void* target, size_t capacity, const void* source, size_t size, aclrtMemcpyKind kind,
-                          aclrtStream stream) {
+aclError aclrtMemcpyAsync(void* target, size_t capacity, const void* source, size_t size,
+                          aclrtMemcpyKind kind, aclrtStream stream) {
     return copy_async("aclrtMemcpyAsync", plain(target, source, size), capacity, kind, stream);
 }
 aclError aclrtMemcpyAsyncWithCondition(void* target, size_t capacity, const void* source, size_t size,
                                        aclrtMemcpyKind kind, aclrtStream stream) {
     return copy_async("aclrtMemcpyAsyncWithCondition", plain(target, source, size), capacity, kind, stream);
 }
-aclError aclrtMemcpy2d(void* target, size_t target_pitch, const void* source, size_t source_pitch, size_t width,
-                       size_t height, aclrtMemcpyKind kind) {
-    return copy_now("aclrtMemcpy2d", rows(target, target_pitch, source, source_pitch, width, height), UINT64_MAX,
-                    kind);
+aclError aclrtMemcpy2d(void* target, size_t target_pitch, const void* source, size_t source_pitch,
+                       size_t width, size_t height, aclrtMemcpyKind kind) {
+    return copy_now("aclrtMemcpy2d", rows(target, target_pitch, source, source_pitch, width, height),
+                    UINT64_MAX, kind);
 }
-aclError aclrtMemcpy2dAsync(void* target, size_t target_pitch, const void* source, size_t source_pitch, size_t width,
-                            size_t height, aclrtMemcpyKind kind, aclrtStream stream) {
+aclError aclrtMemcpy2dAsync(void* target, size_t target_pitch, const void* source, size_t source_pitch,
+                            size_t width, size_t height, aclrtMemcpyKind kind, aclrtStream stream) {
     return copy_async("aclrtMemcpy2dAsync", rows(target, target_pitch, source, source_pitch, width, height),
                       UINT64_MAX, kind, stream);
 }
@@ -503,8 +512,8 @@ aclError aclrtValueWait(void* p, uint64_t value, uint32_t flag, aclrtStream hand
         return error;
     }
     if (flag > 3 || reinterpret_cast<uintptr_t>(p) % 8 != 0 || !Runtime::get().is_device_range(p, 8)) {
-        return fail(acl::RT_PARAM_INVALID, "aclrtValueWait: %p is not an aligned word of device memory, or flag %u",
-                    p, flag);
+        return fail(acl::RT_PARAM_INVALID,
+                    "aclrtValueWait: %p is not an aligned word of device memory, or flag %u", p, flag);
     }
     emu::Task task;
     task.kind = emu::TaskKind::ValueWait;

@@ -1,12 +1,13 @@
 // Memory shared between processes: export keys of allocations, shareable handles of physical memory.
 //
-// An import maps the exporter's part of its memory file: nothing is copied. The exporter's free takes the memory from it, but nobody
-// else gets it until the last importer has closed it; its death leaves it to the importers (uncounted by the device).
+// An import maps the exporter's part of its memory file: nothing is copied. The exporter's free takes the
+// memory from it, but nobody else gets it until the last importer has closed it; its death leaves it to the
+// importers (uncounted by the device).
+#include <unistd.h>
 #include <charconv>
 #include <cstring>
 #include <map>
 #include <mutex>
-#include <unistd.h>
 
 #include "acl.gen.h"
 #include "flexnpu/emulator/runtime/lookup.hpp"
@@ -35,7 +36,8 @@ std::map<std::string, Import> imports;
 int32_t this_device(const char* function, std::shared_ptr<emu::Device>* device) {
     auto context = Runtime::get().current_context();
     if (!context) {
-        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
+        return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first",
+                    function);
     }
     *device = context->device;
     return acl::SUCCESS;
@@ -49,20 +51,26 @@ std::string hexadecimal(uint64_t number) {
 
 int32_t refuse(const char* function, SharedDevice::Import answer) {
     switch (answer) {
-        case SharedDevice::Import::Own: return fail(acl::RT_PARAM_INVALID, "%s: the memory is this process's own", function);
+        case SharedDevice::Import::Own:
+            return fail(acl::RT_PARAM_INVALID, "%s: the memory is this process's own", function);
         case SharedDevice::Import::NotAllowed:
-            return fail(acl::RT_PARAM_INVALID, "%s: the exporter has not allowed process %d", function, int(getpid()));
+            return fail(acl::RT_PARAM_INVALID, "%s: the exporter has not allowed process %d", function,
+                        int(getpid()));
         case SharedDevice::Import::NotReachable:
-            return fail(acl::RT_PARAM_INVALID, "%s: the exporter's memory cannot be opened in /proc: it belongs to another user", function);
-        case SharedDevice::Import::Full: return fail(acl::RT_INTERNAL, "%s: too many processes have imported it", function);
+            return fail(acl::RT_PARAM_INVALID,
+                        "%s: the exporter's memory cannot be opened in /proc: it belongs to another user",
+                        function);
+        case SharedDevice::Import::Full:
+            return fail(acl::RT_INTERNAL, "%s: too many processes have imported it", function);
         default: break;
     }
-    return fail(acl::RT_PARAM_INVALID, "%s: no such key, or its owner has freed the memory or has ended", function);
+    return fail(acl::RT_PARAM_INVALID, "%s: no such key, or its owner has freed the memory or has ended",
+                function);
 }
 
 // The memory behind a key, mapped nowhere yet.
-int32_t import_memory(const char* function, const std::string& key, const std::shared_ptr<emu::Device>& device,
-                      std::shared_ptr<PhysicalMemory>* memory) {
+int32_t import_memory(const char* function, const std::string& key,
+                      const std::shared_ptr<emu::Device>& device, std::shared_ptr<PhysicalMemory>* memory) {
     SharedDevice::Imported found;
     auto answer = device->shared.take_import(key, &found);
     if (answer != SharedDevice::Import::Done) {
@@ -82,7 +90,8 @@ int32_t allow(const char* function, const std::string& key, const int32_t* proce
         return error;
     }
     if (!device->shared.allow_export(key, processes, n)) {
-        return fail(acl::RT_PARAM_INVALID, "%s: not of an export of this process, or more than 32 processes", function);
+        return fail(acl::RT_PARAM_INVALID, "%s: not of an export of this process, or more than 32 processes",
+                    function);
     }
     return acl::SUCCESS;
 }
@@ -93,7 +102,8 @@ int32_t export_physical(const char* function, aclrtDrvMemHandle handle, uint64_t
         return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a handle of physical memory", function, handle);
     }
     if (number == nullptr || memory->imported()) {
-        return fail(acl::RT_PARAM_INVALID, "%s: the output is null, or the memory is another process's", function);
+        return fail(acl::RT_PARAM_INVALID, "%s: the output is null, or the memory is another process's",
+                    function);
     }
     std::string key = memory->device->shared.add_export(memory->fd, memory->offset, memory->size,
                                                         (flags & acl::EXPORT_ANY_PID) != 0, kNumberBytes);
@@ -118,7 +128,8 @@ int32_t import_physical(const char* function, uint64_t number, aclrtDrvMemHandle
         return error;
     }
     *handle = Runtime::get().physical_memory.add(std::move(memory));
-    return *handle != nullptr ? int32_t(acl::SUCCESS) : fail(acl::RT_INTERNAL, "%s: no more handles", function);
+    return *handle != nullptr ? int32_t(acl::SUCCESS)
+                              : fail(acl::RT_INTERNAL, "%s: no more handles", function);
 }
 
 int32_t check_type(const char* function, aclrtMemSharedHandleType type, const void* handle) {
@@ -143,7 +154,8 @@ aclError aclrtIpcMemGetExportKey(void* p, size_t size, char* key, size_t room, u
     auto device = Runtime::get().owner(p);
     auto block = device ? device->memory.find(p) : std::nullopt;
     if (!block || size == 0 || !device->memory.contains_range(p, size)) {
-        return fail(acl::RT_PARAM_INVALID, "aclrtIpcMemGetExportKey: the memory was not allocated by aclrtMalloc");
+        return fail(acl::RT_PARAM_INVALID,
+                    "aclrtIpcMemGetExportKey: the memory was not allocated by aclrtMalloc");
     }
     std::string made = device->shared.add_export(device->memory.fd(), device->memory.offset_of(p), size,
                                                  (flags & acl::EXPORT_ANY_PID) != 0, kKeyBytes);
@@ -211,36 +223,43 @@ aclError aclrtIpcMemClose(const char* key) {
         return error;
     }
     if (!device->shared.end_export(key)) {
-        return fail(acl::RT_PARAM_INVALID, "aclrtIpcMemClose: the key is of no export or import of this process");
+        return fail(acl::RT_PARAM_INVALID,
+                    "aclrtIpcMemClose: the key is of no export or import of this process");
     }
     return acl::SUCCESS;
 }
 
-aclError aclrtMemExportToShareableHandle(aclrtDrvMemHandle handle, aclrtMemHandleType, uint64_t flags, uint64_t* number) {
+aclError aclrtMemExportToShareableHandle(aclrtDrvMemHandle handle, aclrtMemHandleType, uint64_t flags,
+                                         uint64_t* number) {
     if (number == nullptr) {
         return fail(acl::INVALID_PARAM, "aclrtMemExportToShareableHandle: the output is null");
     }
     return export_physical("aclrtMemExportToShareableHandle", handle, flags, number);
 }
-aclError aclrtMemExportToShareableHandleV2(aclrtDrvMemHandle handle, uint64_t flags, aclrtMemSharedHandleType type, void* number) {
+aclError aclrtMemExportToShareableHandleV2(aclrtDrvMemHandle handle, uint64_t flags,
+                                           aclrtMemSharedHandleType type, void* number) {
     if (int32_t error = check_type("aclrtMemExportToShareableHandleV2", type, number)) {
         return error;
     }
-    return export_physical("aclrtMemExportToShareableHandleV2", handle, flags, static_cast<uint64_t*>(number));
+    return export_physical("aclrtMemExportToShareableHandleV2", handle, flags,
+                           static_cast<uint64_t*>(number));
 }
 aclError aclrtMemSetPidToShareableHandle(uint64_t number, int32_t* processes, size_t n) {
     return allow("aclrtMemSetPidToShareableHandle", hexadecimal(number), processes, n);
 }
-aclError aclrtMemSetPidToShareableHandleV2(void* number, aclrtMemSharedHandleType type, int32_t* processes, size_t n) {
+aclError aclrtMemSetPidToShareableHandleV2(void* number, aclrtMemSharedHandleType type, int32_t* processes,
+                                           size_t n) {
     if (int32_t error = check_type("aclrtMemSetPidToShareableHandleV2", type, number)) {
         return error;
     }
-    return allow("aclrtMemSetPidToShareableHandleV2", hexadecimal(*static_cast<uint64_t*>(number)), processes, n);
+    return allow("aclrtMemSetPidToShareableHandleV2", hexadecimal(*static_cast<uint64_t*>(number)), processes,
+                 n);
 }
 aclError aclrtMemImportFromShareableHandle(uint64_t number, int32_t, aclrtDrvMemHandle* handle) {
     return import_physical("aclrtMemImportFromShareableHandle", number, handle);
 }
-aclError aclrtMemImportFromShareableHandleV2(void* number, aclrtMemSharedHandleType type, uint64_t, aclrtDrvMemHandle* handle) {
+aclError aclrtMemImportFromShareableHandleV2(void* number, aclrtMemSharedHandleType type, uint64_t,
+                                             aclrtDrvMemHandle* handle) {
     if (int32_t error = check_type("aclrtMemImportFromShareableHandleV2", type, number)) {
         return error;
     }

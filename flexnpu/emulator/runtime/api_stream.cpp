@@ -1,8 +1,8 @@
 // Streams, launches, callbacks.
+#include <pthread.h>
+#include <unistd.h>
 #include <algorithm>
 #include <cstring>
-#include <unistd.h>
-#include <pthread.h>
 
 #include "acl.gen.h"
 #include "flexnpu/api/stream_states.hpp"
@@ -83,7 +83,8 @@ aclError aclrtRegStreamStateCallback(const char* name, aclrtStreamStateCallback 
         return fail(acl::INVALID_PARAM, "aclrtRegStreamStateCallback: the name is null or empty");
     }
     if (!StreamStates::get().set(name, reinterpret_cast<StreamStates::Callback>(function), argument)) {
-        return fail(acl::INVALID_PARAM, "aclrtRegStreamStateCallback: no function of the name %s is registered", name);
+        return fail(acl::INVALID_PARAM,
+                    "aclrtRegStreamStateCallback: no function of the name %s is registered", name);
     }
     return acl::SUCCESS;
 }
@@ -93,9 +94,13 @@ aclError aclrtCreateStreamWithConfig(aclrtStream* stream, uint32_t priority, uin
     return create("aclrtCreateStreamWithConfig", stream, priority, flags);
 }
 aclError aclrtDestroyStream(aclrtStream stream) { return destroy("aclrtDestroyStream", stream, false); }
-aclError aclrtDestroyStreamForce(aclrtStream stream) { return destroy("aclrtDestroyStreamForce", stream, true); }
+aclError aclrtDestroyStreamForce(aclrtStream stream) {
+    return destroy("aclrtDestroyStreamForce", stream, true);
+}
 
-aclError aclrtSynchronizeStream(aclrtStream stream) { return synchronize("aclrtSynchronizeStream", stream, -1); }
+aclError aclrtSynchronizeStream(aclrtStream stream) {
+    return synchronize("aclrtSynchronizeStream", stream, -1);
+}
 aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t ms) {
     if (ms < -1 || ms == 0) {
         return fail(acl::RT_PARAM_INVALID, "aclrtSynchronizeStreamWithTimeout: %d ms is not a timeout", ms);
@@ -225,7 +230,8 @@ aclError aclrtSetStreamAttribute(aclrtStream handle, aclrtStreamAttr attribute, 
         case kAttrFailureMode: return aclrtSetStreamFailureMode(handle, value->failure_mode);
         case kAttrOverflowSwitch: return aclrtSetStreamOverflowSwitch(handle, value->overflow_switch);
         default:
-            return fail(acl::RT_PARAM_INVALID, "aclrtSetStreamAttribute: attribute %d is not modelled", attribute);
+            return fail(acl::RT_PARAM_INVALID, "aclrtSetStreamAttribute: attribute %d is not modelled",
+                        attribute);
     }
 }
 
@@ -242,7 +248,8 @@ aclError aclrtGetStreamAttribute(aclrtStream handle, aclrtStreamAttr attribute, 
         case kAttrFailureMode: value->failure_mode = stream->failure_mode; return acl::SUCCESS;
         case kAttrOverflowSwitch: value->overflow_switch = stream->overflow_switch; return acl::SUCCESS;
         default:
-            return fail(acl::RT_PARAM_INVALID, "aclrtGetStreamAttribute: attribute %d is not modelled", attribute);
+            return fail(acl::RT_PARAM_INVALID, "aclrtGetStreamAttribute: attribute %d is not modelled",
+                        attribute);
     }
 }
 
@@ -271,23 +278,27 @@ aclError aclrtUnuseStreamResInCurrentThread(aclrtStream handle) {
 }
 
 // The one way of every kernel to the device.
-aclError aclrtLaunchKernelWithHostArgs(aclrtFuncHandle function, uint32_t blocks, aclrtStream handle, aclrtLaunchKernelCfg*,
-                                       void* arguments, size_t size, aclrtPlaceHolderInfo* place_holders, size_t count) {
+aclError aclrtLaunchKernelWithHostArgs(aclrtFuncHandle function, uint32_t blocks, aclrtStream handle,
+                                       aclrtLaunchKernelCfg*, void* arguments, size_t size,
+                                       aclrtPlaceHolderInfo* place_holders, size_t count) {
     if (function != nullptr || arguments == nullptr) {
-        return emu::launch_own_kernel("aclrtLaunchKernelWithHostArgs", function, blocks, handle, arguments, size, place_holders, count);
+        return emu::launch_own_kernel("aclrtLaunchKernelWithHostArgs", function, blocks, handle, arguments,
+                                      size, place_holders, count);
     }
     std::shared_ptr<emu::Stream> stream;
     if (int32_t error = find_stream("aclrtLaunchKernelWithHostArgs", handle, &stream)) {
         return error;
     }
     if (size != sizeof(emu::Kernel)) {
-        return fail(acl::KERNEL_NOT_FOUND, "aclrtLaunchKernelWithHostArgs: the emulated device runs its own kernels only");
+        return fail(acl::KERNEL_NOT_FOUND,
+                    "aclrtLaunchKernelWithHostArgs: the emulated device runs its own kernels only");
     }
     emu::Task task;
     task.kind = emu::TaskKind::Kernel;
     std::memcpy(static_cast<void*>(&task.kernel), arguments, sizeof(emu::Kernel));
     if (task.kernel.magic != emu::kKernelMagic || task.kernel.name == nullptr) {
-        return fail(acl::KERNEL_NOT_FOUND, "aclrtLaunchKernelWithHostArgs: the emulated device runs its own kernels only");
+        return fail(acl::KERNEL_NOT_FOUND,
+                    "aclrtLaunchKernelWithHostArgs: the emulated device runs its own kernels only");
     }
     return append("aclrtLaunchKernelWithHostArgs", *stream, std::move(task));
 }
@@ -336,7 +347,8 @@ aclError aclrtSubscribeReport(uint64_t thread, aclrtStream handle) {
     auto queue = Runtime::get().report_queue(thread, true);
     if (auto before = stream->report_queue()) {
         if (before == queue) {
-            return fail(acl::RT_PARAM_INVALID, "aclrtSubscribeReport: the stream is subscribed to this thread already");
+            return fail(acl::RT_PARAM_INVALID,
+                        "aclrtSubscribeReport: the stream is subscribed to this thread already");
         }
         before->unsubscribe();
     }
@@ -352,7 +364,8 @@ aclError aclrtUnSubscribeReport(uint64_t thread, aclrtStream handle) {
     }
     auto queue = stream->report_queue();
     if (!queue || queue != Runtime::get().report_queue(thread, false)) {
-        return fail(emu::kThreadNotSubscribed, "aclrtUnSubscribeReport: the thread is not subscribed to the stream");
+        return fail(emu::kThreadNotSubscribed,
+                    "aclrtUnSubscribeReport: the thread is not subscribed to the stream");
     }
     stream->set_report_queue(nullptr);
     queue->unsubscribe();
@@ -375,7 +388,9 @@ aclError aclrtProcessReport(int32_t timeout_ms) {
         case emu::ReportQueue::Result::Ran: return acl::SUCCESS;
         case emu::ReportQueue::Result::TimedOut:
             return fail(emu::kReportTimeout, "aclrtProcessReport: no callback within %d ms", timeout_ms);
-        default: return fail(emu::kThreadNotSubscribed, "aclrtProcessReport: this thread is subscribed to no stream");
+        default:
+            return fail(emu::kThreadNotSubscribed,
+                        "aclrtProcessReport: this thread is subscribed to no stream");
     }
 }
 }

@@ -29,7 +29,8 @@ int32_t check_properties(const char* function, const aclrtPhysicalMemProp* prope
         return fail(acl::INVALID_PARAM, "%s: the properties are null", function);
     }
     if (properties->location.type != acl::LOCATION_DEVICE) {
-        return fail(acl::API_NOT_SUPPORTED, "%s: location type %d: the emulated device has device memory only", function,
+        return fail(acl::API_NOT_SUPPORTED,
+                    "%s: location type %d: the emulated device has device memory only", function,
                     properties->location.type);
     }
     return acl::SUCCESS;
@@ -54,8 +55,10 @@ int32_t reserve(const char* function, void** p, size_t size, size_t alignment, v
 int32_t answer(const char* function, Answer result, void* p) {
     switch (result) {
         case Answer::Done: return acl::SUCCESS;
-        case Answer::Unknown: return fail(acl::RT_PARAM_INVALID, "%s: %p is not reserved, or not mapped", function, p);
-        case Answer::Busy: return fail(acl::RT_PARAM_INVALID, "%s: memory is mapped at %p already", function, p);
+        case Answer::Unknown:
+            return fail(acl::RT_PARAM_INVALID, "%s: %p is not reserved, or not mapped", function, p);
+        case Answer::Busy:
+            return fail(acl::RT_PARAM_INVALID, "%s: memory is mapped at %p already", function, p);
         case Answer::OutOfRange: return fail(acl::RT_PARAM_INVALID, "%s: more than the memory has", function);
         case Answer::NoRoom: break;
     }
@@ -69,7 +72,8 @@ extern "C" {
 aclError aclrtReserveMemAddress(void** p, size_t size, size_t alignment, void* hint, uint64_t flags) {
     return reserve("aclrtReserveMemAddress", p, size, alignment, hint, flags);
 }
-aclError aclrtReserveMemAddressNoUCMemory(void** p, size_t size, size_t alignment, void* hint, uint64_t flags) {
+aclError aclrtReserveMemAddressNoUCMemory(void** p, size_t size, size_t alignment, void* hint,
+                                          uint64_t flags) {
     return reserve("aclrtReserveMemAddressNoUCMemory", p, size, alignment, hint, flags);
 }
 aclError aclrtReleaseMemAddress(void* p) {
@@ -81,20 +85,26 @@ aclError aclrtMemGetAllocationGranularity(aclrtPhysicalMemProp* properties, aclr
     if (int32_t error = check_properties("aclrtMemGetAllocationGranularity", properties)) {
         return error;
     }
-    if (granularity == nullptr || option < acl::GRANULARITY_MINIMUM || option > acl::GRANULARITY_RECOMMENDED) {
-        return fail(acl::INVALID_PARAM, "aclrtMemGetAllocationGranularity: the output is null, or option %d", option);
+    if (granularity == nullptr || option < acl::GRANULARITY_MINIMUM ||
+        option > acl::GRANULARITY_RECOMMENDED) {
+        return fail(acl::INVALID_PARAM, "aclrtMemGetAllocationGranularity: the output is null, or option %d",
+                    option);
     }
     *granularity = Arena::kGranularity;
     return acl::SUCCESS;
 }
 
-aclError aclrtMallocPhysical(aclrtDrvMemHandle* handle, size_t size, const aclrtPhysicalMemProp* properties, uint64_t flags) {
+aclError aclrtMallocPhysical(aclrtDrvMemHandle* handle, size_t size, const aclrtPhysicalMemProp* properties,
+                             uint64_t flags) {
     if (int32_t error = check_properties("aclrtMallocPhysical", properties)) {
         return error;
     }
     if (handle == nullptr || flags != 0 || size == 0 || size % Arena::kGranularity != 0) {
-        return fail(acl::RT_PARAM_INVALID, "aclrtMallocPhysical: the output is null, or flags 0x%llx, or %zu bytes, not a multiple of %llu",
-                    static_cast<unsigned long long>(flags), size, static_cast<unsigned long long>(Arena::kGranularity));
+        return fail(
+            acl::RT_PARAM_INVALID,
+            "aclrtMallocPhysical: the output is null, or flags 0x%llx, or %zu bytes, not a multiple of %llu",
+            static_cast<unsigned long long>(flags), size,
+            static_cast<unsigned long long>(Arena::kGranularity));
     }
     *handle = nullptr;
     // The device of the properties may be another than the thread's.
@@ -104,11 +114,13 @@ aclError aclrtMallocPhysical(aclrtDrvMemHandle* handle, size_t size, const aclrt
     }
     auto memory = PhysicalMemory::allocate(device, size);
     if (!memory) {
-        return fail(acl::RT_MEMORY_ALLOCATION, "aclrtMallocPhysical: device %d is out of memory: %zu bytes asked for",
-                    device->index, size);
+        return fail(acl::RT_MEMORY_ALLOCATION,
+                    "aclrtMallocPhysical: device %d is out of memory: %zu bytes asked for", device->index,
+                    size);
     }
     *handle = Runtime::get().physical_memory.add(std::move(memory));
-    return *handle != nullptr ? int32_t(acl::SUCCESS) : fail(acl::RT_INTERNAL, "aclrtMallocPhysical: no more handles");
+    return *handle != nullptr ? int32_t(acl::SUCCESS)
+                              : fail(acl::RT_INTERNAL, "aclrtMallocPhysical: no more handles");
 }
 
 aclError aclrtFreePhysical(aclrtDrvMemHandle handle) {
@@ -117,7 +129,8 @@ aclError aclrtFreePhysical(aclrtDrvMemHandle handle) {
         return error;
     }
     if (Runtime::get().addresses.is_mapped(memory.get())) {
-        return fail(acl::RT_PARAM_INVALID, "aclrtFreePhysical: the memory is still mapped: call aclrtUnmapMem first");
+        return fail(acl::RT_PARAM_INVALID,
+                    "aclrtFreePhysical: the memory is still mapped: call aclrtUnmapMem first");
     }
     Runtime::get().physical_memory.remove(handle);
     return acl::SUCCESS;
@@ -129,15 +142,16 @@ aclError aclrtMapMem(void* p, size_t size, size_t offset, aclrtDrvMemHandle hand
         return error;
     }
     if (flags != 0 || (reinterpret_cast<uint64_t>(p) | size | offset) % Arena::kGranularity != 0) {
-        return fail(acl::RT_PARAM_INVALID, "aclrtMapMem: flags, or %p, %zu or %zu not a multiple of %llu", p, size, offset,
-                    static_cast<unsigned long long>(Arena::kGranularity));
+        return fail(acl::RT_PARAM_INVALID, "aclrtMapMem: flags, or %p, %zu or %zu not a multiple of %llu", p,
+                    size, offset, static_cast<unsigned long long>(Arena::kGranularity));
     }
     return answer("aclrtMapMem", Runtime::get().addresses.map(p, size, offset, std::move(memory)), p);
 }
 
 aclError aclrtUnmapMem(void* p) { return answer("aclrtUnmapMem", Runtime::get().addresses.unmap(p), p); }
 
-aclError aclrtMemGetAllocationPropertiesFromHandle(aclrtDrvMemHandle handle, aclrtPhysicalMemProp* properties) {
+aclError aclrtMemGetAllocationPropertiesFromHandle(aclrtDrvMemHandle handle,
+                                                   aclrtPhysicalMemProp* properties) {
     std::shared_ptr<PhysicalMemory> memory;
     if (int32_t error = physical("aclrtMemGetAllocationPropertiesFromHandle", handle, &memory)) {
         return error;

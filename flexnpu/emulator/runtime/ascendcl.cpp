@@ -21,11 +21,13 @@ aclError aclGetDeviceCapability(uint32_t device, aclDeviceInfo info, int64_t* va
         case acl::INFO_VECTOR_CORE_NUM: return aclrtGetDeviceInfo(device, acl::ATTR_VECTOR_CORE_NUM, value);
         case acl::INFO_L2_SIZE: return aclrtGetDeviceInfo(device, acl::ATTR_L2_CACHE_SIZE, value);
         default:
-            return flexnpu_emu_fail(acl::INVALID_PARAM, "aclGetDeviceCapability: %d is not a capability", info);
+            return flexnpu_emu_fail(acl::INVALID_PARAM, "aclGetDeviceCapability: %d is not a capability",
+                                    info);
     }
 }
 
-// Capabilities of the 910 family's later generations: infinities and bfloat16, and operators compiled ahead of time.
+// Capabilities of the 910 family's later generations: infinities and bfloat16, and operators compiled ahead
+// of time.
 static const aclCannAttr kCannAttributes[] = {0, 1};
 
 aclError aclGetCannAttribute(aclCannAttr attribute, int32_t* value) {
@@ -50,8 +52,10 @@ aclError aclGetCannAttributeList(const aclCannAttr** list, size_t* count) {
     return acl::SUCCESS;
 }
 
-// The program's own log lines: to stderr from ASCEND_GLOBAL_LOG_LEVEL (0 debug .. 3 error) on, when that is set.
-void aclAppLog(aclLogLevel level, const char* function, const char* file, uint32_t line, const char* format, ...) {
+// The program's own log lines: to stderr from ASCEND_GLOBAL_LOG_LEVEL (0 debug .. 3 error) on, when that is
+// set.
+void aclAppLog(aclLogLevel level, const char* function, const char* file, uint32_t line, const char* format,
+               ...) {
     static const char* wanted = std::getenv("ASCEND_GLOBAL_LOG_LEVEL");
     if (wanted == nullptr || level < std::atoi(wanted) || format == nullptr) {
         return;
@@ -64,5 +68,4 @@ void aclAppLog(aclLogLevel level, const char* function, const char* file, uint32
     std::fprintf(stderr, "[%d] %s:%u %s: %s\n", level, file != nullptr ? file : "", line,
                  function != nullptr ? function : "", text);
 }
-
 }

@@ -1,4 +1,5 @@
-// Host callbacks that a program's own thread runs: aclrtSubscribeReport, aclrtLaunchCallback, aclrtProcessReport.
+// Host callbacks that a program's own thread runs: aclrtSubscribeReport, aclrtLaunchCallback,
+// aclrtProcessReport.
 #pragma once
 
 #include <atomic>
@@ -26,7 +27,8 @@ struct Report {
 // The callbacks waiting for one thread.
 class ReportQueue {
 public:
-    // `waiter` (may be null) is woken when the report has run, or will never run because the queue was closed.
+    // `waiter` (may be null) is woken when the report has run, or will never run because the queue was
+    // closed.
     void push(std::shared_ptr<Report> report, Waiter* waiter);
     // A waiter that gives up must not be woken later.
     void forget(Waiter* waiter);

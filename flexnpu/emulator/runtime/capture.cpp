@@ -1,7 +1,7 @@
 #include "flexnpu/emulator/runtime/capture.hpp"
 
-#include <algorithm>
 #include <pthread.h>
+#include <algorithm>
 #include <utility>
 
 #include "flexnpu/emulator/runtime/errors.hpp"
@@ -28,7 +28,8 @@ Captures::Chain* Captures::chain_locked(Stream& stream) {
 }
 
 int32_t Captures::refuse_invalid(const char* function, const Capture& capture) {
-    return fail(acl::RT_CAPTURE_INVALIDATED, "%s: the capture is invalid: %s", function, capture.invalid.c_str());
+    return fail(acl::RT_CAPTURE_INVALIDATED, "%s: the capture is invalid: %s", function,
+                capture.invalid.c_str());
 }
 
 void Captures::invalidate_locked(Capture& capture, const char* function, const char* what) {
@@ -108,7 +109,8 @@ int32_t Captures::end(const char* function, Stream& stream, void** graph) {
         return fail(acl::RT_CAPTURE_UNMATCHED, "%s: the capture began on another stream", function);
     }
     if (capture->mode != acl::CAPTURE_RELAXED && capture->thread != this_thread()) {
-        return fail(acl::RT_CAPTURE_WRONG_THREAD, "%s: only the thread that began this capture may end it", function);
+        return fail(acl::RT_CAPTURE_WRONG_THREAD, "%s: only the thread that began this capture may end it",
+                    function);
     }
     int32_t error = acl::SUCCESS;
     if (!capture->invalid.empty()) {
@@ -117,7 +119,8 @@ int32_t Captures::end(const char* function, Stream& stream, void** graph) {
         error = fail(acl::RT_TASK_GROUP_STATUS, "%s: a task group was begun and not ended", function);
     } else if (unjoined_locked(*capture)) {
         error = fail(acl::RT_STREAM_UNJOINED,
-                     "%s: tasks of another stream were captured that the capturing stream does not wait for", function);
+                     "%s: tasks of another stream were captured that the capturing stream does not wait for",
+                     function);
     }
     finish_locked(*capture);
     if (error != acl::SUCCESS) {
@@ -176,14 +179,15 @@ int32_t Captures::take(const char* function, Stream& stream, Task& task, bool* t
         }
         if (place >= work.group->nodes.size()) {
             work.failed = true;
-            return fail(acl::RT_INTERNAL, "%s: the task group has %zu operators, the update brings %s as one more", function,
+            return fail(acl::RT_INTERNAL,
+                        "%s: the task group has %zu operators, the update brings %s as one more", function,
                         work.group->nodes.size(), task.kernel.name);
         }
         auto before = work.graph->kernel(work.group->nodes[place]);
         if (before->kernel.op != task.kernel.op) {
             work.failed = true;
-            return fail(acl::RT_INTERNAL, "%s: operator %zu of the task group is %s, the update brings %s", function, place,
-                        before->kernel.name, task.kernel.name);
+            return fail(acl::RT_INTERNAL, "%s: operator %zu of the task group is %s, the update brings %s",
+                        function, place, before->kernel.name, task.kernel.name);
         }
         work.kernels.push_back(std::make_shared<HeldKernel>(task.kernel));
         return acl::SUCCESS;
@@ -198,8 +202,8 @@ int32_t Captures::take(const char* function, Stream& stream, Task& task, bool* t
         return refuse_invalid(function, capture);
     }
     if (capture.group && capture.group_stream != &stream) {
-        return fail(acl::RT_TASK_GROUP_INTERRUPTED, "%s: a task group is being recorded on another stream of the capture",
-                    function);
+        return fail(acl::RT_TASK_GROUP_INTERRUPTED,
+                    "%s: a task group is being recorded on another stream of the capture", function);
     }
     switch (task.kind) {
         case TaskKind::Kernel: break;
@@ -224,7 +228,8 @@ int32_t Captures::take(const char* function, Stream& stream, Task& task, bool* t
     return acl::SUCCESS;
 }
 
-int32_t Captures::record(const char* function, const std::shared_ptr<Event>& event, Stream& stream, bool* handled) {
+int32_t Captures::record(const char* function, const std::shared_ptr<Event>& event, Stream& stream,
+                         bool* handled) {
     *handled = false;
     if (stream.divert.load() == Stream::Divert::None && !event->captured.load()) {
         return acl::SUCCESS;
@@ -260,8 +265,8 @@ int32_t Captures::record(const char* function, const std::shared_ptr<Event>& eve
     return acl::SUCCESS;
 }
 
-int32_t Captures::wait(const char* function, const std::shared_ptr<Event>& event, const std::shared_ptr<Stream>& stream,
-                       bool* handled) {
+int32_t Captures::wait(const char* function, const std::shared_ptr<Event>& event,
+                       const std::shared_ptr<Stream>& stream, bool* handled) {
     *handled = false;
     if (stream->divert.load() == Stream::Divert::None && !event->captured.load()) {
         return acl::SUCCESS;
@@ -288,7 +293,8 @@ int32_t Captures::wait(const char* function, const std::shared_ptr<Event>& event
         *handled = true;
         invalidate_locked(*capture, function, "waited for an event that was recorded outside the capture");
         return fail(acl::RT_CAPTURE_DEPENDENCY,
-                    "%s: a capturing stream cannot wait for an event that was recorded outside its capture; create the event "
+                    "%s: a capturing stream cannot wait for an event that was recorded outside its capture; "
+                    "create the event "
                     "as an external one",
                     function);
     }
@@ -298,7 +304,8 @@ int32_t Captures::wait(const char* function, const std::shared_ptr<Event>& event
         if (capture) {
             invalidate_locked(*capture, function, "waited for an event of another capture");
         }
-        return fail(acl::RT_EVENT_CAPTURED, "%s: the event was recorded in a capture that has ended", function);
+        return fail(acl::RT_EVENT_CAPTURED, "%s: the event was recorded in a capture that has ended",
+                    function);
     }
     if (!mark.capture->invalid.empty()) {
         return refuse_invalid(function, *mark.capture);
@@ -306,7 +313,8 @@ int32_t Captures::wait(const char* function, const std::shared_ptr<Event>& event
     if (capture && capture != mark.capture) {
         invalidate_locked(*capture, function, "waited for an event of another capture");
         invalidate_locked(*mark.capture, function, "made another capture depend on this one");
-        return fail(acl::RT_CAPTURE_CONFLICT, "%s: the event belongs to another capture than the stream", function);
+        return fail(acl::RT_CAPTURE_CONFLICT, "%s: the event belongs to another capture than the stream",
+                    function);
     }
     if (!capture) {
         if (updates_.contains(stream.get())) {
@@ -320,7 +328,8 @@ int32_t Captures::wait(const char* function, const std::shared_ptr<Event>& event
     return acl::SUCCESS;
 }
 
-int32_t Captures::reset(const char* function, const std::shared_ptr<Event>& event, Stream& stream, bool* handled) {
+int32_t Captures::reset(const char* function, const std::shared_ptr<Event>& event, Stream& stream,
+                        bool* handled) {
     *handled = false;
     if (stream.divert.load() != Stream::Divert::Capture) {
         return acl::SUCCESS;
@@ -373,7 +382,8 @@ int32_t Captures::check_event(const char* function, Event& event) {
     if (!event.mark->capture->over) {
         invalidate_locked(*event.mark->capture, function, "was called on an event of the capture");
     }
-    return fail(acl::RT_EVENT_CAPTURED, "%s: the event was last recorded on a capturing stream: it never completes", function);
+    return fail(acl::RT_EVENT_CAPTURED,
+                "%s: the event was last recorded on a capturing stream: it never completes", function);
 }
 
 int32_t Captures::check_device(const char* function, int32_t device) {
@@ -384,12 +394,14 @@ int32_t Captures::check_device(const char* function, int32_t device) {
     int32_t error = acl::SUCCESS;
     for (auto& [stream, chain] : chains_) {
         if (stream->device == device) {
-            invalidate_locked(*chain.capture, function, "was called while the device's streams were captured");
+            invalidate_locked(*chain.capture, function,
+                              "was called while the device's streams were captured");
             error = acl::RT_STREAM_CAPTURED;
         }
     }
-    return error == acl::SUCCESS ? error
-                                 : fail(error, "%s: a stream of device %d is being captured", function, device);
+    return error == acl::SUCCESS
+               ? error
+               : fail(error, "%s: a stream of device %d is being captured", function, device);
 }
 
 int32_t Captures::check_unsafe(const char* function) {
@@ -404,7 +416,8 @@ int32_t Captures::check_unsafe(const char* function) {
                            : capture.mode == acl::CAPTURE_GLOBAL && t_mode == acl::CAPTURE_GLOBAL;
         if (forbids) {
             return fail(acl::RT_CAPTURE_MODE_NOT_SUPPORT,
-                        "%s: forbidden during a capture of this mode; aclmdlRICaptureThreadExchangeMode to RELAXED allows it",
+                        "%s: forbidden during a capture of this mode; aclmdlRICaptureThreadExchangeMode to "
+                        "RELAXED allows it",
                         function);
         }
     }
@@ -504,7 +517,8 @@ int32_t Captures::update_begin(const char* function, Stream& stream, void* handl
         return fail(acl::RT_STREAM_CAPTURED, "%s: the stream is being captured", function);
     }
     if (!graph->sealed()) {
-        return fail(acl::RT_MODEL_CAPTURED, "%s: the graph of the task group is still being captured", function);
+        return fail(acl::RT_MODEL_CAPTURED, "%s: the graph of the task group is still being captured",
+                    function);
     }
     if (updates_.contains(&stream)) {
         return fail(acl::RT_TASK_GROUP_STATUS, "%s: the stream is updating a task group already", function);
@@ -533,10 +547,12 @@ int32_t Captures::update_end(const char* function, Stream& stream, std::shared_p
     TaskUpdate& work = **update;
     work.group->updating = false;
     if (work.failed) {
-        return fail(acl::RT_INTERNAL, "%s: an operator of the update was refused: nothing is updated", function);
+        return fail(acl::RT_INTERNAL, "%s: an operator of the update was refused: nothing is updated",
+                    function);
     }
     if (work.kernels.size() != work.group->nodes.size()) {
-        return fail(acl::RT_INTERNAL, "%s: the task group has %zu operators, the update %zu: nothing is updated", function,
+        return fail(acl::RT_INTERNAL,
+                    "%s: the task group has %zu operators, the update %zu: nothing is updated", function,
                     work.group->nodes.size(), work.kernels.size());
     }
     return acl::SUCCESS;

@@ -1,10 +1,11 @@
 // Captures in progress (aclmdlRICaptureBegin ... End): which streams' tasks go into which graph.
 //
-// What CANN documents is followed: the modes and which functions are unsafe (synchronous copies and fills, and asynchronous
-// ones of host memory that is not page-locked: the call fails, the capture goes on), the error of each misuse. Where it
-// documents nothing the law is CUDA's: recording an event on a capturing stream takes its place in the graph, waiting for
-// that event brings another stream into the capture, every such stream must have been joined at the end, and
-// synchronising or querying what is being captured fails and invalidates the capture.
+// What CANN documents is followed: the modes and which functions are unsafe (synchronous copies and fills,
+// and asynchronous ones of host memory that is not page-locked: the call fails, the capture goes on), the
+// error of each misuse. Where it documents nothing the law is CUDA's: recording an event on a capturing
+// stream takes its place in the graph, waiting for that event brings another stream into the capture, every
+// such stream must have been joined at the end, and synchronising or querying what is being captured fails
+// and invalidates the capture.
 #pragma once
 
 #include <atomic>
@@ -46,16 +47,19 @@ public:
     // The status of a stream (acl::CAPTURE_*) and its graph, null when it does not capture.
     int32_t status(Stream& stream, void** graph);
 
-    // The stream's tasks are diverted: takes one. `taken` is false when the stream has become an ordinary one meanwhile.
+    // The stream's tasks are diverted: takes one. `taken` is false when the stream has become an ordinary one
+    // meanwhile.
     int32_t take(const char* function, Stream& stream, Task& task, bool* taken);
 
-    // Events of streams. Each returns false for `handled` when nothing is captured and the ordinary way is to be gone.
+    // Events of streams. Each returns false for `handled` when nothing is captured and the ordinary way is to
+    // be gone.
     int32_t record(const char* function, const std::shared_ptr<Event>& event, Stream& stream, bool* handled);
-    int32_t wait(const char* function, const std::shared_ptr<Event>& event, const std::shared_ptr<Stream>& stream,
-                 bool* handled);
+    int32_t wait(const char* function, const std::shared_ptr<Event>& event,
+                 const std::shared_ptr<Stream>& stream, bool* handled);
     int32_t reset(const char* function, const std::shared_ptr<Event>& event, Stream& stream, bool* handled);
 
-    // 0 when the call is allowed; an error, which invalidates the capture, when it waits for or asks about what is captured.
+    // 0 when the call is allowed; an error, which invalidates the capture, when it waits for or asks about
+    // what is captured.
     int32_t check_stream(const char* function, Stream& stream);
     int32_t check_event(const char* function, Event& event);
     int32_t check_device(const char* function, int32_t device);

@@ -1,4 +1,5 @@
-// The one clock of the emulated device: CLOCK_MONOTONIC in nanoseconds, the same in every process of the machine.
+// The one clock of the emulated device: CLOCK_MONOTONIC in nanoseconds, the same in every process of the
+// machine.
 #pragma once
 
 #include <chrono>
@@ -9,7 +10,8 @@ namespace flexnpu::emulator {
 using Clock = std::chrono::steady_clock;
 
 inline uint64_t now_ns() {
-    return uint64_t(std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count());
+    return uint64_t(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count());
 }
 
 inline Clock::time_point time_point(uint64_t ns) {

@@ -68,7 +68,9 @@ FLEXNPU_EXPORT int emu_unsupported(const char* function) {
 const char* aclGetRecentErrMsg() {
     emu::ThreadErrors& errors = emu::thread_errors();
     errors.returned = std::exchange(errors.message, {});
-    return errors.returned.empty() ? nullptr : errors.returned.c_str();  // as CANN: programs take any address for an error
+    return errors.returned.empty()
+               ? nullptr
+               : errors.returned.c_str();  // as CANN: programs take any address for an error
 }
 
 aclError aclrtGetLastError(aclrtLastErrLevel) { return std::exchange(emu::thread_errors().last, 0); }

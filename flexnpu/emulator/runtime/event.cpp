@@ -55,7 +55,8 @@ bool Event::is_complete_locked(uint64_t record) const {
     if (between.theirs) {
         // Nobody waits for an owner that has destroyed the event, or has ended.
         const DevicePage::IpcEvent& slot = *between.slot;
-        return slot.id.load() != between.id || slot.completed.load() >= record || !SharedDevice::owner_lives(slot);
+        return slot.id.load() != between.id || slot.completed.load() >= record ||
+               !SharedDevice::owner_lives(slot);
     }
     if (record == kExternalRecord) {
         return reached_ > reset_;

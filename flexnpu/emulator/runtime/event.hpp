@@ -23,9 +23,10 @@ public:
 
 struct CaptureMark;
 
-// Records are numbered as they are called; a wait is for the number that was the last at its own call, whatever streams
-// other records of the event went to. An event that was never recorded, or was reset since, holds nobody up.
-// An external event is a flag besides: a wait or reset with the number kExternalRecord is for whatever record comes.
+// Records are numbered as they are called; a wait is for the number that was the last at its own call,
+// whatever streams other records of the event went to. An event that was never recorded, or was reset since,
+// holds nobody up. An external event is a flag besides: a wait or reset with the number kExternalRecord is
+// for whatever record comes.
 inline constexpr uint64_t kExternalRecord = UINT64_MAX;
 
 class Event {
@@ -35,8 +36,8 @@ public:
     const uint32_t id;
     int32_t device = -1;  // whose streams record it; those of others may wait for it
 
-    // Of an event between processes: the place in the device's page that its owner writes and others read. An event that was
-    // opened (`theirs`) can be waited for and queried; it is its owner's to record.
+    // Of an event between processes: the place in the device's page that its owner writes and others read. An
+    // event that was opened (`theirs`) can be waited for and queried; it is its owner's to record.
     struct Between {
         std::shared_ptr<void> keep;  // what owns the page
         DevicePage::IpcEvent* slot = nullptr;
@@ -78,7 +79,8 @@ public:
     // Waits in streams that have not been passed yet.
     std::atomic<uint32_t> pending_waits{0};
 
-    // Set while the last record was called on a stream that captures; `mark`, under the captures' lock, says where.
+    // Set while the last record was called on a stream that captures; `mark`, under the captures' lock, says
+    // where.
     std::atomic<bool> captured{false};
     std::shared_ptr<CaptureMark> mark;
 
@@ -97,9 +99,9 @@ private:
     uint64_t recorded_ = 0;
     uint64_t reset_ = 0;
     uint64_t aborted_ = 0;  // the last record whose stream was emptied
-    uint64_t reached_ = 0;      // the greatest complete record, and its time
+    uint64_t reached_ = 0;  // the greatest complete record, and its time
     uint64_t reached_ns_ = 0;
-    std::vector<uint64_t> pending_;  // records that are not complete: few, most often one
+    std::vector<uint64_t> pending_;    // records that are not complete: few, most often one
     Completed completed_[kKept] = {};  // the last ones, by record modulo kKept
     std::vector<Waiter*> waiters_;
 };

@@ -25,7 +25,8 @@ void install_fork_handlers(void (*forget)()) {
         forget_state = forget;
         pthread_atfork([] { fork_mutex().lock(); }, [] { fork_mutex().unlock(); },
                        [] {
-                           // Owned by the forking thread, whose id changed: make it anew instead of unlocking it.
+                           // Owned by the forking thread, whose id changed: make it anew instead of unlocking
+                           // it.
                            new (&fork_mutex()) std::recursive_mutex;
                            forget_state();
                        });

@@ -1,4 +1,5 @@
-// Forking a process that uses the device. As with CANN, a child cannot use what its parent opened; here it starts anew.
+// Forking a process that uses the device. As with CANN, a child cannot use what its parent opened; here it
+// starts anew.
 #pragma once
 
 #include <mutex>

@@ -60,8 +60,8 @@ std::string list(const std::vector<uint32_t>& numbers) {
 std::string parameters(const GraphNode& node, const HeldKernel* kernel) {
     if (kernel != nullptr) {
         const KernelCost& cost = kernel->kernel.cost;
-        return format(", \"Cube Ops\": %.17g, \"Vector Ops\": %.17g, \"Bytes\": %.17g", cost.cube_flops, cost.vector_flops,
-                      cost.bytes);
+        return format(", \"Cube Ops\": %.17g, \"Vector Ops\": %.17g, \"Bytes\": %.17g", cost.cube_flops,
+                      cost.vector_flops, cost.bytes);
     }
     if (node.task.kind == TaskKind::Copy) {
         return format(", \"Bytes\": %" PRIu64, node.task.copy.bytes());
@@ -72,8 +72,8 @@ std::string parameters(const GraphNode& node, const HeldKernel* kernel) {
 }  // namespace
 
 void Graph::seal() {
-    // One thread runs a replay: were two branches to meet other ranks in the order of their times, each rank might wait in
-    // another meeting. In the order of the capture all do the same.
+    // One thread runs a replay: were two branches to meet other ranks in the order of their times, each rank
+    // might wait in another meeting. In the order of the capture all do the same.
     std::optional<uint32_t> meeting;
     for (uint32_t i = 0; i < nodes.size(); ++i) {
         if (nodes[i].held == nullptr || nodes[i].held->kernel.meet == nullptr) {
@@ -157,8 +157,8 @@ std::string describe(const Graph& graph) {
     for (uint32_t i = 0; i < graph.nodes.size(); ++i) {
         const GraphNode& node = graph.nodes[i];
         auto kernel = graph.kernel(i);
-        text += format("  task %u, stream %d, %s, %s", i, node.stream, type_name(node.task.kind, node.task.copy),
-                       task_name(node, kernel.get()).c_str());
+        text += format("  task %u, stream %d, %s, %s", i, node.stream,
+                       type_name(node.task.kind, node.task.copy), task_name(node, kernel.get()).c_str());
         if (node.group != 0) {
             text += format(", group %u", node.group);
         }
@@ -177,10 +177,14 @@ std::string describe_json(const Graph& graph, bool verbose) {
             depth[i] = std::max(depth[i], depth[before] + 1);
         }
         auto kernel = graph.kernel(i);
-        text += format("%s\n{\"name\": \"%s\", \"ph\": \"X\", \"pid\": \"model%u\", \"tid\": \"stream%d\", \"ts\": %u, \"dur\": 1, ",
-                       i == 0 ? "" : ",", task_name(node, kernel.get()).c_str(), graph.id, node.stream, depth[i]);
-        text += format("\"args\": {\"Model Id\": %u, \"Stream Id\": %d, \"Task Id\": %u, \"Task Type\": \"%s\", \"Task Group\": %u, ",
-                       graph.id, node.stream, i, type_name(node.task.kind, node.task.copy), node.group);
+        text += format(
+            "%s\n{\"name\": \"%s\", \"ph\": \"X\", \"pid\": \"model%u\", \"tid\": \"stream%d\", \"ts\": %u, "
+            "\"dur\": 1, ",
+            i == 0 ? "" : ",", task_name(node, kernel.get()).c_str(), graph.id, node.stream, depth[i]);
+        text += format(
+            "\"args\": {\"Model Id\": %u, \"Stream Id\": %d, \"Task Id\": %u, \"Task Type\": \"%s\", \"Task "
+            "Group\": %u, ",
+            graph.id, node.stream, i, type_name(node.task.kind, node.task.copy), node.group);
         text += "\"Depends On\": [" + list(node.after) + "]";
         if (verbose) {
             text += parameters(node, kernel.get());

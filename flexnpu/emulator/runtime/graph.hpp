@@ -1,8 +1,9 @@
 // A captured graph (aclmdlRI): tasks and what each comes after, and its replays.
 //
-// A node owns its kernel for as long as the graph or a task update holds it, and a replay runs it without using it up.
-// Replays of one graph run one after the other, in the order of their calls, whatever streams they are on: its tasks read
-// and write the same memory each time, and a kernel is never run concurrently with itself.
+// A node owns its kernel for as long as the graph or a task update holds it, and a replay runs it without
+// using it up. Replays of one graph run one after the other, in the order of their calls, whatever streams
+// they are on: its tasks read and write the same memory each time, and a kernel is never run concurrently
+// with itself.
 #pragma once
 
 #include <atomic>
@@ -33,7 +34,7 @@ public:
 };
 
 struct GraphNode {
-    Task task;  // `kernel` is empty: `held` has it
+    Task task;                             // `kernel` is empty: `held` has it
     std::shared_ptr<HeldKernel> held;      // under the graph's lock: updates exchange it
     std::shared_ptr<ReportQueue> reports;  // of a callback: the queue of the stream that it was captured on
     int32_t stream = 0;                    // the stream that it was captured on
@@ -51,7 +52,7 @@ public:
 
     // Written by the capture, and fixed when it has ended.
     std::vector<GraphNode> nodes;
-    std::vector<std::vector<uint32_t>> next;  // of each node, those that come after it
+    std::vector<std::vector<uint32_t>> next;       // of each node, those that come after it
     std::vector<std::shared_ptr<Event>> recorded;  // the events of external records
     uint32_t groups = 0;
     std::vector<void*> group_handles;
@@ -104,7 +105,8 @@ struct TaskGroup {
     bool updating = false;  // under the captures' lock
 };
 
-// New kernels for a group, the argument of TaskKind::GraphUpdate. They take their place when the stream gets there.
+// New kernels for a group, the argument of TaskKind::GraphUpdate. They take their place when the stream gets
+// there.
 struct TaskUpdate {
     std::shared_ptr<Graph> graph;
     std::shared_ptr<TaskGroup> group;

@@ -1,4 +1,5 @@
-// Handles that programs hold: numbers with a generation, never addresses, so that a stale or made-up one is refused.
+// Handles that programs hold: numbers with a generation, never addresses, so that a stale or made-up one is
+// refused.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +10,18 @@
 
 namespace flexnpu::emulator {
 
-enum class HandleKind : uint64_t { Context = 1, Stream = 2, Event = 3, Group = 4, Graph = 5, Physical = 6, Code = 7 };
+enum class HandleKind : uint64_t {
+    Context = 1,
+    Stream = 2,
+    Event = 3,
+    Group = 4,
+    Graph = 5,
+    Physical = 6,
+    Code = 7
+};
 
-// A handle is [kind:3][generation:20][index:20][0:4]: it fits the user half of the address space and is never null.
+// A handle is [kind:3][generation:20][index:20][0:4]: it fits the user half of the address space and is never
+// null.
 template <class T>
 class HandleTable {
 public:

@@ -12,8 +12,8 @@ int32_t find_stream(const char* function, aclrtStream handle, std::shared_ptr<St
         return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a stream", function, handle);
     }
     if ((*stream)->device != device) {
-        return fail(acl::RT_STREAM_CONTEXT, "%s: stream %p is of device %d, this thread's device is %d", function, handle,
-                    (*stream)->device, device);
+        return fail(acl::RT_STREAM_CONTEXT, "%s: stream %p is of device %d, this thread's device is %d",
+                    function, handle, (*stream)->device, device);
     }
     return acl::SUCCESS;
 }

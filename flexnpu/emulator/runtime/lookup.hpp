@@ -19,8 +19,9 @@ inline int32_t check_context(const char* function) {
     return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
 }
 
-// The stream behind `handle`, of the calling thread's context for a null one. An ACL error, recorded under `function`, if there is none, or if
-// the thread's device is another. (CANN wants the very context; a program that keeps to one a device sees no difference.)
+// The stream behind `handle`, of the calling thread's context for a null one. An ACL error, recorded under
+// `function`, if there is none, or if the thread's device is another. (CANN wants the very context; a program
+// that keeps to one a device sees no difference.)
 int32_t find_stream(const char* function, aclrtStream handle, std::shared_ptr<Stream>* stream);
 
 // Queues the task or, on a stream that is captured, makes it part of the graph; or records why it cannot be.

@@ -1,4 +1,5 @@
-// Tasks that meet others: they keep their stream until all have come, and leave the compute engine to whoever works.
+// Tasks that meet others: they keep their stream until all have come, and leave the compute engine to whoever
+// works.
 #include <algorithm>
 
 #include "flexnpu/emulator/runtime/errors.hpp"

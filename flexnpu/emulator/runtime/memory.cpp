@@ -1,13 +1,13 @@
 #include "flexnpu/emulator/runtime/memory.hpp"
 
+#include <sys/mman.h>
+#include <unistd.h>
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <mutex>
 #include <stdexcept>
 #include <string>
-#include <sys/mman.h>
-#include <unistd.h>
 
 namespace flexnpu::emulator {
 
@@ -19,7 +19,8 @@ uint64_t round_down(uint64_t value, uint64_t to) { return value / to * to; }
 }  // namespace
 
 Arena::Arena(SharedDevice& shared) : shared_(shared) {
-    // Twice the capacity: the MMU of a device gathers scattered free pages, so fragments must not end an allocation.
+    // Twice the capacity: the MMU of a device gathers scattered free pages, so fragments must not end an
+    // allocation.
     span_ = round_up(shared.capacity() * 2, 2 << 20);
     fd_ = memfd_create("flexnpu-emu-memory", MFD_CLOEXEC);
     if (fd_ < 0 || ftruncate(fd_, off_t(span_)) != 0) {
@@ -27,15 +28,16 @@ Arena::Arena(SharedDevice& shared) : shared_(shared) {
         if (fd_ >= 0) {
             close(fd_);
         }
-        throw std::runtime_error(std::string("cannot make the emulated device's memory: ") + std::strerror(error));
+        throw std::runtime_error(std::string("cannot make the emulated device's memory: ") +
+                                 std::strerror(error));
     }
     void* p = mmap(nullptr, span_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_, 0);
     if (p == MAP_FAILED) {
         int error = errno;
         close(fd_);
         throw std::runtime_error("cannot reserve " + std::to_string(span_ >> 30) +
-                                 " GiB of addresses for the emulated device's memory: " + std::strerror(error) +
-                                 " (see ulimit -v and vm.overcommit_memory)");
+                                 " GiB of addresses for the emulated device's memory: " +
+                                 std::strerror(error) + " (see ulimit -v and vm.overcommit_memory)");
     }
     base_ = static_cast<char*>(p);
     insert_free(0, span_);
@@ -84,7 +86,8 @@ std::optional<uint64_t> Arena::take(uint64_t size, uint64_t alignment, bool phys
         return std::nullopt;
     }
     std::unique_lock lock(mutex_);
-    // With room for the alignment: whatever the offset of the gap is, all of them being multiples of kAlignment.
+    // With room for the alignment: whatever the offset of the gap is, all of them being multiples of
+    // kAlignment.
     auto fit = free_by_size_.lower_bound({size + alignment - kAlignment, 0});
     if (fit == free_by_size_.end()) {
         shared_.give_memory(size);
@@ -104,7 +107,9 @@ std::optional<uint64_t> Arena::take(uint64_t size, uint64_t alignment, bool phys
     return offset;
 }
 
-bool Arena::release(void* p) { return contains_address(p) && give(uint64_t(static_cast<char*>(p) - base_), false); }
+bool Arena::release(void* p) {
+    return contains_address(p) && give(uint64_t(static_cast<char*>(p) - base_), false);
+}
 
 bool Arena::release_physical(uint64_t offset) { return give(offset, true); }
 
@@ -181,7 +186,8 @@ std::optional<Arena::Block> Arena::find(const void* p) const {
 
 bool Arena::contains_range(const void* p, uint64_t size) const {
     auto block = find(p);
-    return block && size <= block->size - uint64_t(static_cast<const char*>(p) - static_cast<char*>(block->base));
+    return block &&
+           size <= block->size - uint64_t(static_cast<const char*>(p) - static_cast<char*>(block->base));
 }
 
 uint64_t Arena::allocated() const {

@@ -1,8 +1,9 @@
 // Memory of one emulated device as one process sees it.
 //
-// All of it is one sparse memfd, mapped once over a range of addresses. Pages are committed by the first touch and given
-// back by the free, so that 64 GiB of device memory cost what is in use. A memfd rather than anonymous memory, so that
-// a part can be mapped a second time (virtual memory calls) or into another process (IPC).
+// All of it is one sparse memfd, mapped once over a range of addresses. Pages are committed by the first
+// touch and given back by the free, so that 64 GiB of device memory cost what is in use. A memfd rather than
+// anonymous memory, so that a part can be mapped a second time (virtual memory calls) or into another process
+// (IPC).
 #pragma once
 
 #include <cstddef>
@@ -71,8 +72,8 @@ private:
     char* base_ = nullptr;
     uint64_t span_ = 0;
     mutable std::shared_mutex mutex_;
-    std::map<uint64_t, Used> used_;                       // by offset
-    std::map<uint64_t, uint64_t> free_;                   // offset -> size, no two adjacent
+    std::map<uint64_t, Used> used_;                         // by offset
+    std::map<uint64_t, uint64_t> free_;                     // offset -> size, no two adjacent
     std::set<std::pair<uint64_t, uint64_t>> free_by_size_;  // (size, offset): best fit
     uint64_t allocated_ = 0;
     std::vector<uint64_t> kept_;  // given back while other processes still have it imported

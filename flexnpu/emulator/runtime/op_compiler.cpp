@@ -1,4 +1,5 @@
-// libacl_op_compiler: compile options are kept; there is no compiler behind them. aclop.cpp runs operators by type.
+// libacl_op_compiler: compile options are kept; there is no compiler behind them. aclop.cpp runs operators by
+// type.
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -22,8 +23,8 @@ std::map<aclCompileOpt, std::string>& options() {
     return *values;
 }
 
-// Whether operators are compiled when they are first met. "disable", as on the emulated generation of chips: otherwise
-// torch_npu asks the compiler instead of calling aclnn operators.
+// Whether operators are compiled when they are first met. "disable", as on the emulated generation of chips:
+// otherwise torch_npu asks the compiler instead of calling aclnn operators.
 constexpr aclCompileOpt kJitCompile = 10;
 
 std::string option(aclCompileOpt which) {
@@ -50,7 +51,8 @@ size_t aclGetCompileoptSize(aclCompileOpt which) { return option(which).size() +
 aclError aclGetCompileopt(aclCompileOpt which, char* value, size_t size) {
     std::string text = option(which);
     if (value == nullptr || size < text.size() + 1) {
-        return flexnpu_emu_fail(acl::INVALID_PARAM, "aclGetCompileopt: %zu bytes are needed", text.size() + 1);
+        return flexnpu_emu_fail(acl::INVALID_PARAM, "aclGetCompileopt: %zu bytes are needed",
+                                text.size() + 1);
     }
     std::memcpy(value, text.c_str(), text.size() + 1);
     return acl::SUCCESS;

@@ -56,12 +56,18 @@ struct Job {
         return memory(address, bytes);
     }
     static float* memory(uint64_t address, uint64_t bytes) {
-        return bytes < uint64_t(1) << 60 && flexnpu_emu_is_device_range(reinterpret_cast<void*>(address), bytes) ? reinterpret_cast<float*>(address) : nullptr;
+        return bytes < uint64_t(1) << 60 &&
+                       flexnpu_emu_is_device_range(reinterpret_cast<void*>(address), bytes)
+                   ? reinterpret_cast<float*>(address)
+                   : nullptr;
     }
 
     int run() {
         uint64_t a[4] = {};
-        const void* from = on_device != nullptr ? static_cast<const void*>(memory(reinterpret_cast<uint64_t>(on_device), sizeof a)) : words.data();
+        const void* from =
+            on_device != nullptr
+                ? static_cast<const void*>(memory(reinterpret_cast<uint64_t>(on_device), sizeof a))
+                : words.data();
         if (size < sizeof a || from == nullptr) {
             return acl::RT_AICORE_EXCEPTION;
         }
@@ -79,7 +85,8 @@ struct Job {
             }
             return 0;
         }
-        const auto* list = a[2] >> 16 == 0 && a[1] % 8 == 0 ? static_cast<const uint64_t*>(at(a[1], a[2] * 8)) : nullptr;
+        const auto* list =
+            a[2] >> 16 == 0 && a[1] % 8 == 0 ? static_cast<const uint64_t*>(at(a[1], a[2] * 8)) : nullptr;
         float* out = a[3] >> 40 == 0 ? memory(a[0], a[3] * sizeof(float)) : nullptr;
         if (list == nullptr || out == nullptr) {
             return acl::RT_AICORE_EXCEPTION;
@@ -117,7 +124,8 @@ aclError load(const char* function, const void* data, size_t size, aclrtBinHandl
         std::string name, body;
         words >> name >> body;
         if (body != "scale" && body != "sum") {
-            return fail(acl::INVALID_PARAM, "%s: the emulated device knows no kernel '%s'", function, body.c_str());
+            return fail(acl::INVALID_PARAM, "%s: the emulated device knows no kernel '%s'", function,
+                        body.c_str());
         }
         code->kernels.push_back({name, body == "scale" ? Body::Scale : Body::Sum});
     }
@@ -146,12 +154,16 @@ aclError find(const char* function, aclrtBinHandle binary, aclrtFuncHandle* out,
 
 namespace flexnpu::emulator {
 
-aclError launch_own_kernel(const char* name, aclrtFuncHandle function, uint32_t blocks, aclrtStream handle, const void* arguments, size_t size,
-                           const aclrtPlaceHolderInfo* place_holders, size_t count) {
-    if (function == nullptr || blocks == 0 || arguments == nullptr || size > kMaxArguments || (count != 0 && place_holders == nullptr)) {
-        return fail(acl::INVALID_PARAM, "%s: null function or arguments, no blocks, or too many arguments", name);
+aclError launch_own_kernel(const char* name, aclrtFuncHandle function, uint32_t blocks, aclrtStream handle,
+                           const void* arguments, size_t size, const aclrtPlaceHolderInfo* place_holders,
+                           size_t count) {
+    if (function == nullptr || blocks == 0 || arguments == nullptr || size > kMaxArguments ||
+        (count != 0 && place_holders == nullptr)) {
+        return fail(acl::INVALID_PARAM, "%s: null function or arguments, no blocks, or too many arguments",
+                    name);
     }
-    const bool on_device = place_holders == nullptr && size != 0 && flexnpu_emu_is_device_range(arguments, size);
+    const bool on_device =
+        place_holders == nullptr && size != 0 && flexnpu_emu_is_device_range(arguments, size);
     std::shared_ptr<Stream> stream;
     if (int32_t error = find_stream(name, handle, &stream)) {
         return error;
@@ -160,7 +172,8 @@ aclError launch_own_kernel(const char* name, aclrtFuncHandle function, uint32_t 
     if (!found || found->line < 0) {
         return fail(acl::RT_INVALID_HANDLE, "%s: %p is not a function", name, function);
     }
-    auto job = std::make_unique<Job>(Job{found->code, found->line, std::vector<uint64_t>((size + 7) / 8), size});
+    auto job =
+        std::make_unique<Job>(Job{found->code, found->line, std::vector<uint64_t>((size + 7) / 8), size});
     if (on_device) {
         job->on_device = arguments;
     } else {
@@ -194,7 +207,8 @@ aclError launch_own_kernel(const char* name, aclrtFuncHandle function, uint32_t 
 
 extern "C" {
 
-aclError aclrtBinaryLoadFromData(const void* data, size_t size, const aclrtBinaryLoadOptions*, aclrtBinHandle* out) {
+aclError aclrtBinaryLoadFromData(const void* data, size_t size, const aclrtBinaryLoadOptions*,
+                                 aclrtBinHandle* out) {
     return load("aclrtBinaryLoadFromData", data, size, out);
 }
 aclError aclrtBinaryLoadFromFile(const char* path, aclrtBinaryLoadOptions*, aclrtBinHandle* out) {
@@ -223,15 +237,20 @@ aclError aclrtBinaryGetFunction(const aclrtBinHandle binary, const char* name, a
     if (name == nullptr) {
         return fail(acl::INVALID_PARAM, "aclrtBinaryGetFunction: the name is null");
     }
-    return find("aclrtBinaryGetFunction", binary, out, [name](size_t, const KernelLine& line) { return line.name == name; });
+    return find("aclrtBinaryGetFunction", binary, out,
+                [name](size_t, const KernelLine& line) { return line.name == name; });
 }
 aclError aclrtBinaryGetFunctionByEntry(aclrtBinHandle binary, uint64_t entry, aclrtFuncHandle* out) {
-    return find("aclrtBinaryGetFunctionByEntry", binary, out, [entry](size_t i, const KernelLine&) { return i == entry; });
+    return find("aclrtBinaryGetFunctionByEntry", binary, out,
+                [entry](size_t i, const KernelLine&) { return i == entry; });
 }
-aclError aclrtLaunchKernel(aclrtFuncHandle function, uint32_t blocks, const void* arguments, size_t size, aclrtStream stream) {
+aclError aclrtLaunchKernel(aclrtFuncHandle function, uint32_t blocks, const void* arguments, size_t size,
+                           aclrtStream stream) {
     return emu::launch_own_kernel("aclrtLaunchKernel", function, blocks, stream, arguments, size, nullptr, 0);
 }
-aclError aclrtLaunchKernelV2(aclrtFuncHandle function, uint32_t blocks, const void* arguments, size_t size, aclrtLaunchKernelCfg*, aclrtStream stream) {
-    return emu::launch_own_kernel("aclrtLaunchKernelV2", function, blocks, stream, arguments, size, nullptr, 0);
+aclError aclrtLaunchKernelV2(aclrtFuncHandle function, uint32_t blocks, const void* arguments, size_t size,
+                             aclrtLaunchKernelCfg*, aclrtStream stream) {
+    return emu::launch_own_kernel("aclrtLaunchKernelV2", function, blocks, stream, arguments, size, nullptr,
+                                  0);
 }
 }

@@ -18,7 +18,8 @@ namespace flexnpu::emulator {
 namespace {
 
 constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
-// No operator of a sane shape takes longer; a cost beyond it is an error of the caller that must not wedge the device.
+// No operator of a sane shape takes longer; a cost beyond it is an error of the caller that must not wedge
+// the device.
 constexpr double kLongestNs = 60e9;
 
 uint64_t to_ns(double ns) {
@@ -36,7 +37,8 @@ public:
     double number(const char* path, double minimum) {
         double value = require<double>(path, "a number");
         if (!(value >= minimum) || !std::isfinite(value)) {
-            throw std::runtime_error(file_ + ": " + path + " must be a number of at least " + std::to_string(minimum));
+            throw std::runtime_error(file_ + ": " + path + " must be a number of at least " +
+                                     std::to_string(minimum));
         }
         return value;
     }
@@ -96,7 +98,9 @@ uint64_t Profile::kernel_ns(const KernelCost& cost, double static_share) const {
     switch (cost.cube_dtype) {
         case acl::FLOAT16: peak = fp16; break;
         case acl::BF16: peak = bf16; break;
-        case acl::INT8: case acl::UINT8: case acl::INT4: peak = int8; break;
+        case acl::INT8:
+        case acl::UINT8:
+        case acl::INT4: peak = int8; break;
         default: break;
     }
     double work = std::max({cost.cube_flops / (peak * compute_efficiency),

@@ -24,17 +24,20 @@ struct Profile {
     double compute_efficiency = 1, memory_efficiency = 1;
     // What every operator costs before its work: by kind, in nanoseconds.
     double mma_static_ns = 0, vector_static_ns = 0;
-    // A graph: what a replay costs before its first task, and the share of an operator's static cost that is left.
+    // A graph: what a replay costs before its first task, and the share of an operator's static cost that is
+    // left.
     double replay_static_ns = 0;
     double graph_static_share = 1;
     // Copies between host and device.
     double h2d_rate = 0, d2h_rate = 0;  // bytes a second
     double copy_static_ns = 0;
-    // The link to the other devices: bytes a second in each direction, and what each step of a collective costs besides.
+    // The link to the other devices: bytes a second in each direction, and what each step of a collective
+    // costs besides.
     double link_rate = 0, link_step_ns = 0;
     uint32_t stream_depth = 4096;  // launches that a stream holds before a launch blocks
 
-    // Device time of an operator in nanoseconds: the roofline (Williams, Waterman, Patterson, CACM 52(4), 2009)
+    // Device time of an operator in nanoseconds: the roofline (Williams, Waterman, Patterson, CACM 52(4),
+    // 2009)
     //     static(kind) + max(cube/(peak*eff), vector/(peak*eff), bytes/(rate*eff)),
     // kind mma when it uses the matrix unit. `static_share` scales the static part.
     uint64_t kernel_ns(const KernelCost& cost, double static_share = 1) const;

@@ -1,6 +1,6 @@
-// Running a graph. The stream's worker takes the tasks one at a time, always the one that the device could begin first, so
-// branches overlap in the device's time (each on its engine) although one thread computes them, and a branch that waits
-// for a word of memory or an external event does not hold up the others.
+// Running a graph. The stream's worker takes the tasks one at a time, always the one that the device could
+// begin first, so branches overlap in the device's time (each on its engine) although one thread computes
+// them, and a branch that waits for a word of memory or an external event does not hold up the others.
 #include "flexnpu/emulator/runtime/replay.hpp"
 
 #include <algorithm>
@@ -163,7 +163,8 @@ private:
         switch (task.kind) {
             case TaskKind::Kernel: {
                 auto held = graph_.kernel(index);  // kept while it runs, whatever an update does meanwhile
-                stream_.execute(held->kernel, stream_.device_ns_, stream_.model_.profile.graph_static_share, task_.number);
+                stream_.execute(held->kernel, stream_.device_ns_, stream_.model_.profile.graph_static_share,
+                                task_.number);
                 break;
             }
             case TaskKind::Copy: stream_.copy(task.copy, task.engine, stream_.device_ns_); break;
@@ -190,7 +191,8 @@ private:
     void finish() {
         Replay& replay = *task_.replay;
         if (cut_short_ && graph_.aborted(replay.ticket)) {
-            stream_.set_error(acl::RT_STREAM_ABORT, "the replay of graph " + std::to_string(graph_.id) + " was aborted");
+            stream_.set_error(acl::RT_STREAM_ABORT,
+                              "the replay of graph " + std::to_string(graph_.id) + " was aborted");
         }
         if (done_records_.size() < replay.records.size()) {
             uint64_t now = std::max(stream_.device_ns_, task_.submit_ns);

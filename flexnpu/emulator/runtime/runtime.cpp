@@ -1,8 +1,8 @@
 #include "flexnpu/emulator/runtime/runtime.hpp"
 
+#include <dlfcn.h>
 #include <cstdio>
 #include <cstdlib>
-#include <dlfcn.h>
 #include <filesystem>
 #include <stdexcept>
 
@@ -75,9 +75,10 @@ Settings read_settings() {
     settings.devices = int32_t(count);
     settings.machine = variable("FLEXNPU_EMU_MACHINE", "default");
     if (settings.machine.size() > 40 ||
-        settings.machine.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") !=
-            std::string::npos) {
-        refuse_variable("FLEXNPU_EMU_MACHINE", settings.machine, "at most 40 letters, digits, '_', '.' or '-'");
+        settings.machine.find_first_not_of(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") != std::string::npos) {
+        refuse_variable("FLEXNPU_EMU_MACHINE", settings.machine,
+                        "at most 40 letters, digits, '_', '.' or '-'");
     }
     return settings;
 }
@@ -115,8 +116,8 @@ Runtime::Runtime() {
     devices_.resize(size_t(settings_.devices));
 }
 
-// In the child only the forking thread exists: no lock of the old state can be taken, no worker joined. What maps the
-// device is dropped, the rest is left behind.
+// In the child only the forking thread exists: no lock of the old state can be taken, no worker joined. What
+// maps the device is dropped, the rest is left behind.
 void Runtime::forget_after_fork() {
     Runtime* old = g_runtime.load(std::memory_order_acquire);
     g_runtime.store(nullptr, std::memory_order_release);
@@ -161,8 +162,8 @@ int32_t Runtime::finalize() {
     return acl::SUCCESS;
 }
 
-// Work in flight gets a moment; then the workers stop, so that none runs while the process's libraries are taken down.
-// The shared page is left by the process's end itself if a worker does not come back.
+// Work in flight gets a moment; then the workers stop, so that none runs while the process's libraries are
+// taken down. The shared page is left by the process's end itself if a worker does not come back.
 void Runtime::exit() {
     auto deadline = Clock::now() + kDrainAtExit;
     for (const auto& stream : streams(-1)) {
@@ -206,8 +207,8 @@ std::shared_ptr<Device> Runtime::open_device(int32_t index) {
         return nullptr;
     }
     if (index < 0 || index >= settings_.devices) {
-        fail(acl::RT_INVALID_DEVICE, "there is no device %d: this machine has %d (FLEXNPU_EMU_DEVICES)", index,
-             settings_.devices);
+        fail(acl::RT_INVALID_DEVICE, "there is no device %d: this machine has %d (FLEXNPU_EMU_DEVICES)",
+             index, settings_.devices);
         return nullptr;
     }
     if (auto open = device(index)) {

@@ -32,7 +32,8 @@ struct Settings {
     std::string machine = "default";
 };
 
-// Reads FLEXNPU_EMU_{PROFILE,MODE,MISSING,DEVICES,MACHINE}. Throws std::runtime_error that names the variable.
+// Reads FLEXNPU_EMU_{PROFILE,MODE,MISSING,DEVICES,MACHINE}. Throws std::runtime_error that names the
+// variable.
 Settings read_settings();
 
 struct Device {
@@ -77,7 +78,8 @@ public:
     // The calling thread's context, or null.
     std::shared_ptr<Context> current_context() const;
     void* current_context_handle() const;
-    // The device of that context, or -1. For every call: it looks the context up only when some context has ended since.
+    // The device of that context, or -1. For every call: it looks the context up only when some context has
+    // ended since.
     int32_t current_device() const;
     int32_t set_current_context(void* handle);
 

@@ -1,25 +1,25 @@
 #include "flexnpu/emulator/runtime/shared_device.hpp"
 
-#include <algorithm>
-#include <cerrno>
-#include <chrono>
-#include <cstddef>
-#include <cstring>
 #include <dirent.h>
 #include <fcntl.h>
-#include <memory>
-#include <mutex>
-#include <new>
 #include <signal.h>
-#include <stdexcept>
-#include <string_view>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <thread>
 #include <unistd.h>
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string_view>
+#include <thread>
 
 #include "flexnpu/emulator/runtime/clock.hpp"
 #include "flexnpu/emulator/runtime/fork.hpp"
@@ -33,7 +33,8 @@ namespace {
     throw std::runtime_error(what + ": " + std::strerror(errno));
 }
 
-// Held while a process looks for the device and makes it. An abstract socket's name: the kernel frees it with its holder.
+// Held while a process looks for the device and makes it. An abstract socket's name: the kernel frees it with
+// its holder.
 class NameLock {
 public:
     explicit NameLock(const std::string& name) : fd_(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
@@ -82,7 +83,7 @@ int find_memfd(const std::string& name) {
             continue;
         }
         std::string folder = std::string("/proc/") + process->d_name + "/fd";
-        struct stat owner {};
+        struct stat owner{};
         if (stat(folder.c_str(), &owner) != 0 || owner.st_uid != self) {
             continue;
         }
@@ -111,7 +112,8 @@ class SharedDevice::Lock {
 public:
     explicit Lock(DevicePage* page) : page_(page) {
         if (pthread_mutex_lock(&page_->mutex) == EOWNERDEAD) {
-            // The holder died inside. Every change of the table is one word, so the table is as good as before.
+            // The holder died inside. Every change of the table is one word, so the table is as good as
+            // before.
             pthread_mutex_consistent(&page_->mutex);
         }
     }
@@ -171,7 +173,8 @@ void SharedDevice::enter(uint64_t capacity_bytes, const std::string& name) {
         throw std::runtime_error("device " + name + " is in use by another version of the emulator");
     }
     if (page_->capacity_bytes != capacity_bytes) {
-        throw std::runtime_error("device " + name + " is in use with " + std::to_string(page_->capacity_bytes >> 20) +
+        throw std::runtime_error("device " + name + " is in use with " +
+                                 std::to_string(page_->capacity_bytes >> 20) +
                                  " MiB of memory, this profile has " + std::to_string(capacity_bytes >> 20) +
                                  " MiB: use the same FLEXNPU_EMU_PROFILE, or another FLEXNPU_EMU_MACHINE");
     }
@@ -269,7 +272,9 @@ uint64_t SharedDevice::used() {
 
 namespace {
 
-bool is_live(const DevicePage::Export::Peer& peer) { return peer.pid != 0 && process_start_time(peer.pid) == peer.start_time; }
+bool is_live(const DevicePage::Export::Peer& peer) {
+    return peer.pid != 0 && process_start_time(peer.pid) == peer.start_time;
+}
 
 std::string random_key(size_t bytes) {
     std::string key;
@@ -289,7 +294,7 @@ int open_inode(int32_t pid, uint64_t inode) {
     std::string folder = "/proc/" + std::to_string(pid) + "/fd";
     Directory files(opendir(folder.c_str()));
     while (dirent* file = files ? readdir(files.get()) : nullptr) {
-        struct stat status {};
+        struct stat status{};
         if (fstatat(dirfd(files.get()), file->d_name, &status, 0) != 0 || status.st_ino != inode) {
             continue;
         }
@@ -306,7 +311,8 @@ int open_inode(int32_t pid, uint64_t inode) {
 
 DevicePage::Export* SharedDevice::find_export_locked(const std::string& key) {
     for (DevicePage::Export& one : page_->exports) {
-        if (!key.empty() && key.size() <= sizeof(one.key) && std::string_view(one.key, strnlen(one.key, sizeof(one.key))) == key) {
+        if (!key.empty() && key.size() <= sizeof(one.key) &&
+            std::string_view(one.key, strnlen(one.key, sizeof(one.key))) == key) {
             return &one;
         }
     }
@@ -332,8 +338,9 @@ void SharedDevice::reap_exports_locked() {
     }
 }
 
-std::string SharedDevice::add_export(int fd, uint64_t offset, uint64_t size, bool any_process, size_t key_bytes) {
-    struct stat status {};
+std::string SharedDevice::add_export(int fd, uint64_t offset, uint64_t size, bool any_process,
+                                     size_t key_bytes) {
+    struct stat status{};
     if (fstat(fd, &status) != 0) {
         return "";
     }
@@ -377,10 +384,12 @@ SharedDevice::Import SharedDevice::take_import(const std::string& key, Imported*
     if (one->owner.pid == getpid()) {
         return Import::Own;
     }
-    if (!one->any_process && std::find(one->allowed, one->allowed + one->allowed_count, getpid()) == one->allowed + one->allowed_count) {
+    if (!one->any_process && std::find(one->allowed, one->allowed + one->allowed_count, getpid()) ==
+                                 one->allowed + one->allowed_count) {
         return Import::NotAllowed;
     }
-    auto slot = std::find_if(std::begin(one->importers), std::end(one->importers), [](const auto& peer) { return peer.pid == 0; });
+    auto slot = std::find_if(std::begin(one->importers), std::end(one->importers),
+                             [](const auto& peer) { return peer.pid == 0; });
     if (slot == std::end(one->importers)) {
         return Import::Full;
     }
@@ -429,7 +438,8 @@ bool SharedDevice::end_exports(uint64_t offset, uint64_t size) {
     Lock lock(page_);
     bool free = true;
     for (DevicePage::Export& one : page_->exports) {
-        if (one.key[0] == 0 || one.owner.pid != getpid() || one.offset < offset || one.offset >= offset + size) {
+        if (one.key[0] == 0 || one.owner.pid != getpid() || one.offset < offset ||
+            one.offset >= offset + size) {
             continue;
         }
         if (std::any_of(std::begin(one.importers), std::end(one.importers), is_live)) {
@@ -442,7 +452,9 @@ bool SharedDevice::end_exports(uint64_t offset, uint64_t size) {
     return free;
 }
 
-bool SharedDevice::owner_lives(const DevicePage::IpcEvent& event) { return process_start_time(event.pid) == event.start_time; }
+bool SharedDevice::owner_lives(const DevicePage::IpcEvent& event) {
+    return process_start_time(event.pid) == event.start_time;
+}
 
 DevicePage::IpcEvent* SharedDevice::make_event() {
     Lock lock(page_);

@@ -1,14 +1,16 @@
-// What the processes that use one emulated device share: its engines' timelines and the memory that each process holds.
+// What the processes that use one emulated device share: its engines' timelines and the memory that each
+// process holds.
 //
-// The state lives in a memfd that every user of the device has open. A process that opens the device looks for it in
-// the file descriptors of its user's processes (/proc/PID/fd) and makes it when there is none, so that nothing is left
-// on the machine when the last user ends, however it ends. Timelines are single atomic words: a process may be
-// killed between any two instructions and leaves them usable. The table of users is under a robust mutex.
+// The state lives in a memfd that every user of the device has open. A process that opens the device looks
+// for it in the file descriptors of its user's processes (/proc/PID/fd) and makes it when there is none, so
+// that nothing is left on the machine when the last user ends, however it ends. Timelines are single atomic
+// words: a process may be killed between any two instructions and leaves them usable. The table of users is
+// under a robust mutex.
 #pragma once
 
+#include <pthread.h>
 #include <atomic>
 #include <cstdint>
-#include <pthread.h>
 #include <string>
 
 namespace flexnpu::emulator {
@@ -74,7 +76,7 @@ struct DevicePage {
     pthread_mutex_t mutex;          // robust; guards users
     User users[kMaxUsers];
     IpcEvent events[kIpcEvents];  // made under the mutex
-    Export exports[kExports];  // under the mutex too
+    Export exports[kExports];     // under the mutex too
 };
 
 class SharedDevice {
@@ -85,12 +87,15 @@ public:
     SharedDevice(const SharedDevice&) = delete;
     SharedDevice& operator=(const SharedDevice&) = delete;
 
-    // Takes the engine for `duration` at the first free time from `ready` on; the start in CLOCK_MONOTONIC ns.
+    // Takes the engine for `duration` at the first free time from `ready` on; the start in CLOCK_MONOTONIC
+    // ns.
     uint64_t reserve(Engine engine, uint64_t ready, uint64_t duration);
     // The reservation made last turned out to take `extra` longer: everything reserved later moves on.
     void extend(Engine engine, uint64_t extra);
     void count_cube(uint64_t ns) { page_->cube_ns.fetch_add(ns, std::memory_order_relaxed); }
-    uint64_t busy_ns(Engine engine) const { return page_->engines[engine].busy_ns.load(std::memory_order_relaxed); }
+    uint64_t busy_ns(Engine engine) const {
+        return page_->engines[engine].busy_ns.load(std::memory_order_relaxed);
+    }
     uint64_t cube_ns() const { return page_->cube_ns.load(std::memory_order_relaxed); }
 
     // Counts `bytes` as held by this process; false when the device has not that much left.
@@ -118,7 +123,9 @@ public:
 
     // A slot for an event of this process, or null; its number is its place.
     DevicePage::IpcEvent* make_event();
-    DevicePage::IpcEvent* event(uint32_t number) { return number < DevicePage::kIpcEvents ? &page_->events[number] : nullptr; }
+    DevicePage::IpcEvent* event(uint32_t number) {
+        return number < DevicePage::kIpcEvents ? &page_->events[number] : nullptr;
+    }
     uint32_t number_of(const DevicePage::IpcEvent* event) const { return uint32_t(event - page_->events); }
     static bool owner_lives(const DevicePage::IpcEvent& event);
 

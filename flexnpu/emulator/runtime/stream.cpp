@@ -1,10 +1,10 @@
 #include "flexnpu/emulator/runtime/stream.hpp"
 
-#include <algorithm>
-#include <cstring>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "flexnpu/emulator/runtime/errors.hpp"
@@ -15,8 +15,9 @@ namespace flexnpu::emulator {
 
 namespace {
 
-// How far device time may run ahead of the clock before the worker sleeps. Operators of a few microseconds then need no
-// sleep of their own and still have exact times; a completion shows at most this much too early, never in the sum.
+// How far device time may run ahead of the clock before the worker sleeps. Operators of a few microseconds
+// then need no sleep of their own and still have exact times; a completion shows at most this much too early,
+// never in the sum.
 constexpr uint64_t kAheadNs = 50'000;
 // A sleep ends this much before its target: about what waking up takes.
 constexpr uint64_t kWakeNs = 25'000;
@@ -46,7 +47,8 @@ bool Stream::enqueue(Task&& task) {
     task.submit_ns = now_ns();
     task.number = enqueued_.load() + 1;
     if (task.replay) {
-        task.replay->ticket = task.replay->graph->next_ticket();  // here: turns follow the order of the queues
+        task.replay->ticket =
+            task.replay->graph->next_ticket();  // here: turns follow the order of the queues
     }
     enqueued_.store(task.number);
     queue_.push_back(std::move(task));
@@ -113,7 +115,8 @@ void Stream::skip(Task& task) {
             }
             break;
         case TaskKind::EventRecord:
-            task.event->complete(task.record, std::max(device_ns_, task.submit_ns), task.number <= skip_until_.load());
+            task.event->complete(task.record, std::max(device_ns_, task.submit_ns),
+                                 task.number <= skip_until_.load());
             break;
         case TaskKind::EventReset: task.event->reset(task.record); break;
         case TaskKind::EventWait: task.event->pending_waits.fetch_sub(1); break;
@@ -226,9 +229,11 @@ void Stream::wait_event(Task& task) {
         }
         bool over = false;
         // Another process does not wake this one: its events are looked at.
-        while (event.between.theirs && !over && !event.is_complete(task.record) && (!deadline || now_ns() < *deadline)) {
+        while (event.between.theirs && !over && !event.is_complete(task.record) &&
+               (!deadline || now_ns() < *deadline)) {
             const uint64_t look = now_ns() + 100'000;
-            wait_until(task.number, deadline ? std::min(look, *deadline) : look, [&] { return event.is_complete(task.record); });
+            wait_until(task.number, deadline ? std::min(look, *deadline) : look,
+                       [&] { return event.is_complete(task.record); });
             over = skipping(task);
         }
         if (!event.between.theirs) {
@@ -265,8 +270,8 @@ void Stream::write_value(const Task& task) {
     }
 }
 
-// Told of writes by aclrtValueWrite; nothing tells when a program or a kernel writes to device memory, so it also looks
-// again now and then.
+// Told of writes by aclrtValueWrite; nothing tells when a program or a kernel writes to device memory, so it
+// also looks again now and then.
 void Stream::wait_value(Task& task) {
     if (model_.mode != kModeCompute) {
         return;
@@ -288,7 +293,8 @@ void Stream::follow_clock(uint64_t number) {
 }
 
 // `done` is asked without the stream's lock: it may take the lock of what calls wake().
-void Stream::wait_until(uint64_t number, std::optional<uint64_t> deadline_ns, const std::function<bool()>& done) {
+void Stream::wait_until(uint64_t number, std::optional<uint64_t> deadline_ns,
+                        const std::function<bool()>& done) {
     for (;;) {
         {
             std::lock_guard lock(mutex_);
@@ -323,7 +329,8 @@ Stream::Wait Stream::synchronize(std::optional<Clock::time_point> deadline) {
         if (completed_.load() >= target) {
             return true;
         }
-        // Stored before `completed_` is read again: either this thread sees the completion or the worker sees this.
+        // Stored before `completed_` is read again: either this thread sees the completion or the worker sees
+        // this.
         notify_at_.store(std::min(notify_at_.load(), target));
         return completed_.load() >= target;
     };

@@ -24,7 +24,7 @@ namespace flexnpu::emulator {
 
 enum class TaskKind : uint8_t {
     Kernel,
-    Copy,         // memcpy, or memset when source is null
+    Copy,  // memcpy, or memset when source is null
     EventRecord,
     EventWait,
     EventReset,
@@ -81,12 +81,13 @@ public:
     std::atomic<uint32_t> overflow_switch{0};
     std::atomic<uint64_t> failure_mode{0};  // 1: after an error the rest is skipped
 
-    // What happens to tasks that are called on the stream: they run, or are taken by a capture or a task update. Written
-    // under the captures' lock.
+    // What happens to tasks that are called on the stream: they run, or are taken by a capture or a task
+    // update. Written under the captures' lock.
     enum class Divert : uint8_t { None, Capture, Update };
     std::atomic<Divert> divert{Divert::None};
 
-    // Appends a task; blocks while the stream is full. False when the stream is being destroyed: the task is untouched.
+    // Appends a task; blocks while the stream is full. False when the stream is being destroyed: the task is
+    // untouched.
     bool enqueue(Task&& task);
 
     enum class Wait { Done, TimedOut };
@@ -98,7 +99,8 @@ public:
     // The same, and leaves it; only of a stream that stops after a failure, for calls that are refused then.
     int32_t stopped_by(std::string* message) const;
 
-    // Skips everything that has been enqueued and not begun; the error is what synchronise then reports (0: nothing).
+    // Skips everything that has been enqueued and not begun; the error is what synchronise then reports (0:
+    // nothing).
     void abort(int32_t error, const char* message);
     // Lets what was enqueued run (or skips it) and ends the worker.
     void shut_down(bool skip);
@@ -114,7 +116,8 @@ private:
     void run(Task& task);
     void skip(Task& task);
     void run_kernel(Task& task);
-    // These leave device_ns_ at the end of what began at `ready` at the soonest; `number` is of the task that it belongs to.
+    // These leave device_ns_ at the end of what began at `ready` at the soonest; `number` is of the task that
+    // it belongs to.
     void execute(const Kernel& kernel, uint64_t ready, double static_share, uint64_t number);
     void meet(const Kernel& kernel, uint64_t ready, uint64_t number);
     void compute(const Kernel& kernel, uint64_t ready, double static_share);
@@ -124,7 +127,8 @@ private:
     void run_callback(Task& task, std::shared_ptr<ReportQueue> queue);
     void wait_event(Task& task);
     void wait_value(Task& task);
-    // Whether the word that a ValueWait task names has its value; always in time mode, where memory is not touched.
+    // Whether the word that a ValueWait task names has its value; always in time mode, where memory is not
+    // touched.
     bool value_there(const Task& task) const;
     void write_value(const Task& task);
     void set_error(int32_t error, std::string message);
@@ -138,11 +142,11 @@ private:
     uint64_t device_ns_ = 0;  // device time at which the last task ended; the worker's own
 
     mutable std::mutex mutex_;
-    std::condition_variable work_;   // the worker: there are tasks
+    std::condition_variable work_;    // the worker: there are tasks
     std::condition_variable wakeup_;  // the worker inside a task: time, event or abort
-    std::condition_variable done_;   // others: tasks have completed, or there is room
+    std::condition_variable done_;    // others: tasks have completed, or there is room
     std::deque<Task> queue_;
-    bool idle_ = false;      // the worker waits for tasks
+    bool idle_ = false;  // the worker waits for tasks
     bool stopping_ = false;
     bool woken_ = false;  // since the worker last looked
     std::thread worker_;

@@ -1,8 +1,8 @@
 #include "flexnpu/emulator/runtime/virtual_memory.hpp"
 
-#include <mutex>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <mutex>
 #include <vector>
 
 #include "flexnpu/emulator/runtime/runtime.hpp"
@@ -14,8 +14,8 @@ namespace {
 uint64_t round_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
 
-// Nothing behind these addresses: for a reservation, and for what was unmapped. An operator that still runs there when its
-// memory is unmapped must not end the program, so its pages are scratch.
+// Nothing behind these addresses: for a reservation, and for what was unmapped. An operator that still runs
+// there when its memory is unmapped must not end the program, so its pages are scratch.
 void* blank(void* p, uint64_t size, int protection) {
     int fixed = p != nullptr ? MAP_FIXED : 0;
     void* area = mmap(p, size, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
@@ -52,8 +52,8 @@ PhysicalMemory::~PhysicalMemory() {
 void* AddressSpace::reserve(uint64_t size, void* hint) {
     size = round_up(size, Arena::kGranularity);
     // Room for the alignment, which is then given back.
-    auto* area = static_cast<char*>(
-        mmap(hint, size + Arena::kGranularity, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    auto* area = static_cast<char*>(mmap(hint, size + Arena::kGranularity, PROT_NONE,
+                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (area == MAP_FAILED) {
         return nullptr;
     }
@@ -83,7 +83,8 @@ AddressSpace::Answer AddressSpace::release(void* p) {
     return Answer::Done;
 }
 
-AddressSpace::Answer AddressSpace::map(void* p, uint64_t size, uint64_t offset, std::shared_ptr<PhysicalMemory> memory) {
+AddressSpace::Answer AddressSpace::map(void* p, uint64_t size, uint64_t offset,
+                                       std::shared_ptr<PhysicalMemory> memory) {
     auto address = reinterpret_cast<uint64_t>(p);
     std::unique_lock lock(mutex_);
     auto at = reservations_.upper_bound(address);
@@ -212,7 +213,8 @@ bool AddressSpace::contains_range(const void* p, uint64_t size) const {
         address = end;
         ++piece;
         // Attached memory is a world of its own, whatever lies next to it.
-        if (piece == pieces_.end() || piece->first != end || piece->second.attached || std::prev(piece)->second.attached) {
+        if (piece == pieces_.end() || piece->first != end || piece->second.attached ||
+            std::prev(piece)->second.attached) {
             return false;
         }
     }

@@ -1,8 +1,8 @@
-// Addresses of device memory beyond the arena's own: reservations, physical memory mapped into them, and memory of other
-// processes.
+// Addresses of device memory beyond the arena's own: reservations, physical memory mapped into them, and
+// memory of other processes.
 //
-// Physical memory is a range of a memfd: of this process's arena, or of another process's that it exported. Mapping it is
-// mapping that range of the file at another address, so that nothing is ever copied.
+// Physical memory is a range of a memfd: of this process's arena, or of another process's that it exported.
+// Mapping it is mapping that range of the file at another address, so that nothing is ever copied.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +21,12 @@ struct Device;
 // A range of device memory without an address. Goes back when nobody maps or holds it.
 class PhysicalMemory {
 public:
-    // A range of the device's own arena, or null when the device is full. `size` is a multiple of Arena::kGranularity.
+    // A range of the device's own arena, or null when the device is full. `size` is a multiple of
+    // Arena::kGranularity.
     static std::shared_ptr<PhysicalMemory> allocate(std::shared_ptr<Device> device, uint64_t size);
     // A range of another process's arena; `closed` is called at the end. Takes over fd.
-    PhysicalMemory(std::shared_ptr<Device> device, int fd, uint64_t offset, uint64_t size, std::function<void()> closed);
+    PhysicalMemory(std::shared_ptr<Device> device, int fd, uint64_t offset, uint64_t size,
+                   std::function<void()> closed);
     ~PhysicalMemory();
     PhysicalMemory(const PhysicalMemory&) = delete;
     PhysicalMemory& operator=(const PhysicalMemory&) = delete;
@@ -43,18 +45,20 @@ class AddressSpace {
 public:
     enum class Answer { Done, Unknown, Busy, OutOfRange, NoRoom };
 
-    // A range of addresses with nothing behind it, aligned to Arena::kGranularity; near `hint` if that is free. Null: no room.
-    // Of no device yet: programs reserve before they choose one.
+    // A range of addresses with nothing behind it, aligned to Arena::kGranularity; near `hint` if that is
+    // free. Null: no room. Of no device yet: programs reserve before they choose one.
     void* reserve(uint64_t size, void* hint);
     // Busy: something is still mapped there.
     Answer release(void* p);
 
-    // Unknown: [p, p+size) is not within one reservation. Busy: a part of it is mapped. OutOfRange: the memory is shorter.
+    // Unknown: [p, p+size) is not within one reservation. Busy: a part of it is mapped. OutOfRange: the
+    // memory is shorter.
     Answer map(void* p, uint64_t size, uint64_t offset, std::shared_ptr<PhysicalMemory> memory);
     // `p` is where a piece begins. What a running operator still does there goes nowhere.
     Answer unmap(void* p);
 
-    // Maps memory at a new address of its own, for [offset, offset + memory's size) which need not be at a page's border.
+    // Maps memory at a new address of its own, for [offset, offset + memory's size) which need not be at a
+    // page's border.
     void* attach(std::shared_ptr<PhysicalMemory> memory);
     Answer detach(void* p);
 

@@ -2,13 +2,15 @@
 //
 //   ordering STREAMS THREADS EVENTS
 //
-// Prints the streams' handles. Then, for each program on the input (a line a step, "run" at the end), a line a step:
-// "STEP CODE STATUS SEEN SEEN" and "end". A step is begun when the one before it has returned, or for those in the background has been begun.
+// Prints the streams' handles. Then, for each program on the input (a line a step, "run" at the end), a line
+// a step: "STEP CODE STATUS SEEN SEEN" and "end". A step is begun when the one before it has returned, or for
+// those in the background has been begun.
 //
-// Each stream has a cell in device memory, which counts the stream's effects: each effect makes it one more. SEEN is what all cells
-// held at one moment, "-" if they were not looked at: of a copy in a stream, when it ran; of a host function, when it began and when it
-// ended; of a synchronise or a query, after it had returned. One stream more, the last printed, is kept busy with operators all the while: as a
-// decode lane it gives the gate a reason to hold others.
+// Each stream has a cell in device memory, which counts the stream's effects: each effect makes it one more.
+// SEEN is what all cells held at one moment, "-" if they were not looked at: of a copy in a stream, when it
+// ran; of a host function, when it began and when it ended; of a synchronise or a query, after it had
+// returned. One stream more, the last printed, is kept busy with operators all the while: as a decode lane it
+// gives the gate a reason to hold others.
 #include <pthread.h>
 #include <unistd.h>
 
@@ -33,7 +35,6 @@
 namespace acl = flexnpu::acl;
 
 namespace {
-
 
 size_t stream_count;
 std::vector<aclrtStream> streams;
@@ -104,7 +105,8 @@ int run(Step& step, size_t number, const std::function<void()>& begun) {
     if (w == "copy") {
         step.copied = true;
         const size_t bytes = stream_count * 4;
-        return ACL(aclrtMemcpyAsync)(copies + number * stream_count, bytes, cells, bytes, acl::DEVICE_TO_DEVICE, stream(0));
+        return ACL(aclrtMemcpyAsync)(copies + number * stream_count, bytes, cells, bytes,
+                                     acl::DEVICE_TO_DEVICE, stream(0));
     }
     if (w == "host") {
         step.pause_us = step.at(1);
@@ -112,7 +114,8 @@ int run(Step& step, size_t number, const std::function<void()>& begun) {
     }
     if (w == "callback") {
         step.pause_us = step.at(1);
-        return ACL(aclrtLaunchCallback)(reinterpret_cast<aclrtCallback>(&host_function), &step, aclrtCallbackBlockType(step.at(2)), stream(0));
+        return ACL(aclrtLaunchCallback)(reinterpret_cast<aclrtCallback>(&host_function), &step,
+                                        aclrtCallbackBlockType(step.at(2)), stream(0));
     }
     if (w == "new") {
         aclrtEvent& e = events.at(step.at(0));
@@ -126,10 +129,14 @@ int run(Step& step, size_t number, const std::function<void()>& begun) {
     if (w == "record") return ACL(aclrtRecordEvent)(event(0), stream(1));
     if (w == "wait") return ACL(aclrtStreamWaitEvent)(stream(1), event(0));
     if (w == "reset") return ACL(aclrtResetEvent)(event(0), stream(1));
-    if (w == "query") return query(step, [&](int32_t* status) { return ACL(aclrtQueryEventStatus)(event(0), status); });
-    if (w == "old_query") return query(step, [&](int32_t* status) { return ACL(aclrtQueryEvent)(event(0), status); });
-    if (w == "wait_query") return query(step, [&](int32_t* status) { return ACL(aclrtQueryEventWaitStatus)(event(0), status); });
-    if (w == "stream_query") return query(step, [&](int32_t* status) { return ACL(aclrtStreamQuery)(stream(0), status); });
+    if (w == "query")
+        return query(step, [&](int32_t* status) { return ACL(aclrtQueryEventStatus)(event(0), status); });
+    if (w == "old_query")
+        return query(step, [&](int32_t* status) { return ACL(aclrtQueryEvent)(event(0), status); });
+    if (w == "wait_query")
+        return query(step, [&](int32_t* status) { return ACL(aclrtQueryEventWaitStatus)(event(0), status); });
+    if (w == "stream_query")
+        return query(step, [&](int32_t* status) { return ACL(aclrtStreamQuery)(stream(0), status); });
     if (w == "elapsed") {
         float ms = 0;
         const int e = ACL(aclrtEventElapsedTime)(&ms, event(0), event(1));
@@ -138,10 +145,14 @@ int run(Step& step, size_t number, const std::function<void()>& begun) {
     }
     begun();
     int e;
-    if (w == "sync_stream") e = ACL(aclrtSynchronizeStream)(stream(0));
-    else if (w == "sync_event") e = ACL(aclrtSynchronizeEvent)(event(0));
-    else if (w == "sync_device") e = ACL(aclrtSynchronizeDevice)();
-    else e = -1;
+    if (w == "sync_stream")
+        e = ACL(aclrtSynchronizeStream)(stream(0));
+    else if (w == "sync_event")
+        e = ACL(aclrtSynchronizeEvent)(event(0));
+    else if (w == "sync_device")
+        e = ACL(aclrtSynchronizeDevice)();
+    else
+        e = -1;
     step.first = look(cells);
     return e;
 }
@@ -150,7 +161,8 @@ int run(Step& step, size_t number, const std::function<void()>& begun) {
 class Thread {
 public:
     Thread() : thread_([this] { serve(); }) { thread_.detach(); }
-    // Returns when the step is over, or with `background` begun. A step of this thread that is still under way ends first.
+    // Returns when the step is over, or with `background` begun. A step of this thread that is still under
+    // way ends first.
     void take(Step& step, size_t number, bool background) {
         std::unique_lock lock(mutex_);
         changed_.wait(lock, [this] { return step_ == nullptr; });
@@ -211,7 +223,8 @@ void run_program(std::vector<std::unique_ptr<Step>>& steps, std::vector<std::uni
         Step& step = *steps[i];
         if (step.copied) step.first = look(copies + i * stream_count);
         const bool called = step.what == "host" || step.what == "callback";
-        for (int ms = 0; called && step.code == 0 && step.called != 2 && ms < 5000; ms++) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        for (int ms = 0; called && step.code == 0 && step.called != 2 && ms < 5000; ms++)
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
         if (called && step.called != 2) step.status = "lost";
         std::cout << i << ' ' << step.code << ' ' << step.status;
         print(step.first);
@@ -249,7 +262,8 @@ int main(int argc, char** argv) {
         ACL(aclrtSetDevice)(0);
         reporter.set_value(uint64_t(pthread_self()));
         for (;;) {
-            if (ACL(aclrtProcessReport)(1000) == acl::RT_THREAD_SUBSCRIBE) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            if (ACL(aclrtProcessReport)(1000) == acl::RT_THREAD_SUBSCRIBE)
+                std::this_thread::sleep_for(std::chrono::milliseconds(1));
         }
     }).detach();
     const uint64_t reporting = reporter.get_future().get();

@@ -1,4 +1,5 @@
-// The folding of a lane's calls into steps, driven without a daemon: a clock that the test moves, and records that it looks at.
+// The folding of a lane's calls into steps, driven without a daemon: a clock that the test moves, and records
+// that it looks at.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
@@ -33,7 +34,8 @@ struct Fixture {
     std::atomic<uint64_t> gated[8] = {};
     flexnpu_step_entry entries[3] = {};
     flexnpu_step_table table{kFlexnpuStepVersion, sizeof(flexnpu_step_entry), 3, 0, entries};
-    Steps steps{{&listeners, read_clock, [] { return clock_ns += 10; }, [](const flexnpu_step_record* r) { told.push_back(*r); }, &beginners,
+    Steps steps{{&listeners, read_clock, [] { return clock_ns += 10; },
+                 [](const flexnpu_step_record* r) { told.push_back(*r); }, &beginners,
                  [](const flexnpu_step_record* r) { told.push_back(*r); }, &table, gated, 8, &launched}};
     Fixture() {
         listeners = 1;
@@ -43,7 +45,8 @@ struct Fixture {
         client::step_lane_used = nullptr;
     }
 
-    static wire::MetaWriter embedding(std::vector<int64_t> indices, int64_t rows = 1000, int64_t columns = 64) {
+    static wire::MetaWriter embedding(std::vector<int64_t> indices, int64_t rows = 1000,
+                                      int64_t columns = 64) {
         wire::MetaWriter w;
         const std::vector<int64_t> table{rows, columns};
         std::vector<int64_t> out = indices;
@@ -53,7 +56,8 @@ struct Fixture {
         w.tensor('T', 1, 2, 0, out, {}, out);
         return w;
     }
-    void embed(std::vector<int64_t> indices, uint64_t stream = kStream, int64_t rows = 1000, uint64_t t_first = 0) {
+    void embed(std::vector<int64_t> indices, uint64_t stream = kStream, int64_t rows = 1000,
+               uint64_t t_first = 0) {
         StepLane& l = steps.lane(stream);
         steps.embedding(l, embedding(std::move(indices), rows).bytes(), t_first);
         steps.launched(l);
@@ -61,7 +65,8 @@ struct Fixture {
     void launch(int n, uint64_t stream = kStream) {
         for (int i = 0; i < n; i++) steps.launched(steps.lane(stream));
     }
-    void attend(std::vector<int64_t> query, std::vector<int64_t> lengths, std::vector<int64_t> kv, uint64_t stream = kStream) {
+    void attend(std::vector<int64_t> query, std::vector<int64_t> lengths, std::vector<int64_t> kv,
+                uint64_t stream = kStream) {
         wire::MetaWriter w;
         w.tensor('T', 1, 2, 0, query, {}, query);
         w.array('I', lengths.data(), uint32_t(lengths.size()), 8);
@@ -158,7 +163,9 @@ TEST_CASE_FIXTURE(Fixture, "positions and token types are no steps of their own"
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "nobody listens: nothing is told and no clock read; who comes amid a step gets the next whole one") {
+TEST_CASE_FIXTURE(
+    Fixture,
+    "nobody listens: nothing is told and no clock read; who comes amid a step gets the next whole one") {
     listeners = 0;
     embed({1, 5});
     launch(10);
@@ -197,7 +204,8 @@ TEST_CASE_FIXTURE(Fixture, "steps without any synchronise end where the next beg
     CHECK(done()[0].launches == 21);
 }
 
-TEST_CASE_FIXTURE(Fixture, "launches of a model's step read no clock, and the last one's time is known all the same") {
+TEST_CASE_FIXTURE(Fixture,
+                  "launches of a model's step read no clock, and the last one's time is known all the same") {
     for (int i = 0; i < 2; i++) {
         embed({1, 1});
         launch(50);
@@ -214,14 +222,15 @@ TEST_CASE_FIXTURE(Fixture, "launches of a model's step read no clock, and the la
     CHECK(clock_reads == 0);
 }
 
-TEST_CASE_FIXTURE(Fixture, "what may have ended stands in the table, a lane an entry, and is told when the program ends") {
+TEST_CASE_FIXTURE(
+    Fixture, "what may have ended stands in the table, a lane an entry, and is told when the program ends") {
     for (uint64_t i = 1; i < 6; i++) {
         embed({1, 1}, wire::make_handle(wire::HandleKind::stream, uint32_t(i), 1));
         launch(int(i), wire::make_handle(wire::HandleKind::stream, uint32_t(i), 1));
         sync(wire::make_handle(wire::HandleKind::stream, uint32_t(i), 1));
     }
     for (uint64_t i = 0; i < 3; i++) CHECK(entries[i].record.launches == i + 2);  // two lanes have none
-    embed({1, 1}, wire::make_handle(wire::HandleKind::stream, 1, 1));  // in the middle of a step
+    embed({1, 1}, wire::make_handle(wire::HandleKind::stream, 1, 1));             // in the middle of a step
     REQUIRE(done().size() == 1);
     told.clear();
     steps.leave();
@@ -236,7 +245,8 @@ TEST_CASE_FIXTURE(Fixture, "what may have ended stands in the table, a lane an e
     CHECK(entries[0].record.version == 0);
 }
 
-TEST_CASE_FIXTURE(Fixture, "nobody listens: the table is not written; entries are free when their lanes are gone") {
+TEST_CASE_FIXTURE(Fixture,
+                  "nobody listens: the table is not written; entries are free when their lanes are gone") {
     listeners = 0;
     embed({1, 1});
     sync();
@@ -270,7 +280,8 @@ TEST_CASE_FIXTURE(Fixture, "a lane without a model has plain steps, cut by synch
     CHECK(done()[2].ended_by == FLEXNPU_STEP_BY_GAP);
 }
 
-TEST_CASE_FIXTURE(Fixture, "a lane without a model is heard from the first run that begins while somebody listens") {
+TEST_CASE_FIXTURE(Fixture,
+                  "a lane without a model is heard from the first run that begins while somebody listens") {
     listeners = 0;
     launch(5);
     sync();
@@ -317,7 +328,8 @@ TEST_CASE_FIXTURE(Fixture, "a captured graph is known by what it holds, and each
         CHECK(d[i].launches == 0);
         CHECK(d[i].h2d == 32);
         CHECK(d[i].evidence.arrays == 0);  // the capture's lengths are not this step's
-        CHECK((d[i].evidence.flags & (FLEXNPU_STEP_FROM_CAPTURE | FLEXNPU_STEP_HAS_INDICES)) == (FLEXNPU_STEP_FROM_CAPTURE | FLEXNPU_STEP_HAS_INDICES));
+        CHECK((d[i].evidence.flags & (FLEXNPU_STEP_FROM_CAPTURE | FLEXNPU_STEP_HAS_INDICES)) ==
+              (FLEXNPU_STEP_FROM_CAPTURE | FLEXNPU_STEP_HAS_INDICES));
         CHECK(d[i].evidence.dims[0] == 4);
     }
     // A capture that fails is forgotten, and so is a graph that was destroyed.
@@ -394,7 +406,8 @@ TEST_CASE_FIXTURE(Fixture, "an attention operator's lengths stand among argument
     CHECK(std::string_view(e.layout, sizeof(e.layout)) == "BSND_NBS");
 }
 
-TEST_CASE_FIXTURE(Fixture, "task updates tell the lengths of the graph that they change, on whatever stream") {
+TEST_CASE_FIXTURE(Fixture,
+                  "task updates tell the lengths of the graph that they change, on whatever stream") {
     steps.capture_begun(kStream);
     embed({4});
     steps.capture_ended(kStream, kGraph);
@@ -425,7 +438,8 @@ TEST_CASE_FIXTURE(Fixture, "task updates tell the lengths of the graph that they
     CHECK(replays[2].evidence.arrays == 0);
 }
 
-TEST_CASE_FIXTURE(Fixture, "a device's synchronise ends the steps of all its lanes, an event's those before its record") {
+TEST_CASE_FIXTURE(
+    Fixture, "a device's synchronise ends the steps of all its lanes, an event's those before its record") {
     embed({1, 19});
     embed({3, 1}, kOther);
     launch(30);
@@ -488,7 +502,8 @@ TEST_CASE_FIXTURE(Fixture, "a stream in the place of one that is gone") {
     CHECK(done().back().launches == 5);
 }
 
-TEST_CASE_FIXTURE(Fixture, "no launch is lost between threads that launch and one that opens and synchronises") {
+TEST_CASE_FIXTURE(Fixture,
+                  "no launch is lost between threads that launch and one that opens and synchronises") {
     constexpr int kEach = 20'000;
     embed({1, 1});
     std::vector<std::thread> threads;

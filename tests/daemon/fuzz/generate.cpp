@@ -22,7 +22,8 @@ void launch(Generator& g) {
     const uint64_t shape = g.shape();
     const Generator::Defined& d = g.defined[shape & 15];
     const uint64_t n = d.known ? d.addresses : g.below(4);
-    g.add(wire::Launch{g.stream(), g.below(8) ? named(kMemory) : g.memory(), g.below(100), shape, d.op, uint32_t(n), g.plain || g.below(4) ? 0 : g.below(10)});
+    g.add(wire::Launch{g.stream(), g.below(8) ? named(kMemory) : g.memory(), g.below(100), shape, d.op,
+                       uint32_t(n), g.plain || g.below(4) ? 0 : g.below(10)});
     for (uint64_t i = 0; i < n; i++) g.add(g.below(32) ? named(kMemory) : g.memory());
 }
 
@@ -38,17 +39,22 @@ void define_shape(Generator& g) {
 }
 
 void copy(Generator& g) {
-    wire::Copy c{g.stream(), g.memory(), g.memory(), 1 + g.below(64), Place::device, Place::device, uint32_t(g.below(3)), uint32_t(g.below(70)), uint32_t(g.below(4)), uint32_t(g.below(2))};
+    wire::Copy c{g.stream(),           g.memory(),          g.memory(),           1 + g.below(64),
+                 Place::device,        Place::device,       uint32_t(g.below(3)), uint32_t(g.below(70)),
+                 uint32_t(g.below(4)), uint32_t(g.below(2))};
     switch (g.below(6)) {
         case 0: c.from_place = Place::inline_data; break;
         case 1: c.to_place = Place::inline_data, c.now = 1; break;
-        case 2: c.from_place = Place::staging, c.from = g.below(wire::kBlocks * wire::kBlockBytes + 10); break;
+        case 2:
+            c.from_place = Place::staging, c.from = g.below(wire::kBlocks * wire::kBlockBytes + 10);
+            break;
         case 3: c.to_place = Place::staging, c.to = g.below(wire::kBlocks * wire::kBlockBytes + 10); break;
         case 4: c.to_place = Place(g.below(5)), c.from_place = Place(g.below(5)), c.bytes = g.size(); break;
         default: break;
     }
     g.add(c);
-    if (c.from_place == Place::inline_data) g.payload().resize(g.payload().size() + wire::round8(std::min<uint64_t>(c.bytes, 8192)));
+    if (c.from_place == Place::inline_data)
+        g.payload().resize(g.payload().size() + wire::round8(std::min<uint64_t>(c.bytes, 8192)));
 }
 
 void forward(Generator& g) {
@@ -99,16 +105,20 @@ void kernel(Generator& g) {
     k.count = k.call == wire::Kernel::load ? uint32_t(g.below(3)) : 0;
     g.add(k);
     const bool bytes = k.call == wire::Kernel::data || k.call == wire::Kernel::function;
-    g.payload().resize(g.payload().size() + wire::round8(bytes ? std::min<uint64_t>(k.bytes, 4096) : k.count * 20), uint8_t(1 + g.below(9)));
+    g.payload().resize(
+        g.payload().size() + wire::round8(bytes ? std::min<uint64_t>(k.bytes, 4096) : k.count * 20),
+        uint8_t(1 + g.below(9)));
 }
 
 void launch_kernel(Generator& g) {
     const bool device = !g.below(4);
-    const wire::LaunchKernel l{g.stream(), g.answer(), device ? g.memory() : 0, 8 * g.below(20), uint32_t(g.below(5)), uint32_t(g.below(3)),
-                               device ? 0 : uint32_t(g.below(3)), 0};
+    const wire::LaunchKernel l{
+        g.stream(),           g.answer(),           device ? g.memory() : 0,           8 * g.below(20),
+        uint32_t(g.below(5)), uint32_t(g.below(3)), device ? 0 : uint32_t(g.below(3)), 0};
     g.add(l);
     const size_t at = g.payload().size();
-    g.payload().resize(at + wire::round8(l.attributes * 20 + l.place_holders * 8 + (device ? 0 : l.bytes)), 0);
+    g.payload().resize(at + wire::round8(l.attributes * 20 + l.place_holders * 8 + (device ? 0 : l.bytes)),
+                       0);
     for (uint32_t i = 0; i < l.attributes; i++) g.payload()[at + i * 20] = uint8_t(1 + g.below(5));
 }
 
@@ -127,32 +137,47 @@ constexpr Case kCases[] = {
     {Kind::define_shape, define_shape},
     {Kind::copy, copy},
     {Kind::forward, forward},
-    {Kind::memset, [](Generator& g) { g.add(wire::Memset{g.stream(), g.memory(), 64, g.below(65), 1, uint32_t(g.below(2))}); }},
+    {Kind::memset,
+     [](Generator& g) {
+         g.add(wire::Memset{g.stream(), g.memory(), 64, g.below(65), 1, uint32_t(g.below(2))});
+     }},
     {Kind::record_event, event_op},
     {Kind::wait_event, event_op},
     {Kind::reset_event, event_op},
     {Kind::sync_event, event_op},
     {Kind::query_event, event_op},
     {Kind::event_timestamp, event_op},
-    {Kind::destroy_event, [](Generator& g) { g.add(wire::EventOp{g.below(20) ? g.answer() : g.event(), 0, 0}); }},
+    {Kind::destroy_event,
+     [](Generator& g) { g.add(wire::EventOp{g.below(20) ? g.answer() : g.event(), 0, 0}); }},
     {Kind::event_elapsed, [](Generator& g) { g.add(wire::EventPair{g.event(), g.event()}); }},
     {Kind::drop_shape, [](Generator& g) { g.add(wire::DropShape{g.shape()}); }},
     {Kind::malloc, [](Generator& g) { g.add(wire::Malloc{g.size(), 0, uint32_t(g.below(2))}); }},
     {Kind::free, [](Generator& g) { g.add(wire::Free{g.below(50) ? g.answer() : g.memory(), 0}); }},
     {Kind::mem_info, [](Generator& g) { g.add(wire::MemInfo{int32_t(g.below(6)), 0}); }},
-    {Kind::create_event, [](Generator& g) { g.add(wire::CreateEvent{wire::make_handle(wire::HandleKind::event, uint32_t(g.below(100)), 1), uint32_t(g.below(16)), uint32_t(g.below(2))}); }},
-    {Kind::create_stream, [](Generator& g) { g.add(wire::CreateStream{uint32_t(g.below(8)), uint32_t(g.below(16))}); }},
-    {Kind::destroy_stream, [](Generator& g) { g.add(wire::StreamOp{g.below(50) ? g.answer() : g.stream(), -1}); }},
+    {Kind::create_event,
+     [](Generator& g) {
+         g.add(wire::CreateEvent{wire::make_handle(wire::HandleKind::event, uint32_t(g.below(100)), 1),
+                                 uint32_t(g.below(16)), uint32_t(g.below(2))});
+     }},
+    {Kind::create_stream,
+     [](Generator& g) { g.add(wire::CreateStream{uint32_t(g.below(8)), uint32_t(g.below(16))}); }},
+    {Kind::destroy_stream,
+     [](Generator& g) { g.add(wire::StreamOp{g.below(50) ? g.answer() : g.stream(), -1}); }},
     {Kind::sync_stream, stream_op},
     {Kind::query_stream, stream_op},
     {Kind::abort_stream, stream_op},
     {Kind::abort_device, stream_op},
     {Kind::stream_id, stream_op},
     {Kind::sync_device, stream_op},
-    {Kind::host_func, [](Generator& g) { g.add(wire::HostFunc{g.stream(), g.below(8), uint32_t(g.below(20) == 0), 0}); }},
+    {Kind::host_func,
+     [](Generator& g) { g.add(wire::HostFunc{g.stream(), g.below(8), uint32_t(g.below(20) == 0), 0}); }},
     {Kind::late_dims, [](Generator& g) { g.add(wire::LateDims{g.below(10)}); }},
-    {Kind::text, [](Generator& g) { g.add(wire::Text{uint32_t(g.below(5)), int32_t(g.below(12)), 5, 0}).add(uint64_t(0x6f6c6c6568)); }},
-    {Kind::share, [](Generator& g) {
+    {Kind::text,
+     [](Generator& g) {
+         g.add(wire::Text{uint32_t(g.below(5)), int32_t(g.below(12)), 5, 0}).add(uint64_t(0x6f6c6c6568));
+     }},
+    {Kind::share,
+     [](Generator& g) {
          wire::Share x{};
          x.call = uint32_t(g.below(8));
          x.count = uint32_t(g.below(4));
@@ -169,7 +194,8 @@ constexpr Case kCases[] = {
     {Kind::kernel, kernel},
     {Kind::launch_kernel, launch_kernel},
     {Kind::capture_begin, stream_op},
-    {Kind::capture_end, [](Generator& g) { g.add(wire::CaptureEnd{g.stream(), uint64_t(!g.plain && !g.below(8))}); }},
+    {Kind::capture_end,
+     [](Generator& g) { g.add(wire::CaptureEnd{g.stream(), uint64_t(!g.plain && !g.below(8))}); }},
     {Kind::capture_info, graph_op},
     {Kind::group_begin, stream_op},
     {Kind::group_end, stream_op},
@@ -178,15 +204,27 @@ constexpr Case kCases[] = {
     {Kind::launch_graph, graph_op},
     {Kind::destroy_graph, graph_op},
     {Kind::graph_text, [](Generator& g) { g.add(wire::GraphText{g.answer(), g.below(3), g.below(3)}); }},
-    {Kind::control_graph, [](Generator& g) { g.add(wire::ControlGraph{g.answer(), uint32_t(g.below(5)), 0}); }},
-    {Kind::value_op, [](Generator& g) { g.add(wire::ValueOp{g.stream(), g.memory(), g.below(8), uint32_t(g.below(4)), uint32_t(g.below(2))}); }},
-    {Kind::virtual_memory, [](Generator& g) { g.add(wire::VirtualMemory{uint32_t(g.below(8)), int32_t(g.below(3)), g.answer(), g.below(4) ? uint64_t(2) << 20 : g.size(), g.below(3), g.answer(), g.below(3), int32_t(g.below(4)), int32_t(g.below(3)), int32_t(g.below(3)), 0}); }},
+    {Kind::control_graph,
+     [](Generator& g) { g.add(wire::ControlGraph{g.answer(), uint32_t(g.below(5)), 0}); }},
+    {Kind::value_op,
+     [](Generator& g) {
+         g.add(wire::ValueOp{g.stream(), g.memory(), g.below(8), uint32_t(g.below(4)), uint32_t(g.below(2))});
+     }},
+    {Kind::virtual_memory,
+     [](Generator& g) {
+         g.add(wire::VirtualMemory{uint32_t(g.below(8)), int32_t(g.below(3)), g.answer(),
+                                   g.below(4) ? uint64_t(2) << 20 : g.size(), g.below(3), g.answer(),
+                                   g.below(3), int32_t(g.below(4)), int32_t(g.below(3)), int32_t(g.below(3)),
+                                   0});
+     }},
 };
 
 }  // namespace
 
 uint64_t Generator::interesting() {
-    static constexpr uint64_t values[] = {0, 1, 7, 8, 0x7f, 0xff, 0x7fff, 0xffff, 0x7fffffff, 0xffffffff, 0x8000000000000000, ~0ull, 1ull << 40};
+    static constexpr uint64_t values[] = {
+        0,     1,         7, 8, 0x7f, 0xff, 0x7fff, 0xffff, 0x7fffffff, 0xffffffff, 0x8000000000000000,
+        ~0ull, 1ull << 40};
     return values[below(std::size(values))] + below(3) - 1;
 }
 
@@ -207,8 +245,10 @@ Bytes Generator::meta(uint32_t op, size_t* addresses) {
         const uint64_t word = below(4);
         const double real = 0.5;
         switch (*k) {
-            case 'T': case 't': tensor(*k); break;
-            case 'L': case 'l':
+            case 'T':
+            case 't': tensor(*k); break;
+            case 'L':
+            case 'l':
                 w.head(*k, true, 0, 0, 2);
                 tensor('T');
                 tensor('T');
@@ -223,7 +263,8 @@ Bytes Generator::meta(uint32_t op, size_t* addresses) {
             case 'F': w.array('F', dims, 3, 4); break;
             case 'B': w.array('B', "\1\0\1", 3, 1); break;
             case 's': w.array('s', "name", 4, 1); break;
-            case 'd': case 'f': w.word(*k, &real); break;
+            case 'd':
+            case 'f': w.word(*k, &real); break;
             default: w.word(*k, &word); break;
         }
     }
@@ -233,23 +274,28 @@ Bytes Generator::meta(uint32_t op, size_t* addresses) {
 
 void Generator::message(Bytes& out, Kind kind) {
     payload_.clear();
-    const auto found = std::find_if(std::begin(kCases), std::end(kCases), [&](const Case& c) { return c.kind == kind; });
+    const auto found =
+        std::find_if(std::begin(kCases), std::end(kCases), [&](const Case& c) { return c.kind == kind; });
     if (found != std::end(kCases)) {
         found->make(*this);
     } else {
         for (uint64_t n = 1 + below(12); n > 0; n--) {
-            const uint64_t words[] = {memory(), stream(), event(), answer(), below(8), interesting(), size(), 0};
+            const uint64_t words[] = {memory(), stream(),      event(), answer(),
+                                      below(8), interesting(), size(),  0};
             add(words[below(std::size(words))]);
         }
     }
     uint8_t flags = 0;
-    const bool asynchronous = kind == Kind::launch || kind == Kind::host_func || kind == Kind::drop_shape || kind == Kind::record_event ||
-                              kind == Kind::wait_event || kind == Kind::reset_event || kind == Kind::launch_graph || kind == Kind::update_begin ||
-                              kind == Kind::update_end || kind == Kind::value_op || kind == Kind::collective || kind == Kind::launch_kernel;
+    const bool asynchronous =
+        kind == Kind::launch || kind == Kind::host_func || kind == Kind::drop_shape ||
+        kind == Kind::record_event || kind == Kind::wait_event || kind == Kind::reset_event ||
+        kind == Kind::launch_graph || kind == Kind::update_begin || kind == Kind::update_end ||
+        kind == Kind::value_op || kind == Kind::collective || kind == Kind::launch_kernel;
     if (asynchronous ? !plain && !below(50) : plain || below(50)) flags |= kAsk;
     // What makes an object says which, for others to name.
-    const bool makes = kind == Kind::malloc || kind == Kind::create_stream || found == std::end(kCases) || kind == Kind::virtual_memory ||
-                       kind == Kind::share || kind == Kind::communicator || kind == Kind::kernel || kind == Kind::capture_begin || kind == Kind::group_end;
+    const bool makes = kind == Kind::malloc || kind == Kind::create_stream || found == std::end(kCases) ||
+                       kind == Kind::virtual_memory || kind == Kind::share || kind == Kind::communicator ||
+                       kind == Kind::kernel || kind == Kind::capture_begin || kind == Kind::group_end;
     if ((flags & kAsk) && makes && (plain || !below(8))) flags |= kWait;
     // What is broken in a shape's definition breaks all launches of it.
     if (!plain && below(8) < (kind == Kind::define_shape ? 2 : 6)) {
@@ -261,7 +307,8 @@ void Generator::message(Bytes& out, Kind kind) {
         if (!below(1500)) {
             flags |= kHeader;
             Bytes header;
-            append(header, wire::Record{uint32_t(sizeof(wire::Record) + payload_.size()), kind, 0, uint32_t(below(100)), 0, below(1 << 20)});
+            append(header, wire::Record{uint32_t(sizeof(wire::Record) + payload_.size()), kind, 0,
+                                        uint32_t(below(100)), 0, below(1 << 20)});
             mutate_bytes(header.data(), header.size());
             payload_.insert(payload_.begin(), header.begin(), header.end());
         } else if (!below(4000)) {
@@ -288,11 +335,14 @@ void Generator::naming(Bytes& out, Kind kind, void (*make)(Generator&), size_t a
     out.insert(out.end(), payload_.begin(), payload_.end());
 }
 
-// A graph with a task group, replayed and updated. The answers that its records name are the graph's and the group's handles.
+// A graph with a task group, replayed and updated. The answers that its records name are the graph's and the
+// group's handles.
 void Generator::graph(Bytes& out) {
     // One that breaks is no graph.
     const bool before = std::exchange(plain, plain || below(4));
-    for (Kind k : {Kind::capture_begin, Kind::memset, Kind::group_begin, Kind::memset, Kind::group_end, Kind::memset}) message(out, k);
+    for (Kind k :
+         {Kind::capture_begin, Kind::memset, Kind::group_begin, Kind::memset, Kind::group_end, Kind::memset})
+        message(out, k);
     if (!below(4)) message(out, Kind::value_op);
     if (!below(4)) message(out, Kind::copy);
     if (!below(4)) message(out, Kind::launch);
@@ -322,7 +372,8 @@ void Generator::ranks(Bytes& out) {
     const size_t at = out.size();
     append(out, c);
     out.resize(at + kQuestion);
-    for (uint64_t n = 1 + below(6); n > 0; n--) naming(out, Kind::collective, collective, offsetof(wire::Collective, communicator));
+    for (uint64_t n = 1 + below(6); n > 0; n--)
+        naming(out, Kind::collective, collective, offsetof(wire::Collective, communicator));
     if (!below(4)) message(out, Kind::communicator);
 }
 
@@ -338,7 +389,8 @@ void Generator::own_kernel(Bytes& out) {
     say({wire::Kernel::data, 0, 0, bytes}, bytes);
     say({wire::Kernel::load, 0, 0, 0}, 0);
     say({wire::Kernel::function_by_entry, 0, named(kAnswer), below(18)}, 0);
-    for (uint64_t n = 1 + below(6); n > 0; n--) naming(out, Kind::launch_kernel, launch_kernel, offsetof(wire::LaunchKernel, function));
+    for (uint64_t n = 1 + below(6); n > 0; n--)
+        naming(out, Kind::launch_kernel, launch_kernel, offsetof(wire::LaunchKernel, function));
     if (below(2)) say({wire::Kernel::unload, 0, named(kEarlierAnswer), 0}, 0);
 }
 
@@ -358,7 +410,10 @@ void Generator::request(Bytes& out) {
     if (!plain && below(4)) {
         mutated_++;
         // The first bytes say who we are: with them changed nothing else is looked at.
-        if (below(8)) mutate_bytes(b.data() + 8, 8); else mutate_bytes(b.data(), below(8) ? 16 : b.size());
+        if (below(8))
+            mutate_bytes(b.data() + 8, 8);
+        else
+            mutate_bytes(b.data(), below(8) ? 16 : b.size());
         if (!below(64)) b.resize(1 + below(250));
     }
     out.push_back(uint8_t(b.size()));
@@ -397,9 +452,14 @@ Bytes Generator::script(Target target, size_t messages) {
         }
         const uint64_t dice = below(8);
         const bool rare = dice == 0;
-        Kind kind = dice < 3 ? Kind::launch : dice == 3 ? Kind::define_shape : Kind(below(uint64_t(Kind::count_) + (rare ? 2 : 0)));
+        Kind kind = dice < 3    ? Kind::launch
+                    : dice == 3 ? Kind::define_shape
+                                : Kind(below(uint64_t(Kind::count_) + (rare ? 2 : 0)));
         // What ends or stalls streams leaves nothing for the rest to do.
-        if ((kind == Kind::abort_device || kind == Kind::abort_stream || kind == Kind::create_stream || kind == Kind::host_func) && below(20)) kind = Kind::launch;
+        if ((kind == Kind::abort_device || kind == Kind::abort_stream || kind == Kind::create_stream ||
+             kind == Kind::host_func) &&
+            below(20))
+            kind = Kind::launch;
         // What is captured does not run.
         if (kind == Kind::capture_begin) kind = Kind::capture_end;
         message(out, kind);
@@ -414,7 +474,8 @@ void Generator::mutate_bytes(uint8_t* p, size_t size) {
         switch (below(5)) {
             case 0: p[at] ^= uint8_t(1 << below(8)); break;
             case 1: p[at] = uint8_t(rng_()); break;
-            case 2: case 3: {
+            case 2:
+            case 3: {
                 const size_t width = size_t(1) << below(4);
                 const size_t aligned = at / width * width;
                 if (aligned + width > size) break;

@@ -24,7 +24,9 @@ public:
     uint64_t memory() { return one_of(kMemory, kTheirMemory); }
     uint64_t stream() { return below(8) ? one_of(kStream, kTheirStream) : below(3); }
     uint64_t event() { return one_of(kEvent, kTheirEvent); }
-    uint64_t answer() { return below(6) ? named(below(4) ? kAnswer : kEarlierAnswer, offset()) : below(1 << 20); }
+    uint64_t answer() {
+        return below(6) ? named(below(4) ? kAnswer : kEarlierAnswer, offset()) : below(1 << 20);
+    }
     uint64_t size() { return below(8) ? below(100) : below(64) ? below(1 << 17) : interesting(); }
     uint64_t shape() { return below(16) | uint64_t(1) << 32; }
     uint64_t interesting();

@@ -12,11 +12,11 @@
 #include <string>
 #include <vector>
 
-#include "fn_ids.gen.h"
 #include "flexnpu/daemon/session.hpp"
 #include "flexnpu/wire/futex.hpp"
 #include "flexnpu/wire/layout.hpp"
 #include "flexnpu/wire/ring.hpp"
+#include "fn_ids.gen.h"
 
 namespace flexnpu::test {
 
@@ -95,7 +95,8 @@ struct RawClient {
         }
         return n == sizeof(*answer);
     }
-    bool ask(wire::Ask what, wire::Answer* answer, std::vector<daemon::Fd>* fds, uint64_t bytes = 0, uint32_t region = 0) {
+    bool ask(wire::Ask what, wire::Answer* answer, std::vector<daemon::Fd>* fds, uint64_t bytes = 0,
+             uint32_t region = 0) {
         wire::Request r{};
         r.magic = wire::kMagic;
         r.version = wire::kVersion;
@@ -127,7 +128,8 @@ struct RawClient {
         page = static_cast<wire::SessionPage*>(area);
         bell = std::move(fds[1]);
         fds.clear();
-        if (!ask(wire::Ask::new_ring, &answer, &fds) || answer.status != 0 || !ring.open(fds[0].get())) die("ring refused");
+        if (!ask(wire::Ask::new_ring, &answer, &fds) || answer.status != 0 || !ring.open(fds[0].get()))
+            die("ring refused");
     }
     bool alive() {
         pollfd p{fd, 0, 0};
@@ -190,7 +192,8 @@ struct RawClient {
     template <class T>
     void say(wire::Kind kind, const T& payload, uint32_t with_request = 0) {
         Bytes b;
-        append(b, wire::Record{uint32_t(sizeof(wire::Record) + sizeof(T)), kind, 0, with_request, 0, ++sequence});
+        append(b, wire::Record{uint32_t(sizeof(wire::Record) + sizeof(T)), kind, 0, with_request, 0,
+                               ++sequence});
         append(b, payload);
         if (!put(b)) die("the session is gone");
     }

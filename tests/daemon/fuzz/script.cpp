@@ -14,13 +14,15 @@ constexpr uint64_t kShown = wire::kReplyWords * 8;
 
 }  // namespace
 
-Stage::Stage() : running_(std::make_unique<Running>()), victim_(std::make_unique<RawClient>(running_->path())) {
+Stage::Stage()
+    : running_(std::make_unique<Running>()), victim_(std::make_unique<RawClient>(running_->path())) {
     victim_->open();
     theirs_ = furnish(*victim_);
     if (!theirs_.memory || !theirs_.stream || !theirs_.event) die("an honest client gets no objects");
     for (uint64_t i = 0; i < kShown; i++) pattern_.push_back(uint8_t(i * 7 + 1));
     Bytes p;
-    append(p, wire::Copy{0, theirs_.memory, 0, kShown, wire::Place::device, wire::Place::inline_data, 0, 0, 0, 1});
+    append(p, wire::Copy{0, theirs_.memory, 0, kShown, wire::Place::device, wire::Place::inline_data, 0, 0, 0,
+                         1});
     p.insert(p.end(), pattern_.begin(), pattern_.end());
     if (victim_->call(wire::Kind::copy, p) != 0) die("an honest client cannot write its memory");
     check_victim();
@@ -29,16 +31,22 @@ Stage::Stage() : running_(std::make_unique<Running>()), victim_(std::make_unique
 Stage::~Stage() = default;
 
 void Stage::check_victim() {
-    if (victim_->call(wire::Kind::sync_stream, wire::StreamOp{theirs_.stream, -1}) != 0) die("an honest client's stream suffers");
-    if (victim_->call(wire::Kind::query_event, wire::EventOp{theirs_.event, 0, 0}) != 0) die("an honest client's event suffers");
-    const wire::Copy out{0, 0, theirs_.memory, kShown, wire::Place::inline_data, wire::Place::device, 0, 0, 0, 1};
+    if (victim_->call(wire::Kind::sync_stream, wire::StreamOp{theirs_.stream, -1}) != 0)
+        die("an honest client's stream suffers");
+    if (victim_->call(wire::Kind::query_event, wire::EventOp{theirs_.event, 0, 0}) != 0)
+        die("an honest client's event suffers");
+    const wire::Copy out{0, 0, theirs_.memory, kShown, wire::Place::inline_data, wire::Place::device, 0, 0,
+                         0, 1};
     if (victim_->call(wire::Kind::copy, out) != 0) die("an honest client cannot read its memory");
-    if (std::memcmp(victim_->ring.header().data, pattern_.data(), kShown) != 0) die("an honest client's memory has changed");
+    if (std::memcmp(victim_->ring.header().data, pattern_.data(), kShown) != 0)
+        die("an honest client's memory has changed");
 }
 
 uint64_t Stage::resolve(uint64_t word) const {
     if (word >> 40 != 0xf1e700) return word;
-    const uint64_t values[kNames] = {0, ours_.memory, ours_.stream, ours_.event, theirs_.memory, theirs_.stream, theirs_.event, answers_[0], answers_[1]};
+    const uint64_t values[kNames] = {
+        0,           ours_.memory, ours_.stream, ours_.event, theirs_.memory, theirs_.stream, theirs_.event,
+        answers_[0], answers_[1]};
     const uint8_t n = uint8_t(word);
     return n && n < kNames ? values[n] + uint64_t(int64_t(int32_t(word >> 8))) : word;
 }
@@ -69,7 +77,8 @@ void Stage::ring(const uint8_t* p, const uint8_t* end) {
         std::memcpy(&words, p + 2, 2);
         const uint8_t flags = p[4];
         p += 8;
-        const size_t n = std::min({size_t(words), size_t(end - p) / 8, (wire::kMaxRecord - sizeof(wire::Record)) / 8});
+        const size_t n =
+            std::min({size_t(words), size_t(end - p) / 8, (wire::kMaxRecord - sizeof(wire::Record)) / 8});
         Bytes payload(n * 8);
         for (size_t i = 0; i < n; i++) {
             uint64_t w;
@@ -83,21 +92,26 @@ void Stage::ring(const uint8_t* p, const uint8_t* end) {
         bool sent = true;
         const uint32_t request = flags & (kAsk | kWait) ? ++a.request | 0x40000000u : 0;
         if (flags & kHead) {
-            if (payload.size() >= 8) std::memcpy(static_cast<void*>(&a.ring.header().head), payload.data(), 8);
+            if (payload.size() >= 8)
+                std::memcpy(static_cast<void*>(&a.ring.header().head), payload.data(), 8);
             a.knock();
             sent = a.answered(0xffffffff, 1'000'000) || a.alive();
             a.ring.header().head.store(a.head);
         } else {
             if ((flags & kPage) && !payload.empty()) {
-                std::memcpy(static_cast<void*>(&a.ring.header().tail), payload.data(), std::min<size_t>(payload.size(), wire::kRingHeaderBytes / 2));
+                std::memcpy(static_cast<void*>(&a.ring.header().tail), payload.data(),
+                            std::min<size_t>(payload.size(), wire::kRingHeaderBytes / 2));
                 a.ring.header().head.store(a.head);
-                std::memcpy(static_cast<void*>(a.page), payload.data(), std::min<size_t>(payload.size(), sizeof(wire::SessionPage)));
+                std::memcpy(static_cast<void*>(a.page), payload.data(),
+                            std::min<size_t>(payload.size(), sizeof(wire::SessionPage)));
                 a.page->doze.store(wire::kAsleep);
                 // What says how much room there is has been written over: let the daemon say it again.
                 a.ring.header().tail.store(a.head);
             }
             Bytes b;
-            if (!(flags & kHeader)) append(b, wire::Record{uint32_t(sizeof(wire::Record) + payload.size()), wire::Kind(kind), 0, request, 0, ++a.sequence});
+            if (!(flags & kHeader))
+                append(b, wire::Record{uint32_t(sizeof(wire::Record) + payload.size()), wire::Kind(kind), 0,
+                                       request, 0, ++a.sequence});
             b.insert(b.end(), payload.begin(), payload.end());
             if (b.size() < sizeof(wire::Record)) b.resize(sizeof(wire::Record));
             if (b.size() > wire::kMaxRecord) b.resize(wire::kMaxRecord);
@@ -147,7 +161,8 @@ void Stage::meta(const uint8_t* p, const uint8_t* end) {
         for (const wire::TensorMeta& t : a.tensors) {
             wire::Extent e;
             for (uint32_t bits : {1u, 4u, 8u, 64u, 128u}) {
-                if (t.present && wire::extent_of(t, bits, op & 1, &e) && e.bytes >> 62) die("an extent overflows");
+                if (t.present && wire::extent_of(t, bits, op & 1, &e) && e.bytes >> 62)
+                    die("an extent overflows");
             }
         }
     }

@@ -1,4 +1,5 @@
-// What the fuzzer plays to the daemon, as bytes: the form of the corpus, of libFuzzer's inputs and of what is left of a crash.
+// What the fuzzer plays to the daemon, as bytes: the form of the corpus, of libFuzzer's inputs and of what is
+// left of a crash.
 //
 //   byte 0       which decoder: ring, socket or metadata
 //   ring         messages: kind (2 bytes), words (2), flags (1), 3 unused, then the payload's words
@@ -19,19 +20,31 @@ namespace flexnpu::test {
 enum Target : uint8_t { kRing, kSocket, kMeta, kTargets };
 
 enum Flags : uint8_t {
-    kAsk = 1,      // with a request number
-    kWait = 2,     // and its answer is waited for
-    kHeader = 4,   // the payload begins with a record's header, to be used as it is
-    kHead = 8,     // the payload's first word becomes the ring's head
-    kPage = 16,    // the payload is written over the session's page and the ring's header, too
+    kAsk = 1,     // with a request number
+    kWait = 2,    // and its answer is waited for
+    kHeader = 4,  // the payload begins with a record's header, to be used as it is
+    kHead = 8,    // the payload's first word becomes the ring's head
+    kPage = 16,   // the payload is written over the session's page and the ring's header, too
     // of sockets
-    kFresh = 1,    // on a new connection
-    kPassed = 2,   // a descriptor comes along
+    kFresh = 1,   // on a new connection
+    kPassed = 2,  // a descriptor comes along
 };
 
-enum Name : uint8_t { kMemory = 1, kStream, kEvent, kTheirMemory, kTheirStream, kTheirEvent, kAnswer, kEarlierAnswer, kNames };
+enum Name : uint8_t {
+    kMemory = 1,
+    kStream,
+    kEvent,
+    kTheirMemory,
+    kTheirStream,
+    kTheirEvent,
+    kAnswer,
+    kEarlierAnswer,
+    kNames
+};
 
-constexpr uint64_t named(Name n, int32_t offset = 0) { return uint64_t(0xf1e7) << 48 | uint64_t(uint32_t(offset)) << 8 | n; }
+constexpr uint64_t named(Name n, int32_t offset = 0) {
+    return uint64_t(0xf1e7) << 48 | uint64_t(uint32_t(offset)) << 8 | n;
+}
 
 // A daemon over the mock vendor, a client that is to come to no harm, and one that plays scripts.
 class Stage {

@@ -1,4 +1,5 @@
-// Communicators of the mock vendor: nobody waits for anybody, no byte moves; what is given wrongly ends the program.
+// Communicators of the mock vendor: nobody waits for anybody, no byte moves; what is given wrongly ends the
+// program.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -43,14 +44,18 @@ int32_t HcclGetRootInfo(HcclRootInfo* out) {
     std::memset(out, 7, sizeof(*out));
     return 0;
 }
-int32_t HcclCommInitRootInfo(uint32_t ranks, const HcclRootInfo*, uint32_t, HcclComm* out) { return make(ranks, out); }
-int32_t HcclCommInitRootInfoConfig(uint32_t ranks, const HcclRootInfo*, uint32_t, const HcclCommConfig* config, HcclComm* out) {
+int32_t HcclCommInitRootInfo(uint32_t ranks, const HcclRootInfo*, uint32_t, HcclComm* out) {
+    return make(ranks, out);
+}
+int32_t HcclCommInitRootInfoConfig(uint32_t ranks, const HcclRootInfo*, uint32_t,
+                                   const HcclCommConfig* config, HcclComm* out) {
     // A vendor reads as much as the configuration says that it has.
     volatile char sum = 0;
     for (size_t i = 0; i < config->head.size; i++) sum = char(sum + reinterpret_cast<const char*>(config)[i]);
     return make(ranks, out);
 }
-int32_t HcclCreateSubCommConfig(HcclComm* parent, uint32_t ranks, uint32_t* members, uint64_t, uint32_t, HcclCommConfig*, HcclComm* out) {
+int32_t HcclCreateSubCommConfig(HcclComm* parent, uint32_t ranks, uint32_t* members, uint64_t, uint32_t,
+                                HcclCommConfig*, HcclComm* out) {
     for (uint32_t i = 0; i < ranks; i++) {
         if (members[i] >= live(*parent)->ranks) abort();
     }
@@ -71,18 +76,26 @@ int32_t HcclGetCommAsyncError(HcclComm c, int32_t* error) {
 }
 int32_t HcclCommResume(HcclComm c) { return done(c); }
 uint32_t HcclGetCommConfigCapability() { return hccl::kCapabilities; }
-int32_t HcclAllReduce(void*, void*, uint64_t, HcclDataType, HcclReduceOp, HcclComm c, aclrtStream) { return done(c); }
-int32_t HcclReduce(void*, void*, uint64_t, HcclDataType, HcclReduceOp, uint32_t, HcclComm c, aclrtStream) { return done(c); }
+int32_t HcclAllReduce(void*, void*, uint64_t, HcclDataType, HcclReduceOp, HcclComm c, aclrtStream) {
+    return done(c);
+}
+int32_t HcclReduce(void*, void*, uint64_t, HcclDataType, HcclReduceOp, uint32_t, HcclComm c, aclrtStream) {
+    return done(c);
+}
 int32_t HcclAllGather(void*, void*, uint64_t, HcclDataType, HcclComm c, aclrtStream) { return done(c); }
-int32_t HcclReduceScatter(void*, void*, uint64_t, HcclDataType, HcclReduceOp, HcclComm c, aclrtStream) { return done(c); }
+int32_t HcclReduceScatter(void*, void*, uint64_t, HcclDataType, HcclReduceOp, HcclComm c, aclrtStream) {
+    return done(c);
+}
 int32_t HcclBroadcast(void*, uint64_t, HcclDataType, uint32_t, HcclComm c, aclrtStream) { return done(c); }
 int32_t HcclBarrier(HcclComm c, aclrtStream) { return done(c); }
 int32_t HcclSend(void*, uint64_t, HcclDataType, uint32_t, HcclComm c, aclrtStream) { return done(c); }
 int32_t HcclRecv(void*, uint64_t, HcclDataType, uint32_t, HcclComm c, aclrtStream) { return done(c); }
 // The numbers behind a call are read, as a vendor would: a sanitizer sees what is out of bounds.
-int32_t HcclAllGatherV(void*, uint64_t, void*, const void* counts, const void* displacements, HcclDataType, HcclComm c, aclrtStream) {
+int32_t HcclAllGatherV(void*, uint64_t, void*, const void* counts, const void* displacements, HcclDataType,
+                       HcclComm c, aclrtStream) {
     uint64_t sum = 0;
-    for (uint32_t i = 0; i < live(c)->ranks; i++) sum += static_cast<const uint64_t*>(counts)[i] + static_cast<const uint64_t*>(displacements)[i];
+    for (uint32_t i = 0; i < live(c)->ranks; i++)
+        sum += static_cast<const uint64_t*>(counts)[i] + static_cast<const uint64_t*>(displacements)[i];
     return sum == UINT64_MAX;
 }
 int32_t HcclBatchSendRecv(HcclSendRecvItem* items, uint32_t n, HcclComm c, aclrtStream) {

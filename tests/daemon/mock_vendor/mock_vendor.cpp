@@ -1,5 +1,6 @@
 #include "mock_vendor.hpp"
 
+#include <sys/mman.h>
 #include <atomic>
 #include <condition_variable>
 #include <cstdio>
@@ -7,12 +8,11 @@
 #include <cstring>
 #include <map>
 #include <mutex>
-#include <sys/mman.h>
 #include <vector>
 
 #include "acl.gen.h"
-#include "fn_ids.gen.h"
 #include "flexnpu/api/host_objects.hpp"
+#include "fn_ids.gen.h"
 
 namespace acl = flexnpu::acl;
 namespace api = flexnpu::api;
@@ -24,7 +24,8 @@ struct aclOpExecutor {
 
 namespace {
 
-// A graph only counts what it captures. Anything that a stream is asked while it captures, or an event that it has captured, spoils the capture.
+// A graph only counts what it captures. Anything that a stream is asked while it captures, or an event that
+// it has captured, spoils the capture.
 struct Model {
     uint32_t id;
     bool invalid = false, aborted = false;
@@ -67,8 +68,10 @@ std::atomic<int64_t> streams{0}, events{0}, memory{0}, host{0}, tensors{0}, exec
 thread_local char message[256];
 
 void log_locked(MockCall call) {
-    if (auto* s = static_cast<Stream*>(call.stream); s && !call.model) call.model = s->capture ? s->capture : s->update;
-    if (call.model && strchr("lcmvV", call.what) && !static_cast<Stream*>(call.stream)->update) static_cast<Model*>(call.model)->nodes++;
+    if (auto* s = static_cast<Stream*>(call.stream); s && !call.model)
+        call.model = s->capture ? s->capture : s->update;
+    if (call.model && strchr("lcmvV", call.what) && !static_cast<Stream*>(call.stream)->update)
+        static_cast<Model*>(call.model)->nodes++;
     if (logging) calls.push_back(call);
 }
 void log(MockCall call) {
@@ -94,7 +97,9 @@ int wait_free(int32_t ms) {
         changed.wait(lock, [] { return !held; });
         return 0;
     }
-    return changed.wait_for(lock, std::chrono::milliseconds(ms), [] { return !held; }) ? 0 : fail(acl::RT_WAIT_TIMEOUT, "timed out");
+    return changed.wait_for(lock, std::chrono::milliseconds(ms), [] { return !held; })
+               ? 0
+               : fail(acl::RT_WAIT_TIMEOUT, "timed out");
 }
 
 }  // namespace
@@ -159,7 +164,9 @@ aclError aclrtMalloc(void** p, size_t bytes, aclrtMemMallocPolicy) {
     memory++;
     return 0;
 }
-aclError aclrtMallocAlign32(void** p, size_t bytes, aclrtMemMallocPolicy policy) { return aclrtMalloc(p, bytes, policy); }
+aclError aclrtMallocAlign32(void** p, size_t bytes, aclrtMemMallocPolicy policy) {
+    return aclrtMalloc(p, bytes, policy);
+}
 aclError aclrtFree(void* p) {
     log({'f', 0, nullptr, reinterpret_cast<uint64_t>(p), 0, 0});
     free(p);
@@ -179,23 +186,28 @@ aclError aclrtHostRegisterV2(void* p, uint64_t bytes, uint32_t flag) {
     if (refusing_pins) return fail(acl::API_NOT_SUPPORTED, "memory cannot be registered");
     std::lock_guard lock(mutex);
     const bool aligned = reinterpret_cast<uint64_t>(p) % 4096 == 0;
-    if (!aligned || !bytes || flag != acl::HOST_REG_PINNED || pinned.contains(p)) return fail(acl::RT_PARAM_INVALID, "not to be registered");
+    if (!aligned || !bytes || flag != acl::HOST_REG_PINNED || pinned.contains(p))
+        return fail(acl::RT_PARAM_INVALID, "not to be registered");
     pinned[p] = bytes;
     return 0;
 }
 aclError aclrtHostUnregister(void* p) {
     std::lock_guard lock(mutex);
     // It must still be there: what is unmapped first cannot be unregistered.
-    if (!pinned.contains(p) || msync(p, 4096, MS_ASYNC) != 0) return fail(acl::RT_PARAM_INVALID, "not registered");
+    if (!pinned.contains(p) || msync(p, 4096, MS_ASYNC) != 0)
+        return fail(acl::RT_PARAM_INVALID, "not registered");
     pinned.erase(p);
     return 0;
 }
-aclError aclrtGetMemInfo(aclrtMemAttr, size_t* free, size_t* total) { return *free = 1 << 20, *total = 1 << 21, 0; }
+aclError aclrtGetMemInfo(aclrtMemAttr, size_t* free, size_t* total) {
+    return *free = 1 << 20, *total = 1 << 21, 0;
+}
 aclError aclrtMemcpy(void* to, size_t, const void* from, size_t bytes, aclrtMemcpyKind) {
     memmove(to, from, bytes);
     return 0;
 }
-aclError aclrtMemcpyAsync(void* to, size_t, const void* from, size_t bytes, aclrtMemcpyKind, aclrtStream stream) {
+aclError aclrtMemcpyAsync(void* to, size_t, const void* from, size_t bytes, aclrtMemcpyKind,
+                          aclrtStream stream) {
     log({'c', 0, stream, reinterpret_cast<uint64_t>(to), reinterpret_cast<uint64_t>(from), bytes});
     memmove(to, from, bytes);
     return 0;
@@ -210,12 +222,14 @@ aclError aclrtMemsetAsync(void* to, size_t, int32_t value, size_t bytes, aclrtSt
     return 0;
 }
 
-// Addresses are real and always readable; mapping is not looked at, so that what reaches it has passed the daemon's own checks.
+// Addresses are real and always readable; mapping is not looked at, so that what reaches it has passed the
+// daemon's own checks.
 constexpr size_t kMockReservation = size_t(1) << 26;
 aclError aclrtReserveMemAddress(void** p, size_t bytes, size_t, void*, uint64_t) {
     if (bytes > kMockReservation) return fail(acl::RT_MEMORY_ALLOCATION, "no addresses");
     memory++;
-    *p = mmap(nullptr, kMockReservation, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    *p = mmap(nullptr, kMockReservation, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+              -1, 0);
     return *p == MAP_FAILED ? acl::RT_MEMORY_ALLOCATION : 0;
 }
 aclError aclrtReleaseMemAddress(void* p) {
@@ -239,7 +253,9 @@ aclError aclrtUnmapMem(void* p) {
     log({'U', 0, nullptr, reinterpret_cast<uint64_t>(p), 0, 0});
     return 0;
 }
-aclError aclrtMemGetAllocationGranularity(aclrtPhysicalMemProp*, aclrtMemGranularityOptions, size_t* bytes) { return *bytes = 4096, 0; }
+aclError aclrtMemGetAllocationGranularity(aclrtPhysicalMemProp*, aclrtMemGranularityOptions, size_t* bytes) {
+    return *bytes = 4096, 0;
+}
 
 aclError aclrtCreateStreamWithConfig(aclrtStream* out, uint32_t, uint32_t) {
     auto* s = new Stream{int(++streams)};
@@ -291,14 +307,18 @@ aclError aclrtStreamWaitEvent(aclrtStream s, aclrtEvent e) {
     log_locked({'w', 0, s, reinterpret_cast<uint64_t>(e), event->at, 0});
     return 0;
 }
-aclError aclrtStreamWaitEventWithTimeout(aclrtStream s, aclrtEvent e, int32_t) { return aclrtStreamWaitEvent(s, e); }
+aclError aclrtStreamWaitEventWithTimeout(aclrtStream s, aclrtEvent e, int32_t) {
+    return aclrtStreamWaitEvent(s, e);
+}
 
 aclError aclrtCreateEventWithFlag(aclrtEvent* out, uint32_t flags) {
     events++;
     *out = new Event{flags};
     return 0;
 }
-aclError aclrtCreateEventExWithFlag(aclrtEvent* out, uint32_t flags) { return aclrtCreateEventWithFlag(out, flags); }
+aclError aclrtCreateEventExWithFlag(aclrtEvent* out, uint32_t flags) {
+    return aclrtCreateEventWithFlag(out, flags);
+}
 aclError aclrtDestroyEvent(aclrtEvent e) {
     events--;
     delete static_cast<Event*>(e);
@@ -323,10 +343,13 @@ aclError aclrtSynchronizeEventWithTimeout(aclrtEvent e, int32_t ms) {
 aclError aclrtQueryEventStatus(aclrtEvent e, aclrtEventRecordedStatus* status) {
     std::lock_guard lock(mutex);
     if (int error = asked(static_cast<Event*>(e)->capture)) return error;
-    *status = !held && static_cast<Event*>(e)->at ? acl::EVENT_RECORDED_COMPLETE : acl::EVENT_RECORDED_NOT_READY;
+    *status =
+        !held && static_cast<Event*>(e)->at ? acl::EVENT_RECORDED_COMPLETE : acl::EVENT_RECORDED_NOT_READY;
     return 0;
 }
-aclError aclrtQueryEventWaitStatus(aclrtEvent, aclrtEventWaitStatus* status) { return *status = acl::EVENT_WAIT_COMPLETE, 0; }
+aclError aclrtQueryEventWaitStatus(aclrtEvent, aclrtEventWaitStatus* status) {
+    return *status = acl::EVENT_WAIT_COMPLETE, 0;
+}
 aclError aclrtEventElapsedTime(float* ms, aclrtEvent, aclrtEvent) { return *ms = 0.01f, 0; }
 aclError aclrtEventGetTimestamp(aclrtEvent e, uint64_t* t) { return *t = static_cast<Event*>(e)->at, 0; }
 
@@ -336,7 +359,8 @@ aclError aclGetCompileopt(aclCompileOpt, char* out, size_t) { return strcpy(out,
 size_t aclGetCompileoptSize(aclCompileOpt) { return 4; }
 
 // An operator asks for a workspace of 64 bytes a tensor, and fails its first call when a scalar is 13.
-aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, uint64_t* workspace, aclOpExecutor** out) {
+aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, uint64_t* workspace,
+                                aclOpExecutor** out) {
     auto* e = new aclOpExecutor{op, {}};
     executors++;
     for (uint32_t i = 0; i < n; i++) {
@@ -373,7 +397,8 @@ struct OwnBinary {
     const uint8_t* data;
     char functions[16];
 };
-aclError aclrtBinaryLoadFromData(const void* data, size_t, const aclrtBinaryLoadOptions*, aclrtBinHandle* out) {
+aclError aclrtBinaryLoadFromData(const void* data, size_t, const aclrtBinaryLoadOptions*,
+                                 aclrtBinHandle* out) {
     const auto* p = static_cast<const uint8_t*>(data);
     if (p[0] == 0xff) return fail(acl::INVALID_PARAM, "not a binary");
     memory++;
@@ -395,13 +420,15 @@ aclError aclrtBinaryGetFunctionByEntry(aclrtBinHandle binary, uint64_t entry, ac
 aclError aclrtBinaryGetFunction(const aclrtBinHandle binary, const char* name, aclrtFuncHandle* out) {
     return aclrtBinaryGetFunctionByEntry(binary, strlen(name), out);
 }
-aclError aclrtLaunchKernelWithHostArgs(aclrtFuncHandle function, uint32_t blocks, aclrtStream s, aclrtLaunchKernelCfg*, void* arguments, size_t bytes,
+aclError aclrtLaunchKernelWithHostArgs(aclrtFuncHandle function, uint32_t blocks, aclrtStream s,
+                                       aclrtLaunchKernelCfg*, void* arguments, size_t bytes,
                                        aclrtPlaceHolderInfo*, size_t) {
     if (*static_cast<const char*>(function) != 1) abort();
     log({'k', blocks, s, bytes >= 8 ? *static_cast<const uint64_t*>(arguments) : 0, 0, bytes});
     return 0;
 }
-aclError aclrtLaunchKernel(aclrtFuncHandle function, uint32_t blocks, const void* arguments, size_t bytes, aclrtStream s) {
+aclError aclrtLaunchKernel(aclrtFuncHandle function, uint32_t blocks, const void* arguments, size_t bytes,
+                           aclrtStream s) {
     if (*static_cast<const char*>(function) != 1) abort();
     log({'k', blocks, s, reinterpret_cast<uint64_t>(arguments), 1, bytes});
     return 0;
@@ -450,7 +477,8 @@ aclError aclmdlRICaptureGetInfo(aclrtStream s, aclmdlRICaptureStatus* status, ac
 aclError aclmdlRIGetId(aclmdlRI m, uint32_t* id) { return *id = static_cast<Model*>(m)->id, 0; }
 aclError aclmdlRICaptureTaskGrpBegin(aclrtStream s) {
     auto* stream = static_cast<Stream*>(s);
-    if (!stream->capture || stream->in_group) return fail(acl::RT_TASK_GROUP_STATUS, "no capture, or a group is open");
+    if (!stream->capture || stream->in_group)
+        return fail(acl::RT_TASK_GROUP_STATUS, "no capture, or a group is open");
     stream->in_group = true;
     log({'g', 0, s, 0, 0, 0});
     return 0;
@@ -467,7 +495,8 @@ aclError aclmdlRICaptureTaskGrpEnd(aclrtStream s, aclrtTaskGrp* out) {
 }
 aclError aclmdlRICaptureTaskUpdateBegin(aclrtStream s, aclrtTaskGrp group) {
     auto* stream = static_cast<Stream*>(s);
-    if (failing_update || stream->capture || stream->update) return fail(acl::RT_TASK_GROUP_STATUS, "captures or updates");
+    if (failing_update || stream->capture || stream->update)
+        return fail(acl::RT_TASK_GROUP_STATUS, "captures or updates");
     stream->update = static_cast<Group*>(group)->model;
     log({'u', 0, s, reinterpret_cast<uint64_t>(group), 0, 0});
     return 0;
@@ -506,7 +535,8 @@ aclError aclmdlRIDestroy(aclmdlRI m) {
 aclError aclmdlRIDebugJsonPrint(aclmdlRI m, const char* path, uint32_t flags) {
     FILE* file = fopen(path, "w");
     if (!file) return fail(acl::INVALID_PARAM, "no such file");
-    fprintf(file, "{\"id\": %u, \"flags\": %u, \"padding\": \"%05000d\"}\n", static_cast<Model*>(m)->id, flags, 0);
+    fprintf(file, "{\"id\": %u, \"flags\": %u, \"padding\": \"%05000d\"}\n", static_cast<Model*>(m)->id,
+            flags, 0);
     fclose(file);
     return 0;
 }

@@ -1,4 +1,5 @@
-// A vendor without a device, for tests of the data plane: streams run at once, and every call is logged in order.
+// A vendor without a device, for tests of the data plane: streams run at once, and every call is logged in
+// order.
 #pragma once
 
 #include <cstdint>
@@ -6,18 +7,22 @@
 extern "C" {
 
 struct MockCall {
-    char what;          // l launch, c copy, m memset, r record, w wait, s synchronise stream, a abort stream, f free, v value write, V value wait,
-                        // g begin and G end of a task group, u begin and U end of an update, B begin and E end of a capture, x replay, d destroy graph, k launch of a kernel of the program's own
-    uint32_t op;        // of a launch
+    char what;  // l launch, c copy, m memset, r record, w wait, s synchronise stream, a abort stream, f free,
+                // v value write, V value wait, g begin and G end of a task group, u begin and U end of an
+                // update, B begin and E end of a capture, x replay, d destroy graph, k launch of a kernel of
+                // the program's own
+    uint32_t op;  // of a launch
     void* stream;
-    uint64_t a, b;      // launch: first two addresses; copy: destination, source; record and wait: event; free: address
+    uint64_t a,
+        b;  // launch: first two addresses; copy: destination, source; record and wait: event; free: address
     uint64_t bytes;
     void* model = nullptr;  // the graph that captured or updated this, or was replayed
 };
 
 // Copies up to `room` calls from number `from` on; how many there are in all.
 uint64_t mock_calls(uint64_t from, MockCall* out, uint64_t room);
-// Objects that the vendor holds now: streams, events, device memory blocks and host memory blocks, tensors and executors.
+// Objects that the vendor holds now: streams, events, device memory blocks and host memory blocks, tensors
+// and executors.
 struct MockHeld {
     int64_t streams, events, memory, host, tensors, executors, models;
     uint64_t pinned;  // bytes of registered host memory

@@ -2,8 +2,8 @@
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
-#include <cstdlib>
 #include <unistd.h>
+#include <cstdlib>
 #include <string>
 #include <vector>
 

@@ -237,12 +237,9 @@ private:
 
     void release_all() {
         owned_.release();
-        for (auto* l : lists_)
-            aclDestroyTensorList(l);
-        for (auto* s : scalars_)
-            aclDestroyScalar(s);
-        for (auto* a : arrays_)
-            aclDestroyIntArray(a);
+        for (auto* l : lists_) aclDestroyTensorList(l);
+        for (auto* s : scalars_) aclDestroyScalar(s);
+        for (auto* a : arrays_) aclDestroyIntArray(a);
         lists_.clear();
         scalars_.clear();
         arrays_.clear();
@@ -255,8 +252,7 @@ private:
         void push(aclTensor* t) { tensors.push_back(t); }
         void clear_last(size_t n) { tensors.resize(tensors.size() - n); }  // a list owns its tensors
         void release() {
-            for (auto* t : tensors)
-                aclDestroyTensor(t);
+            for (auto* t : tensors) aclDestroyTensor(t);
             tensors.clear();
         }
         ~Owned() { release(); }

@@ -189,22 +189,23 @@ void fill_floating(RowKernels<T>& k) {
 #define FLEXNPU_SET(name) k.unary[int(Unary::name)] = row<name, T>;
     FLEXNPU_SET(Copy)
     FLEXNPU_SET(Neg)
-    FLEXNPU_SET(Abs) FLEXNPU_SET(Sign) FLEXNPU_SET(Square) FLEXNPU_SET(Sqrt) FLEXNPU_SET(Rsqrt) FLEXNPU_SET(
-        Reciprocal) FLEXNPU_SET(Exp) FLEXNPU_SET(Exp2) FLEXNPU_SET(Expm1) FLEXNPU_SET(Log) FLEXNPU_SET(Log2)
-        FLEXNPU_SET(Log10) FLEXNPU_SET(Log1p) FLEXNPU_SET(Sin) FLEXNPU_SET(Cos) FLEXNPU_SET(Tan)
-            FLEXNPU_SET(Asin) FLEXNPU_SET(Acos) FLEXNPU_SET(Atan) FLEXNPU_SET(Sinh) FLEXNPU_SET(Cosh)
-                FLEXNPU_SET(Tanh) FLEXNPU_SET(Asinh) FLEXNPU_SET(Acosh) FLEXNPU_SET(Atanh) FLEXNPU_SET(Erf)
-                    FLEXNPU_SET(Erfc) FLEXNPU_SET(Erfinv) FLEXNPU_SET(Floor) FLEXNPU_SET(Ceil)
-                        FLEXNPU_SET(Round) FLEXNPU_SET(Trunc) FLEXNPU_SET(Frac) FLEXNPU_SET(Sigmoid)
-                            FLEXNPU_SET(Silu) FLEXNPU_SET(Relu) FLEXNPU_SET(Gelu) FLEXNPU_SET(GeluTanh)
-                                FLEXNPU_SET(LogSigmoid) FLEXNPU_SET(Mish) FLEXNPU_SET(Softplus)
-                                    FLEXNPU_SET(HardSigmoid) FLEXNPU_SET(HardSwish) FLEXNPU_SET(LeakyRelu)
-                                        FLEXNPU_SET(Elu) FLEXNPU_SET(Celu) FLEXNPU_SET(Clamp)
-                                            FLEXNPU_SET(ClampMin) FLEXNPU_SET(ClampMax) FLEXNPU_SET(ScalarPow)
-                                                FLEXNPU_SET(Affine) FLEXNPU_SET(LogicalNot)
-                                                    FLEXNPU_SET(IsFinite) FLEXNPU_SET(IsInf)
-                                                        FLEXNPU_SET(IsPosInf) FLEXNPU_SET(IsNegInf)
-                                                            FLEXNPU_SET(SignBit) FLEXNPU_SET(Threshold)
+    FLEXNPU_SET(Abs)
+    FLEXNPU_SET(Sign) FLEXNPU_SET(Square) FLEXNPU_SET(Sqrt) FLEXNPU_SET(Rsqrt) FLEXNPU_SET(Reciprocal)
+        FLEXNPU_SET(Exp) FLEXNPU_SET(Exp2) FLEXNPU_SET(Expm1) FLEXNPU_SET(Log) FLEXNPU_SET(Log2) FLEXNPU_SET(
+            Log10) FLEXNPU_SET(Log1p) FLEXNPU_SET(Sin) FLEXNPU_SET(Cos) FLEXNPU_SET(Tan) FLEXNPU_SET(Asin)
+            FLEXNPU_SET(Acos) FLEXNPU_SET(Atan) FLEXNPU_SET(Sinh) FLEXNPU_SET(Cosh) FLEXNPU_SET(Tanh)
+                FLEXNPU_SET(Asinh) FLEXNPU_SET(Acosh) FLEXNPU_SET(Atanh) FLEXNPU_SET(Erf) FLEXNPU_SET(Erfc)
+                    FLEXNPU_SET(Erfinv) FLEXNPU_SET(Floor) FLEXNPU_SET(Ceil) FLEXNPU_SET(Round)
+                        FLEXNPU_SET(Trunc) FLEXNPU_SET(Frac) FLEXNPU_SET(Sigmoid) FLEXNPU_SET(Silu)
+                            FLEXNPU_SET(Relu) FLEXNPU_SET(Gelu) FLEXNPU_SET(GeluTanh) FLEXNPU_SET(LogSigmoid)
+                                FLEXNPU_SET(Mish) FLEXNPU_SET(Softplus) FLEXNPU_SET(HardSigmoid)
+                                    FLEXNPU_SET(HardSwish) FLEXNPU_SET(LeakyRelu) FLEXNPU_SET(Elu)
+                                        FLEXNPU_SET(Celu) FLEXNPU_SET(Clamp) FLEXNPU_SET(ClampMin)
+                                            FLEXNPU_SET(ClampMax) FLEXNPU_SET(ScalarPow) FLEXNPU_SET(Affine)
+                                                FLEXNPU_SET(LogicalNot) FLEXNPU_SET(IsFinite)
+                                                    FLEXNPU_SET(IsInf) FLEXNPU_SET(IsPosInf)
+                                                        FLEXNPU_SET(IsNegInf) FLEXNPU_SET(SignBit)
+                                                            FLEXNPU_SET(Threshold)
                                                                 k.unary[int(Unary::PowScalar)] = pow_row<T>;
 }
 
@@ -212,10 +213,10 @@ template <class T>
 void fill_integer(RowKernels<T>& k) {
     FLEXNPU_SET(Copy)
     FLEXNPU_SET(Neg)
-    FLEXNPU_SET(Abs) FLEXNPU_SET(Sign) FLEXNPU_SET(Square) FLEXNPU_SET(Relu) FLEXNPU_SET(Clamp)
-        FLEXNPU_SET(ClampMin) FLEXNPU_SET(ClampMax) FLEXNPU_SET(ScalarPow) FLEXNPU_SET(Affine)
-            FLEXNPU_SET(BitNot) FLEXNPU_SET(LogicalNot) FLEXNPU_SET(Threshold)
-                k.unary[int(Unary::PowScalar)] = pow_row<T>;
+    FLEXNPU_SET(Abs)
+    FLEXNPU_SET(Sign) FLEXNPU_SET(Square) FLEXNPU_SET(Relu) FLEXNPU_SET(Clamp) FLEXNPU_SET(ClampMin)
+        FLEXNPU_SET(ClampMax) FLEXNPU_SET(ScalarPow) FLEXNPU_SET(Affine) FLEXNPU_SET(BitNot)
+            FLEXNPU_SET(LogicalNot) FLEXNPU_SET(Threshold) k.unary[int(Unary::PowScalar)] = pow_row<T>;
     // Nothing to do to a whole number.
     k.unary[int(Unary::Floor)] = row<Copy, T>;
     k.unary[int(Unary::Ceil)] = row<Copy, T>;
