@@ -36,8 +36,8 @@ from benchmarks.pairs import Daemon
 from flexnpu import emulator
 from flexnpu.cli import run as flexnpu_run
 from flexnpu.control import paths
-from probes.events import Event, Losses, Step
-from probes.tracer import Tracer
+from probes.feed.events import Event, Losses, Step
+from probes.steps.tracer import Tracer
 
 #: Before a step's first call, for what opens it earlier than the label's clock was read.
 SLACK_NS = 20_000

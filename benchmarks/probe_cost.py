@@ -43,7 +43,7 @@ from benchmarks.launch_cost import Bench, bench
 from benchmarks.pairs import NATIVE, BenchmarkError, Peer, cpu_seconds, spread
 from benchmarks.tracers import TracerProcess, bpftrace, funclatency, ours, steps_of
 from flexnpu import emulator
-from probes.tracer import Tracer
+from probes.steps.tracer import Tracer
 
 RATES = (1_000, 10_000, 100_000)
 DETAIL = ("--detail", "launches")

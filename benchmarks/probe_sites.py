@@ -1,8 +1,9 @@
 """What one hit of a uprobe costs, by the instruction under it.
 
-Each of the instructions of `probes.hitcost` is called in a loop with and without a probe that does nothing,
-in turns, in one process. Beside it stands what `probes.sites` expects of the instruction, from the kernel's
-rules: a figure that is not on its side of the gap between emulated and single-stepped ones is named.
+Each of the instructions of `probes.placing.cost` is called in a loop with and without a probe that does
+nothing, in turns, in one process. Beside it stands what `probes.placing.sites` expects of the instruction,
+from the kernel's rules: a figure that is not on its side of the gap between emulated and single-stepped ones
+is named.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from typing import Any
 
 import click
 
-from probes.attach import AttachError
-from probes.hitcost import INSTRUCTIONS, measure
-from probes.sites import HitCost, choose
+from probes.placing.attach import AttachError
+from probes.placing.cost import INSTRUCTIONS, measure
+from probes.placing.sites import HitCost, choose
 
 _NEVER = ("call",)
-"""Emulated by the kernel, and yet never chosen: see `probes.sites`."""
+"""Emulated by the kernel, and yet never chosen: see `probes.placing.sites`."""
 
 _LATELY = ("nop of 3 bytes", "nop of 4 bytes")
 """Emulated since Linux 6.18, single-stepped before; no prologue is known to begin with one."""
 
 
 def expected(machine: str, name: str) -> HitCost:
-    """What `probes.sites` says of a function that begins with the instruction `name`."""
+    """What `probes.placing.sites` says of a function that begins with the instruction `name`."""
     if name in _NEVER:
         return HitCost.EMULATED
     if name in _LATELY:

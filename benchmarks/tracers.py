@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.pairs import BenchmarkError
-from probes import headers, symbols
+from probes.placing import headers, symbols
 
 LAUNCH = "aclrtLaunchKernelWithHostArgs"
 TENSOR = "aclCreateTensor"

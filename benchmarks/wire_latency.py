@@ -34,8 +34,8 @@ import click
 
 from benchmarks.pairs import NATIVE, BenchmarkError
 from benchmarks.replay import quantile
-from probes.events import RequestTiming
-from probes.wire import WireTracer
+from probes.feed.events import RequestTiming
+from probes.requests.wire import WireTracer
 
 SERVERS = Path(__file__).parent.parent / "tests" / "wire" / "servers.py"
 BODY = json.dumps({"messages": [{"role": "user", "content": "x" * 400}], "stream": True}).encode()

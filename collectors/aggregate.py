@@ -14,7 +14,7 @@ from collectors import names
 from collectors.interference import Interference
 from collectors.names import Metric
 from collectors.sinks import Labels, Sample, Sink
-from probes.events import (
+from probes.feed.events import (
     DELIVERED,
     EngineMetrics,
     Event,

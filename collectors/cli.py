@@ -18,7 +18,7 @@ from collectors.otlp import OtlpSink
 from collectors.prometheus import PrometheusSink, serve
 from collectors.sinks import Sink
 from flexnpu.control import paths
-from probes.feed import FeedClient, FeedError
+from probes.feed.socket import FeedClient, FeedError
 
 _RETRY_S = 1.0
 

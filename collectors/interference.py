@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from probes.events import Step, StepBegin
+from probes.feed.events import Step, StepBegin
 
 STALE_NS: Final = 120 * 10**9
 _KEEP_NS: Final = 30 * 10**9

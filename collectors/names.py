@@ -388,7 +388,7 @@ LOST_EVENTS: Final = Metric(
     "counter",
     "What the tracer could not deliver, decide or read, since it started. source: steps, wire or "
     "feed; kind: see "
-    "probes/tracer.py, probes/wire.py and probes/feed.py.",
+    "probes/steps/tracer.py, probes/requests/wire.py and probes/feed/socket.py.",
     ("source", "kind"),
     "flexnpu.lost.events",
     "{event}",

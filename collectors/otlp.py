@@ -20,7 +20,7 @@ from collectors import names
 from collectors.aggregate import ttft_parts
 from collectors.names import ATTRIBUTES, Metric
 from collectors.sinks import Labels, Snapshot
-from probes.events import RequestTiming, Step
+from probes.feed.events import RequestTiming, Step
 
 _SCOPE: Final = "flexnpu.collectors"
 _INTEGERS: Final = frozenset({"pid", "code"})

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from collectors import names
 from collectors.names import Metric
 from collectors.sinks import Labels, Sample, Snapshot
-from probes.events import RequestTiming, Step
+from probes.feed.events import RequestTiming, Step
 
 FORGET_S: Final = 3600.0
 """Series of a process that gave no event for so long are dropped. Processes come and go; their series must

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from collectors.names import Metric
-from probes.events import RequestTiming, Step
+from probes.feed.events import RequestTiming, Step
 
 Labels = tuple[str, ...]
 """Label values, in the order of `Metric.labels`."""

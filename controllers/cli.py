@@ -15,7 +15,7 @@ from flexnpu import __version__
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient, ControlError
 from flexnpu.control.messages import MAX_LEASE_S
-from probes.feed import FeedClient
+from probes.feed.socket import FeedClient
 
 
 @click.command("flexnpu-controller", context_settings={"help_option_names": ["-h", "--help"]})

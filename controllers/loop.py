@@ -20,7 +20,7 @@ from controllers.picture import Picture
 from controllers.policies import Decision, Policy
 from flexnpu.control.client import ControlClient, ControlError
 from flexnpu.control.messages import GateStatus, SetGate
-from probes.events import Event, Step, StepBegin
+from probes.feed.events import Event, Step, StepBegin
 
 RENEWALS = 4
 """How often in a lease it is renewed: one late or failed request does not cost it."""
@@ -29,7 +29,7 @@ RETRY_S = 1.0
 
 
 class Feed(Protocol):
-    """What is used of `probes.feed.FeedClient`."""
+    """What is used of `probes.feed.socket.FeedClient`."""
 
     @property
     def ended(self) -> bool: ...

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from flexnpu.control.messages import LaneStatus
-from probes.events import Step, StepBegin
+from probes.feed.events import Step, StepBegin
 
 Key = tuple[int, int]
 Role = Literal["unknown", "prefill", "decode"]

@@ -3,7 +3,7 @@
 //
 // A semaphore is a 16-bit word that the kernel itself raises when a probe is attached with its file offset as
 // ref_ctr_offset, and lowers when the probe goes, whichever way its owner ends. `probes/bpf/client.c` and
-// `probes/client_steps.py` mirror the record; a test compares the three.
+// `probes/steps/client_steps.py` mirror the record; a test compares the three.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// Folds the calls of a lane (a client stream) into steps, as `probes/phases.py` describes them, for the probe
+// Folds the calls of a lane (a client stream) into steps, as `probes/steps/phases.py` describes them, for the probe
 // point flexnpu_step.
 //
 //   - the second call of an embedding opens a step, and so does the launch of a whole captured graph;

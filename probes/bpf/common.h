@@ -2,7 +2,7 @@
 // and compiles them as one. Together they fold the AscendCL calls of a traced process into steps: one record a step,
 // whatever the number of launches.
 //
-// A lane is a stream of a process. Its running step begins and ends as `probes/phases.py` describes; in short:
+// A lane is a stream of a process. Its running step begins and ends as `probes/steps/phases.py` describes; in short:
 //   - the second call of an embedding opens a step, and so does the launch of a whole captured graph;
 //   - a synchronise that ends the longest run of work so far is where the step is taken to end; it is not
 //     known to have ended before the next one opens, because a forward pass may synchronise in its middle;

@@ -22,13 +22,13 @@ from probes.commands.options import (
     take_selection,
     wire_option,
 )
-from probes.engine import EngineScraper
-from probes.events import Event, Losses, StepBegin
-from probes.feed import FeedServer
-from probes.gates import Gates
-from probes.recording import Overhead
-from probes.screen import Display, display, plain_after
-from probes.view import View
+from probes.feed.events import Event, Losses, StepBegin
+from probes.feed.recording import Overhead
+from probes.feed.socket import FeedServer
+from probes.host.engine import EngineScraper
+from probes.host.gates import Gates
+from probes.show.screen import Display, display, plain_after
+from probes.show.view import View
 
 
 @click.command("attach", short_help="Attach to running processes and show their steps.")
@@ -140,9 +140,9 @@ def command(
     where the kernel can show them.
 
     A step is one forward pass of a model. How steps are cut and classified, and how sure that is, is said
-    in probes/phases.py and in each step's `evidence` and `confidence` (--json). A step is shown when the
-    next one begins on its stream, or after a quarter of a second of silence. Work outside any model step is
-    `other`.
+    in probes/steps/phases.py and in each step's `evidence` and `confidence` (--json). A step is shown when
+    the next one begins on its stream, or after a quarter of a second of silence. Work outside any model step
+    is `other`.
 
     \b
     EXAMPLES

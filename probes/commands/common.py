@@ -15,13 +15,13 @@ from typing import NoReturn
 import click
 
 from flexnpu.control import paths
-from probes.attach import AttachError
-from probes.engine import EngineError
-from probes.feed import FeedError
-from probes.recording import RecordingError
-from probes.selection import SelectionError
-from probes.symbols import ProcessGone
-from probes.tracer import TracerError
+from probes.feed.recording import RecordingError
+from probes.feed.socket import FeedError
+from probes.host.engine import EngineError
+from probes.host.selection import SelectionError
+from probes.placing.attach import AttachError
+from probes.placing.symbols import ProcessGone
+from probes.steps.tracer import TracerError
 
 _FAILURES = (
     TracerError,
@@ -50,7 +50,7 @@ class Stop:
 @contextlib.contextmanager
 def errors() -> Iterator[None]:
     """Turn what can go wrong into a line on standard error and exit status 1."""
-    from probes.wire import WireError
+    from probes.requests.wire import WireError
 
     try:
         yield

@@ -8,10 +8,10 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from probes import doctor
 from probes.commands.list import entries_table, wide_console
-from probes.doctor import Check, Status
-from probes.inventory import Inventory
+from probes.host.inventory import Inventory
+from probes.selftest import doctor
+from probes.selftest.doctor import Check, Status
 
 _MARKS = {
     Status.OK: "[green]ok[/]",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from probes import perfetto
 from probes.commands.common import damaged, errors, note
-from probes.recording import Recording, RecordingError
+from probes.feed.recording import Recording, RecordingError
+from probes.show import perfetto
 
 
 @click.command("export", short_help="Convert a recording for Perfetto.")

@@ -22,11 +22,11 @@ from probes.commands.options import (
     wire_option,
 )
 from probes.commands.trace import Recorded
-from probes.events import Event, Losses
-from probes.histogram import MEASURES, Distributions, lines
-from probes.recording import Recording, Tick
-from probes.selection import Selection
-from probes.table import losses_line
+from probes.feed.events import Event, Losses
+from probes.feed.recording import Recording, Tick
+from probes.host.selection import Selection
+from probes.show.histogram import MEASURES, Distributions, lines
+from probes.show.table import losses_line
 
 
 @click.command("hist", short_help="Histograms and quantiles of steps and requests.")

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from probes import symbols
-from probes.attach import AttachError
 from probes.commands.common import errors, note
-from probes.inventory import Entry, Inventory, take
-from probes.plan import FUNNELS
-from probes.sites import HitCost
+from probes.host.inventory import Entry, Inventory, take
+from probes.placing import symbols
+from probes.placing.attach import AttachError
+from probes.placing.plan import FUNNELS
+from probes.placing.sites import HitCost
 
 _COLUMNS = ("function", "library", "offset", "instruction", "hit", "often", "now")
 _KINDS = {

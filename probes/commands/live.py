@@ -9,22 +9,22 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from probes import symbols
-from probes.attach import AttachError
-from probes.closing import Closing
+from flexnpu.control.closing import Closing
 from probes.commands.common import Stop, note
-from probes.events import Event, Losses, RequestTiming, Step
-from probes.finder import Finder
-from probes.join import Joiner, Other
-from probes.kin import Kin
-from probes.plan import FUNNELS, Plan
-from probes.recording import Overhead
-from probes.selection import Selection
-from probes.taskstats import HostDelays
-from probes.tracer import Tracer, check, uses_npu
+from probes.feed.events import Event, Losses, RequestTiming, Step
+from probes.feed.recording import Overhead
+from probes.host.families import Kin
+from probes.host.finder import Finder
+from probes.host.selection import Selection
+from probes.host.taskstats import HostDelays
+from probes.placing import symbols
+from probes.placing.attach import AttachError
+from probes.placing.plan import FUNNELS, Plan
+from probes.requests.join import Joiner, Other
+from probes.steps.tracer import Tracer, check, uses_npu
 
 if TYPE_CHECKING:
-    from probes.wire import WireTracer
+    from probes.requests.wire import WireTracer
 
 _POLL_S = 0.05
 _FRONTS_S = 5.0
@@ -117,7 +117,7 @@ class Live(Closing):
         return Joiner(self._on_event, kin=self._kin, open_requests=open_requests)
 
     def _make_wire(self) -> WireTracer:
-        from probes.wire import WireTracer
+        from probes.requests.wire import WireTracer
 
         def on_request(timing: RequestTiming) -> None:
             assert self._joiner is not None

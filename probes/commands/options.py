@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from probes.selection import Selection
+from probes.host.selection import Selection
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

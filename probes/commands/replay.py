@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from probes.commands.common import Stop, damaged, errors
-from probes.recording import Recording, Tick
-from probes.screen import Display, Plain, display
-from probes.view import View
+from probes.feed.recording import Recording, Tick
+from probes.show.screen import Display, Plain, display
+from probes.show.view import View
 
 
 @click.command("replay", short_help="Show a recording as `attach` showed the run.")

@@ -19,9 +19,9 @@ from probes.commands.options import (
     take_selection,
     wire_option,
 )
-from probes.events import Losses, StepBegin
-from probes.gates import Gates
-from probes.recording import Overhead, Recorder, Tick
+from probes.feed.events import Losses, StepBegin
+from probes.feed.recording import Overhead, Recorder, Tick
+from probes.host.gates import Gates
 
 
 class Recorded:

@@ -28,13 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from probes import attach, capabilities, symbols
-from probes.events import Event, Step
-from probes.placing import Placed
-from probes.plan import SITES, Plan, sites
+from probes.feed.events import Event, Step
+from probes.placing import attach, capabilities, symbols
+from probes.placing.groups import Placed
+from probes.placing.plan import SITES, Plan, sites
+from probes.placing.sites import ALL, READS
 from probes.selftest.program import ARGUMENTS, LAUNCHES, LIBRARIES
-from probes.sites import ALL, READS
-from probes.tracer import Target, Tracer
+from probes.steps.tracer import Target, Tracer
 
 Kind = Literal["vendor", "client"]
 

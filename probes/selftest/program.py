@@ -203,7 +203,7 @@ class Client:
         self._call = Caller("flexnpu_client")
 
     def run(self) -> Report:
-        from probes import client_steps as c
+        from probes.steps import client_steps as c
 
         now = time.monotonic_ns
         report = self._call.report

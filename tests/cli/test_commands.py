@@ -17,8 +17,8 @@ import pytest
 from flexnpu.cli.run import CLIENT_HOME, environment
 from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import SetGate
-from probes.events import Phase, Step
-from probes.feed import FeedServer
+from probes.feed.events import Phase, Step
+from probes.feed.socket import FeedServer
 from tests.collectors import scripted
 
 pytest.importorskip("flexnpu.daemon._plane", reason="run make build")

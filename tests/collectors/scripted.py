@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flexnpu.control.messages import DaemonStatus, GateStatus, LaneStatus, SessionStatus
-from probes.events import EngineMetrics, Event, HostDelay, Losses, Phase, RequestTiming, Step, StepBegin
+from probes.feed.events import EngineMetrics, Event, HostDelay, Losses, Phase, RequestTiming, Step, StepBegin
 
 MS = 1_000_000
 S = 1_000 * MS

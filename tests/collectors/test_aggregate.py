@@ -9,7 +9,7 @@ import pytest
 from collectors import names
 from collectors.aggregate import Aggregator, operation
 from collectors.prometheus import PrometheusSink
-from probes.events import EngineMetrics, Event, Losses
+from probes.feed.events import EngineMetrics, Event, Losses
 from tests.collectors.scripted import MS, S, request, second, step
 
 

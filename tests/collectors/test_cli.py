@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from collectors import names
-from probes.feed import FeedServer
+from probes.feed.socket import FeedServer
 from tests.collectors.scripted import S, second, status
 from tests.collectors.stand import collector, daemon, otlp_receiver
 

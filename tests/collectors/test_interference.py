@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collectors.interference import STALE_NS, Interference
-from probes.events import Step
+from probes.feed.events import Step
 from tests.collectors.scripted import MS, S, begin, step
 
 

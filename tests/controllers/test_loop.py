@@ -16,8 +16,8 @@ from controllers.picture import Picture
 from controllers.policies import Decision
 from flexnpu.control.client import ControlClient, ControlError, RefusedError
 from flexnpu.control.messages import DaemonStatus, GateStatus, SetGate
-from probes.events import Losses
-from probes.feed import FeedError
+from probes.feed.events import Losses
+from probes.feed.socket import FeedError
 from tests.collectors.scripted import step
 
 GATE = GateStatus(

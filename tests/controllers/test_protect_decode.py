@@ -9,7 +9,7 @@ import pytest
 from controllers.picture import MEMORY_S, Picture
 from controllers.policies.protect_decode import ProtectDecode
 from flexnpu.control.messages import LaneStatus, SetGate
-from probes.events import Phase, Step, StepBegin
+from probes.feed.events import Phase, Step, StepBegin
 from tests.collectors import scripted
 
 MS = 1_000_000

@@ -15,7 +15,7 @@ from dashboards import alerts, check
 from dashboards.alerts import Window
 from dashboards.pd_colocation import dashboard_json
 from dashboards.prometheus_run import PrometheusError, PrometheusServer
-from probes.feed import FeedServer
+from probes.feed.socket import FeedServer
 from tests.collectors.scripted import second, status
 from tests.collectors.stand import collector, daemon
 

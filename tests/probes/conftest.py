@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for mockset, which is a helper
 
 import mockset
 
-from probes.events import Event, Losses, Step
-from probes.plan import Plan
-from probes.tracer import Tracer
+from probes.feed.events import Event, Losses, Step
+from probes.placing.plan import Plan
+from probes.steps.tracer import Tracer
 
 
 @pytest.fixture(scope="session")

@@ -74,8 +74,8 @@ def python() -> list[str]:
 
 def probed(pid: int) -> list[str]:
     """Probed functions of the mock libraries in `pid`, by what the kernel put into its memory: an int3."""
-    from probes import symbols
-    from probes.plan import SITES
+    from probes.placing import symbols
+    from probes.placing.plan import SITES
 
     found = symbols.resolve(pid, [site.symbol for site in SITES])
     result = []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from probes import headers
+from probes.placing import headers
 
 ROOT = Path(__file__).parents[2]
 

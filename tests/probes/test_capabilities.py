@@ -9,7 +9,7 @@ import mockset
 import nobody
 import pytest
 
-from probes import capabilities
+from probes.placing import capabilities
 
 ebpf = pytest.mark.ebpf
 
@@ -17,7 +17,7 @@ NEEDED = ("bpf", "perfmon", "sys_ptrace")
 
 
 ASK = """
-from probes import capabilities
+from probes.placing import capabilities
 for one in capabilities.missing(multi={multi}): print(one.capability)
 """
 
@@ -51,7 +51,7 @@ def test_root_lacks_nothing() -> None:
 @ebpf
 def test_attaching_with_what_is_said_to_be_enough(driver: mockset.Driver) -> None:
     attach = f"""
-from probes.tracer import Tracer
+from probes.steps.tracer import Tracer
 with Tracer(print) as tracer:
     print(len(tracer.attach({driver.pid}).placed))
 """
@@ -66,7 +66,7 @@ with Tracer(print) as tracer:
 
 @ebpf
 def test_what_is_missing_is_told_before_anything_is_tried(driver: mockset.Driver) -> None:
-    result = nobody.python(["-c", "from probes.tracer import check; check()"], ["bpf", "perfmon"])
+    result = nobody.python(["-c", "from probes.steps.tracer import check; check()"], ["bpf", "perfmon"])
     assert result.returncode != 0
     assert "CAP_SYS_PTRACE is missing, needed to read the memory maps of other users" in result.stderr
     assert "Type: sudo flexnpu-probe" in result.stderr

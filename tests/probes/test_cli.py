@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from probes.cli import main
-from probes.events import Losses, Step, from_json
-from probes.feed import FeedClient
+from probes.feed.events import Losses, Step, from_json
+from probes.feed.socket import FeedClient
 
 COMMAND = [*mockset.python(), "-m", "probes.cli", "attach"]
 DETAIL = ("--detail", "launches")

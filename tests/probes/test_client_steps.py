@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import client_steps, plan
-from probes.client_steps import ClientRecordError, RawArray, RawEvidence, RawRecord, RawStep, decode
-from probes.waiting import RawEntry, RawTable, steps_in
+from probes.placing import plan
+from probes.steps import client_steps
+from probes.steps.client_steps import ClientRecordError, RawArray, RawEvidence, RawRecord, RawStep, decode
+from probes.steps.waiting import RawEntry, RawTable, steps_in
 
 ROOT = Path(__file__).resolve().parents[2]
 STRUCTS: dict[type[ctypes.Structure], tuple[str, ...]] = {

@@ -20,10 +20,11 @@ from flexnpu.cli import run as flexnpu_run
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import LaneStatus, SetGate
-from probes import inventory, symbols
-from probes.events import Event, Mix, Step, StepBegin
-from probes.tracer import Tracer
-from probes.waiting import TABLE, Waiting
+from probes.feed.events import Event, Mix, Step, StepBegin
+from probes.host import inventory
+from probes.placing import symbols
+from probes.steps.tracer import Tracer
+from probes.steps.waiting import TABLE, Waiting
 
 pytestmark = pytest.mark.ebpf
 
@@ -171,7 +172,7 @@ def test_the_kernel_lowers_the_semaphore_whichever_way_the_reader_ends(
     lanes.wait_for_word(STEP, 0)
     code = (
         "import sys, time\n"
-        "from probes.tracer import Tracer\n"
+        "from probes.steps.tracer import Tracer\n"
         "tracer = Tracer(print)\n"
         "tracer.attach(int(sys.argv[1]))\n"
         "print('attached', flush=True)\n"

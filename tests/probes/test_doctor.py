@@ -13,15 +13,17 @@ import nobody
 import pytest
 from click.testing import CliRunner
 
-from probes import capabilities, doctor, inventory, selftest
+from probes import selftest
 from probes.cli import main
-from probes.doctor import Status
-from probes.events import Step
-from probes.placing import Placed
-from probes.plan import SITES
-from probes.selftest import _decoded, _fired
+from probes.feed.events import Step
+from probes.host import inventory
+from probes.placing import capabilities
+from probes.placing.groups import Placed
+from probes.placing.plan import SITES
+from probes.placing.symbols import _scan
+from probes.selftest import _decoded, _fired, doctor
+from probes.selftest.doctor import Status
 from probes.selftest.program import LIBRARIES
-from probes.symbols import _scan
 from tests.collectors import scripted
 
 ebpf = pytest.mark.ebpf

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import engine
-from probes.engine import EngineError, EngineScraper, engine_line, metrics_url, read_page, scrape
-from probes.events import EngineMetrics
+from probes.feed.events import EngineMetrics
+from probes.host import engine
+from probes.host.engine import EngineError, EngineScraper, engine_line, metrics_url, read_page, scrape
 
 VLLM = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.

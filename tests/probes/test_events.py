@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.events import (
+from probes.feed.events import (
     EngineMetrics,
     EventError,
     Losses,

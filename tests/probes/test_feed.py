@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from probes.events import Event, Losses, Step, StepBegin
-from probes.feed import FeedClient, FeedError, FeedServer
+from probes.feed.events import Event, Losses, Step, StepBegin
+from probes.feed.socket import FeedClient, FeedError, FeedServer
 
 
 def step(number: int) -> Step:
@@ -190,7 +190,7 @@ def test_a_client_takes_any_bytes_or_says_what_is_wrong(tmp_path: Path, chunks: 
 
 _SERVE = """
 import sys, time
-from probes.feed import FeedError, FeedServer
+from probes.feed.socket import FeedError, FeedServer
 sys.stdin.readline()
 try:
     server = FeedServer(sys.argv[1])

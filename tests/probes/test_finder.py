@@ -10,10 +10,10 @@ from pathlib import Path
 import mockset
 import pytest
 
-from probes.finder import Changes, Finder
-from probes.procevents import ProcessEvents
-from probes.selection import Selection, SelectionError, cgroups_of, containers_of
-from probes.tracer import uses_npu
+from probes.host.finder import Changes, Finder
+from probes.host.process_events import ProcessEvents
+from probes.host.selection import Selection, SelectionError, cgroups_of, containers_of
+from probes.steps.tracer import uses_npu
 
 ALL = Selection(everything=True)
 SOURCES = pytest.mark.parametrize("source", [ProcessEvents, None], ids=["events", "scanning"])
@@ -131,8 +131,8 @@ def test_criteria_of_one_kind_are_joined_and_of_different_kinds_intersected(
 ) -> None:
     own = os.getpid()
     name = Path("/proc/self/comm").read_text().strip()
-    monkeypatch.setattr("probes.selection.cgroups_of", lambda pid: (f"/kubepods/pod1/cri-{ID}.scope",))
-    monkeypatch.setattr("probes.selection._mounts", lambda: ("/sys/fs/cgroup",))
+    monkeypatch.setattr("probes.host.selection.cgroups_of", lambda pid: (f"/kubepods/pod1/cri-{ID}.scope",))
+    monkeypatch.setattr("probes.host.selection._mounts", lambda: ("/sys/fs/cgroup",))
     for selection, meant in (
         (Selection(), True),
         (Selection(pids=(own,)), True),
@@ -175,7 +175,7 @@ def test_processes_of_a_control_group_and_of_a_container_are_found(mock_driver: 
 
 
 def test_what_can_match_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("probes.selection.cgroups_of", lambda pid: (f"/docker/{ID[:-1]}{pid % 10}",))
+    monkeypatch.setattr("probes.host.selection.cgroups_of", lambda pid: (f"/docker/{ID[:-1]}{pid % 10}",))
     for selection, complaint in (
         (Selection(containers=("web",)), "'web' is no container id"),
         (Selection(containers=("ffffff",)), "begins with ffffff"),

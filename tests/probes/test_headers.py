@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from probes import headers
+from probes.placing import headers
 
 
 @pytest.fixture(autouse=True)

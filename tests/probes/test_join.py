@@ -20,11 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.events import EngineMetrics, Event, Phase, RequestTiming, Step, from_json
-from probes.join import Joiner, Other
-from probes.kin import Kin
-from probes.tracer import Tracer
-from probes.wire import WireTracer
+from probes.feed.events import EngineMetrics, Event, Phase, RequestTiming, Step, from_json
+from probes.host.families import Kin
+from probes.requests.join import Joiner, Other
+from probes.requests.wire import WireTracer
+from probes.steps.tracer import Tracer
 from tests.collectors import scripted
 
 MS = 1_000_000

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from probes import layouts, learn
-from probes.layouts import Kind, TensorLayout, VectorLayout, values_of
-from probes.learn import Sample
+from probes.steps import layouts, learning
+from probes.steps.layouts import Kind, TensorLayout, VectorLayout, values_of
+from probes.steps.learning import Sample
 
 ROOT = Path(__file__).parents[2]
 
@@ -268,7 +268,7 @@ def planted(draw: st.DrawFn) -> VectorLayout:
     hop = draw(st.none() | st.integers(0, 15).map(lambda n: 8 * n))
     kind = draw(st.sampled_from(Kind))
     # Values from 192 on; pointers at 128 to 184; counts below.
-    width = draw(st.sampled_from(learn.WIDTHS))
+    width = draw(st.sampled_from(learning.WIDTHS))
     count = 8 * draw(st.integers(0, 15))
     if kind is Kind.INLINE:
         return VectorLayout(kind, 192, count=count, width=width, hop=hop)
@@ -293,7 +293,7 @@ def test_what_is_planted_is_found(layout: VectorLayout, seed: int) -> None:
         return Sample(_plant(memory, layout, values, 256), values)
 
     samples, further = [[sample(size) for size in _SIZES] for _ in range(2)]
-    found = learn.find_vector(memory.read, samples, further)
+    found = learning.find_vector(memory.read, samples, further)
     assert found is not None
     fresh = [sample(size) for size in _SIZES]
     assert [values_of(memory.read, one.address, found) for one in fresh] == [one.values for one in fresh]
@@ -305,8 +305,8 @@ def test_random_memory_has_no_layout(seed: int, size: int) -> None:
     rng = random.Random(seed)
     memory = Memory(rng)
     samples = [Sample(memory.block(size), tuple(rng.randrange(3, 1000) for _ in range(n))) for n in _SIZES]
-    assert learn.find_vector(memory.read, samples, samples) is None
-    assert learn.find_tensor(memory.read, samples, samples) is None
+    assert learning.find_vector(memory.read, samples, samples) is None
+    assert learning.find_tensor(memory.read, samples, samples) is None
 
 
 _offsets = st.integers(-16, 300)
@@ -319,7 +319,7 @@ _offsets = st.integers(-16, 300)
         st.sampled_from(Kind),
         _offsets,
         count=st.none() | _offsets,
-        width=st.sampled_from(learn.WIDTHS),
+        width=st.sampled_from(learning.WIDTHS),
         end=_offsets,
         hop=st.none() | _offsets,
         inline_max=st.integers(0, 9),

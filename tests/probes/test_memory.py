@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from probes import memory
+from probes.host import memory
 
 
 def test_what_another_process_has() -> None:

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from probes.cli import main
-from probes.events import HostDelay, Losses, Phase, RequestTiming, Step
-from probes.perfetto import export
-from probes.recording import Recorder, Recording, Tick
+from probes.feed.events import HostDelay, Losses, Phase, RequestTiming, Step
+from probes.feed.recording import Recorder, Recording, Tick
+from probes.show.perfetto import export
 from tests.collectors import scripted
 
 MS = 1_000_000

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from probes.phases import Evidence, Lengths, classify
+from probes.steps.phases import Evidence, Lengths, classify
 
 CASES = yaml.safe_load((Path(__file__).parent / "phase_cases.yaml").read_text())
 

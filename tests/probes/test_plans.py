@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import budget, capabilities, hitcost, placing, symbols
-from probes import tracer as tracer_module
-from probes.attach import AttachError
-from probes.events import Mix, Step
-from probes.tracer import Tracer
+from probes.feed.events import Mix, Step
+from probes.placing import budget, capabilities, cost, groups, symbols
+from probes.placing.attach import AttachError
+from probes.steps import tracer as tracer_module
+from probes.steps.tracer import Tracer
 
 ebpf = pytest.mark.ebpf
 Make = Callable[..., Any]
@@ -104,7 +104,7 @@ def test_an_executor_that_the_program_keeps_has_its_shape(driver: mockset.Driver
 def test_where_objects_cannot_be_read_their_making_is_probed(
     driver: mockset.Driver, tracing: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from probes import layouts
+    from probes.steps import layouts
 
     unknown = layouts.Learned(None, None, "libnnopbase.so", "no layout of aclTensor explains all samples")
     monkeypatch.setattr(layouts, "learn", lambda _pid: unknown)
@@ -195,17 +195,17 @@ def test_a_file_that_changed_is_not_probed(mock_driver: Path, tmp_path: Path) ->
     data = bytearray(Path(definition.library.path).read_bytes())
     copy.write_bytes(data)
     library = dataclasses.replace(definition.library, real=str(copy), path=str(copy))
-    with placing.opened(library, [definition]) as path:
+    with groups.opened(library, [definition]) as path:
         assert os.path.samefile(path, copy)
     data[definition.offset] ^= 0xFF
     copy.write_bytes(data)
     with (
         pytest.raises(AttachError, match="has changed since it was read"),
-        placing.opened(library, [definition]),
+        groups.opened(library, [definition]),
     ):
         pass
     copy.unlink()
-    with pytest.raises(AttachError, match="cannot be opened"), placing.opened(library, [definition]):
+    with pytest.raises(AttachError, match="cannot be opened"), groups.opened(library, [definition]):
         pass
 
 
@@ -236,7 +236,7 @@ def test_the_budget_sheds_in_order_and_takes_back_in_reverse(
 
 @ebpf
 def test_a_stepped_instruction_costs_more_than_an_emulated_one() -> None:
-    if hitcost.platform.machine() != "x86_64":
+    if cost.platform.machine() != "x86_64":
         pytest.skip("measured on x86-64")
     with Tracer(lambda _event: None, budget_percent=None) as tracer:
         assert tracer.costs is not None

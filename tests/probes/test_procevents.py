@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.procevents import ProcessEvent, ProcessEvents, decode
+from probes.host.process_events import ProcessEvent, ProcessEvents, decode
 
 WAIT_S = 5.0
 
@@ -77,7 +77,7 @@ def test_events_that_nobody_reads_are_counted(events: ProcessEvents) -> None:
 )
 def test_in_a_container_it_says_why_not(namespace: str, reason: str) -> None:
     code = (
-        "from probes.procevents import *\n"
+        "from probes.host.process_events import *\n"
         "try: ProcessEvents()\n"
         "except EventsUnavailable as error: print(error)"
     )

@@ -17,8 +17,8 @@ from elftools.elf.elffile import ELFFile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.attach import Uprobe
-from probes.sites import ALL, READS, HitCost, choose
+from probes.placing.attach import Uprobe
+from probes.placing.sites import ALL, READS, HitCost, choose
 
 pytest.importorskip("capstone")
 
@@ -156,7 +156,7 @@ def test_at_its_site_a_probe_sees_every_call_once_with_its_arguments(
     if os.geteuid() != 0 or shutil.which(compiler[0]) is None or platform.machine() != "x86_64":
         pytest.skip("needs root, x86-64 and a compiler")
     bcc = pytest.importorskip("bcc")
-    from probes import headers
+    from probes.placing import headers
 
     headers.prepare()
     (tmp_path / "f.c").write_text(SOURCE)

@@ -7,9 +7,9 @@ from pathlib import Path
 import mockset
 import pytest
 
-from probes import symbols
-from probes.plan import FUNNELS
-from probes.tracer import find_processes
+from probes.placing import symbols
+from probes.placing.plan import FUNNELS
+from probes.steps.tracer import find_processes
 
 
 def build(folder: Path, name: str, code: str, *flags: str) -> Path:

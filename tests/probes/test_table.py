@@ -17,10 +17,10 @@ import mockset
 import pytest
 from rich.console import Console
 
-from probes.events import Event, HostDelay, Losses, Mix, Phase, RequestTiming, Step
-from probes.recording import Overhead
-from probes.screen import KEYS
-from probes.table import (
+from probes.feed.events import Event, HostDelay, Losses, Mix, Phase, RequestTiming, Step
+from probes.feed.recording import Overhead
+from probes.show.screen import KEYS
+from probes.show.table import (
     COLUMNS,
     SORTABLE,
     counts_line,
@@ -30,7 +30,7 @@ from probes.table import (
     request_lines,
     shed_lines,
 )
-from probes.view import Snapshot, View
+from probes.show.view import Snapshot, View
 from tests.collectors import scripted
 
 S1 = "0x20010"
@@ -264,7 +264,7 @@ def test_a_job_in_the_background_leaves_the_terminal_alone() -> None:
     """Setting its modes would stop the job (SIGTTOU)."""
     code = (
         "import os, pty, sys\n"
-        "from probes.screen import Plain, Screen, display\n"
+        "from probes.show.screen import Plain, Screen, display\n"
         "master, slave = pty.openpty()\n"
         "os.login_tty(slave)\n"
         "os.environ['TERM'] = 'xterm'\n"

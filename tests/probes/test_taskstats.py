@@ -11,8 +11,8 @@ from pathlib import Path
 import mockset
 import pytest
 
-from probes import taskstats
-from probes.taskstats import HostDelays
+from probes.host import taskstats
+from probes.host.taskstats import HostDelays
 
 SOURCES = pytest.mark.parametrize("source", ["taskstats", "schedstat"])
 BURN = "import time; end = time.monotonic() + 1.5\nwhile time.monotonic() < end: pass"
@@ -67,7 +67,7 @@ def test_what_is_not_counted_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_the_right_it_reads_proc_and_says_so() -> None:
     code = (
-        "import os; from probes.taskstats import *\n"
+        "import os; from probes.host.taskstats import *\n"
         "d = HostDelays(); d.sample({os.getpid(): [os.getpid()]}); sum(range(10**6))\n"
         "print(d.source, d.why, len([e for e in d.sample({os.getpid(): [os.getpid()]}) if e.cpu_us > 0]))"
     )

@@ -16,7 +16,7 @@ import pytest
 
 from flexnpu import emulator
 from flexnpu.control import paths
-from probes.tracer import find_processes
+from probes.steps.tracer import find_processes
 
 pytestmark = [pytest.mark.ebpf, pytest.mark.torch_npu]
 

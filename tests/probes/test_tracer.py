@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.attach import AttachError
-from probes.events import Step, StepBegin
-from probes.records import RECORD_SIZE, RecordError, decode
+from probes.feed.events import Step, StepBegin
+from probes.placing.attach import AttachError
+from probes.steps.records import RECORD_SIZE, RecordError, decode
 
 ebpf = pytest.mark.ebpf
 
@@ -277,7 +277,7 @@ def test_every_launch_is_in_a_step_and_bpftrace_counts_the_same(
 
 @ebpf
 def test_records_lost_are_counted(driver: mockset.Driver) -> None:
-    from probes.tracer import Tracer
+    from probes.steps.tracer import Tracer
 
     events: list[object] = []
     with Tracer(
@@ -317,7 +317,7 @@ def test_detaching_twice_and_attaching_again(driver: mockset.Driver, tracing: Ma
 @ebpf
 def test_a_killed_tracer_leaves_nothing(driver: mockset.Driver) -> None:
     program = (
-        "import sys, time; from probes.tracer import Tracer\n"
+        "import sys, time; from probes.steps.tracer import Tracer\n"
         "t = Tracer(lambda e: None); t.attach(int(sys.argv[1]))\n"
         "print('attached', flush=True); time.sleep(60)"
     )
@@ -341,7 +341,7 @@ def test_a_killed_tracer_leaves_nothing(driver: mockset.Driver) -> None:
 
 @ebpf
 def test_there_is_nothing_to_attach_to(tracing: Make) -> None:
-    from probes.tracer import Tracer
+    from probes.steps.tracer import Tracer
 
     with Tracer(lambda event: None) as tracer:
         with pytest.raises(AttachError, match=r"no process 4194305"):
@@ -362,7 +362,7 @@ def test_any_bytes_are_a_record_or_refused(data: bytes) -> None:
 
 @given(st.binary(min_size=RECORD_SIZE, max_size=RECORD_SIZE), st.integers(1, 5), st.integers(0, 4))
 def test_any_record_can_be_classified(data: bytes, kind: int, ended_by: int) -> None:
-    from probes.phases import classify
+    from probes.steps.phases import classify
 
     body = bytearray(data)
     body[48:56] = kind.to_bytes(4, "little") + ended_by.to_bytes(4, "little")

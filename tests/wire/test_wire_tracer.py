@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from probes import wire
-from probes.events import RequestTiming
-from probes.wire import WireError, WireTracer
+from probes.feed.events import RequestTiming
+from probes.requests import wire
+from probes.requests.wire import WireError, WireTracer
 
 SERVERS = Path(__file__).with_name("servers.py")
 TOKENS = 5

@@ -37,7 +37,7 @@ from flexnpu.cli.demo.report import Check, Phase
 from flexnpu.cli.demo.watch import Ticker, Watch, Window
 from flexnpu.control.client import ControlError
 from flexnpu.control.messages import DaemonStatus
-from probes.events import is_loss
+from probes.feed.events import is_loss
 
 ALERT = ALERT_NAMES["page"]
 _RESOLVE_S = 20.0

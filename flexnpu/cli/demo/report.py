@@ -16,7 +16,7 @@ from rich.table import Table
 from benchmarks.replay import Record, quantile, summarise
 from flexnpu.cli.demo.truth import Accuracy, compare, expected_run, split_runs
 from flexnpu.cli.demo.watch import Watch, Window
-from probes.events import RequestTiming, Step
+from probes.feed.events import RequestTiming, Step
 
 
 @dataclass

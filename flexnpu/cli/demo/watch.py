@@ -10,8 +10,8 @@ from pathlib import Path
 
 from benchmarks.replay import quantile
 from flexnpu.control.messages import DaemonStatus
-from probes.events import Event, Losses, RequestTiming, Step
-from probes.feed import FeedClient
+from probes.feed.events import Event, Losses, RequestTiming, Step
+from probes.feed.socket import FeedClient
 
 _LINE_EVERY_S = 3.0
 

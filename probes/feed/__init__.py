@@ -1,0 +1,1 @@
+"""What the probes publish: events, the socket that carries them, recordings."""

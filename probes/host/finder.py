@@ -1,0 +1,217 @@
+"""Finds the processes to trace as they come, and notices at once that they end.
+
+The kernel tells when a process forks, becomes another program, or ends (`procevents`). It does not tell when
+one loads a library, which a Python program does seconds after it began. So each process is looked at (its
+memory map: does a library there define a function through which operators are launched?) at intervals that
+grow with its age, by `GROWTH`, from `FIRST_S` up to `LAST_S`: what is loaded t seconds after the start is
+found at most about 0.3 t later, and never later than `LAST_S`. A process that loads nothing costs one read of
+its size in `LAST_S`.
+
+Without the kernel's events, /proc is listed every `SCAN_S` instead.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from flexnpu.control.closing import Closing
+from probes.host.process_events import EventsUnavailable, ProcessEvent, ProcessEvents
+from probes.host.selection import Selection
+from probes.placing import symbols
+
+FIRST_S = 0.05
+GROWTH = 1.3
+LAST_S = 10.0
+SCAN_S = 1.0
+
+_DYING_S = 2.0
+_UNREAD = 3
+"""A map is read again after so many looks, even if the address space has the size that it had."""
+
+
+@dataclass
+class _Young:
+    """A process that does not use an NPU as far as one has seen."""
+
+    interval: float
+    due: float
+    size: int = -1
+    """Pages of its address space when its map was last read: a library more is a greater space."""
+    unread: int = 0
+    """Looks since then."""
+    paths: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What `Finder.poll` found: `appeared` use an NPU and are meant; `ended` do not run any more, or
+    became another program."""
+
+    appeared: tuple[int, ...] = ()
+    ended: tuple[int, ...] = ()
+
+
+class Finder(Closing):
+    """Watches all processes of the machine that `selection` may mean.
+
+    `uses_npu` says of a process id whether to attach to it. `why_scanning` is None when the kernel's events
+    are there, else the reason for which they are not.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        uses_npu: Callable[[int], bool],
+        *,
+        source: Callable[[], ProcessEvents] | None = ProcessEvents,
+    ) -> None:
+        self._selection = selection
+        self._uses_npu = uses_npu
+        self._young: dict[int, _Young] = {}
+        self._due: list[tuple[float, int]] = []
+        self._next_scan = 0.0
+        self._ending: dict[int, float] = {}
+        self._lost = 0
+        self._events: ProcessEvents | None = None
+        self.why_scanning: str | None = "switched off"
+        if source is not None:
+            try:
+                self._events = source()
+                self.why_scanning = None
+            except EventsUnavailable as error:
+                self.why_scanning = str(error)
+
+    @property
+    def events_lost(self) -> int:
+        """How often the kernel dropped events that were not read in time; /proc was read again then."""
+        return self._lost
+
+    def poll(self, attached: Mapping[int, int]) -> Changes:
+        """What changed since the last call. `attached`: the processes that are traced at present,
+        each with when that began, ns of CLOCK_MONOTONIC: what it did before does not end it.
+
+        Does not wait; call it every few tens of milliseconds.
+        """
+        now = time.monotonic()
+        ended: list[int] = []
+        if self._events is not None:
+            for event in self._events.read():
+                self._take(event, attached, ended, now)
+            if self._events.lost != self._lost:
+                self._lost = self._events.lost
+                self._next_scan = now
+        for pid, until in list(self._ending.items()):
+            if not _threads_remain(pid):
+                ended.append(pid)
+            elif now < until:
+                continue
+            del self._ending[pid]
+        if self._selection.follows and now >= self._next_scan:
+            # With events there is only the first scan, and one after each loss.
+            self._next_scan = now + SCAN_S if self._events is None else float("inf")
+            self._scan(attached, now)
+        appeared = [pid for pid in self._look(attached, now) if pid not in ended]
+        return Changes(tuple(appeared), tuple(dict.fromkeys(ended)))
+
+    def forget(self, pid: int) -> None:
+        """`pid` is attached no longer, or could not be: look at it again later, if it still runs."""
+        self._watch(pid, time.monotonic(), LAST_S)
+
+    def _take(self, event: ProcessEvent, attached: Mapping[int, int], ended: list[int], now: float) -> None:
+        if event.kind in ("exit", "exec"):
+            self._young.pop(event.pid, None)
+            if event.t_ns < attached.get(event.pid, event.t_ns + 1):
+                pass
+            elif event.kind == "exec":
+                ended.append(event.pid)
+            else:
+                # The first thread may end before the others, which die a little later or live on.
+                self._ending[event.pid] = now + _DYING_S
+        if event.kind in ("fork", "exec") and self._selection.follows:
+            # What the child of a traced process inherits, it has at once.
+            first = 0.0 if event.parent in attached else FIRST_S
+            self._watch(event.pid, now, FIRST_S, first)
+
+    def _watch(self, pid: int, now: float, interval: float, first: float | None = None) -> None:
+        young = _Young(interval, now + (interval if first is None else first))
+        self._young[pid] = young
+        heapq.heappush(self._due, (young.due, pid))
+
+    def _scan(self, attached: Mapping[int, int], now: float) -> None:
+        present = symbols.processes()
+        for pid in self._young.keys() - set(present):
+            del self._young[pid]
+        fresh = [pid for pid in present if pid not in self._young and pid not in attached]
+        for pid in fresh:
+            self._watch(pid, now, FIRST_S, 0.0)
+
+    def _look(self, attached: Mapping[int, int], now: float) -> list[int]:
+        found = []
+        while self._due and self._due[0][0] <= now:
+            due, pid = heapq.heappop(self._due)
+            young = self._young.get(pid)
+            if young is None or young.due != due:
+                continue  # it ended, or began anew since
+            if pid in attached:
+                del self._young[pid]
+                continue
+            try:
+                size = _size(pid)
+                if size == 0 and _is_kernel_thread(pid):
+                    # It stays known, so that no scan takes it for new, and is never due again.
+                    continue
+                if (size != young.size or young.unread >= _UNREAD) and self._selection.matches(pid):
+                    young.size, young.unread = size, 0
+                    paths = symbols.mapped_paths(pid)
+                    if paths != young.paths and self._uses_npu(pid):
+                        del self._young[pid]
+                        found.append(pid)
+                        continue
+                    young.paths = paths
+                else:
+                    young.unread += 1
+            except symbols.ProcessGone:
+                self._young.pop(pid, None)
+                continue
+            except OSError:
+                pass  # may not be read now: later, perhaps
+            young.interval = min(LAST_S, young.interval * GROWTH)
+            young.due = now + young.interval
+            heapq.heappush(self._due, (young.due, pid))
+        return found
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+def _threads_remain(pid: int) -> bool:
+    """Whether more than the first thread of a process is there."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    except OSError:
+        return False
+
+
+def _size(pid: int) -> int:
+    """Pages of the address space; 0 for kernel threads and zombies. Raises `ProcessGone`."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[0])
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        raise symbols.ProcessGone(f"no process {pid}") from None
+
+
+def _is_kernel_thread(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            if file.read(1):
+                return False
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return int(stat.read().rpartition(b")")[2].split()[6]) & 0x00200000 != 0  # PF_KTHREAD
+    except (OSError, ValueError, IndexError):
+        return False

@@ -1,0 +1,558 @@
+"""Wire latency: when streamed requests reach a server and when their tokens leave it, from its sockets.
+
+`WireTracer` watches the HTTP/1.1 connections of running processes through syscall tracepoints, without a
+proxy and without the program's help, and delivers one `events.RequestTiming` a request. What a request and
+a content chunk are is said by `http1`.
+
+Method. The kernel part (bpf/wire.c) copies a bounded prefix of what the process reads from and writes to
+its HTTP connections. A read is dated by the arrival of its first byte at the socket, so that a server that is
+slow to read does not look fast, and a write by when its last byte was sent. Mostly that is the start of the
+call; but what the kernel keeps back, because Nagle's algorithm waits for an acknowledgement (a server without
+TCP_NODELAY) or the client's window is full, leaves with the acknowledgement that lets it go. The kernel shows
+both in the tracepoints of `_SOCKET_TIME` (Linux 6.3) where it has BTF: `WireTracer.dating` is then
+``socket``. Else it is ``call``: a read is dated by the call's return, a write by its start, and those two are
+a request's `t_read_ns` and `t_write_ns` in any case. Data kept back by TCP_CORK and let go by the program are
+dated by the write; Unix sockets are dated by the calls.
+
+Limits. TLS, HTTP/2 and io_uring are out of scope: connections that do not begin with an HTTP/1 method are
+counted, TLS and HTTP/2 by their names, and never guessed at; traffic through io_uring makes no syscall and
+is not seen at all. A connection that was open before the tracer is picked up at its next request; a read in
+which a thread already waited when the tracer attached is not seen, so a thread-per-connection server may
+miss the first request of each such connection. Connections closed by close_range or replaced by dup2 are
+noticed when their fd is accepted again. Without root, or with tracefs unmounted and unmountable, there is a
+`WireError` that says what is missing.
+
+Overhead. While attached, every traced syscall of every process on the machine runs a BPF program that looks
+its process up in a hash; a traced process pays two to three look-ups a read or write, and on its HTTP
+connections also the copy. User space pays for each copied record.
+
+Losses, as delivered to `on_loss` and published as ``Losses(source="wire")``:
+
+    wire_lost               records that found the ring full
+    wire_calls_lost         calls not followed, too many threads inside one at once
+    wire_connections_lost   connections not followed, too many at once
+    wire_unreadable_bytes   bytes that the kernel could not copy (paged out)
+    wire_truncated_bytes    bytes beyond the copy limit of a call; a request's long prompt mostly
+    wire_tls                accepted connections that begin with a TLS handshake
+    wire_http2              accepted connections that begin with HTTP/2's preface
+    wire_unsupported        accepted connections that do not speak HTTP/1 otherwise
+    wire_upgraded           connections that left HTTP/1 after an upgrade (WebSocket, HTTP/2)
+    wire_desyncs            holes that hid the start of a message; the connection's open requests are cut
+    wire_malformed          connections given up because they did not follow HTTP
+    wire_opaque_streams     event streams not read because they were compressed
+    wire_events_unread      events not read, too long or not JSON
+    wire_departures_unknown writes that the kernel kept back and whose sending was not seen; dated by the next
+                            sign that they had been sent
+    wire_cut_requests       requests whose end was not seen: closed early, lost, or still open at detach
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import importlib
+import os
+import select
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from flexnpu.control.closing import Closing
+from probes.feed import events
+from probes.host.processes import comm_of
+from probes.placing import headers
+from probes.placing.btf import member_offsets
+from probes.requests.http1 import Exchange, HttpStream
+from probes.requests.join import Other
+
+SOURCE: Final = Path(__file__).parents[1] / "bpf" / "wire.c"
+TRACEFS: Final = Path("/sys/kernel/tracing")
+SLICE: Final = 4096
+RING_PAGES: Final = 1024
+MAX_PATH_CHARS: Final = 256
+
+# (syscall, function at entry, function at exit); the transfers first.
+_CALLS: Final = (
+    ("read", "enter_read", "exit_transfer"),
+    ("recvfrom", "enter_read", "exit_transfer"),
+    ("readv", "enter_readv", "exit_transfer"),
+    ("recvmsg", "enter_recvmsg", "exit_transfer"),
+    ("write", "enter_write", "exit_transfer"),
+    ("sendto", "enter_write", "exit_transfer"),
+    ("writev", "enter_writev", "exit_transfer"),
+    ("sendmsg", "enter_sendmsg", "exit_transfer"),
+    ("accept", None, "exit_accept"),
+    ("accept4", None, "exit_accept"),
+    ("close", "enter_close", None),
+)
+_SOCKET_TIME: Final = (
+    "sock/sk_data_ready",
+    "sock/sock_recv_length",
+    "sock/sock_send_length",
+    "tcp/tcp_probe",
+    "tcp/tcp_destroy_sock",
+)
+
+# In the order of the enum in wire.c.
+_KERNEL_LOSSES: Final = (
+    "wire_lost",
+    "wire_calls_lost",
+    "wire_connections_lost",
+    "wire_unreadable_bytes",
+    "wire_truncated_bytes",
+    "wire_unsupported",
+    "wire_tls",
+    "wire_http2",
+)
+_STREAM_LOSSES: Final = ("upgraded", "desyncs", "malformed", "opaque_streams", "events_unread")
+
+_REPORT_S: Final = 1.0
+
+MAX_HELD_BYTES: Final = 1 << 20
+"""Copied bytes of one connection that wait for word of their sending."""
+MAX_HELD_NS: Final = 10_000_000_000
+
+_DATA, _CLOSE, _SENT = 2, 3, 4
+_IN, _OUT = 0, 1
+_FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO in linux/proc_ns.h
+
+
+class WireError(RuntimeError):
+    """The wire tracer cannot run here. The message names what is missing and the remedy."""
+
+
+class _Record(ctypes.Structure):
+    _fields_ = (
+        ("t", ctypes.c_uint64),
+        ("called", ctypes.c_uint64),
+        ("connection", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+        ("sent", ctypes.c_uint64),
+        ("kept", ctypes.c_uint64),
+        ("tgid", ctypes.c_uint32),
+        ("fd", ctypes.c_uint32),
+        ("span", ctypes.c_uint32),
+        ("length", ctypes.c_uint32),
+        ("kind", ctypes.c_uint8),
+        ("direction", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 6),
+    )
+
+
+def ensure_tracefs() -> Path:
+    """Mount tracefs where it belongs if it is not mounted. Returns its folder; raises `WireError`."""
+    if (TRACEFS / "events").is_dir():
+        return TRACEFS
+    done = subprocess.run(
+        ["mount", "-t", "tracefs", "tracefs", str(TRACEFS)],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    if not (TRACEFS / "events").is_dir():
+        why = done.stderr.strip() or "no events folder in it"
+        raise WireError(
+            f"tracefs is not mounted and cannot be: {why}. Type: mount -t tracefs tracefs {TRACEFS}"
+        )
+    return TRACEFS
+
+
+@dataclass(slots=True)
+class _Slice:
+    """A part of one call's bytes: `data`, then `span` - len(`data`) bytes that were not copied."""
+
+    t: int
+    called: int
+    offset: int
+    span: int
+    data: bytes
+    waited: bool = False
+    """It was seen waiting after its write: it left at `t`."""
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.span
+
+
+def _socket_offsets() -> dict[str, int] | None:
+    """Offsets that wire.c wants in the kernel's struct tcp_sock, which starts with sock and sock_common."""
+    sock = member_offsets("sock", ("sk_protocol",))
+    common = member_offsets("sock_common", ("skc_family",))
+    tcp = member_offsets("tcp_sock", ("write_seq", "snd_nxt"))
+    if sock is None or common is None or tcp is None:
+        return None
+    return {
+        "SOCK_PROTOCOL": sock["sk_protocol"],
+        "SOCK_FAMILY": common["skc_family"],
+        "TCP_WRITE_SEQ": tcp["write_seq"],
+        "TCP_SND_NXT": tcp["snd_nxt"],
+    }
+
+
+class _Connection:
+    """One connection: puts the records' slices into the byte streams of an `HttpStream`, each when it is
+    known when it was sent."""
+
+    def __init__(self, stream: HttpStream) -> None:
+        self.stream = stream
+        self.late = 0
+        self._expected = [0, 0]
+        self._last = [0, 0]
+        self._held: deque[_Slice] = deque()
+        self._held_bytes = 0
+        self._sign = (0, 0)
+
+    def data(self, direction: int, part: _Slice, sent: int, kept: int = 0) -> None:
+        """A slice of a read, or of a write at whose end, at `kept`, the stream had been sent up to `sent`."""
+        if direction == _IN:
+            self._feed(_IN, part)
+            return
+        if not self._held and part.end <= sent:
+            self._feed(_OUT, part)
+            return
+        self._held.append(part)
+        self._held_bytes += len(part.data) + 1
+        self._release(sent, part.called)
+        t, upto = self._sign
+        if kept and t > kept:
+            # Word of an acknowledgement has overtaken the record of the write that it let go.
+            self.sent(t, upto)
+        if self._held_bytes > MAX_HELD_BYTES:
+            self._give_up(self._held[0])
+
+    def sent(self, t: int, upto: int) -> None:
+        """At `t` the stream had been sent up to `upto`; the rest leaves now or later."""
+        self._sign = (t, upto)
+        self._release(upto, t)
+        for part in self._held:
+            part.t, part.waited = max(part.t, t), True
+
+    def expire(self, now: int) -> bool:
+        """Give up waiting for what has waited too long. Returns whether something still waits."""
+        while self._held and now - self._held[0].called > MAX_HELD_NS:
+            self._give_up(self._held[0])
+        return bool(self._held)
+
+    def close(self, t: int | None) -> None:
+        self._release(1 << 64, 0)
+        self.stream.close(t)
+
+    def _give_up(self, part: _Slice) -> None:
+        self._release(part.end, 0)
+
+    def _release(self, upto: int, t: int) -> None:
+        """What ends at `upto` or before has been sent, as is known since `t`."""
+        while self._held and self._held[0].end <= upto:
+            part = self._held.popleft()
+            self._held_bytes -= len(part.data) + 1
+            if not part.waited:
+                self.late += 1
+                part.t = max(part.t, t)
+            self._feed(_OUT, part)
+
+    def _feed(self, direction: int, part: _Slice) -> None:
+        feed = self.stream.received if direction == _IN else self.stream.sent
+        # A stream is sent in order; word of a sending may overtake the record of a write that began before.
+        self._last[direction] = part.t = max(part.t, self._last[direction])
+        missing = part.offset - self._expected[direction]
+        if missing > 0:
+            feed(part.t, b"", missing, part.called)
+        self._expected[direction] = max(self._expected[direction], part.end)
+        feed(part.t, part.data, part.span - len(part.data), part.called)
+
+
+class WireTracer(Closing):
+    """Traces the streamed HTTP requests of processes.
+
+    `pids`: processes to watch, in the tracer's own PID namespace; more with `add`. `on_request` gets every
+    finished request; without it, iterate over the tracer. `on_loss` gets the counters listed in the
+    module's docstring, once a second. Both are called from `poll`, which the owner calls a few
+    times a second at least, in any one thread. The ring holds `ring_pages` (a power of two) of 4 KiB. A
+    process that ends is dropped, and its open requests are delivered as incomplete.
+
+        with WireTracer([pid], on_request=print) as tracer:
+            while True:
+                tracer.poll(200)
+
+    Raises `WireError` when the machine cannot trace, `ProcessLookupError` for a pid that does not exist.
+    """
+
+    def __init__(
+        self,
+        pids: Iterable[int] = (),
+        on_request: Callable[[events.RequestTiming], None] | None = None,
+        on_loss: Callable[[dict[str, int]], None] | None = None,
+        *,
+        ring_pages: int = RING_PAGES,
+    ) -> None:
+        self._on_request = on_request
+        self._on_loss = on_loss
+        self._ready: list[events.RequestTiming] = []
+        self._counts: dict[str, int] = dict.fromkeys(_STREAM_LOSSES, 0)
+        self._cut = 0
+        self._connections: dict[tuple[int, int], tuple[int, _Connection]] = {}
+        self._watched: dict[int, tuple[int, str]] = {}
+        self._exits = select.poll()
+        self._failure: BaseException | None = None
+        self._next_report = 0.0
+        self._late = 0
+        self._waiting: set[tuple[int, int]] = set()
+        self.dating: Literal["socket", "call"]
+        self._bpf = self._load(ring_pages)
+        try:
+            for pid in pids:
+                self.add(pid)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, ring_pages: int) -> Any:
+        if os.geteuid() != 0:
+            raise WireError("tracing sockets needs root. Type the same command behind sudo")
+        folder = ensure_tracefs() / "events"
+        try:
+            bcc: Any = importlib.import_module("bcc")
+        except ImportError:
+            raise WireError("bcc's Python module is missing. Type: apt-get install python3-bpfcc") from None
+        try:
+            headers.prepare()
+        except headers.HeadersMissing as error:
+            raise WireError(str(error)) from error
+        flags = [f"-DRING_PAGES={ring_pages}", "-DMAX_IN_SLICES=16", "-DMAX_OUT_SLICES=8"]
+        offsets = _socket_offsets() if all((folder / name).is_dir() for name in _SOCKET_TIME) else None
+        self.dating = "call" if offsets is None else "socket"
+        if offsets is not None:
+            flags += ["-DSOCKET_TIME", *(f"-D{name}={offset}" for name, offset in offsets.items())]
+        namespace = os.stat("/proc/self/ns/pid")
+        if namespace.st_ino != _FIRST_PID_NAMESPACE:
+            flags += [
+                f"-DTARGET_PIDNS_DEV={namespace.st_dev}ULL",
+                f"-DTARGET_PIDNS_INO={namespace.st_ino}ULL",
+            ]
+        try:
+            bpf = bcc.BPF(text=SOURCE.read_bytes(), cflags=flags)
+        except Exception as error:  # bcc raises bare Exception for a failed compile or load
+            raise WireError(f"the wire probe's BPF program did not load: {error}") from error
+        missing = []
+        for call, at_entry, at_exit in _CALLS:
+            if not (folder / "syscalls" / f"sys_exit_{call}").is_dir():
+                missing.append(call)
+                continue
+            if at_entry:
+                bpf.attach_tracepoint(tp=f"syscalls:sys_enter_{call}".encode(), fn_name=at_entry.encode())
+            if at_exit:
+                bpf.attach_tracepoint(tp=f"syscalls:sys_exit_{call}".encode(), fn_name=at_exit.encode())
+        if {"read", "write", "recvfrom", "sendto"} & set(missing):
+            bpf.cleanup()
+            raise WireError(
+                f"this kernel has no syscall tracepoints for {', '.join(missing)}: "
+                "it was built without CONFIG_FTRACE_SYSCALLS"
+            )
+        bpf[b"records"].open_ring_buffer(self._record)
+        return bpf
+
+    # Processes.
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that are watched now."""
+        return [pid for pid, _ in self._watched.values()]
+
+    def add(self, pid: int) -> None:
+        """Watch a process, by its thread group. Raises `ProcessLookupError` when there is none."""
+        if pid in self.pids:
+            return
+        fd = os.pidfd_open(pid)
+        self._watched[fd] = (pid, comm_of(pid))
+        self._exits.register(fd, select.POLLIN)
+        targets = self._bpf[b"targets"]
+        targets[targets.Key(pid)] = targets.Leaf(1)
+
+    def remove(self, pid: int) -> None:
+        """Stop watching a process. Its open requests are delivered as incomplete."""
+        for fd, (watched, _) in list(self._watched.items()):
+            if watched == pid:
+                self._exits.unregister(fd)
+                os.close(fd)
+                targets = self._bpf[b"targets"]
+                with contextlib.suppress(KeyError):
+                    del targets[targets.Key(pid)]
+                self._bpf.ring_buffer_consume()
+                self._give_up(pid)
+                del self._watched[fd]
+
+    def _give_up(self, pid: int) -> None:
+        for key in [key for key in self._connections if key[0] == pid]:
+            self._end(key, None)
+        # A thread that was killed inside a call leaves the call behind as well.
+        for table in (self._bpf[b"connections"], self._bpf[b"calls"]):
+            for key in [key for key in table if key.value >> 32 == pid]:
+                with contextlib.suppress(KeyError):
+                    del table[key]
+
+    def open_requests(self) -> list[Other]:
+        """The requests that are running: arrived, and not yet answered in full."""
+        return [
+            Other(pid, exchange.t_arrival, exchange.t_write)
+            for (pid, _), (_, connection) in self._connections.items()
+            for exchange in connection.stream.pending
+        ]
+
+    # Records.
+
+    def poll(self, timeout_ms: int = 100) -> int:
+        """Take what the kernel has recorded, waiting up to `timeout_ms`; returns the requests finished.
+
+        An error raised by a callback is raised here.
+        """
+        before = len(self._ready)
+        try:
+            self._bpf.ring_buffer_poll(max(0, timeout_ms))
+        except OSError as error:
+            if error.errno != errno.EINTR:
+                raise
+        self._bpf.ring_buffer_consume()
+        for fd, _ in self._exits.poll(0):
+            self.remove(self._watched[fd][0])
+        now = time.monotonic_ns()
+        for key in list(self._waiting):
+            if key not in self._connections or not self._connections[key][1].expire(now):
+                self._waiting.discard(key)
+        self._raise()
+        done = self._deliver(before)
+        self._tell_losses()
+        return done
+
+    def _deliver(self, before: int) -> int:
+        done = len(self._ready) - before
+        if self._on_request is not None:
+            ready, self._ready = self._ready, []
+            for timing in ready:
+                self._on_request(timing)
+        return done
+
+    def _raise(self) -> None:
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _record(self, _context: Any, address: int, size: int) -> None:
+        try:
+            self._take(address, size)
+        except BaseException as error:
+            # An exception must not cross the C frames of the ring buffer's reader.
+            self._failure = error
+
+    def _take(self, address: int, size: int) -> None:
+        record = _Record.from_address(address)
+        key = (record.tgid, record.fd)
+        known = self._connections.get(key)
+        if record.kind == _SENT:
+            if known is not None and known[0] == record.connection:
+                known[1].sent(record.t, record.sent)
+            return
+        if known is not None and known[0] != record.connection:
+            # Its close was lost, or seen as the next one's opening.
+            self._end(key, None)
+            known = None
+        if record.kind == _CLOSE:
+            if known is not None:
+                self._end(key, record.t)
+            return
+        if known is None:
+            known = self._connections[key] = (record.connection, self._connect(*key))
+        if record.kind == _DATA:
+            length = min(record.length, size - ctypes.sizeof(_Record))
+            data = ctypes.string_at(address + ctypes.sizeof(_Record), length)
+            part = _Slice(record.t, record.called, record.offset, record.span, data)
+            known[1].data(record.direction, part, record.sent, record.kept)
+            if record.direction == _OUT and record.sent < part.end:
+                self._waiting.add(key)
+
+    def _end(self, key: tuple[int, int], t: int | None) -> None:
+        _, connection = self._connections.pop(key)
+        connection.close(t)
+        self._late += connection.late
+
+    def _connect(self, pid: int, fd: int) -> _Connection:
+        comm = next((comm for watched, comm in self._watched.values() if watched == pid), "")
+
+        def finished(exchange: Exchange) -> None:
+            self._cut += exchange.t_end is None
+            self._ready.append(timing(pid, comm, fd, exchange))
+
+        return _Connection(HttpStream(finished, self._counts))
+
+    # Losses.
+
+    @property
+    def losses(self) -> dict[str, int]:
+        """The counters since the tracer started, by the names in the module's docstring."""
+        table = self._bpf[b"losses"]
+        counts = {name: int(sum(table[table.Key(i)])) for i, name in enumerate(_KERNEL_LOSSES)}
+        counts |= {f"wire_{name}": self._counts[name] for name in _STREAM_LOSSES}
+        late = self._late + sum(connection.late for _, connection in self._connections.values())
+        return counts | {"wire_departures_unknown": late, "wire_cut_requests": self._cut}
+
+    def _tell_losses(self) -> None:
+        now = time.monotonic()
+        if self._on_loss is not None and now >= self._next_report:
+            self._next_report = now + _REPORT_S
+            self._on_loss(self.losses)
+
+    # Life.
+
+    def __iter__(self) -> Iterator[events.RequestTiming]:
+        """The requests as they end; ends when no watched process is left."""
+        while True:
+            self.poll(100)
+            ready, self._ready = self._ready, []
+            yield from ready
+            if not self._watched and not self._ready:
+                return
+
+    def close(self) -> None:
+        """Detach. Open requests are delivered as incomplete. May be called twice."""
+        if self._bpf is None:
+            return
+        before = len(self._ready)
+        for pid in list(self.pids):
+            self.remove(pid)
+        self._deliver(before)
+        self._next_report = 0.0
+        self._tell_losses()
+        self._bpf.cleanup()
+        self._bpf = None
+
+
+def timing(pid: int, comm: str, fd: int, exchange: Exchange) -> events.RequestTiming:
+    """The published form of an exchange."""
+    source: Literal["usage", "chunks"] | None = "usage"
+    tokens = exchange.completion_tokens
+    if tokens is None:
+        tokens = len(exchange.chunks) or None
+        source = None if tokens is None else "chunks"
+    return events.RequestTiming(
+        pid=pid,
+        comm=comm,
+        fd=fd,
+        t_arrival_ns=exchange.t_arrival,
+        t_first_ns=exchange.t_first,
+        t_end_ns=exchange.t_end,
+        chunk_ns=exchange.chunks,
+        path=exchange.path[:MAX_PATH_CHARS],
+        status=exchange.status,
+        prompt_chars=exchange.prompt_chars,
+        complete=exchange.complete,
+        t_read_ns=exchange.t_read,
+        t_write_ns=exchange.t_write,
+        tokens=tokens,
+        tokens_from=source,
+        prompt_tokens=exchange.prompt_tokens,
+    )

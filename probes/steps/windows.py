@@ -1,0 +1,63 @@
+"""Windows of detail: for a moment, every launch of one process is probed.
+
+The default plan sees where steps begin and end, not what they launch. A window now and then tells how many
+launches a step of each lane and phase has, and which operators they are.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
+
+from probes.feed.events import Phase
+from probes.placing.attach import Probe
+
+PERIOD_S = 10.0
+"""From one window to the next; processes take turns."""
+
+ENOUGH = 5
+"""Model steps wholly within a window that end it."""
+
+SHORTEST_S = 0.05
+LONGEST_S = 1.0
+"""A window of steps that take longer ends without any."""
+
+MIX_EVERY = 6
+"""Every so many windows of a process tell its operators, too, which takes a probe on each of some hundred."""
+
+_KEPT = 15
+
+
+@dataclass
+class Window:
+    """When every launch of a process was probed, in ns of CLOCK_MONOTONIC."""
+
+    pid: int
+    since: int
+    until: int | None = None
+    steps: int = 0
+    names: tuple[str, ...] | None = None
+    """The operators that were probed, by cookie; None: none were."""
+    probes: list[Probe] = field(default_factory=list)
+
+    def covers(self, start: int, end: int) -> bool:
+        return self.since <= start and (self.until is None or end <= self.until)
+
+
+class Typical:
+    """The median of the last counts, by lane and phase."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[int, int, Phase], deque[int]] = {}
+
+    def add(self, pid: int, stream: int, phase: Phase, launches: int) -> None:
+        self._counts.setdefault((pid, stream, phase), deque(maxlen=_KEPT)).append(launches)
+
+    def get(self, pid: int, stream: int, phase: Phase) -> int | None:
+        counts = self._counts.get((pid, stream, phase))
+        return int(statistics.median_low(counts)) if counts else None
+
+    def forget(self, pid: int) -> None:
+        for key in [key for key in self._counts if key[0] == pid]:
+            del self._counts[key]
