@@ -67,7 +67,8 @@ from probes.feed import events
 from probes.host.processes import comm_of
 from probes.placing import headers
 from probes.placing.btf import member_offsets
-from probes.requests.http1 import Exchange, HttpStream
+from probes.requests.exchange import Exchange
+from probes.requests.http1 import HttpStream
 from probes.requests.join import Other
 
 SOURCE: Final = Path(__file__).parents[1] / "bpf" / "wire.c"

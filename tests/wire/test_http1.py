@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.requests import http1
-from probes.requests.http1 import Exchange, HttpStream, content_of
+from probes.requests import exchange, framing, http1, sse
+from probes.requests.dialects import content_of
+from probes.requests.exchange import Exchange
+from probes.requests.http1 import HttpStream
 
 IN, OUT = "in", "out"
 Traffic = list[tuple[str, bytes]]
@@ -354,8 +356,8 @@ def test_hole_over_a_boundary_cuts_and_the_next_request_is_read() -> None:
         b"POST /x HTTP/1.1\r\nno colon\r\n\r\n",
         b"POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1" * 2000,
-        b"GET /" + b"x" * (http1.MAX_HEAD + 10),
-        b"GET / HTTP/1.1\r\n\r\n" * (http1.MAX_PENDING + 1),
+        b"GET /" + b"x" * (framing.MAX_HEAD + 10),
+        b"GET / HTTP/1.1\r\n\r\n" * (exchange.MAX_PENDING + 1),
     ],
 )
 def test_malformed_ends_the_reading(raw: bytes) -> None:
@@ -368,9 +370,7 @@ def test_malformed_ends_the_reading(raw: bytes) -> None:
     assert not any(x.chunks for x in r.done)
 
 
-@pytest.mark.parametrize(
-    "data", [b"{", b"[" * 100_000, b"1" * 5000, b"\xff\xfe", b"x" * (http1.MAX_EVENT + 1)]
-)
+@pytest.mark.parametrize("data", [b"{", b"[" * 100_000, b"1" * 5000, b"\xff\xfe", b"x" * (sse.MAX_EVENT + 1)])
 def test_unreadable_events_are_counted(data: bytes) -> None:
     r = Recorder()
     r.put(IN, request({}))
@@ -488,7 +488,7 @@ def bounded(stream: HttpStream) -> bool:
     held = len(stream.pending) * 1000
     for half in (stream._requests, stream._responses):
         held += len(half._head)
-    return held <= 2 * http1.MAX_HEAD + http1.MAX_PENDING * 1000 + 8
+    return held <= 2 * framing.MAX_HEAD + exchange.MAX_PENDING * 1000 + 8
 
 
 def cut(traffic: Traffic, draw: Callable[[st.SearchStrategy[int]], int]) -> Traffic:
@@ -587,7 +587,7 @@ def test_an_event_of_several_lines_with_crlf_is_one_wherever_it_is_cut() -> None
 def test_a_long_line_in_pieces_is_as_long() -> None:
     r = Recorder()
     r.put(IN, request({}))
-    half = b"x" * (http1.MAX_EVENT * 2 // 3)
+    half = b"x" * (sse.MAX_EVENT * 2 // 3)
     r.put(OUT, SSE + chunk(b"data: " + half))
     r.put(OUT, chunk(half + b"\n\n") + chunk(event({"content": "a"})) + LAST)
     assert r.stream.counts == {"events_unread": 1}

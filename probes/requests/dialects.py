@@ -1,0 +1,159 @@
+"""What the APIs of model servers say in their bodies: generated text, token counts, prompts, echoes.
+
+`content_of` knows the streams of OpenAI-compatible chat, completions and responses, Anthropic messages,
+SGLang's own, Hugging Face TGI, Ollama and llama.cpp. The role chunk has no content. An echoed prompt has
+none either. With ``"echo": true`` in the request, all chunks up to the prompt's end are taken as echo.
+Without it, a first chunk is an echo if it holds the whole text of the last message, of the user's last
+message or of the prompt, and that text has `ECHO_MIN_CHARS` or more. Tokens are what the server says in its
+usage statistics (`usage_of`).
+
+A new server dialect is a branch of `content_of` and, where it counts tokens its own way, of `usage_of`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from probes.requests.exchange import Exchange
+
+MAX_DEPTH: Final = 12
+"""Nesting of a request's message parts that is followed for its text."""
+ECHO_MIN_CHARS: Final = 16
+"""A shorter prompt is not looked for in the first chunk."""
+
+
+def is_echo(exchange: Exchange, text: str) -> bool:
+    """Whether a chunk repeats the prompt (the module's docstring has the rule)."""
+    if exchange.chunks:
+        return False
+    for prompt in exchange.prompts:
+        if exchange.echo:
+            if prompt.startswith(text, exchange.echoed):
+                exchange.echoed += len(text)
+                return True
+        elif exchange.echoed == 0 and len(prompt) >= ECHO_MIN_CHARS and prompt in text:
+            exchange.echoed = len(text)
+            # More than a chat template's few words behind the prompt is new text.
+            return len(text) - text.rfind(prompt) - len(prompt) <= ECHO_MIN_CHARS
+    return False
+
+
+def _texts(node: Any, depth: int = 0) -> list[str]:
+    """The texts of a message's content: a string, or parts with a ``text``."""
+    if isinstance(node, str):
+        return [node]
+    if depth > MAX_DEPTH:
+        return []
+    if isinstance(node, list):
+        return [text for item in node for text in _texts(item, depth + 1)]
+    if isinstance(node, dict):
+        return _texts(node.get("text", node.get("content", [])), depth + 1)
+    return []
+
+
+def read_prompt(exchange: Exchange, body: bytes) -> None:
+    """Read the prompt's length in characters, its last text, and ``echo``, from a request's JSON body."""
+    try:
+        request = json.loads(body.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(request, dict):
+        return
+    texts: list[str] = []
+    for key in ("system", "messages", "prompt", "input", "inputs", "text"):
+        if key in request:
+            texts += _texts(request[key])
+    if not texts:
+        return
+    exchange.prompt_chars = sum(map(len, texts))
+    exchange.echo = request.get("echo") is True
+    last = [texts[-1]]
+    messages = request.get("messages")
+    for message in reversed(messages if isinstance(messages, list) else []):
+        if isinstance(message, dict) and message.get("role") == "user":
+            last += _texts(message)[-1:]
+            break
+    exchange.prompts = tuple(
+        dict.fromkeys(text for text in (t if exchange.echo else t.strip() for t in last) if text)
+    )
+
+
+def _filled(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _count(usage: Any, *names: str) -> int | None:
+    for name in names:
+        value = usage.get(name) if isinstance(usage, dict) else None
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
+            return value
+    return None
+
+
+def usage_of(event: Any) -> tuple[int | None, int | None]:
+    """Tokens of the prompt and of the answer so far, as far as one event of a stream says them."""
+    if not isinstance(event, dict):
+        return None, None
+    usage = event.get("usage") or event.get("meta_info") or event.get("details")
+    for outer in ("message", "response"):  # Anthropic's message_start; OpenAI's response.completed
+        inner = event.get(outer)
+        if not usage and isinstance(inner, dict):
+            usage = inner.get("usage")
+    if isinstance(usage, dict):
+        return (
+            _count(usage, "prompt_tokens", "input_tokens"),
+            _count(usage, "completion_tokens", "output_tokens", "generated_tokens"),
+        )
+    return (  # Ollama, llama.cpp
+        _count(event, "prompt_eval_count", "tokens_evaluated"),
+        _count(event, "eval_count", "tokens_predicted"),
+    )
+
+
+def content_of(event: Any) -> str:
+    """The generated text in one event of a stream; empty if it has none.
+
+    Reasoning text and tool calls count: a model generated them. A tool call's text is its arguments and name.
+    """
+    if not isinstance(event, dict):
+        return ""
+    choices = event.get("choices")
+    if isinstance(choices, list):  # OpenAI chat and completions, vLLM, SGLang, transformers serve
+        return "".join(_choice(choice) for choice in choices)
+    delta = event.get("delta")
+    if isinstance(delta, str):  # OpenAI responses: response.output_text.delta and its kin
+        return delta if str(event.get("type", "")).endswith(".delta") else ""
+    if isinstance(delta, dict):  # Anthropic messages: content_block_delta
+        return (
+            _filled(delta.get("text")) + _filled(delta.get("thinking")) + _filled(delta.get("partial_json"))
+        )
+    token = event.get("token")
+    if isinstance(token, dict):  # TGI
+        return "" if token.get("special") is True else _filled(token.get("text"))
+    if isinstance(event.get("meta_info"), dict):  # SGLang's /generate
+        return _filled(event.get("text"))
+    message = event.get("message")
+    if isinstance(message, dict):  # Ollama chat
+        return _filled(message.get("content")) + _filled(message.get("thinking"))
+    return _filled(event.get("content")) or _filled(event.get("response"))  # llama.cpp; Ollama generate
+
+
+def _choice(choice: Any) -> str:
+    if not isinstance(choice, dict):
+        return ""
+    text = _filled(choice.get("text"))
+    delta = choice.get("delta")
+    if isinstance(delta, dict):
+        for key in ("content", "reasoning_content", "reasoning", "refusal"):
+            text += _filled(delta.get(key))
+        calls = delta.get("tool_calls")
+        functions = (
+            [call.get("function") for call in calls if isinstance(call, dict)]
+            if isinstance(calls, list)
+            else []
+        )
+        for function in (*functions, delta.get("function_call")):
+            if isinstance(function, dict):
+                text += _filled(function.get("name")) + _filled(function.get("arguments"))
+    return text

@@ -1,0 +1,44 @@
+"""One request and its response, as the wire tells them, and the bounds of what is kept of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+MAX_PENDING: Final = 256
+"""Requests of one connection that wait for their response."""
+MAX_CHUNKS: Final = 50_000
+"""Content chunks of one exchange whose times are kept."""
+MAX_BODY: Final = 1024 * 1024
+"""Bytes of a request's body that are kept to read its prompt; a longer body's prompt is unknown."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its response. Times are in the unit of the `HttpStream.feed` calls (ns)."""
+
+    t_arrival: int
+    method: str = ""
+    path: str = ""
+    status: int | None = None
+    t_first: int | None = None
+    t_end: int | None = None
+    chunks: list[int] = field(default_factory=list)
+    t_read: int | None = None
+    """When the server's read of the request's first byte was through."""
+    t_write: int | None = None
+    """When the server began to write the first content; `t_first` is when it was sent."""
+    prompt_chars: int | None = None
+    complete: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    # What follows is for the parser.
+    whole: bool = True
+    prompts: tuple[str, ...] = ()
+    """What an echo would repeat."""
+    text: str = ""
+    """Of a stream whose events repeat the text so far: its end."""
+    echo: bool = False
+    echoed: int = 0
+    streamed: bool = False
+    """The response was a stream of events."""
