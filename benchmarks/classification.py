@@ -1,6 +1,6 @@
 """How often the tracer tells right what a step was: phase, tokens, sequences, by the program's own labels.
 
-Unmodified torch_npu runs steps of many kinds (`benchmarks.labelled.steps`) on the emulated CANN, directly and
+Unmodified torch_npu runs steps of many kinds (`workloads.labelled.steps`) on the emulated CANN, directly and
 under FlexNPU, while the tracer looks on with its default plan. A labelled step is *right* when exactly one
 traced step opened on its stream while it ran, with the same phase, tokens and sequences. One that was not
 traced, or that the tracer said it could not classify, is not right; traced model steps that no label stands
@@ -31,13 +31,13 @@ from typing import Any
 
 import click
 
-from benchmarks.labelled.names import CONFIGURATIONS
 from benchmarks.pairs import Daemon
 from flexnpu import emulator
-from flexnpu.cli import run as flexnpu_run
+from flexnpu.client import environment as client
 from flexnpu.control import paths
 from probes.feed.events import Event, Losses, Step
 from probes.steps.tracer import Tracer
+from workloads.labelled.names import CONFIGURATIONS
 
 #: Before a step's first call, for what opens it earlier than the label's clock was read.
 SLACK_NS = 20_000
@@ -118,12 +118,12 @@ def score(labels: Sequence[Label], steps: Sequence[Step]) -> Score:
 
 
 class Program:
-    """`benchmarks.labelled.steps`, ready to run."""
+    """`workloads.labelled.steps`, ready to run."""
 
     def __init__(self, configuration: str, steps: int, environment: dict[str, str]) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.labelled.steps", configuration, "--steps", str(steps)],
+            [sys.executable, "-m", "workloads.labelled.steps", configuration, "--steps", str(steps)],
             env=environment | {"TOKENIZERS_PARALLELISM": "false", "FLEXNPU_EMU_MISSING": "time"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -168,9 +168,7 @@ def target(kind: str) -> Iterator[dict[str, str]]:
         # The daemon makes the operators' calls, so the choice for those without a body is its own.
         daemon = Daemon(Path(directory), machine, "compute", FLEXNPU_EMU_MISSING="time")
         try:
-            yield flexnpu_run.environment(
-                flexnpu_run.CLIENT_HOME, [paths.data_socket(0, Path(directory))], os.environ
-            )
+            yield client.environment(client.CLIENT_HOME, [paths.data_socket(0, Path(directory))], os.environ)
         finally:
             daemon.stop()
 

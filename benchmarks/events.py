@@ -24,7 +24,7 @@ import click
 
 from benchmarks.pairs import REPOSITORY, Daemon, Peer
 from flexnpu import emulator
-from flexnpu.cli.run import CLIENT_HOME, environment
+from flexnpu.client.environment import CLIENT_HOME, environment
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import SetGate

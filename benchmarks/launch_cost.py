@@ -34,7 +34,7 @@ import click
 
 from benchmarks.pairs import NATIVE, BenchmarkError, Comparison, Daemon, Peer, spread
 from flexnpu import emulator
-from flexnpu.cli import run as flexnpu_run
+from flexnpu.client import environment as client
 from flexnpu.control import paths
 
 COPY_BYTES = (4 << 10, 64 << 10, 1 << 20, 16 << 20, 256 << 20)
@@ -49,8 +49,8 @@ class Bench:
         machine = f"bench-{os.getpid()}-{mode}"
         self.direct = os.environ | emulator.environment(mode=mode, machine=f"{machine}-direct")
         self.daemon = Daemon(directory, machine, mode)
-        self.interposed = flexnpu_run.environment(
-            flexnpu_run.CLIENT_HOME, [paths.data_socket(0, directory)], os.environ
+        self.interposed = client.environment(
+            client.CLIENT_HOME, [paths.data_socket(0, directory)], os.environ
         )
 
     def peers(self, stack: ExitStack, command: list[str]) -> tuple[Peer, Peer]:

@@ -33,9 +33,9 @@ from typing import Any
 import click
 
 from benchmarks.pairs import NATIVE, BenchmarkError
-from benchmarks.replay import quantile
 from probes.feed.events import RequestTiming
 from probes.requests.wire import WireTracer
+from workloads.replay import quantile
 
 SERVERS = Path(__file__).parent.parent / "tests" / "wire" / "servers.py"
 BODY = json.dumps({"messages": [{"role": "user", "content": "x" * 400}], "stream": True}).encode()

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from flexnpu.api import generate
 from flexnpu.cli.coverage_read import CoverageError, Wants, exports, read, union, wants
-from flexnpu.cli.run import CLIENT_HOME
+from flexnpu.client.environment import CLIENT_HOME
 
 INTERPOSED, REFUSED, MISSING = "interposed", "refused", "missing"
 #: How an interposed function is served, by its class in the API table.

@@ -1,4 +1,4 @@
-"""Where the daemons' sockets are.
+"""Where the daemons' sockets are, and what a user's programs keep for the next run.
 
 The run directory is ``$FLEXNPU_RUN_DIR``; else ``/run/flexnpu`` for root and ``$XDG_RUNTIME_DIR/flexnpu``
 for another user. A daemon makes ``npu<N>.ctl`` (control), ``npu<N>.sock`` (clients) and ``npu<N>.lock``
@@ -75,3 +75,12 @@ def control_sockets(directories: list[Path] | None = None) -> list[Path]:
             if match:
                 found.append((int(match[1]), directory / name))
     return [path for _, path in sorted(found)]
+
+
+def cache_dir() -> Path:
+    """``$FLEXNPU_CACHE_DIR``, else ``$XDG_CACHE_HOME/flexnpu``, else ``~/.cache/flexnpu``; not made here."""
+    chosen = os.environ.get("FLEXNPU_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "flexnpu"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flexnpu.cli.run import CLIENT_HOME, environment
+from flexnpu.client.environment import CLIENT_HOME, environment
 from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import SetGate
 from probes.feed.events import Phase, Step

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ordering_model import EVENTS, STREAMS, THREADS, Clock, Outcome, Step, check, programs
 
 from flexnpu import emulator
-from flexnpu.cli.run import CLIENT_HOME, EMULATOR_HOME, environment
+from flexnpu.client.environment import CLIENT_HOME, EMULATOR_HOME, environment
 
 HERE = Path(__file__).parent
 DRIVER = HERE.parent.parent / "build" / "programs" / "ordering"

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from collectors import names
-from dashboards import check
 from dashboards.pd_colocation import dashboard_json
+from workloads import panels
 
 DASHBOARD = dashboard_json()
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-QUERIES = list(check.queries(DASHBOARD))
+QUERIES = list(panels.queries(DASHBOARD))
 VARIABLES = {"process": ".*", "datasource": "x", "__rate_interval": "1m"}
 
 
@@ -64,7 +64,7 @@ def test_queries_are_promql(tmp_path: Path) -> None:
     if promtool is None:
         pytest.skip("promtool is missing: apt-get install prometheus")
     rules = [
-        {"record": f"panel:query{i}", "expr": check.fill_in(expression, VARIABLES)}
+        {"record": f"panel:query{i}", "expr": panels.fill_in(expression, VARIABLES)}
         for i, (_, _, expression) in enumerate(QUERIES)
     ]
     file = tmp_path / "rules.yml"
@@ -116,6 +116,6 @@ def test_make_dashboards_writes_files(tmp_path: Path) -> None:
 
 
 def test_fill_in_knows_its_variables() -> None:
-    assert check.fill_in('a{b=~"$process"}[${__rate_interval}]', VARIABLES) == 'a{b=~".*"}[1m]'
+    assert panels.fill_in('a{b=~"$process"}[${__rate_interval}]', VARIABLES) == 'a{b=~".*"}[1m]'
     with pytest.raises(KeyError):
-        check.fill_in("$nobody", VARIABLES)
+        panels.fill_in("$nobody", VARIABLES)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from dashboards import alerts, check
+from dashboards import alerts
 from dashboards.alerts import Window
 from dashboards.pd_colocation import dashboard_json
-from dashboards.prometheus_run import PrometheusError, PrometheusServer
 from probes.feed.socket import FeedServer
 from tests.collectors.scripted import second, status
 from tests.collectors.stand import collector, daemon
+from workloads import panels
+from workloads.prometheus import PrometheusError, PrometheusServer
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is missing: apt-get install prometheus"
@@ -83,17 +84,17 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 40) ->
 
 def test_every_panel_shows_data(live: tuple[Traffic, PrometheusServer]) -> None:
     _, prometheus = live
-    results: list[check.QueryResult] = []
+    results: list[panels.QueryResult] = []
 
     def filled() -> bool:
-        results[:] = check.check_panels(prometheus.url, dashboard_json(), window_s=10, rate_interval_s=2)
+        results[:] = panels.check_panels(prometheus.url, dashboard_json(), window_s=10, rate_interval_s=2)
         return all(result.ok for result in results)
 
     try:
         wait_until(filled, "panels without data")
     finally:
-        print(check.report(results))
-    assert len(results) == len(list(check.queries(dashboard_json())))
+        print(panels.report(results))
+    assert len(results) == len(list(panels.queries(dashboard_json())))
 
 
 def test_panels_show_the_scripts_figures(live: tuple[Traffic, PrometheusServer]) -> None:
@@ -101,7 +102,7 @@ def test_panels_show_the_scripts_figures(live: tuple[Traffic, PrometheusServer])
     _, prometheus = live
 
     def right() -> bool:
-        results = check.check_panels(prometheus.url, dashboard_json(), window_s=10, rate_interval_s=4)
+        results = panels.check_panels(prometheus.url, dashboard_json(), window_s=10, rate_interval_s=4)
         last = {(result.panel, result.ref): result.last for result in results}
         return (
             last["Device busy", "A"] == pytest.approx(0.4, abs=0.08)
@@ -133,11 +134,11 @@ def test_a_panel_without_data_and_a_bad_query_are_told(live: tuple[Traffic, Prom
         return {"title": "x", "targets": [{"refId": "A", "expr": expression}]}
 
     dashboard = {"panels": [panel("nothing_has_this_name"), panel("sum(("), panel("vector(0) / 0")]}
-    results = check.check_panels(prometheus.url, dashboard)
+    results = panels.check_panels(prometheus.url, dashboard)
     assert [result.ok for result in results] == [False, False, False]
     assert results[1].error is not None
     assert "parse error" in results[1].error
-    assert check.report(results).count("none") == 3
+    assert panels.report(results).count("none") == 3
 
 
 def test_a_missing_program_is_named() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from benchmarks.pairs import Daemon
-from flexnpu.cli import run as flexnpu_run
+from flexnpu.client import environment as client
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import LaneStatus, SetGate
@@ -37,9 +37,7 @@ class Lanes:
 
     def __init__(self, directory: Path) -> None:
         self.daemon = Daemon(directory, f"lanes-{uuid.uuid4().hex[:8]}", "time")
-        environment = flexnpu_run.environment(
-            flexnpu_run.CLIENT_HOME, [paths.data_socket(0, directory)], os.environ
-        )
+        environment = client.environment(client.CLIENT_HOME, [paths.data_socket(0, directory)], os.environ)
         self.process = subprocess.Popen(
             [sys.executable, str(PROGRAM)],
             env=environment,

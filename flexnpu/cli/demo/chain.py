@@ -14,14 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import models
 from dashboards import alerts
-from dashboards.prometheus_run import PrometheusError, PrometheusServer
 from flexnpu.cli.demo.plan import Plan, ServerPlan
 from flexnpu.cli.demo.processes import DemoError, Supervisor, free_port
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient, ControlError
 from flexnpu.control.messages import DaemonStatus
+from workloads import models
+from workloads.prometheus import PrometheusError, PrometheusServer
 
 DEVICE = 0
 

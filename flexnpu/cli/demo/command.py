@@ -22,11 +22,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks.replay import TRACES, Arrival, PromptMaker, Record, Target, load_arrivals, replay
 from dashboards import pd_colocation
 from dashboards.alerts import ALERT_NAMES
-from dashboards.check import check_panels
-from dashboards.prometheus_run import PrometheusServer, query_api
 from flexnpu.cli import leftovers
 from flexnpu.cli.demo import report
 from flexnpu.cli.demo.chain import Chain, require_root
@@ -38,6 +35,9 @@ from flexnpu.cli.demo.watch import Ticker, Watch, Window
 from flexnpu.control.client import ControlError
 from flexnpu.control.messages import DaemonStatus
 from probes.feed.events import is_loss
+from workloads.panels import check_panels
+from workloads.prometheus import PrometheusServer, query_api
+from workloads.replay import TRACES, Arrival, PromptMaker, Record, Target, load_arrivals, replay
 
 ALERT = ALERT_NAMES["page"]
 _RESOLVE_S = 20.0

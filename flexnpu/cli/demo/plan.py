@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.models import TinyModel
-from benchmarks.replay import Scaling
+from workloads.models import TinyModel
+from workloads.replay import Scaling
 
 
 @dataclass(frozen=True)
 class ServerPlan:
     """One `transformers serve` and the load that it gets.
 
-    ``trace`` names a file of benchmarks/data, replayed from its ``skip_s``-th second on; ``max_in_flight``
+    ``trace`` names a file of workloads/data, replayed from its ``skip_s``-th second on; ``max_in_flight``
     bounds the unanswered requests (the others wait in the client, as behind a load balancer).
     """
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import flexnpu.emulator
-from benchmarks.models import TinyModel
 from flexnpu.cli.demo.plan import Plan
+from workloads.models import TinyModel
 
 _PROFILES = Path(flexnpu.emulator.__file__).parent / "profiles"
 _PROMPT = 2048

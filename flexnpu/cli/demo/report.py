@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.replay import Record, quantile, summarise
-from flexnpu.cli.demo.truth import Accuracy, compare, expected_run, split_runs
 from flexnpu.cli.demo.watch import Watch, Window
 from probes.feed.events import RequestTiming, Step
+from workloads.replay import Record, quantile, summarise
+from workloads.truth import Accuracy, compare, expected_run, split_runs
 
 
 @dataclass

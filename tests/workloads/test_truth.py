@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flexnpu.cli.demo.truth import Accuracy, compare, compare_runs, expected_run, split_runs
+from workloads.truth import Accuracy, compare, compare_runs, expected_run, split_runs
 
 EXPECTED = [expected_run(37, 4), expected_run(12, 3), expected_run(300, 1)]
 

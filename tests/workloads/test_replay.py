@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import models
-from benchmarks.replay import (
+from workloads import models
+from workloads.replay import (
     TRACES,
     Arrival,
     PromptMaker,

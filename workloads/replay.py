@@ -1,6 +1,6 @@
 """Replay real request arrivals at an OpenAI-compatible endpoint; time the answers by the client's clock.
 
-Arrivals and token counts come from a production trace (``benchmarks/data``), scaled: ``rate`` stretches
+Arrivals and token counts come from a production trace (``workloads/data``), scaled: ``rate`` stretches
 time, ``prompt_scale`` and ``output_scale`` shrink token counts to what a small model is served with.
 Times are CLOCK_MONOTONIC nanoseconds, the clock that the probes use, so that both sides can be laid over
 each other.
@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks import models
+from workloads import models
 
 DATA = Path(__file__).resolve().parent / "data"
 WORDS = ("the", "model", "reads", "one", "page", "of", "text", "and", "writes", "a", "word", "after", "it")
@@ -99,7 +99,7 @@ class Record:
 
     @property
     def intervals_ms(self) -> list[float]:
-        """Times between successive content chunks, which are tokens for the models of `benchmarks.models`."""
+        """Times between successive content chunks, which are tokens for the models of `workloads.models`."""
         return [(b - a) / 1e6 for a, b in itertools.pairwise(self.chunk_ns)]
 
 

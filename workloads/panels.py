@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dashboards.alerts import duration
-from dashboards.prometheus_run import PrometheusError, query_api
+from workloads.prometheus import PrometheusError, query_api
 
 _POINTS: Final = 60
 

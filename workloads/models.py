@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flexnpu.cli import paths as cli_paths
+from flexnpu.control import paths
 
 #: In their order of ids; the first is also the padding token.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -174,7 +174,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def ensure(spec: TinyModel, cache: Path | None = None) -> Path:
     """Return a directory with the model and tokenizer of ``spec``, made offline on first use."""
-    cache = cache or cli_paths.cache_dir() / "models"
+    cache = cache or paths.cache_dir() / "models"
     name = f"{spec.family}-h{spec.hidden}-l{spec.layers}-v{spec.vocabulary}-s{spec.seed}"
     directory = cache / name
     description = json.dumps({**asdict(spec), "format": _FORMAT}, sort_keys=True)

@@ -1,6 +1,6 @@
 """A torch_npu program that runs steps of one kind and says of each what it was.
 
-    python -m benchmarks.labelled.steps CONFIGURATION --steps N
+    python -m workloads.labelled.steps CONFIGURATION --steps N
 
 prints ``ready``, waits for a line on stdin, runs N steps, prints each as a line of JSON, then ``end``, and
 waits for another line. What a step was is known from how it was made, not from what anybody saw of it:
@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks.labelled.names import CONFIGURATIONS, TOGETHER, UNSEEN, UNWARMED
-from benchmarks.labelled.serving import ROOM, Model
+from workloads.labelled.names import CONFIGURATIONS, TOGETHER, UNSEEN, UNWARMED
+from workloads.labelled.serving import ROOM, Model
 
 # torch_npu adds to torch what its types do not know.
 torch: Any = importlib.import_module("torch")

@@ -1,0 +1,36 @@
+"""What a program's environment says so that it loads FlexNPU's libraries in the place of the vendor's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CLIENT_HOME = PACKAGE / "client"
+EMULATOR_HOME = PACKAGE / "emulator"
+
+#: Programs look for more libraries below these: a stand-in for CANN's folder, so that they find none of the
+#: vendor's there.
+_HOMES = {"ASCEND_HOME_PATH": "", "ASCEND_TOOLKIT_HOME": "", "ASCEND_OPP_PATH": "opp"}
+
+
+def environment(home: Path, data_sockets: Sequence[Path], base: Mapping[str, str]) -> dict[str, str]:
+    """`base` changed so that programs load the libraries in `home`/lib. lib/toolkit there is laid out as the
+    vendor's installation, as far as programs look into it. The program's devices are those behind
+    `data_sockets`, in that order.
+    """
+    result = dict(base)
+    ours = {CLIENT_HOME / "lib", EMULATOR_HOME / "lib"}
+    rest = [
+        entry for entry in base.get("LD_LIBRARY_PATH", "").split(":") if entry and Path(entry) not in ours
+    ]
+    result["LD_LIBRARY_PATH"] = ":".join([str(home / "lib"), *rest])
+    for name, folder in _HOMES.items():
+        result[name] = str(home / "lib" / "toolkit" / folder)
+    result.pop("FLEXNPU_SOCKET", None)
+    result.pop("FLEXNPU_SOCKETS", None)
+    if len(data_sockets) == 1:
+        result["FLEXNPU_SOCKET"] = str(data_sockets[0])
+    elif data_sockets:
+        result["FLEXNPU_SOCKETS"] = ",".join(str(path) for path in data_sockets)
+    return result
