@@ -27,6 +27,7 @@ from typing import Any
 import click
 
 import flexnpu.gate._gate as _gate
+from flexnpu.common.quantiles import quantile
 
 PREFILL, DECODE = 1, 2
 DISPATCH_US = 2.0  # of the dispatcher, an operator
@@ -276,13 +277,6 @@ class Simulation:
             self.now, _, what = heapq.heappop(self.events)
             what()
         self.now = until
-
-
-def quantile(values: list[float], q: float) -> float | None:
-    if not values:
-        return None
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
 def measure(

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
-from controllers.picture import Picture
 from controllers.policies import Decision, Policy
+from controllers.state import ControllerState
 from flexnpu.control.client import ControlClient, ControlError
 from flexnpu.control.messages import GateStatus, SetGate
-from probes.feed.events import Event, Step, StepBegin
+from probes.feed.events import Event
 
 RENEWALS = 4
 """How often in a lease it is renewed: one late or failed request does not cost it."""
@@ -63,7 +63,7 @@ class Loop:
     clock: Callable[[], int] = time.monotonic_ns
 
     def __post_init__(self) -> None:
-        self.picture = Picture()
+        self.state = ControllerState()
         self.counts = Counts()
         self._stopping = False
         self._feed: Feed | None = None
@@ -88,7 +88,7 @@ class Loop:
             if self._feed is not None:
                 self._feed.close()
             self.withdraw()
-        self.log("stopped", **vars(self.counts), steps=self.picture.steps, unmapped=self.picture.unmapped)
+        self.log("stopped", **vars(self.counts), steps=self.state.steps, unmapped=self.state.unmapped)
 
     def listen(self, until_ns: int) -> None:
         """Take in steps until `until_ns`."""
@@ -101,23 +101,21 @@ class Loop:
             except OSError as error:
                 self._lose_feed(str(error))
                 continue
-            if isinstance(event, Step):
-                self.picture.add(event)
-            elif isinstance(event, StepBegin):
-                self.picture.begin(event)
-            elif event is None and self._feed.ended:
+            if event is not None:
+                self.state.take(event)
+            elif self._feed.ended:
                 self._lose_feed("the feed ended")
 
     def turn(self) -> None:
         """Decide and act."""
         try:
-            self.picture.update(self.client.status().lanes)
+            self.state.update(self.client.status().lanes)
         except ControlError as error:
             self._fail(str(error))
             return
         now_ns = self.clock()
-        self.picture.settle(now_ns)
-        self.act(self.policy.decide(self.picture, now_ns))
+        self.state.settle(now_ns)
+        self.act(self.policy.decide(self.state, now_ns))
 
     def act(self, decision: Decision) -> None:
         """Send what was decided, and log it when it is news."""
@@ -151,6 +149,7 @@ class Loop:
             decisions=self.counts.decisions,
             expired_leases=reply.expired_leases if reply is not None else None,
             **decision.evidence,
+            **decision.details(),
         )
 
     def withdraw(self) -> None:

@@ -12,16 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # room -> rooms that it may use, itself aside. The table in docs/architecture.md says why.
 ALLOWED: dict[str, set[str]] = {
+    "flexnpu/common": set(),
     "flexnpu/api": set(),
     "flexnpu/wire": set(),
     "flexnpu/gate": set(),
     "flexnpu/control": set(),
     "flexnpu/client": {"flexnpu/api", "flexnpu/wire"},
     "flexnpu/emulator": {"flexnpu/api"},
-    "flexnpu/daemon": {"flexnpu/api", "flexnpu/wire", "flexnpu/gate", "flexnpu/control"},
+    "flexnpu/daemon": {"flexnpu/api", "flexnpu/wire", "flexnpu/gate", "flexnpu/control", "flexnpu/common"},
     "flexnpu/cli": {
         "flexnpu/api",
         "flexnpu/client",
+        "flexnpu/common",
         "flexnpu/control",
         "flexnpu/daemon",
         "flexnpu/emulator",
@@ -32,17 +34,19 @@ ALLOWED: dict[str, set[str]] = {
         "dashboards",
         "workloads",
     },
-    "probes": {"flexnpu/control"},
-    "collectors": {"probes", "flexnpu/control"},
-    "controllers": {"probes", "flexnpu/control"},
+    "probes": {"flexnpu/common", "flexnpu/control"},
+    "collectors": {"probes", "flexnpu/common", "flexnpu/control"},
+    "controllers": {"probes", "flexnpu/common", "flexnpu/control"},
     "dashboards": {"collectors"},
-    "workloads": {"dashboards", "flexnpu/control"},
+    "workloads": {"dashboards", "flexnpu/common", "flexnpu/control"},
     "benchmarks": {
         "flexnpu/client",
+        "flexnpu/common",
         "flexnpu/control",
         "flexnpu/emulator",
         "flexnpu/gate",
         "probes",
+        "controllers",
         "workloads",
     },
 }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from controllers.picture import Picture
+from controllers.state import ControllerState
 from flexnpu.control.messages import SetGate
 
 
@@ -17,11 +18,13 @@ class Decision:
     """None: no policy; one that is set is withdrawn."""
     why: str
     evidence: dict[str, object] = field(default_factory=dict)
+    details: Callable[[], dict[str, object]] = dict
+    """More evidence, which costs too much to work out for a decision that is no news."""
 
 
 class Policy(Protocol):
-    """Decides from a settled `Picture`; `now_ns` is CLOCK_MONOTONIC."""
+    """Decides from a settled `ControllerState`; `now_ns` is CLOCK_MONOTONIC."""
 
     name: str
 
-    def decide(self, picture: Picture, now_ns: int) -> Decision: ...
+    def decide(self, state: ControllerState, now_ns: int) -> Decision: ...

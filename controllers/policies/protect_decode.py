@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controllers.picture import MEMORY_S, MIN_STEPS, LaneView, Picture, quantile
 from controllers.policies import Decision
+from controllers.state import MEMORY_S, MIN_STEPS, ControllerState, LaneState
+from flexnpu.common.quantiles import quantile
 from flexnpu.control.messages import Phase, SetGate
 
 _STEADY = 0.1  # a target within this fraction of the last one is not worth a change
@@ -30,19 +31,18 @@ class ProtectDecode:
 
     def __post_init__(self) -> None:
         self._last_target: float | None = None
-        self._least_slowed: dict[tuple[int, int], float] = {}
 
-    def decide(self, picture: Picture, now_ns: int) -> Decision:
-        decode, prefill = picture.with_role("decode"), picture.with_role("prefill")
+    def decide(self, state: ControllerState, now_ns: int) -> Decision:
+        decode, prefill = state.with_role("decode"), state.with_role("prefill")
         horizon = now_ns - int(MEMORY_S * 1e9)
-        live = [view for view in decode if view.steps and view.steps[-1].t_end_ns > horizon]
+        live = [lane for lane in decode if lane.last_step_ns > horizon]
         if not live:
             return Decision(None, "no decode lane with recent steps")
         if not prefill:
             return Decision(None, "no prefill lane beside decode")
         target, source = self._target(live)
         roles: dict[int, Phase] = {
-            picture.numbers[view.key]: view.role for view in picture.lanes.values() if view.role != "unknown"
+            state.numbers[lane.key]: lane.role for lane in state.lanes.values() if lane.role != "unknown"
         }
         gate = SetGate(
             policy="protect-decode",
@@ -54,25 +54,32 @@ class ProtectDecode:
         )
         evidence: dict[str, object] = {
             "target_from": source,
-            "decode_lanes": sorted(picture.numbers[view.key] for view in live),
-            "prefill_lanes": sorted(picture.numbers[view.key] for view in prefill),
-            "decode_step_p50_us": quantile((d for view in live for d in view.durations("decode")), 0.5),
-            "decode_step_p99_us": quantile((d for view in live for d in view.durations("decode")), 0.99),
-            "solo_steps": sum(len(view.solo_us) for view in live),
+            "decode_lanes": sorted(state.numbers[lane.key] for lane in live),
+            "prefill_lanes": sorted(state.numbers[lane.key] for lane in prefill),
+            "solo_steps": sum(len(lane.solo) for lane in live),
         }
-        return Decision(gate, "prefill and decode share the device", evidence)
 
-    def _target(self, live: list[LaneView]) -> tuple[float | None, str]:
+        def details() -> dict[str, object]:
+            durations_us = [duration_ns / 1e3 for lane in live for duration_ns in lane.decode]
+            return {
+                "decode_step_p50_us": quantile(durations_us, 0.5),
+                "decode_step_p99_us": quantile(durations_us, 0.99),
+            }
+
+        return Decision(gate, "prefill and decode share the device", evidence, details)
+
+    def _target(self, live: list[LaneState]) -> tuple[float | None, str]:
         """(target in us, where it comes from): one for all decode lanes, that of the slowest."""
         if self.target_us is not None:
             return self.target_us, "given"
         targets: list[float] = []
         source = "steps alone"
-        for view in live:
-            base = quantile(view.solo_us, 0.5) if len(view.solo_us) >= MIN_STEPS else self._guess(view)
+        for lane in live:
+            alone = len(lane.solo) >= MIN_STEPS
+            base = lane.solo.quantile_us(0.5) if alone else self._guess(lane)
             if base is not None:
                 targets.append(base * self.factor)
-            if len(view.solo_us) < MIN_STEPS:
+            if not alone:
                 source = "least slowed steps"
         if not targets:
             return self._last_target, "left to the gate" if self._last_target is None else "as before"
@@ -82,11 +89,7 @@ class ProtectDecode:
         self._last_target = target
         return target, source
 
-    def _guess(self, view: LaneView) -> float | None:
-        times = view.durations("decode")
-        if len(times) < MIN_STEPS:
-            return self._least_slowed.get(view.key)
-        low = quantile(times, 0.1)
-        assert low is not None
-        self._least_slowed[view.key] = min(low, self._least_slowed.get(view.key, low))
-        return self._least_slowed[view.key]
+    def _guess(self, lane: LaneState) -> float | None:
+        if len(lane.decode) >= MIN_STEPS and (low := lane.decode.quantile_us(0.1)) is not None:
+            lane.least_slowed_us = min(low, lane.least_slowed_us or low)
+        return lane.least_slowed_us

@@ -12,6 +12,7 @@ BENCHMARKS = {
     "events": "benchmarks.events",
     "wire": "benchmarks.wire_latency",
     "classification": "benchmarks.classification",
+    "controller": "benchmarks.controller_turn",
     "probe": "benchmarks.probe_cost",
     "sites": "benchmarks.probe_sites",
 }

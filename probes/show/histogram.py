@@ -3,7 +3,7 @@
 `Distributions.take` is given events, live or from a recording, and keeps every value (8 bytes each). The same
 events give the same numbers.
 
-Quantiles are by nearest rank: the smallest value that at least a share q of the values do not exceed.
+Quantiles are by nearest rank (`flexnpu.common.quantiles`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from flexnpu.common.quantiles import nearest_rank
 from probes.feed.events import Event, RequestTiming, Step
 
 MEASURES = {
@@ -70,11 +71,6 @@ class Distribution:
             k = max(0, math.frexp(value)[1] - 1)
             counts[k] = counts.get(k, 0) + 1
         return [(k, counts.get(k, 0)) for k in range(min(counts), max(counts) + 1)] if counts else []
-
-
-def nearest_rank(ordered: list[float], q: float) -> float:
-    """The `q` quantile of ascending values, at least one."""
-    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
 class Distributions:

@@ -10,9 +10,9 @@ from typing import Final
 from rich.table import Table
 from rich.text import Text
 
+from flexnpu.common.quantiles import nearest_rank
 from probes.feed.events import Losses
 from probes.host.engine import engine_line
-from probes.show.histogram import nearest_rank
 from probes.show.view import Row, Snapshot
 
 ABSENT = "-"

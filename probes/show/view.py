@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from flexnpu.common.quantiles import nearest_rank
 from probes.feed.events import EngineMetrics, Event, HostDelay, Losses, Mix, RequestTiming, Step
 from probes.feed.recording import Overhead
-from probes.show.histogram import nearest_rank, tpot_us
+from probes.show.histogram import tpot_us
 
 Lane = tuple[int, int]
 """(pid, stream)."""

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from controllers.loop import RENEWALS, Loop
-from controllers.picture import Picture
 from controllers.policies import Decision
+from controllers.state import ControllerState
 from flexnpu.control.client import ControlClient, ControlError, RefusedError
 from flexnpu.control.messages import DaemonStatus, GateStatus, SetGate
 from probes.feed.events import Losses
@@ -104,8 +104,8 @@ class Fixed:
         self.decision = Decision(SetGate(policy="protect-decode", lease_s=2), "told so")
         self.steps = 0
 
-    def decide(self, picture: Picture, now_ns: int) -> Decision:
-        self.steps = picture.steps + picture.unmapped
+    def decide(self, state: ControllerState, now_ns: int) -> Decision:
+        self.steps = state.steps + state.unmapped
         return self.decision
 
 

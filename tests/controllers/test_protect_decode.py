@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from controllers.picture import MEMORY_S, Picture
 from controllers.policies.protect_decode import ProtectDecode
+from controllers.state import MEMORY_S, ControllerState
 from flexnpu.control.messages import LaneStatus, SetGate
 from probes.feed.events import Phase, Step, StepBegin
 from tests.collectors import scripted
@@ -80,23 +80,23 @@ def flood(start_ms: float, requests: int, outputs: int = 0, ms: float = 80) -> I
             now += 14
 
 
-def picture(*steps: Step) -> Picture:
-    made = Picture()
+def state_of(*steps: Step) -> ControllerState:
+    made = ControllerState()
     made.update([lane(1, CHAT), lane(2, FLOOD)])
     for one in sorted(steps, key=lambda s: s.t_end_ns):
         made.add(one)
     return made
 
 
-def settled(*steps: Step, now_ms: float | None = None) -> tuple[Picture, int]:
-    made = picture(*steps)
+def settled(*steps: Step, now_ms: float | None = None) -> tuple[ControllerState, int]:
+    made = state_of(*steps)
     last = max((one.t_end_ns for one in steps), default=0)
     now = int(now_ms * MS) if now_ms is not None else last
     made.settle(now)
     return made, now
 
 
-def roles(made: Picture) -> tuple[str, str]:
+def roles(made: ControllerState) -> tuple[str, str]:
     return made.lanes[CHAT].role, made.lanes[FLOOD].role
 
 
@@ -139,7 +139,7 @@ def test_two_chats_are_both_decode() -> None:
 
 def test_a_role_does_not_flip_at_the_border() -> None:
     """Odds that wander between the two thresholds leave the role as it is."""
-    made = picture(*flood(0, 10))
+    made = state_of(*flood(0, 10))
     made.update([lane(2, FLOOD)])
     made.settle(900 * MS)
     assert made.lanes[FLOOD].role == "prefill"
@@ -167,31 +167,31 @@ def test_the_target_comes_from_steps_alone() -> None:
 
 
 def test_steps_beside_a_prefill_that_still_runs_are_not_taken_for_alone() -> None:
-    made = picture(*flood(0, 3))
+    made = state_of(*flood(0, 3))
     for one in chat(10_000, 1, outputs=20, ms=50):
         made.add(one)
     # It began in the middle, and is longer than any before.
     made.begin(begin(FLOOD, "prefill", 10_500))
-    last = made.lanes[CHAT].steps[-1].t_end_ns
+    last = made.lanes[CHAT].last_step_ns
     for later in (0, 1000, 5000):
         made.settle(last + later * MS)
-    assert len(made.lanes[CHAT].solo_us) == 9, "only the steps before the prefill began"
+    assert len(made.lanes[CHAT].solo) == 9, "only the steps before the prefill began"
     made.add(step(FLOOD, "prefill", 10_500, 7000, 1000))
     made.settle(last + 20_000 * MS)
-    assert len(made.lanes[CHAT].solo_us) == 9
+    assert len(made.lanes[CHAT].solo) == 9
 
 
 def test_a_feed_without_beginnings_settles_late() -> None:
     """Until then nothing is settled that a prefill as long as those before could touch."""
-    made = picture(*flood(0, 3, ms=200), *chat(10_000, 1, outputs=20, ms=50))
-    last = made.lanes[CHAT].steps[-1].t_end_ns
+    made = state_of(*flood(0, 3, ms=200), *chat(10_000, 1, outputs=20, ms=50))
+    last = made.lanes[CHAT].last_step_ns
     made.settle(last)
-    early = len(made.lanes[CHAT].solo_us)
+    early = len(made.lanes[CHAT].solo)
     assert 0 < early < 20
     made.add(step(FLOOD, "prefill", last / MS - 150, 150, 1000))
     made.settle(last + 1000 * MS)
     # The last three steps of 50 ms, 2 ms apart, lie beside it.
-    assert len(made.lanes[CHAT].solo_us) == 17
+    assert len(made.lanes[CHAT].solo) == 17
 
 
 def test_without_steps_alone_the_least_slowed_are_the_guess() -> None:
@@ -224,7 +224,7 @@ def test_silence_ends_it() -> None:
 
 
 def test_steps_of_other_streams_are_counted_and_left_out() -> None:
-    made = picture(step((999, 1), "decode", 0, 10))
+    made = state_of(step((999, 1), "decode", 0, 10))
     assert made.unmapped == 1
     assert made.steps == 0
 

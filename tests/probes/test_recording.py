@@ -15,10 +15,11 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flexnpu.common.quantiles import nearest_rank
 from probes.cli import main
 from probes.feed.events import Event, HostDelay, Losses, Phase, RequestTiming, Step
 from probes.feed.recording import MAX_BLOCK_BYTES, Header, Overhead, Recorder, Recording, RecordingError, Tick
-from probes.show.histogram import Distributions, human_us, nearest_rank, tpot_us
+from probes.show.histogram import Distributions, human_us, tpot_us
 from tests.collectors import scripted
 
 MS = 1_000_000
