@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flexnpu.common.quantiles import nearest_rank
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient
 
@@ -155,11 +155,10 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     ordered = sorted(values)
     if len(ordered) < 2:
         return {"median": ordered[0], "n": 1} if ordered else {"n": 0}
-    tenths = statistics.quantiles(ordered, n=10, method="inclusive")
     return {
-        "median": statistics.median(ordered),
-        "p10": tenths[0],
-        "p90": tenths[-1],
+        "median": nearest_rank(ordered, 0.5),
+        "p10": nearest_rank(ordered, 0.1),
+        "p90": nearest_rank(ordered, 0.9),
         "n": len(ordered),
     }
 

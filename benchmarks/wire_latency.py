@@ -21,7 +21,6 @@ import json
 import os
 import resource
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -33,9 +32,9 @@ from typing import Any
 import click
 
 from benchmarks.pairs import NATIVE, BenchmarkError
+from flexnpu.common.quantiles import nearest_rank
 from probes.feed.events import RequestTiming
 from probes.requests.wire import WireTracer
-from workloads.replay import quantile
 
 SERVERS = Path(__file__).parent.parent / "tests" / "wire" / "servers.py"
 BODY = json.dumps({"messages": [{"role": "user", "content": "x" * 400}], "stream": True}).encode()
@@ -180,9 +179,9 @@ def _spread(values: list[float]) -> dict[str, float]:
     ordered = sorted(values)
     sizes = sorted(map(abs, values))
     return {
-        "p50": round(statistics.median(ordered), 1),
-        "p99": round(quantile(ordered, 0.99) or 0.0, 1),
-        "p99_abs": round(quantile(sizes, 0.99) or 0.0, 1),
+        "p50": round(nearest_rank(ordered, 0.5), 1),
+        "p99": round(nearest_rank(ordered, 0.99), 1),
+        "p99_abs": round(nearest_rank(sizes, 0.99), 1),
         "min": round(ordered[0], 1),
         "max": round(ordered[-1], 1),
     }

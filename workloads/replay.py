@@ -25,6 +25,7 @@ from typing import Any
 
 import httpx
 
+from flexnpu.common.quantiles import quantile
 from workloads import models
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -268,17 +269,6 @@ async def replay(
                 task.cancel()
             await asyncio.gather(*tasks)
     return sorted(records, key=lambda record: record.sent_ns)
-
-
-def quantile(values: Sequence[float], q: float) -> float | None:
-    """The ``q`` quantile (0..1), linear between order statistics; None of nothing."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    position = q * (len(ordered) - 1)
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
 def summarise(records: Sequence[Record], window_s: float) -> dict[str, Any]:

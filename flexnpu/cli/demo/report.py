@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flexnpu.cli.demo.watch import Watch, Window
+from flexnpu.common.quantiles import quantile
 from probes.feed.events import RequestTiming, Step
-from workloads.replay import Record, quantile, summarise
+from workloads.replay import Record, summarise
 from workloads.truth import Accuracy, compare, expected_run, split_runs
 
 

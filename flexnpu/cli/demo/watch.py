@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexnpu.common.quantiles import quantile
 from flexnpu.control.messages import DaemonStatus
 from probes.feed.events import Event, Losses, RequestTiming, Step
 from probes.feed.socket import FeedClient
-from workloads.replay import quantile
 
 _LINE_EVERY_S = 3.0
 
