@@ -34,6 +34,7 @@ import click
 from benchmarks.pairs import Daemon
 from flexnpu import emulator
 from flexnpu.client import environment as client
+from flexnpu.console.numbers import Whole
 from flexnpu.control import paths
 from probes.feed.events import Event, Losses, Step
 from probes.steps.tracer import Tracer
@@ -215,7 +216,7 @@ def _poll_until_end(program: Program, tracer: Tracer) -> list[Label]:
 
 
 @click.command(short_help="Phases, tokens and batches told by the tracer against labelled steps.")
-@click.option("--steps", type=click.IntRange(10), default=400, show_default=True, help="Steps a run.")
+@click.option("--steps", type=Whole(10, 1_000_000), default=400, show_default=True, help="Steps a run.")
 @click.option(
     "--target", "targets", multiple=True, type=click.Choice(["cann", "client"]), help="Default: both."
 )

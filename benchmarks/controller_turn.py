@@ -21,6 +21,7 @@ import click
 from controllers.loop import RENEWALS
 from controllers.policies.protect_decode import ProtectDecode
 from controllers.state import ControllerState
+from flexnpu.console.numbers import Duration, Number, Whole
 from flexnpu.control.messages import DaemonStatus, GateStatus, LaneStatus, decode_reply, encode
 from probes.feed.events import Event, Phase, Step, StepBegin, from_json
 
@@ -163,9 +164,11 @@ def measure(lanes: int, rate: float, seconds: float) -> dict[str, Any]:
 
 
 @click.command(help=(__doc__ or "").split("\n\n")[0])
-@click.option("--lanes", type=click.IntRange(2, 1024), multiple=True, default=(8, 32, 64), show_default=True)
-@click.option("--rate", type=click.FloatRange(1, 1e5), default=1000.0, show_default=True, help="Steps/s.")
-@click.option("--seconds", type=click.FloatRange(1, 600), default=60.0, show_default=True, help="Of load.")
+@click.option("--lanes", type=Whole(2, 1024), multiple=True, default=(8, 32, 64), show_default=True)
+@click.option(
+    "--rate", type=Number(1, 1e5, unit="steps a second"), default=1000.0, show_default=True, help="Steps/s."
+)
+@click.option("--seconds", type=Duration(1, 600), default=60.0, show_default=True, help="Of load.")
 def main(lanes: tuple[int, ...], rate: float, seconds: float) -> None:
     """Print one JSON object."""
     print(json.dumps({"controller_turn": [measure(one, rate, seconds) for one in lanes]}, indent=2))

@@ -25,6 +25,7 @@ import click
 from benchmarks.pairs import REPOSITORY, Daemon, Peer
 from flexnpu import emulator
 from flexnpu.client.environment import CLIENT_HOME, environment
+from flexnpu.console.numbers import COUNT, Whole
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import SetGate
@@ -116,8 +117,14 @@ def measure(
 
 
 @click.command()
-@click.option("--events", default=1_000_000, show_default=True, help="Events to record, by all recorders.")
-@click.option("--seed", default=1, show_default=True, help="Of the gate's changes.")
+@click.option(
+    "--events",
+    type=COUNT,
+    default=1_000_000,
+    show_default=True,
+    help="Events to record, by all recorders.",
+)
+@click.option("--seed", type=Whole(0, 2**32 - 1), default=1, show_default=True, help="Of the gate's changes.")
 @click.option("--direct", is_flag=True, help="Without the daemon and its gate.")
 def main(events: int, seed: int, direct: bool) -> None:
     """Record EVENTS events and count those seen before their record."""

@@ -28,6 +28,7 @@ import click
 
 import flexnpu.gate._gate as _gate
 from flexnpu.common.quantiles import quantile
+from flexnpu.console.numbers import DAY_S, Duration, Number
 
 PREFILL, DECODE = 1, 2
 DISPATCH_US = 2.0  # of the dispatcher, an operator
@@ -321,11 +322,15 @@ def measure(
 
 @click.command(help=(__doc__ or "").split("\n\n")[0])
 @click.option("--scenario", "names", type=click.Choice(list(SCENARIOS)), multiple=True, help="default: all")
-@click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(min=0.1))
+@click.option("--seconds", default=5.0, show_default=True, type=Duration(0.1, DAY_S))
 @click.option("--order", "orders", type=click.Choice(["ready", "fifo"]), multiple=True, help="default: both")
-@click.option("--window-us", default=300.0, show_default=True, type=click.FloatRange(min=1))
+@click.option("--window-us", default=300.0, show_default=True, type=Number(1, 1e6, unit="us"))
 @click.option(
-    "--stretch", default=1.3, show_default=True, help="decode target: this times the step time alone"
+    "--stretch",
+    type=Number(1, 100, unit="a factor"),
+    default=1.3,
+    show_default=True,
+    help="decode target: this times the step time alone",
 )
 def main(
     names: tuple[str, ...], seconds: float, orders: tuple[str, ...], window_us: float, stretch: float

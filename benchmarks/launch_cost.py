@@ -35,6 +35,7 @@ import click
 from benchmarks.pairs import NATIVE, BenchmarkError, Comparison, Daemon, Peer, spread
 from flexnpu import emulator
 from flexnpu.client import environment as client
+from flexnpu.console.numbers import Whole
 from flexnpu.control import paths
 
 COPY_BYTES = (4 << 10, 64 << 10, 1 << 20, 16 << 20, 256 << 20)
@@ -179,8 +180,10 @@ def clients(rounds: int) -> dict[str, Any]:
 
 
 @click.command(short_help="The price of interposition, direct against interposed.")
-@click.option("--rounds", type=click.IntRange(2), default=20, show_default=True, help="Pairs of slices.")
-@click.option("--steps", type=click.IntRange(5), default=40, show_default=True, help="Decode steps a slice.")
+@click.option("--rounds", type=Whole(2, 1_000_000), default=20, show_default=True, help="Pairs of slices.")
+@click.option(
+    "--steps", type=Whole(5, 1_000_000), default=40, show_default=True, help="Decode steps a slice."
+)
 @click.option("--torch/--no-torch", "with_torch", default=True, help="Run torch_npu too (b and c).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def main(rounds: int, steps: int, with_torch: bool, as_json: bool) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import click
 
 from flexnpu import emulator
+from flexnpu.console.numbers import COUNT
 
 #: A chip so fast that only the real numerics take time.
 INSTANT = """
@@ -141,7 +142,13 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", default=7, show_default=True, help="Rounds of about 20 ms for each figure.")
+@click.option(
+    "--rounds",
+    type=COUNT,
+    default=7,
+    show_default=True,
+    help="Rounds of about 20 ms for each figure.",
+)
 @click.option("--child", is_flag=True, hidden=True)
 def main(rounds: int, child: bool) -> None:
     if child:

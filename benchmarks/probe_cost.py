@@ -43,6 +43,7 @@ from benchmarks.launch_cost import Bench, bench
 from benchmarks.pairs import NATIVE, BenchmarkError, Peer, cpu_seconds, spread
 from benchmarks.tracers import TracerProcess, bpftrace, funclatency, ours, steps_of
 from flexnpu import emulator
+from flexnpu.console.numbers import Whole
 from probes.steps.tracer import Tracer
 
 RATES = (1_000, 10_000, 100_000)
@@ -295,7 +296,9 @@ def attaching(target: str, times: int) -> dict[str, Any]:
 
 
 @click.command(short_help="What tracing costs: ours, bpftrace's and funclatency, side by side.")
-@click.option("--rounds", type=click.IntRange(3), default=160, show_default=True, help="Slices of each kind.")
+@click.option(
+    "--rounds", type=Whole(3, 1_000_000), default=160, show_default=True, help="Slices of each kind."
+)
 @click.option("--target", "targets", multiple=True, type=click.Choice(list(TRACERS)), help="[default: both]")
 @click.option("--torch/--no-torch", "with_torch", default=True, help="Run torch_npu's decode loop too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")

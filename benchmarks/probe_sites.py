@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from flexnpu.console.numbers import COUNT
 from probes.placing.attach import AttachError
 from probes.placing.cost import INSTRUCTIONS, measure
 from probes.placing.sites import HitCost, choose
@@ -81,8 +82,14 @@ def run(hits: int, rounds: int) -> dict[str, Any]:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--hits", default=2000, show_default=True, help="Calls a round.")
-@click.option("--rounds", default=5, show_default=True, help="Rounds; the median of them is shown.")
+@click.option("--hits", type=COUNT, default=2000, show_default=True, help="Calls a round.")
+@click.option(
+    "--rounds",
+    type=COUNT,
+    default=5,
+    show_default=True,
+    help="Rounds; the median of them is shown.",
+)
 def main(as_json: bool, hits: int, rounds: int) -> None:
     """What one hit of a uprobe costs, by the instruction under it. Needs the rights to trace."""
     try:

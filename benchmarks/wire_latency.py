@@ -33,6 +33,7 @@ import click
 
 from benchmarks.pairs import NATIVE, BenchmarkError
 from flexnpu.common.quantiles import nearest_rank
+from flexnpu.console.numbers import COUNT, Whole
 from probes.feed.events import RequestTiming
 from probes.requests.wire import WireTracer
 
@@ -257,13 +258,25 @@ def cost(rounds: int, calls: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--requests", default=1000, show_default=True, help="Requests in all, for each server.")
 @click.option(
-    "--concurrency", "concurrencies", multiple=True, type=int, default=(1, 4, 16, 64), show_default=True
+    "--requests",
+    type=COUNT,
+    default=1000,
+    show_default=True,
+    help="Requests in all, for each server.",
+)
+@click.option(
+    "--concurrency",
+    "concurrencies",
+    multiple=True,
+    type=COUNT,
+    default=(1, 4, 16, 64),
+    show_default=True,
 )
 @click.option(
     "--server",
     "servers",
+    type=click.Choice(["asyncio", "uvicorn"]),
     multiple=True,
     default=("asyncio", "uvicorn"),
     show_default=True,
@@ -279,11 +292,12 @@ def cost(rounds: int, calls: int) -> dict[str, Any]:
 )
 @click.option(
     "--rounds",
+    type=Whole(0, 1_000_000),
     default=5,
     show_default=True,
     help="Turns of the cost loops; the best of each counts. 0: none.",
 )
-@click.option("--calls", default=20_000, show_default=True, help="Calls a turn.")
+@click.option("--calls", type=COUNT, default=20_000, show_default=True, help="Calls a turn.")
 def main(
     requests: int,
     concurrencies: tuple[int, ...],

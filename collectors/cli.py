@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import signal
-import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -17,6 +16,9 @@ from collectors.daemons import Daemons
 from collectors.otlp import OtlpSink
 from collectors.prometheus import PrometheusSink, serve
 from collectors.sinks import Sink
+from flexnpu.console.numbers import DAY_S, DURATION, Duration, Number
+from flexnpu.console.output import out, say
+from flexnpu.console.program import SETTINGS, Program
 from flexnpu.control import paths
 from probes.feed.socket import FeedClient, FeedError
 
@@ -52,11 +54,7 @@ def _endpoint(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return value
 
 
-def _say(message: str) -> None:
-    print(f"flexnpu-collector: {message}", file=sys.stderr, flush=True)
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command("flexnpu-collector", cls=Program, context_settings=SETTINGS)
 @click.option(
     "--feed",
     type=click.Path(path_type=Path),
@@ -86,7 +84,7 @@ def _say(message: str) -> None:
 )
 @click.option(
     "--otlp-interval",
-    type=click.FloatRange(min=0.1),
+    type=Duration(0.1, DAY_S),
     default=5.0,
     show_default=True,
     metavar="S",
@@ -97,7 +95,7 @@ def _say(message: str) -> None:
 )
 @click.option(
     "--ttft-slo",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Duration(0, DAY_S, above=True),
     default=1.0,
     show_default=True,
     metavar="S",
@@ -105,7 +103,7 @@ def _say(message: str) -> None:
 )
 @click.option(
     "--ttft-objective",
-    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    type=Number(0, 1, above=True, below=True, unit="a share"),
     default=0.99,
     show_default=True,
     metavar="RATIO",
@@ -113,7 +111,7 @@ def _say(message: str) -> None:
 )
 @click.option(
     "--settle",
-    type=click.FloatRange(min=0),
+    type=Duration(0, DAY_S),
     default=1.0,
     show_default=True,
     metavar="S",
@@ -121,15 +119,13 @@ def _say(message: str) -> None:
 )
 @click.option(
     "--poll-interval",
-    type=click.FloatRange(min=0.05),
+    type=Duration(0.05, DAY_S),
     default=1.0,
     show_default=True,
     metavar="S",
     help="Seconds between questions to the daemons.",
 )
-@click.option(
-    "--duration", type=click.FloatRange(min=0, min_open=True), metavar="S", help="End after S seconds."
-)
+@click.option("--duration", type=DURATION, metavar="S", help="End after S seconds.")
 def main(
     feed: Path | None,
     controls: tuple[Path, ...],
@@ -170,7 +166,7 @@ def main(
         raise click.ClickException(str(error)) from None
     stop = _Stop(duration)
     daemons = Daemons(
-        (lambda: controls) if controls else paths.control_sockets, interval_s=poll_interval, on_trouble=_say
+        (lambda: controls) if controls else paths.control_sockets, interval_s=poll_interval, on_trouble=say
     )
     sinks: list[Sink] = []
     aggregator = Aggregator(
@@ -192,9 +188,9 @@ def main(
                 f"cannot listen on {listen[0]}:{listen[1]}: {error.strerror}; choose another with --listen"
             ) from None
         if not ipaddress.ip_address(listen[0]).is_loopback:
-            _say(f"{listen[0]} is reachable from other machines, and nobody is asked who they are")
+            say(f"{listen[0]} is reachable from other machines, and nobody is asked who they are")
         host = f"[{listen[0]}]" if ":" in listen[0] else listen[0]
-        print(f"http://{host}:{server.server_port}/metrics", flush=True)
+        out(f"http://{host}:{server.server_port}/metrics", flush=True)
         if otlp_endpoint is not None:
             otlp = OtlpSink(otlp_endpoint, snapshots, interval_s=otlp_interval, spans=spans)
             sinks.append(otlp)
@@ -240,11 +236,11 @@ def _read(path: Path, aggregator: Aggregator, stop: _Stop) -> None:
         except FeedError as error:
             if str(error) != told:
                 told = str(error)
-                _say(f"{told}; trying again every second")
+                say(f"{told}; trying again every second")
         if aggregator.connected:
             aggregator.disconnected()
             if not stop:
-                _say("the tracer has ended; waiting for another")
+                say("the tracer has ended; waiting for another")
         until = time.monotonic() + _RETRY_S
         while not stop and time.monotonic() < until:
             time.sleep(0.1)

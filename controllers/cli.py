@@ -12,13 +12,15 @@ from controllers.loop import Loop
 from controllers.policies import Policy
 from controllers.policies.protect_decode import ProtectDecode
 from flexnpu import __version__
+from flexnpu.console.numbers import Duration, Number
+from flexnpu.console.program import SETTINGS, Program
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient, ControlError
 from flexnpu.control.messages import MAX_LEASE_S
 from probes.feed.socket import FeedClient
 
 
-@click.command("flexnpu-controller", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("flexnpu-controller", cls=Program, context_settings=SETTINGS)
 @click.option("--feed", type=click.Path(path_type=Path), help="The tracer's socket.  [default: probe.sock]")
 @click.option(
     "--ctl", type=click.Path(path_type=Path), help="The daemon's socket.  [default: the only npu*.ctl]"
@@ -26,26 +28,26 @@ from probes.feed.socket import FeedClient
 @click.option("--policy", "policy_name", type=click.Choice(["protect-decode"]), default="protect-decode")
 @click.option(
     "--window-us",
-    type=click.FloatRange(0, 1e6, min_open=True),
+    type=Number(0, 1e6, above=True, unit="us"),
     default=300.0,
     show_default=True,
     help="Prefill work in flight beside decode.",
 )
 @click.option(
     "--lease-s",
-    type=click.FloatRange(0.1, MAX_LEASE_S),
+    type=Duration(0.1, MAX_LEASE_S),
     default=2.0,
     show_default=True,
     help="How long a setting outlives this program.",
 )
 @click.option(
     "--target-ms",
-    type=click.FloatRange(0, 1e6, min_open=True),
+    type=Number(0, 1e6, above=True, unit="ms"),
     help="Decode step target.  [default: from steps alone]",
 )
 @click.option(
     "--factor",
-    type=click.FloatRange(1, 100),
+    type=Number(1, 100, unit="a factor"),
     default=1.3,
     show_default=True,
     help="Without --target-ms: target = factor x the decode step alone.",

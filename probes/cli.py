@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import click
 
-from probes.commands import attach, doctor, export, hist, list, replay, trace
+from flexnpu.console.program import SETTINGS, Programs
+
+_COMMANDS = {
+    "attach": ("probes.commands.attach:command", "Attach to running processes and show their steps."),
+    "doctor": ("probes.commands.doctor:command", "Find out whether tracing works here, and prove it."),
+    "export": ("probes.commands.export:command", "Convert a recording for Perfetto."),
+    "hist": ("probes.commands.hist:command", "Histograms and quantiles of steps and requests."),
+    "list": ("probes.commands.list:command", "Show what can be probed in running processes."),
+    "replay": ("probes.commands.replay:command", "Show a recording as `attach` showed the run."),
+    "trace": ("probes.commands.trace:command", "Record every event to a file."),
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group("flexnpu-probe", cls=Programs, lazy=_COMMANDS, context_settings=SETTINGS)
 @click.version_option(package_name="flexnpu", prog_name="flexnpu-probe")
 def main() -> None:
     """See what LLM servers do on an Ascend NPU, without restarting or changing them.
 
+    \b
+    EXAMPLES
+      sudo flexnpu-probe doctor                          does tracing work here?
+      sudo flexnpu-probe attach                          steps of every process on an NPU
+      sudo flexnpu-probe trace --all -o run.jsonl.zst    record them
+      flexnpu-probe replay run.jsonl.zst                 show the recording
+
     eBPF uprobes on the AscendCL libraries of a running process see each operator launch, copy and
     synchronise, fold them into steps of the model in the kernel, and tell prefill from decode.
 
-    `flexnpu-probe attach --help` is the manual; `flexnpu-probe doctor` says whether tracing works here.
+    `flexnpu-probe attach --help` is the manual.
     """
-
-
-main.add_command(attach.command)
-main.add_command(doctor.command)
-main.add_command(export.command)
-main.add_command(hist.command)
-main.add_command(list.command)
-main.add_command(replay.command)
-main.add_command(trace.command)
 
 
 if __name__ == "__main__":

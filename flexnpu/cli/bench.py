@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import importlib
-
 import click
 
-#: Name -> module in `benchmarks` whose `main` is the command. Imported when called.
+from flexnpu.console.program import Programs
+
+#: Name -> module in `benchmarks` whose `main` is the command, and what it measures. Imported when called.
 BENCHMARKS = {
-    "launch": "benchmarks.launch_cost",
-    "events": "benchmarks.events",
-    "wire": "benchmarks.wire_latency",
-    "classification": "benchmarks.classification",
-    "controller": "benchmarks.controller_turn",
-    "probe": "benchmarks.probe_cost",
-    "sites": "benchmarks.probe_sites",
+    "launch": ("benchmarks.launch_cost:main", "The price of interposition, direct against interposed."),
+    "events": ("benchmarks.events:main", "Waits for events under random gating: the order they keep."),
+    "wire": ("benchmarks.wire_latency:main", "What the wire tracer measures and costs."),
+    "classification": (
+        "benchmarks.classification:main",
+        "Phases, tokens and batches told by the tracer against labelled steps.",
+    ),
+    "controller": (
+        "benchmarks.controller_turn:main",
+        "What a controller's turn costs, by the number of lanes.",
+    ),
+    "probe": ("benchmarks.probe_cost:main", "What tracing costs: ours, bpftrace's and funclatency's."),
+    "sites": ("benchmarks.probe_sites:main", "What one hit of a probe costs, instruction by instruction."),
 }
 
 
-class _Lazy(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(BENCHMARKS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in BENCHMARKS:
-            return None
-        command = importlib.import_module(BENCHMARKS[cmd_name]).main
-        assert isinstance(command, click.Command)
-        return command
-
-
-@click.command(cls=_Lazy, short_help="Measure what FlexNPU costs on this machine.")
+@click.group("bench", cls=Programs, lazy=BENCHMARKS, short_help="Measure what FlexNPU costs on this machine.")
 def bench() -> None:
-    """Measure what FlexNPU costs on this machine: each compares side by side in one run."""
+    """Measure what FlexNPU costs on this machine: each compares side by side in one run.
+
+    \b
+    EXAMPLES
+      flexnpu bench launch                  what interposition costs here
+      sudo flexnpu bench probe --json       what tracing costs here, as one JSON object
+
+    \b
+    OVERHEAD
+      Each takes a core or two for half a minute to some minutes: run them on a machine
+      that does nothing else.
+    """

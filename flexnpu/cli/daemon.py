@@ -9,14 +9,15 @@ from typing import get_args
 import click
 
 from flexnpu import __version__
-from flexnpu.cli.sizes import SIZE
+from flexnpu.console.numbers import DEVICE, SIZE, Whole
+from flexnpu.console.program import SETTINGS, Program
 from flexnpu.control import paths
 from flexnpu.daemon.config import ConfigError, Mode, Shares, checked
 from flexnpu.daemon.files import FilesError
 from flexnpu.daemon.privileges import PrivilegeError
 from flexnpu.daemon.service import serve
 
-_COUNT = click.IntRange(1, 1_000_000)
+_COUNT = Whole(1, 1_000_000)
 _LIMITS: tuple[tuple[str, click.ParamType[int], str], ...] = (
     ("--max-sessions", _COUNT, "Programs at once; default: 256."),
     ("--max-sessions-per-user", _COUNT, "Of one user; default: 128."),
@@ -38,8 +39,8 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command("flexnpud", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--device", type=click.IntRange(0, 1023), default=0, show_default=True, metavar="N")
+@click.command("flexnpud", cls=Program, context_settings=SETTINGS)
+@click.option("--device", type=DEVICE, default=0, show_default=True, metavar="N")
 @click.option(
     "--vendor-lib",
     type=click.Path(file_okay=False, path_type=Path),
@@ -59,7 +60,7 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--allow-uid",
     "allow_uids",
-    type=click.IntRange(0, 2**32 - 2),
+    type=Whole(0, 2**32 - 2, unit="a user id"),
     multiple=True,
     metavar="UID",
     help="A user whose programs may use the device, besides root's and yours. May be given several times.",

@@ -4,42 +4,31 @@ quickly.
 
 from __future__ import annotations
 
-import importlib
-
 import click
 
 from flexnpu import __version__
+from flexnpu.console.program import SETTINGS, Programs
 
 _COMMANDS = {
-    "run": "flexnpu.cli.run:run",
-    "status": "flexnpu.cli.status:status",
-    "top": "flexnpu.cli.top:top",
-    "coverage": "flexnpu.cli.coverage:coverage",
-    "demo": "flexnpu.cli.demo.command:demo",
-    "bench": "flexnpu.cli.bench:bench",
+    "run": ("flexnpu.cli.run:run", "Run a program on an NPU that it shares through FlexNPU."),
+    "status": ("flexnpu.cli.status:status", "Show who uses the NPUs, their lanes and the gate."),
+    "top": ("flexnpu.cli.top:top", "Watch sessions, lanes, memory and the gate, live."),
+    "coverage": (
+        "flexnpu.cli.coverage:coverage",
+        "Show which AscendCL functions of a program are interposed.",
+    ),
+    "demo": ("flexnpu.cli.demo.command:demo", "Run the whole chain here, on an emulated NPU."),
+    "bench": ("flexnpu.cli.bench:bench", "Measure what FlexNPU costs on this machine."),
 }
 
 
-class _Lazy(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module, name = _COMMANDS[cmd_name].split(":")
-        command = getattr(importlib.import_module(module), name)
-        assert isinstance(command, click.Command)
-        return command
-
-
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("flexnpu", cls=Programs, lazy=_COMMANDS, context_settings=SETTINGS)
 @click.version_option(__version__)
 def main() -> None:
     """FlexNPU: virtualization, tracing and control of Ascend NPUs for LLM serving.
 
     \b
-    Examples:
+    EXAMPLES
       flexnpud --device 0 --emulated &              a daemon for an emulated NPU
       flexnpu run -- transformers serve MODEL       a server that shares it
       flexnpu status                                who uses it, and how

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from flexnpu.cli.sizes import SIZE
 from flexnpu.client.environment import CLIENT_HOME, EMULATOR_HOME, environment
+from flexnpu.console.numbers import DEVICE, SIZE
 from flexnpu.control import paths
 
 MAX_DEVICES = 64
@@ -68,7 +68,7 @@ def find_daemon(device: int) -> Path:
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     short_help="Run a program on an NPU that it shares through FlexNPU.",
 )
-@click.option("--device", type=click.IntRange(0, 1023), default=0, show_default=True, metavar="N")
+@click.option("--device", type=DEVICE, default=0, show_default=True, metavar="N")
 @click.option(
     "--devices",
     type=Devices(),

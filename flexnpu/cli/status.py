@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flexnpu.console.numbers import DEVICE
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient, ControlError, connect_all
 from flexnpu.control.messages import DaemonStatus, GateStatus
@@ -121,7 +122,7 @@ def show(status: DaemonStatus, console: Console) -> None:
 
 
 @click.command(short_help="Show who uses the NPUs, their lanes and the gate.")
-@click.option("--device", type=click.IntRange(0, 1023), metavar="N", help="Only this device's daemon.")
+@click.option("--device", type=DEVICE, metavar="N", help="Only this device's daemon.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array, one object a daemon.")
 def status(device: int | None, as_json: bool) -> None:
     """Show every daemon's sessions, lanes (one a client stream) and gate.

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from flexnpu.cli.rates import LaneRates, Rates, SessionRates, between
 from flexnpu.cli.status import describe_bytes, describe_gate, describe_us
+from flexnpu.console.numbers import DEVICE, Duration
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient, ControlError, NoDaemonError
 from flexnpu.control.messages import DaemonStatus
@@ -229,10 +230,10 @@ def _live(daemons: Daemons, interval: float, sort: str, console: Console) -> Non
 
 
 @click.command(short_help="Watch sessions, lanes, memory and the gate, live.")
-@click.option("--device", type=click.IntRange(0, 1023), metavar="N", help="Only this device's daemon.")
+@click.option("--device", type=DEVICE, metavar="N", help="Only this device's daemon.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1, 3600),
+    type=Duration(0.1, 3600),
     default=1.0,
     show_default=True,
     metavar="S",

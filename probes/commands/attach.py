@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from flexnpu.console.numbers import DAY_S, Duration
 from flexnpu.control import paths
 from probes.commands.common import Stop, errors, note
 from probes.commands.live import Live
@@ -37,7 +38,7 @@ from probes.show.view import View
 @duration_option
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=Duration(0.1, DAY_S),
     default=1.0,
     show_default=True,
     metavar="S",

@@ -8,6 +8,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
+from flexnpu.console.numbers import PID
 from probes.commands.list import entries_table, wide_console
 from probes.host.inventory import Inventory
 from probes.selftest import doctor
@@ -25,7 +26,7 @@ _MARKS = {
 @click.option(
     "--pid",
     "pids",
-    type=click.IntRange(min=1),
+    type=PID,
     multiple=True,
     metavar="P",
     help="Also look at process P: which functions would be probed where, and whether the layout of its "

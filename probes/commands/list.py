@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flexnpu.console.numbers import PID
 from probes.commands.common import errors, note
 from probes.host.inventory import Entry, Inventory, take
 from probes.placing import symbols
@@ -29,7 +30,7 @@ _KINDS = {
 @click.option(
     "--pid",
     "pids",
-    type=click.IntRange(min=1),
+    type=PID,
     multiple=True,
     metavar="P",
     help="Look at process P. May be given several times.  [default: every process that uses an NPU]",

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from flexnpu.console.numbers import DURATION, PERCENT, PID
 from probes.host.selection import Selection
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -15,7 +16,7 @@ _SELECTION = (
     click.option(
         "--pid",
         "pids",
-        type=click.IntRange(min=1),
+        type=PID,
         multiple=True,
         metavar="P",
         help="Attach to process P, whatever else is given. May be given several times.",
@@ -91,7 +92,7 @@ _PLAN = (
     click.option(
         "--budget",
         "budget_percent",
-        type=click.FloatRange(min=0),
+        type=PERCENT,
         metavar="PCT",
         help="Do without the dearest evidence while probes cost more than PCT percent of the steps' time, "
         "and say so; 0: never.  [default: 1; none with --detail]",
@@ -117,7 +118,7 @@ def take_plan(options: dict[str, Any]) -> dict[str, Any]:
 
 duration_option = click.option(
     "--duration",
-    type=click.FloatRange(min=0, min_open=True),
+    type=DURATION,
     metavar="S",
     help="Detach and end after S seconds.",
 )

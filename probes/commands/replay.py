@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from flexnpu.console.numbers import Number
 from probes.commands.common import Stop, damaged, errors
 from probes.feed.recording import Recording, Tick
 from probes.show.screen import Display, Plain, display
@@ -17,7 +18,7 @@ from probes.show.view import View
 @click.argument("recording", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE")
 @click.option(
     "--speed",
-    type=click.FloatRange(min=0),
+    type=Number(0, 1e6, unit="times as fast"),
     default=0.0,
     metavar="X",
     help="Show it X times as fast as it was; 0 without pauses.  [default: 0]",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from flexnpu.cli.sizes import SIZE
+from flexnpu.console.numbers import SIZE
 
 
 @pytest.mark.parametrize(

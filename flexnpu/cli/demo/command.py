@@ -32,6 +32,7 @@ from flexnpu.cli.demo.processes import DemoError, Supervisor
 from flexnpu.cli.demo.profile import operator_times
 from flexnpu.cli.demo.report import Check, Phase
 from flexnpu.cli.demo.watch import Ticker, Watch, Window
+from flexnpu.console.numbers import Duration
 from flexnpu.control.client import ControlError
 from flexnpu.control.messages import DaemonStatus
 from probes.feed.events import is_loss
@@ -440,7 +441,7 @@ def _left_behind(tag: str, directory: Path, before: dict[str, list[str]]) -> lis
     show_default=True,
     help="Where to write the figures.",
 )
-@click.option("--phase-s", type=click.FloatRange(10, 600), default=Plan.phase_s, show_default=True)
+@click.option("--phase-s", type=Duration(10, 600), default=Plan.phase_s, show_default=True)
 @click.option("--keep", is_flag=True, help="Keep logs, events and Prometheus' data, and say where.")
 def demo(report_path: Path, phase_s: float, keep: bool) -> None:
     """Run the whole chain on this machine, show it at work, check every link.
