@@ -20,9 +20,8 @@ from flexnpu.console.numbers import DAY_S, DURATION, Duration, Number
 from flexnpu.console.output import out, say
 from flexnpu.console.program import SETTINGS, Program
 from flexnpu.control import paths
-from probes.feed.socket import FeedClient, FeedError
-
-_RETRY_S = 1.0
+from probes.feed.follow import SLICE_S, FeedFollower
+from probes.feed.socket import FeedClient
 
 
 class _Address(click.ParamType[tuple[str, int]]):
@@ -222,28 +221,28 @@ class _Stop:
 
 def _read(path: Path, aggregator: Aggregator, stop: _Stop) -> None:
     """Give the feed's events to the aggregator until `stop`, over as many tracers as there will be."""
-    told = ""
-    while not stop:
-        try:
-            with FeedClient(path, begins=True) as feed:
-                told = ""
-                aggregator.connected = True
-                while not stop and not feed.ended:
-                    event = feed.read(0.2)
-                    if event is not None:
-                        aggregator.take(event)
-                    aggregator.advance(time.monotonic_ns())
-        except FeedError as error:
-            if str(error) != told:
-                told = str(error)
-                say(f"{told}; trying again every second")
+
+    def lost(why: str) -> None:
         if aggregator.connected:
             aggregator.disconnected()
-            if not stop:
-                say("the tracer has ended; waiting for another")
-        until = time.monotonic() + _RETRY_S
-        while not stop and time.monotonic() < until:
-            time.sleep(0.1)
+        say(f"{why}; trying again")
+
+    def connected() -> None:
+        aggregator.connected = True
+
+    with FeedFollower(
+        lambda: FeedClient(path, begins=True),
+        on_trouble=lost,
+        on_connected=connected,
+        stopping=lambda: bool(stop),
+    ) as feed:
+        while not stop:
+            event = feed.read(SLICE_S)
+            if event is not None:
+                aggregator.take(event)
+            aggregator.advance(time.monotonic_ns())
+    if aggregator.connected:
+        aggregator.disconnected()
 
 
 if __name__ == "__main__":

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 import click
 
+from controllers.holder import request_timeout_s
 from controllers.loop import Loop
 from controllers.policies import Policy
 from controllers.policies.protect_decode import ProtectDecode
 from flexnpu import __version__
 from flexnpu.console.numbers import Duration, Number
+from flexnpu.console.output import say
 from flexnpu.console.program import SETTINGS, Program
 from flexnpu.control import paths
-from flexnpu.control.client import ControlClient, ControlError
+from flexnpu.control.client import (
+    BusyError,
+    ControlClient,
+    ControlError,
+    NoAnswerError,
+    NoDaemonError,
+    OwnedError,
+)
 from flexnpu.control.messages import MAX_LEASE_S
+from probes.feed.follow import SLICE_S
 from probes.feed.socket import FeedClient
 
 
@@ -36,7 +49,7 @@ from probes.feed.socket import FeedClient
 @click.option(
     "--lease-s",
     type=Duration(0.1, MAX_LEASE_S),
-    default=2.0,
+    default=4.0,
     show_default=True,
     help="How long a setting outlives this program.",
 )
@@ -52,6 +65,8 @@ from probes.feed.socket import FeedClient
     show_default=True,
     help="Without --target-ms: target = factor x the decode step alone.",
 )
+@click.option("--wait", is_flag=True, help="While the gate is another controller's, wait for it.")
+@click.option("--take-over", is_flag=True, help="Take the gate from the controller that owns it.")
 @click.version_option(__version__)
 def main(
     feed: Path | None,
@@ -61,52 +76,101 @@ def main(
     lease_s: float,
     target_ms: float | None,
     factor: float,
+    wait: bool,
+    take_over: bool,
 ) -> None:
     """Set the gate of a daemon from what the probes see.
 
     Needs no privilege of its own: only the tracer's feed (flexnpu-probe attach --feed) and the daemon's
     control socket. Prints its decisions as JSON lines. When it ends the gate is transparent; when it dies,
-    within --lease-s.
+    within --lease-s; when it hangs, ten seconds later.
+
+    A feed or a daemon that is not there yet, or goes away, is waited for; that is said once on standard
+    error, with what to do. The gate has one owner: `flexnpu status` names it. While that is another
+    controller, this one ends with an error, unless --wait or --take-over say otherwise.
 
     \b
     Examples:
       flexnpu-controller
       flexnpu-controller --target-ms 25 --window-us 200
     """
+    stop = _Stop()
     try:
         feed = feed or paths.probe_socket()
-        ctl = ctl or _only_daemon()
+        ctl = ctl or _only_daemon(stop)
+        if ctl is None:
+            return
         client = ControlClient(ctl)
-        client.status()
+        _check(client)
     except (paths.NoRunDirError, ControlError) as error:
         raise click.ClickException(str(error)) from None
-    if not feed.exists():
-        raise click.ClickException(
-            f"no feed at {feed}: start one with: sudo flexnpu-probe attach --all --feed"
-        )
     policy: Policy = ProtectDecode(
         lease_s=lease_s,
         window_us=window_us,
         target_us=target_ms * 1e3 if target_ms is not None else None,
         factor=factor,
     )
-    loop = Loop(policy, client, lambda: FeedClient(feed, begins=True), lease_s)
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        loop.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, on_signal)
+    loop = Loop(
+        policy,
+        client,
+        lambda: FeedClient(feed, begins=True),
+        lease_s,
+        gate_client=ControlClient(ctl, request_timeout_s(lease_s)),
+        wait=wait,
+        take_over=take_over,
+        say=lambda text: say(f"{text}; trying again"),
+    )
+    stop.then(loop.stop)
     with client:
-        loop.run()
+        try:
+            loop.run()
+        except OwnedError as error:
+            raise click.ClickException(str(error)) from None
 
 
-def _only_daemon() -> Path:
-    found = paths.control_sockets()
-    if not found:
-        tried = ", ".join(str(directory) for directory in paths.search_dirs())
-        raise click.ClickException(f"no daemon in {tried}: start one with: flexnpud --device 0")
-    if len(found) > 1:
-        names = ", ".join(str(path) for path in found)
-        raise click.ClickException(f"several daemons: {names}: choose one with --ctl")
-    return found[0]
+class _Stop:
+    """Set by SIGTERM, SIGINT and SIGHUP."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._then: Callable[[], None] | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._ask)
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+        if self._then is not None:
+            self._then()
+
+    def then(self, what: Callable[[], None]) -> None:
+        """Also call this; at once when it was asked for already."""
+        self._then = what
+        if self._asked:
+            what()
+
+    def __bool__(self) -> bool:
+        return self._asked
+
+
+def _check(client: ControlClient) -> None:
+    """Raises `ControlError` for what waiting does not mend: no permission, another version."""
+    with contextlib.suppress(NoDaemonError, NoAnswerError, BusyError):  # the loop tells of these, and waits
+        client.status()
+
+
+def _only_daemon(stop: _Stop) -> Path | None:
+    """The socket of the one daemon there is, as soon as there is one; None when it is time to stop."""
+    told = False
+    while not stop:
+        found = paths.control_sockets()
+        if len(found) > 1:
+            names = ", ".join(str(path) for path in found)
+            raise click.ClickException(f"several daemons: {names}: choose one with --ctl")
+        if found:
+            return found[0]
+        if not told:
+            told = True
+            tried = ", ".join(str(directory) for directory in paths.search_dirs())
+            say(f"no daemon in {tried}: start one with: flexnpud --device 0; trying again")
+        time.sleep(SLICE_S)
+    return None

@@ -1,8 +1,20 @@
 """Sense, decide, act: the loop around a policy.
 
-The policy is asked a few times a lease; what it decides is sent each time, which renews the lease. When it
-decides to set nothing, or this process ends, the gate is made transparent; when this process dies, the lease
-runs out, which comes to the same.
+The policy is asked a few times a lease; what it decides is sent each time, which renews the lease
+(`holder`). When it decides to set nothing, the gate is transparent and stays this controller's. When this
+process ends, the gate is given back; when it dies, the lease runs out, which comes to the same.
+
+What the daemon may do, and what follows:
+
+- It answers late, or only to a part: what is known of the lanes is kept, and the lease is renewed meanwhile.
+- It is not there, or goes: it is asked again a few times a lease. One that comes back has forgotten lanes and
+  owners; the next turn reads the lanes and sets the gate anew.
+- It answers with an error: the turn is over, and the next one tries again.
+- It says that the gate is another controller's: `run` raises `OwnedError`; with `wait`, it goes on sensing
+  and asks again each turn.
+
+Each trouble is told once, until it changes or was over in between, and at most `TROUBLE_LINES` times a
+minute.
 """
 
 from __future__ import annotations
@@ -14,29 +26,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TextIO
+from typing import TextIO
 
+from controllers.holder import RENEWALS, GateHolder
 from controllers.policies import Decision, Policy
 from controllers.state import ControllerState
-from flexnpu.control.client import ControlClient, ControlError
+from flexnpu.control.client import BusyError, ControlClient, ControlError, OwnedError
 from flexnpu.control.messages import GateStatus, SetGate
-from probes.feed.events import Event
+from probes.feed.follow import Feed, FeedFollower
 
-RENEWALS = 4
-"""How often in a lease it is renewed: one late or failed request does not cost it."""
-RETRY_S = 1.0
-"""Between attempts to reach a feed that ended."""
-
-
-class Feed(Protocol):
-    """What is used of `probes.feed.socket.FeedClient`."""
-
-    @property
-    def ended(self) -> bool: ...
-
-    def read(self, timeout_s: float | None = None) -> Event | None: ...
-
-    def close(self) -> None: ...
+TROUBLE_LINES = 20
+"""Lines a minute about troubles; those left out are counted in the next one."""
 
 
 @dataclass
@@ -49,11 +49,17 @@ class Counts:
     """Requests that the daemon did not answer, or refused."""
     feed_losses: int = 0
     """Times that the feed ended or could not be read."""
+    owned: int = 0
+    """Turns in which the gate was another controller's."""
 
 
 @dataclass
 class Loop:
-    """`run` until `stop`. `connect` opens a feed; it raises OSError when there is none."""
+    """`run` until `stop`. `connect` opens a feed; it raises OSError when there is none.
+
+    `gate_client` is a connection for settings alone, so that none waits behind a status; without it settings
+    go over `client`, and only the loop renews them. `say` hears of troubles in plain words.
+    """
 
     policy: Policy
     client: ControlClient
@@ -61,58 +67,95 @@ class Loop:
     lease_s: float
     out: TextIO = field(default_factory=lambda: sys.stdout)
     clock: Callable[[], int] = time.monotonic_ns
+    pause: Callable[[float], None] = time.sleep
+    gate_client: ControlClient | None = None
+    wait: bool = False
+    take_over: bool = False
+    say: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
         self.state = ControllerState()
         self.counts = Counts()
         self._stopping = False
-        self._feed: Feed | None = None
-        self._connect_at_ns = 0
-        self._held = False  # a policy of ours is set
+        self.holder = GateHolder(
+            self.gate_client or self.client,
+            self.lease_s,
+            counts=self.exported,
+            take_over=self.take_over,
+            clock=self.clock,
+        )
+        self.feed = FeedFollower(
+            self.connect,
+            on_trouble=self._on_feed_trouble,
+            on_connected=lambda: self.log("feed-connected"),
+            stopping=lambda: self._stopping,
+            clock=self.clock,
+            pause=self.pause,
+        )
         self._last: tuple[object, ...] | None = None
         self._trouble = ""
-        self._feed_trouble = ""
+        self._busy = False
+        self._trouble_lines: list[int] = []
+        self._untold = 0
 
     def stop(self) -> None:
-        """Make `run` return, within a fraction of a lease. From any thread or signal handler."""
+        """Make `run` return, within a fraction of a second or of a request's time-out. From any thread or
+        signal handler."""
         self._stopping = True
 
     def run(self) -> None:
+        """Raises `OwnedError` when the gate is another controller's and `wait` was not asked for."""
         self.log("started", policy=self.policy.name, lease_s=self.lease_s, daemon=str(self.client.path))
         period_ns = int(self.lease_s / RENEWALS * 1e9)
+        if self.gate_client is not None:
+            self.holder.start()
         try:
             while not self._stopping:
                 self.turn()
                 self.listen(self.clock() + period_ns)
         finally:
-            if self._feed is not None:
-                self._feed.close()
-            self.withdraw()
-        self.log("stopped", **vars(self.counts), steps=self.state.steps, unmapped=self.state.unmapped)
+            self.feed.close()
+            self.holder.close()
+            self.log("stopped", **self.exported())
+
+    def exported(self) -> dict[str, int]:
+        """What is counted, by name: for the log, and for the daemon, whose status tells it."""
+        return {
+            **vars(self.counts),
+            "renewals": self.holder.renewals,
+            "steps": self.state.steps,
+            "unmapped": self.state.unmapped,
+            "unjudged": self.state.unjudged,
+            "feed_dropped": self.state.feed_dropped,
+        }
 
     def listen(self, until_ns: int) -> None:
-        """Take in steps until `until_ns`."""
-        while not self._stopping and (left_s := (until_ns - self.clock()) / 1e9) > 0:
-            if self._feed is None:
-                self._reconnect(left_s)
-                continue
-            try:
-                event = self._feed.read(left_s)
-            except OSError as error:
-                self._lose_feed(str(error))
-                continue
+        """Take in events until `until_ns`, and what has come by then: a late turn must not cost steps. For
+        at most as long again."""
+        start_ns = self.clock()
+        latest_ns = until_ns + max(0, until_ns - start_ns)
+        while not self._stopping and (now_ns := self.clock()) < latest_ns:
+            event = self.feed.read(max(0.0, (until_ns - now_ns) / 1e9))
+            self.counts.feed_losses = self.feed.losses
             if event is not None:
                 self.state.take(event)
-            elif self._feed.ended:
-                self._lose_feed("the feed ended")
+            elif self.clock() >= until_ns:
+                return
 
     def turn(self) -> None:
-        """Decide and act."""
+        """Decide and act. Raises `OwnedError` as `run` does."""
+        self._busy = False
         try:
-            self.state.update(self.client.status().lanes)
+            status = self.client.status()
+        except BusyError as error:  # no reason to give up what is known of the lanes
+            self._busy = True
+            self._fail(str(error))
         except ControlError as error:
             self._fail(str(error))
             return
+        else:
+            self.holder.knows_owners = "owner" in status.gate.model_fields_set
+            self.state.update(status.lanes)
         now_ns = self.clock()
         self.state.settle(now_ns)
         self.act(self.policy.decide(self.state, now_ns))
@@ -121,20 +164,27 @@ class Loop:
         """Send what was decided, and log it when it is news."""
         gate = decision.gate
         reply: GateStatus | None = None
-        if gate is not None:
-            try:
-                reply = self.client.set_gate(gate)
-            except ControlError as error:
-                # A lane may have gone since its status was read; the next round knows.
-                self._fail(str(error))
-                return
-            self.counts.decisions += 1
-            self._held = gate.policy != "transparent"
-        else:
-            self.withdraw()
-        if self._trouble:
-            self.log("daemon-answers")
+        try:
+            if gate is not None:
+                reply = self.holder.set(gate)
+                self.counts.decisions += 1
+            elif self.holder.knows_owners:
+                self.holder.set(SetGate(policy="transparent", lease_s=self.lease_s, keep=True))
+            else:
+                self.holder.release()
+        except OwnedError as error:
+            self.counts.owned += 1
+            self._last = None
+            if not self.wait:
+                raise
+            self._tell("gate-owned", str(error))
+            return
+        except ControlError as error:
+            self._fail(str(error))
+            return
+        if self._trouble and not self._busy:
             self._trouble = ""
+            self.log("daemon-answers")
         news: tuple[object, ...] = (decision.why,)
         if gate is not None:
             news = (gate.policy, gate.window_us, gate.decode_target_us, tuple(sorted(gate.lanes.items())))
@@ -142,22 +192,16 @@ class Loop:
             return
         self._last = news
         self.counts.changes += gate is not None
+        told = {"type", *SetGate.later_fields}
         self.log(
             "decision",
-            what=gate.model_dump(exclude={"type"}) if gate is not None else None,
+            what=gate.model_dump(exclude=told) if gate is not None else None,
             why=decision.why,
             decisions=self.counts.decisions,
             expired_leases=reply.expired_leases if reply is not None else None,
             **decision.evidence,
             **decision.details(),
         )
-
-    def withdraw(self) -> None:
-        """Make the gate transparent now: a lease that runs out is for when this could not be said."""
-        if self._held:
-            self._held = False
-            with contextlib.suppress(ControlError):
-                self.client.set_gate(SetGate(policy="transparent", lease_s=self.lease_s))
 
     def log(self, event: str, **fields: object) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
@@ -166,29 +210,28 @@ class Loop:
 
     def _fail(self, text: str) -> None:
         self.counts.failures += 1
-        if text != self._trouble:
-            self._trouble = text
-            self.log("daemon-trouble", error=text)
+        self._tell("daemon-trouble", text)
 
-    def _reconnect(self, left_s: float) -> None:
-        wait_s = (self._connect_at_ns - self.clock()) / 1e9
-        if wait_s > 0:
-            time.sleep(min(wait_s, left_s))
+    def _tell(self, event: str, text: str) -> None:
+        """Log a trouble with the daemon, once."""
+        # How long is left, and the like, makes no new trouble.
+        if event == "gate-owned" and self._trouble.startswith(event):
             return
-        try:
-            self._feed = self.connect()
-        except OSError as error:
-            self._lose_feed(str(error))
-            return
-        self._feed_trouble = ""
-        self.log("feed-connected")
+        if self._trouble != (known := f"{event} {text}"):
+            self._trouble = known
+            self._log_trouble(event, text)
 
-    def _lose_feed(self, text: str) -> None:
-        if self._feed is not None:
-            self._feed.close()
-            self._feed = None
-        self.counts.feed_losses += 1
-        self._connect_at_ns = self.clock() + int(RETRY_S * 1e9)
-        if text != self._feed_trouble:
-            self._feed_trouble = text
-            self.log("feed-lost", error=text)
+    def _on_feed_trouble(self, text: str) -> None:
+        self._log_trouble("feed-lost", text)
+
+    def _log_trouble(self, event: str, text: str) -> None:
+        now_ns = self.clock()
+        self._trouble_lines = [at for at in self._trouble_lines if now_ns - at < 60 * 10**9]
+        if len(self._trouble_lines) >= TROUBLE_LINES:
+            self._untold += 1
+            return
+        self._trouble_lines.append(now_ns)
+        untold = {"untold": self._untold} if self._untold else {}
+        self._untold = 0
+        self.log(event, error=text, **untold)
+        self.say(text)

@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from flexnpu.console.numbers import DEVICE
+from flexnpu.console.text import safe
 from flexnpu.control import paths
-from flexnpu.control.client import ControlClient, ControlError, connect_all
-from flexnpu.control.messages import DaemonStatus, GateStatus
+from flexnpu.control.client import BusyError, ControlClient, ControlError, connect_all
+from flexnpu.control.messages import DaemonStatus, GateStatus, KnownStatus
 
 #: Counters of what was refused or went wrong: shown when they are not zero.
 _TROUBLES = (
@@ -25,6 +26,8 @@ _TROUBLES = (
     "vendor_errors",
     "control_refused",
     "control_not_permitted",
+    "gate_owned_refusals",
+    "plane_timeouts",
 )
 
 
@@ -47,8 +50,12 @@ def describe_bytes(value: int) -> str:
 
 def describe_gate(gate: GateStatus) -> str:
     expired = f", {gate.expired_leases} leases expired" if gate.expired_leases else ""
+    if gate.owner is not None:
+        one = gate.owner
+        expired = f", owned by {safe(one.comm)} (pid {one.pid}, user {one.uid}){expired}"
     if gate.policy == "transparent":
-        return f"transparent{expired}"
+        lease = f", lease {gate.owner.lease_left_s:.1f} s" if gate.owner is not None else ""
+        return f"transparent{lease}{expired}"
     target = describe_us(gate.decode_target_us) if gate.decode_target_us else "its own"
     return (
         f"{gate.policy}, window {describe_us(gate.window_us)}, decode target {target}, "
@@ -98,10 +105,10 @@ def _lane_table(status: DaemonStatus) -> Table:
     return table
 
 
-def show(status: DaemonStatus, console: Console) -> None:
-    """Print one daemon's status as tables."""
+def show(status: KnownStatus, console: Console) -> None:
+    """Print one daemon's status as tables, as far as it is known."""
     busy = ""
-    if status.device_busy_us is not None and status.uptime_s > 0:
+    if isinstance(status, DaemonStatus) and status.device_busy_us is not None and status.uptime_s > 0:
         busy = f", busy {status.device_busy_us / (status.uptime_s * 1e4):.1f} % of it"
     console.print(
         f"[bold]device {status.device}[/bold] ({status.soc}), flexnpud {status.version} pid {status.pid}, "
@@ -109,6 +116,15 @@ def show(status: DaemonStatus, console: Console) -> None:
         highlight=False,
     )
     console.print(f"gate: {describe_gate(status.gate)}", highlight=False)
+    if not isinstance(status, DaemonStatus):
+        console.print(
+            "[red]sessions and lanes: not known, the data plane did not answer[/red]", highlight=False
+        )
+        return
+    if status.age_s > 0:
+        console.print(
+            f"[red]the data plane is slow: what follows is {status.age_s:.1f} s old[/red]", highlight=False
+        )
     lost = {name: status.counters.get(name, 0) for name in _TROUBLES}
     if any(lost.values()):
         told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in lost.items() if count)
@@ -136,12 +152,16 @@ def status(device: int | None, as_json: bool) -> None:
     if not clients:
         tried = ", ".join(str(directory) for directory in paths.search_dirs())
         raise click.ClickException(f"no daemon listens in {tried}: start one with: flexnpud --device 0")
-    found: list[DaemonStatus] = []
+    found: list[KnownStatus] = []
     failed = False
     for client in clients:
         with client:
             try:
                 found.append(client.status())
+            except BusyError as error:
+                found += [error.known] if error.known is not None else []
+                click.echo(f"Error: {client.path}: {error}", err=True)
+                failed = True
             except ControlError as error:
                 click.echo(f"Error: {error}", err=True)
                 failed = True

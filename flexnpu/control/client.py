@@ -25,6 +25,7 @@ from flexnpu.control.messages import (
     DaemonStatus,
     ErrorReply,
     GateStatus,
+    KnownStatus,
     MessageError,
     Reply,
     Request,
@@ -43,12 +44,34 @@ class NoDaemonError(ControlError):
     """Nobody listens there."""
 
 
+class NoAnswerError(ControlError):
+    """Somebody listens there, and did not answer in time or to the end."""
+
+
 class RefusedError(ControlError):
     """The daemon refused. `code` is that of `ErrorReply`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class OwnedError(RefusedError):
+    """The gate is another controller's; the message names it."""
+
+
+class BusyError(RefusedError):
+    """The daemon answers, its data plane did not in time. `known` is what it knows all the same."""
+
+    def __init__(self, code: str, message: str, known: KnownStatus | None) -> None:
+        super().__init__(code, message)
+        self.known = known
+
+
+def _error_of(reply: ErrorReply) -> RefusedError:
+    if reply.code == "busy":
+        return BusyError(reply.code, reply.message, reply.known)
+    return (OwnedError if reply.code == "owned" else RefusedError)(reply.code, reply.message)
 
 
 def peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
@@ -99,14 +122,16 @@ class ControlClient:
         self._connect(time.monotonic() + self.timeout_s)
 
     def status(self) -> DaemonStatus:
-        """Sessions, lanes, gate and counters. Raises `ControlError`."""
+        """Sessions, lanes, gate and counters. Raises `BusyError` when there is only a part of it, else
+        `ControlError`."""
         reply = self._ask(StatusRequest())
         if not isinstance(reply, DaemonStatus):
             raise ControlError(f"{self.path}: the daemon answered a status request with {reply.type}")
         return reply
 
     def set_gate(self, request: SetGate) -> GateStatus:
-        """Set the gate for a lease. Raises `RefusedError` when the daemon will not, else `ControlError`."""
+        """Set the gate for a lease. Raises `OwnedError` when it is another controller's, another
+        `RefusedError` when the daemon will not, else `ControlError`."""
         reply = self._ask(request)
         if not isinstance(reply, GateStatus):
             raise ControlError(f"{self.path}: the daemon answered a gate setting with {reply.type}")
@@ -120,19 +145,19 @@ class ControlClient:
         except (ConnectionError, EOFError) as error:
             self.close()
             if not reused:
-                raise ControlError(f"{self.path}: the daemon closed the connection: {error}") from None
+                raise NoAnswerError(f"{self.path}: the daemon closed the connection: {error}") from None
             # The daemon may have been restarted since the last request.
             try:
                 reply = self._exchange(request, deadline)
             except (ConnectionError, EOFError) as again:
                 self.close()
-                raise ControlError(f"{self.path}: the daemon closed the connection: {again}") from None
+                raise NoAnswerError(f"{self.path}: the daemon closed the connection: {again}") from None
         except BaseException:
             # A reply may still come: it must not be taken for the next request's.
             self.close()
             raise
         if isinstance(reply, ErrorReply):
-            raise RefusedError(reply.code, reply.message)
+            raise _error_of(reply)
         return reply
 
     def _exchange(self, request: Request, deadline: float) -> Reply:
@@ -153,7 +178,7 @@ class ControlClient:
                     raise EOFError("end of stream")
                 self._buffer += data
         except TimeoutError:
-            raise ControlError(
+            raise NoAnswerError(
                 f"{self.path}: no answer from the daemon within {self.timeout_s:g} s"
             ) from None
         line = bytes(self._buffer[:end])
@@ -186,7 +211,7 @@ class ControlClient:
             _, uid, _ = peer_credentials(connection)
         except TimeoutError:
             connection.close()
-            raise ControlError(
+            raise NoAnswerError(
                 f"{self.path}: no answer from the daemon within {self.timeout_s:g} s"
             ) from None
         except PermissionError:

@@ -1,9 +1,9 @@
 """Control messages: one JSON object a line, each with ``"v"`` (`VERSION`) and ``"type"``.
 
 A request is `StatusRequest` or `SetGate`; its reply is `DaemonStatus`, `GateStatus` or `ErrorReply`, in the
-order of the requests. A reply may grow fields, which older readers ignore; a request may not carry fields
-that the daemon does not know, for it would not do what they ask. Anything else is a new `VERSION`, which
-the other side refuses by name.
+order of the requests. A reply may grow fields, which older readers ignore. A request may grow optional
+fields, which are sent only when they are set; a daemon refuses a field that it does not know, for it would
+not do what that asks. Anything else is a new `VERSION`, which the other side refuses by name.
 
 >>> decode_request(encode(StatusRequest()))
 StatusRequest(type='status')
@@ -12,7 +12,7 @@ StatusRequest(type='status')
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
 
@@ -44,6 +44,10 @@ class _Reply(BaseModel):
 
 class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    later_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that version 1 did not have at first: left out of the line while they have their defaults, so
+    that an older daemon takes it."""
 
 
 class LaneStatus(_Reply):
@@ -90,6 +94,21 @@ class SessionStatus(_Reply):
     """Times a thread of the client had to wait for room in its ring."""
 
 
+class GateOwner(_Reply):
+    """The controller whose lease on the gate runs. Nobody else may set the gate meanwhile."""
+
+    pid: NonNegativeInt
+    """This and the two below are what the kernel says of the peer."""
+    uid: NonNegativeInt
+    comm: str
+    instance: str
+    """What the controller calls itself; empty when it did not say."""
+    lease_left_s: float
+    """On CLOCK_MONOTONIC: a step of the wall clock changes nothing."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """What the controller counted since its start, as it last said."""
+
+
 class GateStatus(_Reply):
     """What the gate is doing."""
 
@@ -105,27 +124,36 @@ class GateStatus(_Reply):
     """0 when transparent."""
     expired_leases: NonNegativeInt
     """Leases that ran out without renewal or withdrawal."""
+    owner: GateOwner | None = None
+    """None when nobody has a lease. A daemon that knows no owners does not send the field."""
 
 
-class DaemonStatus(_Reply):
-    """Reply to `StatusRequest`."""
+class KnownStatus(_Reply):
+    """What a daemon knows of itself without asking its data plane."""
 
-    type: Literal["daemon_status"] = "daemon_status"
     version: str
     """Of the daemon's package."""
     pid: NonNegativeInt
     device: NonNegativeInt
     soc: str
     uptime_s: float
+    gate: GateStatus
+
+
+class DaemonStatus(KnownStatus):
+    """Reply to `StatusRequest`."""
+
+    type: Literal["daemon_status"] = "daemon_status"
     sessions: list[SessionStatus]
     lanes: list[LaneStatus]
-    gate: GateStatus
     device_busy_us: float | None
     """Time for which the device ran operators since the daemon started, us; None where the vendor does not
     say.
     """
     counters: dict[str, int]
     """Everything that the data plane counts, by name; counters only grow."""
+    age_s: float = 0.0
+    """How old sessions, lanes and counters are; more than 0 when the data plane did not answer in time."""
 
 
 class ErrorReply(_Reply):
@@ -133,8 +161,11 @@ class ErrorReply(_Reply):
 
     type: Literal["error"] = "error"
     code: str
-    """``version``, ``malformed``, ``too-long``, ``not-permitted``, ``unknown-lane`` or ``failed``."""
+    """``version``, ``malformed``, ``too-long``, ``not-permitted``, ``unknown-lane``, ``owned`` (the gate is
+    another controller's), ``busy`` (no answer from the data plane in time) or ``failed``."""
     message: str
+    known: KnownStatus | None = None
+    """With ``busy``: what the daemon knows all the same."""
 
 
 class StatusRequest(_Request):
@@ -143,8 +174,25 @@ class StatusRequest(_Request):
     type: Literal["status"] = "status"
 
 
+class ControllerInfo(_Request):
+    """Who sets the gate, in its own words."""
+
+    instance: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
+    """Tells controllers of one process apart; the same in all its requests."""
+    counts: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")], NonNegativeInt], Field(max_length=32)
+    ] = Field(default_factory=dict)
+    """What it counted since its start, for `GateOwner.counts`."""
+
+
 class SetGate(_Request):
-    """Sets the gate for `lease_s` seconds; if they pass without another one, it is transparent again."""
+    """Sets the gate for `lease_s` seconds; if they pass without another one, it is transparent again.
+
+    The sender owns the gate for that time: another process, or another `ControllerInfo.instance`, is refused
+    with ``owned`` unless it takes over. A transparent setting without `keep` gives the gate back.
+    """
+
+    later_fields: ClassVar[frozenset[str]] = frozenset({"controller", "take_over", "keep"})
 
     type: Literal["set_gate"] = "set_gate"
     policy: Policy
@@ -157,6 +205,11 @@ class SetGate(_Request):
     lease_s: Annotated[float, Field(gt=0, le=MAX_LEASE_S, allow_inf_nan=False)]
     lanes: Annotated[dict[int, Phase], Field(max_length=4096)] = Field(default_factory=dict)
     """Phases of lanes; a lane not named keeps its phase."""
+    controller: ControllerInfo | None = None
+    take_over: bool = False
+    """Take the gate from its owner."""
+    keep: bool = False
+    """With the transparent policy: own the gate all the same, for the lease."""
 
 
 Request = StatusRequest | SetGate
@@ -170,7 +223,12 @@ _M = TypeVar("_M")
 
 def encode(message: Request | Reply) -> bytes:
     """One message as a line, newline included."""
-    return json.dumps({"v": VERSION, **message.model_dump()}, separators=(",", ":")).encode() + b"\n"
+    fields = message.model_dump()
+    if isinstance(message, _Request):
+        for name in message.later_fields:
+            if fields[name] == type(message).model_fields[name].default:
+                del fields[name]
+    return json.dumps({"v": VERSION, **fields}, separators=(",", ":")).encode() + b"\n"
 
 
 def decode_request(line: bytes) -> Request:

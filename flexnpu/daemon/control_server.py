@@ -25,19 +25,28 @@ from flexnpu.control.messages import (
     decode_request,
     encode,
 )
+from flexnpu.daemon.gate_lease import Peer
 from flexnpu.daemon.log import log
 from flexnpu.daemon.privileges import peer_groups
 
 MAX_CONNECTIONS = 64
 MAX_OUTPUT_BYTES = 1 << 23
 
-Handler = Callable[[Request], Reply]
+Handler = Callable[[Request, Peer], Reply]
+
+
+def _comm(pid: int) -> str:
+    """Name of a process; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return ""
 
 
 class _Connection:
-    def __init__(self, sock: socket.socket, pid: int) -> None:
+    def __init__(self, sock: socket.socket, peer: Peer) -> None:
         self.sock = sock
-        self.pid = pid
+        self.peer = peer
         self.input = bytearray()
         self.output = bytearray()
         self.closing = False  # once the output is gone
@@ -45,7 +54,7 @@ class _Connection:
 
 
 class ControlServer:
-    """`open` it, call `run` (it returns after `stop`), `close` it. `handle` answers one request."""
+    """`open` it, call `run` (it returns after `stop`), `close` it. `handle` answers one request of a peer."""
 
     def __init__(
         self, path: Path, handle: Handler, allow_uids: frozenset[int] = frozenset(), gid: int | None = None
@@ -141,7 +150,7 @@ class ControlServer:
             return
         if len(self._connections) >= MAX_CONNECTIONS:
             self._drop(min(self._connections.values(), key=lambda c: c.last))
-        self._connections[sock] = _Connection(sock, pid)
+        self._connections[sock] = _Connection(sock, Peer(pid, uid, _comm(pid)))
         self._selector.register(sock, selectors.EVENT_READ)
 
     def _drop(self, connection: _Connection) -> None:
@@ -169,7 +178,7 @@ class ControlServer:
         while not connection.closing and (end := connection.input.find(b"\n")) >= 0:
             line = bytes(connection.input[:end])
             del connection.input[: end + 1]
-            connection.output += encode(self._reply(line))
+            connection.output += encode(self._reply(line, connection.peer))
             if len(connection.output) > MAX_OUTPUT_BYTES:
                 connection.output.clear()  # it asks and does not read
                 connection.closing = True
@@ -180,10 +189,10 @@ class ControlServer:
             connection.input.clear()
             connection.closing = True  # where the next message begins is anyone's guess
 
-    def _reply(self, line: bytes) -> Reply:
+    def _reply(self, line: bytes, peer: Peer) -> Reply:
         self.counters["control_requests"] += 1
         try:
-            return self.handle(decode_request(line))
+            return self.handle(decode_request(line), peer)
         except MessageError as error:
             self.counters["control_refused"] += 1
             return ErrorReply(code=error.code, message=str(error))

@@ -8,7 +8,11 @@ from flexnpu.daemon.config import Config
 
 
 class Plane(Protocol):
-    """`flexnpu.daemon._plane.Plane`. Dicts carry the fields of the control messages' models."""
+    """`flexnpu.daemon._plane.Plane`. Dicts carry the fields of the control messages' models.
+
+    All but `prepare`, `start` and `stop` raise TimeoutError when the dispatching thread did not answer in
+    time; what was asked for is then not done later either.
+    """
 
     def prepare(self) -> None:
         """Load the libraries and bind the data socket, which may need privileges. Raises RuntimeError."""

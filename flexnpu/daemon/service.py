@@ -14,6 +14,7 @@ from flexnpu.control.messages import (
     DaemonStatus,
     ErrorReply,
     GateStatus,
+    KnownStatus,
     LaneStatus,
     Reply,
     Request,
@@ -26,6 +27,7 @@ from flexnpu.daemon import privileges
 from flexnpu.daemon.config import Config
 from flexnpu.daemon.control_server import ControlServer
 from flexnpu.daemon.files import DaemonFiles
+from flexnpu.daemon.gate_lease import Lease, Peer
 from flexnpu.daemon.log import log
 from flexnpu.daemon.notify import notify
 from flexnpu.daemon.privileges import Account
@@ -46,83 +48,139 @@ class Service:
         self.plane = plane
         self.clock = clock
         self.started_ns = clock()
-        self.gate = _TRANSPARENT
-        self.lease_until_ns = 0
+        self.lease: Lease | None = None
         self.expired_leases = 0
         self.server_counters: dict[str, int] = {}
+        self.counters = {"gate_owned_refusals": 0, "gate_taken_over": 0, "plane_timeouts": 0}
 
-    def handle(self, request: Request) -> Reply:
+    @property
+    def gate(self) -> SetGate:
+        """The settings in force."""
+        return self.lease.gate if self.lease is not None else _TRANSPARENT
+
+    def handle(self, request: Request, peer: Peer) -> Reply:
         self.expire()
-        if isinstance(request, StatusRequest):
-            return self.status()
-        return self.set_gate(request)
+        try:
+            if isinstance(request, StatusRequest):
+                return self.status()
+            return self.set_gate(request, peer)
+        except TimeoutError as error:  # of the data plane: not the same as nothing
+            self.counters["plane_timeouts"] += 1
+            return ErrorReply(code="busy", message=f"busy: {error}", known=self.known())
 
     def expire(self) -> float | None:
         """Note a lease that ran out (the gate itself has stopped gating by then). Seconds until that, or
         None.
         """
-        if self.gate.policy == "transparent":
+        if self.lease is None:
             return None
-        left_ns = self.lease_until_ns - self.clock()
+        left_ns = self.lease.until_ns - self.clock()
         if left_ns > 0:
             return left_ns / 1e9
         self.expired_leases += 1
-        log("lease-expired", policy=self.gate.policy, lease_s=self.gate.lease_s)
-        self.gate = _TRANSPARENT
+        log(
+            "lease-expired",
+            policy=self.gate.policy,
+            lease_s=self.gate.lease_s,
+            pid=self.lease.peer.pid,
+            comm=self.lease.peer.comm,
+        )
+        self.lease = None
         return None
 
-    def set_gate(self, request: SetGate) -> Reply:
+    def set_gate(self, request: SetGate, peer: Peer) -> Reply:
+        """Raises TimeoutError when the data plane did not answer; owner and lease are then as before."""
+        owner = self.lease
+        others = owner is not None and not owner.is_of(peer, request)
+        if owner is not None and others and not request.take_over:
+            self.counters["gate_owned_refusals"] += 1
+            return ErrorReply(code="owned", message=owner.refusal(self.config.device, self.clock()))
+        refused = self._apply(request)
+        if refused is not None:
+            return refused
+        if owner is not None and others:
+            self.counters["gate_taken_over"] += 1
+            log("gate-taken-over", pid=peer.pid, comm=peer.comm, was=owner.peer.pid)
+        if request.policy != self.gate.policy:
+            log(
+                "policy",
+                policy=request.policy,
+                window_us=request.window_us,
+                lease_s=request.lease_s,
+                pid=peer.pid,
+                comm=peer.comm,
+            )
+        until_ns = self.clock() + int(request.lease_s * 1e9)
+        if request.policy == "transparent" and not request.keep:
+            self.lease = None
+        else:
+            self.lease = Lease(peer, request, until_ns)
+        try:
+            counters = self.plane.counters()
+        except TimeoutError:  # it was set; only what the gate has learned is not known
+            counters = {}
+        return self.gate_status(counters)
+
+    def _apply(self, request: SetGate) -> ErrorReply | None:
+        """Give the data plane phases, targets and settings; an error when a lane is unknown."""
         known = {lane["lane"]: lane["phase"] for lane in self.plane.lanes()}
         unknown = sorted(set(request.lanes) - set(known))
         if unknown:
             text = f"lane {unknown[0]}: no such lane; the lanes are in the daemon's status"
             return ErrorReply(code="unknown-lane", message=text)
-        if request.policy != self.gate.policy:
-            log("policy", policy=request.policy, window_us=request.window_us, lease_s=request.lease_s)
         target_us = request.decode_target_us or 0.0
         for lane, phase in known.items():
             phase = request.lanes.get(lane, phase)
             if lane in request.lanes or phase == "decode":
                 self.plane.set_lane(lane, phase, target_us if phase == "decode" else 0.0)
-        self.lease_until_ns = self.clock() + int(request.lease_s * 1e9)
         self.plane.set_gate(
             {
                 "enabled": request.policy != "transparent",
                 "window_us": request.window_us,
                 "overlap_slowdown": request.overlap_slowdown or 0.0,
-                "lease_until_ns": self.lease_until_ns,
+                "lease_until_ns": self.clock() + int(request.lease_s * 1e9),
             }
         )
-        self.gate = request
-        return self.gate_status(self.plane.counters())
+        return None
 
     def gate_status(self, counters: dict[str, int]) -> GateStatus:
-        on = self.gate.policy != "transparent"
+        now_ns, gate = self.clock(), self.gate
         learned = counters.get("overlap_slowdown_milli", 1000) / 1000
+        gates = self.lease is not None and gate.policy != "transparent"
         return GateStatus(
-            policy=self.gate.policy,
-            window_us=self.gate.window_us,
-            decode_target_us=self.gate.decode_target_us,
-            overlap_slowdown=self.gate.overlap_slowdown or learned,
-            lease_left_s=max(0.0, (self.lease_until_ns - self.clock()) / 1e9) if on else 0.0,
+            policy=gate.policy,
+            window_us=gate.window_us,
+            decode_target_us=gate.decode_target_us,
+            overlap_slowdown=gate.overlap_slowdown or learned,
+            lease_left_s=self.lease.left_s(now_ns) if self.lease is not None and gates else 0.0,
             expired_leases=self.expired_leases,
+            owner=self.lease.owner(now_ns) if self.lease is not None else None,
         )
 
-    def status(self) -> DaemonStatus:
-        counters = self.plane.counters()
-        # Not a count but a reading, and absent where the device does not give one.
-        busy_us = counters.pop("device_busy_us", None)
-        return DaemonStatus(
+    def known(self) -> KnownStatus:
+        """What needs no answer from the data plane."""
+        return KnownStatus(
             version=__version__,
             pid=os.getpid(),
             device=self.config.device,
             soc=getattr(self.plane, "soc", "") or "unknown",
             uptime_s=(self.clock() - self.started_ns) / 1e9,
+            gate=self.gate_status({}),
+        )
+
+    def status(self) -> DaemonStatus:
+        """Raises TimeoutError when the data plane did not answer."""
+        counters = self.plane.counters()
+        # Not a count but a reading, and absent where the device does not give one.
+        busy_us = counters.pop("device_busy_us", None)
+        known = self.known().model_dump(exclude={"gate"})
+        return DaemonStatus(
+            **known,
+            gate=self.gate_status(counters),
             sessions=[SessionStatus.model_validate(session) for session in self.plane.sessions()],
             lanes=[LaneStatus.model_validate(lane) for lane in self.plane.lanes()],
-            gate=self.gate_status(counters),
             device_busy_us=busy_us,
-            counters={**counters, **self.server_counters},
+            counters={**counters, **self.server_counters, **self.counters},
         )
 
 

@@ -286,8 +286,6 @@ def test_run_refuses_what_is_no_list_of_devices(run_dir: Path, devices: str) -> 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "flexnpud --device 0"),
-        (["--ctl", "/nonexistent/npu2.ctl"], "flexnpud --device 2"),
         (["--window-us", "0"], "window-us"),
         (["--lease-s", "1000"], "lease-s"),
         (["--policy", "nonesuch"], "nonesuch"),
@@ -300,10 +298,46 @@ def test_controller_bad_input(run_dir: Path, arguments: list[str], says: str) ->
     assert "Traceback" not in result.stderr
 
 
-def test_controller_without_a_feed(daemon: Daemon) -> None:
-    result = call(daemon.run_dir, "flexnpu-controller")
-    assert result.returncode == 1
-    assert "flexnpu-probe attach" in result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [([], "flexnpud --device 0"), (["--ctl", "/nonexistent/npu2.ctl"], "flexnpud --device 2")],
+)
+def test_controller_waits_for_a_daemon(run_dir: Path, arguments: list[str], says: str) -> None:
+    assert says in first_words_of_a_controller(run_dir, *arguments)
+
+
+def test_controller_waits_for_a_feed(daemon: Daemon) -> None:
+    assert "flexnpu-probe attach" in first_words_of_a_controller(daemon.run_dir)
+
+
+def first_words_of_a_controller(run_dir: Path, *arguments: str) -> str:
+    """What it says before it waits. That ends when it is told to."""
+    controller = subprocess.Popen(
+        command("flexnpu-controller", *arguments),
+        env={**os.environ, "FLEXNPU_RUN_DIR": str(run_dir)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert controller.stderr is not None
+    words = controller.stderr.readline()
+    assert controller.poll() is None
+    controller.terminate()
+    rest = controller.communicate(timeout=30)[1]
+    assert controller.returncode == 0
+    assert "Traceback" not in words + rest
+    return words
+
+
+def test_status_names_who_owns_the_gate(daemon: Daemon) -> None:
+    daemon.client.set_gate(SetGate(policy="protect-decode", lease_s=60))
+    comm = Path("/proc/self/comm").read_text().strip()
+    shown = call(daemon.run_dir, "flexnpu", "status").stdout
+    assert f"owned by {comm} (pid {os.getpid()}, user {os.getuid()})" in " ".join(shown.split())
+    (status,) = json.loads(call(daemon.run_dir, "flexnpu", "status", "--json").stdout)
+    owner = status["gate"]["owner"]
+    assert (owner["pid"], owner["comm"]) == (os.getpid(), comm)
+    assert 0 < owner["lease_left_s"] <= 60
 
 
 def test_the_controller_sets_the_gate_and_its_death_frees_it(daemon: Daemon) -> None:

@@ -21,13 +21,14 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from flexnpu.control.messages import DaemonStatus, Reply, Request
 from flexnpu.daemon.control_server import ControlServer
+from flexnpu.daemon.gate_lease import Peer
 
 
 @contextlib.contextmanager
 def daemon(path: Path, status: Callable[[], DaemonStatus]) -> Iterator[None]:
     """A control socket that answers with `status`."""
 
-    def handle(request: Request) -> Reply:
+    def handle(request: Request, peer: Peer) -> Reply:
         return status()
 
     server = ControlServer(path, handle)

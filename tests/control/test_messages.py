@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from flexnpu.control.messages import (
     MAX_REQUEST_BYTES,
     VERSION,
+    ControllerInfo,
     ErrorReply,
     GateStatus,
     MessageError,
@@ -81,6 +82,32 @@ def test_another_version_is_refused_by_name(version: object) -> None:
     with pytest.raises(MessageError, match="speaks 1") as caught:
         decode_request(json.dumps({**VALID, "v": version}).encode())
     assert caught.value.code == "version"
+
+
+def test_what_version_1_grew_is_left_out_while_it_is_not_used() -> None:
+    """A daemon of the first version 1 takes such a line; a daemon of today takes those of its clients."""
+    first = (
+        b'{"v":1,"type":"set_gate","policy":"protect-decode","window_us":300.0,"decode_target_us":null,'
+        b'"overlap_slowdown":null,"lease_s":2.0,"lanes":{}}\n'
+    )
+    plain = SetGate(policy="protect-decode", lease_s=2)
+    assert json.loads(encode(plain)) == json.loads(first)
+    assert decode_request(first) == plain
+    named = SetGate(
+        policy="protect-decode",
+        lease_s=2,
+        controller=ControllerInfo(instance="a", counts={"steps": 1}),
+        take_over=True,
+        keep=True,
+    )
+    assert decode_request(encode(named)) == named
+
+
+@pytest.mark.parametrize("instance", ["", "x" * 65, "a b", "\x1b[2J"])
+def test_an_instance_is_a_plain_word(instance: str) -> None:
+    line = json.dumps({**VALID, "controller": {"instance": instance}}).encode()
+    with pytest.raises(MessageError, match="instance"):
+        decode_request(line)
 
 
 def test_too_long_and_too_deep() -> None:

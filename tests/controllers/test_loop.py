@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from controllers.loop import RENEWALS, Loop
+from benchmarks.controller_turn import lane_status
+from controllers.holder import RENEWALS
+from controllers.loop import TROUBLE_LINES, Loop
 from controllers.policies import Decision
 from controllers.state import ControllerState
-from flexnpu.control.client import ControlClient, ControlError, RefusedError
-from flexnpu.control.messages import DaemonStatus, GateStatus, SetGate
+from flexnpu.control.client import BusyError, ControlClient, ControlError, OwnedError, RefusedError
+from flexnpu.control.messages import DaemonStatus, GateOwner, GateStatus, SetGate
 from probes.feed.events import Losses
 from probes.feed.socket import FeedError
 from tests.collectors.scripted import step
@@ -47,15 +49,20 @@ class Daemon(ControlClient):
         super().__init__(Path("npu0.ctl"))
         self.sent: list[SetGate] = []
         self.trouble: ControlError | None = None
+        self.busy: BusyError | None = None
+        self.refusal: OwnedError | None = None
+        self.answer = STATUS
 
     def status(self) -> DaemonStatus:
-        if self.trouble is not None:
-            raise self.trouble
-        return STATUS
+        for error in (self.trouble, self.busy):
+            if error is not None:
+                raise error
+        return self.answer
 
     def set_gate(self, request: SetGate) -> GateStatus:
-        if self.trouble is not None:
-            raise self.trouble
+        for error in (self.trouble, self.refusal):
+            if error is not None:
+                raise error
         self.sent.append(request)
         return GATE
 
@@ -117,7 +124,10 @@ class Bench:
         self.policy = Fixed()
         self.daemon = Daemon()
         self.out = io.StringIO()
-        self.loop = Loop(self.policy, self.daemon, self.connect, 2.0, self.out, self.clock)
+        self.loop = Loop(self.policy, self.daemon, self.connect, 2.0, self.out, self.clock, self.pause)
+
+    def pause(self, seconds: float) -> None:
+        self.clock.ns += int(seconds * 1e9) + 1
 
     def connect(self) -> Feed:
         self.connects += 1
@@ -135,17 +145,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
-    def make(*events: Any) -> Bench:
-        made = Bench(*events)
-
-        def sleep(seconds: float) -> None:
-            made.clock.ns += int(seconds * 1e9) + 1
-
-        monkeypatch.setattr("controllers.loop.time.sleep", sleep)
-        return made
-
-    return make
+def bench() -> Callable[..., Bench]:
+    return Bench
 
 
 def test_it_renews_within_the_lease_and_logs_only_news(bench: Callable[..., Bench]) -> None:
@@ -225,3 +226,89 @@ def test_a_feed_that_stays_away_costs_a_try_a_second(bench: Callable[..., Bench]
     b.rounds(20)  # ten seconds
     assert 9 <= b.connects <= 13
     assert [line["event"] for line in b.log()].count("feed-lost") == 2  # it ended; there is none
+
+
+def known(owner: GateOwner | None = None) -> DaemonStatus:
+    """Status of a daemon that knows owners."""
+    gate = GateStatus.model_validate({**GATE.model_dump(), "owner": owner})
+    return STATUS.model_copy(update={"gate": gate, "lanes": [lane_status(0)]})
+
+
+def test_an_idle_controller_keeps_the_gate_and_gives_it_back(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.daemon.answer = known()
+    b.policy.decision = Decision(None, "nothing to do")
+    b.rounds(3)
+    b.loop.holder.close()
+    assert [(gate.policy, gate.keep) for gate in b.daemon.sent] == [("transparent", True)] * 3 + [
+        ("transparent", False)
+    ]
+    assert len({gate.controller.instance for gate in b.daemon.sent if gate.controller}) == 1
+
+
+def test_another_owner_ends_it_with_its_name(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.daemon.refusal = OwnedError("owned", "the gate is owned by x (pid 7, user 0) for another 1.2 s")
+    with pytest.raises(OwnedError, match="pid 7"):
+        b.loop.run()
+    assert b.log()[-1]["event"] == "stopped"
+    assert b.log()[-1]["owned"] == 1
+
+
+def test_one_that_waits_says_so_once_and_sets_the_gate_when_it_is_free(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.loop.wait = True
+    for left in range(8):
+        b.daemon.refusal = OwnedError("owned", f"the gate is owned by x for another 1.{left} s")
+        b.rounds(1)
+    b.daemon.refusal = None
+    b.rounds(2)
+    assert len(b.daemon.sent) == 2
+    events = [line["event"] for line in b.log()]
+    assert events.count("gate-owned") == 1
+    assert events.count("decision") == 1
+    assert b.loop.counts.failures == 0
+    assert b.loop.counts.owned == 8
+
+
+def test_a_busy_data_plane_costs_no_lane_and_no_lease(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.daemon.answer = known()
+    b.rounds(1)
+    assert len(b.loop.state.lanes) == 1
+    b.daemon.busy = BusyError("busy", "busy: no answer from the data plane within 1 s", None)
+    b.rounds(5)
+    assert len(b.loop.state.lanes) == 1
+    assert len(b.daemon.sent) == 6
+    b.daemon.busy = None
+    b.rounds(1)
+    events = [line["event"] for line in b.log()]
+    assert events.count("daemon-trouble") == events.count("daemon-answers") == 1
+
+
+def test_troubles_that_come_and_go_are_told_a_bounded_number_of_times(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    for i in range(100):
+        b.daemon.trouble = ControlError(f"trouble {i}")
+        b.rounds(1)
+    told = [line for line in b.log() if line["event"] == "daemon-trouble"]
+    assert len(told) == TROUBLE_LINES
+    b.clock.ns += 61 * 10**9
+    b.rounds(1)
+    b.daemon.trouble = ControlError("another")
+    b.rounds(1)
+    assert [line["untold"] for line in b.log() if "untold" in line] == [100 - TROUBLE_LINES]
+
+
+def test_a_late_turn_costs_no_steps(bench: Callable[..., Bench]) -> None:
+    """What has come by the end of the time to listen is taken in, however slowly that goes."""
+    b = bench(*[step(1, 2)] * 50)
+    taken = b.loop.state.take
+
+    def take(event: Any) -> None:
+        b.clock.ns += 5_000_000
+        taken(event)
+
+    b.loop.state.take = take  # type: ignore[method-assign]
+    b.loop.listen(b.clock.ns + 150_000_000)
+    assert b.loop.state.unmapped == 50

@@ -42,6 +42,11 @@ class PlaneDouble:
         self.gates: list[dict[str, Any]] = []
         self.targets: dict[int, float] = {}
         self.started = self.stopped = 0
+        self.late = False
+        """Whether no call is answered in time."""
+
+    def prepare(self) -> None:
+        """Nothing to do."""
 
     def start(self) -> None:
         self.started += 1
@@ -49,7 +54,12 @@ class PlaneDouble:
     def stop(self) -> None:
         self.stopped += 1
 
+    def _answer(self) -> None:
+        if self.late:
+            raise TimeoutError("no answer from the data plane within 1 s")
+
     def sessions(self) -> list[dict[str, Any]]:
+        self._answer()
         return [
             {
                 "session": 1,
@@ -66,15 +76,19 @@ class PlaneDouble:
         ]
 
     def lanes(self) -> list[dict[str, Any]]:
+        self._answer()
         return [dict(one) for one in self.lane_dicts.values()]
 
     def counters(self) -> dict[str, int]:
+        self._answer()
         return {"records": 5, "device_busy_us": 77}
 
     def set_gate(self, settings: dict[str, Any]) -> None:
+        self._answer()
         self.gates.append(settings)
 
     def set_lane(self, number: int, phase: str, target_us: float) -> bool:
+        self._answer()
         self.lane_dicts[number]["phase"] = phase
         self.targets[number] = target_us
         return True
