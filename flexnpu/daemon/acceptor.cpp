@@ -31,6 +31,8 @@ constexpr uint64_t kListener = 0, kWake = 1;
 constexpr int kLookMs = 500;
 
 constexpr const char* kStopped = "FlexNPU: the daemon was stopped";
+constexpr const char* kStopping = "FlexNPU: the daemon is stopping";
+constexpr const char* kFailed = "FlexNPU: the daemon has no memory for this";
 
 // Shared memory of a fixed size: sealed, so that a client cannot pull it from under us.
 Fd make_memory(const char* name, uint64_t bytes) {
@@ -54,8 +56,13 @@ struct Acceptor::Client {
     Fd socket;
     ucred peer{};
     std::shared_ptr<Session> session;  // after hello
+    // What its last request waits for, and what it has made for that; null: nothing.
+    std::shared_ptr<CallTicket> pending;
+    std::shared_ptr<void> held;
+    std::shared_ptr<Session> opening;  // while its hello is pending
     Usage::Amounts amounts;
     uint64_t since_ns = 0;
+    uint32_t next_region = 1;
 };
 
 Acceptor::Acceptor(Dispatcher& dispatcher, Vendor& vendor, int32_t device, std::string path, std::string soc,
@@ -129,9 +136,11 @@ void Acceptor::stop() {
     [[maybe_unused]] ssize_t n = write(wake_.get(), &one, sizeof(one));
     thread_.join();
     for (auto& [key, client] : clients_) {
-        if (client->session) answer(*client, acl::RT_INTERNAL, kStopped);
+        if (client->pending) client->pending->cancel();
+        if (client->session || client->opening) answer(*client, acl::RT_INTERNAL, kStopped);
     }
     clients_.clear();
+    finished_.clear();
     listener_ = Fd();
     unlink(path_.c_str());
 }
@@ -145,7 +154,10 @@ void Acceptor::loop() {
         if (silent_) drop_silent();
         for (int i = 0; i < n; i++) {
             const uint64_t key = events[i].data.u64;
-            if (key == kWake) continue;
+            if (key == kWake) {
+                finish_calls();
+                continue;
+            }
             if (key == kListener) {
                 accept_one();
                 continue;
@@ -206,7 +218,8 @@ void Acceptor::drop_silent() {
     const uint64_t now = wire::now_ns();
     std::vector<uint64_t> late;
     for (auto& [key, client] : clients_) {
-        if (!client->session && now - client->since_ns > limits_.hello_ms * 1'000'000) late.push_back(key);
+        if (!client->session && !client->opening && now - client->since_ns > limits_.hello_ms * 1'000'000)
+            late.push_back(key);
     }
     for (uint64_t key : late) {
         silent_dropped_++;
@@ -228,15 +241,59 @@ void Acceptor::close(uint64_t key) {
     if (it == clients_.end()) return;
     Client& client = *it->second;
     usage_.give(client.peer.uid, client.amounts);
-    if (!client.session) silent_--;
+    if (!client.session && !client.opening) silent_--;
     epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, client.socket.get(), nullptr);
-    if (client.session) {
-        if (client.session->process.get() >= 0)
-            epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, client.session->process.get(), nullptr);
+    const bool not_run = client.pending && client.pending->cancel();
+    const std::shared_ptr<Session> s = client.session ? client.session : not_run ? nullptr : client.opening;
+    if (s) {
+        if (client.session && s->process.get() >= 0)
+            epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, s->process.get(), nullptr);
         shutdown(client.socket.get(), SHUT_RDWR);
-        dispatcher_.post([&d = dispatcher_, id = client.session->id] { d.remove_session(id); });
+        // Behind the call that adds it, if that has just begun.
+        dispatcher_.post([&d = dispatcher_, id = s->id] { d.remove_session(id); });
     }
     clients_.erase(it);
+}
+
+template <class Finish, class F, class... A>
+void Acceptor::call(Client& client, std::shared_ptr<void> held, Finish finish, F f, A... args) {
+    auto done = [this, key = client.key, finish = std::move(finish)](auto outcome) {
+        {
+            std::lock_guard lock(finished_mutex_);
+            finished_.push_back([this, key, finish, outcome = std::move(outcome)]() mutable {
+                auto it = clients_.find(key);
+                if (it == clients_.end()) return;
+                Client& c = *it->second;
+                c.pending.reset();
+                const std::shared_ptr<void> until_finished = std::move(c.held);
+                finish(c, outcome);
+                read_from(c, true);
+            });
+        }
+        const uint64_t one = 1;
+        [[maybe_unused]] ssize_t n = write(wake_.get(), &one, sizeof(one));
+    };
+    client.held = std::move(held);
+    client.pending = dispatcher_.submit(std::move(done), f, std::move(args)...);
+    if (client.pending) return read_from(client, false);
+    client.held.reset();
+    answer(client, acl::RT_INTERNAL, kStopping);
+}
+
+void Acceptor::finish_calls() {
+    uint64_t n;
+    [[maybe_unused]] ssize_t got = read(wake_.get(), &n, sizeof(n));
+    std::vector<std::function<void()>> finished;
+    {
+        std::lock_guard lock(finished_mutex_);
+        finished.swap(finished_);
+    }
+    for (auto& f : finished) f();
+}
+
+void Acceptor::read_from(Client& client, bool on) {
+    epoll_event e{on ? EPOLLIN | EPOLLRDHUP : EPOLLRDHUP, {.u64 = client.key}};
+    epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, client.socket.get(), &e);
 }
 
 void Acceptor::answer(Client& client, int32_t status, const std::string& message, uint32_t number,
@@ -267,6 +324,7 @@ void Acceptor::answer(Client& client, int32_t status, const std::string& message
 }
 
 bool Acceptor::serve(Client& client) {
+    if (client.pending) return true;
     Request request;
     // MSG_TRUNC: a longer message than a request is told from a request. Descriptors sent to us are dropped
     // by the kernel.
@@ -324,30 +382,29 @@ void Acceptor::hello(Client& client, const Request& request) {
     if (const std::string why = usage_.take_session(client.peer.uid, dispatcher_.live_sessions());
         !why.empty())
         return turn_away(client, why);
-    Usage::Amounts taken{.sessions = 1};
-    // Gives back what a session that comes to nothing has taken.
-    struct Undo {
-        Usage& usage;
-        Client& client;
-        Usage::Amounts& taken;
-        ~Undo() {
-            if (!client.session) usage.give(client.peer.uid, taken);
-        }
-    } undo{usage_, client, taken};
+    client.amounts.sessions = 1;
+    // What a session that comes to nothing has taken goes back.
+    auto refuse = [this](Client& c, int32_t status, const std::string& why) {
+        const Usage::Amounts taken{.sessions = c.amounts.sessions, .host_bytes = c.amounts.host_bytes};
+        usage_.give(c.peer.uid, taken);
+        c.amounts.sessions = c.amounts.host_bytes = 0;
+        answer(c, status, why);
+    };
     if (const std::string why = usage_.take_host(client.peer.uid, wire::kSessionBytes); !why.empty()) {
         turned_away_++;
-        return answer(client, acl::RT_MEMORY_ALLOCATION, "FlexNPU: a session needs " + why);
+        return refuse(client, acl::RT_MEMORY_ALLOCATION, "FlexNPU: a session needs " + why);
     }
-    taken.host_bytes = wire::kSessionBytes;
-    Fd memory = make_memory("flexnpu-session", wire::kSessionBytes);
+    client.amounts.host_bytes = wire::kSessionBytes;
+    auto memory = std::make_shared<Fd>(make_memory("flexnpu-session", wire::kSessionBytes));
     Fd bell(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    void* area = memory.get() < 0 ? MAP_FAILED
-                                  : mmap(nullptr, wire::kSessionBytes, PROT_READ | PROT_WRITE, MAP_SHARED,
-                                         memory.get(), 0);
+    void* area = memory->get() < 0 ? MAP_FAILED
+                                   : mmap(nullptr, wire::kSessionBytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+                                          memory->get(), 0);
     if (area == MAP_FAILED || bell.get() < 0)
-        return answer(client, acl::RT_MEMORY_ALLOCATION,
+        return refuse(client, acl::RT_MEMORY_ALLOCATION,
                       std::string("FlexNPU: no memory for a session: ") + strerror(errno));
     auto s = std::make_shared<Session>();
+    s->live = dispatcher_.count_session();
     s->page = static_cast<wire::SessionPage*>(area);
     s->staging = static_cast<uint8_t*>(area) + wire::kSessionPageBytes;
     s->staging_pin = pins_->pin(client.peer.uid, s->staging, wire::kBlocks * wire::kBlockBytes);
@@ -360,24 +417,35 @@ void Acceptor::hello(Client& client, const Request& request) {
     s->page->magic = wire::kMagic;
     s->page->version = wire::kVersion;
     s->page->session = s->id;
-    const int bell_fd = bell.get();
     s->doorbell = std::move(bell);
     s->socket = Fd(fcntl(client.socket.get(), F_DUPFD_CLOEXEC, 3));
     // The socket's hang-up is missed while a child that forked still holds it; the process's end is not.
     s->process = Fd(int(syscall(SYS_pidfd_open, client.peer.pid, 0)));
     if (s->socket.get() < 0)
-        return answer(client, acl::RT_INTERNAL, std::string("FlexNPU: no session: ") + strerror(errno));
-    if (!dispatcher_.run([&d = dispatcher_, s] { d.add_session(s); }))
-        return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
-    client.session = s;
-    client.amounts.sessions = 1;
-    client.amounts.host_bytes = taken.host_bytes;
+        return refuse(client, acl::RT_INTERNAL, std::string("FlexNPU: no session: ") + strerror(errno));
+    client.opening = s;
     silent_--;
-    if (s->process.get() >= 0) {
-        epoll_event e{EPOLLIN, {.u64 = client.key | 1}};
-        epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, s->process.get(), &e);
+    call(
+        client, s,
+        [this, memory, refuse](Client& c, Outcome<bool>& added) {
+            const std::shared_ptr<Session> opened = std::move(c.opening);
+            if (!added || !added.value()) {
+                silent_++;
+                c.since_ns = wire::now_ns();
+                return refuse(c, acl::RT_INTERNAL, kFailed);
+            }
+            c.session = opened;
+            if (opened->process.get() >= 0) {
+                epoll_event e{EPOLLIN, {.u64 = c.key | 1}};
+                epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, opened->process.get(), &e);
+            }
+            answer(c, 0, "", opened->id, {memory->get(), opened->doorbell.get()});
+        },
+        &Dispatcher::open_session, std::weak_ptr<Session>(s));
+    if (!client.pending) {
+        client.opening.reset();
+        silent_++;
     }
-    answer(client, 0, "", s->id, {memory.get(), bell_fd});
 }
 
 void Acceptor::new_ring(Client& client) {
@@ -398,13 +466,16 @@ void Acceptor::new_ring(Client& client) {
                       std::string("FlexNPU: no memory for a ring: ") + strerror(error));
     }
     auto ring = std::make_shared<Ring>(std::move(map));
-    if (!dispatcher_.run([s = client.session, ring] { s->rings.push_back(ring); }))
-        return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
-    answer(client, 0, "", uint32_t(client.amounts.rings - 1), {memory.get()});
+    call(
+        client, ring,
+        [this, file = std::make_shared<Fd>(std::move(memory))](Client& c, Outcome<bool>& added) {
+            if (!added || !added.value()) return answer(c, acl::RT_INTERNAL, kFailed);
+            answer(c, 0, "", uint32_t(c.amounts.rings - 1), {file->get()});
+        },
+        &Dispatcher::add_ring, client.session, std::weak_ptr<Ring>(ring));
 }
 
 void Acceptor::host_memory(Client& client, uint64_t bytes) {
-    Session& s = *client.session;
     if (bytes == 0) return answer(client, acl::RT_MEMORY_ALLOCATION, "aclrtMallocHost: size is 0");
     if (const std::string why = usage_.take_host(client.peer.uid, bytes); !why.empty()) {
         return answer(client, acl::RT_MEMORY_ALLOCATION, "aclrtMallocHost: " + why);
@@ -424,24 +495,31 @@ void Acceptor::host_memory(Client& client, uint64_t bytes) {
     }
     auto region = std::make_shared<HostMemory>(static_cast<uint8_t*>(area), bytes,
                                                pins_->pin(client.peer.uid, area, bytes));
-    const uint32_t number = s.next_region++;
-    if (!dispatcher_.run([p = client.session, number, region] { p->host[number] = region; })) {
-        return answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");
-    }
-    s.host_bytes += bytes;
-    answer(client, 0, "", number, {memory.get()});
+    const uint32_t number = client.next_region++;
+    call(
+        client, region,
+        [this, number, bytes, file = std::make_shared<Fd>(std::move(memory))](Client& c,
+                                                                              Outcome<bool>& added) {
+            if (added && added.value()) return answer(c, 0, "", number, {file->get()});
+            c.amounts.host_bytes -= bytes;
+            usage_.give(c.peer.uid, {.host_bytes = bytes});
+            answer(c, acl::RT_MEMORY_ALLOCATION, kFailed);
+        },
+        &Dispatcher::add_host, client.session, number, std::weak_ptr<HostMemory>(region));
 }
 
 void Acceptor::free_host_memory(Client& client, uint32_t number) {
-    std::shared_ptr<HostMemory> region;
-    const bool ran = dispatcher_.run(
-        [&d = dispatcher_, p = client.session, number, &region] { region = d.retire_host(*p, number); });
-    if (!ran || !region) return answer(client, acl::RT_PARAM_INVALID, "aclrtFreeHost: no such memory");
-    client.session->host_bytes -= region->bytes;
-    client.amounts.host_bytes -= region->bytes;
-    usage_.give(client.peer.uid, {.host_bytes = region->bytes});
-    region.reset();
-    answer(client, 0, "");
+    call(
+        client, nullptr,
+        [this](Client& c, Outcome<std::shared_ptr<HostMemory>>& taken) {
+            std::shared_ptr<HostMemory> region = taken ? std::move(taken.value()) : nullptr;
+            if (!region) return answer(c, acl::RT_PARAM_INVALID, "aclrtFreeHost: no such memory");
+            c.amounts.host_bytes -= region->bytes;
+            usage_.give(c.peer.uid, {.host_bytes = region->bytes});
+            region.reset();
+            answer(c, 0, "");
+        },
+        &Dispatcher::retire_host, client.session, number);
 }
 
 }  // namespace flexnpu::daemon

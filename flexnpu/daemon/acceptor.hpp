@@ -4,8 +4,10 @@
 #include <sys/socket.h>
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -23,6 +25,8 @@ struct Access {
     bool permits(const ucred& peer, int fd) const;
 };
 
+// Its thread waits for nobody: what the dispatching thread must do for a client is a call, and the client is
+// answered when it is done. Until then the client's further requests wait, and other clients are served.
 class Acceptor {
 public:
     // Owns the socket file at `path` from here on.
@@ -51,6 +55,14 @@ private:
     void new_ring(Client& client);
     void host_memory(Client& client, uint64_t bytes);
     void free_host_memory(Client& client, uint32_t region);
+    // Runs f(dispatcher, args...) on the dispatching thread, then finish(client, outcome) on this one, unless
+    // the client has gone by then. `held` lives until then: calls keep only a weak pointer to what a client
+    // that goes takes along.
+    template <class Finish, class F, class... A>
+    void call(Client& client, std::shared_ptr<void> held, Finish finish, F f, A... args);
+    void finish_calls();
+    // Whether the client's requests are read.
+    void read_from(Client& client, bool on);
     void answer(Client& client, int32_t status, const std::string& message, uint32_t number = 0,
                 std::vector<int> fds = {});
 
@@ -66,6 +78,8 @@ private:
     Fd spare_;  // given up for a moment when no descriptor is left, so that a client can be told
     std::thread thread_;
     std::atomic<bool> stop_{false};
+    std::mutex finished_mutex_;
+    std::vector<std::function<void()>> finished_;  // calls that have been run: what is left is this thread's
     std::map<uint64_t, std::unique_ptr<Client>> clients_;
     uint64_t next_key_ = 16;
     uint32_t next_session_ = 1;

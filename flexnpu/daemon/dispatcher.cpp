@@ -38,6 +38,9 @@ constexpr uint64_t kLivelyNs = 20'000'000;
 constexpr uint64_t kLongestSleepNs = 1'000'000'000;
 // How often copies that have lent out a buffer are looked at.
 constexpr uint64_t kReclaimNs = 200'000;
+// How often a snapshot is made for other threads while nobody asks for one, and how soon after sessions or
+// lanes have come or gone.
+constexpr uint64_t kPublishNs = 1'000'000'000, kChangedNs = 20'000'000;
 // How often a client that has not taken its host functions is looked at.
 constexpr uint64_t kTellNs = 1'000'000;
 // Records taken from one session before the next is looked at.
@@ -69,11 +72,20 @@ Dispatcher::~Dispatcher() { stop(); }
 void Dispatcher::start() {
     reaper_ = std::make_unique<Worker>([this] { vendor_.enter(device_); });
     running_ = true;
+    {
+        std::lock_guard lock(posted_mutex_);
+        takes_calls_ = true;
+    }
+    publish();
     thread_ = std::thread([this] { loop(); });
 }
 
 void Dispatcher::stop() {
     if (!thread_.joinable()) return;
+    {
+        std::lock_guard lock(posted_mutex_);
+        takes_calls_ = false;
+    }
     post([this] { stop_ = true; });
     thread_.join();
     running_ = false;
@@ -118,15 +130,15 @@ void Dispatcher::wake() {
     }
 }
 
-bool Dispatcher::run(std::function<void()> job) {
-    if (!running_) return false;
-    auto done = std::make_shared<std::promise<void>>();
-    auto future = done->get_future();
-    post([job = std::move(job), done] {
-        job();
-        done->set_value();
-    });
-    return future.wait_for(std::chrono::seconds(10)) == std::future_status::ready;
+bool Dispatcher::queue_call(std::function<void()> job) {
+    {
+        std::lock_guard lock(posted_mutex_);
+        if (!takes_calls_) return false;
+        posted_.push_back(std::move(job));
+        has_posted_.store(true, std::memory_order_seq_cst);
+    }
+    wake();
+    return true;
 }
 
 void Dispatcher::run_posted() {
@@ -154,6 +166,7 @@ void Dispatcher::loop() {
         const uint64_t now = now_;
         timers_.run(now);
         pump();
+        publish_if_due();
         if (worked) {
             if (!waiting_.empty()) poll_waiting(now);
             continue;
@@ -173,6 +186,7 @@ void Dispatcher::loop() {
         }
         uint64_t until = std::min({gate_.wake_at(now), timers_.next(), next_poll(), now + kLongestSleepNs});
         if (lent_) until = std::min(until, now + kReclaimNs);
+        if (changed_) until = std::min(until, published_ns_ + kChangedNs);
         for (auto& s : sessions_) {
             if (!s->host_backlog.empty())
                 until = std::min(until, now + kTellNs);  // the client takes its time
@@ -328,14 +342,35 @@ void Dispatcher::pump() {
 
 void Dispatcher::add_session(std::shared_ptr<Session> session) {
     count_.sessions++;
-    live_sessions_++;
     session->page->doze.store(doze_.load(), std::memory_order_seq_cst);
     sessions_.push_back(std::move(session));
+    changed_ = true;
+}
+
+bool Dispatcher::open_session(const std::weak_ptr<Session>& session) {
+    auto s = session.lock();
+    if (s) add_session(s);
+    return s != nullptr;
+}
+
+bool Dispatcher::add_ring(const std::shared_ptr<Session>& s, const std::weak_ptr<Ring>& ring) {
+    auto r = ring.lock();
+    if (r) s->rings.push_back(r);
+    return r != nullptr;
+}
+
+bool Dispatcher::add_host(const std::shared_ptr<Session>& s, uint32_t number,
+                          const std::weak_ptr<HostMemory>& region) {
+    auto r = region.lock();
+    if (r) s->host[number] = r;
+    return r != nullptr;
 }
 
 // The client waits for its copies before it frees; one that does not must not pull memory from under the
 // device.
-std::shared_ptr<HostMemory> Dispatcher::retire_host(Session& s, uint32_t number) {
+std::shared_ptr<HostMemory> Dispatcher::retire_host(const std::shared_ptr<Session>& session,
+                                                    uint32_t number) {
+    Session& s = *session;
     auto it = s.host.find(number);
     if (it == s.host.end()) return nullptr;
     bool quiet = s.queued == 0 &&
@@ -368,6 +403,7 @@ void Dispatcher::remove_session(uint32_t id) {
         if (sessions_[i]->id != id) continue;
         std::shared_ptr<Session> s = sessions_[i];
         sessions_.erase(sessions_.begin() + ptrdiff_t(i));
+        changed_ = true;
         s->removed = true;
         exports_.forget(s->id, nullptr);
         const auto orphans = orphans_of(*s);
@@ -405,6 +441,7 @@ std::vector<std::shared_ptr<Mark>> Dispatcher::orphans_of(const Session& s) {
 void Dispatcher::drop_lane(Lane& lane) {
     gate_.remove_lane(lane.id);
     lanes_.erase(lane.id);
+    changed_ = true;
     if (last_lane_ == &lane) last_lane_ = nullptr;
     timers_.cancel(std::exchange(lane.blocked_until, {}));
     for (auto* items : {&lane.backlog, &lane.queue}) {
@@ -485,7 +522,7 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
     s->host.clear();
     s->leaving_host.clear();
     s->staging_pin.reset();
-    live_sessions_--;
+    s->live.reset();
 }
 
 Worker& Dispatcher::worker_of(Ring& ring) {
@@ -499,7 +536,51 @@ Worker& Dispatcher::worker_of(Ring& ring) {
     return *ring.worker;
 }
 
-std::vector<SessionInfo> Dispatcher::session_infos() {
+// ---- what other threads see ----
+
+void Dispatcher::publish() {
+    auto made = std::make_shared<Snapshot>();
+    made->taken_ns = published_ns_ = now_ns();
+    changed_ = false;
+    {
+        std::lock_guard lock(snapshot_mutex_);
+        snapshot_asked_ns_ = 0;  // who asks from here on asks for the next
+    }
+    made->sessions = session_infos();
+    made->lanes = lane_infos();
+    made->counters = counters();
+    {
+        std::lock_guard lock(snapshot_mutex_);
+        snapshot_ = std::move(made);
+    }
+    snapshot_there_.notify_all();
+}
+
+void Dispatcher::publish_if_due() {
+    const uint64_t since = now_ - std::min(now_, published_ns_);
+    if (since >= kPublishNs || (changed_ && since >= kChangedNs)) publish();
+}
+
+std::shared_ptr<const Snapshot> Dispatcher::snapshot(std::chrono::milliseconds within) {
+    const uint64_t now = now_ns(), within_ns = uint64_t(within.count()) * 1'000'000;
+    std::unique_lock lock(snapshot_mutex_);
+    if (snapshot_asked_ns_ == 0) {
+        snapshot_asked_ns_ = now;
+        lock.unlock();
+        if (!queue_call([this] { publish(); })) {
+            lock.lock();
+            snapshot_asked_ns_ = 0;
+            return snapshot_;
+        }
+        lock.lock();
+    } else if (now - std::min(now, snapshot_asked_ns_) > within_ns) {
+        return snapshot_;  // asked for so long ago that another wait would end like the last
+    }
+    snapshot_there_.wait_for(lock, within, [&] { return snapshot_->taken_ns >= now; });
+    return snapshot_;
+}
+
+std::vector<SessionInfo> Dispatcher::session_infos() const {
     std::vector<SessionInfo> out;
     for (auto& s : sessions_) {
         uint64_t lanes = s->streams.size() + (s->default_lane ? 1 : 0);
@@ -510,7 +591,7 @@ std::vector<SessionInfo> Dispatcher::session_infos() {
     return out;
 }
 
-std::vector<LaneInfo> Dispatcher::lane_infos() {
+std::vector<LaneInfo> Dispatcher::lane_infos() const {
     std::vector<LaneInfo> out;
     for (auto& s : sessions_) {
         s->each_lane([&](const std::shared_ptr<Lane>& lane) {
@@ -527,7 +608,7 @@ std::vector<LaneInfo> Dispatcher::lane_infos() {
     return out;
 }
 
-std::map<std::string, uint64_t> Dispatcher::counters() {
+std::map<std::string, uint64_t> Dispatcher::counters() const {
     const gate::Counters g = gate_.counters();
     uint64_t refused = count_.refused;
     std::map<std::string, uint64_t> out{
@@ -566,6 +647,13 @@ std::map<std::string, uint64_t> Dispatcher::counters() {
     return out;
 }
 
+void Dispatcher::set_decode_targets(double target_us) {
+    for (const auto& [id, lane] : lanes_) {
+        const auto stats = gate_.stats(id);
+        if (stats && stats->phase == gate::Phase::Decode) gate_.set_phase(id, stats->phase, target_us);
+    }
+}
+
 // ---- refusals and failures ----
 
 void Dispatcher::refuse(Session& s, const Reply& reply, int32_t code, std::string message) {
@@ -599,6 +687,7 @@ std::shared_ptr<Lane> Dispatcher::make_lane(Session& s, uint32_t priority, uint3
     lane->id = next_lane_++;
     lane->session = &s;
     lanes_[lane->id] = lane.get();
+    changed_ = true;
     gate_.add_lane(lane->id);
     return lane;
 }

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <functional>
 #include <future>
 #include <map>
@@ -14,6 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "flexnpu/daemon/calls.hpp"
 #include "flexnpu/daemon/exports.hpp"
 #include "flexnpu/daemon/markers.hpp"
 #include "flexnpu/daemon/session.hpp"
@@ -46,6 +49,14 @@ struct SessionInfo {
     uint64_t memory_bytes, memory_quota_bytes, rings, lanes, calls, refused, ring_full, launches, steps;
 };
 
+// What is known of a plane at one time.
+struct Snapshot {
+    std::vector<SessionInfo> sessions;
+    std::vector<LaneInfo> lanes;
+    std::map<std::string, uint64_t> counters;
+    uint64_t taken_ns = 0;  // of CLOCK_MONOTONIC
+};
+
 // Copies above this size keep the device's copy engine for longer than a dispatcher can wait.
 inline constexpr uint64_t kLargeCopy = wire::kQuickCopy;
 
@@ -61,24 +72,44 @@ public:
 
     // Runs `job` on the dispatching thread, soon.
     void post(std::function<void()> job);
-    // The same, and waits. False if the thread does not run, or took longer than ten seconds.
-    bool run(std::function<void()> job);
+    // Runs f(dispatcher, args...) on the dispatching thread and waits for its result. A call that has not
+    // begun within the time is cancelled; one that has begun is waited for: calls do not block. Any other
+    // thread.
+    template <class F, class... A>
+    auto call(std::chrono::milliseconds within, F f, A... args)
+        -> Outcome<std::invoke_result_t<F, Dispatcher&, A&...>>;
+    // The same without waiting: `done` gets the outcome on the dispatching thread, and owns all that it
+    // names. It does not run for a call that is cancelled. Null: the dispatching thread does not run.
+    template <class Done, class F, class... A>
+    [[nodiscard]] std::shared_ptr<CallTicket> submit(Done done, F f, A... args);
+
+    // The latest snapshot, at most as old as this call if the dispatching thread makes one within the time.
+    // When that thread is known to be late, nothing is waited for. Any thread.
+    std::shared_ptr<const Snapshot> snapshot(std::chrono::milliseconds within);
 
     // On the dispatching thread.
     void add_session(std::shared_ptr<Session> session);
+    // The acceptor's calls. False: what they would add has gone, since its client has.
+    bool open_session(const std::weak_ptr<Session>& session);
+    bool add_ring(const std::shared_ptr<Session>& s, const std::weak_ptr<Ring>& ring);
+    bool add_host(const std::shared_ptr<Session>& s, uint32_t number,
+                  const std::weak_ptr<HostMemory>& region);
     void remove_session(uint32_t id);
     // Takes shared host memory from the session; it is unmapped when no copy can touch it any more. Null:
     // there is none of that number, or too much waits for its copies already.
-    std::shared_ptr<HostMemory> retire_host(Session& s, uint32_t number);
+    std::shared_ptr<HostMemory> retire_host(const std::shared_ptr<Session>& session, uint32_t number);
     Session* session(uint32_t id);
-    std::vector<SessionInfo> session_infos();
-    std::vector<LaneInfo> lane_infos();
-    std::map<std::string, uint64_t> counters();
     gate::Gate& gate() { return gate_; }
+    void set_decode_targets(double target_us);
     bool has_lane(uint32_t id) const { return lanes_.count(id) != 0; }
 
-    // Sessions that are open or still being torn down. Any thread.
-    size_t live_sessions() const { return live_sessions_; }
+    // Sessions that are being opened, open or being torn down. Any thread.
+    size_t live_sessions() const { return live_sessions_->load(); }
+    // Counts one more, until the result ends. Any thread.
+    std::shared_ptr<void> count_session() {
+        ++*live_sessions_;
+        return {nullptr, [all = live_sessions_](void*) { --*all; }};
+    }
 
     // Called, on the dispatching thread, for a session whose rings cannot be trusted any more.
     std::function<void(Session&)> on_broken;
@@ -97,6 +128,14 @@ private:
     void taken(const std::shared_ptr<Ring>& ring, const wire::Record& record, uint64_t now);
     // Whether a record is likely to come at once. `nap`: asynchronous ones are likely to come before long.
     bool expecting(uint64_t now, bool* nap);
+    // Makes the snapshot that other threads read.
+    void publish();
+    void publish_if_due();
+    std::vector<SessionInfo> session_infos() const;
+    std::vector<LaneInfo> lane_infos() const;
+    std::map<std::string, uint64_t> counters() const;
+    // Queues a call's job; false: the thread does not run.
+    bool queue_call(std::function<void()> job);
     // post() in two steps.
     void put(std::function<void()> job);
     void wake();
@@ -285,9 +324,17 @@ private:
     std::atomic<uint32_t> doze_{wire::kAwake};
     std::mutex posted_mutex_;
     std::vector<std::function<void()>> posted_;
+    bool takes_calls_ = false;  // between start() and stop(); under posted_mutex_
     std::atomic<bool> has_posted_{false};
     std::atomic<bool> running_{false};
-    std::atomic<size_t> live_sessions_{0};
+    const std::shared_ptr<std::atomic<size_t>> live_sessions_ = std::make_shared<std::atomic<size_t>>(0);
+
+    std::mutex snapshot_mutex_;
+    std::condition_variable snapshot_there_;
+    std::shared_ptr<const Snapshot> snapshot_ = std::make_shared<Snapshot>();
+    uint64_t snapshot_asked_ns_ = 0;  // since when one has been asked for and not been made; 0: none has
+    uint64_t published_ns_ = 0;       // the dispatcher's
+    bool changed_ = true;             // sessions or lanes have come or gone since then
 
     std::vector<std::shared_ptr<Session>> sessions_;
     std::unordered_map<uint32_t, Lane*> lanes_;
@@ -333,5 +380,52 @@ private:
                  markers = 0, host_calls = 0, aborts = 0, timeouts = 0, captured = 0, graphs = 0, replays = 0;
     } count_;
 };
+
+// ---- calls ----
+
+template <class Done, class F, class... A>
+std::shared_ptr<CallTicket> Dispatcher::submit(Done done, F f, A... args) {
+    static_assert(kNoCaptures<F>, "a call's function captures nothing: give it arguments");
+    static_assert((kOwned<A> && ...), "a call owns its arguments: no pointers or references");
+    using R = std::invoke_result_t<F, Dispatcher&, A&...>;
+    auto ticket = std::make_shared<CallTicket>();
+    const bool queued =
+        queue_call([this, ticket, done = std::move(done), f, ... args = std::move(args)]() mutable {
+            if (!ticket->begin()) return;
+            const auto run = [&]() -> Outcome<R> {
+                try {
+                    if constexpr (std::is_void_v<R>) {
+                        std::invoke(f, *this, args...);
+                        return std::monostate();
+                    } else {
+                        return std::invoke(f, *this, args...);
+                    }
+                } catch (const std::exception&) {
+                    return CallError::failed;
+                }
+            };
+            done(run());
+        });
+    return queued ? ticket : nullptr;
+}
+
+template <class F, class... A>
+auto Dispatcher::call(std::chrono::milliseconds within, F f, A... args)
+    -> Outcome<std::invoke_result_t<F, Dispatcher&, A&...>> {
+    using R = std::invoke_result_t<F, Dispatcher&, A&...>;
+    auto promise = std::make_shared<std::promise<Outcome<R>>>();
+    auto future = promise->get_future();
+    // The job alone keeps the promise: if it is dropped, the wait ends.
+    const auto ticket =
+        submit([promise = std::move(promise)](Outcome<R> outcome) { promise->set_value(std::move(outcome)); },
+               f, std::move(args)...);
+    if (!ticket) return CallError::stopped;
+    if (future.wait_for(within) != std::future_status::ready && ticket->cancel()) return CallError::timed_out;
+    try {
+        return future.get();
+    } catch (const std::future_error&) {
+        return CallError::stopped;
+    }
+}
 
 }  // namespace flexnpu::daemon

@@ -28,6 +28,8 @@ struct Limits {
     uint64_t allow_kernels = 0;
     // A connection that has not become a session by then is dropped.
     uint64_t hello_ms = 10'000;
+    // How long a control request waits for the dispatching thread: less than who asks waits for us.
+    uint64_t call_ms = 1000;
 
     // With the machine's memory filled in.
     Limits resolved() const;

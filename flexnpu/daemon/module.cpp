@@ -1,10 +1,14 @@
 // flexnpu.daemon._plane: the data plane for Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "flexnpu/daemon/plane.hpp"
+#include "flexnpu/wire/futex.hpp"
 
 namespace nb = nanobind;
 using namespace flexnpu::daemon;
@@ -66,6 +70,7 @@ Limits limits_of(const nb::dict& d) {
         {"device_bytes_per_session", &l.device_bytes_per_session},
         {"allow_kernels", &l.allow_kernels},
         {"hello_ms", &l.hello_ms},
+        {"call_ms", &l.call_ms},
     };
     for (auto [key, value] : d) {
         const std::string name = nb::cast<std::string>(key);
@@ -76,10 +81,56 @@ Limits limits_of(const nb::dict& d) {
     return l;
 }
 
+nb::list sessions_of(const std::vector<SessionInfo>& infos) {
+    nb::list out;
+    for (const SessionInfo& s : infos) {
+        nb::dict d;
+        d["session"] = s.session;
+        d["pid"] = s.pid;
+        d["comm"] = nb::str(s.comm.c_str());
+        d["uid"] = s.uid;
+        d["memory_bytes"] = s.memory_bytes;
+        d["memory_quota_bytes"] =
+            s.memory_quota_bytes ? nb::object(nb::int_(s.memory_quota_bytes)) : nb::none();
+        d["rings"] = s.rings;
+        d["lanes"] = s.lanes;
+        d["calls"] = s.calls;
+        d["refused"] = s.refused;
+        d["ring_full"] = s.ring_full;
+        out.append(d);
+    }
+    return out;
+}
+
+nb::list lanes_of(const std::vector<LaneInfo>& infos) {
+    nb::list out;
+    for (const LaneInfo& l : infos) {
+        nb::dict d;
+        d["lane"] = l.lane;
+        d["session"] = l.session;
+        d["pid"] = l.pid;
+        d["comm"] = nb::str(l.comm.c_str());
+        d["stream"] = l.stream;
+        d["phase"] = phase_name(l.phase);
+        d["queued"] = l.queued;
+        d["in_flight"] = l.in_flight;
+        d["in_flight_us"] = l.in_flight_us;
+        d["launched"] = l.launched;
+        d["completed"] = l.completed;
+        d["device_us"] = l.device_us;
+        d["gated_us"] = l.gated_us;
+        d["held_now"] = l.held_now;
+        out.append(d);
+    }
+    return out;
+}
+
 }  // namespace
 
 NB_MODULE(_plane, m) {
     m.doc() = "The native data plane of one device: client sessions, lanes, the gate, the vendor's calls.";
+    // The dispatching thread did not do what it was asked to in time, and will not do it later.
+    nb::exception<PlaneTimeout>(m, "PlaneTimeout", PyExc_TimeoutError);
     nb::class_<Plane>(m, "Plane")
         .def(
             "__init__",
@@ -113,26 +164,9 @@ NB_MODULE(_plane, m) {
                     nb::gil_scoped_release release;
                     infos = p.sessions();
                 }
-                nb::list out;
-                for (const SessionInfo& s : infos) {
-                    nb::dict d;
-                    d["session"] = s.session;
-                    d["pid"] = s.pid;
-                    d["comm"] = nb::str(s.comm.c_str());
-                    d["uid"] = s.uid;
-                    d["memory_bytes"] = s.memory_bytes;
-                    d["memory_quota_bytes"] =
-                        s.memory_quota_bytes ? nb::object(nb::int_(s.memory_quota_bytes)) : nb::none();
-                    d["rings"] = s.rings;
-                    d["lanes"] = s.lanes;
-                    d["calls"] = s.calls;
-                    d["refused"] = s.refused;
-                    d["ring_full"] = s.ring_full;
-                    out.append(d);
-                }
-                return out;
+                return sessions_of(infos);
             },
-            "One dict a client process: the fields of control's SessionStatus.")
+            "One dict a client process: the fields of control's SessionStatus. Raises PlaneTimeout.")
         .def(
             "lanes",
             [](Plane& p) {
@@ -141,39 +175,48 @@ NB_MODULE(_plane, m) {
                     nb::gil_scoped_release release;
                     infos = p.lanes();
                 }
-                nb::list out;
-                for (const LaneInfo& l : infos) {
-                    nb::dict d;
-                    d["lane"] = l.lane;
-                    d["session"] = l.session;
-                    d["pid"] = l.pid;
-                    d["comm"] = nb::str(l.comm.c_str());
-                    d["stream"] = l.stream;
-                    d["phase"] = phase_name(l.phase);
-                    d["queued"] = l.queued;
-                    d["in_flight"] = l.in_flight;
-                    d["in_flight_us"] = l.in_flight_us;
-                    d["launched"] = l.launched;
-                    d["completed"] = l.completed;
-                    d["device_us"] = l.device_us;
-                    d["gated_us"] = l.gated_us;
-                    d["held_now"] = l.held_now;
-                    out.append(d);
+                return lanes_of(infos);
+            },
+            "One dict a lane (a client's stream): the fields of control's LaneStatus. Raises PlaneTimeout.")
+        .def("counters", &Plane::counters, nb::call_guard<nb::gil_scoped_release>(),
+             "Counts since the start, by name. Raises PlaneTimeout.")
+        .def(
+            "snapshot",
+            [](Plane& p, double within_s) {
+                Snapshot found;
+                const uint64_t asked = flexnpu::wire::now_ns();
+                {
+                    nb::gil_scoped_release release;
+                    found = p.snapshot(std::chrono::milliseconds(int64_t(within_s * 1000)));
                 }
+                nb::dict out;
+                out["sessions"] = sessions_of(found.sessions);
+                out["lanes"] = lanes_of(found.lanes);
+                out["counters"] = nb::cast(found.counters);
+                out["age_s"] = double(asked - std::min(asked, found.taken_ns)) / 1e9;
                 return out;
             },
-            "One dict a lane (a client's stream): the fields of control's LaneStatus.")
-        .def("counters", &Plane::counters, nb::call_guard<nb::gil_scoped_release>(),
-             "Counts since the start, by name.")
+            nb::arg("within_s") = 0.25,
+            "A dict of `sessions`, `lanes` and `counters`, all of one time, and `age_s`: 0 if they are of "
+            "now, "
+            "else how old they are, s, because the dispatching thread did not answer within `within_s`.")
         .def(
             "set_gate",
-            [](Plane& p, const nb::dict& settings) {
+            [](Plane& p, const nb::dict& settings, const std::map<uint32_t, std::string>& phases,
+               std::optional<double> decode_target_us) {
                 const gate::Settings s = settings_of(settings);
+                std::map<uint32_t, gate::Phase> values;
+                for (const auto& [lane, name] : phases) values[lane] = phase_of(name);
                 nb::gil_scoped_release release;
-                p.set_gate(s);
+                return p.set_gate(s, values, decode_target_us);
             },
-            nb::arg("settings"),
-            "Set the gate's settings: a dict of the fields of gate::Settings; the rest keep their defaults.")
+            nb::arg("settings"), nb::arg("phases") = std::map<uint32_t, std::string>{},
+            nb::arg("decode_target_us") = nb::none(),
+            "Set the gate's settings (a dict of the fields of gate::Settings; the rest keep their defaults), "
+            "the "
+            "phases of lanes by number and, unless None, the step target of all decode lanes, us: at once. "
+            "Returns the lanes named that do not exist: if there are any, nothing is changed. Raises "
+            "PlaneTimeout, and then nothing is changed, also not later.")
         .def(
             "set_lane",
             [](Plane& p, uint32_t lane, const std::string& phase, double target_us) {
@@ -182,5 +225,5 @@ NB_MODULE(_plane, m) {
                 return p.set_lane(lane, value, target_us);
             },
             nb::arg("lane"), nb::arg("phase"), nb::arg("target_us") = 0.0,
-            "Set a lane's phase and step target; False when there is no such lane.");
+            "Set a lane's phase and step target, us; False when there is no such lane. Raises PlaneTimeout.");
 }

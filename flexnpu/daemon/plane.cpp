@@ -64,45 +64,90 @@ void Plane::stop() {
     vendor_.reset();
 }
 
-std::vector<SessionInfo> Plane::sessions() {
-    auto out = std::make_shared<std::vector<SessionInfo>>();
-    if (dispatcher_) dispatcher_->run([d = dispatcher_.get(), out] { *out = d->session_infos(); });
-    return *out;
+namespace {
+
+PlaneTimeout too_late(const char* what, uint64_t ms) {
+    return PlaneTimeout("the device's dispatching thread has been busy for " + std::to_string(ms) +
+                        " ms: " + what);
 }
 
-std::vector<LaneInfo> Plane::lanes() {
-    auto out = std::make_shared<std::vector<LaneInfo>>();
-    if (dispatcher_) dispatcher_->run([d = dispatcher_.get(), out] { *out = d->lane_infos(); });
-    return *out;
+std::vector<uint32_t> apply(Dispatcher& d, const gate::Settings& settings,
+                            const std::map<uint32_t, gate::Phase>& phases,
+                            const std::optional<double>& decode_target_us) {
+    std::vector<uint32_t> unknown;
+    for (const auto& [lane, phase] : phases) {
+        if (!d.has_lane(lane)) unknown.push_back(lane);
+    }
+    if (!unknown.empty()) return unknown;
+    for (const auto& [lane, phase] : phases) d.gate().set_phase(lane, phase);
+    if (decode_target_us) d.set_decode_targets(*decode_target_us);
+    d.gate().set_settings(wire::now_ns(), settings);
+    return {};
 }
+
+}  // namespace
+
+template <class F, class... A>
+auto Plane::run(const char* what, F f, A... args) {
+    auto outcome = dispatcher_->call(call_time(), f, std::move(args)...);
+    if (!outcome) {
+        if (outcome.error() == CallError::timed_out) throw too_late(what, limits_.call_ms);
+        throw std::runtime_error(std::string("the data plane ") +
+                                 (outcome.error() == CallError::stopped ? "has stopped: " : "failed: ") +
+                                 what);
+    }
+    return std::move(outcome.value());
+}
+
+std::shared_ptr<const Snapshot> Plane::fresh(const char* what) {
+    if (!dispatcher_) return std::make_shared<Snapshot>();
+    const uint64_t asked = wire::now_ns();
+    auto found = dispatcher_->snapshot(call_time());
+    if (found->taken_ns < asked) throw too_late(what, limits_.call_ms);
+    return found;
+}
+
+std::vector<SessionInfo> Plane::sessions() { return fresh("its sessions are not known")->sessions; }
+
+std::vector<LaneInfo> Plane::lanes() { return fresh("its lanes are not known")->lanes; }
 
 std::map<std::string, uint64_t> Plane::counters() {
-    auto out = std::make_shared<std::map<std::string, uint64_t>>();
-    if (!dispatcher_) return *out;
-    dispatcher_->run([d = dispatcher_.get(), out] { *out = d->counters(); });
-    acceptor_->counters(out.get());
-    // Where the vendor's library tells how long the device has been busy (the emulated one does).
-    using Busy = int32_t (*)(int32_t, uint64_t*);
-    static const auto busy = reinterpret_cast<Busy>(vendor_->symbol("flexnpu_emu_device_busy_ns"));
-    uint64_t ns = 0;
-    if (busy && busy(device_, &ns) == 0) (*out)["device_busy_us"] = ns / 1000;
-    return *out;
+    auto out = fresh("its counters are not known")->counters;
+    add_others(&out);
+    return out;
 }
 
-void Plane::set_gate(const gate::Settings& settings) {
-    if (dispatcher_)
-        dispatcher_->run(
-            [d = dispatcher_.get(), settings] { d->gate().set_settings(wire::now_ns(), settings); });
+Snapshot Plane::snapshot(std::chrono::milliseconds within) {
+    if (!dispatcher_) return Snapshot{{}, {}, {}, wire::now_ns()};
+    Snapshot out = *dispatcher_->snapshot(within);
+    add_others(&out.counters);
+    return out;
+}
+
+// What other threads count, and the vendor.
+void Plane::add_others(std::map<std::string, uint64_t>* counters) {
+    if (!acceptor_) return;
+    acceptor_->counters(counters);
+    // Where the vendor's library tells how long the device has been busy (the emulated one does).
+    using Busy = int32_t (*)(int32_t, uint64_t*);
+    const auto busy = reinterpret_cast<Busy>(vendor_->symbol("flexnpu_emu_device_busy_ns"));
+    uint64_t ns = 0;
+    if (busy && busy(device_, &ns) == 0) (*counters)["device_busy_us"] = ns / 1000;
+}
+
+std::vector<uint32_t> Plane::set_gate(const gate::Settings& settings,
+                                      const std::map<uint32_t, gate::Phase>& phases,
+                                      std::optional<double> decode_target_us) {
+    if (!dispatcher_) return {};
+    return run("the gate is as it was", &apply, settings, phases, decode_target_us);
 }
 
 bool Plane::set_lane(uint32_t lane, gate::Phase phase, double target_us) {
-    auto known = std::make_shared<bool>(false);
-    if (dispatcher_) {
-        dispatcher_->run([d = dispatcher_.get(), lane, phase, target_us, known] {
-            *known = d->gate().set_phase(lane, phase, target_us);
-        });
-    }
-    return *known;
+    if (!dispatcher_) return false;
+    return run(
+        "the lane is as it was",
+        [](Dispatcher& d, uint32_t id, gate::Phase p, double us) { return d.gate().set_phase(id, p, us); },
+        lane, phase, target_us);
 }
 
 }  // namespace flexnpu::daemon

@@ -1,7 +1,10 @@
 // The data plane of one device: the vendor's libraries, the dispatcher, the data socket.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -9,6 +12,13 @@
 
 namespace flexnpu::daemon {
 
+// The dispatching thread did not do what it was asked to within Limits::call_ms, and will not do it later.
+struct PlaneTimeout : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// Other threads' view of a plane. All methods but the constructor and destructor: any thread, one at a time
+// with start() and stop().
 class Plane {
 public:
     // Root, the user who makes the plane and those whom `access` names may connect.
@@ -23,14 +33,29 @@ public:
     // Closes every session and the device.
     void stop();
 
+    // As they are now. Throw PlaneTimeout.
     std::vector<SessionInfo> sessions();
     std::vector<LaneInfo> lanes();
     std::map<std::string, uint64_t> counters();
-    void set_gate(const gate::Settings& settings);
+    // As they were at `taken_ns`: now, if the dispatching thread answers within the time.
+    Snapshot snapshot(std::chrono::milliseconds within);
+    // Sets the gate, the phases of the lanes named and, if given, the step target of all decode lanes, at
+    // once. The lanes named that do not exist: if there are any, nothing is changed. Throws PlaneTimeout.
+    std::vector<uint32_t> set_gate(const gate::Settings& settings,
+                                   const std::map<uint32_t, gate::Phase>& phases = {},
+                                   std::optional<double> decode_target_us = {});
+    // False: there is no such lane. Throws PlaneTimeout.
     bool set_lane(uint32_t lane, gate::Phase phase, double target_us);
     const std::string& soc() const { return soc_; }
 
 private:
+    // The result of a call to the dispatching thread. Throws PlaneTimeout, or std::runtime_error.
+    template <class F, class... A>
+    auto run(const char* what, F f, A... args);
+    std::chrono::milliseconds call_time() const { return std::chrono::milliseconds(limits_.call_ms); }
+    std::shared_ptr<const Snapshot> fresh(const char* what);
+    void add_others(std::map<std::string, uint64_t>* counters);
+
     std::string vendor_dir_;
     int32_t device_;
     std::string socket_path_;

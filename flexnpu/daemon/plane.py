@@ -23,17 +23,22 @@ class Plane(Protocol):
     def stop(self) -> None:
         """Close all sessions and the device; at most a few seconds."""
 
-    def sessions(self) -> list[dict[str, Any]]: ...
+    def snapshot(self, within_s: float = 0.25) -> dict[str, Any]:
+        """`sessions`, `lanes` and `counters`, all of one time, and `age_s`, how old they are, s.
 
-    def lanes(self) -> list[dict[str, Any]]: ...
+        It is 0 if they are of now. Else the dispatching thread did not answer within `within_s`; while it is
+        late, nobody waits for it again.
+        """
 
-    def counters(self) -> dict[str, int]: ...
+    def set_gate(
+        self, settings: dict[str, Any], phases: dict[int, str], decode_target_us: float | None
+    ) -> list[int]:
+        """Set the gate, the phases of lanes and the step target of all decode lanes (us), at once.
 
-    def set_gate(self, settings: dict[str, Any]) -> None:
-        """Fields of gate::Settings (gate.hpp); `lease_until_ns` on CLOCK_MONOTONIC."""
-
-    def set_lane(self, lane: int, phase: str, target_us: float) -> bool:
-        """False when there is no such lane."""
+        `settings` are fields of gate::Settings (gate.hpp); `lease_until_ns` on CLOCK_MONOTONIC. Returns the
+        lanes named that do not exist: if there are any, nothing is changed. Raises `PlaneTimeout`, a
+        TimeoutError, and then nothing is changed, also not later.
+        """
 
 
 def make(config: Config, data_socket: str) -> Plane:

@@ -116,32 +116,27 @@ class Service:
         else:
             self.lease = Lease(peer, request, until_ns)
         try:
-            counters = self.plane.counters()
+            counters = self.plane.snapshot()["counters"]
         except TimeoutError:  # it was set; only what the gate has learned is not known
             counters = {}
         return self.gate_status(counters)
 
     def _apply(self, request: SetGate) -> ErrorReply | None:
         """Give the data plane phases, targets and settings; an error when a lane is unknown."""
-        known = {lane["lane"]: lane["phase"] for lane in self.plane.lanes()}
-        unknown = sorted(set(request.lanes) - set(known))
-        if unknown:
-            text = f"lane {unknown[0]}: no such lane; the lanes are in the daemon's status"
-            return ErrorReply(code="unknown-lane", message=text)
-        target_us = request.decode_target_us or 0.0
-        for lane, phase in known.items():
-            phase = request.lanes.get(lane, phase)
-            if lane in request.lanes or phase == "decode":
-                self.plane.set_lane(lane, phase, target_us if phase == "decode" else 0.0)
-        self.plane.set_gate(
+        unknown = self.plane.set_gate(
             {
                 "enabled": request.policy != "transparent",
                 "window_us": request.window_us,
                 "overlap_slowdown": request.overlap_slowdown or 0.0,
                 "lease_until_ns": self.clock() + int(request.lease_s * 1e9),
-            }
+            },
+            dict(request.lanes),
+            request.decode_target_us or 0.0,
         )
-        return None
+        if not unknown:
+            return None
+        text = f"lane {min(unknown)}: no such lane; the lanes are in the daemon's status"
+        return ErrorReply(code="unknown-lane", message=text)
 
     def gate_status(self, counters: dict[str, int]) -> GateStatus:
         now_ns, gate = self.clock(), self.gate
@@ -169,16 +164,18 @@ class Service:
         )
 
     def status(self) -> DaemonStatus:
-        """Raises TimeoutError when the data plane did not answer."""
-        counters = self.plane.counters()
+        """Answered whatever the data plane does: its latest snapshot, and how old that is."""
+        snapshot = self.plane.snapshot()
+        counters = snapshot["counters"]
         # Not a count but a reading, and absent where the device does not give one.
         busy_us = counters.pop("device_busy_us", None)
         known = self.known().model_dump(exclude={"gate"})
         return DaemonStatus(
             **known,
             gate=self.gate_status(counters),
-            sessions=[SessionStatus.model_validate(session) for session in self.plane.sessions()],
-            lanes=[LaneStatus.model_validate(lane) for lane in self.plane.lanes()],
+            sessions=[SessionStatus.model_validate(session) for session in snapshot["sessions"]],
+            lanes=[LaneStatus.model_validate(lane) for lane in snapshot["lanes"]],
+            age_s=snapshot["age_s"],
             device_busy_us=busy_us,
             counters={**counters, **self.server_counters, **self.counters},
         )

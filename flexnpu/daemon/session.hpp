@@ -365,8 +365,7 @@ struct Session : std::enable_shared_from_this<Session> {
     std::atomic<uint64_t> refused{0};
     bool broken = false;
     bool removed = false;
-    std::atomic<uint64_t> host_bytes{0};
-    uint32_t next_region = 1;  // the acceptor's
+    std::shared_ptr<void> live;  // counted among the live sessions until this ends
     ~Session();
 
     // Before any object is made: every table's handles are tagged.

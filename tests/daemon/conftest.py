@@ -44,6 +44,7 @@ class PlaneDouble:
         self.started = self.stopped = 0
         self.late = False
         """Whether no call is answered in time."""
+        self.age_s = 0.0
 
     def prepare(self) -> None:
         """Nothing to do."""
@@ -83,15 +84,28 @@ class PlaneDouble:
         self._answer()
         return {"records": 5, "device_busy_us": 77}
 
-    def set_gate(self, settings: dict[str, Any]) -> None:
-        self._answer()
-        self.gates.append(settings)
+    def snapshot(self, within_s: float = 0.25) -> dict[str, Any]:
+        return {
+            "sessions": self.sessions(),
+            "lanes": self.lanes(),
+            "counters": self.counters(),
+            "age_s": self.age_s,
+        }
 
-    def set_lane(self, number: int, phase: str, target_us: float) -> bool:
+    def set_gate(
+        self, settings: dict[str, Any], phases: dict[int, str], decode_target_us: float | None
+    ) -> list[int]:
         self._answer()
-        self.lane_dicts[number]["phase"] = phase
-        self.targets[number] = target_us
-        return True
+        if unknown := sorted(set(phases) - set(self.lane_dicts)):
+            return unknown
+        for number, phase in phases.items():
+            self.lane_dicts[number]["phase"] = phase
+            self.targets[number] = 0.0
+        for number, one in self.lane_dicts.items():
+            if one["phase"] == "decode" and decode_target_us is not None:
+                self.targets[number] = decode_target_us
+        self.gates.append(settings)
+        return []
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ struct Mock {
 #define X(name) decltype(&::name) name = symbol<decltype(::name)>(handle, #name);
     X(mock_calls)
     X(mock_held) X(mock_hold) X(mock_fail_launch) X(mock_log) X(mock_nodes) X(mock_stick) X(mock_fail_update)
-        X(mock_refuse_pins)
+        X(mock_refuse_pins) X(mock_close_memory) X(mock_memory_waits)
 #undef X
             std::vector<MockCall> since(uint64_t from) const {
         std::vector<MockCall> out(mock_calls(from, nullptr, 0) - from);
@@ -51,8 +51,8 @@ inline Mock& mock() {
 struct Running {
     std::string directory;
     daemon::Plane plane;
-    Running()
-        : directory(make_directory()), plane(FLEXNPU_MOCK_VENDOR, 0, directory + "/npu0.sock", {}, limits()) {
+    explicit Running(const daemon::Limits& limits = Running::limits())
+        : directory(make_directory()), plane(FLEXNPU_MOCK_VENDOR, 0, directory + "/npu0.sock", {}, limits) {
         setenv("FLEXNPU_SOCKET", path().c_str(), 1);
         plane.start();
     }

@@ -65,6 +65,27 @@ def test_status(client: ControlClient, served: ControlServer) -> None:
     assert client.status().counters["control_requests"] == 2
 
 
+def test_a_status_says_how_old_it_is(client: ControlClient, plane: Any) -> None:
+    assert client.status().age_s == 0
+    plane.age_s = 12.5
+    status = client.status()
+    assert status.age_s == 12.5
+    assert [lane.lane for lane in status.lanes] == [1, 2]
+
+
+def test_a_gate_that_cannot_be_set_is_an_error_and_no_policy(
+    client: ControlClient, plane: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*args: object) -> list[int]:
+        raise TimeoutError("the dispatching thread is busy")
+
+    monkeypatch.setattr(plane, "set_gate", late)
+    with pytest.raises(RefusedError, match="busy"):
+        client.set_gate(SetGate(policy="protect-decode", lease_s=30))
+    gate = client.status().gate
+    assert (gate.policy, gate.lease_left_s) == ("transparent", 0.0)
+
+
 def test_set_gate(client: ControlClient, plane: Any) -> None:
     reply = client.set_gate(
         SetGate(policy="protect-decode", lease_s=30, decode_target_us=5000, lanes={1: "prefill", 2: "decode"})

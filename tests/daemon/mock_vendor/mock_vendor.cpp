@@ -53,6 +53,8 @@ std::mutex mutex;
 std::condition_variable changed;
 std::vector<MockCall> calls;
 bool held = false;
+bool memory_closed = false;
+int memory_waits = 0;
 bool logging = true;
 std::atomic<int64_t> failing{-1};
 std::atomic<int> failing_update{0};
@@ -124,6 +126,17 @@ FLEXNPU_EXPORT void mock_hold(int on) {
         held = on;
     }
     changed.notify_all();
+}
+FLEXNPU_EXPORT void mock_close_memory(int on) {
+    {
+        std::lock_guard lock(mutex);
+        memory_closed = on;
+    }
+    changed.notify_all();
+}
+FLEXNPU_EXPORT int mock_memory_waits(void) {
+    std::lock_guard lock(mutex);
+    return memory_waits;
 }
 FLEXNPU_EXPORT void mock_log(int on) {
     std::lock_guard lock(mutex);
@@ -200,6 +213,12 @@ aclError aclrtHostUnregister(void* p) {
     return 0;
 }
 aclError aclrtGetMemInfo(aclrtMemAttr, size_t* free, size_t* total) {
+    {
+        std::unique_lock lock(mutex);
+        memory_waits++;
+        changed.wait(lock, [] { return !memory_closed; });
+        memory_waits--;
+    }
     return *free = 1 << 20, *total = 1 << 21, 0;
 }
 aclError aclrtMemcpy(void* to, size_t, const void* from, size_t bytes, aclrtMemcpyKind) {

@@ -30,6 +30,11 @@ struct MockHeld {
 MockHeld mock_held(void);
 // While held, streams do not become complete: queries say not ready, synchronises wait.
 void mock_hold(int on);
+// While closed, a question for the device's memory (aclrtGetMemInfo), which the dispatching thread asks, waits.
+// Returns after it has been opened or closed.
+void mock_close_memory(int on);
+// How many such questions wait now.
+int mock_memory_waits(void);
 // The next launch of this operator fails in its second call (-1: none).
 void mock_fail_launch(int64_t op);
 // Whether the next updates of task groups are refused at their begin.
