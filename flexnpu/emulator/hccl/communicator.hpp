@@ -10,14 +10,10 @@
 #include <string>
 
 #include "flexnpu/emulator/hccl/page.hpp"
+#include "flexnpu/emulator/hccl/refusal.hpp"
 #include "flexnpu/emulator/kernel.hpp"
 
 namespace flexnpu::emulator::hccl {
-
-// Limits in seconds, from the environment: how long ranks are waited for when a communicator is made, and in
-// a collective (0: for ever).
-uint64_t connect_timeout_s();
-uint64_t execute_timeout_s();
 
 // The order in which one rank's operations on something shared take place: that of their calls.
 //
@@ -36,12 +32,6 @@ public:
     ~Communicator();
     Communicator(const Communicator&) = delete;
     Communicator& operator=(const Communicator&) = delete;
-
-    // Why a communicator cannot be made.
-    struct Refusal {
-        int32_t result;  // an HcclResult
-        std::string text;
-    };
 
     const uint32_t ranks;
     const uint32_t rank;

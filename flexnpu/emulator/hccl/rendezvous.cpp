@@ -16,8 +16,8 @@
 #include <thread>
 
 #include "flexnpu/api/hccl_types.hpp"
-#include "flexnpu/emulator/hccl/communicator.hpp"
 #include "flexnpu/emulator/hccl/page.hpp"
+#include "flexnpu/emulator/hccl/refusal.hpp"
 #include "flexnpu/emulator/runtime/clock.hpp"
 
 namespace flexnpu::emulator::hccl {
@@ -31,7 +31,7 @@ namespace {
 constexpr size_t kNameBytes = 12;
 
 [[noreturn]] void refuse_errno(int32_t result, const std::string& what) {
-    throw Communicator::Refusal{result, what + ": " + std::strerror(errno)};
+    throw Refusal{result, what + ": " + std::strerror(errno)};
 }
 
 class Socket {
@@ -168,7 +168,7 @@ Token open_rendezvous(uint32_t ranks) {
     try {
         memory = std::make_shared<Mapping>(Mapping::create());
     } catch (const std::exception& error) {
-        throw Communicator::Refusal{types::E_MEMORY, error.what()};
+        throw Refusal{types::E_MEMORY, error.what()};
     }
     const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     sockaddr_un address;
@@ -201,8 +201,7 @@ int join_rendezvous(const Token& token) {
                      "older than HCCL_CONNECT_TIMEOUT");
     }
     if (!same_user(peer.get())) {
-        throw Communicator::Refusal{types::E_TCP_CONNECT,
-                                    "the rank that made this root info is of another user"};
+        throw Refusal{types::E_TCP_CONNECT, "the rank that made this root info is of another user"};
     }
     set_timeout(peer.get(), SO_RCVTIMEO, time_t(connect_timeout_s()));
     int fd = -1;
@@ -210,8 +209,7 @@ int join_rendezvous(const Token& token) {
         fd = receive_descriptor(peer.get());
     }
     if (fd < 0) {
-        throw Communicator::Refusal{types::E_TCP_CONNECT,
-                                    "the rank that made this root info does not let this one in"};
+        throw Refusal{types::E_TCP_CONNECT, "the rank that made this root info does not let this one in"};
     }
     return fd;
 }

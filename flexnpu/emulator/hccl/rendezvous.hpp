@@ -14,10 +14,10 @@ struct Token {
 
 // Makes the memory of a communicator and serves it, from a thread of this process, to whoever comes with the
 // token: until `ranks` have come (0: not known yet), or the connect timeout is over. Throws
-// Communicator::Refusal.
+// Refusal.
 Token open_rendezvous(uint32_t ranks);
 
-// A descriptor of the memory. Throws Communicator::Refusal.
+// A descriptor of the memory. Throws Refusal.
 int join_rendezvous(const Token& token);
 
 }  // namespace flexnpu::emulator::hccl

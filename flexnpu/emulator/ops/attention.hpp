@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "registry.hpp"
 
@@ -47,5 +48,21 @@ void require_covers(Call& call, const Tensor& t, int64_t batch, int64_t heads, i
 // Cost of the products Q K^T and P V: 2 * rows * keys * width each, a head.
 void attention_cost(Call& call, int32_t dtype, double pairs, int64_t heads, int64_t width_qk,
                     int64_t width_v);
+
+// One sequence of one batch: [heads, rows, width] views.
+struct Sequence {
+    Tensor q, k, v, out;
+    int64_t batch = 0;
+    bool has_max = false, has_sum = false, has_lse = false;
+    Tensor maximum, sum;  // [heads, rows, 8]
+    Tensor lse;           // [heads, rows]
+};
+
+// softmax(scale * Q K^T + bias, masked) V of one sequence. An ACL error.
+int attend(const Options& o, const Sequence& s);
+
+// [first, last], to be put together with +.
+std::vector<uint32_t> range(uint32_t first, uint32_t last);
+std::vector<uint32_t> operator+(std::vector<uint32_t> a, const std::vector<uint32_t>& b);
 
 }  // namespace flexnpu::ops::attention

@@ -1,0 +1,125 @@
+// Selections by truth: nonzero, masked select, masked scatter.
+#include <cstring>
+
+#include "flexnpu/api/host_objects.hpp"
+#include "index.hpp"
+
+namespace flexnpu::ops {
+namespace {
+
+// Operators whose output's shape depends on the data: the caller synchronises and reads it with
+// aclGetViewShape.
+using Late = std::shared_ptr<api::LateDims>;
+
+void set_view(const Late& late, std::initializer_list<int64_t> dims) {
+    late->dims.assign(dims.begin(), dims.size());
+    late->known = true;
+}
+
+// Row-major visit of every element's truth: f(linear index, multi-index).
+template <class F>
+void for_each_true(const Tensor& t, F&& f) {
+    std::vector<uint8_t> truth(static_cast<size_t>(t.numel()));
+    copy_tensor(dense_like(t, truth.data(), acl::BOOL), t);
+    int64_t at[kMaxRank] = {};
+    for (size_t i = 0; i < truth.size(); i++) {
+        if (truth[i]) {
+            f(static_cast<const int64_t*>(at));
+        }
+        for (int d = t.rank - 1; d >= 0 && ++at[d] == t.dims[d]; d--) {
+            at[d] = 0;
+        }
+    }
+}
+
+Job nonzero(Call& call, bool by_dimension) {  // self, out [n, rank], or [rank, n]
+    const Tensor self = call.tensor(0), out = call.tensor(1);
+    const Late late = call.late(1);
+    call.require_numeric(self);
+    call.require(out.dtype == acl::INT64 && out.contiguous() && out.numel() >= self.numel() * self.rank,
+                 "the output must be int64, contiguous and large enough for every element");
+    return [=] {
+        std::vector<int64_t> found;
+        for_each_true(self, [&](const int64_t* at) { found.insert(found.end(), at, at + self.rank); });
+        const int64_t n = self.rank ? static_cast<int64_t>(found.size()) / self.rank : 0;
+        auto* to = reinterpret_cast<int64_t*>(out.data);
+        for (int64_t i = 0; i < n; i++) {
+            for (int d = 0; d < self.rank; d++) {
+                to[by_dimension ? d * n + i : i * self.rank + d] =
+                    found[static_cast<size_t>(i * self.rank + d)];
+            }
+        }
+        by_dimension ? set_view(late, {self.rank, n}) : set_view(late, {n, self.rank});
+        return 0;
+    };
+}
+
+Job masked_select(Call& call) {  // self, mask, out
+    Tensor self = call.tensor(0), mask = call.tensor(1);
+    const Tensor out = call.tensor(2);
+    const Late late = call.late(2);
+    Tensor shape = self;
+    while (shape.rank < mask.rank) {
+        shape = shape.unsqueezed(0);
+    }
+    for (int i = mask.rank - 1, j = shape.rank - 1; i >= 0; i--, j--) {
+        shape.dims[j] = shape.dims[j] == 1 ? mask.dims[i] : shape.dims[j];
+    }
+    call.require_broadcast(shape, {&self, &mask});
+    self = self.expanded(shape);
+    mask = mask.expanded(shape);
+    call.require_numeric(mask);
+    call.require(out.rank == 1 && out.dtype == self.dtype && out.numel() >= self.numel(),
+                 "the output does not fit");
+    return [=] {
+        const int64_t element = self.element();
+        int64_t n = 0;
+        for_each_true(mask, [&](const int64_t* at) {
+            int64_t offset = 0;
+            for (int d = 0; d < self.rank; d++) {
+                offset += at[d] * self.strides[d];
+            }
+            std::memcpy(out.data + n++ * out.strides[0] * element, self.data + offset * element,
+                        size_t(element));
+        });
+        set_view(late, {n});
+        return 0;
+    };
+}
+
+Job masked_scatter(Call& call) {  // self, mask, source
+    const Tensor self = call.tensor(0), source = call.tensor(2);
+    Tensor mask = call.tensor(1);
+    call.require_broadcast(self, {&mask});
+    mask = mask.expanded(self);
+    call.require_numeric(mask);
+    call.require(self.dtype == source.dtype, "self and source types differ");
+    const char* name = call.name();
+    return [=] {
+        const int64_t element = self.element();
+        const auto values = buffer<char>(source.numel() * element);
+        copy_tensor(dense_like(source, values.get(), source.dtype), source);
+        int64_t n = 0;
+        int error = 0;
+        for_each_true(mask, [&](const int64_t* at) {
+            if (n >= source.numel()) {
+                error = error ? error : out_of_range(name, n, source.numel());
+                return;
+            }
+            int64_t offset = 0;
+            for (int d = 0; d < self.rank; d++) {
+                offset += at[d] * self.strides[d];
+            }
+            std::memcpy(self.data + offset * element, values.get() + n++ * element, size_t(element));
+        });
+        return error;
+    };
+}
+
+OPERATOR("aclnnNonzero", [](Call& call) { return nonzero(call, false); });
+OPERATOR("aclnnNonzeroV2", [](Call& call) { return nonzero(call, true); });
+OPERATOR("aclnnMaskedSelect", masked_select);
+OPERATOR("aclnnInplaceMaskedScatter", masked_scatter);
+
+}  // namespace
+}  // namespace flexnpu::ops
