@@ -7,25 +7,19 @@
 #include <mutex>
 
 #include "acl.gen.h"
+#include "flexnpu/emulator/runtime/lookup.hpp"
 #include "flexnpu/emulator/runtime/runtime.hpp"
 
 namespace emu = flexnpu::emulator;
 namespace acl = flexnpu::acl;
+using emu::check_device;
 using emu::fail;
+using emu::null_argument;
 using emu::Runtime;
 
 namespace {
 
-// Values that the program sets and reads back and that change nothing on the emulated device.
-std::atomic<int32_t> g_saturation{1};  // INF_NAN mode
-std::atomic<uint32_t> g_execute_timeout_s{0};
-std::atomic<uint64_t> g_execute_timeout_us{0};
-std::atomic<int64_t> g_system_options[64];
 std::atomic<bool> g_peers[64][64];  // aclrtDeviceEnablePeerAccess: of the device, to the peer
-
-int32_t null_argument(const char* function) {
-    return fail(acl::INVALID_PARAM, "%s: an output is null", function);
-}
 
 int32_t current_device(const char* function, int32_t* index) {
     auto context = Runtime::get().current_context();
@@ -34,15 +28,6 @@ int32_t current_device(const char* function, int32_t* index) {
                     function);
     }
     *index = context->device->index;
-    return acl::SUCCESS;
-}
-
-int32_t check_device(const char* function, int64_t index) {
-    int32_t devices = Runtime::get().settings().devices;
-    if (index < 0 || index >= devices) {
-        return fail(acl::RT_INVALID_DEVICE, "%s: there is no device %lld: this machine has %d", function,
-                    static_cast<long long>(index), devices);
-    }
     return acl::SUCCESS;
 }
 
@@ -67,14 +52,6 @@ int32_t same_number(const char* function, int32_t from, int32_t* to) {
         return error;
     }
     *to = from;
-    return acl::SUCCESS;
-}
-
-int32_t system_option(int32_t option, std::atomic<int64_t>** slot) {
-    if (option < 0 || size_t(option) >= std::size(g_system_options)) {
-        return fail(acl::RT_PARAM_INVALID, "%d is not a system option", option);
-    }
-    *slot = &g_system_options[option];
     return acl::SUCCESS;
 }
 
@@ -398,100 +375,6 @@ aclError aclrtGetPhyDevIdByUserDevId(const int32_t from, int32_t* const to) {
 }
 aclError aclrtGetUserDevIdByPhyDevId(const int32_t from, int32_t* const to) {
     return same_number("aclrtGetUserDevIdByPhyDevId", from, to);
-}
-
-// Settings without effect on the model: kept, so that a program reads back what it set.
-
-aclError aclrtSetDeviceSatMode(aclrtFloatOverflowMode mode) {
-    g_saturation = mode;
-    return acl::SUCCESS;
-}
-aclError aclrtGetDeviceSatMode(aclrtFloatOverflowMode* mode) {
-    if (mode == nullptr) {
-        return null_argument("aclrtGetDeviceSatMode");
-    }
-    *mode = g_saturation;
-    return acl::SUCCESS;
-}
-
-aclError aclrtSetSysParamOpt(aclSysParamOpt option, int64_t value) {
-    std::atomic<int64_t>* slot = nullptr;
-    if (int32_t error = system_option(option, &slot)) {
-        return error;
-    }
-    *slot = value;
-    return acl::SUCCESS;
-}
-aclError aclrtGetSysParamOpt(aclSysParamOpt option, int64_t* value) {
-    std::atomic<int64_t>* slot = nullptr;
-    if (value == nullptr) {
-        return null_argument("aclrtGetSysParamOpt");
-    }
-    if (int32_t error = system_option(option, &slot)) {
-        return error;
-    }
-    *value = *slot;
-    return acl::SUCCESS;
-}
-aclError aclrtCtxSetSysParamOpt(aclSysParamOpt option, int64_t value) {
-    return aclrtSetSysParamOpt(option, value);
-}
-aclError aclrtCtxGetSysParamOpt(aclSysParamOpt option, int64_t* value) {
-    return aclrtGetSysParamOpt(option, value);
-}
-
-aclError aclrtSetOpExecuteTimeOut(uint32_t seconds) {
-    g_execute_timeout_s = seconds;
-    g_execute_timeout_us = uint64_t(seconds) * 1'000'000;
-    return acl::SUCCESS;
-}
-aclError aclrtSetOpExecuteTimeOutWithMs(uint32_t ms) {
-    g_execute_timeout_s = ms / 1000;
-    g_execute_timeout_us = uint64_t(ms) * 1000;
-    return acl::SUCCESS;
-}
-aclError aclrtSetOpExecuteTimeOutV2(uint64_t us, uint64_t* actual_us) {
-    g_execute_timeout_s = uint32_t(std::min<uint64_t>(us / 1'000'000, UINT32_MAX));
-    g_execute_timeout_us = us;
-    if (actual_us != nullptr) {
-        *actual_us = us;
-    }
-    return acl::SUCCESS;
-}
-aclError aclrtGetOpExecuteTimeout(uint32_t* const ms) {
-    if (ms == nullptr) {
-        return null_argument("aclrtGetOpExecuteTimeout");
-    }
-    *ms = uint32_t(std::min<uint64_t>(g_execute_timeout_us / 1000, UINT32_MAX));
-    return acl::SUCCESS;
-}
-aclError aclrtGetOpTimeOutInterval(uint64_t* us) {
-    if (us == nullptr) {
-        return null_argument("aclrtGetOpTimeOutInterval");
-    }
-    *us = 1000;
-    return acl::SUCCESS;
-}
-
-// Core limits: the model always uses all cores.
-
-aclError aclrtGetDeviceResLimit(int32_t device, aclrtDevResLimitType type, uint32_t* value) {
-    if (value == nullptr) {
-        return null_argument("aclrtGetDeviceResLimit");
-    }
-    if (int32_t error = check_device("aclrtGetDeviceResLimit", device)) {
-        return error;
-    }
-    const emu::Profile& profile = Runtime::get().settings().profile;
-    *value = uint32_t(type == 0 ? profile.cube_cores : profile.vector_cores);
-    return acl::SUCCESS;
-}
-aclError aclrtSetDeviceResLimit(int32_t device, aclrtDevResLimitType, uint32_t) {
-    return check_device("aclrtSetDeviceResLimit", device);
-}
-aclError aclrtResetDeviceResLimit(int32_t device) { return check_device("aclrtResetDeviceResLimit", device); }
-aclError aclrtGetResInCurrentThread(aclrtDevResLimitType type, uint32_t* value) {
-    return aclrtGetDeviceResLimit(0, type, value);
 }
 
 // Versions of the emulated package.

@@ -19,6 +19,10 @@ inline int32_t check_context(const char* function) {
     return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device: call aclrtSetDevice first", function);
 }
 
+// Errors that many functions have: an output is null; there is no such device.
+int32_t null_argument(const char* function);
+int32_t check_device(const char* function, int64_t index);
+
 // The stream behind `handle`, of the calling thread's context for a null one. An ACL error, recorded under
 // `function`, if there is none, or if the thread's device is another. (CANN wants the very context; a program
 // that keeps to one a device sees no difference.)
