@@ -1,7 +1,11 @@
 // What the tests of the emulated runtime share.
 #pragma once
 
+#include <doctest/doctest.h>
+
+#include <chrono>
 #include <functional>
+#include <future>
 #include <string>
 
 #include "acl.gen.h"
@@ -46,5 +50,22 @@ struct EventOwner {
     EventOwner& operator=(const EventOwner&) = delete;
     operator aclrtEvent() const { return handle; }
 };
+
+// A kernel's body that waits for the test to let it go, but not for ever.
+struct Gate {
+    std::promise<void> open;
+    std::shared_future<void> opened = open.get_future().share();
+    std::function<int()> body() {
+        return [opened = opened] {
+            return opened.wait_for(std::chrono::seconds(20)) == std::future_status::ready ? 0 : 507000;
+        };
+    }
+};
+
+inline void* device_memory(size_t size) {
+    void* p = nullptr;
+    REQUIRE(aclrtMalloc(&p, size, 0) == 0);
+    return p;
+}
 
 }  // namespace flexnpu::emulator::test
