@@ -17,7 +17,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from flexnpu.api import generate
+from flexnpu.api import tables
 from flexnpu.cli.coverage_read import CoverageError, Wants, exports, read, union, wants
 from flexnpu.client.environment import CLIENT_HOME
 
@@ -54,16 +54,16 @@ class Surface:
         self.exports = exports(folder)
         if "aclInit" not in self.exports:
             raise CoverageError(f"no client libraries in {folder}: build them with: make build")
-        rows = generate.read_rows(generate.HERE / "functions.tsv")
+        rows = tables.read_rows(tables.HERE / "functions.tsv")
         self.classes = {row["function"]: row["class"] for row in rows}
         self.needed_by = {row["function"]: set(row["needed_by"].split(",")) for row in rows}
-        for row in generate.read_rows(generate.HERE / "aclnn.tsv"):
-            for name in generate.op_symbols(row["op"]):
+        for row in tables.read_rows(tables.HERE / "aclnn.tsv"):
+            for name in tables.op_symbols(row["op"]):
                 self.classes[name] = "operator"
                 self.needed_by[name] = set(row["needed_by"].split(","))
-        self.refusals = generate.read_refusals()
+        self.refusals = tables.read_refusals()
 
-        consts = (generate.HERE / "acl_consts.h").read_text()
+        consts = (tables.HERE / "acl_consts.h").read_text()
         found = re.search(r"\bAPI_NOT_SUPPORTED = (\d+)", consts)
         assert found, "acl_consts.h names the error of a refused function"
         self.refusal = int(found[1])
@@ -83,11 +83,11 @@ class Surface:
         if cls in ("refuse", "hand", "local") and weak:
             return Served(symbol, REFUSED, cls, self._why(symbol), self.refusal)
         by = "hand" if cls == "refuse" else cls
-        option = generate.served_unless_refused(symbol) if by == "hand" else None
+        option = tables.served_unless_refused(symbol) if by == "hand" else None
         return Served(symbol, INTERPOSED, by, f"{_HOW[by]}, by {option} only" if option else _HOW[by])
 
     def _why(self, symbol: str) -> str:
-        return generate.why_refused(symbol, self.refusals) or "not served yet"
+        return tables.why_refused(symbol, self.refusals) or "not served yet"
 
 
 @cache

@@ -7,29 +7,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from flexnpu.api import generate, tables
+
 ROOT = Path(__file__).resolve().parents[2]
-GENERATOR = ROOT / "flexnpu" / "api" / "generate.py"
+TABLES = ROOT / "flexnpu" / "api"
 
 
-@pytest.fixture
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("flexnpu_generate", GENERATOR)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_names_are_unique_and_operators_sorted(generator: ModuleType) -> None:
-    functions = [f.name for f in generator.read_functions()]
-    ops = [name for name, _ in generator.read_ops()]
+def test_names_are_unique_and_operators_sorted() -> None:
+    functions = [f.name for f in tables.read_functions()]
+    ops = [name for name, _ in tables.read_ops()]
     assert len(set(functions)) == len(functions)
     assert ops == sorted(ops), "find_op searches by bisection"
     assert not set(functions) & set(ops)
@@ -37,7 +27,7 @@ def test_names_are_unique_and_operators_sorted(generator: ModuleType) -> None:
 
 def test_output_is_stable(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        subprocess.run([sys.executable, GENERATOR, tmp_path / name], check=True)
+        subprocess.run([sys.executable, "-m", "flexnpu.api.generate", tmp_path / name], check=True, cwd=ROOT)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
@@ -54,7 +44,6 @@ def test_output_is_stable(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_row_is_named(
-    generator: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     table: str,
@@ -62,11 +51,11 @@ def test_a_bad_row_is_named(
     complaint: str,
 ) -> None:
     for name in ("functions.tsv", "aclnn.tsv", "types.tsv", "refusals.tsv", "ge.tsv"):
-        text = (GENERATOR.parent / name).read_text().rstrip("\n") + "\n"
+        text = (TABLES / name).read_text().rstrip("\n") + "\n"
         (tmp_path / name).write_text(text + (row + "\n" if name == table else ""))
-    monkeypatch.setattr(generator, "HERE", tmp_path)
-    with pytest.raises(generator.TableError, match=re.escape(complaint)):
-        generator.generate(tmp_path / "out")
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    with pytest.raises(tables.TableError, match=re.escape(complaint)):
+        generate.generate(tmp_path / "out")
 
 
 def undefined_symbols(library: Path) -> set[str]:
@@ -76,7 +65,7 @@ def undefined_symbols(library: Path) -> set[str]:
 
 
 @pytest.mark.torch_npu
-def test_every_symbol_that_torch_npu_links_is_in_the_table(generator: ModuleType) -> None:
+def test_every_symbol_that_torch_npu_links_is_in_the_table() -> None:
     spec = importlib.util.find_spec("torch_npu")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("torch_npu is not installed: pip install 'flexnpu[clients]'")
@@ -84,6 +73,6 @@ def test_every_symbol_that_torch_npu_links_is_in_the_table(generator: ModuleType
     ours = re.compile(r"^(acl[a-z]*[A-Z]|Hccl|Msprof|rt[A-Z])")
     needed = {s for s in undefined_symbols(library) if ours.match(s)}
     assert len(needed) > 80, "the filter no longer sees what torch_npu links"
-    known = {f.name for f in generator.read_functions()}
-    known |= {s for name, _ in generator.read_ops() for s in generator.op_symbols(name)}
+    known = {f.name for f in tables.read_functions()}
+    known |= {s for name, _ in tables.read_ops() for s in tables.op_symbols(name)}
     assert needed <= known, f"add rows for {sorted(needed - known)}"

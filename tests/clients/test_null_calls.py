@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from flexnpu import emulator
-from flexnpu.api import generate
+from flexnpu.api import tables
 from flexnpu.cli.coverage import REFUSED, Surface
 
 PROGRAM = Path(__file__).parent / "programs" / "null_calls.py"
@@ -28,13 +28,13 @@ NOT_CALLED = {"aclFinalize", "aclFinalizeReference", "aclrtGetLastError", "aclrt
 def kinds() -> dict[str, str]:
     """Every function of the table and what it returns."""
     result = {}
-    for f in generate.read_functions():
+    for f in tables.read_functions():
         kind = "code" if f.returns in ("aclError", "aclnnStatus", "int32_t") else "number"
         kind = "void" if f.returns == "void" else "pointer" if "*" in f.returns else kind
         if f.name not in NOT_CALLED:
             result[f.name] = kind
-    for op, _ in generate.read_ops():
-        result |= dict.fromkeys(generate.op_symbols(op), "code")
+    for op, _ in tables.read_ops():
+        result |= dict.fromkeys(tables.op_symbols(op), "code")
     return result
 
 
