@@ -1,7 +1,7 @@
 """From the probes' events to measurements.
 
 `Aggregator.take` is given every event and `advance` the time; both feed the sinks. What each metric means
-is said in `names`.
+is said in `metrics`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Final
 
-from collectors import names
+from collectors import metrics
 from collectors.interference import Interference
-from collectors.names import Metric
+from collectors.metrics.metric import Metric
 from collectors.sinks import Labels, Sample, Sink
 from probes.feed.events import (
     DELIVERED,
@@ -43,7 +43,7 @@ def operation(path: str) -> str:
 
 
 def ttft_parts(request: RequestTiming) -> list[tuple[str, float]]:
-    """(part of `names.TTFT_PART`, us), in the order of a request's way; those that are known."""
+    """(part of `metrics.requests.TTFT_PART`, us), in the order of a request's way; those that are known."""
     parts = (
         ("queue", request.queue_us),
         ("compute", request.prefill_us),
@@ -56,15 +56,15 @@ def ttft_parts(request: RequestTiming) -> list[tuple[str, float]]:
 def _engine_samples(engine: EngineMetrics) -> list[Sample]:
     labels = (engine.url, engine.engine)
     values = (
-        (names.ENGINE_RUNNING, engine.running),
-        (names.ENGINE_WAITING, engine.waiting),
-        (names.ENGINE_KV, engine.kv_usage),
-        (names.ENGINE_PROMPT_TOKENS, engine.prompt_tokens),
-        (names.ENGINE_TOKENS, engine.generation_tokens),
-        (names.ENGINE_PREEMPTIONS, engine.preemptions),
+        (metrics.engine.RUNNING, engine.running),
+        (metrics.engine.WAITING, engine.waiting),
+        (metrics.engine.KV_USAGE, engine.kv_usage),
+        (metrics.engine.PROMPT_TOKENS, engine.prompt_tokens),
+        (metrics.engine.GENERATION_TOKENS, engine.generation_tokens),
+        (metrics.engine.PREEMPTIONS, engine.preemptions),
     )
     known = [Sample(metric, labels, value) for metric, value in values if value is not None]
-    return [Sample(names.ENGINE_UP, (engine.url,), 1.0 if engine.error is None else 0.0), *known]
+    return [Sample(metrics.engine.UP, (engine.url,), 1.0 if engine.error is None else 0.0), *known]
 
 
 class Aggregator:
@@ -86,8 +86,8 @@ class Aggregator:
         self._sinks = sinks
         self._slo_ns = round(ttft_slo_s * 1e9)
         self._constants = (
-            Sample(names.SLO_THRESHOLD, (), ttft_slo_s),
-            Sample(names.SLO_OBJECTIVE, (), ttft_objective),
+            Sample(metrics.collector.SLO_THRESHOLD, (), ttft_slo_s),
+            Sample(metrics.collector.SLO_OBJECTIVE, (), ttft_objective),
         )
         self._interference = Interference(self._decided, settle_ns=settle_ns, device_of=device_of)
         self._comms: dict[int, str] = {}
@@ -115,24 +115,28 @@ class Aggregator:
         """Let settle what settles at `now_ns`, CLOCK_MONOTONIC."""
         self._interference.advance(now_ns)
         if self._interference.late > self._late:
-            self._add(names.LATE_PREFILLS, (), self._interference.late - self._late)
+            self._add(metrics.steps.LATE_PREFILLS, (), self._interference.late - self._late)
             self._late = self._interference.late
+
+    def finish(self) -> None:
+        """Decide what is undecided: nothing will come any more."""
+        self._interference.flush()
 
     def disconnected(self) -> None:
         """The feed has ended: the next tracer counts from zero."""
-        self._interference.flush()
+        self.finish()
         self._losses = {}
         self._engines = {}
         self.connected = False
 
     def snapshot(self) -> list[Sample]:
         """What is read off: losses, the objective, whether the feed is there. From any thread."""
-        samples = [*self._constants, Sample(names.FEED_CONNECTED, (), float(self.connected))]
+        samples = [*self._constants, Sample(metrics.collector.FEED_CONNECTED, (), float(self.connected))]
         for (source, kind), count in self._losses.items():
             if kind in DELIVERED:
-                metric = names.TRACER_RECORDS
+                metric = metrics.tracer.RECORDS
             elif is_loss(kind):
-                metric = names.LOST_BYTES if kind.endswith("_bytes") else names.LOST_EVENTS
+                metric = metrics.tracer.LOST_BYTES if kind.endswith("_bytes") else metrics.tracer.LOST_EVENTS
             else:
                 continue
             samples.append(Sample(metric, (source, kind), float(count)))
@@ -150,17 +154,17 @@ class Aggregator:
 
     def _step(self, step: Step) -> None:
         labels = (str(step.pid), step.comm, step.phase)
-        self._add(names.STEPS, labels)
+        self._add(metrics.steps.STEPS, labels)
         if step.tokens is None:
-            self._add(names.STEPS_UNSIZED, labels)
+            self._add(metrics.steps.UNSIZED, labels)
         else:
-            self._add(names.STEP_TOKENS, labels, step.tokens)
+            self._add(metrics.steps.TOKENS, labels, step.tokens)
         if step.launches is not None:
-            self._add(names.COUNTED_STEPS, labels, 1)
-            self._add(names.LAUNCHES, (*labels, "operator"), step.launches)
+            self._add(metrics.steps.COUNTED, labels, 1)
+            self._add(metrics.steps.LAUNCHES, (*labels, "operator"), step.launches)
         if step.graph_launches:
-            self._add(names.LAUNCHES, (*labels, "graph"), step.graph_launches)
-        self._observe(names.STEP_DURATION, labels, (step.t_end_ns - step.t_start_ns) / 1e9)
+            self._add(metrics.steps.LAUNCHES, (*labels, "graph"), step.graph_launches)
+        self._observe(metrics.steps.DURATION, labels, (step.t_end_ns - step.t_start_ns) / 1e9)
         self._interference.step(step)
         for sink in self._sinks:
             sink.step(step)
@@ -172,25 +176,25 @@ class Aggregator:
         else:
             comm = self._comms.get(delay.pid, comm)  # not the thread's name: series of a process share it
         labels = (str(delay.pid), comm, "process" if delay.tid is None else "launcher")
-        self._add(names.HOST_RUNQUEUE, labels, delay.runqueue_us / 1e6)
-        self._add(names.HOST_CPU, labels, delay.cpu_us / 1e6)
+        self._add(metrics.host.RUNQUEUE, labels, delay.runqueue_us / 1e6)
+        self._add(metrics.host.CPU, labels, delay.cpu_us / 1e6)
         for kind, waited in (("blkio", delay.blkio_us), ("swapin", delay.swapin_us)):
             if waited is not None:
-                self._add(names.HOST_IO, (*labels, kind), waited / 1e6)
+                self._add(metrics.host.IO, (*labels, kind), waited / 1e6)
 
     def _decided(self, step: Step, disturbed: bool) -> None:
         labels = (str(step.pid), step.comm, "true" if disturbed else "false")
-        self._observe(names.DECODE_STEP, labels, (step.t_end_ns - step.t_start_ns) / 1e9)
+        self._observe(metrics.steps.DECODE_DURATION, labels, (step.t_end_ns - step.t_start_ns) / 1e9)
 
     def _request(self, request: RequestTiming) -> None:
         process = (str(request.pid), request.comm)
         kind = operation(request.path)
         labels = (*process, kind)
         code = "none" if request.status is None else str(request.status)
-        self._add(names.REQUESTS, (*labels, code, "true" if request.complete else "false"))
+        self._add(metrics.requests.REQUESTS, (*labels, code, "true" if request.complete else "false"))
         self._slo(request, kind, process)
         if request.t_first_ns is not None:
-            self._observe(names.TTFT, labels, (request.t_first_ns - request.t_arrival_ns) / 1e9)
+            self._observe(metrics.requests.TTFT, labels, (request.t_first_ns - request.t_arrival_ns) / 1e9)
             self._parts(request, labels)
         if request.complete:
             self._whole(request, labels)
@@ -199,25 +203,29 @@ class Aggregator:
 
     def _parts(self, request: RequestTiming, labels: Labels) -> None:
         for part, us in ttft_parts(request):
-            self._observe(names.TTFT_PART, (*labels, part), us / 1e6)
+            self._observe(metrics.requests.TTFT_PART, (*labels, part), us / 1e6)
         if request.join_confidence is None:
-            self._add(names.UNJOINED, labels)
+            self._add(metrics.requests.UNJOINED, labels)
         if request.t_read_ns is not None:
-            self._observe(names.READ_DELAY, labels, (request.t_read_ns - request.t_arrival_ns) / 1e9)
+            self._observe(
+                metrics.requests.READ_DELAY, labels, (request.t_read_ns - request.t_arrival_ns) / 1e9
+            )
         if request.t_write_ns is not None and request.t_first_ns is not None:
-            self._observe(names.SEND_DELAY, labels, (request.t_first_ns - request.t_write_ns) / 1e9)
+            self._observe(
+                metrics.requests.SEND_DELAY, labels, (request.t_first_ns - request.t_write_ns) / 1e9
+            )
 
     def _whole(self, request: RequestTiming, labels: Labels) -> None:
         chunks = request.chunk_ns
         for before, after in pairwise(chunks):
-            self._observe(names.TOKEN_INTERVAL, labels, (after - before) / 1e9)
+            self._observe(metrics.requests.TOKEN_INTERVAL, labels, (after - before) / 1e9)
         if len(chunks) >= 2:
-            self._observe(names.SECOND_TOKEN, labels, (chunks[1] - request.t_arrival_ns) / 1e9)
+            self._observe(metrics.requests.SECOND_TOKEN, labels, (chunks[1] - request.t_arrival_ns) / 1e9)
             tokens = request.tokens or len(chunks)
             if tokens >= 2:
-                self._observe(names.TPOT, labels, (chunks[-1] - chunks[0]) / (tokens - 1) / 1e9)
+                self._observe(metrics.requests.TPOT, labels, (chunks[-1] - chunks[0]) / (tokens - 1) / 1e9)
         if chunks and request.t_end_ns is not None:
-            self._observe(names.REQUEST_DURATION, labels, (request.t_end_ns - request.t_arrival_ns) / 1e9)
+            self._observe(metrics.requests.DURATION, labels, (request.t_end_ns - request.t_arrival_ns) / 1e9)
 
     def _slo(self, request: RequestTiming, kind: str, process: Labels) -> None:
         if request.t_first_ns is not None:
@@ -230,5 +238,5 @@ class Aggregator:
         else:
             return
         # Adding zero makes the series, so that a rate sees its first increment.
-        self._add(names.SLO_GOOD, process, 1.0 if good else 0.0)
-        self._add(names.SLO_REQUESTS, process)
+        self._add(metrics.requests.SLO_GOOD, process, 1.0 if good else 0.0)
+        self._add(metrics.requests.SLO_REQUESTS, process)

@@ -144,7 +144,7 @@ def main(
     privilege beyond the right to connect to them, and serves Prometheus metrics over HTTP. A feed or a
     daemon that is not there yet, or goes away, is tried again every second; meanwhile what it measures is
     absent and flexnpu_feed_connected or flexnpu_daemon_up is 0. The metrics are listed in
-    collectors/names.py.
+    docs/reference/metrics.md.
 
     \b
     EXAMPLES
@@ -241,8 +241,7 @@ def _read(path: Path, aggregator: Aggregator, stop: _Stop) -> None:
             if event is not None:
                 aggregator.take(event)
             aggregator.advance(time.monotonic_ns())
-    if aggregator.connected:
-        aggregator.disconnected()
+    aggregator.finish()
 
 
 if __name__ == "__main__":

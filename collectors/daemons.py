@@ -8,52 +8,64 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from collectors import names
+from collectors import metrics
 from collectors.sinks import Sample
-from flexnpu.control.client import ControlClient, ControlError
-from flexnpu.control.messages import DaemonStatus
+from flexnpu.control.client import BusyError, ControlClient, ControlError
+from flexnpu.control.messages import DaemonStatus, KnownStatus
+
+
+def known_samples(status: KnownStatus) -> Iterator[Sample]:
+    """What is known also of a daemon whose data plane does not answer."""
+    device = str(status.device)
+    yield Sample(metrics.daemon.UP, (device,), 1.0)
+    fresh = isinstance(status, DaemonStatus) and status.age_s <= 0
+    yield Sample(metrics.daemon.DATA_PLANE_UP, (device,), float(fresh))
+    yield Sample(metrics.daemon.DEVICE_INFO, (device, status.soc, status.version), 1.0)
+    gate = status.gate
+    yield Sample(metrics.gate.POLICY, (device, gate.policy), 1.0)
+    yield Sample(metrics.gate.EXPIRED_LEASES, (device,), float(gate.expired_leases))
+    if gate.owner is not None:
+        yield Sample(metrics.gate.OWNER, (device, str(gate.owner.pid), gate.owner.comm), 1.0)
+        for kind, count in gate.owner.counts.items():
+            yield Sample(metrics.controller.EVENTS, (device, kind), float(count))
+    if gate.policy != "transparent":
+        yield Sample(metrics.gate.WINDOW, (device,), gate.window_us / 1e6)
+        yield Sample(metrics.gate.LEASE, (device,), gate.lease_left_s)
+        yield Sample(metrics.gate.OVERLAP_SLOWDOWN, (device,), gate.overlap_slowdown)
+        if gate.decode_target_us is not None:
+            yield Sample(metrics.gate.DECODE_TARGET, (device,), gate.decode_target_us / 1e6)
 
 
 def samples_of(status: DaemonStatus) -> Iterator[Sample]:
     """The metrics in a daemon's status."""
     device = str(status.device)
-    yield Sample(names.DAEMON_UP, (device,), 1.0)
-    yield Sample(names.DEVICE_INFO, (device, status.soc, status.version), 1.0)
+    yield from known_samples(status)
     if status.device_busy_us is not None:
-        yield Sample(names.DEVICE_BUSY, (device,), status.device_busy_us / 1e6)
-    gate = status.gate
-    yield Sample(names.GATE_POLICY, (device, gate.policy), 1.0)
-    yield Sample(names.GATE_EXPIRED, (device,), float(gate.expired_leases))
-    if gate.policy != "transparent":
-        yield Sample(names.GATE_WINDOW, (device,), gate.window_us / 1e6)
-        yield Sample(names.GATE_LEASE, (device,), gate.lease_left_s)
-        yield Sample(names.GATE_SLOWDOWN, (device,), gate.overlap_slowdown)
-        if gate.decode_target_us is not None:
-            yield Sample(names.GATE_TARGET, (device,), gate.decode_target_us / 1e6)
+        yield Sample(metrics.daemon.DEVICE_BUSY, (device,), status.device_busy_us / 1e6)
     for lane in status.lanes:
         labels = (device, str(lane.lane), str(lane.pid), lane.comm)
-        yield Sample(names.LANE_PHASE, (*labels, lane.phase), 1.0)
-        yield Sample(names.LANE_QUEUED, labels, float(lane.queued))
-        yield Sample(names.LANE_IN_FLIGHT, labels, float(lane.in_flight))
-        yield Sample(names.LANE_IN_FLIGHT_TIME, labels, lane.in_flight_us / 1e6)
-        yield Sample(names.LANE_LAUNCHED, labels, float(lane.launched))
-        yield Sample(names.LANE_DEVICE_TIME, labels, lane.device_us / 1e6)
-        yield Sample(names.LANE_GATED, labels, lane.gated_us / 1e6)
+        yield Sample(metrics.lanes.PHASE, (*labels, lane.phase), 1.0)
+        yield Sample(metrics.lanes.QUEUED, labels, float(lane.queued))
+        yield Sample(metrics.lanes.IN_FLIGHT, labels, float(lane.in_flight))
+        yield Sample(metrics.lanes.IN_FLIGHT_TIME, labels, lane.in_flight_us / 1e6)
+        yield Sample(metrics.lanes.LAUNCHED, labels, float(lane.launched))
+        yield Sample(metrics.lanes.DEVICE_TIME, labels, lane.device_us / 1e6)
+        yield Sample(metrics.lanes.GATED, labels, lane.gated_us / 1e6)
     for session in status.sessions:
         labels = (device, str(session.session), str(session.pid), session.comm)
-        yield Sample(names.SESSION_MEMORY, labels, float(session.memory_bytes))
-        yield Sample(names.SESSION_CALLS, labels, float(session.calls))
-        yield Sample(names.SESSION_REFUSED, labels, float(session.refused))
-        yield Sample(names.SESSION_RING_FULL, labels, float(session.ring_full))
+        yield Sample(metrics.daemon.SESSION_MEMORY, labels, float(session.memory_bytes))
+        yield Sample(metrics.daemon.SESSION_CALLS, labels, float(session.calls))
+        yield Sample(metrics.daemon.SESSION_REFUSED, labels, float(session.refused))
+        yield Sample(metrics.daemon.SESSION_RING_FULL, labels, float(session.ring_full))
     for kind, count in status.counters.items():
-        yield Sample(names.DAEMON_COUNTER, (device, kind), float(count))
+        yield Sample(metrics.daemon.EVENTS, (device, kind), float(count))
 
 
 class Daemons:
     """Asks each daemon every `interval_s`.
 
     `on_trouble` hears once of each that does not answer, and again
-    after it did. Its figures are absent while it does not; `names.DAEMON_UP` is 0 if its device is
+    after it did. Its figures are absent while it does not; `metrics.daemon.UP` is 0 if its device is
     known.
     """
 
@@ -72,6 +84,7 @@ class Daemons:
         self._silent: set[Path] = set()
         self._samples: list[Sample] = []
         self._device_of: dict[int, int] = {}
+        self._of_path: dict[Path, dict[int, int]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="daemons", daemon=True)
 
@@ -91,18 +104,31 @@ class Daemons:
             client = self._clients.setdefault(path, ControlClient(path))
             try:
                 status = client.status()
+            except BusyError as error:
+                if error.known is not None:
+                    self._devices[path] = error.known.device
+                    samples += known_samples(error.known)
+                self._tell(path, str(error))
+                # A process keeps its device while the daemon is busy.
+                device_of |= self._of_path.get(path, {})
+                continue
             except ControlError as error:
+                self._of_path.pop(path, None)
                 if path in self._devices:
-                    samples.append(Sample(names.DAEMON_UP, (str(self._devices[path]),), 0.0))
-                if path not in self._silent:
-                    self._silent.add(path)
-                    self._on_trouble(str(error))
+                    samples.append(Sample(metrics.daemon.UP, (str(self._devices[path]),), 0.0))
+                self._tell(path, str(error))
                 continue
             self._silent.discard(path)
             self._devices[path] = status.device
             samples += samples_of(status)
-            device_of |= {session.pid: status.device for session in status.sessions}
+            self._of_path[path] = {session.pid: status.device for session in status.sessions}
+            device_of |= self._of_path[path]
         self._samples, self._device_of = samples, device_of
+
+    def _tell(self, path: Path, trouble: str) -> None:
+        if path not in self._silent:
+            self._silent.add(path)
+            self._on_trouble(trouble)
 
     def _run(self) -> None:
         while not self._stop.is_set():

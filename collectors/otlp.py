@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, set_span_in_context
 
-from collectors import names
+from collectors import metrics
 from collectors.aggregate import ttft_parts
-from collectors.names import ATTRIBUTES, Metric
+from collectors.metrics.metric import ATTRIBUTES, Metric
 from collectors.sinks import Labels, Snapshot
 from probes.feed.events import RequestTiming, Step
 
@@ -29,7 +29,7 @@ Attributes = dict[str, str | int | float | bool]
 
 
 def attributes(metric: Metric, labels: Labels) -> Attributes:
-    """A metric's labels as OTLP attributes (`names.ATTRIBUTES`)."""
+    """A metric's labels as OTLP attributes (`metrics.metric.ATTRIBUTES`)."""
     return {
         ATTRIBUTES[name]: int(value) if name in _INTEGERS and value.isdigit() else value
         for name, value in zip(metric.labels, labels, strict=True)
@@ -61,12 +61,12 @@ class OtlpSink:
         meter = self._meters.get_meter(_SCOPE)
         self._counters: dict[Metric, Counter] = {}
         self._histograms: dict[Metric, Histogram] = {}
-        for metric in names.METRICS:
-            if metric in names.EVENT_METRICS and metric.kind == "histogram":
+        for metric in metrics.METRICS:
+            if metric in metrics.EVENT_METRICS and metric.kind == "histogram":
                 self._histograms[metric] = meter.create_histogram(
                     metric.otel, metric.unit, metric.help, explicit_bucket_boundaries_advisory=metric.buckets
                 )
-            elif metric in names.EVENT_METRICS:
+            elif metric in metrics.EVENT_METRICS:
                 self._counters[metric] = meter.create_counter(metric.otel, metric.unit, metric.help)
             else:
                 create = (

@@ -19,8 +19,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from collectors import names
-from collectors.names import Metric
+from collectors import metrics
+from collectors.metrics.metric import Metric
 from collectors.sinks import Labels, Sample, Snapshot
 from probes.feed.events import RequestTiming, Step
 
@@ -31,7 +31,7 @@ not pile up.
 
 
 class PrometheusSink:
-    """Keeps `names.EVENT_METRICS` in a registry, and reads the others off `snapshots` at every scrape."""
+    """Keeps `metrics.EVENT_METRICS` in a registry, and reads the others off `snapshots` at every scrape."""
 
     def __init__(self, snapshots: Sequence[Snapshot] = (), *, forget_s: float = FORGET_S) -> None:
         # Else each counter and histogram has one series more, which nothing reads.
@@ -43,7 +43,7 @@ class PrometheusSink:
         self._lock = threading.Lock()
         self._counters: dict[Metric, Counter] = {}
         self._histograms: dict[Metric, Histogram] = {}
-        for metric in names.EVENT_METRICS:
+        for metric in metrics.EVENT_METRICS:
             if metric.kind == "counter":
                 self._counters[metric] = Counter(
                     metric.name, metric.help, metric.labels, registry=self.registry

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from collectors.names import Metric
+from collectors.metrics.metric import Metric
 from probes.feed.events import RequestTiming, Step
 
 Labels = tuple[str, ...]
@@ -27,7 +27,7 @@ Snapshot = Callable[[], Iterable[Sample]]
 
 
 class Sink(Protocol):
-    """Takes measurements of `names.EVENT_METRICS`, from one thread."""
+    """Takes measurements of `metrics.EVENT_METRICS`, from one thread."""
 
     def add(self, metric: Metric, labels: Labels, amount: float = 1.0) -> None:
         """Count."""

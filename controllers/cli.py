@@ -49,7 +49,7 @@ from probes.feed.socket import FeedClient
 @click.option(
     "--lease-s",
     type=Duration(0.1, MAX_LEASE_S),
-    default=4.0,
+    default=5.0,
     show_default=True,
     help="How long a setting outlives this program.",
 )

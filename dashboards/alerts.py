@@ -13,7 +13,7 @@ Thresholds for a period of 30 days:
     ticket     10 %           1 d    2 h     3
     ticket     10 %           3 d    6 h     1
 
-The objective is read from the collector (`names.SLO_OBJECTIVE`), which alone knows it.
+The objective is read from the collector (`collector.SLO_OBJECTIVE`), which alone knows it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from collectors import names
+from collectors.metrics import Metric, collector, requests, tracer
 
 Severity = Literal["page", "ticket"]
 
@@ -74,15 +74,15 @@ def error_ratio(window_s: float) -> str:
     """PromQL: the share of bad requests over a window, by process; nothing when there were none."""
     length = duration(window_s)
 
-    def over(metric: names.Metric) -> str:
+    def over(metric: Metric) -> str:
         return f"sum by (comm, pid) (rate({metric.name}[{length}]))"
 
-    return f"1 - {over(names.SLO_GOOD)} / {over(names.SLO_REQUESTS)}"
+    return f"1 - {over(requests.SLO_GOOD)} / {over(requests.SLO_REQUESTS)}"
 
 
 def error_budget() -> str:
     """PromQL: the error ratio that the objective allows, a scalar."""
-    return f"(1 - scalar(max({names.SLO_OBJECTIVE.name})))"
+    return f"(1 - scalar(max({collector.SLO_OBJECTIVE.name})))"
 
 
 def recorded(window_s: float) -> str:
@@ -139,7 +139,7 @@ def _measurement() -> list[dict[str, Any]]:
     return [
         {
             "alert": "FlexnpuNotMeasured",
-            "expr": f"{names.FEED_CONNECTED.name} == 0",
+            "expr": f"{collector.FEED_CONNECTED.name} == 0",
             "for": "5m",
             "labels": {"severity": "ticket"},
             "annotations": {
@@ -151,7 +151,7 @@ def _measurement() -> list[dict[str, Any]]:
         {
             "alert": "FlexnpuEventsLost",
             "expr": (
-                f'sum by (source, kind) (increase({names.LOST_EVENTS.name}{{kind!~"{_BENIGN}"}}[10m])) > 0'
+                f'sum by (source, kind) (increase({tracer.LOST_EVENTS.name}{{kind!~"{_BENIGN}"}}[10m])) > 0'
             ),
             "labels": {"severity": "ticket"},
             "annotations": {

@@ -1,7 +1,7 @@
 """The *PD co-location* dashboard: prefill and decode on one NPU, what each does to the other, what the gate
 does.
 
-Every query is made from `collectors.names`. Variables: `datasource`, a Prometheus, and `process`, the
+Every query is made from `collectors.metrics`. Variables: `datasource`, a Prometheus, and `process`, the
 command names of the servers to show."""
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any, Final
 from grafanalib import core
 from grafanalib._gen import DashboardEncoder
 
-from collectors import names
-from collectors.names import Metric
+from collectors.metrics import Metric, collector, daemon, engine, gate, host, lanes, requests, steps, tracer
 from dashboards import alerts
 
 UID: Final = "flexnpu-pd-colocation"
@@ -71,7 +70,7 @@ def _interference() -> str:
     """The median decode step beside a prefill over the median without."""
 
     def median(flag: str) -> str:
-        series = rate(names.DECODE_STEP.bucket, _SELECT, f'prefill_in_flight="{flag}"')
+        series = rate(steps.DECODE_DURATION.bucket, _SELECT, f'prefill_in_flight="{flag}"')
         return f"histogram_quantile(0.5, sum by (le, comm, pid) ({series}))"
 
     return f"{median('true')} / {median('false')}"
@@ -79,9 +78,9 @@ def _interference() -> str:
 
 def _ttft_parts() -> str:
     """The mean of each part of the TTFT, over all joined requests: they stack up to the mean TTFT."""
-    of = f"sum by (part) ({rate(names.TTFT_PART.sum, _SELECT)})"
+    of = f"sum by (part) ({rate(requests.TTFT_PART.sum, _SELECT)})"
     sent = 'part="send"'
-    joined = f"sum ({rate(names.TTFT_PART.count, _SELECT, sent)})"
+    joined = f"sum ({rate(requests.TTFT_PART.count, _SELECT, sent)})"
     return f"{of} / on () group_left () {joined}"
 
 
@@ -125,13 +124,13 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
             [
                 _panel(
                     "Time to first token",
-                    names.TTFT.help,
+                    requests.TTFT.help,
                     "s",
-                    quantiles(names.TTFT, ["comm", "pid"], "{{comm}} {{pid}}", (0.5, 0.9, 0.99)),
+                    quantiles(requests.TTFT, ["comm", "pid"], "{{comm}} {{pid}}", (0.5, 0.9, 0.99)),
                 ),
                 _panel(
                     "Where the first token's time went",
-                    f"{names.TTFT_PART.help} Means, which stack up to the mean TTFT of those requests.",
+                    f"{requests.TTFT_PART.help} Means, which stack up to the mean TTFT of those requests.",
                     "s",
                     [(_ttft_parts(), "{{part}}")],
                     stacking={"mode": "normal", "group": "A"},
@@ -139,35 +138,35 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                 ),
                 _panel(
                     "Delays in the server's sockets",
-                    f"{names.READ_DELAY.help} {names.SEND_DELAY.help}",
+                    f"{requests.READ_DELAY.help} {requests.SEND_DELAY.help}",
                     "s",
                     [
-                        *quantiles(names.READ_DELAY, ["comm", "pid"], "read {{comm}} {{pid}}", (0.99,)),
-                        *quantiles(names.SEND_DELAY, ["comm", "pid"], "held {{comm}} {{pid}}", (0.99,)),
+                        *quantiles(requests.READ_DELAY, ["comm", "pid"], "read {{comm}} {{pid}}", (0.99,)),
+                        *quantiles(requests.SEND_DELAY, ["comm", "pid"], "held {{comm}} {{pid}}", (0.99,)),
                     ],
                 ),
                 _panel(
                     "Time to second token",
-                    names.SECOND_TOKEN.help,
+                    requests.SECOND_TOKEN.help,
                     "s",
-                    quantiles(names.SECOND_TOKEN, ["comm", "pid"], "{{comm}} {{pid}}"),
+                    quantiles(requests.SECOND_TOKEN, ["comm", "pid"], "{{comm}} {{pid}}"),
                 ),
                 _panel(
                     "Time per output token",
-                    f"{names.TPOT.help} And the single intervals: {names.TOKEN_INTERVAL.help}",
+                    f"{requests.TPOT.help} And the single intervals: {requests.TOKEN_INTERVAL.help}",
                     "s",
                     [
-                        *quantiles(names.TPOT, ["comm", "pid"], "{{comm}} {{pid}}"),
-                        *quantiles(names.TOKEN_INTERVAL, ["comm", "pid"], "{{comm}} {{pid}} interval"),
+                        *quantiles(requests.TPOT, ["comm", "pid"], "{{comm}} {{pid}}"),
+                        *quantiles(requests.TOKEN_INTERVAL, ["comm", "pid"], "{{comm}} {{pid}} interval"),
                     ],
                 ),
                 _panel(
                     "Requests",
-                    names.REQUESTS.help,
+                    requests.REQUESTS.help,
                     "reqps",
                     [
                         per_second(
-                            names.REQUESTS,
+                            requests.REQUESTS,
                             ["comm", "code", "complete"],
                             "{{comm}} {{code}} whole: {{complete}}",
                         )
@@ -176,17 +175,20 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                 _panel(
                     "TTFT objective: burn rate",
                     "How fast the error budget of the TTFT objective is spent; at 1 it lasts exactly "
-                    "its period. " + names.SLO_REQUESTS.help,
+                    "its period. " + requests.SLO_REQUESTS.help,
                     "none",
                     _burn_rates(),
                 ),
                 _panel(
                     "TTFT objective: good requests",
-                    names.SLO_GOOD.help,
+                    requests.SLO_GOOD.help,
                     "percentunit",
                     [
-                        (_ratio(names.SLO_GOOD, names.SLO_REQUESTS, ["comm", "pid"]), "{{comm}} {{pid}}"),
-                        (names.SLO_OBJECTIVE.name, "objective"),
+                        (
+                            _ratio(requests.SLO_GOOD, requests.SLO_REQUESTS, ["comm", "pid"]),
+                            "{{comm}} {{pid}}",
+                        ),
+                        (collector.SLO_OBJECTIVE.name, "objective"),
                     ],
                     valueMax=1,
                 ),
@@ -197,16 +199,16 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
             [
                 _panel(
                     "Step time by phase",
-                    names.STEP_DURATION.help,
+                    steps.DURATION.help,
                     "s",
-                    quantiles(names.STEP_DURATION, ["phase", "comm", "pid"], "{{phase}} {{comm}} {{pid}}"),
+                    quantiles(steps.DURATION, ["phase", "comm", "pid"], "{{phase}} {{comm}} {{pid}}"),
                 ),
                 _panel(
                     "Decode step with and without a prefill in flight",
-                    names.DECODE_STEP.help,
+                    steps.DECODE_DURATION.help,
                     "s",
                     quantiles(
-                        names.DECODE_STEP,
+                        steps.DECODE_DURATION,
                         ["comm", "pid", "prefill_in_flight"],
                         "{{comm}} {{pid}} prefill: {{prefill_in_flight}}",
                     ),
@@ -217,36 +219,49 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     "none",
                     [(_interference(), "{{comm}} {{pid}}")],
                 ),
-                _panel("Steps", names.STEPS.help, "none", [per_second(names.STEPS, _BY, _BY_LEGEND)]),
                 _panel(
-                    "Tokens", names.STEP_TOKENS.help, "none", [per_second(names.STEP_TOKENS, _BY, _BY_LEGEND)]
+                    "Steps",
+                    steps.STEPS.help,
+                    "none",
+                    [per_second(steps.STEPS, _BY, _BY_LEGEND)],
+                ),
+                _panel(
+                    "Tokens",
+                    steps.TOKENS.help,
+                    "none",
+                    [per_second(steps.TOKENS, _BY, _BY_LEGEND)],
                 ),
                 _panel(
                     "Operator launches a step",
-                    names.COUNTED_STEPS.help,
+                    steps.COUNTED.help,
                     "none",
-                    [(_ratio(names.LAUNCHES, names.COUNTED_STEPS, _BY, 'kind="operator"'), _BY_LEGEND)],
+                    [
+                        (
+                            _ratio(steps.LAUNCHES, steps.COUNTED, _BY, 'kind="operator"'),
+                            _BY_LEGEND,
+                        )
+                    ],
                 ),
                 _panel(
                     "Run-queue wait of the launching threads",
-                    f"{names.HOST_RUNQUEUE.help} As a share of time, which all threads of a process together "
+                    f"{host.RUNQUEUE.help} As a share of time, which all threads of a process together "
                     "may exceed.",
                     "percentunit",
                     [
-                        (rate(names.HOST_RUNQUEUE.name, _SELECT), "{{scope}} {{comm}} {{pid}}"),
+                        (rate(host.RUNQUEUE.name, _SELECT), "{{scope}} {{comm}} {{pid}}"),
                     ],
                 ),
                 _panel(
                     "CPU of the launching threads",
-                    names.HOST_CPU.help,
+                    host.CPU.help,
                     "percentunit",
-                    [(rate(names.HOST_CPU.name, _SELECT), "{{scope}} {{comm}} {{pid}}")],
+                    [(rate(host.CPU.name, _SELECT), "{{scope}} {{comm}} {{pid}}")],
                 ),
                 _panel(
                     "Waits for block devices and swap",
-                    names.HOST_IO.help,
+                    host.IO.help,
                     "percentunit",
-                    [(rate(names.HOST_IO.name, _SELECT), "{{kind}} {{scope}} {{comm}} {{pid}}")],
+                    [(rate(host.IO.name, _SELECT), "{{kind}} {{scope}} {{comm}} {{pid}}")],
                 ),
             ],
         ),
@@ -255,27 +270,27 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
             [
                 _panel(
                     "Requests in the engine",
-                    f"{names.ENGINE_RUNNING.help} {names.ENGINE_WAITING.help}",
+                    f"{engine.RUNNING.help} {engine.WAITING.help}",
                     "none",
                     [
-                        (names.ENGINE_RUNNING.name, "running {{engine}} {{url}}"),
-                        (names.ENGINE_WAITING.name, "waiting {{engine}} {{url}}"),
+                        (engine.RUNNING.name, "running {{engine}} {{url}}"),
+                        (engine.WAITING.name, "waiting {{engine}} {{url}}"),
                     ],
                 ),
                 _panel(
                     "KV cache",
-                    f"{names.ENGINE_KV.help} {names.ENGINE_PREEMPTIONS.help}",
+                    f"{engine.KV_USAGE.help} {engine.PREEMPTIONS.help}",
                     "percentunit",
-                    [(names.ENGINE_KV.name, "{{engine}} {{url}}")],
+                    [(engine.KV_USAGE.name, "{{engine}} {{url}}")],
                     valueMax=1,
                 ),
                 _panel(
                     "Tokens, as the engine counts them",
-                    f"{names.ENGINE_PROMPT_TOKENS.help} {names.ENGINE_TOKENS.help}",
+                    f"{engine.PROMPT_TOKENS.help} {engine.GENERATION_TOKENS.help}",
                     "none",
                     [
-                        (rate(names.ENGINE_PROMPT_TOKENS.name), "prompt {{engine}} {{url}}"),
-                        (rate(names.ENGINE_TOKENS.name), "generated {{engine}} {{url}}"),
+                        (rate(engine.PROMPT_TOKENS.name), "prompt {{engine}} {{url}}"),
+                        (rate(engine.GENERATION_TOKENS.name), "generated {{engine}} {{url}}"),
                     ],
                 ),
             ],
@@ -285,48 +300,48 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
             [
                 _panel(
                     "Device busy",
-                    names.DEVICE_BUSY.help,
+                    daemon.DEVICE_BUSY.help,
                     "percentunit",
-                    [(f"sum by (device) ({rate(names.DEVICE_BUSY.name)})", "npu{{device}}")],
+                    [(f"sum by (device) ({rate(daemon.DEVICE_BUSY.name)})", "npu{{device}}")],
                     valueMax=1,
                 ),
                 _panel(
                     "Device time by lane",
-                    names.LANE_DEVICE_TIME.help,
+                    lanes.DEVICE_TIME.help,
                     "percentunit",
-                    [(rate(names.LANE_DEVICE_TIME.name, _SELECT), _LANE_LEGEND)],
+                    [(rate(lanes.DEVICE_TIME.name, _SELECT), _LANE_LEGEND)],
                 ),
                 _panel(
                     "Gate time",
-                    f"{names.LANE_GATED.help} As a share of time.",
+                    f"{lanes.GATED.help} As a share of time.",
                     "percentunit",
-                    [(rate(names.LANE_GATED.name, _SELECT), _LANE_LEGEND)],
+                    [(rate(lanes.GATED.name, _SELECT), _LANE_LEGEND)],
                 ),
                 _panel(
                     "Queue depth",
-                    f"{names.LANE_QUEUED.help} {names.LANE_IN_FLIGHT.help}",
+                    f"{lanes.QUEUED.help} {lanes.IN_FLIGHT.help}",
                     "none",
                     [
-                        (_selected(names.LANE_QUEUED.name, _SELECT), f"queued {_LANE_LEGEND}"),
-                        (_selected(names.LANE_IN_FLIGHT.name, _SELECT), f"in flight {_LANE_LEGEND}"),
+                        (_selected(lanes.QUEUED.name, _SELECT), f"queued {_LANE_LEGEND}"),
+                        (_selected(lanes.IN_FLIGHT.name, _SELECT), f"in flight {_LANE_LEGEND}"),
                     ],
                 ),
                 _panel(
                     "Gate window and lease",
-                    f"{names.GATE_WINDOW.help} {names.GATE_LEASE.help}",
+                    f"{gate.WINDOW.help} {gate.LEASE.help}",
                     "s",
                     [
-                        (names.GATE_WINDOW.name, "window npu{{device}}"),
-                        (names.GATE_LEASE.name, "lease npu{{device}}"),
+                        (gate.WINDOW.name, "window npu{{device}}"),
+                        (gate.LEASE.name, "lease npu{{device}}"),
                     ],
                 ),
                 _panel(
                     "Gate policy and lanes' phases",
-                    f"{names.GATE_POLICY.help} {names.LANE_PHASE.help}",
+                    f"{gate.POLICY.help} {lanes.PHASE.help}",
                     "none",
                     [
-                        (names.GATE_POLICY.name, "npu{{device}} {{policy}}"),
-                        (_selected(names.LANE_PHASE.name, _SELECT), f"{_LANE_LEGEND} {{{{phase}}}}"),
+                        (gate.POLICY.name, "npu{{device}} {{policy}}"),
+                        (_selected(lanes.PHASE.name, _SELECT), f"{_LANE_LEGEND} {{{{phase}}}}"),
                     ],
                 ),
             ],
@@ -336,15 +351,23 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
             [
                 _panel(
                     "Lost events",
-                    names.LOST_EVENTS.help,
+                    tracer.LOST_EVENTS.help,
                     "none",
-                    [(f"sum by (source, kind) ({rate(names.LOST_EVENTS.name)})", "{{source}} {{kind}}")],
+                    [
+                        (
+                            f"sum by (source, kind) ({rate(tracer.LOST_EVENTS.name)})",
+                            "{{source}} {{kind}}",
+                        )
+                    ],
                 ),
                 _panel(
                     "Sources",
-                    f"{names.FEED_CONNECTED.help} {names.DAEMON_UP.help}",
+                    f"{collector.FEED_CONNECTED.help} {daemon.UP.help}",
                     "none",
-                    [(names.FEED_CONNECTED.name, "tracer"), (names.DAEMON_UP.name, "daemon npu{{device}}")],
+                    [
+                        (collector.FEED_CONNECTED.name, "tracer"),
+                        (daemon.UP.name, "daemon npu{{device}}"),
+                    ],
                     valueMax=1,
                 ),
             ],
@@ -382,7 +405,7 @@ def dashboard() -> Any:
                 core.Template(
                     name="process",
                     label="Process",
-                    query=f"label_values({names.STEPS.name}, comm)",
+                    query=f"label_values({steps.STEPS.name}, comm)",
                     dataSource=DATASOURCE,
                     multi=True,
                     includeAll=True,

@@ -77,10 +77,13 @@ class Step(_Event):
     t_end_ns: _NonNegative
     """Return of the synchronise that ended the step; for one ended otherwise, its last launch."""
     pid: _NonNegative
+    """The process's number."""
     comm: str
+    """Name of the process, as the kernel has it (15 bytes)."""
     stream: _NonNegative
     """The stream's handle as the traced process sees it."""
     phase: Phase
+    """``other``: no forward pass, or not known."""
     tokens: _NonNegative | None
     """Tokens processed over all sequences, padding included; None when nothing showed them."""
     batch: _NonNegative | None
@@ -88,11 +91,15 @@ class Step(_Event):
     launches: _NonNegative | None
     """Operator launches on the lane since its step before; None while launches are not probed."""
     graph_launches: _NonNegative
+    """Launches of whole captured graphs."""
     h2d_bytes: _NonNegative
+    """Bytes copied from host to device in the step."""
     d2h_bytes: _NonNegative
+    """Bytes copied from device to host in the step."""
     evidence: str
     """What the phase rests on, e.g. ``embedding[1,37]``."""
     confidence: _Fraction
+    """How sure the phase is."""
     gated_us: _Microseconds | None = None
     """Time for which the daemon's gate held the lane's head during the step; None without a daemon."""
     kv_len: _NonNegative | None = None
@@ -118,9 +125,13 @@ class StepBegin(_Event):
     type: ClassVar[str] = "begin"
 
     t_ns: _NonNegative
+    """First call of the step."""
     pid: _NonNegative
+    """The process's number."""
     comm: str
+    """Name of the process, as the kernel has it (15 bytes)."""
     stream: _NonNegative
+    """As in `Step`, and so are the next five."""
     phase: Phase
     tokens: _NonNegative | None
     batch: _NonNegative | None
@@ -135,8 +146,11 @@ class RequestTiming(_Event):
     type: ClassVar[str] = "request"
 
     pid: _NonNegative
+    """The process's number."""
     comm: str
+    """Name of the process, as the kernel has it (15 bytes)."""
     fd: _NonNegative
+    """The connection's descriptor in the server."""
     t_arrival_ns: _NonNegative
     """First byte of the request at the server's socket; where the kernel does not show that, read by the
     server."""
@@ -147,8 +161,11 @@ class RequestTiming(_Event):
     chunk_ns: list[_NonNegative]
     """When each content chunk was sent, the first included."""
     path: str
+    """Of the request, without its query."""
     status: _NonNegative | None
+    """HTTP status of the response; None when there was none."""
     prompt_chars: _NonNegative | None
+    """Characters of the prompt; None when the body did not show it."""
     complete: _Flag
     """The whole exchange was seen: no byte of it was lost by the tracer and it ended as HTTP says."""
     t_read_ns: _NonNegative | None = None
@@ -159,6 +176,7 @@ class RequestTiming(_Event):
     tokens: _NonNegative | None = None
     """Tokens of the answer: what the server said in ``usage``, else its content chunks."""
     tokens_from: Literal["usage", "chunks"] | None = None
+    """Where `tokens` comes from."""
     prompt_tokens: _NonNegative | None = None
     """As the server said in ``usage``."""
     queue_us: _Microseconds | None = None
@@ -176,6 +194,7 @@ class RequestTiming(_Event):
     first_step: _NonNegative | None = None
     """`Step.t_start_ns` of the step that made the first token."""
     first_step_pid: _NonNegative | None = None
+    """The process of that step."""
     prefill_steps: _NonNegative | None = None
     """Steps of the prompt; several where the prefill is chunked."""
     join_confidence: _Fraction | None = None
@@ -194,11 +213,13 @@ class HostDelay(_Event):
     t_ns: _NonNegative
     """End of the interval."""
     pid: _NonNegative
+    """The process's number."""
     comm: str
     """Name of the process, or of the thread."""
     tid: _NonNegative | None
     """The thread, one that launches; None for the whole process, its other threads included."""
     interval_us: _Microseconds
+    """Length of the interval."""
     cpu_us: _Microseconds
     """Time on a CPU."""
     runqueue_us: _Microseconds
@@ -221,8 +242,11 @@ class Losses(_Event):
     type: ClassVar[str] = "losses"
 
     t_ns: _NonNegative
+    """When it was counted."""
     source: str
+    """Which part counts: ``steps``, ``wire`` or ``feed``."""
     counts: dict[str, _NonNegative]
+    """By kind."""
     cpus: dict[str, list[_NonNegative]] | None = None
     """Counters of the kernel side by CPU; `counts` has their sums."""
 
@@ -236,9 +260,13 @@ class Mix(_Event):
     t_ns: _NonNegative
     """End of the window."""
     pid: _NonNegative
+    """The process's number."""
     comm: str
+    """Name of the process, as the kernel has it (15 bytes)."""
     stream: _NonNegative
+    """The stream's handle as the traced process sees it."""
     window_us: _Microseconds
+    """Length of the window."""
     operators: dict[str, _NonNegative]
     """Second calls by operator (``aclnnMatmul``), the most frequent first."""
 
@@ -254,7 +282,9 @@ class EngineMetrics(_Event):
     type: ClassVar[str] = "engine"
 
     t_ns: _NonNegative
+    """When the page was read."""
     url: str
+    """Of the page."""
     engine: str
     """``vllm``, ``sglang``, or empty when the page has nothing that is known."""
     running: _Amount | None = None
@@ -264,17 +294,23 @@ class EngineMetrics(_Event):
     kv_usage: _Amount | None = None
     """Share of the KV cache in use, 0 to 1, of the fullest instance."""
     prompt_tokens: _Amount | None = None
+    """Prompt tokens processed."""
     generation_tokens: _Amount | None = None
+    """Tokens generated."""
     preemptions: _Amount | None = None
+    """Requests preempted for want of KV cache."""
     ttft_s: _Amount | None = None
-    """Sum of the times to first token, and their number."""
+    """Sum of the times to first token, s."""
     ttft_count: _Amount | None = None
+    """Number of the times in `ttft_s`."""
     queue_s: _Amount | None = None
-    """Sum of the times in the engine's queue, and their number."""
+    """Sum of the times in the engine's queue, s."""
     queue_count: _Amount | None = None
+    """Number of the times in `queue_s`."""
     interval_s: _Amount | None = None
-    """Sum of the times between output tokens, and their number."""
+    """Sum of the times between output tokens, s."""
     interval_count: _Amount | None = None
+    """Number of the times in `interval_s`."""
     error: str | None = None
     """Why the page could not be read."""
 

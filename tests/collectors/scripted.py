@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from flexnpu.control.messages import DaemonStatus, GateStatus, LaneStatus, SessionStatus
+from flexnpu.control.messages import DaemonStatus, GateOwner, GateStatus, LaneStatus, SessionStatus
 from probes.feed.events import EngineMetrics, Event, HostDelay, Losses, Phase, RequestTiming, Step, StepBegin
 
 MS = 1_000_000
@@ -164,6 +164,14 @@ def status(t: float = 1.0, *, policy: str = "protect-decode") -> DaemonStatus:
             overlap_slowdown=1.5,
             lease_left_s=1.5,
             expired_leases=0,
+            owner=GateOwner(
+                pid=77,
+                uid=0,
+                comm="flexnpu-control",
+                instance="a",
+                lease_left_s=1.5,
+                counts={"steps": int(40 * t), "unmapped": 0},
+            ),
         ),
         device_busy_us=4e5 * t,
         counters={"dispatched": int(2000 * t)},

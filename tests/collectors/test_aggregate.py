@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from collectors import names
+from collectors import metrics
 from collectors.aggregate import Aggregator, operation
 from collectors.prometheus import PrometheusSink
 from probes.feed.events import EngineMetrics, Event, Losses
@@ -107,14 +107,14 @@ def test_what_was_not_measured_is_absent() -> None:
         request(0, [], 5 * MS, pid=3, path="/health"),
     )
     for pid in "123":
-        for metric in (names.TPOT, names.SECOND_TOKEN, names.TOKEN_INTERVAL):
+        for metric in (metrics.requests.TPOT, metrics.requests.SECOND_TOKEN, metrics.requests.TOKEN_INTERVAL):
             assert run.value(metric.count, pid=pid, comm="chat", operation="chat") is None
-    assert run.value(names.TTFT.count, pid="2", comm="chat", operation="chat") == 1
-    assert run.value(names.TTFT.count, pid="3", comm="chat", operation="other") is None
-    assert run.value(names.SLO_REQUESTS.name, pid="3", comm="chat") is None
-    assert run.value(names.DECODE_STEP.count, **CHAT, prefill_in_flight="true") is None
-    assert run.value(names.LOST_EVENTS.name, source="steps", kind="steps_lost") is None
-    assert run.value(names.DEVICE_BUSY.name, device="0") is None
+    assert run.value(metrics.requests.TTFT.count, pid="2", comm="chat", operation="chat") == 1
+    assert run.value(metrics.requests.TTFT.count, pid="3", comm="chat", operation="other") is None
+    assert run.value(metrics.requests.SLO_REQUESTS.name, pid="3", comm="chat") is None
+    assert run.value(metrics.steps.DECODE_DURATION.count, **CHAT, prefill_in_flight="true") is None
+    assert run.value(metrics.tracer.LOST_EVENTS.name, source="steps", kind="steps_lost") is None
+    assert run.value(metrics.daemon.DEVICE_BUSY.name, device="0") is None
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_what_was_not_measured_is_absent() -> None:
 )
 def test_the_objective(event: Event, covered: int | None, good: int | None) -> None:
     run = Run(event)
-    assert run.value(names.SLO_REQUESTS.name, **CHAT) == covered
-    assert run.value(names.SLO_GOOD.name, **CHAT) == good
+    assert run.value(metrics.requests.SLO_REQUESTS.name, **CHAT) == covered
+    assert run.value(metrics.requests.SLO_GOOD.name, **CHAT) == good
 
 
 def test_constants_losses_and_connection() -> None:
@@ -158,8 +158,8 @@ def test_constants_losses_and_connection() -> None:
 
 def test_interference_of_the_scripted_second() -> None:
     run = Run(*second(100 * S))
-    hit = run.value(names.DECODE_STEP.count, **CHAT, prefill_in_flight="true")
-    free = run.value(names.DECODE_STEP.count, **CHAT, prefill_in_flight="false")
+    hit = run.value(metrics.steps.DECODE_DURATION.count, **CHAT, prefill_in_flight="true")
+    free = run.value(metrics.steps.DECODE_DURATION.count, **CHAT, prefill_in_flight="false")
     # Of 20 periods 5 have a prefill, beside the step of stream 2 only.
     assert (hit, free) == (5, 35)
 
@@ -173,7 +173,7 @@ def test_a_silent_process_is_forgotten_as_a_whole(monkeypatch: pytest.MonkeyPatc
     now = 3700.0
     run.of.take(step(0, 1, pid=2))
     assert run.value("flexnpu_steps_total", **CHAT, phase="decode") is None
-    assert run.value(names.TTFT.count, **CHAT, operation="chat") is None
+    assert run.value(metrics.requests.TTFT.count, **CHAT, operation="chat") is None
     assert run.value("flexnpu_steps_total", pid="2", comm="chat", phase="decode") == 3
     run.of.take(step(0, 1))
     assert run.value("flexnpu_steps_total", **CHAT, phase="decode") == 1
@@ -195,5 +195,5 @@ def test_operations(path: str, name: str) -> None:
 
 
 def test_buckets_hold_the_tail() -> None:
-    assert not math.isinf(names.TTFT.buckets[-1])
-    assert names.TTFT.buckets[-1] >= 600
+    assert not math.isinf(metrics.requests.TTFT.buckets[-1])
+    assert metrics.requests.TTFT.buckets[-1] >= 600

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from collectors import names
+from collectors import metrics
 from probes.feed.socket import FeedServer
 from tests.collectors.scripted import S, second, status
 from tests.collectors.stand import collector, daemon, otlp_receiver
@@ -56,7 +56,7 @@ def test_everything_arrives_over_both(tmp_path: Path) -> None:
     assert (code, stderr) == (0, "")
 
     # OTLP has every metric, under the conventions' names, with the same numbers.
-    expected = {metric.otel for metric in names.METRICS} - {names.LATE_PREFILLS.otel}
+    expected = {metric.otel for metric in metrics.METRICS} - {metrics.steps.LATE_PREFILLS.otel}
     assert set(received.metrics) == expected
     ttft = received.metrics["gen_ai.server.time_to_first_token"]
     assert ttft.unit == "s"
@@ -66,7 +66,7 @@ def test_everything_arrives_over_both(tmp_path: Path) -> None:
     }
     chat = points[("gen_ai.operation.name", "chat"), ("process.executable.name", "chat"), ("process.pid", 1)]
     assert (chat.count, round(chat.sum, 6)) == (1, 0.05)
-    assert tuple(chat.explicit_bounds) == names.TTFT.buckets
+    assert tuple(chat.explicit_bounds) == metrics.requests.TTFT.buckets
     busy = received.metrics["flexnpu.device.busy"].sum
     assert busy.is_monotonic
     assert [p.as_double for p in busy.data_points] == [0.8]

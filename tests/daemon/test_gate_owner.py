@@ -14,7 +14,11 @@ from typing import Any
 import pytest
 
 from flexnpu.control.client import BusyError, ControlClient, OwnedError
-from flexnpu.control.messages import ControllerInfo, GateOwner, SetGate
+from flexnpu.control.messages import (
+    ControllerInfo,
+    GateOwner,
+    SetGate,
+)
 from flexnpu.daemon.config import Config
 from flexnpu.daemon.control_server import ControlServer
 from flexnpu.daemon.gate_lease import Peer

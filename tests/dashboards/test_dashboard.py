@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from collectors import names
+from collectors.metrics import METRICS, collector, daemon, gate, lanes, requests, steps, tracer
 from dashboards.pd_colocation import dashboard_json
 from workloads import panels
 
@@ -46,7 +46,7 @@ def test_panels_say_what_they_show(panel: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("title", "ref", "expression"), QUERIES)
 def test_queries_use_the_lists_names_and_labels(title: str, ref: str, expression: str) -> None:
-    by_series = {series: metric for metric in names.METRICS for series in metric.series}
+    by_series = {series: metric for metric in METRICS for series in metric.series}
     used = set(re.findall(r"\bflexnpu_\w+", expression))
     assert used <= set(by_series)
     labels = {label for series in used for label in by_series[series].labels} | {"le"}
@@ -79,10 +79,28 @@ def test_the_brief_is_covered() -> None:
     """Each of these is shown by some panel."""
     shown = " ".join(expression for _, _, expression in QUERIES)
     for metric in (
-        *(names.TTFT, names.TPOT, names.TOKEN_INTERVAL, names.SECOND_TOKEN, names.STEP_DURATION),
-        *(names.DECODE_STEP, names.STEPS, names.STEP_TOKENS, names.LAUNCHES, names.LANE_GATED),
-        *(names.GATE_WINDOW, names.GATE_LEASE, names.DEVICE_BUSY, names.LANE_QUEUED, names.LOST_EVENTS),
-        *(names.SLO_GOOD, names.SLO_REQUESTS, names.FEED_CONNECTED),
+        *(
+            requests.TTFT,
+            requests.TPOT,
+            requests.TOKEN_INTERVAL,
+            requests.SECOND_TOKEN,
+            steps.DURATION,
+        ),
+        *(
+            steps.DECODE_DURATION,
+            steps.STEPS,
+            steps.TOKENS,
+            steps.LAUNCHES,
+            lanes.GATED,
+        ),
+        *(
+            gate.WINDOW,
+            gate.LEASE,
+            daemon.DEVICE_BUSY,
+            lanes.QUEUED,
+            tracer.LOST_EVENTS,
+        ),
+        *(requests.SLO_GOOD, requests.SLO_REQUESTS, collector.FEED_CONNECTED),
     ):
         assert any(series in shown for series in metric.series), metric.name
 

@@ -10,10 +10,11 @@ import pytest
 from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 from prometheus_client import generate_latest
 
-from collectors import names
+from collectors import metrics
 from collectors.aggregate import Aggregator
 from collectors.daemons import samples_of
-from collectors.names import ATTRIBUTES, METRICS, Metric
+from collectors.metrics import METRICS
+from collectors.metrics.metric import ATTRIBUTES, Metric
 from collectors.prometheus import PrometheusSink
 from tests.collectors.scripted import S, second, status
 
@@ -41,7 +42,7 @@ def test_the_conventions_names_are_theirs() -> None:
     theirs = {value for name, value in vars(gen_ai_metrics).items() if name.isupper()}
     ours = {m.otel for m in METRICS if m.otel.startswith("gen_ai.")}
     assert ours <= theirs
-    assert {names.TTFT.otel, names.TPOT.otel, names.REQUEST_DURATION.otel} == ours
+    assert {metrics.requests.TTFT.otel, metrics.requests.TPOT.otel, metrics.requests.DURATION.otel} == ours
 
 
 def test_promtool_finds_nothing_to_say() -> None:
@@ -54,7 +55,7 @@ def test_promtool_finds_nothing_to_say() -> None:
     for event in second(10 * S):
         aggregator.take(event)
     aggregator.advance(20 * S)
-    sink.add(names.LATE_PREFILLS, ())
+    sink.add(metrics.steps.LATE_PREFILLS, ())
     scrape = generate_latest(sink.registry)
     seen = set(re.findall(r"^# TYPE (\S+) ", scrape.decode(), re.M))
     assert seen >= {m.name for m in METRICS}
