@@ -6,24 +6,43 @@ as the work, not as long as the load. Half of the lanes decode, the other half p
 and each step comes with its beginning. Costs are CPU time of this thread; `core_share` is that over the
 modelled time. `parse` is the feed's JSON, `status` the daemon's.
 
-    python -m benchmarks.controller_turn [--lanes N ...] [--rate STEPS] [--seconds S]
+With --live, the controller's loop also reads the load from a feed's socket, at the load's own pace, and the
+whole thread's CPU time is counted: `live`.
+
+    python -m benchmarks.controller_turn [--lanes N ...] [--rate STEPS] [--seconds S] [--live S]
 """
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
+import multiprocessing
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from controllers.loop import RENEWALS
+from controllers.holder import RENEWALS
+from controllers.loop import Loop
 from controllers.policies.protect_decode import ProtectDecode
 from controllers.state import ControllerState
 from flexnpu.console.numbers import Duration, Number, Whole
-from flexnpu.control.messages import DaemonStatus, GateStatus, LaneStatus, decode_reply, encode
+from flexnpu.control.client import ControlClient
+from flexnpu.control.messages import (
+    DaemonStatus,
+    GateStatus,
+    LaneStatus,
+    SetGate,
+    decode_reply,
+    decode_request,
+    encode,
+)
 from probes.feed.events import Event, Phase, Step, StepBegin, from_json
+from probes.feed.socket import FeedClient, FeedServer
 
 LEASE_S = 2.0
 MS = 1_000_000
@@ -163,15 +182,103 @@ def measure(lanes: int, rate: float, seconds: float) -> dict[str, Any]:
     }
 
 
+class _Daemon(ControlClient):
+    """Answers at once, from memory, through the messages' JSON."""
+
+    def __init__(self, lanes: int) -> None:
+        super().__init__("npu0.ctl")
+        self._status = encode(daemon_status(lanes))
+
+    def status(self) -> DaemonStatus:
+        """What the daemon of so many lanes says."""
+        reply = decode_reply(self._status)
+        assert isinstance(reply, DaemonStatus)
+        return reply
+
+    def set_gate(self, request: SetGate) -> GateStatus:
+        """Accepts."""
+        decode_request(encode(request))
+        return daemon_status(0).gate
+
+
+def _publish(path: str, lanes: int, rate: float, seconds: float) -> None:
+    """Serve the load at its pace, from when somebody reads it, and a second more."""
+    lines = load(lanes, rate, seconds)
+    with FeedServer(path) as server:
+        while not server.counts["feed_subscribers"]:
+            time.sleep(0.01)
+        time.sleep(LEASE_S / RENEWALS)  # for the reader to know the lanes
+        shift_ns = time.monotonic_ns() - lines[0][0]
+        for at_ns, line in lines:
+            if (wait_ns := at_ns + shift_ns - time.monotonic_ns()) > 0:
+                time.sleep(wait_ns / 1e9)
+            server.publish(_moved(from_json(line), shift_ns))
+        time.sleep(1)
+
+
+def measure_live(lanes: int, rate: float, seconds: float) -> dict[str, Any]:
+    """CPU time of a controller's loop over a real feed for `seconds` s, and the steps that it used."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/probe.sock"
+        loop = Loop(
+            ProtectDecode(lease_s=LEASE_S),
+            _Daemon(lanes),
+            lambda: FeedClient(path, begins=True),
+            LEASE_S,
+            out=io.StringIO(),
+        )
+        publisher = multiprocessing.get_context("spawn").Process(
+            target=_publish, args=(path, lanes, rate, seconds)
+        )
+        publisher.start()
+
+        def stop_then() -> None:
+            publisher.join()
+            loop.stop()
+
+        watcher = threading.Thread(target=stop_then)
+        watcher.start()
+        before, start = time.thread_time(), time.monotonic()
+        loop.run()
+        spent, took = time.thread_time() - before, time.monotonic() - start
+        watcher.join()
+        return {
+            "core_share": round(spent / seconds, 5),
+            "seconds": round(took, 1),
+            "steps_sent": sum('"type":"step"' in line for _, line in load(lanes, rate, seconds)),
+            "steps_used": loop.state.steps,
+            "steps_unmapped": loop.state.unmapped,
+            "feed_dropped": loop.state.feed_dropped,
+        }
+
+
+def _moved(event: Event, shift_ns: int) -> Event:
+    """The event at another time."""
+    if isinstance(event, Step):
+        return dataclasses.replace(
+            event, t_start_ns=event.t_start_ns + shift_ns, t_end_ns=event.t_end_ns + shift_ns
+        )
+    assert isinstance(event, StepBegin)
+    return dataclasses.replace(event, t_ns=event.t_ns + shift_ns)
+
+
 @click.command(help=(__doc__ or "").split("\n\n")[0])
 @click.option("--lanes", type=Whole(2, 1024), multiple=True, default=(8, 32, 64), show_default=True)
 @click.option(
     "--rate", type=Number(1, 1e5, unit="steps a second"), default=1000.0, show_default=True, help="Steps/s."
 )
 @click.option("--seconds", type=Duration(1, 600), default=60.0, show_default=True, help="Of load.")
-def main(lanes: tuple[int, ...], rate: float, seconds: float) -> None:
+@click.option(
+    "--live", type=Duration(0, 600), default=0.0, show_default=True, help="Also so long at its pace."
+)
+def main(lanes: tuple[int, ...], rate: float, seconds: float, live: float) -> None:
     """Print one JSON object."""
-    print(json.dumps({"controller_turn": [measure(one, rate, seconds) for one in lanes]}, indent=2))
+    found = []
+    for one in lanes:
+        found.append(measure(one, rate, seconds))
+        if live > 0:
+            found[-1]["live"] = measure_live(one, rate, live)
+    print(json.dumps({"controller_turn": found}, indent=2))
 
 
 if __name__ == "__main__":

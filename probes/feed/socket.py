@@ -365,16 +365,16 @@ class FeedClient(Closing):
 
     def read(self, timeout_s: float | None = None) -> Event | None:
         """The next event, or None after `timeout_s` without one, or when the feed has ended (see `ended`)."""
+        if (event := self._take()) is not None:
+            return event
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            event = self._take()
-            if event is not None:
-                return event
-            if self._ended:
-                return None
+        while not self._ended:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self._receive(left):
                 return None
+            if (event := self._take()) is not None:
+                return event
+        return None
 
     def _take(self) -> Event | None:
         while True:

@@ -123,3 +123,13 @@ def test_a_feed_that_sends_nonsense_is_left_and_tried_again() -> None:
     assert b.follower.read(5 * RETRY_S) is not None
     assert bad.closed
     assert b.troubles == ["sent a line that is no event"]
+
+
+def test_events_gather_and_are_read_without_waiting() -> None:
+    """A thousand of them in a row cost one pause, and those that come in that are not waited for either."""
+    b = Bench(Feed(CLOCK, *[step(1, 2)] * 1000, ends=False))
+    start = b.clock.ns
+    assert all(b.follower.read(1) is not None for _ in range(1000))
+    assert b.clock.ns == start
+    assert b.follower.read(1) is None
+    assert b.clock.ns - start == pytest.approx(1e9, rel=0.01)
