@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
         "dashboards",
         "workloads",
     },
-    "probes": {"flexnpu/common", "flexnpu/console", "flexnpu/control"},
+    "probes": {"flexnpu/common", "flexnpu/console", "flexnpu/control", "flexnpu/wire"},
     "collectors": {"probes", "flexnpu/common", "flexnpu/console", "flexnpu/control"},
     "controllers": {"probes", "flexnpu/common", "flexnpu/console", "flexnpu/control"},
     "dashboards": {"collectors"},

@@ -1,64 +1,10 @@
 // Programs for FlexNPU's client, which folds its steps itself (flexnpu/client/probe_point.hpp). Compiled behind common.h.
+// A later version of its record is longer, and begins like the one that is known here.
 //
 // The client calls flexnpu_step() only while a probe is on it: the kernel then raises a word of the client's.
 // A step costs a hit when it is known to be over, and one when it opens, where the tracer wants that too.
 
-// Mirrors flexnpu_step_record, version 1. A later version is longer, and begins like this.
-struct client_array {
-    u32 n;
-    u32 seen;
-    u32 ones;
-    u32 rising;
-    s64 first, last, max, sum;
-};
-struct client_evidence {
-    u32 flags;
-    u32 ndim;
-    s64 dims[4];
-    s64 rows, columns;
-    s64 query[4];
-    u32 query_ndim;
-    u32 arrays;
-    struct client_array array[3];
-    char layout[8];
-};
-struct client_step {
-    u32 version;
-    u32 size;
-    u32 kind;
-    u32 opening;
-    u32 ended_by;
-    u32 reserved;
-    u64 t_start;
-    u64 t_end;
-    u64 t_last;
-    u64 t_base;
-    u64 stream;
-    u64 seq;
-    u64 launches;
-    u64 graphs;
-    u64 h2d, d2h;
-    u64 h2d_copies;
-    u64 lane_work;
-    u64 gated_ns;
-    u64 model;
-    struct client_evidence evidence;
-};
-// end of the mirror
-
-enum { CLIENT_BEGIN = 1, CLIENT_DONE = 3 };
-
-// In the ring, among records whose first word is a time: this bit says whose it is.
-#define CLIENT_MARK (1ULL << 63)
-struct client_record {
-    u64 tgid;  // | CLIENT_MARK
-    struct client_step step;
-};
-
 // Names of operators, by the address at which the client keeps each; counted in `operators` by that address.
-struct client_name {
-    char text[64];
-};
 BPF_HASH(client_names, struct handle_key, struct client_name, 4096);
 
 #ifndef EVENTS_RING
@@ -66,7 +12,7 @@ BPF_PERCPU_ARRAY(client_scratch, struct client_record, 1);
 #endif
 
 // flexnpu_step(const struct flexnpu_step_record*), flexnpu_step_begin(the same)
-int on_client_step(struct pt_regs *ctx)
+PROBE int on_client_step(struct pt_regs *ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_CLIENT);
@@ -76,8 +22,8 @@ int on_client_step(struct pt_regs *ctx)
     struct client_record *r = events.ringbuf_reserve(sizeof(*r));
     if (!r) {
         u32 kind = 0;
-        bpf_probe_read_user(&kind, sizeof(kind), &((struct client_step *)told)->kind);
-        count(kind == CLIENT_BEGIN ? BEGINS_LOST : STEPS_LOST);
+        bpf_probe_read_user(&kind, sizeof(kind), &((struct flexnpu_step_record *)told)->kind);
+        count(kind == FLEXNPU_STEP_BEGIN ? BEGINS_LOST : STEPS_LOST);
         return 0;
     }
     if (bpf_probe_read_user(&r->step, sizeof(r->step), told)) {
@@ -87,8 +33,8 @@ int on_client_step(struct pt_regs *ctx)
     }
     r->tgid = id >> 32 | CLIENT_MARK;
     u32 kind = r->step.kind;
-    events.ringbuf_submit(r, wake_for(kind == CLIENT_BEGIN, sizeof(*r)));
-    if (kind == CLIENT_DONE)
+    events.ringbuf_submit(r, wake_for(kind == FLEXNPU_STEP_BEGIN, sizeof(*r)));
+    if (kind == FLEXNPU_STEP_DONE)
         count(STEPS_SENT);
 #else
     int zero = 0;
@@ -102,15 +48,15 @@ int on_client_step(struct pt_regs *ctx)
     r->tgid = id >> 32 | CLIENT_MARK;
     u32 kind = r->step.kind;
     if (events.perf_submit(ctx, r, sizeof(*r)))
-        count(kind == CLIENT_DONE ? STEPS_LOST : BEGINS_LOST);
-    else if (kind == CLIENT_DONE)
+        count(kind == FLEXNPU_STEP_DONE ? STEPS_LOST : BEGINS_LOST);
+    else if (kind == FLEXNPU_STEP_DONE)
         count(STEPS_SENT);
 #endif
     return 0;
 }
 
 // flexnpu_operator(stream, name, executor)
-int on_client_operator(struct pt_regs *ctx)
+PROBE int on_client_operator(struct pt_regs *ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_OPERATOR);

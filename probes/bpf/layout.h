@@ -1,5 +1,6 @@
 // Reads a tensor's dimensions and data type, and an integer array's values, by a layout that was learned at attach
-// (see probes/steps/layouts.py, which mirrors these structures in `Packed`). Only user memory is read.
+// (see probes/steps/layouts.py, which reads these structures here). Only user memory is read.
+#pragma once
 
 #define VECTOR_INLINE 0
 #define VECTOR_POINTER 1

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,9 +27,11 @@ from probes.feed.events import Event, Losses, StepBegin
 from probes.feed.recording import Overhead
 from probes.feed.socket import FeedServer
 from probes.host.engine import EngineScraper
-from probes.host.gates import Gates
-from probes.show.screen import Display, display, plain_after
-from probes.show.view import View
+
+if TYPE_CHECKING:
+    from probes.host.gates import Gates
+    from probes.show.screen import Display
+    from probes.show.view import View
 
 
 @click.command("attach", short_help="Attach to running processes and show their steps.")
@@ -192,6 +194,14 @@ def command(
       on running meanwhile.
 
     \b
+    ENVIRONMENT
+      FLEXNPU_BPF_LOADER  core: load the BPF programs that were compiled when FlexNPU
+                          was built; bcc: compile them here, which takes bcc and kernel
+                          headers. By default the first that works; doctor says which
+      FLEXNPU_NO_CACHE    if set, keep nothing of what was found out of a library (cache
+                          in the run directory, flexnpu/probe in XDG_CACHE_HOME)
+
+    \b
     EXIT STATUS
       0 after detaching; 1 when something is missing, and standard error says what
       and what to type; 2 for wrong usage.
@@ -246,14 +256,20 @@ class _Output:
         self.display: Display | None = None
         self.feed: FeedServer | None = None
         self.overhead: Callable[[], dict[int, Overhead]] | None = None
-        self._view = View()
-        self._gates = Gates()
+        self._view: View | None = None
+        self._gates: Gates | None = None
         self._since = time.monotonic()
         self._told: dict[str, dict[str, int]] = {}
 
     def start(self) -> None:
         """Everything is attached: show tables from here on."""
         if self._shows:
+            # Imported where tables are shown: who reads JSON or the feed is spared 10 MiB.
+            from probes.host.gates import Gates
+            from probes.show.screen import display
+            from probes.show.view import View
+
+            self._view, self._gates = View(), Gates()
             self.display = display()
             self._since = time.monotonic()
 
@@ -269,7 +285,7 @@ class _Output:
         if self._json:
             if not isinstance(event, StepBegin) and (not isinstance(event, Losses) or self._news(event)):
                 sys.stdout.write(event.to_json() + "\n")
-        elif self._shows and not (self.display is not None and self.display.paused):
+        elif self._view is not None and self.display is not None and not self.display.paused:
             self._view.add(event)
 
     def _news(self, losses: Losses) -> bool:
@@ -291,7 +307,7 @@ class _Output:
             self.feed.publish(losses)
         if self._json:
             sys.stdout.flush()
-        if self.display is not None:
+        if self.display is not None and self._view is not None and self._gates is not None:
             self._view.add(losses)
             overhead = self.overhead() if self.overhead is not None else None
             snapshot = self._view.take(now - self._since, self._gates.delta_us(), overhead)
@@ -307,6 +323,8 @@ class _Output:
     def leave(self) -> None:
         """Give the terminal back: what comes now is printed."""
         if self.display is not None:
+            from probes.show.screen import plain_after
+
             self.display.close()
             self.display = plain_after(self.display)
 
@@ -314,4 +332,5 @@ class _Output:
         """May be called again."""
         if self.display is not None:
             self.display.close()
-        self._gates.close()
+        if self._gates is not None:
+            self._gates.close()

@@ -21,19 +21,22 @@ import dataclasses
 import json
 import re
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from probes.feed.limits import Limits
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 VERSION = 1
 
 Phase = Literal["prefill", "decode", "mixed", "other"]
 
 # Strict: a string that merely looks like a number is a malformed line.
-_NonNegative = Annotated[int, Field(ge=0, strict=True)]
-_Fraction = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
-_Microseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
-_Flag = Annotated[bool, Field(strict=True)]
+_NonNegative = Annotated[int, Limits(ge=0, strict=True)]
+_Fraction = Annotated[float, Limits(ge=0.0, le=1.0, strict=True)]
+_Microseconds = Annotated[float, Limits(ge=0.0, allow_inf_nan=False, strict=True)]
+_Flag = Annotated[bool, Limits(strict=True)]
 
 
 DELIVERED = frozenset({"steps_sent", "steps_received"})
@@ -273,7 +276,7 @@ class Mix(_Event):
     """Second calls by operator (``aclnnMatmul``), the most frequent first."""
 
 
-_Amount = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+_Amount = Annotated[float, Limits(ge=0.0, allow_inf_nan=False)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -332,6 +335,8 @@ _TYPES: dict[str, type[Event]] = {
 
 @cache
 def _adapter(kind: str) -> TypeAdapter[Event]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(_TYPES[kind])
 
 
@@ -346,7 +351,7 @@ def from_json(line: str | bytes) -> Event:
     if match is not None:
         name = match[1] if isinstance(match[1], str) else match[1].decode()
         if name in _TYPES:
-            with contextlib.suppress(ValidationError):
+            with contextlib.suppress(ValueError):  # of which pydantic's error is one
                 return _adapter(name).validate_json(line)
     try:
         raw: Any = json.loads(line)
@@ -359,8 +364,11 @@ def from_json(line: str | bytes) -> Event:
         raise EventError(f"version {version!r}, this program reads version {VERSION}")
     if not isinstance(kind, str) or kind not in _TYPES:
         raise EventError(f"unknown type {kind!r}")
+    adapter = _adapter(kind)
+    from pydantic import ValidationError
+
     try:
-        return _adapter(kind).validate_python(raw)
+        return adapter.validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 import platform
@@ -19,14 +18,18 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal, Self
 
 import zstandard
-from pydantic import Field, TypeAdapter, ValidationError
 
 from probes.feed.events import Event, EventError, from_json
+from probes.feed.limits import Limits
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 FORMAT = 1
 FLUSH_S = 1.0
@@ -38,8 +41,8 @@ MAX_BLOCK_BYTES = 16 << 20
 _LEVEL = 3
 _CHUNK = 1 << 16
 
-_NonNegative = Annotated[int, Field(ge=0, strict=True)]
-_Microseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+_NonNegative = Annotated[int, Limits(ge=0, strict=True)]
+_Microseconds = Annotated[float, Limits(ge=0.0, allow_inf_nan=False)]
 
 
 class RecordingError(ValueError):
@@ -50,7 +53,7 @@ class RecordingError(ValueError):
 class Header:
     """Where and when a recording was made."""
 
-    format: Annotated[int, Field(strict=True)]
+    format: Annotated[int, Limits(strict=True)]
     version: str
     """Of FlexNPU."""
     host: str
@@ -66,6 +69,8 @@ class Header:
 
     @staticmethod
     def now() -> Header:
+        import importlib.metadata  # takes 2 MiB
+
         try:
             version = importlib.metadata.version("flexnpu")
         except importlib.metadata.PackageNotFoundError:
@@ -87,7 +92,7 @@ class Header:
 class Overhead:
     """What the probes of a process cost."""
 
-    percent: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    percent: Annotated[float, Limits(ge=0.0, allow_inf_nan=False)]
     """Of the steps' time (of all time where there were none), lately."""
     without: list[str]
     """Evidence that was given up for the budget, the first first (`budget.ORDER`)."""
@@ -98,7 +103,7 @@ class Tick:
     """The end of an interval of the live table, with what it showed beside events."""
 
     t_ns: _NonNegative
-    seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    seconds: Annotated[float, Limits(ge=0.0, allow_inf_nan=False)]
     gated: list[tuple[_NonNegative, _NonNegative, _Microseconds]]
     """(pid, stream, us): how long the daemon's gate held each lane in the interval."""
     overhead: dict[int, Overhead] = dataclasses.field(default_factory=dict)
@@ -114,11 +119,14 @@ class End:
     type: Literal["end"] = "end"
 
 
-_CONTROLS: dict[str, TypeAdapter[Any]] = {
-    "recording": TypeAdapter(Header),
-    "tick": TypeAdapter(Tick),
-    "end": TypeAdapter(End),
-}
+_CONTROLS: dict[str, type[Header | Tick | End]] = {"recording": Header, "tick": Tick, "end": End}
+
+
+@cache
+def _adapter(kind: str) -> TypeAdapter[Header | Tick | End]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(_CONTROLS[kind])
 
 
 def _line(control: Header | Tick | End) -> bytes:
@@ -134,12 +142,14 @@ def _control(line: bytes) -> Header | Tick | End | None:
     kind = raw.get("type") if isinstance(raw, dict) else None
     if not isinstance(kind, str) or kind not in _CONTROLS:
         return None
+    adapter = _adapter(kind)
+    from pydantic import ValidationError
+
     try:
-        found: Header | Tick | End = _CONTROLS[kind].validate_python(raw)
+        return adapter.validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
         raise EventError(f"{kind}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    return found
 
 
 class Recorder:

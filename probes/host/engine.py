@@ -16,13 +16,9 @@ import contextlib
 import queue
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from typing import IO, Any, Final
 from urllib.parse import urlsplit, urlunsplit
-
-from prometheus_client.parser import text_string_to_metric_families
 
 from flexnpu.control.closing import Closing
 from probes.feed.events import EngineMetrics
@@ -94,6 +90,8 @@ def read_page(page: str) -> tuple[str, dict[str, float]]:
     """
     lines = [line for line in page.splitlines() if line.split("{", 1)[0].split(" ", 1)[0] in _WANTED]
     values: dict[str, list[float]] = {}
+    from prometheus_client.parser import text_string_to_metric_families  # takes 2 MiB
+
     for family in text_string_to_metric_families("\n".join(lines) + "\n"):
         for sample in family.samples:
             if 0 <= sample.value < float("inf"):
@@ -110,15 +108,18 @@ def read_page(page: str) -> tuple[str, dict[str, float]]:
     return "", {}
 
 
-class _NoRedirection(urllib.request.HTTPRedirectHandler):
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> None:
-        return None
-
-
 def scrape(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES) -> EngineMetrics:
     """Read the page at `url` once. What goes wrong is in `EngineMetrics.error`."""
+    # Imported where an engine is asked: with TLS they take 5 MiB.
+    import urllib.error
+    import urllib.request
+
+    class _NoRedirection(urllib.request.HTTPRedirectHandler):
+        def redirect_request(
+            self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+        ) -> None:
+            return None
+
     # Engines are asked directly: a proxy of the operator's shell is not meant for them.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirection)
     engine, error = "", None

@@ -31,7 +31,8 @@ _IOC_SET_BPF = 0x40042408
 _FLAG_FD_CLOEXEC = 8
 
 # enum bpf_cmd and bpf_attach_type of the kernel's interface.
-_LINK_CREATE, _ENABLE_STATS = 28, 32
+_RAW_TRACEPOINT_OPEN, _LINK_CREATE, _ENABLE_STATS = 17, 28, 32
+_TYPE_TRACEPOINT = 2  # PERF_TYPE_TRACEPOINT
 TRACE_UPROBE_MULTI = 48
 """The expected attach type that a program must be loaded with for a uprobe_multi link."""
 TRACE_UPROBE_SESSION = 57
@@ -81,6 +82,12 @@ class _StatsAttr(ctypes.Structure):
     """The part of union bpf_attr that says what to measure: BPF_STATS_RUN_TIME."""
 
     _fields_ = (("type", ctypes.c_uint32),)
+
+
+class _RawTracepointAttr(ctypes.Structure):
+    """The part of union bpf_attr that opens a raw tracepoint."""
+
+    _fields_ = (("name", ctypes.c_uint64), ("program", ctypes.c_uint32), ("pad", ctypes.c_uint32))
 
 
 class AttachError(RuntimeError):
@@ -249,6 +256,56 @@ class Uprobe:
 
     def close(self) -> None:
         """Remove the probe; the kernel takes about 0.1 s for it. May be called again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Tracepoint:
+    """A program on the tracepoint `number` (`id` in its folder of tracefs), for all processes."""
+
+    def __init__(self, program_fd: int, number: int) -> None:
+        attr = _Attr(
+            type=_TYPE_TRACEPOINT, size=ctypes.sizeof(_Attr), config=number, sample_period=1, wakeup_events=1
+        )
+        self._fd: int = _libc.syscall(
+            ctypes.c_long(_PERF_EVENT_OPEN[platform.machine()]),
+            ctypes.byref(attr),
+            ctypes.c_int(-1),
+            ctypes.c_int(0),
+            ctypes.c_int(-1),
+            ctypes.c_ulong(_FLAG_FD_CLOEXEC),
+        )
+        if self._fd < 0:
+            raise AttachError(f"cannot probe tracepoint {number}: {_explain(ctypes.get_errno())}")
+        try:
+            fcntl.ioctl(self._fd, _IOC_SET_BPF, program_fd)
+            fcntl.ioctl(self._fd, _IOC_ENABLE, 0)
+        except OSError as error:
+            os.close(self._fd)
+            raise AttachError(
+                f"cannot bind a BPF program to tracepoint {number}: {_explain(error.errno or 0)}"
+            ) from None
+
+    def close(self) -> None:
+        """Remove it. May be called again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class RawTracepoint:
+    """A program on the tracepoint `name`, whatever else runs there, for all processes."""
+
+    def __init__(self, program_fd: int, name: str) -> None:
+        text = ctypes.create_string_buffer(name.encode())
+        try:
+            self._fd = _bpf(_RAW_TRACEPOINT_OPEN, _RawTracepointAttr(ctypes.addressof(text), program_fd))
+        except OSError as error:
+            raise AttachError(f"cannot probe tracepoint {name}: {_explain(error.errno or 0)}") from None
+
+    def close(self) -> None:
+        """Remove it. May be called again."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

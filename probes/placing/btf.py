@@ -7,40 +7,23 @@ True
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, Final
+from typing import Final
+
+from probes.placing import libbpf
 
 _KIND_STRUCT: Final = 4
 _TYPE_HEAD: Final = 12  # struct btf_type, before the members
 _MEMBER: Final = 12  # struct btf_member: name, type, offset in bits
 
 
-@cache
-def _libbpf() -> Any:
-    try:
-        library = ctypes.CDLL(ctypes.util.find_library("bpf") or "libbpf.so.1")
-        library.btf__load_vmlinux_btf.restype = ctypes.c_void_p
-        library.btf__find_by_name_kind.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32)
-        library.btf__find_by_name_kind.restype = ctypes.c_int
-        library.btf__type_by_id.argtypes = (ctypes.c_void_p, ctypes.c_uint32)
-        library.btf__type_by_id.restype = ctypes.c_void_p
-        library.btf__name_by_offset.argtypes = (ctypes.c_void_p, ctypes.c_uint32)
-        library.btf__name_by_offset.restype = ctypes.c_char_p
-        library.btf__free.argtypes = (ctypes.c_void_p,)
-    except (OSError, AttributeError):
-        return None
-    return library
-
-
 def member_offsets(struct: str, members: Sequence[str]) -> dict[str, int] | None:
     """Offsets in bytes of direct members of a structure; None when the kernel, or libbpf, does not say."""
-    library = _libbpf()
+    library = libbpf.library()
     if library is None:
         return None
     btf = library.btf__load_vmlinux_btf()
-    if not btf or btf >= 2**64 - 4096:  # libbpf before 1.0 returns the error as a pointer
+    if libbpf.failed(btf):
         return None
     try:
         found = library.btf__find_by_name_kind(btf, struct.encode(), _KIND_STRUCT)

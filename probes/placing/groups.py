@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from probes.placing import attach, symbols
 from probes.placing.attach import AttachError, Point, Probe
 from probes.placing.plan import Role, Site
-from probes.placing.sites import HitCost, choose_for
+from probes.placing.sites import KEPT, HitCost, choose_for
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ def groups_of(
                         chosen.cost,
                     )
                 )
+    KEPT.save()
     return list(groups.values()), new
 
 

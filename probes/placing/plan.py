@@ -6,9 +6,14 @@ times. ``detail`` adds every operator launch.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Literal
+
+import flexnpu
+from probes.placing import declarations
 
 Plan = Literal["default", "detail"]
 """``default``: sentinels, and a short rotating window of detail; ``detail``: every launch, all the time."""
@@ -67,29 +72,39 @@ class Site:
     """The program that does for both, where the kernel has uprobe sessions."""
 
 
-_ATTENTION = (
-    # Numbers, from 0, of arguments of integer class: query lengths, KV lengths, name of the layout. 0: none.
-    ("aclnnFusedInferAttentionScore", 5, 6, 20),
-    ("aclnnFusedInferAttentionScoreV2", 5, 6, 27),
-    ("aclnnFusedInferAttentionScoreV3", 5, 6, 30),
-    ("aclnnFusedInferAttentionScoreV4", 5, 6, 32),
-    ("aclnnFusedInferAttentionScoreV5", 5, 6, 34),
-    ("aclnnIncreFlashAttention", 0, 5, 7),
-    ("aclnnIncreFlashAttentionV2", 0, 5, 12),
-    ("aclnnIncreFlashAttentionV3", 0, 5, 15),
-    ("aclnnIncreFlashAttentionV4", 0, 5, 16),
-    ("aclnnPromptFlashAttention", 5, 0, 9),
-    ("aclnnPromptFlashAttentionV2", 5, 6, 15),
-    ("aclnnPromptFlashAttentionV3", 5, 6, 15),
-    ("aclnnFlashAttentionScore", 0, 0, 11),
-    ("aclnnFlashAttentionScoreV2", 0, 0, 13),
-    ("aclnnFlashAttentionScoreV3", 0, 0, 14),
-    ("aclnnFlashAttentionVarLenScore", 8, 9, 13),
-    ("aclnnFlashAttentionVarLenScoreV2", 8, 9, 15),
-    ("aclnnFlashAttentionVarLenScoreV3", 10, 11, 17),
-    ("aclnnFlashAttentionVarLenScoreV4", 8, 9, 13),
-    ("aclnnFlashAttentionVarLenScoreV5", 11, 12, 18),
+_FAMILIES: tuple[tuple[str, int | None, int | None], ...] = (
+    # Attention operators, all versions: which of their integer arrays, from 0, are lengths of queries and KV.
+    ("aclnnFusedInferAttentionScore", 0, 1),
+    ("aclnnPromptFlashAttention", 0, 1),
+    ("aclnnIncreFlashAttention", None, 0),
+    ("aclnnFlashAttentionVarLenScore", 1, 2),
+    ("aclnnFlashAttentionScore", None, None),
 )
+_OPERATORS = Path(flexnpu.__file__).parent / "api" / "aclnn.tsv"
+
+
+def attention_arguments(table: str) -> tuple[tuple[str, int, int, int], ...]:
+    """The attention operators of an API table (`flexnpu/api/aclnn.tsv`): name, and the numbers, from 0, of
+    the arguments that are query lengths, KV lengths and the name of the layout; 0: it has none.
+
+    Numbers are of arguments of integer class, for floating-point ones travel in other registers.
+    """
+    found = []
+    for line in table.splitlines():
+        if "Attention" not in line:
+            continue
+        name, kinds = line.split("\t")[:2]
+        kinds = kinds.replace("d", "").replace("f", "")
+        for prefix, queries, keys in _FAMILIES:
+            if not re.fullmatch(rf"{prefix}(V\d+)?", name):
+                continue
+            arrays = [at for at, kind in enumerate(kinds) if kind == "I"]
+            numbers = [
+                arrays[which] if which is not None and which < len(arrays) else 0 for which in (queries, keys)
+            ]
+            found.append((name, numbers[0], numbers[1], max(kinds.find("s"), 0)))
+    return tuple(found)
+
 
 SITES = (
     Site("aclCreateTensor", "on_create_tensor", None, Cost.TENSOR, Role.OBJECT),
@@ -109,7 +124,7 @@ SITES = (
             Role.ATTENTION,
             cookie=lengths | keys << 8 | layout << 16,
         )
-        for name, lengths, keys, layout in _ATTENTION
+        for name, lengths, keys, layout in attention_arguments(_OPERATORS.read_text())
     ),
     Site("aclrtLaunchKernelWithHostArgs", "on_kernel_launch", None, Cost.LAUNCH, Role.COUNT),
     Site("flexnpu_step", "on_client_step", None, Cost.STEP, Role.CLIENT, "flexnpu_step_semaphore"),
@@ -153,25 +168,10 @@ FUNNELS = frozenset({"aclrtLaunchKernelWithHostArgs", CLIENT})
 """Functions through which everything passes: every operator launch of CANN (and the emulated CANN), every
 step of FlexNPU's client. A process that maps one uses an NPU."""
 
-HITS = (
-    "embedding_first",
-    "embedding_return",
-    "embedding",
-    "graph",
-    "capture",
-    "sync",
-    "sync_return",
-    "copy",
-    "copy_return",
-    "copy_async",
-    "attention",
-    "launch",
-    "operator",
-    "tensor",
-    "array",
-    "client",
+HITS = tuple(
+    name.removeprefix("HIT_").lower() for name in declarations.of_steps().enumerators("hit") if name != "HITS"
 )
-"""Names of the counters of hits, in the order of the enum in `bpf/common.h`."""
+"""Names of the counters of hits, in the order of the enum in `bpf/records.h`."""
 
 HIT_OF = {
     "on_embedding_first": "embedding_first",

@@ -34,12 +34,14 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from probes.placing import store
 from probes.placing.plan import Role, Site
 from probes.placing.symbols import Definition
 
@@ -108,6 +110,92 @@ def choose(
         return Choice(
             0, "", HitCost.UNKNOWN, f"the rules of {machine} are not known here: the first instruction"
         )
+    pushed = _pushed(code) if machine == "x86_64" else ""
+    if pushed:
+        return Choice(0, f"push {pushed}", HitCost.EMULATED, "the kernel emulates push")
+    kept = KEPT.get(code, machine, keep_stack, arguments)
+    if kept is None:
+        kept = _disassembled(code, machine, decode, keep_stack=keep_stack, arguments=arguments)
+        KEPT.add(kept, code, machine, keep_stack, arguments)
+    return kept
+
+
+def _pushed(code: bytes) -> str:
+    """The register that the first instruction pushes, as most functions begin; empty if it does not."""
+    low = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi")
+    if code[:1] == b"\x41" and code[1:2] and 0x50 <= code[1] <= 0x57:
+        return f"r{code[1] - 0x50 + 8}"
+    return low[code[0] - 0x50] if code and 0x50 <= code[0] <= 0x57 else ""
+
+
+class Kept:
+    """Choices that were made once, by the code that they are for: the disassembler takes 7 MiB and, at its
+    import, as long as all the rest of placing probes."""
+
+    _KIND = "sites"
+    _MOST = 2048
+
+    def __init__(self) -> None:
+        self._choices: dict[str, list[Any]] | None = None
+        self._new = False
+
+    @staticmethod
+    def _key(code: bytes, machine: str, keep_stack: bool, arguments: tuple[int, ...]) -> str:
+        where = f"{machine} {keep_stack:d} {arguments}".encode()
+        return store.digest(where + b"\0" + code)
+
+    def _known(self) -> dict[str, list[Any]]:
+        if self._choices is None:
+            read = store.get(self._KIND, self.rules())
+            self._choices = read if isinstance(read, dict) else {}
+        return self._choices
+
+    @staticmethod
+    def rules() -> str:
+        """Changes with the rules by which sites are chosen."""
+        return store.digest(Path(__file__).read_bytes())
+
+    def get(self, *what: Any) -> Choice | None:
+        found = self._known().get(self._key(*what))
+        try:
+            offset, text, cost, reason, moved = found  # type: ignore[misc]
+            return Choice(int(offset), str(text), HitCost(cost), str(reason), moved)
+        except (TypeError, ValueError):
+            return None
+
+    def add(self, choice: Choice, *what: Any) -> None:
+        if choice.cost is HitCost.UNKNOWN:
+            return  # with a disassembler it may be another
+        known = self._known()
+        if len(known) >= self._MOST:
+            known.clear()
+        known[self._key(*what)] = [
+            choice.offset,
+            choice.instruction,
+            choice.cost.value,
+            choice.reason,
+            choice.stack,
+        ]
+        self._new = True
+
+    def save(self) -> None:
+        """Keep what is new for later programs."""
+        if self._new:
+            store.put(self._KIND, self.rules(), self._known())
+        self._new = False
+
+
+KEPT = Kept()
+
+
+def _disassembled(
+    code: bytes,
+    machine: str,
+    decode: Callable[[Any, tuple[int, ...]], _Step],
+    *,
+    keep_stack: bool,
+    arguments: tuple[int, ...],
+) -> Choice:
     try:
         capstone: Any = importlib.import_module("capstone")
     except ImportError:

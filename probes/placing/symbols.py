@@ -16,16 +16,15 @@ import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
+from probes.placing.elf import Elf, ElfError
 
 _CODE = 1024
 """Bytes of a function's code to keep: its prologue, and what may jump back into it."""
 
-Version = tuple[int, int, int, int]
-"""A file's device, inode, size and time of change: what is known of it holds as long as they do."""
+Version = tuple[int, ...]
+"""A file's device, inode, size, and when its contents and its inode last changed: what is known of it holds
+as long as they do."""
 
 
 @dataclass(frozen=True)
@@ -106,78 +105,6 @@ def _reachable(pid: int, path: str, span: str) -> str | None:
     return by_path if (named.st_dev, named.st_ino) == (mapped.st_dev, mapped.st_ino) else by_map
 
 
-class Library:
-    """The dynamic symbols of one ELF file."""
-
-    def __init__(self, real: str) -> None:
-        self._file = open(real, "rb")  # noqa: SIM115 (closed by `close`)
-        self.elf: Any = ELFFile(self._file)
-        self.machine = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}.get(
-            self.elf.header.e_machine, str(self.elf.header.e_machine)
-        )
-        self.needed: tuple[str, ...] = ()
-        self.soname = ""
-        loads = self.elf.iter_segments("PT_LOAD")
-        self._loads = [(load["p_vaddr"], load["p_filesz"], load["p_offset"]) for load in loads]
-        self._segment: Any = None
-        for segment in self.elf.iter_segments("PT_DYNAMIC"):
-            self._segment = segment
-        if self._segment is not None:
-            for tag in self._segment.iter_tags():
-                if tag.entry.d_tag == "DT_NEEDED":
-                    self.needed += (tag.needed,)
-                elif tag.entry.d_tag == "DT_SONAME":
-                    self.soname = tag.soname
-
-    def close(self) -> None:
-        self._file.close()
-
-    def find(self, name: str) -> Any | None:
-        """The defined function or object `name`, through the hash table that the dynamic linker uses."""
-        for section in (".gnu.hash", ".hash"):
-            table = self.elf.get_section_by_name(section)
-            if table is not None:
-                symbol = table.get_symbol(name)
-                return symbol if symbol is not None and _is_definition(symbol) else None
-        if self._segment is not None:  # section headers stripped
-            for symbol in self._segment.iter_symbols():
-                if symbol.name == name and _is_definition(symbol):
-                    return symbol
-        return None
-
-    def build_id(self) -> str:
-        for segment in self.elf.iter_segments("PT_NOTE"):
-            for note in segment.iter_notes():
-                if note["n_type"] == "NT_GNU_BUILD_ID":
-                    return str(note["n_desc"])
-        return ""
-
-    def file_offset(self, address: int) -> int | None:
-        for start, size, offset in self._loads:
-            if start <= address < start + size:
-                return int(address - start + offset)
-        return None
-
-    def functions(self) -> dict[str, int]:
-        """The address of every defined function, by name. Reads the whole symbol table."""
-        table: Any = self.elf.get_section_by_name(".dynsym")
-        return {
-            symbol.name: int(symbol["st_value"])
-            for symbol in (() if table is None else table.iter_symbols())
-            if symbol["st_info"]["type"] == "STT_FUNC" and _is_definition(symbol)
-        }
-
-    def read(self, offset: int, size: int) -> bytes:
-        self._file.seek(offset)
-        return self._file.read(size)
-
-
-def _is_definition(symbol: Any) -> bool:
-    # Objects, too: a probe point's semaphore is data.
-    wanted: bool = symbol["st_info"]["type"] in ("STT_FUNC", "STT_OBJECT")
-    return wanted and symbol["st_shndx"] != "SHN_UNDEF" and bool(symbol["st_value"])
-
-
 @dataclass(frozen=True)
 class _Scan:
     found: tuple[tuple[str, int, int, bytes], ...]
@@ -199,15 +126,10 @@ class Dependencies:
 def dependencies(real: str) -> Dependencies:
     """Of the file `real`; everything empty when it is no ELF file or cannot be read."""
     try:
-        library = Library(real)
-    except (OSError, ELFError):
+        with Elf(real) as elf:
+            return Dependencies(elf.soname, elf.needed, elf.build_id())
+    except (OSError, ElfError):
         return Dependencies("", (), "")
-    try:
-        return Dependencies(library.soname, library.needed, library.build_id())
-    except (ELFError, OSError, ValueError, KeyError, UnicodeDecodeError):
-        return Dependencies("", (), "")
-    finally:
-        library.close()
 
 
 _cache: dict[tuple[Version, tuple[str, ...]], _Scan] = {}
@@ -225,24 +147,17 @@ def _scan(version: Version, real: str, names: tuple[str, ...]) -> _Scan:
 
 def _read(real: str, names: tuple[str, ...]) -> _Scan:
     try:
-        library = Library(real)
-    except (OSError, ELFError):
+        with Elf(real) as elf:
+            found = []
+            for name in names:
+                symbol = elf.find(name)
+                offset = None if symbol is None else elf.file_offset(symbol.value)
+                if symbol is not None and offset is not None:
+                    code = elf.read(offset, min(symbol.size or 64, _CODE))
+                    found.append((name, offset, symbol.size, code))
+            return _Scan(tuple(found), elf.needed, elf.soname, elf.machine)
+    except (OSError, ElfError):
         return _Scan((), (), "", "")
-    try:
-        found = []
-        for name in names:
-            symbol = library.find(name)
-            if symbol is None:
-                continue
-            offset = library.file_offset(symbol["st_value"])
-            if offset is not None:
-                size = int(symbol["st_size"])
-                found.append((name, offset, size, library.read(offset, min(size or 64, _CODE))))
-        return _Scan(tuple(found), library.needed, library.soname, library.machine)
-    except (ELFError, OSError, ValueError, KeyError, UnicodeDecodeError):
-        return _Scan((), (), "", "")
-    finally:
-        library.close()
 
 
 def version_of(real: str) -> Version | None:
@@ -251,7 +166,7 @@ def version_of(real: str) -> Version | None:
         stat = os.stat(real)
     except OSError:
         return None
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def resolve(

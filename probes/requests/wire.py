@@ -48,32 +48,29 @@ Losses, as delivered to `on_loss` and published as ``Losses(source="wire")``:
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import errno
-import importlib
 import os
 import select
 import subprocess
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from flexnpu.control.closing import Closing
 from probes.feed import events
 from probes.host.processes import comm_of
-from probes.placing import headers
+from probes.placing import attach, loader
+from probes.placing.attach import AttachError, Probe, RawTracepoint, Tracepoint
 from probes.placing.btf import member_offsets
+from probes.placing.loader import Kind, Loaded
+from probes.placing.maps import Map, Ring
+from probes.requests.connection import OUT, TOLD, Connection, Slice
 from probes.requests.exchange import Exchange
 from probes.requests.http1 import HttpStream
 from probes.requests.join import Other
 
-SOURCE: Final = Path(__file__).parents[1] / "bpf" / "wire.c"
 TRACEFS: Final = Path("/sys/kernel/tracing")
-SLICE: Final = 4096
 RING_PAGES: Final = 1024
 MAX_PATH_CHARS: Final = 256
 
@@ -99,50 +96,23 @@ _SOCKET_TIME: Final = (
     "tcp/tcp_destroy_sock",
 )
 
-# In the order of the enum in wire.c.
-_KERNEL_LOSSES: Final = (
-    "wire_lost",
-    "wire_calls_lost",
-    "wire_connections_lost",
-    "wire_unreadable_bytes",
-    "wire_truncated_bytes",
-    "wire_unsupported",
-    "wire_tls",
-    "wire_http2",
-)
+SLICE: Final = TOLD.constant("SLICE")
+_KERNEL_LOSSES: Final = tuple(name.lower() for name in TOLD.enumerators("wire_loss")[:-1])
 _STREAM_LOSSES: Final = ("upgraded", "desyncs", "malformed", "opaque_streams", "events_unread")
 
 _REPORT_S: Final = 1.0
 
-MAX_HELD_BYTES: Final = 1 << 20
-"""Copied bytes of one connection that wait for word of their sending."""
-MAX_HELD_NS: Final = 10_000_000_000
 
-_DATA, _CLOSE, _SENT = 2, 3, 4
-_IN, _OUT = 0, 1
-_FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO in linux/proc_ns.h
+_DATA, _CLOSE, _SENT = map(TOLD.constant, ("KIND_DATA", "KIND_CLOSE", "KIND_SENT"))
+_FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PIDINITINO in linux/proc_ns.h
 
 
 class WireError(RuntimeError):
     """The wire tracer cannot run here. The message names what is missing and the remedy."""
 
 
-class _Record(ctypes.Structure):
-    _fields_ = (
-        ("t", ctypes.c_uint64),
-        ("called", ctypes.c_uint64),
-        ("connection", ctypes.c_uint64),
-        ("offset", ctypes.c_uint64),
-        ("sent", ctypes.c_uint64),
-        ("kept", ctypes.c_uint64),
-        ("tgid", ctypes.c_uint32),
-        ("fd", ctypes.c_uint32),
-        ("span", ctypes.c_uint32),
-        ("length", ctypes.c_uint32),
-        ("kind", ctypes.c_uint8),
-        ("direction", ctypes.c_uint8),
-        ("pad", ctypes.c_uint8 * 6),
-    )
+# A record without its data.
+_Record: Any = TOLD.struct("mark")
 
 
 def ensure_tracefs() -> Path:
@@ -164,23 +134,6 @@ def ensure_tracefs() -> Path:
     return TRACEFS
 
 
-@dataclass(slots=True)
-class _Slice:
-    """A part of one call's bytes: `data`, then `span` - len(`data`) bytes that were not copied."""
-
-    t: int
-    called: int
-    offset: int
-    span: int
-    data: bytes
-    waited: bool = False
-    """It was seen waiting after its write: it left at `t`."""
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.span
-
-
 def _socket_offsets() -> dict[str, int] | None:
     """Offsets that wire.c wants in the kernel's struct tcp_sock, which starts with sock and sock_common."""
     sock = member_offsets("sock", ("sk_protocol",))
@@ -194,78 +147,6 @@ def _socket_offsets() -> dict[str, int] | None:
         "TCP_WRITE_SEQ": tcp["write_seq"],
         "TCP_SND_NXT": tcp["snd_nxt"],
     }
-
-
-class _Connection:
-    """One connection: puts the records' slices into the byte streams of an `HttpStream`, each when it is
-    known when it was sent."""
-
-    def __init__(self, stream: HttpStream) -> None:
-        self.stream = stream
-        self.late = 0
-        self._expected = [0, 0]
-        self._last = [0, 0]
-        self._held: deque[_Slice] = deque()
-        self._held_bytes = 0
-        self._sign = (0, 0)
-
-    def data(self, direction: int, part: _Slice, sent: int, kept: int = 0) -> None:
-        """A slice of a read, or of a write at whose end, at `kept`, the stream had been sent up to `sent`."""
-        if direction == _IN:
-            self._feed(_IN, part)
-            return
-        if not self._held and part.end <= sent:
-            self._feed(_OUT, part)
-            return
-        self._held.append(part)
-        self._held_bytes += len(part.data) + 1
-        self._release(sent, part.called)
-        t, upto = self._sign
-        if kept and t > kept:
-            # Word of an acknowledgement has overtaken the record of the write that it let go.
-            self.sent(t, upto)
-        if self._held_bytes > MAX_HELD_BYTES:
-            self._give_up(self._held[0])
-
-    def sent(self, t: int, upto: int) -> None:
-        """At `t` the stream had been sent up to `upto`; the rest leaves now or later."""
-        self._sign = (t, upto)
-        self._release(upto, t)
-        for part in self._held:
-            part.t, part.waited = max(part.t, t), True
-
-    def expire(self, now: int) -> bool:
-        """Give up waiting for what has waited too long. Returns whether something still waits."""
-        while self._held and now - self._held[0].called > MAX_HELD_NS:
-            self._give_up(self._held[0])
-        return bool(self._held)
-
-    def close(self, t: int | None) -> None:
-        self._release(1 << 64, 0)
-        self.stream.close(t)
-
-    def _give_up(self, part: _Slice) -> None:
-        self._release(part.end, 0)
-
-    def _release(self, upto: int, t: int) -> None:
-        """What ends at `upto` or before has been sent, as is known since `t`."""
-        while self._held and self._held[0].end <= upto:
-            part = self._held.popleft()
-            self._held_bytes -= len(part.data) + 1
-            if not part.waited:
-                self.late += 1
-                part.t = max(part.t, t)
-            self._feed(_OUT, part)
-
-    def _feed(self, direction: int, part: _Slice) -> None:
-        feed = self.stream.received if direction == _IN else self.stream.sent
-        # A stream is sent in order; word of a sending may overtake the record of a write that began before.
-        self._last[direction] = part.t = max(part.t, self._last[direction])
-        missing = part.offset - self._expected[direction]
-        if missing > 0:
-            feed(part.t, b"", missing, part.called)
-        self._expected[direction] = max(self._expected[direction], part.end)
-        feed(part.t, part.data, part.span - len(part.data), part.called)
 
 
 class WireTracer(Closing):
@@ -297,7 +178,7 @@ class WireTracer(Closing):
         self._ready: list[events.RequestTiming] = []
         self._counts: dict[str, int] = dict.fromkeys(_STREAM_LOSSES, 0)
         self._cut = 0
-        self._connections: dict[tuple[int, int], tuple[int, _Connection]] = {}
+        self._connections: dict[tuple[int, int], tuple[int, Connection]] = {}
         self._watched: dict[int, tuple[int, str]] = {}
         self._exits = select.poll()
         self._failure: BaseException | None = None
@@ -305,7 +186,14 @@ class WireTracer(Closing):
         self._late = 0
         self._waiting: set[tuple[int, int]] = set()
         self.dating: Literal["socket", "call"]
-        self._bpf = self._load(ring_pages)
+        self._probes: list[Probe] = []
+        self._loaded: Loaded | None = self._load(ring_pages)
+        number, call = ctypes.c_uint64, TOLD.struct("call")
+        self._targets = Map(self._loaded.map("targets"), ctypes.c_uint32, ctypes.c_uint8)
+        self._calls = Map(self._loaded.map("calls"), number, call)
+        self._kernel_connections = Map(self._loaded.map("connections"), number, TOLD.struct("connection"))
+        self._losses = Map(self._loaded.map("losses"), ctypes.c_uint32, number, per_cpu=True)
+        self._ring = Ring(self._loaded.map("records"), self._record)
         try:
             for pid in pids:
                 self.add(pid)
@@ -313,50 +201,44 @@ class WireTracer(Closing):
             self.close()
             raise
 
-    def _load(self, ring_pages: int) -> Any:
+    def _load(self, ring_pages: int) -> Loaded:
         if os.geteuid() != 0:
             raise WireError("tracing sockets needs root. Type the same command behind sudo")
         folder = ensure_tracefs() / "events"
-        try:
-            bcc: Any = importlib.import_module("bcc")
-        except ImportError:
-            raise WireError("bcc's Python module is missing. Type: apt-get install python3-bpfcc") from None
-        try:
-            headers.prepare()
-        except headers.HeadersMissing as error:
-            raise WireError(str(error)) from error
-        flags = [f"-DRING_PAGES={ring_pages}", "-DMAX_IN_SLICES=16", "-DMAX_OUT_SLICES=8"]
-        offsets = _socket_offsets() if all((folder / name).is_dir() for name in _SOCKET_TIME) else None
-        self.dating = "call" if offsets is None else "socket"
-        if offsets is not None:
-            flags += ["-DSOCKET_TIME", *(f"-D{name}={offset}" for name, offset in offsets.items())]
-        namespace = os.stat("/proc/self/ns/pid")
-        if namespace.st_ino != _FIRST_PID_NAMESPACE:
-            flags += [
-                f"-DTARGET_PIDNS_DEV={namespace.st_dev}ULL",
-                f"-DTARGET_PIDNS_INO={namespace.st_ino}ULL",
-            ]
-        try:
-            bpf = bcc.BPF(text=SOURCE.read_bytes(), cflags=flags)
-        except Exception as error:  # bcc raises bare Exception for a failed compile or load
-            raise WireError(f"the wire probe's BPF program did not load: {error}") from error
-        missing = []
-        for call, at_entry, at_exit in _CALLS:
-            if not (folder / "syscalls" / f"sys_exit_{call}").is_dir():
-                missing.append(call)
-                continue
-            if at_entry:
-                bpf.attach_tracepoint(tp=f"syscalls:sys_enter_{call}".encode(), fn_name=at_entry.encode())
-            if at_exit:
-                bpf.attach_tracepoint(tp=f"syscalls:sys_exit_{call}".encode(), fn_name=at_exit.encode())
-        if {"read", "write", "recvfrom", "sendto"} & set(missing):
-            bpf.cleanup()
+        calls = [call for call in _CALLS if (folder / "syscalls" / f"sys_exit_{call[0]}").is_dir()]
+        missing = {"read", "write", "recvfrom", "sendto"} - {call for call, _, _ in calls}
+        if missing:
             raise WireError(
-                f"this kernel has no syscall tracepoints for {', '.join(missing)}: "
+                f"this kernel has no syscall tracepoints for {', '.join(sorted(missing))}: "
                 "it was built without CONFIG_FTRACE_SYSCALLS"
             )
-        bpf[b"records"].open_ring_buffer(self._record)
-        return bpf
+        offsets = _socket_offsets() if all((folder / name).is_dir() for name in _SOCKET_TIME) else None
+        self.dating = "call" if offsets is None else "socket"
+        sockets = () if offsets is None else tuple(name.partition("/")[2] for name in _SOCKET_TIME)
+        programs = {name: Kind.SYSCALL for _, *names in calls for name in names if name}
+        programs |= {f"on_{name}": Kind.RAW for name in sockets}
+        options = {"ring_pages": ring_pages}
+        namespace = os.stat("/proc/self/ns/pid")
+        if namespace.st_ino != _FIRST_PID_NAMESPACE:
+            options |= {"pidns_dev": namespace.st_dev, "pidns_ino": namespace.st_ino}
+        macros = {} if offsets is None else {"SOCKET_TIME": 1} | offsets
+        request = loader.Request(loader.WIRE, programs, options, ring="records", macros=macros)
+        try:
+            loaded = loader.load(request)
+        except loader.LoadError as error:
+            raise WireError(f"the wire probe cannot be loaded: {error}") from error
+        try:
+            for call, *functions in calls:
+                for function, side in zip(functions, ("enter", "exit"), strict=True):
+                    if function:
+                        number = int((folder / "syscalls" / f"sys_{side}_{call}" / "id").read_text())
+                        self._probes.append(Tracepoint(loaded.program(function), number))
+            self._probes += [RawTracepoint(loaded.program(f"on_{name}"), name) for name in sockets]
+        except AttachError as error:
+            attach.remove(self._probes)
+            loaded.close()
+            raise WireError(str(error)) from None
+        return loaded
 
     # Processes.
 
@@ -372,8 +254,7 @@ class WireTracer(Closing):
         fd = os.pidfd_open(pid)
         self._watched[fd] = (pid, comm_of(pid))
         self._exits.register(fd, select.POLLIN)
-        targets = self._bpf[b"targets"]
-        targets[targets.Key(pid)] = targets.Leaf(1)
+        self._targets.set(pid, self._targets.value(1))
 
     def remove(self, pid: int) -> None:
         """Stop watching a process. Its open requests are delivered as incomplete."""
@@ -381,10 +262,8 @@ class WireTracer(Closing):
             if watched == pid:
                 self._exits.unregister(fd)
                 os.close(fd)
-                targets = self._bpf[b"targets"]
-                with contextlib.suppress(KeyError):
-                    del targets[targets.Key(pid)]
-                self._bpf.ring_buffer_consume()
+                self._targets.delete(pid)
+                self._ring.drain()
                 self._give_up(pid)
                 del self._watched[fd]
 
@@ -392,10 +271,10 @@ class WireTracer(Closing):
         for key in [key for key in self._connections if key[0] == pid]:
             self._end(key, None)
         # A thread that was killed inside a call leaves the call behind as well.
-        for table in (self._bpf[b"connections"], self._bpf[b"calls"]):
-            for key in [key for key in table if key.value >> 32 == pid]:
-                with contextlib.suppress(KeyError):
-                    del table[key]
+        for table in (self._kernel_connections, self._calls):
+            for key in table:
+                if key.value >> 32 == pid:
+                    table.delete(key)
 
     def open_requests(self) -> list[Other]:
         """The requests that are running: arrived, and not yet answered in full."""
@@ -413,12 +292,7 @@ class WireTracer(Closing):
         An error raised by a callback is raised here.
         """
         before = len(self._ready)
-        try:
-            self._bpf.ring_buffer_poll(max(0, timeout_ms))
-        except OSError as error:
-            if error.errno != errno.EINTR:
-                raise
-        self._bpf.ring_buffer_consume()
+        self._ring.poll(max(0, timeout_ms))
         for fd, _ in self._exits.poll(0):
             self.remove(self._watched[fd][0])
         now = time.monotonic_ns()
@@ -443,7 +317,7 @@ class WireTracer(Closing):
             failure, self._failure = self._failure, None
             raise failure
 
-    def _record(self, _context: Any, address: int, size: int) -> None:
+    def _record(self, address: int, size: int) -> None:
         try:
             self._take(address, size)
         except BaseException as error:
@@ -471,9 +345,9 @@ class WireTracer(Closing):
         if record.kind == _DATA:
             length = min(record.length, size - ctypes.sizeof(_Record))
             data = ctypes.string_at(address + ctypes.sizeof(_Record), length)
-            part = _Slice(record.t, record.called, record.offset, record.span, data)
+            part = Slice(record.t, record.called, record.offset, record.span, data)
             known[1].data(record.direction, part, record.sent, record.kept)
-            if record.direction == _OUT and record.sent < part.end:
+            if record.direction == OUT and record.sent < part.end:
                 self._waiting.add(key)
 
     def _end(self, key: tuple[int, int], t: int | None) -> None:
@@ -481,22 +355,24 @@ class WireTracer(Closing):
         connection.close(t)
         self._late += connection.late
 
-    def _connect(self, pid: int, fd: int) -> _Connection:
+    def _connect(self, pid: int, fd: int) -> Connection:
         comm = next((comm for watched, comm in self._watched.values() if watched == pid), "")
 
         def finished(exchange: Exchange) -> None:
             self._cut += exchange.t_end is None
             self._ready.append(timing(pid, comm, fd, exchange))
 
-        return _Connection(HttpStream(finished, self._counts))
+        return Connection(HttpStream(finished, self._counts))
 
     # Losses.
 
     @property
     def losses(self) -> dict[str, int]:
         """The counters since the tracer started, by the names in the module's docstring."""
-        table = self._bpf[b"losses"]
-        counts = {name: int(sum(table[table.Key(i)])) for i, name in enumerate(_KERNEL_LOSSES)}
+        counts = {
+            name: sum(int(cpu.value) for cpu in self._losses.get(index) or ())
+            for index, name in enumerate(_KERNEL_LOSSES)
+        }
         counts |= {f"wire_{name}": self._counts[name] for name in _STREAM_LOSSES}
         late = self._late + sum(connection.late for _, connection in self._connections.values())
         return counts | {"wire_departures_unknown": late, "wire_cut_requests": self._cut}
@@ -520,7 +396,7 @@ class WireTracer(Closing):
 
     def close(self) -> None:
         """Detach. Open requests are delivered as incomplete. May be called twice."""
-        if self._bpf is None:
+        if self._loaded is None:
             return
         before = len(self._ready)
         for pid in list(self.pids):
@@ -528,8 +404,10 @@ class WireTracer(Closing):
         self._deliver(before)
         self._next_report = 0.0
         self._tell_losses()
-        self._bpf.cleanup()
-        self._bpf = None
+        attach.remove(self._probes)
+        self._ring.close()
+        self._loaded.close()
+        self._loaded = None
 
 
 def timing(pid: int, comm: str, fd: int, exchange: Exchange) -> events.RequestTiming:

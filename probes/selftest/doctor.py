@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from probes.host.inventory import Inventory, take
-from probes.placing import attach, capabilities, cost, headers, symbols
+from probes.placing import attach, capabilities, cost, headers, libbpf, loader, loader_bcc, symbols
 from probes.placing.sites import HitCost
 from probes.steps import layouts
 
 _RINGBUF, _MAP_CREATE = 27, 0
+_LOADERS = {"core": "libbpf, from the compiled object", "bcc": "bcc, which compiles it here"}
 
 
 class Status(StrEnum):
@@ -287,24 +288,7 @@ def _maps(group: str, have: frozenset[str]) -> Check:
 
 def software() -> Iterator[Check]:
     group = "software"
-    try:
-        bcc: Any = importlib.import_module("bcc")
-        version = getattr(bcc, "__version__", "")
-        yield Check(group, "bcc", Status.OK, f"version {version} (python3-bpfcc)".replace("version  ", ""))
-    except ImportError as error:
-        yield Check(
-            group,
-            "bcc",
-            Status.FAIL,
-            f"Python's bcc module is missing ({error})",
-            "Type: sudo apt-get install python3-bpfcc; a virtual environment needs --system-site-packages",
-        )
-    try:
-        found = headers.prepare()
-        yield Check(group, "kernel headers", Status.OK, f"{found.path}: {found.how}")
-    except headers.HeadersMissing as error:
-        first, *rest = str(error).splitlines()
-        yield Check(group, "kernel headers", Status.FAIL, first, " ".join(rest))
+    yield from _loaders(group)
     try:
         capstone: Any = importlib.import_module("capstone")
         yield Check(group, "disassembler", Status.OK, f"capstone {capstone.__version__}")
@@ -318,6 +302,50 @@ def software() -> Iterator[Check]:
         )
     yield _events(group)
     yield _delays(group)
+
+
+def _loaders(group: str) -> Iterator[Check]:
+    """Which way BPF programs come into the kernel, by trying; what the other way lacks matters only then."""
+    name = "BPF programs"
+    kind = loader.Kind.MULTI if capabilities.uprobe_multi() else loader.Kind.PROBE
+    request = loader.Request(loader.STEPS, {"on_calibrate": kind}, {"ring_pages": 1})
+    found = libbpf.library()
+    yield _either(
+        group,
+        "libbpf",
+        found is not None,
+        "1.0 or newer: maps are read by it, and objects loaded",
+        "libbpf (1.0 or newer) is missing",
+        f"Type: sudo apt-get install {libbpf.PACKAGE}",
+        otherwise=Status.FAIL,
+    )
+    served = ""
+    if capabilities.may_load():
+        try:
+            with loader.load(request) as loaded:
+                served = loaded.loader
+                detail = f"tried: loaded by {_LOADERS[loaded.loader]}, since {loaded.why}"
+            yield Check(group, name, Status.OK, detail)
+        except loader.LoadError as error:
+            first, *rest = str(error).splitlines()
+            yield Check(group, name, Status.FAIL, first, " ".join(rest) or "see the lines below")
+    # Where the compiled objects serve, bcc is not needed.
+    otherwise = Status.INFO if served == "core" else Status.FAIL
+    spare = "not needed here: " if served == "core" else ""
+    try:
+        version = getattr(loader_bcc.module(), "__version__", "")
+        yield Check(group, "bcc", Status.OK, f"version {version} (python3-bpfcc)".replace("version  ", ""))
+    except loader.LoadError as error:
+        first, *rest = str(error).splitlines()
+        yield Check(
+            group, "bcc", otherwise, spare + first, " ".join(rest) or "sudo apt-get install python3-bpfcc"
+        )
+    try:
+        headers_found = headers.prepare()
+        yield Check(group, "kernel headers", Status.OK, f"{headers_found.path}: {headers_found.how}")
+    except headers.HeadersMissing as error:
+        first, *rest = str(error).splitlines()
+        yield Check(group, "kernel headers", otherwise, spare + first, " ".join(rest))
 
 
 def _events(group: str) -> Check:
@@ -403,8 +431,8 @@ def _layout(group: str, pid: int) -> Check:
 
 
 def selftest(report: Callable[[str], None] = lambda _what: None) -> Iterator[Check]:
-    """Trace programs of our own, see `probes.selftest`. Takes some seconds."""
-    from probes import selftest as test
+    """Trace programs of our own, see `probes.selftest.run`. Takes some seconds."""
+    from probes.selftest import run as test
     from probes.steps.tracer import TracerError
 
     for kind, plan, what in (

@@ -2,7 +2,7 @@
 
 The client calls ``flexnpu_step_begin(record)`` when a step opens and ``flexnpu_step(record)`` when it is
 known to be over; `bpf/client.c` passes the record on as it is. Its layout is that of
-``flexnpu/client/probe_point.hpp``. What may be over stands in a table (see `waiting`).
+``flexnpu/wire/step_record.h``. What may be over stands in a table (see `waiting`).
 Since the client knows an executor's arguments, the shapes need no guessing.
 """
 
@@ -13,9 +13,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from probes.steps.phases import Evidence
-from probes.steps.raw import ARRAYS, DIMS, ENDED_BY, RawArray, lengths_of, shape_of
+from probes.steps.raw import (
+    AGREED,
+    ENDED_BY,
+    FROM_CAPTURE,
+    HAS_INDICES,
+    HAS_QUERY,
+    HAS_TABLE,
+    TOLD,
+    lengths_of,
+    shape_of,
+)
 
-VERSION = 1
+VERSION = TOLD.constant("FLEXNPU_STEP_VERSION")
 SEMAPHORES = {
     name: f"{name}_semaphore" for name in ("flexnpu_step", "flexnpu_step_begin", "flexnpu_operator")
 }
@@ -26,61 +36,14 @@ Opening = Literal["plain", "embedding", "graph", "capture", "attention"]
 
 _KINDS: dict[int, Kind] = {1: "begin", 2: "maybe", 3: "done"}
 _OPENINGS: tuple[Opening, ...] = ("plain", "embedding", "graph", "capture", "attention")
-_HAS_INDICES, _HAS_TABLE, _AGREED, _FROM_CAPTURE, _HAS_QUERY = 1, 2, 4, 8, 16
 _MARK = 1 << 63
 _UNKNOWN = (1 << 64) - 1
 
-
-class RawEvidence(ctypes.Structure):
-    """``flexnpu_step_evidence``."""
-
-    _fields_ = (
-        ("flags", ctypes.c_uint32),
-        ("ndim", ctypes.c_uint32),
-        ("dims", ctypes.c_int64 * DIMS),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("query", ctypes.c_int64 * DIMS),
-        ("query_ndim", ctypes.c_uint32),
-        ("arrays", ctypes.c_uint32),
-        ("array", RawArray * ARRAYS),
-        ("layout", ctypes.c_char * 8),
-    )
-
-
-class RawStep(ctypes.Structure):
-    """``flexnpu_step_record``."""
-
-    _fields_ = (
-        ("version", ctypes.c_uint32),
-        ("size", ctypes.c_uint32),
-        ("kind", ctypes.c_uint32),
-        ("opening", ctypes.c_uint32),
-        ("ended_by", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
-        ("t_start", ctypes.c_uint64),
-        ("t_end", ctypes.c_uint64),
-        ("t_last", ctypes.c_uint64),
-        ("t_base", ctypes.c_uint64),
-        ("stream", ctypes.c_uint64),
-        ("seq", ctypes.c_uint64),
-        ("launches", ctypes.c_uint64),
-        ("graphs", ctypes.c_uint64),
-        ("h2d", ctypes.c_uint64),
-        ("d2h", ctypes.c_uint64),
-        ("h2d_copies", ctypes.c_uint64),
-        ("lane_work", ctypes.c_uint64),
-        ("gated_ns", ctypes.c_uint64),
-        ("model", ctypes.c_uint64),
-        ("evidence", RawEvidence),
-    )
-
-
-class RawRecord(ctypes.Structure):
-    """``client_record`` of `bpf/client.c`: a step with its process."""
-
-    _fields_ = (("tgid", ctypes.c_uint64), ("step", RawStep))
-
+RawArray: Any = TOLD.struct("flexnpu_step_array")
+RawEvidence: Any = TOLD.struct("flexnpu_step_evidence")
+RawStep: Any = TOLD.struct("flexnpu_step_record")
+RawRecord: Any = TOLD.struct("client_record")
+"""A step with its process, as `bpf/client.c` passes it on."""
 
 RECORD_SIZE = ctypes.sizeof(RawRecord)
 
@@ -130,7 +93,7 @@ def decode(data: bytes) -> ClientStep:
 
 
 def step_of(pid: int, raw: Any) -> ClientStep:
-    """The step in a `RawStep`, or in the same struct as bcc has made it. Raises `ClientRecordError`."""
+    """The step in a `RawStep`. Raises `ClientRecordError`."""
     if raw.version < VERSION or raw.size < ctypes.sizeof(RawStep):
         raise ClientRecordError(f"a record of version {raw.version} with {raw.size} bytes")
     if raw.kind not in _KINDS or raw.opening >= len(_OPENINGS) or raw.ended_by >= len(ENDED_BY):
@@ -160,13 +123,13 @@ def _evidence(raw: Any) -> Evidence:
     opening = _OPENINGS[raw.opening]
     return Evidence(
         embedding=opening == "embedding",
-        indices=shape_of(seen.dims, seen.ndim) if seen.flags & _HAS_INDICES else None,
-        agreed=bool(seen.flags & _HAS_TABLE and seen.flags & _AGREED),
+        indices=shape_of(seen.dims, seen.ndim) if seen.flags & HAS_INDICES else None,
+        agreed=bool(seen.flags & HAS_TABLE and seen.flags & AGREED),
         graph=opening == "graph",
-        from_capture=bool(seen.flags & _FROM_CAPTURE),
+        from_capture=bool(seen.flags & FROM_CAPTURE),
         capture=opening == "capture",
         attention=opening == "attention",
-        query=shape_of(seen.query, seen.query_ndim) if seen.flags & _HAS_QUERY else None,
+        query=shape_of(seen.query, seen.query_ndim) if seen.flags & HAS_QUERY else None,
         query_layout=bytes(seen.layout).decode("ascii", "replace"),
         h2d_bytes=raw.h2d,
         h2d_copies=raw.h2d_copies,

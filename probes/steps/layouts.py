@@ -21,14 +21,10 @@ So the program gives up every privilege before it loads anything, see `probes/st
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -133,65 +129,35 @@ class Learned:
 # -- for BPF programs ---------------------------------------------------------------------------------------
 
 
-class _Vector(ctypes.Structure):
-    """struct vector_layout of bpf/layout.h. -1 stands for None."""
-
-    _fields_ = (
-        ("kind", ctypes.c_uint32),
-        ("offset", ctypes.c_int32),
-        ("hop", ctypes.c_int32),
-        ("count", ctypes.c_int32),
-        ("width", ctypes.c_uint32),
-        ("end", ctypes.c_int32),
-        ("inline_max", ctypes.c_uint32),
-        ("spill", ctypes.c_int32),
-    )
-
-
-class Packed(ctypes.Structure):
-    """struct layout of bpf/layout.h: the value of its map, whose key is the process's id (tgid)."""
-
-    _fields_ = (
-        ("has_tensor", ctypes.c_uint32),
-        ("has_int_array", ctypes.c_uint32),
-        ("dims", _Vector),
-        ("dtype", ctypes.c_int32),
-        ("dtype_width", ctypes.c_uint32),
-        ("dtype_hop", ctypes.c_int32),
-        ("pad", ctypes.c_uint32),
-        ("ints", _Vector),
-    )
-
-
 def _word(value: int | None) -> int:
     return -1 if value is None else value
 
 
-def _vector(layout: VectorLayout) -> _Vector:
-    return _Vector(
-        kind=int(layout.kind),
-        offset=layout.offset,
-        hop=_word(layout.hop),
-        count=_word(layout.count),
-        width=layout.width,
-        end=_word(layout.end),
-        inline_max=layout.inline_max,
-        spill=layout.spill,
-    )
+def _fill(packed: Any, layout: VectorLayout) -> None:
+    packed.kind = int(layout.kind)
+    packed.offset = layout.offset
+    packed.hop = _word(layout.hop)
+    packed.count = _word(layout.count)
+    packed.width = layout.width
+    packed.end = _word(layout.end)
+    packed.inline_max = layout.inline_max
+    packed.spill = layout.spill
 
 
-def pack(learned: Learned) -> Packed:
-    """The form in which BPF programs read it."""
-    packed = Packed()
+def pack(learned: Learned) -> Any:
+    """The form in which BPF programs read it: ``struct layout`` of `bpf/layout.h`; -1 stands for None."""
+    from probes.placing import declarations
+
+    packed = declarations.of_steps().struct("layout")()
     if learned.tensor is not None:
         packed.has_tensor = 1
-        packed.dims = _vector(learned.tensor.dims)
+        _fill(packed.dims, learned.tensor.dims)
         packed.dtype = learned.tensor.dtype
         packed.dtype_width = learned.tensor.dtype_width
         packed.dtype_hop = _word(learned.tensor.dtype_hop)
     if learned.int_array is not None:
         packed.has_int_array = 1
-        packed.ints = _vector(learned.int_array)
+        _fill(packed.ints, learned.int_array)
     return packed
 
 
@@ -260,7 +226,7 @@ def learn(pid: int, *, timeout_s: float = TIMEOUT_S) -> Learned:
     Never raises for what the library or the process does: `Learned.reason` says what failed. Raises
     `symbols.ProcessGone` or PermissionError when the process's maps cannot be read.
     """
-    from probes.placing import symbols  # needs pyelftools, which the learning program does without
+    from probes.placing import store, symbols  # which the learning program does without
 
     found = symbols.resolve(pid, CREATORS)
     if CREATORS[0] not in found:
@@ -270,6 +236,10 @@ def learn(pid: int, *, timeout_s: float = TIMEOUT_S) -> Learned:
     key = tuple((name, _identity(maker)) for name, maker in sorted(makers.items()))
     if key in _cache:
         return _cache[key]
+    kept = store.get("layouts", repr(key))
+    if isinstance(kept, dict) and (known := _known(kept, library.path)) is not None:
+        _cache[key] = known
+        return known
     begun = time.monotonic()
     files = {os.path.basename(mapped.path): mapped for mapped in symbols.mapped_files(pid)}
     names = {name: os.path.basename(maker.path) for name, maker in makers.items()}
@@ -286,23 +256,25 @@ def learn(pid: int, *, timeout_s: float = TIMEOUT_S) -> Learned:
         if len(_cache) >= 256:
             _cache.clear()
         _cache[key] = learned
+        store.put("layouts", repr(key), answer)
     return learned
+
+
+def _known(answer: dict[str, Any], library: str) -> Learned | None:
+    """What was learned by an earlier program; None where that is not understood."""
+    try:
+        return _decoded(answer, library, 0.0)
+    except (TypeError, ValueError, KeyError):
+        return None
 
 
 def _identity(library: Mapped) -> tuple[Any, ...]:
     from probes.placing import symbols
 
-    try:
-        stat = os.stat(library.real)
-    except OSError:
+    version = symbols.version_of(library.real)
+    if version is None:
         return (library.path, library.inode)
-    return (
-        stat.st_dev,
-        stat.st_ino,
-        stat.st_mtime_ns,
-        stat.st_size,
-        symbols.dependencies(library.real).build_id,
-    )
+    return (*version, symbols.dependencies(library.real).build_id)
 
 
 def _decoded(answer: dict[str, Any], library: str, took: float) -> Learned:
@@ -364,6 +336,10 @@ def _run(
     pid: int, wanted: dict[str, tuple[str, str]], names: dict[str, str], timeout_s: float
 ) -> dict[str, Any]:
     """Run the learning program; its answer, or one that only says what went wrong."""
+    import shutil  # these take a MiB, and a library is learned once
+    import subprocess
+    import tempfile
+
     with contextlib.ExitStack() as stack:
         opened: dict[str, int] = {}
         aliases: dict[str, str] = {}

@@ -6,18 +6,16 @@ call launches it. All of them are placed by one uprobe_multi link, and told apar
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
-from elftools.common.exceptions import ELFError
-
-from probes.placing import symbols
+from probes.placing import store, symbols
 from probes.placing.attach import Point
+from probes.placing.elf import Elf, ElfError
 from probes.placing.groups import Group
 from probes.placing.plan import FUNNELS, Role
-from probes.placing.sites import REACH, READS, choose
+from probes.placing.sites import KEPT, REACH, READS, choose
 
 _FIRST = "GetWorkspaceSize"
 _CORE = "aclnnEmbedding"
@@ -32,11 +30,25 @@ class Operators:
     names: tuple[str, ...]
 
 
+Found = tuple[tuple[str, int], ...]
+"""Of each second call in a file, its name and the file offset of its cheapest instruction."""
+
+
 @lru_cache(maxsize=16)
-def _scan(_version: symbols.Version, real: str) -> tuple[tuple[str, int, bytes], ...]:
-    """(name, file offset of its cheapest instruction, code there) of each second call in a file."""
+def _scan(version: symbols.Version, real: str) -> Found:
+    key = f"{version} {KEPT.rules()}"
+    kept = store.get("operators", key)
     try:
-        with contextlib.closing(symbols.Library(real)) as library:
+        return tuple((str(name), int(offset)) for name, offset in kept)  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        found = _read(real)
+        store.put("operators", key, found)
+        return found
+
+
+def _read(real: str) -> Found:
+    try:
+        with Elf(real) as library:
             defined = library.functions()
             found = []
             for name, address in defined.items():
@@ -46,9 +58,9 @@ def _scan(_version: symbols.Version, real: str) -> tuple[tuple[str, int, bytes],
                 if at is not None:
                     code = library.read(at, _CODE)
                     chosen = choose(code[: REACH * 2], library.machine, arguments=READS["on_operator"])
-                    found.append((name, at + chosen.offset, code[chosen.offset : chosen.offset + 8]))
+                    found.append((name, at + chosen.offset))
             return tuple(sorted(found))
-    except (OSError, ELFError, ValueError, KeyError, UnicodeDecodeError):
+    except (OSError, ElfError):
         return ()
 
 
@@ -65,6 +77,6 @@ def operators_of(pid: int, *, only: Collection[str] | None = None) -> Operators 
     scanned = _scan(version, library.real) if version is not None else ()
     if not scanned:
         return None
-    points = [Point(offset, cookie) for cookie, (_, offset, _) in enumerate(scanned)]
+    points = [Point(offset, cookie) for cookie, (_, offset) in enumerate(scanned)]
     group = Group("on_operator", Role.COUNT, library, on_return=False, points=points)
-    return Operators(group, tuple(name for name, _, _ in scanned))
+    return Operators(group, tuple(name for name, _ in scanned))

@@ -1,32 +1,29 @@
-"""What the records of the kernel side and those of FlexNPU's client have in common."""
+"""What the records of the kernel side and those of FlexNPU's client have in common: their layouts, read from
+the headers that lay them out in C."""
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
+from probes.placing import declarations
 from probes.steps.phases import ROLES, Lengths
 
+TOLD = declarations.of_steps()
+"""`bpf/records.h`, `bpf/layout.h` and `flexnpu/wire/step_record.h`."""
+
 ENDED_BY = ("sync", "embedding", "graph", "gap", "none")
-DIMS = 4
+"""In the order of ``enum flexnpu_step_end``."""
+DIMS = TOLD.constant("FLEXNPU_STEP_DIMS")
 """Dimensions of a shape that a record has room for."""
-ARRAYS = 3
+ARRAYS = TOLD.constant("FLEXNPU_STEP_ARRAYS")
 """Arrays of lengths that it has room for."""
 
-
-class RawArray(ctypes.Structure):
-    """``struct array`` of `bpf/common.h`, ``flexnpu_step_array`` of the client."""
-
-    _fields_ = (
-        ("n", ctypes.c_uint32),
-        ("seen", ctypes.c_uint32),
-        ("ones", ctypes.c_uint32),
-        ("rising", ctypes.c_uint32),
-        ("first", ctypes.c_int64),
-        ("last", ctypes.c_int64),
-        ("max", ctypes.c_int64),
-        ("sum", ctypes.c_int64),
-    )
+HAS_INDICES = TOLD.constant("FLEXNPU_STEP_HAS_INDICES")
+HAS_TABLE = TOLD.constant("FLEXNPU_STEP_HAS_TABLE")
+AGREED = TOLD.constant("FLEXNPU_STEP_AGREED")
+FROM_CAPTURE = TOLD.constant("FLEXNPU_STEP_FROM_CAPTURE")
+HAS_QUERY = TOLD.constant("FLEXNPU_STEP_HAS_QUERY")
+REMEMBERED = TOLD.constant("REMEMBERED")
 
 
 def shape_of(dims: Any, ndim: int) -> tuple[int, ...] | None:

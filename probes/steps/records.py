@@ -1,4 +1,4 @@
-"""Records of the kernel side, as `bpf/common.h` lays them out and `bpf/client.c` passes them on."""
+"""Records of the kernel side, as `bpf/records.h` lays them out."""
 
 from __future__ import annotations
 
@@ -8,69 +8,34 @@ from typing import Any
 
 from probes.steps import client_steps
 from probes.steps.phases import Evidence
-from probes.steps.raw import ARRAYS, DIMS, ENDED_BY, RawArray, lengths_of, shape_of
-
-COUNTERS = (
-    "steps_sent",
-    "steps_lost",
-    "begins_lost",
-    "launches_lost",
-    "map_full",
-    "no_first_call",
-    "bad_reads",
-    "lanes_untracked",
+from probes.steps.raw import (
+    AGREED,
+    ENDED_BY,
+    FROM_CAPTURE,
+    HAS_INDICES,
+    HAS_QUERY,
+    HAS_TABLE,
+    REMEMBERED,
+    TOLD,
+    lengths_of,
+    shape_of,
 )
+
+COUNTERS = tuple(name.lower() for name in TOLD.enumerators("counter")[:-1])
 """Counted in the kernel, in the order of its enum: step records delivered to the ring; step and begin records
 that found it full; launches of such steps; calls dropped because a map was full; embeddings whose first call
 was not seen; user memory that could not be read; streams of a process beyond those that a device synchronise
 ends."""
 
-BETWEEN, EMBEDDING, GRAPH, PLAIN, BEGIN, CAPTURE, ATTENTION = range(7)
-_HAS_INDICES, _HAS_TABLE, _HAS_OUTPUT, FROM_CAPTURE, _HAS_QUERY, _REMEMBERED = 1, 2, 4, 8, 16, 32
-_LAYOUT_CHARS = 8
+BETWEEN, EMBEDDING, GRAPH, PLAIN, BEGIN, CAPTURE, ATTENTION = map(
+    TOLD.constant, ("BETWEEN", "EMBEDDING", "GRAPH", "PLAIN", "BEGIN", "CAPTURE", "ATTENTION")
+)
 
-TOTALS = ("launches", "graphs", "h2d", "d2h", "h2d_copies")
+RawTotals: Any = TOLD.struct("totals")
+RawRecord: Any = TOLD.struct("record")
+TOTALS = tuple(name for name, _ in RawTotals._fields_)
 
-
-class Totals(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_uint64) for name in TOTALS)
-
-
-class _Evidence(ctypes.Structure):
-    _fields_ = (
-        ("t_first", ctypes.c_uint64),
-        ("model", ctypes.c_uint64),
-        ("ndim", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("dims", ctypes.c_int64 * DIMS),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("arrays", ctypes.c_uint32),
-        ("attentions", ctypes.c_uint32),
-        ("array", RawArray * ARRAYS),
-        ("query", ctypes.c_int64 * DIMS),
-        ("query_ndim", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
-        ("query_layout", ctypes.c_char * _LAYOUT_CHARS),
-    )
-
-
-class _Record(ctypes.Structure):
-    _fields_ = (
-        ("t_start", ctypes.c_uint64),
-        ("t_end", ctypes.c_uint64),
-        ("t_base", ctypes.c_uint64),
-        ("seq", ctypes.c_uint64),
-        ("tgid", ctypes.c_uint64),
-        ("stream", ctypes.c_uint64),
-        ("kind", ctypes.c_uint32),
-        ("ended_by", ctypes.c_uint32),
-        ("work", Totals),
-        ("evidence", _Evidence),
-    )
-
-
-RECORD_SIZE = ctypes.sizeof(_Record)
+RECORD_SIZE = ctypes.sizeof(RawRecord)
 
 
 @dataclass(frozen=True)
@@ -106,8 +71,8 @@ class RecordError(ValueError):
 def evidence_of(kind: int, raw: Any, work: Any) -> Evidence:
     return Evidence(
         embedding=kind == EMBEDDING,
-        indices=shape_of(raw.dims, raw.ndim) if raw.flags & _HAS_INDICES else None,
-        agreed=bool(raw.flags & _HAS_TABLE and raw.flags & _HAS_OUTPUT),
+        indices=shape_of(raw.dims, raw.ndim) if raw.flags & HAS_INDICES else None,
+        agreed=bool(raw.flags & HAS_TABLE and raw.flags & AGREED),
         graph=kind == GRAPH,
         from_capture=bool(raw.flags & FROM_CAPTURE),
         capture=kind == CAPTURE,
@@ -115,17 +80,17 @@ def evidence_of(kind: int, raw: Any, work: Any) -> Evidence:
         h2d_copies=work.h2d_copies,
         arrays=lengths_of(raw.array, raw.arrays),
         attention=kind == ATTENTION,
-        query=shape_of(raw.query, raw.query_ndim) if raw.flags & _HAS_QUERY else None,
+        query=shape_of(raw.query, raw.query_ndim) if raw.flags & HAS_QUERY else None,
         query_layout=bytes(raw.query_layout).decode("ascii", "replace"),
-        remembered=bool(raw.flags & _REMEMBERED),
+        remembered=bool(raw.flags & REMEMBERED),
     )
 
 
 def decode(data: bytes) -> Record:
-    """Decode one record of `bpf/common.h`. Raises `RecordError`."""
+    """Decode one record of the step programs. Raises `RecordError`."""
     if len(data) < RECORD_SIZE:
         raise RecordError(f"{len(data)} bytes, a record has {RECORD_SIZE}")
-    raw = _Record.from_buffer_copy(data)
+    raw = RawRecord.from_buffer_copy(data)
     if not EMBEDDING <= raw.kind <= ATTENTION:
         raise RecordError(f"unknown kind {raw.kind}")
     if raw.ended_by >= len(ENDED_BY):
@@ -138,8 +103,8 @@ def decode(data: bytes) -> Record:
         t_end=raw.t_end,
         t_base=raw.t_base,
         seq=raw.seq,
-        pid=raw.tgid,
-        stream=raw.stream,
+        pid=raw.key.tgid,
+        stream=raw.key.stream,
         kind=raw.kind,
         ended_by=ENDED_BY[raw.ended_by],
         launches=raw.work.launches,

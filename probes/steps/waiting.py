@@ -8,32 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from typing import Any
 
 from probes.host import memory
 from probes.placing import symbols
 from probes.steps import client_steps
+from probes.steps.raw import TOLD
 
 TABLE = "flexnpu_step_waiting"
 _MOST = 1024
 """Entries that are believed."""
 
 
-class RawTable(ctypes.Structure):
-    """``flexnpu_step_table``."""
-
-    _fields_ = (
-        ("version", ctypes.c_uint32),
-        ("size", ctypes.c_uint32),
-        ("entries", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
-        ("entry", ctypes.c_uint64),
-    )
-
-
-class RawEntry(ctypes.Structure):
-    """``flexnpu_step_entry``."""
-
-    _fields_ = (("done", ctypes.c_uint64), ("record", client_steps.RawStep), ("begun", ctypes.c_uint64))
+RawTable: Any = TOLD.struct("flexnpu_step_table")
+RawEntry: Any = TOLD.struct("flexnpu_step_entry")
 
 
 class Waiting:

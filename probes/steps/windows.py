@@ -6,7 +6,6 @@ launches a step of each lane and phase has, and which operators they are.
 
 from __future__ import annotations
 
-import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -56,7 +55,7 @@ class Typical:
 
     def get(self, pid: int, stream: int, phase: Phase) -> int | None:
         counts = self._counts.get((pid, stream, phase))
-        return int(statistics.median_low(counts)) if counts else None
+        return sorted(counts)[(len(counts) - 1) // 2] if counts else None
 
     def forget(self, pid: int) -> None:
         for key in [key for key in self._counts if key[0] == pid]:

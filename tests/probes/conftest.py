@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for mockset, which is a helper
 import mockset
 
 from probes.feed.events import Event, Losses, Step
+from probes.placing import loader, store
 from probes.placing.plan import Plan
 from probes.steps.tracer import Tracer
 
@@ -28,6 +29,21 @@ def mock_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def driver(mock_driver: Path) -> Iterator[mockset.Driver]:
     with mockset.Driver(mock_driver) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found out is found out anew: `store`'s own tests keep it in folders of their own."""
+    monkeypatch.setenv(store.OFF, "1")
+
+
+@pytest.fixture(params=loader.NAMES)
+def each_loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test runs with programs from the compiled object, and again with those that bcc compiles."""
+    if request.param == "core" and not loader.STEPS.object.is_file():
+        pytest.skip("the BPF objects are not built")
+    monkeypatch.setenv(loader.ENVIRONMENT, request.param)
+    return str(request.param)
 
 
 class Tracing:

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from probes.cli import main
 from probes.feed.events import Losses, Step, from_json
 from probes.feed.socket import FeedClient
+from probes.placing import loader
 
 COMMAND = [*mockset.python(), "-m", "probes.cli", "attach"]
 DETAIL = ("--detail", "launches")
@@ -60,14 +61,15 @@ def test_without_root_it_says_what_to_type() -> None:
 @pytest.mark.ebpf
 def test_without_bcc_it_says_what_to_type(tmp_path: Path) -> None:
     (tmp_path / "bcc.py").write_text("raise ImportError('no bcc here')")
-    done = run("--pid", "1", PYTHONPATH=f"{tmp_path}:{os.getcwd()}")
+    own = {"PYTHONPATH": f"{tmp_path}:{os.getcwd()}", loader.ENVIRONMENT: "bcc"}
+    done = run("--pid", "1", **own)
     assert done.returncode == 1
     assert "apt-get install python3-bpfcc" in done.stderr
 
 
 @pytest.mark.ebpf
 def test_without_headers_it_says_what_to_type(tmp_path: Path) -> None:
-    done = run("--pid", "1", BCC_KERNEL_SOURCE=str(tmp_path))
+    done = run("--pid", "1", **{"BCC_KERNEL_SOURCE": str(tmp_path), loader.ENVIRONMENT: "bcc"})
     assert done.returncode == 1
     assert "is not a configured kernel header tree" in done.stderr
 

@@ -101,6 +101,7 @@ def lanes() -> Iterator[Lanes]:
             program.stop()
 
 
+@pytest.mark.usefixtures("each_loader")
 def test_steps_are_whole_and_every_launch_is_counted(lanes: Lanes, tracing: Callable[..., Any]) -> None:
     lanes.run("embed 0 1 5", "launch 0 20", "sync 0", "launch 1 3", "sync 1")  # before anybody listens
     before = [lanes.lane(stream).launched for stream in range(2)]
@@ -227,6 +228,7 @@ def test_held_time_is_that_of_the_lane_which_the_gate_held(lanes: Lanes, tracing
     assert sum(s.gated_us or 0 for s in held[1]) == pytest.approx(grown, abs=1.0)
 
 
+@pytest.mark.usefixtures("each_loader")
 def test_operators_are_told_by_name_while_a_reader_wants_every_launch(
     lanes: Lanes, tracing: Callable[..., Any]
 ) -> None:

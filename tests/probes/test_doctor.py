@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import mockset
@@ -13,22 +15,22 @@ import nobody
 import pytest
 from click.testing import CliRunner
 
-from probes import selftest
 from probes.cli import main
 from probes.feed.events import Step
 from probes.host import inventory
-from probes.placing import capabilities
+from probes.placing import capabilities, loader
 from probes.placing.groups import Placed
 from probes.placing.plan import SITES
 from probes.placing.symbols import _scan
-from probes.selftest import _decoded, _fired, doctor
+from probes.selftest import doctor
 from probes.selftest.doctor import Status
 from probes.selftest.program import LIBRARIES
+from probes.selftest.run import _decoded, _fired, available
 from tests.collectors import scripted
 
 ebpf = pytest.mark.ebpf
 
-needs_libraries = pytest.mark.skipif(not selftest.available(), reason="the native parts are not built")
+needs_libraries = pytest.mark.skipif(not available(), reason="the native parts are not built")
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -38,6 +40,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 @ebpf
 @needs_libraries
+@pytest.mark.usefixtures("each_loader")
 def test_doctor_finds_that_tracing_works(driver: mockset.Driver) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
@@ -197,6 +200,21 @@ def test_help_is_a_manual(command: str) -> None:
     assert status == 0
     for part in ("EXAMPLES", "OVERHEAD", "EXIT STATUS", f"sudo flexnpu-probe {command}", "--json"):
         assert part in out
+
+
+def test_bcc_and_headers_are_not_needed_where_the_object_serves(tmp_path: Path, monkeypatch: Any) -> None:
+    if os.geteuid() != 0 or not loader.STEPS.object.is_file():
+        pytest.skip("needs root, and the BPF objects")
+    monkeypatch.setitem(sys.modules, "bcc", None)
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", str(tmp_path))
+    checks = {check.name: check for check in doctor.software()}
+    assert checks["BPF programs"].status is Status.OK
+    assert "libbpf, from the compiled object" in checks["BPF programs"].detail
+    assert checks["bcc"].status is checks["kernel headers"].status is Status.INFO
+    monkeypatch.setenv(loader.ENVIRONMENT, "bcc")
+    checks = {check.name: check for check in doctor.software()}
+    assert checks["BPF programs"].status is checks["bcc"].status is Status.FAIL
+    assert "apt-get install python3-bpfcc" in checks["BPF programs"].remedy + checks["BPF programs"].detail
 
 
 def test_a_failing_check_has_a_remedy(bystander: int) -> None:

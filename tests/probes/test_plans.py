@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from probes.feed.events import Mix, Step
 from probes.placing import budget, capabilities, cost, groups, symbols
 from probes.placing.attach import AttachError
+from probes.steps import detail
 from probes.steps import tracer as tracer_module
 from probes.steps.tracer import Tracer
 
 ebpf = pytest.mark.ebpf
+both = pytest.mark.usefixtures("each_loader")
 Make = Callable[..., Any]
 S1, S2 = "0x20010", "0x20020"
 
@@ -34,6 +36,7 @@ def lost(run: Any) -> dict[str, int]:
 
 
 @ebpf
+@both
 @pytest.mark.parametrize("multi", [True, False], ids=["uprobe_multi", "perf"])
 def test_sentinels_cut_and_classify_steps(driver: mockset.Driver, tracing: Make, multi: bool) -> None:
     run = tracing(driver.pid, plan="default", windows=False, begins=True, multi=multi)
@@ -51,6 +54,7 @@ def test_sentinels_cut_and_classify_steps(driver: mockset.Driver, tracing: Make,
 
 
 @ebpf
+@both
 @pytest.mark.skipif(not capabilities.uprobe_multi(), reason="no uprobe_multi links: no sessions")
 def test_a_copy_s_return_is_probed_only_where_it_ends_something(
     driver: mockset.Driver, tracing: Make
@@ -69,6 +73,7 @@ def test_a_copy_s_return_is_probed_only_where_it_ends_something(
 
 
 @ebpf
+@both
 def test_lengths_come_from_attention_operators(driver: mockset.Driver, tracing: Make) -> None:
     run = tracing(driver.pid, plan="default", windows=False)
     driver.run(f"flat {S1} 4 101 1 2 3 4", f"flat {S1} 50 101 37 50", f"flat {S1} 35 101 1 2 3 35")
@@ -101,6 +106,7 @@ def test_an_executor_that_the_program_keeps_has_its_shape(driver: mockset.Driver
 
 
 @ebpf
+@both
 def test_where_objects_cannot_be_read_their_making_is_probed(
     driver: mockset.Driver, tracing: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,10 +123,11 @@ def test_where_objects_cannot_be_read_their_making_is_probed(
 
 
 @ebpf
+@both
 def test_a_window_of_detail_tells_launches_and_operators(
     driver: mockset.Driver, tracing: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracer_module, "_FIRST_WINDOW_S", 0.3)
+    monkeypatch.setattr(detail, "FIRST_S", 0.3)
     run = tracing(driver.pid, plan="default")
     while not any(step.launches is None and step.launches_typical for step in run.steps):
         driver.run(*[f"step {S1} 1 1 214"] * 5)

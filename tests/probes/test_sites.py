@@ -225,8 +225,8 @@ def test_functions_of_an_aarch64_compiler(tmp_path: Path) -> None:
 def test_the_arguments_that_programs_read() -> None:
     """Against the source: a program reads what it names, itself or by a function that it calls first."""
     folder = Path(__file__).parents[2] / "probes" / "bpf"
-    source = (folder / "cann.c").read_text() + (folder / "client.c").read_text()
-    bodies = re.findall(r"^int (on_\w+)\(struct pt_regs \*ctx\)\n\{\n(.*?)^\}", source, re.M | re.S)
+    source = "".join(path.read_text() for path in sorted(folder.glob("*.c")))
+    bodies = re.findall(r"^PROBE int (on_\w+)\(struct pt_regs \*ctx\)\n\{\n(.*?)^\}", source, re.M | re.S)
     read = {name: {int(n) - 1 for n in re.findall(r"PT_REGS_PARM(\d)", body)} for name, body in bodies}
     assert len(read) > 10
     for name, numbers in read.items():

@@ -24,6 +24,7 @@ from probes.placing.attach import AttachError
 from probes.steps.records import RECORD_SIZE, RecordError, decode
 
 ebpf = pytest.mark.ebpf
+both = pytest.mark.usefixtures("each_loader")
 
 Make = Callable[..., Any]
 S1, S2 = "0x20010", "0x20020"
@@ -38,6 +39,7 @@ def summary(steps: list[Step]) -> list[tuple[str, int | None, int | None, int]]:
 
 
 @ebpf
+@both
 def test_prefill_and_decode_are_one_step_each(driver: mockset.Driver, tracing: Make) -> None:
     # Each synchronises in its middle, after five operators, as transformers does to look at the mask.
     run = tracing(driver.pid)
@@ -85,6 +87,7 @@ def test_work_between_steps_counts_in_the_next(driver: mockset.Driver, tracing: 
 
 
 @ebpf
+@both
 def test_two_streams_and_a_device_synchronise(driver: mockset.Driver, tracing: Make) -> None:
     run = tracing(driver.pid)
     for _ in range(7):
@@ -140,6 +143,7 @@ def test_flattened_batches_are_told_by_their_lengths(driver: mockset.Driver, tra
 
 
 @ebpf
+@both
 def test_graph_capture_and_replay(driver: mockset.Driver, tracing: Make) -> None:
     run = tracing(driver.pid)
     driver.run(f"capture {S2} 4 1 300", *[f"h2dsync {S1} 32", f"replay {S1}", f"sync {S1}"] * 11)
@@ -203,6 +207,7 @@ def test_a_copy_to_the_host_is_a_synchronise(driver: mockset.Driver, tracing: Ma
 
 
 @ebpf
+@both
 def test_begins_come_before_their_steps(driver: mockset.Driver, tracing: Make) -> None:
     run = tracing(driver.pid, begins=True)
     driver.run(f"step {S1} 1 37 218", *[f"step {S1} 1 1 214"] * 3)
@@ -226,6 +231,7 @@ def test_attaching_in_the_middle_of_a_step(driver: mockset.Driver, tracing: Make
 
 
 @ebpf
+@both
 def test_every_launch_is_in_a_step_and_bpftrace_counts_the_same(
     driver: mockset.Driver, mock_driver: Path, tracing: Make
 ) -> None:
@@ -276,6 +282,7 @@ def test_every_launch_is_in_a_step_and_bpftrace_counts_the_same(
 
 
 @ebpf
+@both
 def test_records_lost_are_counted(driver: mockset.Driver) -> None:
     from probes.steps.tracer import Tracer
 
@@ -293,6 +300,7 @@ def test_records_lost_are_counted(driver: mockset.Driver) -> None:
 
 
 @ebpf
+@both
 def test_a_process_that_ends_gives_up_its_last_step(driver: mockset.Driver, tracing: Make) -> None:
     run = tracing(driver.pid)
     driver.run(f"step {S1} 1 37 218")

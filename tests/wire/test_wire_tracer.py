@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from probes.feed.events import RequestTiming
+from probes.placing import loader
 from probes.requests import wire
 from probes.requests.wire import WireError, WireTracer
 
@@ -123,9 +124,14 @@ class Shared:
         return {name: n - self._before[name] for name, n in self.tracer.losses.items()}
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Shared]:
-    of = Shared()
+@pytest.fixture(scope="module", params=loader.NAMES)
+def shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """With programs from the compiled object, and again with those that bcc compiles."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(loader.ENVIRONMENT, request.param)
+        if request.param == "core" and not loader.WIRE.object.is_file():
+            pytest.skip("the BPF objects are not built")
+        of = Shared()
     yield of
     of.tracer.close()
 
@@ -257,7 +263,7 @@ def test_other_processes_and_plain_files_are_left_alone(shared: Shared) -> None:
         load(other.port, 1, 2)
         tracer.poll(50)
         assert shared.got == []
-        assert len(list(tracer._bpf[b"connections"])) == 0
+        assert list(tracer._kernel_connections) == []
 
 
 @pytest.mark.ebpf
@@ -271,7 +277,7 @@ def test_a_killed_server_ends_its_requests_and_the_iteration() -> None:
             server.process.wait(10)
             (request,) = list(tracer)
         assert tracer.pids == []
-        assert len(list(tracer._bpf[b"connections"])) == 0
+        assert list(tracer._kernel_connections) == []
         assert tracer.losses["wire_cut_requests"] == 1
     assert (request.path, request.complete, request.t_end_ns) == ("/cut", False, None)
 

@@ -1,0 +1,35 @@
+// What the loader tells the wire programs: see steps_options.h.
+#pragma once
+
+#include "platform.h"
+
+#ifdef FLEXNPU_CORE
+struct options {
+    u64 ring_pages;  // size of the ring
+    u64 pidns_dev;   // the tracer's process namespace, 0 where it is the first one
+    u64 pidns_ino;
+};
+volatile const struct options options SEC(".rodata.options");
+#define RING_PAGES options.ring_pages
+#define PIDNS_DEV options.pidns_dev
+#define PIDNS_INO options.pidns_ino
+
+// Members of the kernel's structures, whose places libbpf fills in. bcc is told them (-DSOCK_FAMILY=...).
+#define RELOCATED __attribute__((preserve_access_index))
+struct sock_common {
+    u16 skc_family;
+} RELOCATED;
+struct sock {
+    struct sock_common __sk_common;
+    u16 sk_protocol;
+} RELOCATED;
+struct tcp_sock {
+    u32 snd_nxt, write_seq;
+} RELOCATED;
+#define OFFSET_OF(type, member) __builtin_preserve_field_info(((struct type *)0)->member, 0)
+#define SOCK_FAMILY OFFSET_OF(sock, __sk_common.skc_family)
+#define SOCK_PROTOCOL OFFSET_OF(sock, sk_protocol)
+#define TCP_SND_NXT OFFSET_OF(tcp_sock, snd_nxt)
+#define TCP_WRITE_SEQ OFFSET_OF(tcp_sock, write_seq)
+#define SOCKET_TIME
+#endif
