@@ -19,13 +19,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric as MetricProto
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from flexnpu.control.messages import DaemonStatus, Reply, Request
+from flexnpu.control.messages import Reply, Request
 from flexnpu.daemon.control_server import ControlServer
 from flexnpu.daemon.gate_lease import Peer
 
 
 @contextlib.contextmanager
-def daemon(path: Path, status: Callable[[], DaemonStatus]) -> Iterator[None]:
+def daemon(path: Path, status: Callable[[], Reply]) -> Iterator[None]:
     """A control socket that answers with `status`."""
 
     def handle(request: Request, peer: Peer) -> Reply:

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from flexnpu.control.client import ControlClient
-from flexnpu.control.messages import GateOwner
+from flexnpu.control.messages import GateOwner, Reply, Request
 from flexnpu.daemon.config import Config
 from flexnpu.daemon.control_server import ControlServer
+from flexnpu.daemon.gate_lease import Peer
 from flexnpu.daemon.service import Service
 from probes.feed.socket import FeedServer
 from tests.daemon.conftest import PlaneDouble
@@ -37,12 +38,18 @@ def until(found: Callable[[], Any], what: str) -> Any:
 
 
 @contextlib.contextmanager
-def daemon(folder: Path) -> Iterator[ControlClient]:
-    """A client of the daemon whose control socket is ``npu0.ctl`` in `folder`."""
+def daemon(folder: Path, before: Callable[[], object] = lambda: None) -> Iterator[ControlClient]:
+    """A client of the daemon whose control socket is ``npu0.ctl`` in `folder`. It calls `before` first, for
+    each request."""
     path = folder / "npu0.ctl"
     config = Config(device=0, run_dir=folder, vendor_lib=folder, emulated=True)
     service = Service(config, PlaneDouble())
-    server = ControlServer(path, service.handle)
+
+    def handle(request: Request, peer: Peer) -> Reply:
+        before()
+        return service.handle(request, peer)
+
+    server = ControlServer(path, handle)
     service.server_counters = server.counters
     server.open()
     thread = threading.Thread(target=server.run, args=(service.expire,))
@@ -160,6 +167,35 @@ def test_a_daemon_that_goes_and_comes_back(tmp_path: Path, start: Callable[..., 
     with daemon(tmp_path) as client:
         until(owned_by(client, controller), "owner")
         controller.wait_for("daemon-answers")
+        assert controller.end() == 0
+
+
+@pytest.mark.parametrize("how", ["late", "failing"])
+def test_a_daemon_that_answers_late_or_with_errors(
+    tmp_path: Path, start: Callable[..., Controller], how: str
+) -> None:
+    answers, fails = threading.Event(), threading.Event()
+    answers.set()
+
+    def before() -> None:
+        if fails.is_set():
+            raise RuntimeError("device lost")
+        answers.wait(PATIENCE_S)
+
+    with daemon(tmp_path, before) as client:
+        controller = start("--lease-s", "0.4")
+        until(owned_by(client, controller), "owner")
+        if how == "late":
+            answers.clear()
+        else:
+            fails.set()
+        trouble = controller.wait_for("daemon-trouble")
+        assert ("no answer" if how == "late" else "device lost") in trouble["error"]
+        answers.set()
+        fails.clear()
+        controller.wait_for("daemon-answers")
+        until(owned_by(client, controller), "owner")
+        assert len(controller.events("daemon-trouble")) <= 3
         assert controller.end() == 0
 
 

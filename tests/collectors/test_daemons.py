@@ -1,0 +1,62 @@
+"""What is exported of a daemon, also while only a part of it answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from collectors import metrics
+from collectors.daemons import Daemons, samples_of
+from flexnpu.control.messages import ErrorReply, KnownStatus, Reply
+from tests.collectors.scripted import status
+from tests.collectors.stand import daemon
+
+BUSY = ErrorReply(
+    code="busy",
+    message="busy: no answer from the data plane within 1 s",
+    known=KnownStatus.model_validate(status(3.0).model_dump()),
+)
+
+
+def test_a_busy_data_plane_is_no_dead_daemon(tmp_path: Path) -> None:
+    path = tmp_path / "npu0.ctl"
+    answers: list[Reply] = [status(2.0)]
+    troubles: list[str] = []
+    daemons = Daemons(lambda: [path], on_trouble=troubles.append)
+    with daemon(path, lambda: answers[0]):
+        daemons.poll()
+        assert daemons.device_of(1) == 0
+        answers[0] = BUSY
+        for _ in range(3):
+            daemons.poll()
+        found = {sample.metric: sample.value for sample in daemons.snapshot()}
+        assert (found[metrics.daemon.UP], found[metrics.daemon.DATA_PLANE_UP]) == (1, 0)
+        assert found[metrics.gate.LEASE] == 1.5
+        assert found[metrics.gate.OWNER] == 1
+        assert metrics.lanes.QUEUED not in found
+        assert metrics.daemon.DEVICE_BUSY not in found
+        assert daemons.device_of(1) == 0
+        assert troubles == [BUSY.message]
+        answers[0] = status(4.0)
+        daemons.poll()
+        found = {sample.metric: sample.value for sample in daemons.snapshot()}
+        assert found[metrics.daemon.DATA_PLANE_UP] == 1
+    daemons.poll()
+    found = {sample.metric: sample.value for sample in daemons.snapshot()}
+    assert found == {metrics.daemon.UP: 0}
+    assert daemons.device_of(1) is None
+
+
+def test_figures_that_are_old_are_told_from_those_of_now() -> None:
+    old = status().model_copy(update={"age_s": 3.0})
+    found = {sample.metric: sample.value for sample in samples_of(old)}
+    assert found[metrics.daemon.DATA_PLANE_UP] == 0
+    assert metrics.lanes.QUEUED in found
+
+
+def test_what_the_controller_counts_is_exported() -> None:
+    counts = {
+        sample.labels: sample.value
+        for sample in samples_of(status(1.0))
+        if sample.metric is metrics.controller.EVENTS
+    }
+    assert counts == {("0", "steps"): 40, ("0", "unmapped"): 0}
