@@ -239,6 +239,19 @@ void attention_cost(Call& call, int32_t dtype, double pairs, int64_t heads, int6
     call.cost.vector_flops = 4 * pairs * static_cast<double>(heads);
 }
 
+std::vector<uint32_t> range(uint32_t first, uint32_t last) {
+    std::vector<uint32_t> numbers;
+    for (uint32_t i = first; i <= last; i++) {
+        numbers.push_back(i);
+    }
+    return numbers;
+}
+
+std::vector<uint32_t> operator+(std::vector<uint32_t> a, const std::vector<uint32_t>& b) {
+    a.insert(a.end(), b.begin(), b.end());
+    return a;
+}
+
 }  // namespace attention
 
 }  // namespace flexnpu::ops
