@@ -26,6 +26,9 @@ from probes.feed.events import (
     is_loss,
 )
 
+FORGET_NS: Final = 120 * 10**9
+"""A process of which nothing was heard for twice as long at most has left no trace here."""
+
 # The ends of paths, by the operation of the conventions (gen_ai.operation.name).
 _OPERATIONS: Final = {
     "chat": ("/chat/completions", "/messages", "/api/chat", "/responses"),
@@ -90,7 +93,9 @@ class Aggregator:
             Sample(metrics.collector.SLO_OBJECTIVE, (), ttft_objective),
         )
         self._interference = Interference(self._decided, settle_ns=settle_ns, device_of=device_of)
-        self._comms: dict[int, str] = {}
+        self._comms: dict[int, tuple[str, int]] = {}
+        """Name of each process of which the host's delays are told, and when that was, ns."""
+        self._forget_at_ns = 0
         self._late = 0
         self._losses: dict[tuple[str, str], int] = {}
         self._engines: dict[str, EngineMetrics] = {}
@@ -114,6 +119,9 @@ class Aggregator:
     def advance(self, now_ns: int) -> None:
         """Let settle what settles at `now_ns`, CLOCK_MONOTONIC."""
         self._interference.advance(now_ns)
+        if now_ns >= self._forget_at_ns:
+            self._forget_at_ns = now_ns + FORGET_NS
+            self._comms = {pid: known for pid, known in self._comms.items() if known[1] > now_ns - FORGET_NS}
         if self._interference.late > self._late:
             self._add(metrics.steps.LATE_PREFILLS, (), self._interference.late - self._late)
             self._late = self._interference.late
@@ -172,9 +180,10 @@ class Aggregator:
     def _host(self, delay: HostDelay) -> None:
         comm = delay.comm
         if delay.tid is None:
-            self._comms[delay.pid] = comm
+            self._comms[delay.pid] = (comm, delay.t_ns)
         else:
-            comm = self._comms.get(delay.pid, comm)  # not the thread's name: series of a process share it
+            # Not the thread's name: series of a process share it.
+            comm = self._comms.get(delay.pid, (comm, 0))[0]
         labels = (str(delay.pid), comm, "process" if delay.tid is None else "launcher")
         self._add(metrics.host.RUNQUEUE, labels, delay.runqueue_us / 1e6)
         self._add(metrics.host.CPU, labels, delay.cpu_us / 1e6)

@@ -7,9 +7,9 @@ import math
 import pytest
 
 from collectors import metrics
-from collectors.aggregate import Aggregator, operation
+from collectors.aggregate import FORGET_NS, Aggregator, operation
 from collectors.prometheus import PrometheusSink
-from probes.feed.events import EngineMetrics, Event, Losses
+from probes.feed.events import EngineMetrics, Event, HostDelay, Losses
 from tests.collectors.scripted import MS, S, request, second, step
 
 
@@ -197,3 +197,11 @@ def test_operations(path: str, name: str) -> None:
 def test_buckets_hold_the_tail() -> None:
     assert not math.isinf(metrics.requests.TTFT.buckets[-1])
     assert metrics.requests.TTFT.buckets[-1] >= 600
+
+
+def test_processes_that_are_gone_leave_nothing() -> None:
+    of = Aggregator([], ttft_slo_s=1, ttft_objective=0.99)
+    for pid in range(1000):
+        of.take(HostDelay(pid * S, pid, "x", None, 1e6, 8e5, 3e5))
+        of.advance(pid * S)
+    assert len(of._comms) <= 2 * FORGET_NS // S + 1
