@@ -18,7 +18,7 @@ from controllers.policies.protect_decode import ProtectDecode
 from flexnpu import __version__
 from flexnpu.console.numbers import Duration, Number
 from flexnpu.console.output import say
-from flexnpu.console.program import SETTINGS, Program
+from flexnpu.console.program import FAILED, SETTINGS, NotPermitted, Program
 from flexnpu.control import paths
 from flexnpu.control.client import (
     BusyError,
@@ -26,6 +26,7 @@ from flexnpu.control.client import (
     ControlError,
     NoAnswerError,
     NoDaemonError,
+    NotPermittedError,
     OwnedError,
 )
 from flexnpu.control.messages import MAX_LEASE_S
@@ -102,6 +103,8 @@ def main(
             return
         client = ControlClient(ctl)
         _check(client)
+    except NotPermittedError as error:
+        raise NotPermitted(str(error)) from None
     except (paths.NoRunDirError, ControlError) as error:
         raise click.ClickException(str(error)) from None
     policy: Policy = ProtectDecode(
@@ -126,6 +129,8 @@ def main(
             loop.run()
         except OwnedError as error:
             raise click.ClickException(str(error)) from None
+    if loop.log_failed:
+        raise SystemExit(FAILED)
 
 
 class _Stop:

@@ -19,9 +19,7 @@ minute.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +29,8 @@ from typing import TextIO
 from controllers.holder import RENEWALS, GateHolder
 from controllers.policies import Decision, Policy
 from controllers.state import ControllerState
+from flexnpu.console import output
+from flexnpu.console.text import json_text
 from flexnpu.control.client import BusyError, ControlClient, ControlError, OwnedError
 from flexnpu.control.messages import GateStatus, SetGate
 from probes.feed.follow import Feed, FeedFollower
@@ -74,6 +74,7 @@ class Loop:
     say: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
+        self.log_failed = False
         self.state = ControllerState()
         self.counts = Counts()
         self._stopping = False
@@ -205,8 +206,13 @@ class Loop:
 
     def log(self, event: str, **fields: object) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        with contextlib.suppress(OSError, ValueError):
-            print(json.dumps({"time": now, "event": event, **fields}, default=str), file=self.out, flush=True)
+        line = json_text({"time": now, "event": event, **fields}, default=str)
+        try:
+            print(line, file=self.out, flush=True)
+        except (OSError, ValueError) as error:
+            # Decode is protected all the same. Our own output stream fails once, then takes nothing more.
+            self.log_failed = True
+            output.say(f"{error}; the controller goes on without it")
 
     def _fail(self, text: str) -> None:
         self.counts.failures += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import json
 import os
 import re
 from collections import Counter
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from flexnpu.api import tables
 from flexnpu.cli.coverage_read import CoverageError, Wants, exports, read, union, wants
 from flexnpu.client.environment import CLIENT_HOME
+from flexnpu.console.output import out, out_json, say
+from flexnpu.console.tables import Console, Table
 
 INTERPOSED, REFUSED, MISSING = "interposed", "refused", "missing"
 #: How an interposed function is served, by its class in the API table.
@@ -158,7 +157,7 @@ def _print(report: dict[str, Any], every: bool) -> None:
     console.print(table)
     by = ", ".join(f"{n} {name}" for name, n in sorted(counts["interposed_by"].items()))
     if by:
-        console.print(f"interposed: {by}", highlight=False)
+        out(f"interposed: {by}")
     shown = [row for row in report["symbols"] if every or row["status"] != INTERPOSED]
     if shown:
         console.print()
@@ -168,12 +167,12 @@ def _print(report: dict[str, Any], every: bool) -> None:
         for row in sorted(shown, key=lambda r: (r["status"] == INTERPOSED, r["status"], r["symbol"])):
             status = row["status"] + (f" ({row['error']})" if "error" in row else "")
             detail.add_row(_short(row.get("demangled", row["symbol"])), row["asked"], status, row["why"])
-        console.print(detail, highlight=False)
+        console.print(detail)
     if report["mentioned"]:
+        console.print()
         console.print(
-            f"\n{len(report['mentioned'])} more strings look like AscendCL functions; nothing says that they "
-            "are looked up: " + ", ".join(report["mentioned"]),
-            highlight=False,
+            f"{len(report['mentioned'])} more strings look like AscendCL functions; nothing says that they "
+            "are looked up: " + ", ".join(report["mentioned"])
         )
 
 
@@ -246,10 +245,10 @@ def coverage(libraries: tuple[Path, ...], client: str | None, every: bool, as_js
     try:
         report = examine(libraries, client)
     except CoverageError as error:
-        click.echo(f"Error: {error}", err=True)
+        say(error)
         raise SystemExit(2) from None
     if as_json:
-        click.echo(json.dumps(report, indent=2))
+        out_json(report, indent=2)
     else:
         _print(report, every)
     if report["counts"][MISSING]:

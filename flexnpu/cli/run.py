@@ -12,6 +12,7 @@ import click
 
 from flexnpu.client.environment import CLIENT_HOME, EMULATOR_HOME, environment
 from flexnpu.console.numbers import DEVICE, SIZE
+from flexnpu.console.output import say
 from flexnpu.control import paths
 
 MAX_DEVICES = 64
@@ -53,7 +54,7 @@ def find_daemon(device: int) -> Path:
     """The data socket of the daemon of `device`. Raises ClickException."""
     found = [paths.data_socket(device, directory) for directory in paths.search_dirs()]
     for path in found:
-        if path.exists() and listening(path):
+        if os.path.exists(path) and listening(path):
             return path
     others = sorted({path.stem.removeprefix("npu") for path in paths.control_sockets()})
     hint = f" (there are sockets for device {', '.join(others)})" if others else ""
@@ -112,10 +113,10 @@ def run(
         env["FLEXNPU_QUOTA"] = str(quota)
     program = shutil.which(command[0])
     if program is None:
-        click.echo(f"Error: {command[0]}: command not found", err=True)
+        say(f"{command[0]}: command not found")
         raise SystemExit(127)
     try:
         os.execve(program, list(command), env)
     except OSError as error:
-        click.echo(f"Error: {command[0]}: {error.strerror}", err=True)
+        say(f"{command[0]}: {error.strerror}")
         raise SystemExit(126) from None

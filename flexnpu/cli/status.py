@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import os
+from collections.abc import Sequence
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from flexnpu.console.numbers import DEVICE
+from flexnpu.console.output import out_json, say
+from flexnpu.console.program import FAILED, NOT_PERMITTED
+from flexnpu.console.tables import Console, Table, cell
 from flexnpu.console.text import safe
 from flexnpu.control import paths
-from flexnpu.control.client import BusyError, ControlClient, ControlError, connect_all
+from flexnpu.control.client import (
+    BusyError,
+    ControlClient,
+    ControlError,
+    NotPermittedError,
+    connect_all,
+)
 from flexnpu.control.messages import DaemonStatus, GateStatus, KnownStatus
 
 #: Counters of what was refused or went wrong: shown when they are not zero.
@@ -81,8 +88,8 @@ def _session_table(status: DaemonStatus) -> Table:
     for s in status.sessions:
         memory = describe_bytes(s.memory_bytes)
         quota = "-" if s.memory_quota_bytes is None else describe_bytes(s.memory_quota_bytes)
-        row = (s.session, s.pid, Text(s.comm), s.uid, memory, quota, s.rings, s.calls, s.refused)
-        table.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row), str(s.ring_full))
+        row = (s.session, s.pid, s.comm, s.uid, memory, quota, s.rings, s.calls, s.refused, s.ring_full)
+        table.add_row(*map(str, row))
     return table
 
 
@@ -110,27 +117,26 @@ def show(status: KnownStatus, console: Console) -> None:
     busy = ""
     if isinstance(status, DaemonStatus) and status.device_busy_us is not None and status.uptime_s > 0:
         busy = f", busy {status.device_busy_us / (status.uptime_s * 1e4):.1f} % of it"
-    console.print(
-        f"[bold]device {status.device}[/bold] ({status.soc}), flexnpud {status.version} pid {status.pid}, "
-        f"up {status.uptime_s:.0f} s{busy}",
-        highlight=False,
+    line = cell(f"device {status.device}", "bold")
+    line.append(
+        safe(
+            f" ({status.soc}), flexnpud {status.version} pid {status.pid}, up {status.uptime_s:.0f} s{busy}"
+        ),
+        "not bold",
     )
-    console.print(f"gate: {describe_gate(status.gate)}", highlight=False)
+    console.print(line)
+    console.print(cell(f"gate: {describe_gate(status.gate)}"))
     if not isinstance(status, DaemonStatus):
-        console.print(
-            "[red]sessions and lanes: not known, the data plane did not answer[/red]", highlight=False
-        )
+        console.print(cell("sessions and lanes: not known, the data plane did not answer", "red"))
         return
     if status.age_s > 0:
-        console.print(
-            f"[red]the data plane is slow: what follows is {status.age_s:.1f} s old[/red]", highlight=False
-        )
+        console.print(cell(f"the data plane is slow: what follows is {status.age_s:.1f} s old", "red"))
     lost = {name: status.counters.get(name, 0) for name in _TROUBLES}
     if any(lost.values()):
         told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in lost.items() if count)
-        console.print(f"[red]{told}[/red]", highlight=False)
+        console.print(cell(told, "red"))
     if not status.sessions:
-        console.print("no sessions", highlight=False)
+        console.print("no sessions")
         return
     console.print(_session_table(status))
     if status.lanes:
@@ -144,40 +150,57 @@ def status(device: int | None, as_json: bool) -> None:
     """Show every daemon's sessions, lanes (one a client stream) and gate.
 
     \b
-    Examples:
+    EXAMPLES
       flexnpu status
       flexnpu status --device 0 --json | jq '.[0].lanes[] | {pid, phase, gated_us}'
+
+    \b
+    OVERHEAD
+      Each daemon is asked once, well below a millisecond of its time.
+
+    \b
+    EXIT STATUS
+      0; 1 when there is no daemon, or one does not answer; 2 for wrong usage; 4 when
+      you may not ask one. Standard error says which, and what to do.
     """
-    clients = connect_all() if device is None else _of_device(device)
-    if not clients:
-        tried = ", ".join(str(directory) for directory in paths.search_dirs())
-        raise click.ClickException(f"no daemon listens in {tried}: start one with: flexnpud --device 0")
+    clients, troubles = connect_all() if device is None else ([_of_device(device)], [])
     found: list[KnownStatus] = []
-    failed = False
     for client in clients:
         with client:
             try:
                 found.append(client.status())
             except BusyError as error:
                 found += [error.known] if error.known is not None else []
-                click.echo(f"Error: {client.path}: {error}", err=True)
-                failed = True
+                troubles.append(ControlError(f"{client.path}: {error}"))
             except ControlError as error:
-                click.echo(f"Error: {error}", err=True)
-                failed = True
+                troubles.append(error)
+    if not clients and not troubles:
+        raise click.ClickException(no_daemon())
+    for trouble in troubles:
+        say(trouble)
     if as_json:
-        click.echo(json.dumps([one.model_dump() for one in found], indent=2))
+        out_json([one.model_dump() for one in found], indent=2)
     else:
         console = Console()
         for i, one in enumerate(found):
             if i:
                 console.print()
             show(one, console)
-    if failed:
-        raise SystemExit(1)
+    if troubles:
+        raise SystemExit(status_of(troubles))
 
 
-def _of_device(device: int) -> list[ControlClient]:
+def no_daemon(device: int = 0) -> str:
+    """What to say when nobody listens."""
+    tried = ", ".join(str(directory) for directory in paths.search_dirs())
+    return f"no daemon listens in {tried}: start one with: flexnpud --device {device}"
+
+
+def status_of(troubles: Sequence[ControlError]) -> int:
+    """The exit status for daemons that could not be asked."""
+    return NOT_PERMITTED if any(isinstance(one, NotPermittedError) for one in troubles) else FAILED
+
+
+def _of_device(device: int) -> ControlClient:
     candidates = [paths.control_socket(device, directory) for directory in paths.search_dirs()]
-    path = next((path for path in candidates if path.exists()), candidates[0])
-    return [ControlClient(path)]
+    return ControlClient(next((path for path in candidates if os.path.exists(path)), candidates[0]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import select
 import signal
@@ -12,21 +11,22 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
 import click
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from flexnpu.cli.rates import LaneRates, Rates, SessionRates, between
-from flexnpu.cli.status import describe_bytes, describe_gate, describe_us
+from flexnpu.cli.status import describe_bytes, describe_gate, describe_us, no_daemon, status_of
 from flexnpu.console.numbers import DEVICE, Duration
+from flexnpu.console.output import out_json, say
+from flexnpu.console.tables import Console, Table, cell
 from flexnpu.control import paths
-from flexnpu.control.client import ControlClient, ControlError, NoDaemonError
+from flexnpu.control.client import ControlClient, ControlError, NoDaemonError, closed_directories
 from flexnpu.control.messages import DaemonStatus
 
 SORTS = ("device", "memory", "queue", "pid")
@@ -41,12 +41,13 @@ class Daemons:
         self._clients: dict[Path, ControlClient] = {}
         self._last: dict[Path, DaemonStatus] = {}
 
-    def sample(self) -> tuple[list[Rates], list[str]]:
+    def sample(self) -> tuple[list[Rates], list[ControlError]]:
         """Rates since the call before, by device, and what went wrong."""
         for path in paths.control_sockets():
             if self.device is None or path.name == f"npu{self.device}.ctl":
                 self._clients.setdefault(path, ControlClient(path))
-        rates, troubles = [], []
+        rates: list[Rates] = []
+        troubles = closed_directories()
         for path, client in list(self._clients.items()):
             try:
                 status = client.status()
@@ -57,7 +58,7 @@ class Daemons:
                     del self._clients[path]
                     if known is None:
                         continue
-                troubles.append(str(error))
+                troubles.append(error)
                 continue
             rates.append(between(self._last.get(path), status))
             self._last[path] = status
@@ -114,7 +115,7 @@ def _sessions(all_rates: list[Rates], sort: str, several: bool) -> Table:
             *([str(device)] if several else []),
             str(one.session),
             str(one.pid),
-            Text(one.comm),
+            one.comm,
             str(one.uid),
             describe_bytes(one.memory_bytes),
             quota,
@@ -122,7 +123,7 @@ def _sessions(all_rates: list[Rates], sort: str, several: bool) -> Table:
             _rate(one.launches_per_s),
             str(one.queued),
             _share(one.held_share),
-            Text(str(one.refused), style="red" if one.refused_per_s else ""),
+            cell(str(one.refused), style="red" if one.refused_per_s else ""),
         ]
         table.add_row(*cells)
     return table
@@ -139,43 +140,43 @@ def _lanes(all_rates: list[Rates], sort: str, several: bool) -> Table:
             str(one.lane),
             str(one.pid),
             f"{one.stream:x}",
-            Text(one.phase, style=_PHASE_STYLE.get(one.phase, "")),
+            cell(one.phase, style=_PHASE_STYLE.get(one.phase, "")),
             str(one.queued),
             describe_us(one.in_flight_us),
             _rate(one.launches_per_s),
             _share(one.device_share),
             _share(one.held_share),
-            Text("held" if one.held_now else "", style="yellow"),
+            cell("held" if one.held_now else "", style="yellow"),
         ]
         table.add_row(*cells)
     return table
 
 
 def view(
-    rates: list[Rates], troubles: list[str], sort: str, frozen: bool = False, keys: bool = True
+    rates: list[Rates], troubles: Sequence[object], sort: str, frozen: bool = False, keys: bool = True
 ) -> Group:
     """The screen."""
     now = datetime.datetime.now().strftime("%H:%M:%S")
     parts: list[Text | Table] = []
     for one in rates:
         busy = "" if one.device_busy is None else f", busy {_share(one.device_busy)}"
-        line = Text(
+        line = cell(
             f"npu{one.device} {one.soc}, flexnpud {one.pid} up {one.uptime_s:.0f} s{busy}", style="bold"
         )
-        parts += [line, Text(f"gate: {describe_gate(one.gate)}")]
-    parts += [Text(trouble, style="red") for trouble in troubles]
+        parts += [line, cell(f"gate: {describe_gate(one.gate)}")]
+    parts += [cell(trouble, style="red") for trouble in troubles]
     several = len(rates) > 1
     if any(one.sessions for one in rates):
         parts += [Text(""), _sessions(rates, sort, several)]
         if any(one.lanes for one in rates):
             parts += [Text(""), _lanes(rates, sort, several)]
     elif rates:
-        parts += [Text(""), Text("no sessions")]
+        parts += [Text(""), cell("no sessions")]
     elif not troubles:
-        parts.append(Text("no daemon listens"))
+        parts.append(cell("no daemon listens"))
     if keys:
         state = "frozen" if frozen else now
-        parts.insert(0, Text(f"{state}   sort: {sort}   q quit  s sort  f freeze", style="dim"))
+        parts.insert(0, cell(f"{state}   sort: {sort}   q quit  s sort  f freeze", style="dim"))
     return Group(*parts)
 
 
@@ -245,26 +246,35 @@ def _live(daemons: Daemons, interval: float, sort: str, console: Console) -> Non
 def top(device: int | None, interval: float, sort: str, once: bool, as_json: bool) -> None:
     """Watch every daemon's sessions and lanes: device time, operators a second, memory, queues, the gate.
 
+    \b
+    EXAMPLES
+      flexnpu top
+      flexnpu top --sort memory --interval 5
+      flexnpu top --once --json | jq '.sessions[] | {pid, device_share}'
+
     "device" is the share of the time that the device works for a session; "held", the share for which the
     gate held the head of a lane; "flight", the device time of what was dispatched and has not come back;
     "ref" counts refused calls. Keys: q ends, s sorts by the next of device, memory, queue and pid, f freezes
     the screen.
 
-    OVERHEAD: a look asks each daemon for its status once, well below a millisecond of its time.
+    \b
+    OVERHEAD
+      A look asks each daemon for its status once, well below a millisecond of its time.
 
     \b
-    Examples:
-      flexnpu top
-      flexnpu top --sort memory --interval 5
-      flexnpu top --once --json | jq '.sessions[] | {pid, device_share}'
+    EXIT STATUS
+      0; 1 when there is no daemon, or one does not answer; 2 for wrong usage; 4 when
+      you may not ask one.
     """
     daemons = Daemons(device)
     try:
         rates, troubles = daemons.sample()
+        if not rates and not troubles:
+            raise click.ClickException(no_daemon(device or 0))
         if not rates:
-            tried = ", ".join(str(directory) for directory in paths.search_dirs())
-            remedy = f"no daemon listens in {tried}: start one with: flexnpud --device {device or 0}"
-            raise click.ClickException("; ".join(troubles) or remedy)
+            for trouble in troubles:
+                say(trouble)
+            raise SystemExit(status_of(troubles))
         if not (once or as_json):
             console = Console()
             if not console.is_terminal:
@@ -275,15 +285,14 @@ def top(device: int | None, interval: float, sort: str, once: bool, as_json: boo
             time.sleep(interval)
             rates, troubles = daemons.sample()
             for trouble in troubles:
-                click.echo(f"Error: {trouble}", err=True)
+                say(trouble)
             if as_json:
                 for one in rates:
-                    click.echo(json.dumps(one.as_json()))
-                sys.stdout.flush()
+                    out_json(one.as_json(), flush=True)
             else:
-                Console().print(view(rates, [], sort, keys=False), highlight=False)
+                Console().print(view(rates, [], sort, keys=False))
             if once:
-                raise SystemExit(1 if troubles else 0)
+                raise SystemExit(status_of(troubles) if troubles else 0)
     except KeyboardInterrupt:
         pass
     finally:

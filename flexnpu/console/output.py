@@ -129,6 +129,12 @@ def out_json(value: Any, *, indent: int | None = None, compact: bool = False, fl
     print(json_text(value, indent=indent, compact=compact), flush=flush)
 
 
+def out_line(json_line: str) -> None:
+    """Print a line of JSON that `json_text` made; it is written when there is enough, or by `flush`. Raises
+    `OutputError`."""
+    sys.stdout.write(json_line + "\n")
+
+
 def say(text: object) -> None:
     """A message on standard error, after the program's name. Further lines of it are indented, so that no
     part of a message looks like one of its own. Never fails."""

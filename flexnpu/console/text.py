@@ -15,6 +15,7 @@ characters that this Unicode does not know. What is printable stays, whatever it
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -41,7 +42,16 @@ def _escape(one: str) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def json_text(value: Any, *, indent: int | None = None, compact: bool = False) -> str:
-    """`value` as JSON in printable ASCII: what others chose stays in it, escaped as JSON does."""
-    text = json.dumps(value, indent=indent, separators=(",", ":") if compact else None, default=str)
+def json_text(
+    value: Any,
+    *,
+    indent: int | None = None,
+    compact: bool = False,
+    default: Callable[[Any], Any] | None = None,
+) -> str:
+    """`value` as JSON in printable ASCII: what others chose stays in it, escaped as JSON does.
+
+    `default` makes something else of what has no JSON form.
+    """
+    text = json.dumps(value, indent=indent, separators=(",", ":") if compact else None, default=default)
     return text.replace("\x7f", "\\u007f")  # the one control character that JSON leaves as it is

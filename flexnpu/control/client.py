@@ -13,13 +13,12 @@ import os
 import re
 import socket
 import stat
-import struct
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from flexnpu.control import paths
+from flexnpu.control import paths, peers
 from flexnpu.control.messages import (
     MAX_REPLY_BYTES,
     DaemonStatus,
@@ -48,6 +47,10 @@ class NoAnswerError(ControlError):
     """Somebody listens there, and did not answer in time or to the end."""
 
 
+class NotPermittedError(ControlError):
+    """This user may not ask; the message says who may, and how to become one of them."""
+
+
 class RefusedError(ControlError):
     """The daemon refused. `code` is that of `ErrorReply`."""
 
@@ -72,13 +75,6 @@ def _error_of(reply: ErrorReply) -> RefusedError:
     if reply.code == "busy":
         return BusyError(reply.code, reply.message, reply.known)
     return (OwnedError if reply.code == "owned" else RefusedError)(reply.code, reply.message)
-
-
-def peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
-    """(pid, uid, gid) of the process at the other end of a unix socket."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, gid = struct.unpack("3i", raw)
-    return pid, uid, gid
 
 
 def _owner(directory: Path) -> int | None:
@@ -157,6 +153,9 @@ class ControlClient:
             self.close()
             raise
         if isinstance(reply, ErrorReply):
+            if reply.code == "not-permitted":
+                self.close()
+                raise NotPermittedError(f"{self.path}: {reply.message}")
             raise _error_of(reply)
         return reply
 
@@ -208,7 +207,7 @@ class ControlClient:
                     break
                 except BlockingIOError:  # as many as it lets wait are waiting
                     time.sleep(0.01)
-            _, uid, _ = peer_credentials(connection)
+            uid = peers.peer_of(connection).uid
         except TimeoutError:
             connection.close()
             raise NoAnswerError(
@@ -216,9 +215,8 @@ class ControlClient:
             ) from None
         except PermissionError:
             connection.close()
-            raise ControlError(
-                f"{self.path}: permission denied; run as root or as the daemon's user, "
-                "or start it with --group and a group of yours"
+            raise NotPermittedError(
+                f"{self.path}: permission denied: {peers.denied(self.path, 'control this daemon', '--group')}"
             ) from None
         except OSError as error:
             connection.close()
@@ -234,14 +232,37 @@ class ControlClient:
         return connection
 
 
-def connect_all(directories: list[Path] | None = None, timeout_s: float = 2.0) -> list[ControlClient]:
-    """A connected client for every daemon that listens in `directories` (default: `paths.search_dirs`), by
-    device.
+def closed_directories(directories: list[Path] | None = None) -> list[ControlError]:
+    """An error for each of `directories` (default: `paths.search_dirs`) that this user may not look into."""
+    found: list[ControlError] = []
+    for directory in paths.search_dirs() if directories is None else directories:
+        try:
+            os.listdir(directory)
+            os.stat(directory / ".")
+        except PermissionError:
+            why = peers.denied(directory / "npu0.ctl", "control daemons", "--group")
+            found.append(NotPermittedError(f"{directory}: permission denied: {why}"))
+        except OSError:
+            continue  # there is none
+    return found
+
+
+def connect_all(
+    directories: list[Path] | None = None, timeout_s: float = 2.0
+) -> tuple[list[ControlClient], list[ControlError]]:
+    """A connected client for every daemon in `directories` (default: `paths.search_dirs`), by device, and
+    what is wrong with those that listen and cannot be asked.
     """
     clients: list[ControlClient] = []
+    troubles = closed_directories(directories)
     for path in paths.control_sockets(directories):
         client = ControlClient(path, timeout_s)
-        with contextlib.suppress(NoDaemonError):
+        try:
             client.connect()
-            clients.append(client)
-    return clients
+        except NoDaemonError:
+            continue
+        except ControlError as error:
+            troubles.append(error)
+            continue
+        clients.append(client)
+    return clients, troubles

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from flexnpu.control.client import peer_credentials
 from flexnpu.control.messages import (
     MAX_REQUEST_BYTES,
     ErrorReply,
@@ -25,9 +24,9 @@ from flexnpu.control.messages import (
     decode_request,
     encode,
 )
+from flexnpu.control.peers import Admission, peer_of
 from flexnpu.daemon.gate_lease import Peer
 from flexnpu.daemon.log import log
-from flexnpu.daemon.privileges import peer_groups
 
 MAX_CONNECTIONS = 64
 MAX_OUTPUT_BYTES = 1 << 23
@@ -61,8 +60,7 @@ class ControlServer:
     ) -> None:
         self.path = path
         self.handle = handle
-        self.allowed = allow_uids | {0, os.geteuid()}
-        self.gid = gid
+        self.admission = Admission(allow_uids | {0, os.geteuid()}, gid, "--group")
         self.counters = {"control_requests": 0, "control_refused": 0, "control_not_permitted": 0}
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
@@ -83,8 +81,8 @@ class ControlServer:
                 listener.bind(os.fspath(self.path))
             finally:
                 os.umask(mask)
-            if self.gid is not None:
-                os.chown(self.path, -1, self.gid)
+            if self.admission.gid is not None:
+                os.chown(self.path, -1, self.admission.gid)
                 os.chmod(self.path, 0o660)
             listener.listen(128)
             listener.setblocking(False)
@@ -139,18 +137,18 @@ class ControlServer:
                 time.sleep(0.1)
             return
         sock.setblocking(False)
-        pid, uid, gid = peer_credentials(sock)
-        if uid not in self.allowed and self.gid not in peer_groups(sock) | {gid}:
+        peer = peer_of(sock)
+        if not self.admission.admits(peer):
             self.counters["control_not_permitted"] += 1
-            log("control-not-permitted", pid=pid, uid=uid)
-            text = f"user {uid} may not control this daemon; use root, or start it with --group"
+            log("control-not-permitted", pid=peer.pid, uid=peer.uid)
+            text = self.admission.refusal(peer, "control this daemon")
             with contextlib.suppress(OSError):
                 sock.send(encode(ErrorReply(code="not-permitted", message=text)))
             sock.close()
             return
         if len(self._connections) >= MAX_CONNECTIONS:
             self._drop(min(self._connections.values(), key=lambda c: c.last))
-        self._connections[sock] = _Connection(sock, Peer(pid, uid, _comm(pid)))
+        self._connections[sock] = _Connection(sock, Peer(peer.pid, peer.uid, _comm(peer.pid)))
         self._selector.register(sock, selectors.EVENT_READ)
 
     def _drop(self, connection: _Connection) -> None:

@@ -13,8 +13,6 @@ import grp
 import os
 import pwd
 import resource
-import socket
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +28,6 @@ _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522
-_SO_PEERGROUPS = 59
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -163,15 +160,6 @@ def capabilities(pid: int | None = None) -> dict[str, int]:
         if key in ("CapInh", "CapPrm", "CapEff", "CapAmb") and int(value, 16):
             found[key] = int(value, 16)
     return found
-
-
-def peer_groups(connection: socket.socket) -> frozenset[int]:
-    """The supplementary groups of the process at the other end of a unix socket; empty when it has none."""
-    try:
-        raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
-    except OSError:  # more than 256, which is more than Python's getsockopt takes
-        return frozenset()
-    return frozenset(struct.unpack(f"{len(raw) // 4}I", raw[: len(raw) // 4 * 4]))
 
 
 def _empty_bounding_set() -> None:

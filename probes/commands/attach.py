@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexnpu.console.numbers import DAY_S, Duration
+from flexnpu.console.output import flush, out_line, say
 from flexnpu.control import paths
-from probes.commands.common import Stop, errors, note
+from probes.commands.common import Stop, errors
 from probes.commands.live import Live
 from probes.commands.options import (
     duration_option,
@@ -227,9 +227,9 @@ def command(
         # Last, so that the socket says: everything is attached.
         if feed_path is not None:
             output.feed = stack.enter_context(FeedServer(feed_path, group=feed_group))
-            note(f"publishing on {feed_path}")
+            say(f"publishing on {feed_path}")
         if live.waiting:
-            note("no such process uses an NPU yet; waiting for one (Ctrl-C ends)")
+            say("no such process uses an NPU yet; waiting for one (Ctrl-C ends)")
         engines = [stack.enter_context(EngineScraper(url, output.event, output.say)) for url in engine_urls]
 
         def poll() -> bool:
@@ -242,7 +242,7 @@ def command(
         live.run(stop, duration=duration, interval=interval, on_tick=output.tick, on_poll=poll)
         output.leave()
         if not quiet and not as_json:
-            note("detaching")
+            say("detaching")
         ended = time.monotonic()
         output.end(live.finish(), ended)
 
@@ -275,7 +275,7 @@ class _Output:
 
     def say(self, text: str) -> None:
         if self.display is None:
-            note(text)
+            say(text)
         else:
             self.display.say(text)
 
@@ -284,7 +284,7 @@ class _Output:
             self.feed.publish(event)
         if self._json:
             if not isinstance(event, StepBegin) and (not isinstance(event, Losses) or self._news(event)):
-                sys.stdout.write(event.to_json() + "\n")
+                out_line(event.to_json())
         elif self._view is not None and self.display is not None and not self.display.paused:
             self._view.add(event)
 
@@ -306,7 +306,7 @@ class _Output:
             losses = Losses(losses.t_ns, losses.source, losses.counts | self.feed.counts)
             self.feed.publish(losses)
         if self._json:
-            sys.stdout.flush()
+            flush()
         if self.display is not None and self._view is not None and self._gates is not None:
             self._view.add(losses)
             overhead = self.overhead() if self.overhead is not None else None
@@ -317,8 +317,8 @@ class _Output:
     def end(self, losses: Losses, now: float) -> None:
         self.tick(losses, now)
         if self._json:
-            sys.stdout.write(losses.to_json() + "\n")
-            sys.stdout.flush()
+            out_line(losses.to_json())
+            flush()
 
     def leave(self) -> None:
         """Give the terminal back: what comes now is printed."""

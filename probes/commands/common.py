@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from typing import NoReturn
 
 import click
 
+from flexnpu.console.output import say
 from flexnpu.control import paths
 from probes.feed.recording import RecordingError
 from probes.feed.socket import FeedError
@@ -56,18 +55,9 @@ def errors() -> Iterator[None]:
         yield
     except (*_FAILURES, WireError) as error:
         raise click.ClickException(str(error)) from None
-    except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
-            raise
-        # The reader of our output went away. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def damaged(path: Path, problem: str) -> NoReturn:
     """End with exit status 3: what was shown is what could be read of the recording `path`."""
-    note(f"{path} is damaged: {problem}. What is shown is what could be read before that")
+    say(f"{path} is damaged: {problem}. What is shown is what could be read before that")
     sys.exit(3)
-
-
-def note(text: str) -> None:
-    click.echo(f"flexnpu-probe: {text}", err=True)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
-
 import click
-from rich.markup import escape
-from rich.table import Table
 
 from flexnpu.console.numbers import PID
-from probes.commands.list import entries_table, wide_console
+from flexnpu.console.output import out, out_json
+from flexnpu.console.tables import Table, cell, wide_console
+from probes.commands.list import entries_table
 from probes.host.inventory import Inventory
 from probes.selftest import doctor
 from probes.selftest.doctor import Check, Status
 
 _MARKS = {
-    Status.OK: "[green]ok[/]",
-    Status.INFO: "",
-    Status.WARN: "[yellow]warn[/]",
-    Status.FAIL: "[red]FAIL[/]",
+    Status.OK: ("ok", "green"),
+    Status.INFO: ("", ""),
+    Status.WARN: ("warn", "yellow"),
+    Status.FAIL: ("FAIL", "red"),
 }
 
 
@@ -112,17 +110,15 @@ def command(pids: tuple[int, ...], self_test: bool, as_json: bool) -> None:
             running.append(check)
         checks += _shown(running, as_json)
     elif self_test and not as_json:
-        click.echo("\nThe self-test is left out: something fails above.")
+        out("", "The self-test is left out: something fails above.")
     bad = doctor.failed(checks)
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "ok": not bad,
-                    "checks": [check.to_dict() for check in checks],
-                    "processes": [inventory.to_dict() for inventory in inventories],
-                }
-            )
+        out_json(
+            {
+                "ok": not bad,
+                "checks": [check.to_dict() for check in checks],
+                "processes": [inventory.to_dict() for inventory in inventories],
+            }
         )
     else:
         failures = sum(check.status is Status.FAIL for check in checks)
@@ -130,7 +126,7 @@ def command(pids: tuple[int, ...], self_test: bool, as_json: bool) -> None:
         verdict = (
             "Tracing works here" if not bad else f"{failures} failed: tracing does not work as it should"
         )
-        click.echo(f"\n{verdict}{f' ({warnings} warnings)' if warnings else ''}.")
+        out("", f"{verdict}{f' ({warnings} warnings)' if warnings else ''}.")
     if bad:
         raise SystemExit(1)
 
@@ -144,8 +140,8 @@ def _shown(checks: list[Check], as_json: bool) -> list[Check]:
         table.add_column(min_width=26)
         table.add_column()
         for check in checks:
-            table.add_row(_MARKS[check.status], escape(check.name), escape(check.detail))
+            table.add_row(cell(*_MARKS[check.status]), check.name, check.detail)
             if check.remedy and check.status in (Status.WARN, Status.FAIL):
-                table.add_row("", "", f"[italic]{escape(check.remedy)}[/]")
+                table.add_row("", "", cell(check.remedy, "italic"))
         wide_console(160).print(table)
     return checks

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from probes.commands.common import damaged, errors, note
+from flexnpu.console.output import say, whole_file
+from probes.commands.common import damaged, errors
 from probes.feed.recording import Recording, RecordingError
 from probes.show import perfetto
 
@@ -59,11 +60,8 @@ def command(recording: Path, form: str | None, output: Path) -> None:
         source = Recording(recording)
         if output.exists() and output.samefile(recording):
             raise RecordingError(f"{output} is the recording itself; name another output")
-        try:
-            with open(output, "w", encoding="utf-8") as file:
-                count = perfetto.export(source, file)
-        except OSError as error:
-            raise RecordingError(f"cannot write {output}: {error.strerror}") from None
-        note(f"{count} trace events of {source.events} events in {output}")
+        with whole_file(output) as file:
+            count = perfetto.export(source, file)
+        say(f"{count} trace events of {source.events} events in {output}")
     if source.damage is not None:
         damaged(recording, source.damage)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from contextlib import ExitStack
@@ -11,7 +10,8 @@ from typing import Any
 
 import click
 
-from probes.commands.common import Stop, damaged, errors, note
+from flexnpu.console.output import out, out_json, say
+from probes.commands.common import Stop, damaged, errors
 from probes.commands.live import Live
 from probes.commands.options import (
     duration_option,
@@ -150,7 +150,7 @@ def _live(
         live = stack.enter_context(Live(selection, take, only=libraries, wire=wire, **plan))
         if recorded is not None:
             recorded.overhead = live.overhead
-        note("measuring (Ctrl-C ends)")
+        say("measuring (Ctrl-C ends)")
         live.run(stop, duration=duration, interval=1.0, on_tick=tick, on_poll=poll)
         ended = time.monotonic()
         losses = live.finish()
@@ -172,7 +172,7 @@ def _print(
     if as_json:
         for one in found.to_json():
             if shown(str(one["measure"]), None if one["phase"] is None else str(one["phase"])):
-                click.echo(json.dumps(one))
+                out_json(one)
         return
     width = shutil.get_terminal_size().columns
     empty = True
@@ -180,12 +180,12 @@ def _print(
         if shown(key.measure, key.phase):
             empty = False
             for line in lines(key, values, min(width, 100)):
-                click.echo(line)
+                out(line)
     if empty:
-        click.echo("nothing was measured")
+        out("nothing was measured")
     if losses is not None:
-        click.echo(losses_line(losses))
+        out(losses_line(losses))
     if found.overlapping:
-        click.echo(f"{found.overlapping} steps overlapped the one before on their stream: no gap")
+        out(f"{found.overlapping} steps overlapped the one before on their stream: no gap")
     if found.unfinished:
-        click.echo(f"{found.unfinished} requests were not seen whole: no TPOT")
+        out(f"{found.unfinished} requests were not seen whole: no TPOT")

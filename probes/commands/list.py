@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from flexnpu.console.numbers import PID
-from probes.commands.common import errors, note
+from flexnpu.console.output import out, out_json, say
+from flexnpu.console.tables import Table, cell, wide_console
+from probes.commands.common import errors
 from probes.host.inventory import Entry, Inventory, take
 from probes.placing import symbols
 from probes.placing.attach import AttachError
@@ -92,11 +90,11 @@ def command(pids: tuple[int, ...], everything: bool, why: bool, as_json: bool) -
                 ) from None
             if inventory.kind == "none":
                 bad = True
-                note(f"process {pid} ({inventory.comm}) maps no AscendCL library that could be probed")
+                say(f"process {pid} ({inventory.comm}) maps no AscendCL library that could be probed")
                 if not as_json:
                     continue
             if as_json:
-                click.echo(json.dumps(inventory.to_dict()))
+                out_json(inventory.to_dict())
             else:
                 _show(inventory, why)
     if bad:
@@ -129,28 +127,22 @@ def entries_table(entries: tuple[Entry, ...], *, why: bool = False, width: int =
         if entry.semaphore is not None:
             now = f"{entry.semaphore} listen"
         style = {HitCost.EMULATED: "green", HitCost.SINGLE_STEP: "yellow"}.get(entry.cost, "")
-        place = () if narrow else (f"{entry.offset:#x}", escape(entry.instruction))
+        place = () if narrow else (f"{entry.offset:#x}", entry.instruction)
         table.add_row(
             entry.symbol + ("+ret" if entry.on_return else ""),
             os.path.basename(entry.library),
             *place,
-            f"[{style}]{entry.cost.value}[/]" if style else entry.cost.value,
+            cell(entry.cost.value, style),
             entry.often,
             now,
-            *([escape(entry.reason)] if why else []),
+            *([entry.reason] if why else []),
         )
     return table
 
 
 def _show(inventory: Inventory, why: bool) -> None:
     console = wide_console(220 if why else 160)
-    console.print(f"{inventory.comm} ({inventory.pid}): {_KINDS[inventory.kind]}", highlight=False)
+    out(f"{inventory.comm} ({inventory.pid}): {_KINDS[inventory.kind]}")
     console.print(entries_table(inventory.entries, why=why, width=console.width))
     if inventory.missing:
-        console.print(f"  not mapped: {', '.join(inventory.missing)}", highlight=False)
-
-
-def wide_console(width: int) -> Console:
-    """Of a terminal's own width, or of `width` columns where the output is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=width)
+        out(f"  not mapped: {', '.join(inventory.missing)}")

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from flexnpu.console.output import say
 from flexnpu.control.closing import Closing
-from probes.commands.common import Stop, note
+from probes.commands.common import Stop
 from probes.feed.events import Event, Losses, RequestTiming, Step
 from probes.feed.recording import Overhead
 from probes.host.families import Kin
@@ -47,7 +48,7 @@ class Live(Closing):
         only: frozenset[str] | None = None,
         begins: bool = False,
         wire: bool = False,
-        say: Callable[[str], None] = note,
+        say: Callable[[str], None] = say,
         plan: Plan = "default",
         budget_percent: float | None = 1.0,
     ) -> None:
@@ -64,7 +65,7 @@ class Live(Closing):
             selection.check(symbols.processes())
             self._finder = self._stack.enter_context(Finder(selection, self._uses_npu))
             if self._finder.why_scanning and selection.follows:
-                note(
+                say(
                     f"new processes are looked for every second: {self._finder.why_scanning}. "
                     "An exit is noticed within a second"
                 )
@@ -94,7 +95,7 @@ class Live(Closing):
                 )
             self.delays = self._stack.enter_context(HostDelays())
             if self.delays.why:
-                note(f"run-queue waits are read from /proc: {self.delays.why}")
+                say(f"run-queue waits are read from /proc: {self.delays.why}")
             for pid in wanted:
                 self._attach(pid, required=pid in selection.pids)
             self._stack = self._stack.pop_all()

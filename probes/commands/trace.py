@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from probes.commands.common import Stop, errors, note
+from flexnpu.console.output import say
+from probes.commands.common import Stop, errors
 from probes.commands.live import Live
 from probes.commands.options import (
     duration_option,
@@ -103,8 +104,8 @@ def command(output: Path, duration: float | None, wire: bool | None, **options: 
         ):
             recorded.overhead = live.overhead
             if live.waiting:
-                note("no such process uses an NPU yet; waiting for one (Ctrl-C ends)")
-            note(f"recording to {output} (Ctrl-C ends)")
+                say("no such process uses an NPU yet; waiting for one (Ctrl-C ends)")
+            say(f"recording to {output} (Ctrl-C ends)")
             live.run(
                 stop,
                 duration=duration,
@@ -114,4 +115,4 @@ def command(output: Path, duration: float | None, wire: bool | None, **options: 
             )
             ended = time.monotonic()
             recorded.end(live.finish(), ended)
-    note(f"{recorded.recorder.events} events, {output.stat().st_size} bytes in {output}")
+    say(f"{recorded.recorder.events} events, {output.stat().st_size} bytes in {output}")

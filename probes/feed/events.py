@@ -28,6 +28,8 @@ from probes.feed.limits import Limits
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+from flexnpu.console.text import json_text
+
 VERSION = 1
 
 Phase = Literal["prefill", "decode", "mixed", "other"]
@@ -64,7 +66,7 @@ class _Event:
     def to_json(self) -> str:
         """The event as one line of JSON, without the newline."""
         fields = {slot: getattr(self, slot) for slot in self.__slots__}
-        return json.dumps({"v": VERSION, "type": self.type, **fields}, separators=(",", ":"))
+        return json_text({"v": VERSION, "type": self.type, **fields}, compact=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

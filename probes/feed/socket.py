@@ -8,8 +8,9 @@ sends nothing; one that does is cut off.
 One server at a time serves a path: it holds a lock on ``PATH.lock``, which the kernel releases however it
 ends. The socket of a server that was killed is replaced by the next one.
 
-Who may subscribe: root, the user who runs the server, and members of the socket's group, all checked with
-the peer's credentials and not only by the socket's mode. Subscribers get what is published from then on.
+Who may subscribe: root, the user who runs the server, and whoever has the socket's group, first or
+supplementary (`control.peers`), checked by the peer's credentials and not only by the socket's mode. Who may
+not is told so, in a line of type ``refused``. Subscribers get what is published from then on.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import grp
+import json
 import os
-import pwd
 import selectors
 import socket
 import stat
-import struct
 import threading
 import time
 from collections import deque
@@ -30,8 +30,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flexnpu.console.text import json_text
+from flexnpu.control import peers
 from flexnpu.control.closing import Closing
-from probes.feed.events import Event, EventError, Losses, StepBegin, from_json
+from probes.feed.events import VERSION, Event, EventError, Losses, StepBegin, from_json
 
 MAX_QUEUED_BYTES = 4 << 20
 """Waiting for one subscriber before lines are dropped: several seconds of ten thousand steps a second."""
@@ -39,33 +41,24 @@ MAX_QUEUED_BYTES = 4 << 20
 MAX_LINE = 1 << 20
 """The longest line that a client accepts."""
 
-_PEER = struct.Struct("3i")  # struct ucred
+
+OPTION = "--feed-group"
+"""Of `flexnpu-probe attach`: names the group that may subscribe."""
+
+_REFUSED = "refused"
 
 
 class FeedError(ConnectionError):
     """The feed cannot be served or read; the message says why and what to do."""
 
 
-def peer_of(connection: socket.socket) -> tuple[int, int, int]:
-    """(pid, uid, gid) of the process at the other end of a unix socket."""
-    pid, uid, gid = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-    return pid, uid, gid
-
-
-def _in_group(uid: int, gid: int, group: int) -> bool:
-    if gid == group:
-        return True
-    try:
-        name = pwd.getpwuid(uid).pw_name
-        return name in grp.getgrgid(group).gr_mem
-    except KeyError:
-        return False
+class FeedRefused(FeedError):
+    """The feed is not for this user; the message says for whom it is, and how to become one of them."""
 
 
 @dataclass
 class _Subscriber:
     connection: socket.socket
-    peer: tuple[int, int, int]
     queue: deque[bytes] = field(default_factory=deque)
     queued: int = 0
     sent: int = 0
@@ -97,8 +90,9 @@ class FeedServer(Closing):
         except BaseException:
             self._release()
             raise
-        self._group = os.stat(self.path).st_gid
-        self._inode = os.stat(self.path).st_ino
+        found = os.stat(self.path)
+        self._inode = found.st_ino
+        self._admission = peers.Admission(frozenset({0, os.geteuid()}), found.st_gid, OPTION)
         self._selector = selectors.DefaultSelector()
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
@@ -243,15 +237,21 @@ class FeedServer(Closing):
             connection, _ = self._listener.accept()
         except OSError:
             return
-        peer = peer_of(connection)
-        if peer[1] not in (0, os.geteuid()) and not _in_group(peer[1], peer[2], self._group):
+        connection.setblocking(False)
+        try:
+            peer = peers.peer_of(connection)
+            admitted = self._admission.admits(peer)
+            if not admitted:
+                connection.send(_refusal_line(self._admission.refusal(peer, "read this feed")))
+        except OSError:  # it has gone, or does not read
+            admitted = False
+        if not admitted:
             with self._lock:
                 self._refused += 1
             connection.close()
             return
-        connection.setblocking(False)
         with self._lock:
-            self._subscribers[connection.fileno()] = _Subscriber(connection, peer)
+            self._subscribers[connection.fileno()] = _Subscriber(connection)
         self._selector.register(connection, selectors.EVENT_READ)
 
     def _drop(self, connection: socket.socket) -> None:
@@ -315,6 +315,22 @@ def _dropped_line(dropped: int) -> bytes:
     return losses.to_json().encode() + b"\n"
 
 
+def _refusal_line(message: str) -> bytes:
+    line = json_text({"v": VERSION, "type": _REFUSED, "message": message}, compact=True)
+    return line.encode() + b"\n"
+
+
+def _refusal(line: bytes) -> str | None:
+    """What the server says to a reader that it does not serve; None for any other line."""
+    if _REFUSED.encode() not in line:
+        return None
+    with contextlib.suppress(ValueError, RecursionError):
+        raw = json.loads(line)
+        if isinstance(raw, dict) and raw.get("type") == _REFUSED:
+            return str(raw.get("message"))
+    return None
+
+
 class FeedClient(Closing):
     """Read a feed.
 
@@ -324,7 +340,7 @@ class FeedClient(Closing):
 
     Iteration ends when the server does. `begins` lets `StepBegin` events through. Raises `FeedError` when
     nobody serves `path`, when the server is neither root's nor one's own, or when it sends something that is
-    no event.
+    no event; `FeedRefused` when it does not serve this user.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, begins: bool = False, timeout_s: float = 5.0) -> None:
@@ -336,7 +352,7 @@ class FeedClient(Closing):
         try:
             self._socket.settimeout(timeout_s)
             self._socket.connect(str(self.path))
-            uid = peer_of(self._socket)[1]
+            uid = peers.peer_of(self._socket).uid
         except (FileNotFoundError, ConnectionRefusedError) as error:
             self._socket.close()
             killed = " (the last one was killed)" if isinstance(error, ConnectionRefusedError) else ""
@@ -346,7 +362,8 @@ class FeedClient(Closing):
             ) from None
         except PermissionError:
             self._socket.close()
-            raise FeedError(f"not permitted to read {self.path}: join its group, or be root") from None
+            denied = peers.denied(self.path, "read this feed", OPTION)
+            raise FeedRefused(f"{self.path}: permission denied: {denied}") from None
         except OSError as error:
             self._socket.close()
             raise FeedError(f"cannot read {self.path}: {error.strerror or error}") from None
@@ -388,6 +405,9 @@ class FeedClient(Closing):
             try:
                 event = from_json(line)
             except EventError as error:
+                refusal = _refusal(line)
+                if refusal is not None:
+                    raise FeedRefused(f"{self.path}: {refusal}") from None
                 raise FeedError(f"{self.path} sent a line that is no event: {error}") from None
             if self._begins or not isinstance(event, StepBegin):
                 return event

@@ -18,7 +18,7 @@ class Gates:
         """Time, us, for which lanes were held since the last call; new lanes are absent."""
         now: dict[Lane, float] = {}
         if not self._clients:
-            self._clients = connect_all(timeout_s=0.5)
+            self._clients, _ = connect_all(timeout_s=0.5)  # without those that cannot be asked
         for client in list(self._clients):
             try:
                 status = client.status()

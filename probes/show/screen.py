@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Protocol
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from flexnpu.console.output import say
+from flexnpu.console.tables import Console, cell
 from probes.show.table import SORTABLE, counts_line, lines_below, render
 from probes.show.view import Snapshot
 
@@ -54,7 +56,7 @@ class Plain:
             self._console.print(_line(line))
 
     def say(self, text: str) -> None:
-        print(f"flexnpu-probe: {text}", file=sys.stderr)
+        say(text)
 
     def poll(self) -> None:
         pass
@@ -187,11 +189,11 @@ class Screen:
         with contextlib.suppress(OSError):
             self._live.stop()
         for text in self._said:
-            print(f"flexnpu-probe: {text}", file=sys.stderr)
+            say(text)
 
 
 def _line(text: str, style: str = "") -> Text:
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+    return cell(text, style, no_wrap=True, overflow="ellipsis")
 
 
 def plain_after(shown: Display) -> Display:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Final
 
-from rich.table import Table
 from rich.text import Text
 
 from flexnpu.common.quantiles import nearest_rank
+from flexnpu.console.tables import Table
+from flexnpu.console.text import safe
 from probes.feed.events import Losses
 from probes.host.engine import engine_line
 from probes.show.view import Row, Snapshot
@@ -67,7 +68,7 @@ def _overhead(row: Row, snapshot: Snapshot) -> float | None:
 
 
 COLUMNS: Final = (
-    Column("c", "process", 0, lambda r, _: f"{r.comm[: 16 - len(str(r.pid))]}:{r.pid}", str),
+    Column("c", "process", 0, lambda r, _: f"{safe(r.comm)[: 16 - len(str(r.pid))]}:{r.pid}", str),
     Column("l", "stream", 7, lambda r, _: f"{r.stream:#x}", str),
     Column("h", "phase", 0, lambda r, _: r.phase, str),
     Column("n", "steps/s", 5, lambda r, s: r.steps / s.seconds, _number),
@@ -143,7 +144,7 @@ def render(
         header = Text(column.name, style="reverse" if column.key == sort else "")
         table.add_column(header, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
     for row in list(zip(*(cells[column.name] for column in columns), strict=True))[:limit]:
-        table.add_row(*map(Text, row))
+        table.add_row(*row)
     return table
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from flexnpu.control.client import ControlClient, ControlError, NoDaemonError, RefusedError, connect_all
 from flexnpu.control.messages import MAX_REQUEST_BYTES, SetGate, StatusRequest, encode
+from flexnpu.control.peers import Peer
 from flexnpu.daemon.control_server import MAX_CONNECTIONS, ControlServer
 
 
@@ -215,7 +216,7 @@ def test_more_connections_than_allowed(served: ControlServer) -> None:
 
 
 def test_another_user_is_refused(served: ControlServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flexnpu.daemon.control_server.peer_credentials", lambda sock: (1, 4242, 4242))
+    monkeypatch.setattr("flexnpu.daemon.control_server.peer_of", lambda sock: Peer(1, 4242, 4242))
     with pytest.raises(ControlError, match="4242"):
         ControlClient(served.path).status()
 
@@ -223,7 +224,7 @@ def test_another_user_is_refused(served: ControlServer, monkeypatch: pytest.Monk
 def test_the_client_does_not_trust_another_user(
     served: ControlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flexnpu.control.client.peer_credentials", lambda sock: (1, 4242, 4242))
+    monkeypatch.setattr("flexnpu.control.peers.peer_of", lambda sock: Peer(1, 4242, 4242))
     with pytest.raises(ControlError, match="user 4242"):
         ControlClient(served.path).status()
 
@@ -269,7 +270,8 @@ def test_connect_all_leaves_stale_sockets_out(served: ControlServer, tmp_path: P
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "npu1.ctl"))
     (tmp_path / "npuX.ctl").touch()
-    clients = connect_all([tmp_path, tmp_path / "missing"])
+    clients, troubles = connect_all([tmp_path, tmp_path / "missing"])
+    assert not troubles
     assert [client.path.name for client in clients] == ["npu0.ctl"]
     for client in clients:
         client.close()

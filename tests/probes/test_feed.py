@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import stat
@@ -130,7 +131,8 @@ def test_another_user_is_refused_by_credentials(tmp_path: Path) -> None:
     # The socket is opened wide, as a careless administrator might: the peer's credentials still decide.
     program = (
         "import os, sys, socket; s = socket.socket(socket.AF_UNIX); os.chdir(sys.argv[1]); os.setgroups([]);"
-        "os.setgid(65534); os.setuid(65534); s.settimeout(5); s.connect('probe.sock'); print(s.recv(10))"
+        "os.setgid(65534); os.setuid(65534); s.settimeout(5);"
+        "s.connect('probe.sock'); print(s.recv(4096).decode() + str(s.recv(10)))"
     )
     with FeedServer(tmp_path / "probe.sock") as server:
         os.chmod(server.path, 0o666)
@@ -139,7 +141,11 @@ def test_another_user_is_refused_by_credentials(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, timeout=30
         )
-        assert done.stdout == "b''\n", done.stderr
+        told, end = done.stdout.splitlines()
+        assert end == "b''", done.stderr
+        assert json.loads(told)["type"] == "refused"
+        assert "nobody may not read this feed: root may" in told
+        assert "--feed-group" in told
         assert server.counts["feed_refused"] == 1
 
 
