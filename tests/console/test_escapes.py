@@ -49,7 +49,7 @@ class Answering(threading.Thread):
         self.server.open()
         self.start()
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: Request, _peer: object) -> Reply:
         if isinstance(self._reply, DaemonStatus) and isinstance(request, StatusRequest):
             return self._reply.model_copy(update={"uptime_s": time.monotonic() - self._begun + 1})
         return self._reply

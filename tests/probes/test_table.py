@@ -189,7 +189,7 @@ class Terminal:
             env=environment | {"TERM": "xterm-256color"},
         )
 
-    def until(self, done: Callable[[str], bool], seconds: float = 15) -> str:
+    def until(self, done: Callable[[str], bool], seconds: float = 60) -> str:
         """Read until `done` of the last picture."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
