@@ -10,8 +10,8 @@
 //
 // Cost. The roofline's inputs are what the operator asks of the chip, not what this implementation does.
 // Unless a row says otherwise:
-//     bytes        = the sum of the bytes of every tensor argument, each counted once, broadcast dimensions
-//     once vector_flops = elements of the largest tensor argument, one operation each
+//     bytes         the bytes of every tensor argument, each counted once, broadcast dimensions once
+//     vector_flops  elements of the largest tensor argument, one operation each
 // Rows that differ: products of matrices (2*M*N*K on the cube unit), attention (4*B*N*Sq*Skv*D on the cube
 // unit, the usual count for Q*K^T and P*V), table look-ups (only the rows that are read), softmax and norms
 // (several passes over the data in registers).
