@@ -6,7 +6,7 @@
 #include "flexnpu/api/host_objects.hpp"
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/session/session.hpp"
 #include "fn_ids.gen.h"
 
 namespace acl = flexnpu::acl;

@@ -8,13 +8,14 @@
 
 #include <chrono>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "acl.gen.h"
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/session/session.hpp"
 #include "flexnpu/wire/futex.hpp"
 
 namespace acl = flexnpu::acl;
@@ -55,13 +56,19 @@ std::shared_ptr<ReportQueue> queue_of(uint64_t thread, bool make) {
 }
 
 // The program's signals stay with the program's threads. Detached: there is no moment at which one could be
-// joined.
-void start_thread(std::function<void()> body) {
+// joined. False when the system has no thread left.
+bool start_thread(std::function<void()> body) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    std::thread(std::move(body)).detach();
+    bool started = true;
+    try {
+        std::thread(std::move(body)).detach();
+    } catch (const std::system_error&) {
+        started = false;
+    }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return started;
 }
 
 }  // namespace
@@ -78,7 +85,7 @@ bool ReportQueue::push(Report report) {
 
 void ReportQueue::subscribe() {
     std::lock_guard lock(mutex_);
-    streams_++;
+    if (streams_++ == 0) gone_ = false;
 }
 
 void ReportQueue::unsubscribe() {
@@ -97,9 +104,10 @@ bool ReportQueue::closed() const {
     return streams_ == 0;
 }
 
-void ReportQueue::daemon_is_gone() {
+void ReportQueue::session_ended() {
     std::lock_guard lock(mutex_);
     gone_ = true;
+    if (streams_ > 0) streams_--;
     changed_.notify_all();
 }
 
@@ -137,7 +145,7 @@ int32_t HostCalls::launch(uint64_t stream, HostFunction function, void* argument
     uint64_t number;
     {
         std::lock_guard lock(mutex_);
-        if (!started_) start();
+        if (!start()) return last_error();
         number = ++next_;
         launched_[number] = {function, argument, stream, callback};
     }
@@ -149,13 +157,20 @@ int32_t HostCalls::launch(uint64_t stream, HostFunction function, void* argument
     return e;
 }
 
-void HostCalls::start() {
-    started_ = true;
-    if (!session_.join()) return;
-    start_thread([this] {
+bool HostCalls::start() {
+    if (started_) return true;
+    if (!session_.join()) {
+        session_.gone();
+        return false;
+    }
+    started_ = start_thread([this] {
         receive();
         session_.leave();
     });
+    if (started_) return true;
+    session_.leave();
+    fail(acl::RT_INTERNAL, "FlexNPU: no thread can be started for host functions; see ulimit -u");
+    return false;
 }
 
 // Takes what the daemon gives, as long as it lives.
@@ -184,7 +199,9 @@ void HostCalls::receive() {
     }
     {
         std::lock_guard lock(mutex_);
-        for (auto& [stream, queue] : queues_) queue->daemon_is_gone();
+        for (auto& [stream, queue] : queues_) queue->session_ended();
+        queues_.clear();
+        ended_ = true;
     }
     std::lock_guard lock(jobs_mutex_);
     over_ = true;
@@ -223,10 +240,18 @@ void HostCalls::returned(uint32_t slot, uint32_t ticket, int32_t status) {
 }
 
 void HostCalls::run(Job job) {
-    std::lock_guard lock(jobs_mutex_);
-    jobs_.push_back(job);
-    if (jobs_.size() > idle_) start_thread([this] { serve(); });
-    jobs_ready_.notify_one();
+    {
+        std::lock_guard lock(jobs_mutex_);
+        if (jobs_.size() + 1 > idle_ && start_thread([this] { serve(); })) threads_++;
+        if (threads_ > 0) {
+            jobs_.push_back(job);
+            jobs_ready_.notify_one();
+            return;
+        }
+    }
+    // No thread can be had: better here, where it holds up others, than never.
+    job.function(job.argument);
+    returned(job.slot, job.ticket, acl::SUCCESS);
 }
 
 void HostCalls::serve() {
@@ -251,6 +276,9 @@ int32_t HostCalls::subscribe(uint64_t thread, uint64_t stream) {
     std::shared_ptr<ReportQueue> before;
     {
         std::lock_guard lock(mutex_);
+        // Who waits for callbacks must learn of the daemon's end, callbacks or not.
+        if (!start()) return last_error();
+        if (ended_) return session_.gone();
         auto& mine = queues_[stream];
         if (mine == queue)
             return fail(acl::RT_PARAM_INVALID,

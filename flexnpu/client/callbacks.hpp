@@ -36,7 +36,8 @@ public:
     // Runs one callback on the calling thread: 0, RT_REPORT_TIMEOUT, RT_THREAD_SUBSCRIBE (closed),
     // RT_INTERNAL (the daemon is gone).
     int32_t process(int64_t timeout_ms);
-    void daemon_is_gone();
+    // The session of one of its streams has ended.
+    void session_ended();
 
 private:
     mutable std::mutex mutex_;
@@ -73,7 +74,8 @@ private:
         void* argument;
         uint32_t slot, ticket;
     };
-    void start();
+    // Under mutex_. False with the error recorded.
+    bool start();
     void receive();
     void take(const wire::HostCall& call);
     void returned(uint32_t slot, uint32_t ticket, int32_t status);
@@ -82,7 +84,7 @@ private:
 
     Session& session_;
     std::mutex mutex_;
-    bool started_ = false;
+    bool started_ = false, ended_ = false;
     uint64_t next_ = 0;
     std::unordered_map<uint64_t, Launched> launched_;
     std::unordered_map<uint64_t, std::shared_ptr<ReportQueue>> queues_;  // by stream
@@ -91,7 +93,7 @@ private:
     std::mutex jobs_mutex_;
     std::condition_variable jobs_ready_;
     std::deque<Job> jobs_;
-    size_t idle_ = 0;
+    size_t idle_ = 0, threads_ = 0;
     bool over_ = false;  // no job will come
 };
 

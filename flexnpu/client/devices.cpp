@@ -10,7 +10,7 @@
 #include "acl.gen.h"
 #include "flexnpu/api/forward.hpp"
 #include "flexnpu/client/error.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/session/session.hpp"
 
 namespace flexnpu::client {
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace flexnpu::client {
 
@@ -13,5 +14,6 @@ int32_t fail_text(int32_t code, const char* message);
 
 // What the calling thread has recorded last: what to return when somebody else recorded it.
 int32_t last_error();
+std::string last_message();
 
 }  // namespace flexnpu::client

@@ -10,7 +10,7 @@
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/graphs.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/session/session.hpp"
 
 namespace acl = flexnpu::acl;
 namespace wire = flexnpu::wire;

@@ -15,7 +15,8 @@
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/peer.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/session/fork.hpp"
+#include "flexnpu/client/session/session.hpp"
 
 namespace acl = flexnpu::acl;
 namespace hccl = flexnpu::hccl;
@@ -54,6 +55,7 @@ Process& process() {
     static auto* p = new Process;
     return *p;
 }
+[[maybe_unused]] const bool process_held = (flexnpu::client::hold_over_fork(process().mutex), true);
 
 // The calls of a thread between HcclGroupStart and HcclGroupEnd.
 struct Group {

@@ -12,7 +12,8 @@
 #include "flexnpu/api/kernel_types.hpp"
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/session/fork.hpp"
+#include "flexnpu/client/session/session.hpp"
 
 namespace acl = flexnpu::acl;
 namespace kernel = flexnpu::kernel;
@@ -41,6 +42,8 @@ std::set<const ProgramBinary*>& created() {
     static auto* all = new std::set<const ProgramBinary*>;
     return *all;
 }
+
+[[maybe_unused]] const bool created_held = (flexnpu::client::hold_over_fork(created_mutex()), true);
 
 // The thread's ring, for a call that names this binary or function; nullptr with the error recorded.
 Channel* channel(const char* function) {

@@ -5,7 +5,7 @@
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/peer.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/session/session.hpp"
 
 namespace acl = flexnpu::acl;
 namespace wire = flexnpu::wire;
@@ -299,7 +299,7 @@ aclError host_allocate(const char* function, void** out, size_t bytes) {
     Session* s = Session::any();
     if (!s) return flexnpu::client::last_error();
     HostRegion region;
-    if (!s->map_host(bytes, &region)) return acl::RT_MEMORY_ALLOCATION;
+    if (!s->map_host(bytes, &region)) return flexnpu::client::last_error();
     *out = reinterpret_cast<void*>(region.address);
     return 0;
 }
@@ -342,7 +342,7 @@ aclError aclrtFreeHost(void* p) {
         if (!s || !s->host.remove(number(p), &region)) continue;
         // Copies that still use it are waited for, as the vendor's does.
         if (Channel* c = s->mine()) c->call(Kind::sync_device, wire::StreamOp{0, -1});
-        return s->unmap_host(region) ? 0 : s->gone();
+        return s->unmap_host(region) ? 0 : flexnpu::client::last_error();
     }
     if (Session::free_orphan(number(p))) return 0;
     return fail(acl::RT_PARAM_INVALID, "aclrtFreeHost: %p was not allocated by aclrtMallocHost", p);

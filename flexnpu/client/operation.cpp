@@ -3,7 +3,7 @@
 #include "acl.gen.h"
 #include "flexnpu/api/host_objects.hpp"
 #include "flexnpu/client/error.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/session/session.hpp"
 
 namespace acl = flexnpu::acl;
 namespace wire = flexnpu::wire;

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "flexnpu/client/error.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/session/session.hpp"
 
 namespace flexnpu::client {
 

@@ -9,7 +9,8 @@
 #include "acl.gen.h"
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/session/fork.hpp"
+#include "flexnpu/client/session/session.hpp"
 #include "fn_ids.gen.h"
 
 namespace acl = flexnpu::acl;
@@ -39,6 +40,8 @@ int32_t fail_text(int32_t code, const char* message) {
 }
 
 int32_t last_error() { return errors.last ? errors.last : int32_t(acl::RT_INTERNAL); }
+
+std::string last_message() { return errors.message; }
 
 int32_t fail(int32_t code, const char* format, ...) {
     char text[1024];
@@ -100,23 +103,25 @@ aclError aclrtDeviceGetBareTgid(int32_t* pid) {
 // daemon's as defaults.
 namespace {
 std::mutex options_mutex;
-std::map<aclCompileOpt, std::string> options;
+auto& options = *new std::map<aclCompileOpt, std::string>;
+[[maybe_unused]] const bool options_held = (hold_over_fork(options_mutex), true);
 
-const std::string& option(aclCompileOpt which) {
-    auto it = options.find(which);
-    if (it == options.end()) {
-        std::string value;
-        if (Channel* c = Session::any_channel()) {
-            const wire::Text ask{wire::kCompileOption, which, 0, 0};
-            if (c->call(Kind::text, ask) == 0) {
-                const uint64_t n = c->words()[0];
-                if (n < (wire::kReplyWords - 1) * 8)
-                    value.assign(reinterpret_cast<const char*>(c->words() + 1), n);
-            }
-        }
-        it = options.emplace(which, std::move(value)).first;
+std::string option(aclCompileOpt which) {
+    {
+        std::lock_guard lock(options_mutex);
+        if (auto it = options.find(which); it != options.end()) return it->second;
     }
-    return it->second;
+    std::string value;
+    if (Channel* c = Session::any_channel()) {
+        const wire::Text ask{wire::kCompileOption, which, 0, 0};
+        if (c->call(Kind::text, ask) == 0) {
+            const uint64_t n = c->words()[0];
+            if (n < (wire::kReplyWords - 1) * 8)
+                value.assign(reinterpret_cast<const char*>(c->words() + 1), n);
+        }
+    }
+    std::lock_guard lock(options_mutex);
+    return options.emplace(which, std::move(value)).first->second;
 }
 }  // namespace
 
@@ -126,13 +131,9 @@ aclError aclSetCompileopt(aclCompileOpt which, const char* value) {
     options[which] = value;
     return 0;
 }
-size_t aclGetCompileoptSize(aclCompileOpt which) {
-    std::lock_guard lock(options_mutex);
-    return option(which).size() + 1;
-}
+size_t aclGetCompileoptSize(aclCompileOpt which) { return option(which).size() + 1; }
 aclError aclGetCompileopt(aclCompileOpt which, char* out, size_t length) {
-    std::lock_guard lock(options_mutex);
-    const std::string& value = option(which);
+    const std::string value = option(which);
     if (!out || length < value.size() + 1) {
         return fail(acl::INVALID_PARAM, "aclGetCompileopt: %zu bytes are needed, %zu given", value.size() + 1,
                     length);

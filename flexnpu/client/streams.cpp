@@ -4,7 +4,7 @@
 #include "flexnpu/client/callbacks.hpp"
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/session/session.hpp"
 #include "flexnpu/client/timeouts.hpp"
 
 namespace acl = flexnpu::acl;
@@ -78,7 +78,7 @@ aclError sync_stream(const char* function, aclrtStream s, int32_t timeout_ms) {
     CHECK(flexnpu::client::check_timeout(function, timeout_ms));
     CHECK(check_stream(*c, function, s));
     end_step(c->session());
-    if (int32_t e = c->call(Kind::sync_stream, wire::StreamOp{number(s), deadline})) {
+    if (int32_t e = c->call_until(Kind::sync_stream, wire::StreamOp{number(s), deadline})) {
         c->session().graphs.doubt(number(s));
         return e;
     }
@@ -92,7 +92,7 @@ aclError sync_device(const char* function, int32_t timeout_ms) {
     CHANNEL(c);
     CHECK(flexnpu::client::check_timeout(function, timeout_ms));
     end_step(c->session());
-    CHECK(c->call(Kind::sync_device, wire::StreamOp{0, deadline}));
+    CHECK(c->call_until(Kind::sync_device, wire::StreamOp{0, deadline}));
     c->session().steps.device_synchronised();
     c->session().settle(*c, 0, true);
     return 0;
@@ -131,7 +131,7 @@ aclError post_event(Kind kind, const char* function, aclrtEvent e, aclrtStream s
         // nothing left to wait for.
         CHECK(check_stream(*c, function, s));
         Channel* theirs = other->mine();
-        return theirs ? theirs->call(Kind::sync_event, wire::EventOp{number(e), 0, deadline})
+        return theirs ? theirs->call_until(Kind::sync_event, wire::EventOp{number(e), 0, deadline})
                       : flexnpu::client::last_error();
     }
     CHECK(check_event(*c, function, e));
@@ -248,7 +248,7 @@ aclError aclrtSynchronizeEventWithTimeout(aclrtEvent e, int32_t ms) {
     EVENT_CHANNEL(c, e);
     CHECK(flexnpu::client::check_timeout("aclrtSynchronizeEventWithTimeout", ms));
     CHECK(check_event(*c, "aclrtSynchronizeEvent", e));
-    CHECK(c->call(Kind::sync_event, wire::EventOp{number(e), 0, deadline}));
+    CHECK(c->call_until(Kind::sync_event, wire::EventOp{number(e), 0, deadline}));
     c->session().steps.event_synchronised(number(e));
     return 0;
 }

@@ -7,7 +7,7 @@
 
 #include "acl.gen.h"
 #include "flexnpu/client/error.hpp"
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/session/session.hpp"
 #include "flexnpu/wire/futex.hpp"
 #include "fn_ids.gen.h"
 

@@ -63,6 +63,9 @@ struct Acceptor::Client {
     Usage::Amounts amounts;
     uint64_t since_ns = 0;
     uint32_t next_region = 1;
+    Request request{};  // being served; its answer repeats its number
+    std::map<uint32_t, std::weak_ptr<Ring>> rings;  // by number
+    uint32_t next_ring = 0;
 };
 
 Acceptor::Acceptor(Dispatcher& dispatcher, Vendor& vendor, int32_t device, std::string path, std::string soc,
@@ -137,6 +140,7 @@ void Acceptor::stop() {
     thread_.join();
     for (auto& [key, client] : clients_) {
         if (client->pending) client->pending->cancel();
+        client->request = {};
         if (client->session || client->opening) answer(*client, acl::RT_INTERNAL, kStopped);
     }
     clients_.clear();
@@ -217,9 +221,13 @@ void Acceptor::turn_away(Client& client, const std::string& why) {
 void Acceptor::drop_silent() {
     const uint64_t now = wire::now_ns();
     std::vector<uint64_t> late;
+    char byte;
     for (auto& [key, client] : clients_) {
-        if (!client->session && !client->opening && now - client->since_ns > limits_.hello_ms * 1'000'000)
-            late.push_back(key);
+        if (client->session || client->opening || now - client->since_ns <= limits_.hello_ms * 1'000'000)
+            continue;
+        // It has spoken, and it is this process that was stopped or held up since.
+        if (recv(client->socket.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0) continue;
+        late.push_back(key);
     }
     for (uint64_t key : late) {
         silent_dropped_++;
@@ -303,6 +311,8 @@ void Acceptor::answer(Client& client, int32_t status, const std::string& message
     a.status = status;
     a.number = number;
     a.device = client.session ? client.session->device : 0;
+    a.question = client.request.question;
+    a.ask = client.request.ask;
     std::strncpy(a.soc, soc_.c_str(), sizeof(a.soc) - 1);
     std::strncpy(a.message, message.c_str(), sizeof(a.message) - 1);
     iovec io{&a, sizeof(a)};
@@ -331,15 +341,19 @@ bool Acceptor::serve(Client& client) {
     const ssize_t n = recv(client.socket.get(), &request, sizeof(request), MSG_DONTWAIT | MSG_TRUNC);
     if (n < 0) return errno == EAGAIN || errno == EINTR;
     if (n == 0) return false;
-    if (n != sizeof(request) || request.magic != wire::kMagic) {
+    constexpr ssize_t kHead = offsetof(Request, ask);
+    if (n < kHead || request.magic != wire::kMagic ||
+        (request.version == wire::kVersion && n != sizeof(request))) {
         malformed_++;
         return false;
     }
+    client.request = {};
     if (request.version != wire::kVersion) {
         answer(client, acl::RT_INTERNAL,
                "FlexNPU: the program's libraries and the daemon are of different versions");
         return true;
     }
+    client.request = request;
     if ((request.ask == wire::Ask::hello) == (client.session != nullptr)) {
         malformed_++;
         answer(client, acl::INVALID_PARAM, "FlexNPU: a session is opened once, before anything else");
@@ -350,6 +364,7 @@ bool Acceptor::serve(Client& client) {
         case wire::Ask::new_ring: new_ring(client); return true;
         case wire::Ask::host_memory: host_memory(client, request.bytes); return true;
         case wire::Ask::free_host_memory: free_host_memory(client, request.region); return true;
+        case wire::Ask::free_ring: free_ring(client, request.region); return true;
     }
     malformed_++;
     answer(client, acl::INVALID_PARAM, "FlexNPU: unknown request");
@@ -468,11 +483,29 @@ void Acceptor::new_ring(Client& client) {
     auto ring = std::make_shared<Ring>(std::move(map));
     call(
         client, ring,
-        [this, file = std::make_shared<Fd>(std::move(memory))](Client& c, Outcome<bool>& added) {
+        [this, ring = std::weak_ptr<Ring>(ring), file = std::make_shared<Fd>(std::move(memory))](
+            Client& c, Outcome<bool>& added) {
             if (!added || !added.value()) return answer(c, acl::RT_INTERNAL, kFailed);
-            answer(c, 0, "", uint32_t(c.amounts.rings - 1), {file->get()});
+            const uint32_t number = c.next_ring++;
+            c.rings[number] = ring;
+            answer(c, 0, "", number, {file->get()});
         },
         &Dispatcher::add_ring, client.session, std::weak_ptr<Ring>(ring));
+}
+
+// A ring that its client could not map: nobody has written to it, so nothing of it is under way.
+void Acceptor::free_ring(Client& client, uint32_t number) {
+    auto it = client.rings.find(number);
+    const std::shared_ptr<Ring> ring = it == client.rings.end() ? nullptr : it->second.lock();
+    if (!ring || ring->consumer.header().head.load() != 0) {
+        malformed_++;
+        return answer(client, acl::INVALID_PARAM, "FlexNPU: no unused ring of this number");
+    }
+    dispatcher_.post([s = client.session, ring] { s->given_back.push_back(ring); });
+    client.rings.erase(it);
+    client.amounts.rings--;
+    usage_.give(client.peer.uid, {.rings = 1});
+    answer(client, 0, "");
 }
 
 void Acceptor::host_memory(Client& client, uint64_t bytes) {

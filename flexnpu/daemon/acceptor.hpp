@@ -53,6 +53,7 @@ private:
     void close(uint64_t key);
     void hello(Client& client, const wire::Request& request);
     void new_ring(Client& client);
+    void free_ring(Client& client, uint32_t number);
     void host_memory(Client& client, uint64_t bytes);
     void free_host_memory(Client& client, uint32_t region);
     // Runs f(dispatcher, args...) on the dispatching thread, then finish(client, outcome) on this one, unless

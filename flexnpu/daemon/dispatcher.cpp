@@ -296,6 +296,10 @@ bool Dispatcher::drain() {
     // By index: what has been posted may add and remove sessions.
     for (size_t i = 0; i < sessions_.size(); i++) {
         const std::shared_ptr<Session> s = sessions_[i];
+        for (const auto& ring : s->given_back) {
+            if (!ring->worker) std::erase(s->rings, ring);
+        }
+        s->given_back.clear();
         for (int n = 0; n < kBatch && readable(*s); n++) {
             const wire::Merged m = wire::next(s->rings);
             if (m.look == wire::Look::empty) break;

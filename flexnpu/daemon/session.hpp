@@ -314,6 +314,7 @@ struct Session : std::enable_shared_from_this<Session> {
     uint8_t* staging = nullptr;
     std::unique_ptr<Pins::Pin> staging_pin;
     std::vector<std::shared_ptr<Ring>> rings;
+    std::vector<std::shared_ptr<Ring>> given_back;  // by the client, which has not used them
     Table<Lane> streams{wire::HandleKind::stream};
     Table<Event> events{wire::HandleKind::event};
     Table<Graph> graphs{wire::HandleKind::graph};

@@ -16,7 +16,7 @@
 namespace flexnpu::wire {
 
 inline constexpr uint32_t kMagic = 0x504e5846;  // "FXNP"
-inline constexpr uint32_t kVersion = 1;
+inline constexpr uint32_t kVersion = 2;
 
 static_assert(std::atomic<uint32_t>::is_always_lock_free && std::atomic<uint64_t>::is_always_lock_free);
 
@@ -454,16 +454,22 @@ struct LaunchKernel {
 // ---- the socket: SOCK_SEQPACKET, one request and one answer a message; file descriptors travel with answers
 // ----
 
-enum class Ask : uint32_t { hello = 1, new_ring, host_memory, free_host_memory };
+// free_ring: a ring that the client could not map, and has never written to.
+enum class Ask : uint32_t { hello = 1, new_ring, host_memory, free_host_memory, free_ring };
 
+// `magic` and `version` stay where they are in every version: each side can tell that the other is of
+// another.
 struct Request {
     uint32_t magic;
     uint32_t version;
     Ask ask;
-    uint32_t region;  // free_host_memory; hello: the device's number in the program, see handle.hpp
-    uint64_t
-        bytes;  // host_memory; hello: the quota of device memory that the program was given, 0: the daemon's
+    uint32_t region;      // free_host_memory; free_ring: the ring's number; hello: the device's number in the
+                          // program, see handle.hpp
+    uint64_t bytes;       // host_memory; hello: the quota of device memory that the program was given, 0: the
+                          // daemon's
     uint64_t table_hash;  // hello
+    uint32_t question;    // the connection's count of questions, never 0
+    uint32_t reserved;
 };
 
 // hello: fds = session memory, doorbell. new_ring: fd = ring, number = its index. host_memory: fd = the
@@ -475,6 +481,9 @@ struct Answer {
     int32_t device;
     char soc[64];
     char message[256];
+    // What this answers. 0: nothing that was asked; the daemon turns a connection away, or is being stopped.
+    uint32_t question;
+    Ask ask;
 };
 
 }  // namespace flexnpu::wire

@@ -61,7 +61,7 @@ wire::Answer take(const Fd& fd) {
 }
 
 wire::Answer ask(const Fd& fd, wire::Ask what, uint64_t bytes = 0, uint32_t region = 0) {
-    const wire::Request request{wire::kMagic, wire::kVersion, what, region, bytes, api::kTableHash};
+    const wire::Request request{wire::kMagic, wire::kVersion, what, region, bytes, api::kTableHash, 1, 0};
     send(fd.get(), &request, sizeof(request), MSG_NOSIGNAL);
     return take(fd);
 }
@@ -187,6 +187,8 @@ TEST_CASE(
     Limited d({});
     const Fd held = d.connected();
     REQUIRE(ask(held, wire::Ask::hello).status == 0);
+    // Its next answer says that the daemon has closed what it had opened for the first.
+    REQUIRE(ask(held, wire::Ask(99)).status != 0);
     std::vector<Fd> clients;
     for (int i = 0; i < 20; i++) clients.push_back(d.unconnected());
     rlimit before{};

@@ -399,7 +399,8 @@ void Generator::request(Bytes& out) {
     wire::Request r{};
     r.magic = wire::kMagic;
     r.version = wire::kVersion;
-    r.ask = wire::Ask(below(2) ? 2 + below(3) : below(7));
+    r.ask = wire::Ask(below(2) ? 2 + below(4) : below(8));
+    r.question = uint32_t(below(4));
     r.region = uint32_t(below(4));
     // Large ones are slow, more so under a sanitizer.
     r.bytes = below(64) ? below(100'000) : interesting();

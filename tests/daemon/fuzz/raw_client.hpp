@@ -41,6 +41,7 @@ struct RawClient {
     uint64_t head = 0;
     uint64_t sequence = 0;
     uint32_t request = 0;
+    uint32_t questions = 0;
 
     explicit RawClient(const std::string& path) {
         fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
@@ -104,7 +105,10 @@ struct RawClient {
         r.region = region;
         r.bytes = bytes;
         r.table_hash = api::kTableHash;
-        return send_raw(&r, sizeof(r)) && receive(answer, fds);
+        r.question = ++questions;
+        if (!send_raw(&r, sizeof(r)) || !receive(answer, fds)) return false;
+        if (answer->question != 0 && answer->question != r.question) die("an answer to another question");
+        return true;
     }
     // A session and a ring.
     void open() {

@@ -1,7 +1,11 @@
-#include "flexnpu/client/fork.hpp"
+#include "flexnpu/client/session/fork.hpp"
 
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include <cstring>
+#include <memory>
+#include <utility>
 
 namespace flexnpu::client {
 

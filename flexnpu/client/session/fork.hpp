@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstddef>
+#include <mutex>
+#include <vector>
 
-#include "flexnpu/client/session.hpp"
+#include "flexnpu/client/session/ranges.hpp"
 
 namespace flexnpu::client {
 
@@ -12,6 +14,10 @@ namespace flexnpu::client {
 // the child writes to a page it sees what the parent and its device write there after the fork. Smaller ones
 // are copied before the fork.
 inline constexpr size_t kMappedInChild = size_t(16) << 20;
+
+// For a lock of the whole process, once, while the library is loaded: a fork waits for it, so that the child
+// finds it free and what it guards whole. Nobody may wait for a daemon under such a lock.
+void hold_over_fork(std::mutex& mutex);
 
 // The three handlers of pthread_atfork. `ranges` must not change in number or place meanwhile; what they hold
 // cannot.
