@@ -93,6 +93,9 @@ def run(
     With --emulated it finds the emulated CANN instead; FLEXNPU_EMU_PROFILE, FLEXNPU_EMU_MODE and
     FLEXNPU_EMU_DEVICES then choose the chip, compute or time, and how many.
 
+    A daemon that is busy is waited for: FLEXNPU_CONNECT_TIMEOUT seconds (300) for a session, and then for as
+    long as it lives.
+
     \b
     Examples:
       flexnpu run -- python train.py
