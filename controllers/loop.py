@@ -146,6 +146,7 @@ class Loop:
     def turn(self) -> None:
         """Decide and act. Raises `OwnedError` as `run` does."""
         self._busy = False
+        self.state.settle(self.clock())  # whatever the daemon does: it forgets, too
         try:
             status = self.client.status()
         except BusyError as error:  # no reason to give up what is known of the lanes
@@ -157,9 +158,15 @@ class Loop:
         else:
             self.holder.knows_owners = "owner" in status.gate.model_fields_set
             self.state.update(status.lanes)
-        now_ns = self.clock()
-        self.state.settle(now_ns)
-        self.act(self.policy.decide(self.state, now_ns))
+            owner = status.gate.owner
+            if self.wait and not self.take_over and owner and owner.instance != self.holder.instance:
+                # Asking for it all the same would count as a refusal each time.
+                self.counts.owned += 1
+                self._tell(
+                    "gate-owned", f"the gate is owned by {owner.comm} (pid {owner.pid}): waiting for it"
+                )
+                return
+        self.act(self.policy.decide(self.state, self.clock()))
 
     def act(self, decision: Decision) -> None:
         """Send what was decided, and log it when it is news."""

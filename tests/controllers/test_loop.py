@@ -271,6 +271,42 @@ def test_one_that_waits_says_so_once_and_sets_the_gate_when_it_is_free(bench: Ca
     assert b.loop.counts.owned == 8
 
 
+def test_one_that_waits_does_not_ask_for_what_another_has(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.loop.wait = True
+    b.daemon.answer = known(GateOwner(pid=7, uid=0, comm="x", instance="other", lease_left_s=1))
+    b.rounds(4)
+    assert b.daemon.sent == []
+    assert [line["error"] for line in b.log() if line["event"] == "gate-owned"] == [
+        "the gate is owned by x (pid 7): waiting for it"
+    ]
+    b.daemon.answer = known()
+    b.rounds(1)
+    assert len(b.daemon.sent) == 1
+    ours = GateOwner(pid=8, uid=0, comm="x", instance=b.loop.holder.instance, lease_left_s=1)
+    b.daemon.answer = known(ours)
+    b.rounds(1)
+    assert len(b.daemon.sent) == 2
+
+
+@pytest.mark.parametrize("how", ["gone", "another's"])
+def test_steps_are_forgotten_whatever_the_daemon_does(bench: Callable[..., Bench], how: str) -> None:
+    b = bench()
+    b.loop.wait = True
+    b.daemon.answer = known()
+    b.rounds(1)
+    if how == "gone":
+        b.daemon.trouble = ControlError("gone")
+    else:
+        b.daemon.answer = known(GateOwner(pid=7, uid=0, comm="x", instance="other", lease_left_s=1))
+    for _ in range(200):
+        now = b.clock.ns
+        b.loop.state.add(step(now - 1000, now, "prefill", pid=1000, stream=16))
+        b.rounds(1)
+    assert len(b.loop.state._prefills) < 100
+    assert len(b.loop.state.lanes[1000, 16].prefill) < 100
+
+
 def test_a_busy_data_plane_costs_no_lane_and_no_lease(bench: Callable[..., Bench]) -> None:
     b = bench()
     b.daemon.answer = known()
