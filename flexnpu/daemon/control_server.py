@@ -25,13 +25,13 @@ from flexnpu.control.messages import (
     encode,
 )
 from flexnpu.control.peers import Admission, peer_of
-from flexnpu.daemon.gate_lease import Peer
+from flexnpu.daemon.gate_lease import Requester
 from flexnpu.daemon.log import log
 
 MAX_CONNECTIONS = 64
 MAX_OUTPUT_BYTES = 1 << 23
 
-Handler = Callable[[Request, Peer], Reply]
+Handler = Callable[[Request, Requester], Reply]
 
 
 def _comm(pid: int) -> str:
@@ -43,9 +43,9 @@ def _comm(pid: int) -> str:
 
 
 class _Connection:
-    def __init__(self, sock: socket.socket, peer: Peer) -> None:
+    def __init__(self, sock: socket.socket, requester: Requester) -> None:
         self.sock = sock
-        self.peer = peer
+        self.requester = requester
         self.input = bytearray()
         self.output = bytearray()
         self.closing = False  # once the output is gone
@@ -53,7 +53,7 @@ class _Connection:
 
 
 class ControlServer:
-    """`open` it, call `run` (it returns after `stop`), `close` it. `handle` answers one request of a peer."""
+    """`open` it, call `run` (it returns after `stop`), `close` it. `handle` answers a request."""
 
     def __init__(
         self, path: Path, handle: Handler, allow_uids: frozenset[int] = frozenset(), gid: int | None = None
@@ -148,7 +148,7 @@ class ControlServer:
             return
         if len(self._connections) >= MAX_CONNECTIONS:
             self._drop(min(self._connections.values(), key=lambda c: c.last))
-        self._connections[sock] = _Connection(sock, Peer(peer.pid, peer.uid, _comm(peer.pid)))
+        self._connections[sock] = _Connection(sock, Requester(peer.pid, peer.uid, _comm(peer.pid)))
         self._selector.register(sock, selectors.EVENT_READ)
 
     def _drop(self, connection: _Connection) -> None:
@@ -176,7 +176,7 @@ class ControlServer:
         while not connection.closing and (end := connection.input.find(b"\n")) >= 0:
             line = bytes(connection.input[:end])
             del connection.input[: end + 1]
-            connection.output += encode(self._reply(line, connection.peer))
+            connection.output += encode(self._reply(line, connection.requester))
             if len(connection.output) > MAX_OUTPUT_BYTES:
                 connection.output.clear()  # it asks and does not read
                 connection.closing = True
@@ -187,10 +187,10 @@ class ControlServer:
             connection.input.clear()
             connection.closing = True  # where the next message begins is anyone's guess
 
-    def _reply(self, line: bytes, peer: Peer) -> Reply:
+    def _reply(self, line: bytes, requester: Requester) -> Reply:
         self.counters["control_requests"] += 1
         try:
-            return self.handle(decode_request(line), peer)
+            return self.handle(decode_request(line), requester)
         except MessageError as error:
             self.counters["control_refused"] += 1
             return ErrorReply(code=error.code, message=str(error))

@@ -15,8 +15,8 @@ from flexnpu.control.messages import GateOwner, SetGate
 
 
 @dataclass(frozen=True)
-class Peer:
-    """The process at the other end of a control connection, as the kernel says."""
+class Requester:
+    """The process that made a request, as the kernel says."""
 
     pid: int
     uid: int
@@ -25,9 +25,9 @@ class Peer:
 
 @dataclass(frozen=True)
 class Lease:
-    """`gate` holds until `until_ns`, and is `peer`'s."""
+    """`gate` holds until `until_ns`, and is `requester`'s."""
 
-    peer: Peer
+    requester: Requester
     gate: SetGate
     until_ns: int
 
@@ -35,10 +35,10 @@ class Lease:
     def instance(self) -> str:
         return self.gate.controller.instance if self.gate.controller is not None else ""
 
-    def is_of(self, peer: Peer, gate: SetGate) -> bool:
-        """Whether `peer`'s request `gate` comes from the owner."""
+    def is_of(self, requester: Requester, gate: SetGate) -> bool:
+        """Whether `requester`'s request `gate` comes from the owner."""
         instance = gate.controller.instance if gate.controller is not None else ""
-        return (peer.pid, instance) == (self.peer.pid, self.instance)
+        return (requester.pid, instance) == (self.requester.pid, self.instance)
 
     def left_s(self, now_ns: int) -> float:
         return max(0.0, (self.until_ns - now_ns) / 1e9)
@@ -46,9 +46,9 @@ class Lease:
     def owner(self, now_ns: int) -> GateOwner:
         """As the status tells it."""
         return GateOwner(
-            pid=self.peer.pid,
-            uid=self.peer.uid,
-            comm=self.peer.comm,
+            pid=self.requester.pid,
+            uid=self.requester.uid,
+            comm=self.requester.comm,
             instance=self.instance,
             lease_left_s=self.left_s(now_ns),
             counts=self.gate.controller.counts if self.gate.controller is not None else {},
@@ -57,7 +57,7 @@ class Lease:
     def refusal(self, device: int, now_ns: int) -> str:
         """What another controller is told."""
         return (
-            f"the gate of device {device} is owned by {self.peer.comm} (pid {self.peer.pid}, "
-            f"user {self.peer.uid}) for another {self.left_s(now_ns):.1f} s unless it renews: stop that "
+            f"the gate of device {device} is owned by {self.requester.comm} (pid {self.requester.pid}, "
+            f"user {self.requester.uid}) for another {self.left_s(now_ns):.1f} s unless it renews: stop that "
             "controller, wait for it with --wait, or take the gate with --take-over"
         )

@@ -27,7 +27,7 @@ from flexnpu.daemon import privileges
 from flexnpu.daemon.config import Config
 from flexnpu.daemon.control_server import ControlServer
 from flexnpu.daemon.files import DaemonFiles
-from flexnpu.daemon.gate_lease import Lease, Peer
+from flexnpu.daemon.gate_lease import Lease, Requester
 from flexnpu.daemon.log import log
 from flexnpu.daemon.notify import notify
 from flexnpu.daemon.privileges import Account
@@ -58,12 +58,12 @@ class Service:
         """The settings in force."""
         return self.lease.gate if self.lease is not None else _TRANSPARENT
 
-    def handle(self, request: Request, peer: Peer) -> Reply:
+    def handle(self, request: Request, requester: Requester) -> Reply:
         self.expire()
         try:
             if isinstance(request, StatusRequest):
                 return self.status()
-            return self.set_gate(request, peer)
+            return self.set_gate(request, requester)
         except TimeoutError as error:  # of the data plane: not the same as nothing
             self.counters["plane_timeouts"] += 1
             return ErrorReply(code="busy", message=f"busy: {error}", known=self.known())
@@ -82,16 +82,16 @@ class Service:
             "lease-expired",
             policy=self.gate.policy,
             lease_s=self.gate.lease_s,
-            pid=self.lease.peer.pid,
-            comm=self.lease.peer.comm,
+            pid=self.lease.requester.pid,
+            comm=self.lease.requester.comm,
         )
         self.lease = None
         return None
 
-    def set_gate(self, request: SetGate, peer: Peer) -> Reply:
+    def set_gate(self, request: SetGate, requester: Requester) -> Reply:
         """Raises TimeoutError when the data plane did not answer; owner and lease are then as before."""
         owner = self.lease
-        others = owner is not None and not owner.is_of(peer, request)
+        others = owner is not None and not owner.is_of(requester, request)
         if owner is not None and others and not request.take_over:
             self.counters["gate_owned_refusals"] += 1
             return ErrorReply(code="owned", message=owner.refusal(self.config.device, self.clock()))
@@ -100,21 +100,21 @@ class Service:
             return refused
         if owner is not None and others:
             self.counters["gate_taken_over"] += 1
-            log("gate-taken-over", pid=peer.pid, comm=peer.comm, was=owner.peer.pid)
+            log("gate-taken-over", pid=requester.pid, comm=requester.comm, was=owner.requester.pid)
         if request.policy != self.gate.policy:
             log(
                 "policy",
                 policy=request.policy,
                 window_us=request.window_us,
                 lease_s=request.lease_s,
-                pid=peer.pid,
-                comm=peer.comm,
+                pid=requester.pid,
+                comm=requester.comm,
             )
         until_ns = self.clock() + int(request.lease_s * 1e9)
         if request.policy == "transparent" and not request.keep:
             self.lease = None
         else:
-            self.lease = Lease(peer, request, until_ns)
+            self.lease = Lease(requester, request, until_ns)
         try:
             counters = self.plane.snapshot()["counters"]
         except TimeoutError:  # it was set; only what the gate has learned is not known

@@ -21,14 +21,14 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from flexnpu.control.messages import Reply, Request
 from flexnpu.daemon.control_server import ControlServer
-from flexnpu.daemon.gate_lease import Peer
+from flexnpu.daemon.gate_lease import Requester
 
 
 @contextlib.contextmanager
 def daemon(path: Path, status: Callable[[], Reply]) -> Iterator[None]:
     """A control socket that answers with `status`."""
 
-    def handle(request: Request, peer: Peer) -> Reply:
+    def handle(request: Request, requester: Requester) -> Reply:
         return status()
 
     server = ControlServer(path, handle)

@@ -20,7 +20,7 @@ from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import GateOwner, Reply, Request
 from flexnpu.daemon.config import Config
 from flexnpu.daemon.control_server import ControlServer
-from flexnpu.daemon.gate_lease import Peer
+from flexnpu.daemon.gate_lease import Requester
 from flexnpu.daemon.service import Service
 from probes.feed.socket import FeedServer
 from tests.daemon.conftest import PlaneDouble
@@ -45,9 +45,9 @@ def daemon(folder: Path, before: Callable[[], object] = lambda: None) -> Iterato
     config = Config(device=0, run_dir=folder, vendor_lib=folder, emulated=True)
     service = Service(config, PlaneDouble())
 
-    def handle(request: Request, peer: Peer) -> Reply:
+    def handle(request: Request, requester: Requester) -> Reply:
         before()
-        return service.handle(request, peer)
+        return service.handle(request, requester)
 
     server = ControlServer(path, handle)
     service.server_counters = server.counters

@@ -21,7 +21,7 @@ from flexnpu.control.messages import (
 )
 from flexnpu.daemon.config import Config
 from flexnpu.daemon.control_server import ControlServer
-from flexnpu.daemon.gate_lease import Peer
+from flexnpu.daemon.gate_lease import Requester
 from flexnpu.daemon.service import Service
 
 COMM = Path("/proc/self/comm").read_text().strip()
@@ -134,7 +134,7 @@ def test_a_lease_that_ran_out_frees_the_gate(config: Config, plane: Any) -> None
     """So a stopped controller does not keep it; when it goes on it is one among others."""
     clock = Clock()
     service = Service(config, plane, clock)
-    stopped, other = Peer(1, 0, "one"), Peer(2, 0, "two")
+    stopped, other = Requester(1, 0, "one"), Requester(2, 0, "two")
     assert service.handle(setting("a", lease_s=2), stopped).type == "gate_status"
     clock.ns += 1_900_000_000
     assert service.handle(setting("b"), other).type == "error"
@@ -157,9 +157,9 @@ def test_a_step_of_the_wall_clock_changes_no_lease(
 
 def test_a_restarted_daemon_has_no_owner(config: Config, plane: Any) -> None:
     service = Service(config, plane)
-    service.handle(setting("a"), Peer(1, 0, "one"))
+    service.handle(setting("a"), Requester(1, 0, "one"))
     again = Service(config, plane)
-    assert again.handle(setting("b"), Peer(2, 0, "two")).type == "gate_status"
+    assert again.handle(setting("b"), Requester(2, 0, "two")).type == "gate_status"
 
 
 def test_a_late_data_plane_is_no_empty_one(client: ControlClient, plane: Any) -> None:
@@ -214,8 +214,8 @@ def test_the_log_names_who_did_it(
 ) -> None:
     clock = Clock()
     service = Service(config, plane, clock)
-    service.handle(setting("a", lease_s=2), Peer(1, 0, "one"))
-    service.handle(setting("b", lease_s=2, take_over=True), Peer(2, 0, "two"))
+    service.handle(setting("a", lease_s=2), Requester(1, 0, "one"))
+    service.handle(setting("b", lease_s=2, take_over=True), Requester(2, 0, "two"))
     clock.ns += 3 * 10**9
     service.expire()
     said = [(line["event"], line["pid"]) for line in log()]
