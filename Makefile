@@ -5,9 +5,6 @@ SHELL := /bin/bash
 
 VENV := $(CURDIR)/.venv
 PYTHON := $(VENV)/bin/python
-BUILD_DIR := $(CURDIR)/build
-# Natives compile in parallel, but a small machine must not swap: about 1 GB a job.
-JOBS ?= $(shell nproc)
 PYTEST_ARGS ?=
 
 .PHONY: help setup build demo test lint bench dashboards wheel install-units clean
@@ -25,16 +22,17 @@ help:
 	@echo "make clean       remove what the build made"
 
 setup:
-	@scripts/setup
+	@scripts/setup test
 
 build: $(PYTHON)
-	@cmake -S . -B $(BUILD_DIR) -G Ninja -DFLEXNPU_INPLACE=ON -DPython_EXECUTABLE=$(PYTHON) --log-level=WARNING >/dev/null
-	@cmake --build $(BUILD_DIR) --parallel $(JOBS)
+	@scripts/build
 
 $(PYTHON):
 	@echo "make: no $(VENV): run 'make setup' first" >&2; exit 1
 
-demo: setup
+# A demo builds what it runs.
+demo:
+	@scripts/setup demo
 	@$(VENV)/bin/flexnpu demo
 
 test: setup

@@ -17,9 +17,11 @@ function(flexnpu_place target output_name package_dir)
     LIBRARY_OUTPUT_DIRECTORY ${dir}
     BUILD_RPATH "$ORIGIN" INSTALL_RPATH "$ORIGIN" BUILD_WITH_INSTALL_RPATH ON)
   install(TARGETS ${target} LIBRARY DESTINATION ${package_dir})
+  add_dependencies(flexnpu_runtime ${target})
 endfunction()
 
-# flexnpu_python_module(TARGET PACKAGE_DIR sources...): a nanobind extension module in PACKAGE_DIR.
+# flexnpu_python_module(TARGET PACKAGE_DIR sources...): a nanobind extension module in PACKAGE_DIR. Not part of
+# flexnpu_runtime by itself: benchmarks and tests have modules too.
 function(flexnpu_python_module target package_dir)
   if(NOT COMMAND nanobind_add_module)
     execute_process(COMMAND ${Python_EXECUTABLE} -m nanobind --cmake_dir
@@ -41,7 +43,10 @@ function(flexnpu_test name)
   endif()
   cmake_parse_arguments(T "" "" "LIBS" ${ARGN})
   add_executable(${name} ${T_UNPARSED_ARGUMENTS})
-  target_link_libraries(${name} PRIVATE ${T_LIBS} Threads::Threads)
+  target_link_libraries(${name} PRIVATE ${T_LIBS} flexnpu_doctest Threads::Threads)
+  # Tests are compiled for a short build, not for speed.
+  target_compile_options(${name} PRIVATE -O1 -g1)
+  target_compile_definitions(${name} PRIVATE DOCTEST_CONFIG_SUPER_FAST_ASSERTS)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/unit)
   add_test(NAME ${name} COMMAND ${name})
 endfunction()

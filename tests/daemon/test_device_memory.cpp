@@ -1,5 +1,4 @@
 // Who pays for device memory, over a vendor that counts what it gave.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include "flexnpu/daemon/exports.hpp"

@@ -1,5 +1,4 @@
 // What ends while something else is amid: captures, updates, graphs, events and sessions, message by message.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <functional>

@@ -1,5 +1,4 @@
 // Graphs through client library and data plane, over a vendor that logs what each graph captures.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <atomic>

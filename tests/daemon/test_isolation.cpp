@@ -1,6 +1,5 @@
 // A hostile client beside another: what it names of the other's, what is stale, and what breaks the protocol
 // is refused and counted; the other notices nothing, and its memory is the same to the bit.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <fcntl.h>

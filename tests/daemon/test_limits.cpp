@@ -1,5 +1,4 @@
 // Connections that take too much, and too many of them.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <dirent.h>

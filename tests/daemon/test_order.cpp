@@ -1,6 +1,5 @@
 // Order and errors through client library and data plane: host functions, timeouts, aborts, events that wait,
 // errors by thread.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <pthread.h>

@@ -1,5 +1,4 @@
 // Client library and data plane in one process, over a vendor that logs what it is asked to do.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <atomic>

@@ -1,5 +1,4 @@
 // The environment of the emulated CANN is read once, before the first call.
-#define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
 #include <unistd.h>

@@ -1,6 +1,5 @@
 // Collectives between the devices of one process: a thread a rank, as the ranks' order is the test's to
 // choose.
-#define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
 #include <unistd.h>

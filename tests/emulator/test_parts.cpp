@@ -1,5 +1,4 @@
 // The parts of the emulated runtime by themselves: profiles, the shared page, memory, handles.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <signal.h>

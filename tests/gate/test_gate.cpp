@@ -1,5 +1,4 @@
 // The gate under random events, for the sanitizers; its properties are checked in test_gate.py.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <algorithm>

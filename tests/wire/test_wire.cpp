@@ -1,5 +1,4 @@
 // Rings, their merge, and operator metadata.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <sys/mman.h>

@@ -1,6 +1,5 @@
 // The folding of a lane's calls into steps, driven without a daemon: a clock that the test moves, and records
 // that it looks at.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <string_view>

@@ -1,5 +1,4 @@
 // First and second calls: what is refused, with which error and words, and the life of an executor.
-#define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
 #include <unistd.h>

@@ -2,7 +2,6 @@
 // contents: each call is refused or runs, nothing crashes, and no byte outside the tensors changes.
 //
 // FLEXNPU_FUZZ_ROUNDS (default 150) calls an operator; FLEXNPU_FUZZ_SEED starts elsewhere.
-#define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
 #include <dlfcn.h>

@@ -1,5 +1,4 @@
 // The inner loops, on every instruction set of this machine.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <cmath>
