@@ -1,6 +1,5 @@
 // Other threads and a dispatching thread that is late: nobody takes that for an answer, nothing that was
 // given up happens later, and everybody else is served.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <functional>
