@@ -1,5 +1,4 @@
 // What the client believes, and how long it waits, when its daemon is slow, stopped, dead or confused.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <dlfcn.h>
 #include <doctest/doctest.h>
 #include <pthread.h>
