@@ -210,7 +210,7 @@ void Dispatcher::loop() {
 // How long after this record, or its answer, the client's next one comes is learnt by kind. Operators come in
 // rows: what follows one is not foretold, and naps do for them.
 void Dispatcher::taken(const std::shared_ptr<Ring>& ring, const wire::Record& record, uint64_t now) {
-    Ring::Habits& h = ring->habits;
+    Ring::Arrivals& h = ring->arrivals;
     if (h.last != Kind::launch) {
         const uint64_t at = slept_ ? now - kWokenNs : now;
         const auto after = [at](uint64_t then) { return at > then ? at - then : 0; };
@@ -224,7 +224,7 @@ void Dispatcher::taken(const std::shared_ptr<Ring>& ring, const wire::Record& re
     h.answered_at = 0;
     h.spin_until = 0;
     if (h.last != Kind::launch) {
-        const wire::Patience::Plan plan = h.after_record[size_t(h.last)].plan(now);
+        const wire::AdaptiveWait::Plan plan = h.after_record[size_t(h.last)].plan(now);
         if (plan.spin_until <= now + kMostSpinNs) h.spin_until = plan.spin_until;
         h.nap = plan.spin_from == now;
     } else {
@@ -239,11 +239,11 @@ void Dispatcher::taken(const std::shared_ptr<Ring>& ring, const wire::Record& re
 bool Dispatcher::expecting(uint64_t now, bool* nap) {
     bool spin = false;
     std::erase_if(lively_, [&](const std::shared_ptr<Ring>& ring) {
-        Ring::Habits& h = ring->habits;
+        Ring::Arrivals& h = ring->arrivals;
         if (h.question && !h.answered_at &&
             ring->consumer.header().reply.load(std::memory_order_relaxed) == h.question) {
             h.answered_at = now;
-            const wire::Patience::Plan plan = h.after_answer[size_t(h.last)].plan(now);
+            const wire::AdaptiveWait::Plan plan = h.after_answer[size_t(h.last)].plan(now);
             if (plan.spin_until <= now + kMostSpinNs) h.spin_until = std::max(h.spin_until, plan.spin_until);
         }
         spin |= now < h.spin_until;
@@ -1175,7 +1175,7 @@ void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared
               {},
               deadline_ns,
               began,
-              {began, began + wire::Patience::kFirstSpinNs},
+              {began, began + wire::AdaptiveWait::kFirstSpinNs},
               reply,
               {},
               0};
@@ -1183,8 +1183,8 @@ void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared
         const Lane& lane = *w.lanes.front();
         w.graph = lane.replayed;
         w.bucket =
-            std::min<size_t>(std::bit_width(lane.in_flight_since_sync), std::size(lane.sync_patience) - 1);
-        w.poll = patience_of(w.graph, w.lanes, w.bucket)->plan(began);
+            std::min<size_t>(std::bit_width(lane.in_flight_since_sync), std::size(lane.sync_waits) - 1);
+        w.poll = adaptive_wait_of(w.graph, w.lanes, w.bucket)->plan(began);
     }
     for (auto& lane : w.lanes) {
         if (w.failure.code == 0) w.failure = std::exchange(lane->failure, {});
@@ -1224,12 +1224,11 @@ void Dispatcher::answer(const Waiting& w) {
 }
 
 // A session that has ended takes its graphs down on another thread: the pointer keeps what it points into.
-std::shared_ptr<wire::Patience> Dispatcher::patience_of(const std::weak_ptr<Graph>& graph,
-                                                        const std::vector<std::shared_ptr<Lane>>& lanes,
-                                                        size_t bucket) {
+std::shared_ptr<wire::AdaptiveWait> Dispatcher::adaptive_wait_of(
+    const std::weak_ptr<Graph>& graph, const std::vector<std::shared_ptr<Lane>>& lanes, size_t bucket) {
     if (lanes.empty()) return nullptr;
-    if (const auto g = graph.lock()) return {g, &g->sync_patience};
-    return {lanes.front(), &lanes.front()->sync_patience[bucket]};
+    if (const auto g = graph.lock()) return {g, &g->sync_waits};
+    return {lanes.front(), &lanes.front()->sync_waits[bucket]};
 }
 
 uint64_t Dispatcher::next_poll() const {
@@ -1251,14 +1250,14 @@ bool Dispatcher::poll_waiting(uint64_t now) {
             i++;
             continue;
         }
-        const auto patience = patience_of(w.graph, w.lanes, w.bucket);
+        const auto usual = adaptive_wait_of(w.graph, w.lanes, w.bucket);
         if (done) {
             // Over at the first look after a sleep: who knows since when.
             const bool slept = first && w.poll.spin_from > w.began;
-            if (patience && !slept)
-                patience->learn(now - w.began);
-            else if (patience && now < w.poll.spin_from + kPromptNs)
-                patience->forget();
+            if (usual && !slept)
+                usual->learn(now - w.began);
+            else if (usual && now < w.poll.spin_from + kPromptNs)
+                usual->forget();
         } else {
             // The worker keeps the session: its lanes must not be torn down under the wait. tear_down() ends
             // the worker first.
@@ -1271,7 +1270,7 @@ bool Dispatcher::poll_waiting(uint64_t now) {
                 if (!failed) {
                     put([this, tickets = w.tickets, lanes = w.lanes, graph = w.graph, bucket = w.bucket,
                          took = now_ns() - w.began] {
-                        if (const auto patience = patience_of(graph, lanes, bucket)) patience->learn(took);
+                        if (const auto usual = adaptive_wait_of(graph, lanes, bucket)) usual->learn(took);
                         for (auto [id, ticket] : tickets) synced(id, ticket);
                     });
                 }

@@ -21,8 +21,8 @@
 #include "flexnpu/daemon/markers.hpp"
 #include "flexnpu/daemon/session.hpp"
 #include "flexnpu/gate/gate.hpp"
+#include "flexnpu/wire/adaptive_wait.hpp"
 #include "flexnpu/wire/layout.hpp"
-#include "flexnpu/wire/patience.hpp"
 
 namespace flexnpu::daemon {
 
@@ -271,9 +271,9 @@ private:
         Failure failure;
         int64_t deadline_ns;  // < 0: none
         uint64_t began;
-        wire::Patience::Plan poll;
+        wire::AdaptiveWait::Plan poll;
         Reply reply;
-        // Whose patience it teaches.
+        // Where the time that it took is recorded: with its graph, or its lane.
         std::weak_ptr<Graph> graph;
         size_t bucket;
         bool looked = false;  // at spin_from or later
@@ -284,9 +284,8 @@ private:
     bool poll_waiting(uint64_t now);
     // When the first of the synchronises will be worth a look.
     uint64_t next_poll() const;
-    static std::shared_ptr<wire::Patience> patience_of(const std::weak_ptr<Graph>& graph,
-                                                       const std::vector<std::shared_ptr<Lane>>& lanes,
-                                                       size_t bucket);
+    static std::shared_ptr<wire::AdaptiveWait> adaptive_wait_of(
+        const std::weak_ptr<Graph>& graph, const std::vector<std::shared_ptr<Lane>>& lanes, size_t bucket);
     void finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes,
                      int64_t deadline_ns, const Reply& reply);
     // What waits in a lane until its turn or its deadline: whichever is first settles it.

@@ -86,7 +86,7 @@ struct Graph : std::enable_shared_from_this<Graph> {
     uint64_t kept = 0;  // bytes in `buffers`
     std::vector<void*> buffers;
     std::vector<std::shared_ptr<HostMemory>> regions;
-    wire::Patience sync_patience;  // how long synchronises behind its replays take; the dispatcher's
+    wire::AdaptiveWait sync_waits;  // how long synchronises behind its replays take; the dispatcher's
     std::set<std::shared_ptr<Binary>> binaries;  // whose kernels it runs
     std::mutex
         mutex;  // held by workers that call the vendor with the model, which another ring's may destroy

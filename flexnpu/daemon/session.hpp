@@ -21,7 +21,7 @@
 #include "flexnpu/daemon/table.hpp"
 #include "flexnpu/daemon/timers.hpp"
 #include "flexnpu/daemon/worker.hpp"
-#include "flexnpu/wire/patience.hpp"
+#include "flexnpu/wire/adaptive_wait.hpp"
 #include "flexnpu/wire/ring.hpp"
 
 namespace flexnpu::daemon {
@@ -65,7 +65,7 @@ struct Ring {
     std::vector<uint8_t> rest;  // of an answer that is longer than the slot
     // What its client did last, and how soon it lately did something after the like of it: see
     // Dispatcher::expecting(). The dispatcher's.
-    struct Habits {
+    struct Arrivals {
         wire::Kind last = wire::Kind::invalid;
         uint32_t question = 0;     // the last record's request number; 0: none
         uint64_t since = 0;        // when it was taken, ns
@@ -73,8 +73,8 @@ struct Ring {
         uint64_t spin_until = 0;
         bool nap = false;     // rather than sleep: the next one is not known to take its time
         bool lively = false;  // among the dispatcher's lively rings
-        wire::Patience after_record[size_t(wire::Kind::count_)], after_answer[size_t(wire::Kind::count_)];
-    } habits;
+        wire::AdaptiveWait after_record[size_t(wire::Kind::count_)], after_answer[size_t(wire::Kind::count_)];
+    } arrivals;
     // Of the chunks of a copy under way: on the worker's thread while `copying`, else on the dispatcher's.
     Failure chunk_failure;
     std::atomic<uint32_t> copying{0};  // copies that the worker has yet to make
@@ -258,7 +258,7 @@ struct Lane : std::enable_shared_from_this<Lane> {
     bool step_open = false;  // operators since the last synchronise
     // How long its synchronises take, by the operators before them: bit_width of their number. Behind a
     // replay it is the graph's.
-    wire::Patience sync_patience[16];
+    wire::AdaptiveWait sync_waits[16];
     std::weak_ptr<Graph> replayed;  // last, since the last synchronise
     Failure failure;
     std::deque<Lent> lent;

@@ -77,13 +77,13 @@ int32_t Channel::begin(Kind kind, const void* head, size_t head_bytes, const voi
     if (rest_bytes) std::memcpy(p + head_bytes + more_bytes, rest, rest_bytes);
     if (++request_ == 0) ++request_;
     asking_ = request_;
-    habit_ = size_t(kind);
+    wait_of_ = size_t(kind);
     if (kind == Kind::copy && static_cast<const wire::Copy*>(head)->bytes <= wire::kInlineBytes)
-        habit_ = kSmallCopy;
+        wait_of_ = kSmallCopy;
     if (kind == Kind::sync_stream || kind == Kind::sync_device || kind == Kind::sync_event) {
         const uint64_t graph = session_.replayed.load(std::memory_order_relaxed);
         if (graph) {
-            habit_ = kReplays + wire::handle_index(graph) % kReplayed;
+            wait_of_ = kReplays + wire::handle_index(graph) % kReplayed;
             session_.replayed.store(0, std::memory_order_relaxed);
         }
     }
@@ -92,7 +92,7 @@ int32_t Channel::begin(Kind kind, const void* head, size_t head_bytes, const voi
     return 0;
 }
 
-Channel::Wait Channel::wait(uint32_t request, wire::Patience::Plan plan, uint64_t start) {
+Channel::Wait Channel::wait(uint32_t request, wire::AdaptiveWait::Plan plan, uint64_t start) {
     wire::RingHeader& slot = producer_.header();
     auto answered = [&] { return slot.reply.load(std::memory_order_acquire) == request; };
     // Sleeps until the answer or `until`.
@@ -133,11 +133,11 @@ Channel::Wait Channel::wait(uint32_t request, wire::Patience::Plan plan, uint64_
 
 int32_t Channel::finish() {
     const uint64_t start = wire::now_ns();
-    wire::Patience& patience = patience_[habit_];
-    const Wait w = wait(asking_, patience.plan(start), start);
+    wire::AdaptiveWait& usual = waits_[wait_of_];
+    const Wait w = wait(asking_, usual.plan(start), start);
     if (__builtin_expect(w != Wait::answered, 0)) return w == Wait::gone ? gone() : late();
     asking_ = 0;
-    patience.learn(wire::now_ns() - start);
+    usual.learn(wire::now_ns() - start);
     wire::RingHeader& slot = producer_.header();
     if (slot.status != 0) {
         slot.message[wire::kMessageBytes - 1] = '\0';

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <utility>
 
-#include "flexnpu/wire/patience.hpp"
+#include "flexnpu/wire/adaptive_wait.hpp"
 #include "flexnpu/wire/ring.hpp"
 
 namespace flexnpu::client {
@@ -73,7 +73,7 @@ private:
 
     enum class Wait { answered, gone, late };
     // Until the answer to `request`, by a plan made at `start`.
-    Wait wait(uint32_t request, wire::Patience::Plan plan, uint64_t start);
+    Wait wait(uint32_t request, wire::AdaptiveWait::Plan plan, uint64_t start);
     int32_t gone();
     int32_t late();
     void publish(size_t payload, wire::Kind kind, uint32_t request);
@@ -86,8 +86,8 @@ private:
     // How long answers take: by kind of call; of copies that ride in the answer; of synchronises behind a
     // replay, by graph.
     static constexpr size_t kSmallCopy = size_t(wire::Kind::count_), kReplays = kSmallCopy + 1, kReplayed = 8;
-    wire::Patience patience_[kReplays + kReplayed];
-    size_t habit_ = 0;  // of the call under way
+    wire::AdaptiveWait waits_[kReplays + kReplayed];
+    size_t wait_of_ = 0;  // of the call under way
 };
 
 }  // namespace flexnpu::client
