@@ -428,6 +428,7 @@ void Acceptor::hello(Client& client, const Request& request) {
     s->pid = client.peer.pid;
     s->uid = client.peer.uid;
     s->comm = read_comm(client.peer.pid);
+    s->end_ms = limits_.end_ms;
     s->account = std::make_shared<Account>(request.bytes ? request.bytes : quota);
     s->page->magic = wire::kMagic;
     s->page->version = wire::kVersion;

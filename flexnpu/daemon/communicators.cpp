@@ -19,17 +19,12 @@ namespace {
 
 constexpr uint64_t kMostElements = uint64_t(1) << 44;
 constexpr uint32_t kMostRanks = 1 << 14;
-// A dying session's streams get this long to end by themselves; then its collectives are aborted, which tells
-// the other ranks.
-constexpr uint64_t kGraceNs = 2'000'000'000;
-
 constexpr const char* kNames[wire::Collective::count_] = {
     "HcclAllReduce",      "HcclReduce",    "HcclAllGather", "HcclAllGatherV", "HcclReduceScatter",
     "HcclReduceScatterV", "HcclBroadcast", "HcclScatter",   "HcclAlltoAll",   "HcclAlltoAllV",
     "HcclAlltoAllVC",     "HcclBarrier",   "HcclSend",      "HcclRecv",       "HcclBatchSendRecv"};
 
 using Of = wire::Collective::Of;
-using wire::now_ns;
 
 // Bytes of `count` elements, `times` over; false when they are absurd.
 bool bytes_of(uint64_t count, int32_t type, uint64_t times, uint64_t* out) {
@@ -312,23 +307,9 @@ void Dispatcher::dispatch_collective(Lane& lane, Item& item) {
 
 // What the session's streams still hold may wait for ranks that wait for this one, or for none.
 void Dispatcher::abandon_collectives(Session& s) {
-    {
-        std::lock_guard lock(s.communicators->mutex);
-        s.communicators->table.each([](const std::shared_ptr<Communicator>& c) { c->dropped = true; });
-        for (const auto& c : s.communicators->leaving) c->dropped = true;
-    }
-    const uint64_t give_up = now_ns() + kGraceNs;
-    s.each_lane([&](const std::shared_ptr<Lane>& lane) {
-        int32_t status = acl::STREAM_NOT_READY;
-        while (vendor_.aclrtStreamQuery(lane->stream, &status) == 0 && status != acl::STREAM_COMPLETE) {
-            if (now_ns() > give_up) {
-                if (vendor_.aclrtStreamAbort) vendor_.aclrtStreamAbort(lane->stream);
-                return;
-            }
-            const timespec pause{0, 5'000'000};
-            nanosleep(&pause, nullptr);
-        }
-    });
+    std::lock_guard lock(s.communicators->mutex);
+    s.communicators->table.each([](const std::shared_ptr<Communicator>& c) { c->dropped = true; });
+    for (const auto& c : s.communicators->leaving) c->dropped = true;
 }
 
 // ---- communicators ----

@@ -41,6 +41,10 @@ constexpr uint64_t kReclaimNs = 200'000;
 // How often a snapshot is made for other threads while nobody asks for one, and how soon after sessions or
 // lanes have come or gone.
 constexpr uint64_t kPublishNs = 1'000'000'000, kChangedNs = 20'000'000;
+// A dying session's streams, if it has communicators, get this long to end by themselves: other ranks wait.
+constexpr uint64_t kRanksEndMs = 2000;
+// When the daemon stops, all streams together get this long.
+constexpr uint64_t kStopMs = 3000;
 // How often a client that has not taken its host functions is looked at.
 constexpr uint64_t kTellNs = 1'000'000;
 // Records taken from one session before the next is looked at.
@@ -89,6 +93,7 @@ void Dispatcher::stop() {
     post([this] { stop_ = true; });
     thread_.join();
     running_ = false;
+    end_by_ns_ = now_ns() + kStopMs * 1'000'000;
     for (auto& s : sessions_) {
         s->removed = true;
         const auto orphans = orphans_of(*s);
@@ -488,14 +493,38 @@ void Dispatcher::bury(std::shared_ptr<Session> s) {
                             done});
 }
 
+// Sees to it that the session's streams end: by themselves or, after a time, by an abort. Whoever waits for
+// them then returns: the session's own threads, and other ranks.
+void Dispatcher::end_streams(Session& s) {
+    const uint64_t end_ms = s.communicators ? std::min(s.end_ms, kRanksEndMs) : s.end_ms;
+    const uint64_t give_up = std::min(now_ns() + end_ms * 1'000'000, end_by_ns_.load());
+    const auto end = [&](const std::shared_ptr<Lane>& lane) {
+        int32_t status = acl::STREAM_NOT_READY;
+        while (vendor_.aclrtStreamQuery(lane->stream, &status) == 0 && status != acl::STREAM_COMPLETE) {
+            if (now_ns() > give_up) {
+                if (vendor_.aclrtStreamAbort) vendor_.aclrtStreamAbort(lane->stream);
+                return;
+            }
+            std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        }
+    };
+    s.each_lane(end);
+    for (const auto& one : s.leaving_lanes) {
+        if (const auto lane = one.lock()) end(lane);
+    }
+}
+
 // On the reaper's thread. Waits for what is in flight, then gives everything back.
 void Dispatcher::tear_down(std::shared_ptr<Session> s) {
+    end_streams(*s);
     for (auto& ring : s->rings) ring->worker.reset();
     tear_down_graphs(*s);
     s->communicators.reset();
-    s->each_lane([this](const std::shared_ptr<Lane>& lane) {
+    // Of all together: a stream that has been aborted and does not end is left.
+    const int64_t deadline_ns = int64_t(std::min(now_ns() + s->end_ms * 1'000'000, end_by_ns_.load()));
+    s->each_lane([this, deadline_ns](const std::shared_ptr<Lane>& lane) {
         lane->markers.reset();
-        vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, 10'000);
+        vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, left_ms(deadline_ns));
         for (const Lent& l : lane->lent) vendor_.aclrtDestroyEvent(l.event);
         std::vector<uint8_t*> buffers;
         for (const Lent& l : lane->lent) {

@@ -296,6 +296,7 @@ private:
     std::shared_ptr<Timed> timed(int64_t deadline_ns, const char* function, const Reply& reply);
     bool settle(const std::shared_ptr<Timed>& t);
     static int32_t left_ms(int64_t deadline_ns);
+    int32_t wait_between_sessions(const Mark& mark, const Ring& ring) const;
     void synced(uint32_t lane_id, uint64_t ticket);
     static void when_recorded(const std::shared_ptr<Mark>& mark, std::function<void()> job);
     void reclaim(Lane& lane, bool all);
@@ -312,6 +313,7 @@ private:
     static std::vector<std::shared_ptr<Mark>> orphans_of(const Session& s);
     void bury(std::shared_ptr<Session> s);
     void tear_down(std::shared_ptr<Session> s);
+    void end_streams(Session& s);
 
     Vendor& vendor_;
     int32_t device_;
@@ -326,6 +328,7 @@ private:
     bool takes_calls_ = false;  // between start() and stop(); under posted_mutex_
     std::atomic<bool> has_posted_{false};
     std::atomic<bool> running_{false};
+    std::atomic<uint64_t> end_by_ns_{INT64_MAX};  // when streams are aborted at the latest
     const std::shared_ptr<std::atomic<size_t>> live_sessions_ = std::make_shared<std::atomic<size_t>>(0);
 
     std::mutex snapshot_mutex_;

@@ -30,6 +30,8 @@ struct Limits {
     uint64_t hello_ms = 10'000;
     // How long a control request waits for the dispatching thread: less than who asks waits for us.
     uint64_t call_ms = 1000;
+    // How long what a client that has gone had launched may run on, before it is aborted.
+    uint64_t end_ms = 10'000;
 
     // With the machine's memory filled in.
     Limits resolved() const;

@@ -71,6 +71,7 @@ Limits limits_of(const nb::dict& d) {
         {"allow_kernels", &l.allow_kernels},
         {"hello_ms", &l.hello_ms},
         {"call_ms", &l.call_ms},
+        {"end_ms", &l.end_ms},
     };
     for (auto [key, value] : d) {
         const std::string name = nb::cast<std::string>(key);

@@ -20,6 +20,8 @@ namespace {
 
 // How long a free waits for the operators that may use the memory.
 constexpr int32_t kLongestUseMs = 10'000;
+// How often a wait for another session's stream looks whether its own session has ended.
+constexpr int32_t kEventSliceMs = 500;
 constexpr uint32_t kMaxShapeNumbers = 1 << 15;
 // Launches kept for a client that may ask for their outputs' shapes; one that asks later is told that they
 // are unknown.
@@ -348,9 +350,11 @@ void Dispatcher::when_unused(Session& s, const Reply& reply, MemoryMap::Range ra
         });
         std::erase(all, nullptr);
         worker_of(*reply.ring)
-            .post([this, &s, at, uses = std::move(uses), ours = std::move(ours), all = std::move(all),
+            .post([this, &s, at, reply, uses = std::move(uses), ours = std::move(ours), all = std::move(all),
                    streams = std::move(streams), job = std::move(job)]() mutable {
-                const uint64_t deadline = wire::now_ns() + uint64_t(kLongestUseMs) * 1'000'000;
+                // A session that has ended is torn down behind this: nothing is waited for.
+                const uint64_t within_ms = reply.ring->closed ? 0 : uint64_t(kLongestUseMs);
+                const uint64_t deadline = wire::now_ns() + within_ms * 1'000'000;
                 const auto left = [deadline] {
                     return int32_t(
                         std::max<int64_t>((int64_t(deadline) - int64_t(wire::now_ns())) / 1'000'000, 1));
@@ -645,7 +649,10 @@ void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
                           "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
         if (!lane->idle()) empty_lane(*lane);  // what other threads launched meanwhile: nobody may hang on it
         drop_lane(*lane);
-        worker_of(*reply.ring).post([this, lane, reply]() mutable {
+        std::erase_if(session->leaving_lanes, [](const auto& one) { return one.expired(); });
+        session->leaving_lanes.push_back(lane);
+        // The lane names its session, which may end meanwhile.
+        worker_of(*reply.ring).post([this, lane, keep = session->shared_from_this(), reply]() mutable {
             const int32_t e = vendor_.aclrtSynchronizeStream(lane->stream);
             const Failure failure = e ? Failure{e, vendor_.message("aclrtDestroyStream", e)} : Failure{};
             lane->markers.reset();
@@ -653,7 +660,7 @@ void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
             lane->old_workspaces.clear();
             for (const Lane::Fence& f : lane->fences) vendor_.aclrtDestroyEvent(f.event);
             lane->ends_with = &vendor_;
-            post([this, lane = std::move(lane), reply, failure]() mutable {
+            post([this, lane = std::move(lane), keep = std::move(keep), reply, failure]() mutable {
                 lent_ += lane->lent.size();  // reclaim() counts them down; drop_lane() did already
                 reclaim(*lane, true);
                 lane.reset();
@@ -812,9 +819,10 @@ void Dispatcher::sync_event(Session& s, Payload p, const Reply& reply) {
         if (mark->error)
             return reply.fail({mark->error, "aclrtSynchronizeEvent: the event's stream was aborted"});
         auto wait = [this, mark, o, reply] {
-            const int32_t err = o.deadline_ns < 0 ? vendor_.aclrtSynchronizeEvent(mark->event)
-                                                  : vendor_.aclrtSynchronizeEventWithTimeout(
-                                                        mark->event, left_ms(o.deadline_ns));
+            const int32_t err = o.deadline_ns >= 0 ? vendor_.aclrtSynchronizeEventWithTimeout(
+                                                         mark->event, left_ms(o.deadline_ns))
+                                : mark->between_sessions ? wait_between_sessions(*mark, *reply.ring)
+                                                         : vendor_.aclrtSynchronizeEvent(mark->event);
             if (err)
                 reply.fail({err, vendor_.message("aclrtSynchronizeEvent", err)});
             else
@@ -826,6 +834,14 @@ void Dispatcher::sync_event(Session& s, Payload p, const Reply& reply) {
             return wait();  // returns at once
         worker_of(*reply.ring).post(std::move(wait));
     });
+}
+
+// For an event in another session's stream: that stream may run on when the session that waits has ended.
+int32_t Dispatcher::wait_between_sessions(const Mark& mark, const Ring& ring) const {
+    int32_t e = acl::RT_WAIT_TIMEOUT;
+    while (e == acl::RT_WAIT_TIMEOUT && !ring.closed)
+        e = vendor_.aclrtSynchronizeEventWithTimeout(mark.event, kEventSliceMs);
+    return e;
 }
 
 // Runs `job` once the last record of that event has been dispatched: now, if nothing is outstanding.

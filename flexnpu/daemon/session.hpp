@@ -58,7 +58,7 @@ struct Ring {
     bool has_head = false;
     std::unique_ptr<Worker> worker;
     // The session has ended and another thread takes the worker down: the dispatcher gives it no more.
-    bool closed = false;
+    std::atomic<bool> closed{false};
     // Held while an answer is written: an honest client has one question under way at a time, another may
     // have many.
     std::mutex answer;
@@ -319,6 +319,7 @@ struct Session : std::enable_shared_from_this<Session> {
     Table<Event> events{wire::HandleKind::event};
     Table<Graph> graphs{wire::HandleKind::graph};
     Table<TaskGroup> groups{wire::HandleKind::task_group};
+    std::vector<std::weak_ptr<Lane>> leaving_lanes;  // destroyed by the program, and not yet over
     std::shared_ptr<Lane> default_lane;
     std::vector<std::shared_ptr<Shape>> shapes;
     std::unordered_map<uint32_t, std::shared_ptr<HostMemory>> host;
@@ -366,6 +367,7 @@ struct Session : std::enable_shared_from_this<Session> {
     std::atomic<uint64_t> refused{0};
     bool broken = false;
     bool removed = false;
+    uint64_t end_ms = 10'000;  // how long its streams may take to end by themselves once its client has gone
     std::shared_ptr<void> live;  // counted among the live sessions until this ends
     ~Session();
 

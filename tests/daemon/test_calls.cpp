@@ -2,6 +2,7 @@
 // given up happens later, and everybody else is served.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <functional>
 
 #include "fuzz/raw_client.hpp"
@@ -192,4 +193,87 @@ TEST_CASE("a plane that stops tells those who wait to become sessions") {
     mock().mock_close_memory(0);
     stopper.join();
     CHECK(mock().mock_held().pinned == 0);
+}
+
+TEST_CASE("a stream that is destroyed while its session ends is not looked for in what is left of it") {
+    Running running(limits());
+    const auto before = mock().mock_held();
+    auto c = std::make_unique<RawClient>(running.path());
+    c->open();
+    const Objects objects = furnish(*c);
+    mock().mock_hold(1);
+    // A copy that has lent a block of the staging area, and whose end is not known.
+    c->say(Kind::copy, wire::Copy{objects.stream, objects.memory, 0, 4096, wire::Place::device,
+                                  wire::Place::staging, 0, 3, 77, 0});
+    c->say(Kind::destroy_stream, wire::StreamOp{objects.stream, -1}, ++c->request);
+    REQUIRE(c->call(Kind::mem_info, wire::MemInfo{0, 0}) == 0);
+    {
+        Stall stall(running);
+        c.reset();
+        // The dispatching thread first hears that the client has gone, and then is kept again.
+        stall.end();
+        until("the session does not end", [&] { return running.plane.sessions().size() == 1; });
+        mock().mock_close_memory(1);
+        stall.client.say(Kind::mem_info, wire::MemInfo{0, 0}, ++stall.client.request);
+        until("no second stall", [&] {
+            stall.client.knock();
+            return mock().mock_memory_waits() > 0;
+        });
+        mock().mock_hold(0);
+        until("the session's memory is left",
+              [&] { return mock().mock_held().pinned == before.pinned + wire::kBlocks * wire::kBlockBytes; });
+        mock().mock_close_memory(0);
+        REQUIRE(stall.client.answered(stall.client.request, 20'000'000'000));
+    }
+    until("a stream is left", [&] { return mock().mock_held().streams == before.streams; });
+}
+
+TEST_CASE("a stream that never ends does not keep a session that has ended, nor those behind it") {
+    daemon::Limits l = limits();
+    l.end_ms = 20;
+    Running running(l);
+    const auto before = mock().mock_held();
+    {
+        RawClient c(running.path());
+        c.open();
+        const Objects objects = furnish(c);
+        const uint64_t from = mock().count();
+        c.say(Kind::memset, wire::Memset{objects.stream, objects.memory, 64, 64, 1, 0});
+        REQUIRE(c.call(Kind::sync_stream, wire::StreamOp{objects.stream, -1}) == 0);
+        void* stream = mock().since(from).at(0).stream;
+        mock().mock_stop_stream(stream, 1);
+        const uint64_t waits = mock().count();
+        c.say(Kind::memset, wire::Memset{objects.stream, objects.memory, 64, 64, 1, 0});
+        c.say(Kind::sync_stream, wire::StreamOp{objects.stream, -1}, ++c.request);
+        // Another that is stuck while it is destroyed.
+        RawClient second(running.path());
+        second.open();
+        const Objects others = furnish(second);
+        const uint64_t then = mock().count();
+        second.say(Kind::memset, wire::Memset{others.stream, others.memory, 64, 64, 1, 0});
+        REQUIRE(second.call(Kind::sync_stream, wire::StreamOp{others.stream, -1}) == 0);
+        const auto of_second = mock().since(then);
+        void* destroyed = std::find_if(of_second.begin(), of_second.end(), [](const MockCall& m) {
+                              return m.what == 'm';
+                          })->stream;
+        mock().mock_stop_stream(destroyed, 1);
+        second.say(Kind::destroy_stream, wire::StreamOp{others.stream, -1}, ++second.request);
+        until("nobody waits for the streams", [&] {
+            const auto calls = mock().since(waits);
+            const auto waited = [&](void* s) {
+                return std::any_of(calls.begin(), calls.end(),
+                                   [s](const MockCall& m) { return m.what == 's' && m.stream == s; });
+            };
+            return waited(stream) && waited(destroyed);
+        });
+    }
+    {
+        RawClient next(running.path());
+        next.open();
+        furnish(next);
+    }
+    until("something of the two is left", [&] {
+        const auto held = mock().mock_held();
+        return held.streams == before.streams && held.memory == before.memory && held.pinned == before.pinned;
+    });
 }

@@ -42,6 +42,7 @@ struct Stream {
     Model* update = nullptr;
     bool in_group = false;
     Model* stuck = nullptr;
+    bool stopped = false;
 };
 struct Event {
     uint32_t flags = 0;
@@ -93,13 +94,14 @@ int asked(Model* capture) {
     return fail(acl::RT_CAPTURE_MODE_NOT_SUPPORT, "not while it is being captured");
 }
 
-int wait_free(int32_t ms) {
+int wait_free(int32_t ms, const Stream* stream = nullptr) {
     std::unique_lock lock(mutex);
+    const auto free = [stream] { return !held && !(stream && stream->stopped); };
     if (ms < 0) {
-        changed.wait(lock, [] { return !held; });
+        changed.wait(lock, free);
         return 0;
     }
-    return changed.wait_for(lock, std::chrono::milliseconds(ms), [] { return !held; })
+    return changed.wait_for(lock, std::chrono::milliseconds(ms), free)
                ? 0
                : fail(acl::RT_WAIT_TIMEOUT, "timed out");
 }
@@ -124,6 +126,13 @@ FLEXNPU_EXPORT void mock_hold(int on) {
     {
         std::lock_guard lock(mutex);
         held = on;
+    }
+    changed.notify_all();
+}
+FLEXNPU_EXPORT void mock_stop_stream(void* stream, int on) {
+    {
+        std::lock_guard lock(mutex);
+        static_cast<Stream*>(stream)->stopped = on;
     }
     changed.notify_all();
 }
@@ -293,22 +302,25 @@ aclError aclrtDestroyStream(aclrtStream s) {
 aclError aclrtSynchronizeStream(aclrtStream s) {
     log({'s', 0, s, 0, 0, 0});
     if (int e = asked(static_cast<Stream*>(s)->capture)) return e;
-    return wait_free(-1);
+    return wait_free(-1, static_cast<Stream*>(s));
 }
 aclError aclrtSynchronizeStreamWithTimeout(aclrtStream s, int32_t ms) {
     log({'s', 0, s, 0, 0, 0});
     if (int e = asked(static_cast<Stream*>(s)->capture)) return e;
     if (static_cast<Stream*>(s)->stuck) return fail(acl::RT_WAIT_TIMEOUT, "stuck");
-    return wait_free(ms);
+    return wait_free(ms, static_cast<Stream*>(s));
 }
 aclError aclrtStreamQuery(aclrtStream s, aclrtStreamStatus* status) {
     std::lock_guard lock(mutex);
     if (int e = asked(static_cast<Stream*>(s)->capture)) return e;
-    *status = held || static_cast<Stream*>(s)->stuck ? acl::STREAM_NOT_READY : acl::STREAM_COMPLETE;
+    *status = held || static_cast<Stream*>(s)->stuck || static_cast<Stream*>(s)->stopped
+                  ? acl::STREAM_NOT_READY
+                  : acl::STREAM_COMPLETE;
     return 0;
 }
 aclError aclrtStreamAbort(aclrtStream s) {
     log({'a', 0, s, 0, 0, 0});
+    mock_stop_stream(s, 0);
     return 0;
 }
 aclError aclrtStreamGetId(aclrtStream s, int32_t* id) { return *id = static_cast<Stream*>(s)->id, 0; }

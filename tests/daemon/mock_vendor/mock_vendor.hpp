@@ -28,6 +28,8 @@ struct MockHeld {
     uint64_t pinned;  // bytes of registered host memory
 };
 MockHeld mock_held(void);
+// While stopped, this stream (as in MockCall) does not become complete, until it is aborted.
+void mock_stop_stream(void* stream, int on);
 // While held, streams do not become complete: queries say not ready, synchronises wait.
 void mock_hold(int on);
 // While closed, a question for the device's memory (aclrtGetMemInfo), which the dispatching thread asks, waits.
