@@ -259,7 +259,7 @@ class Losses(_Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Mix(_Event):
+class OperatorMix(_Event):
     """The operators that a stream was given in a window of detail."""
 
     type: ClassVar[str] = "mix"
@@ -322,7 +322,7 @@ class EngineMetrics(_Event):
     """Why the page could not be read."""
 
 
-Event = EngineMetrics | Step | StepBegin | RequestTiming | HostDelay | Losses | Mix
+Event = EngineMetrics | Step | StepBegin | RequestTiming | HostDelay | Losses | OperatorMix
 
 _TYPES: dict[str, type[Event]] = {
     "step": Step,
@@ -330,7 +330,7 @@ _TYPES: dict[str, type[Event]] = {
     "request": RequestTiming,
     "host": HostDelay,
     "losses": Losses,
-    "mix": Mix,
+    "mix": OperatorMix,
     "engine": EngineMetrics,
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flexnpu.common.quantiles import nearest_rank
-from probes.feed.events import EngineMetrics, Event, HostDelay, Losses, Mix, RequestTiming, Step
+from probes.feed.events import EngineMetrics, Event, HostDelay, Losses, OperatorMix, RequestTiming, Step
 from probes.feed.recording import Overhead
 from probes.show.histogram import tpot_us
 
@@ -104,7 +104,7 @@ class Snapshot:
     """Of all sources' `Losses`, so far."""
     engines: list[EngineMetrics] = field(default_factory=list)
     """What each engine last said of itself."""
-    mixes: list[Mix] = field(default_factory=list)
+    mixes: list[OperatorMix] = field(default_factory=list)
     """The last operator mix of each lane."""
 
 
@@ -115,7 +115,7 @@ class View:
         self._rows: dict[tuple[int, int, str], Row] = {}
         self._requests: dict[int, Requests] = {}
         self._hosts: dict[int, Host] = {}
-        self._mixes: dict[Lane, Mix] = {}
+        self._mixes: dict[Lane, OperatorMix] = {}
         self._counts: dict[str, dict[str, int]] = {}
         self._engines: dict[str, EngineMetrics] = {}
 
@@ -128,7 +128,7 @@ class View:
             self._requests.setdefault(event.pid, Requests(event.pid)).add(event)
         elif isinstance(event, HostDelay):
             self._host(event)
-        elif isinstance(event, Mix):
+        elif isinstance(event, OperatorMix):
             self._mixes[event.pid, event.stream] = event
         elif isinstance(event, EngineMetrics):
             self._engines[event.url] = event

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from probes.feed.events import Event, Mix
+from probes.feed.events import Event, OperatorMix
 from probes.placing import budget, groups, symbols
 from probes.placing.attach import AttachError, Probe
 from probes.placing.plan import SITES, Role
@@ -125,7 +125,7 @@ class Detail:
             if not operators:
                 continue
             self._on_event(
-                Mix(
+                OperatorMix(
                     t_ns=until,
                     pid=target.pid,
                     comm=target.comm,

@@ -111,7 +111,7 @@ def _reading_map(pid: int) -> Iterator[None]:
 class Tracer(Closing):
     """Attach to processes and deliver their steps.
 
-    `on_event` gets `Step`s and `Mix`es, and `StepBegin`s when `begins` is set. It must not block.
+    `on_event` gets `Step`s and `OperatorMix`es, and `StepBegin`s when `begins` is set. It must not block.
     `plan`: ``default`` probes sentinels, and every launch in short `windows`; ``detail`` probes every launch.
     `budget_percent`: evidence is shed while probes cost more of the steps' time than that; None: never.
     `on_note` gets lines for people (default: standard error). `multi`: whether probes are placed by

@@ -136,9 +136,9 @@ def test_default_sockets_are_those_of_the_run_directory(
         (["--listen", "203.0.113.1:0"], "cannot listen"),
         (["--otlp-endpoint", "127.0.0.1:4318"], "URL like"),
         (["--otlp-endpoint", "http://127.0.0.1:4318/v1/metrics"], "without /v1"),
-        (["--ttft-objective", "1"], "range"),
-        (["--ttft-slo", "0"], "range"),
-        (["--settle", "-1"], "range"),
+        (["--ttft-objective", "1"], "is not allowed: give"),
+        (["--ttft-slo", "0"], "is not allowed: give"),
+        (["--settle", "-1"], "is not allowed: give"),
         (["--nonsense"], "No such option"),
     ],
 )

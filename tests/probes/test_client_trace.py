@@ -20,7 +20,7 @@ from flexnpu.client import environment as client
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import LaneStatus, SetGate
-from probes.feed.events import Event, Mix, Step, StepBegin
+from probes.feed.events import Event, OperatorMix, Step, StepBegin
 from probes.host import inventory
 from probes.placing import symbols
 from probes.steps.tracer import Tracer
@@ -240,7 +240,7 @@ def test_operators_are_told_by_name_while_a_reader_wants_every_launch(
     run.poll(0.1)
     steps = run.finish()
     assert [s.launches for s in steps if s.stream == lanes.streams[0]] == [98, 98]
-    mixes = {event.stream: event.operators for event in run.events if isinstance(event, Mix)}
+    mixes = {event.stream: event.operators for event in run.events if isinstance(event, OperatorMix)}
     assert mixes == {
         lanes.streams[0]: {"aclnnMatmul": 194, "aclnnEmbedding": 2},
         lanes.streams[1]: {"aclnnMatmul": 13},

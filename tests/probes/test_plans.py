@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.feed.events import Mix, Step
+from probes.feed.events import OperatorMix, Step
 from probes.placing import budget, capabilities, cost, groups, symbols
 from probes.placing.attach import AttachError
 from probes.steps import detail
@@ -140,7 +140,7 @@ def test_a_window_of_detail_tells_launches_and_operators(
     assert steps[0].launches is None
     assert steps[-1].launches is None
     assert {step.launches_typical for step in steps[-2:]} == {214}
-    mixes = [event for event in run.events if isinstance(event, Mix)]
+    mixes = [event for event in run.events if isinstance(event, OperatorMix)]
     assert [(mix.stream, set(mix.operators)) for mix in mixes] == [(0x20010, {"aclnnEmbedding"})]
     assert run.losses.counts["windows"] == 1
     assert mockset.probed(driver.pid) == []

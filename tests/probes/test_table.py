@@ -17,7 +17,7 @@ import mockset
 import pytest
 from rich.console import Console
 
-from probes.feed.events import Event, HostDelay, Losses, Mix, Phase, RequestTiming, Step
+from probes.feed.events import Event, HostDelay, Losses, OperatorMix, Phase, RequestTiming, Step
 from probes.feed.recording import Overhead
 from probes.show.screen import KEYS
 from probes.show.table import (
@@ -146,7 +146,7 @@ def test_requests_have_a_line_a_process() -> None:
 
 def test_operators_have_a_line_a_lane() -> None:
     of = snapshot(
-        Mix(1, 5, "s", 16, 5e4, {"aclnnAdd": 1, "aclnnMatmul": 3}),
+        OperatorMix(1, 5, "s", 16, 5e4, {"aclnnAdd": 1, "aclnnMatmul": 3}),
     )
     assert lines_below(of) == [
         "s:5 0x10 operators: Matmul 75%, Add 25%",
