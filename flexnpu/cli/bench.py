@@ -20,6 +20,7 @@ BENCHMARKS = {
         "What a controller's turn costs, by the number of lanes.",
     ),
     "probe": ("benchmarks.probe_cost:main", "What tracing costs: ours, bpftrace's and funclatency's."),
+    "attach": ("benchmarks.attach_cost:main", "CPU and memory of attaching, by both loaders side by side."),
     "sites": ("benchmarks.probe_sites:main", "What one hit of a probe costs, instruction by instruction."),
 }
 

@@ -1,5 +1,5 @@
-// A step as FlexNPU's client tells it: one layout for the client (C++), the BPF programs (C) and the tracer, which reads
-// this file (probes/steps/raw.py). Plain C; numbers are the machine's own, little-endian.
+// A step as FlexNPU's client tells it: one layout for the client (C++), the BPF programs (C) and the tracer,
+// which reads this file (probes/steps/raw.py). Plain C; numbers are the machine's own, little-endian.
 //
 // Fields are added at the end, with a new version; `size` is the whole record's.
 #pragma once
@@ -15,8 +15,9 @@
 
 enum flexnpu_step_kind {
     FLEXNPU_STEP_BEGIN = 1,  // a step has opened
-    FLEXNPU_STEP_MAYBE = 2,  // as it is if the last synchronise was its end: never told, see flexnpu_step_table
-    FLEXNPU_STEP_DONE = 3,   // it is over
+    FLEXNPU_STEP_MAYBE =
+        2,  // as it is if the last synchronise was its end: never told, see flexnpu_step_table
+    FLEXNPU_STEP_DONE = 3,  // it is over
 };
 enum flexnpu_step_opening {
     FLEXNPU_STEP_PLAIN = 0,
@@ -59,24 +60,26 @@ struct flexnpu_step_evidence {
     uint32_t query_ndim;
     uint32_t arrays;
     struct flexnpu_step_array array[FLEXNPU_STEP_ARRAYS];
-    char layout[FLEXNPU_STEP_LAYOUT];  // of the query, as the operator was told it; no zero at the end if longer
+    char layout[FLEXNPU_STEP_LAYOUT];  // of the query, as the operator was told it; no zero at the end if
+                                       // longer
 };
 
 // Times are CLOCK_MONOTONIC, ns.
 struct flexnpu_step_record {
     uint32_t version;
     uint32_t size;
-    uint32_t kind;     // flexnpu_step_kind
-    uint32_t opening;  // flexnpu_step_opening
-    uint32_t ended_by; // flexnpu_step_end
+    uint32_t kind;      // flexnpu_step_kind
+    uint32_t opening;   // flexnpu_step_opening
+    uint32_t ended_by;  // flexnpu_step_end
     uint32_t reserved;
     uint64_t t_start;  // the first call that belongs to it
     uint64_t t_end;    // 0 in a BEGIN
     uint64_t t_last;   // its last launch
-    uint64_t t_base;   // since when launches and copies are counted: the end of the lane's step before; 0: not known
-    uint64_t stream;   // as the program knows it
-    uint64_t seq;      // of the lane's steps, whether anybody listened or not
-    uint64_t launches; // operators
+    uint64_t t_base;  // since when launches and copies are counted: the end of the lane's step before; 0: not
+                      // known
+    uint64_t stream;  // as the program knows it
+    uint64_t seq;     // of the lane's steps, whether anybody listened or not
+    uint64_t launches;  // operators
     uint64_t graphs;
     uint64_t h2d, d2h;  // bytes
     uint64_t h2d_copies;
@@ -100,6 +103,6 @@ struct flexnpu_step_table {
     uint32_t size;     // of an entry
     uint32_t entries;  // that may be written
     uint32_t reserved;
-    struct flexnpu_step_entry *entry;
+    struct flexnpu_step_entry* entry;
 };
 #define FLEXNPU_STEP_ENTRIES 64  // lanes beyond have none

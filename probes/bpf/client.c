@@ -1,5 +1,5 @@
-// Programs for FlexNPU's client, which folds its steps itself (flexnpu/client/probe_point.hpp). Compiled behind common.h.
-// A later version of its record is longer, and begins like the one that is known here.
+// Programs for FlexNPU's client, which folds its steps itself (flexnpu/client/probe_point.hpp). Compiled
+// behind common.h. A later version of its record is longer, and begins like the one that is known here.
 //
 // The client calls flexnpu_step() only while a probe is on it: the kernel then raises a word of the client's.
 // A step costs a hit when it is known to be over, and one when it opens, where the tracer wants that too.
@@ -12,17 +12,17 @@ BPF_PERCPU_ARRAY(client_scratch, struct client_record, 1);
 #endif
 
 // flexnpu_step(const struct flexnpu_step_record*), flexnpu_step_begin(the same)
-PROBE int on_client_step(struct pt_regs *ctx)
+PROBE int on_client_step(struct pt_regs* ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_CLIENT);
     this_thread(id);  // it launches: the tracer asks the scheduler about it
-    const void *told = (void *)PT_REGS_PARM1(ctx);
+    const void* told = (void*)PT_REGS_PARM1(ctx);
 #ifdef EVENTS_RING
-    struct client_record *r = events.ringbuf_reserve(sizeof(*r));
+    struct client_record* r = events.ringbuf_reserve(sizeof(*r));
     if (!r) {
         u32 kind = 0;
-        bpf_probe_read_user(&kind, sizeof(kind), &((struct flexnpu_step_record *)told)->kind);
+        bpf_probe_read_user(&kind, sizeof(kind), &((struct flexnpu_step_record*)told)->kind);
         count(kind == FLEXNPU_STEP_BEGIN ? BEGINS_LOST : STEPS_LOST);
         return 0;
     }
@@ -38,7 +38,7 @@ PROBE int on_client_step(struct pt_regs *ctx)
         count(STEPS_SENT);
 #else
     int zero = 0;
-    struct client_record *r = client_scratch.lookup(&zero);
+    struct client_record* r = client_scratch.lookup(&zero);
     if (!r)
         return 0;
     if (bpf_probe_read_user(&r->step, sizeof(r->step), told)) {
@@ -56,12 +56,13 @@ PROBE int on_client_step(struct pt_regs *ctx)
 }
 
 // flexnpu_operator(stream, name, executor)
-PROBE int on_client_operator(struct pt_regs *ctx)
+PROBE int on_client_operator(struct pt_regs* ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_OPERATOR);
-    struct operator_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM1(ctx), .operator = PT_REGS_PARM2(ctx)};
-    u64 *seen = operators.lookup(&key);
+    struct operator_key key = {
+        .tgid = id >> 32, .stream = PT_REGS_PARM1(ctx), .operator = PT_REGS_PARM2(ctx)};
+    u64* seen = operators.lookup(&key);
     if (seen) {
         __sync_fetch_and_add(seen, 1);
         return 0;
@@ -69,7 +70,7 @@ PROBE int on_client_operator(struct pt_regs *ctx)
     struct handle_key at = {.tgid = id >> 32, .handle = key.operator};
     if (!client_names.lookup(&at)) {
         struct client_name name = {};
-        if (bpf_probe_read_user_str(&name.text, sizeof(name.text), (void *)key.operator) < 0)
+        if (bpf_probe_read_user_str(&name.text, sizeof(name.text), (void*)key.operator) < 0)
             count(BAD_READS);
         client_names.update(&at, &name);
     }

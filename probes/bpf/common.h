@@ -1,18 +1,19 @@
-// What the step programs share: maps, lanes, counters, and how a step is told. Together they fold the AscendCL calls of
-// a traced process into steps: one record a step, whatever the number of launches.
+// What the step programs share: maps, lanes, counters, and how a step is told. Together they fold the
+// AscendCL calls of a traced process into steps: one record a step, whatever the number of launches.
 //
-// A lane is a stream of a process. Its running step begins and ends as `probes/steps/phases.py` describes; in short:
+// A lane is a stream of a process. Its running step begins and ends as `probes/steps/phases.py` describes; in
+// short:
 //   - the second call of an embedding opens a step, and so does the launch of a whole captured graph;
 //   - a synchronise that ends the longest run of work so far is where the step is taken to end; it is not
 //     known to have ended before the next one opens, because a forward pass may synchronise in its middle;
 //   - a step opened by a graph or by an attention operator, and plain work, ends at the first synchronise.
 // A run is measured in launches where every launch is probed (`struct target`), else in time.
 //
-// A lane's totals only grow, and a step is the difference between two points of them, so a launch that races with
-// the closing of a step is counted in the next one and never lost.
+// A lane's totals only grow, and a step is the difference between two points of them, so a launch that races
+// with the closing of a step is counted in the next one and never lost.
 //
-// Programs on uprobes can be preempted, and another one may then run on the same CPU. So nothing is kept in per-CPU
-// scratch memory, and even per-CPU counters are added to atomically.
+// Programs on uprobes can be preempted, and another one may then run on the same CPU. So nothing is kept in
+// per-CPU scratch memory, and even per-CPU counters are added to atomically.
 //
 // Only registers and user memory are read: no kernel structure, so headers of any version will do.
 #pragma once
@@ -49,59 +50,44 @@ BPF_PERF_OUTPUT(events);
 BPF_PERCPU_ARRAY(scratch, struct record, 1);
 #endif
 
-static inline void add(int which, u64 amount)
-{
-    u64 *value = counters.lookup(&which);
-    if (value)
-        __sync_fetch_and_add(value, amount);
+static inline void add(int which, u64 amount) {
+    u64* value = counters.lookup(&which);
+    if (value) __sync_fetch_and_add(value, amount);
 }
 
-static inline void count(int which)
-{
-    add(which, 1);
-}
+static inline void count(int which) { add(which, 1); }
 
 // Counts a probe's hit, in processes that the tracer knows.
-static inline void hit(u64 id, int which)
-{
+static inline void hit(u64 id, int which) {
     u64 tgid = id >> 32;
-    struct hits *h = hits.lookup(&tgid);
-    if (h)
-        __sync_fetch_and_add(&h->of[which], 1);
+    struct hits* h = hits.lookup(&tgid);
+    if (h) __sync_fetch_and_add(&h->of[which], 1);
 }
 
-static inline int is_counted(u64 tgid)
-{
-    struct target *t = targets.lookup(&tgid);
+static inline int is_counted(u64 tgid) {
+    struct target* t = targets.lookup(&tgid);
     return t && t->counted;
 }
 
-static inline struct thread *this_thread(u64 id)
-{
-    struct thread *t = threads.lookup(&id);
-    if (t)
-        return t;
+static inline struct thread* this_thread(u64 id) {
+    struct thread* t = threads.lookup(&id);
+    if (t) return t;
     int zero = 0;
-    struct thread *fresh = no_thread.lookup(&zero);
-    if (!fresh)
-        return 0;
+    struct thread* fresh = no_thread.lookup(&zero);
+    if (!fresh) return 0;
     threads.insert(&id, fresh);
     t = threads.lookup(&id);
-    if (!t)
-        count(MAP_FULL);
+    if (!t) count(MAP_FULL);
     return t;
 }
 
-static inline struct lane *this_lane(struct lane_key *key)
-{
-    struct lane *lane = lanes.lookup(key);
-    if (lane)
-        return lane;
+static inline struct lane* this_lane(struct lane_key* key) {
+    struct lane* lane = lanes.lookup(key);
+    if (lane) return lane;
     int zero = 0;
-    struct lane *fresh = no_lane.lookup(&zero);
-    struct process *none = no_process.lookup(&zero);
-    if (!fresh || !none)
-        return 0;
+    struct lane* fresh = no_lane.lookup(&zero);
+    struct process* none = no_process.lookup(&zero);
+    if (!fresh || !none) return 0;
     lanes.insert(key, fresh);
     lane = lanes.lookup(key);
     if (!lane) {
@@ -109,7 +95,7 @@ static inline struct lane *this_lane(struct lane_key *key)
         return 0;
     }
     u64 tgid = key->tgid;
-    struct process *p = processes.lookup(&tgid);
+    struct process* p = processes.lookup(&tgid);
     if (!p) {
         processes.insert(&tgid, none);
         p = processes.lookup(&tgid);
@@ -127,13 +113,11 @@ static inline struct lane *this_lane(struct lane_key *key)
 }
 
 // Makes an evidence and returns it; its id goes to `id`.
-static inline struct evidence *new_evidence(u64 *id, struct evidence *model)
-{
+static inline struct evidence* new_evidence(u64* id, struct evidence* model) {
     int zero = 0;
-    u64 *next = evidence_ids.lookup(&zero);
-    struct evidence *fresh = no_evidence.lookup(&zero);
-    if (!next || !fresh)
-        return 0;
+    u64* next = evidence_ids.lookup(&zero);
+    struct evidence* fresh = no_evidence.lookup(&zero);
+    if (!next || !fresh) return 0;
     u64 made = __sync_fetch_and_add(next, 1) + 1;
     *id = made;
     evidences.update(&made, model ? model : fresh);
@@ -141,19 +125,15 @@ static inline struct evidence *new_evidence(u64 *id, struct evidence *model)
 }
 
 // What is known of the graph that opened the lane's step, or 0.
-static inline struct evidence *of_graph(struct lane_key *key, struct lane *lane)
-{
-    if (lane->kind != GRAPH)
-        return 0;
+static inline struct evidence* of_graph(struct lane_key* key, struct lane* lane) {
+    if (lane->kind != GRAPH) return 0;
     struct handle_key model = {.tgid = key->tgid, .handle = lane->model};
     return models.lookup(&model);
 }
 
 // Makes what is known of a graph, if anything, the evidence of a step of it.
-static inline void tell_graph(struct evidence *e, struct lane *lane, int learned)
-{
-    if (learned)
-        e->flags |= FLEXNPU_STEP_FROM_CAPTURE;
+static inline void tell_graph(struct evidence* e, struct lane* lane, int learned) {
+    if (learned) e->flags |= FLEXNPU_STEP_FROM_CAPTURE;
     e->t_first = lane->t_open;
     e->model = lane->model;
     e->arrays = 0;
@@ -161,42 +141,36 @@ static inline void tell_graph(struct evidence *e, struct lane *lane, int learned
 }
 
 #ifdef EVENTS_RING
-// How a record of `size` bytes is put into the ring. A wake-up costs the traced thread five times what the record does
-// (5 us, measured on a virtual machine). So only an opening wakes the reader, and what could fill the ring; else it
-// looks for itself every now and then.
-static inline u64 wake_for(int opening, u64 size)
-{
+// How a record of `size` bytes is put into the ring. A wake-up costs the traced thread five times what the
+// record does (5 us, measured on a virtual machine). So only an opening wakes the reader, and what could fill
+// the ring; else it looks for itself every now and then.
+static inline u64 wake_for(int opening, u64 size) {
     int zero = 0, wake = opening;
-    u64 *waiting = unread.lookup(&zero);
+    u64* waiting = unread.lookup(&zero);
     if (waiting) {
-        if (__sync_fetch_and_add(waiting, size) > RING_BYTES / 8)
-            wake = 1;
-        if (wake)
-            *waiting = 0;
+        if (__sync_fetch_and_add(waiting, size) > RING_BYTES / 8) wake = 1;
+        if (wake) *waiting = 0;
     }
     return wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
 #endif
 
-static inline void send(struct pt_regs *ctx, struct lane_key *key, struct lane *lane, u32 kind, u64 t_end,
-                        u32 ended_by, struct totals *end)
-{
+static inline void send(struct pt_regs* ctx, struct lane_key* key, struct lane* lane, u32 kind, u64 t_end,
+                        u32 ended_by, struct totals* end) {
     u64 id = lane->evidence;
-    struct evidence *e = id ? evidences.lookup(&id) : of_graph(key, lane);
+    struct evidence* e = id ? evidences.lookup(&id) : of_graph(key, lane);
 #ifdef EVENTS_RING
-    struct record *r = events.ringbuf_reserve(sizeof(struct record));
+    struct record* r = events.ringbuf_reserve(sizeof(struct record));
     if (!r) {
         count(kind == BEGIN ? BEGINS_LOST : STEPS_LOST);
-        if (kind != BEGIN)
-            add(LAUNCHES_LOST, end->launches - lane->base.launches);
+        if (kind != BEGIN) add(LAUNCHES_LOST, end->launches - lane->base.launches);
         return;
     }
 #else
     // Kernels without ring buffers run these programs with preemption off, so scratch memory is safe there.
     int zero = 0;
-    struct record *r = scratch.lookup(&zero);
-    if (!r)
-        return;
+    struct record* r = scratch.lookup(&zero);
+    if (!r) return;
 #endif
     __builtin_memset(r, 0, sizeof(*r));
     r->t_start = lane->t_open;
@@ -211,19 +185,15 @@ static inline void send(struct pt_regs *ctx, struct lane_key *key, struct lane *
     r->work.h2d = end->h2d - lane->base.h2d;
     r->work.d2h = end->d2h - lane->base.d2h;
     r->work.h2d_copies = end->h2d_copies - lane->base.h2d_copies;
-    if (e)
-        r->evidence = *e;
-    if (lane->kind == GRAPH && !id)
-        tell_graph(&r->evidence, lane, e != 0);
+    if (e) r->evidence = *e;
+    if (lane->kind == GRAPH && !id) tell_graph(&r->evidence, lane, e != 0);
 #ifdef EVENTS_RING
     events.ringbuf_submit(r, wake_for(kind == BEGIN, sizeof(struct record)));
-    if (kind != BEGIN)
-        count(STEPS_SENT);
+    if (kind != BEGIN) count(STEPS_SENT);
 #else
     if (events.perf_submit(ctx, r, sizeof(*r))) {
         count(kind == BEGIN ? BEGINS_LOST : STEPS_LOST);
-        if (kind != BEGIN)
-            add(LAUNCHES_LOST, r->work.launches);
+        if (kind != BEGIN) add(LAUNCHES_LOST, r->work.launches);
     } else if (kind != BEGIN) {
         count(STEPS_SENT);
     }
@@ -231,24 +201,20 @@ static inline void send(struct pt_regs *ctx, struct lane_key *key, struct lane *
 }
 
 // BEGINS: the tracer wants to know of steps that open.
-static inline void send_begin(struct pt_regs *ctx, struct lane_key *key, struct lane *lane, u64 now)
-{
-    if (BEGINS)
-        send(ctx, key, lane, BEGIN, now, FLEXNPU_STEP_NOT, &lane->base);
+static inline void send_begin(struct pt_regs* ctx, struct lane_key* key, struct lane* lane, u64 now) {
+    if (BEGINS) send(ctx, key, lane, BEGIN, now, FLEXNPU_STEP_NOT, &lane->base);
 }
 
 // Ends the running step at `end`; what came after belongs to the next one.
-static inline void close_step(struct pt_regs *ctx, struct lane_key *key, struct lane *lane, u64 t_end, u32 ended_by,
-                              struct totals *end)
-{
+static inline void close_step(struct pt_regs* ctx, struct lane_key* key, struct lane* lane, u64 t_end,
+                              u32 ended_by, struct totals* end) {
     u32 kind = lane->capturing ? CAPTURE : lane->kind == BETWEEN ? PLAIN : lane->kind;
     send(ctx, key, lane, kind, t_end, ended_by, end);
     if (lane->evidence) {
         u64 id = lane->evidence;
         evidences.delete(&id);
     }
-    if (lane->kind == EMBEDDING && t_end > lane->t_open)
-        lane->usual = t_end - lane->t_open;
+    if (lane->kind == EMBEDDING && t_end > lane->t_open) lane->usual = t_end - lane->t_open;
     lane->base = *end;
     lane->t_base = t_end;
     lane->seq += 1;
@@ -260,23 +226,21 @@ static inline void close_step(struct pt_regs *ctx, struct lane_key *key, struct 
 }
 
 // Ends whatever runs on the lane because something new begins, at `now`.
-static inline void close_for_next(struct pt_regs *ctx, struct lane_key *key, struct lane *lane, u32 ended_by, u64 now)
-{
-    if (lane->kind == BETWEEN)
-        return;  // what was launched between steps counts in the step that now begins
+static inline void close_for_next(struct pt_regs* ctx, struct lane_key* key, struct lane* lane, u32 ended_by,
+                                  u64 now) {
+    if (lane->kind == BETWEEN) return;  // what was launched between steps counts in the step that now begins
     if (lane->cand_t) {
         struct totals end = lane->cand;
         close_step(ctx, key, lane, lane->cand_t, FLEXNPU_STEP_BY_SYNC, &end);
     } else {
-        // Without a synchronise its last launch ends it; where launches are not seen, all that is known is that it is
-        // over by now.
+        // Without a synchronise its last launch ends it; where launches are not seen, all that is known is
+        // that it is over by now.
         struct totals end = lane->now;
         close_step(ctx, key, lane, is_counted(key->tgid) ? lane->t_last : now, ended_by, &end);
     }
 }
 
-static inline void open_step(struct lane *lane, u32 kind, u64 now, u64 evidence)
-{
+static inline void open_step(struct lane* lane, u32 kind, u64 now, u64 evidence) {
     lane->kind = kind;
     lane->evidence = evidence;
     lane->t_open = now;
@@ -285,8 +249,8 @@ static inline void open_step(struct lane *lane, u32 kind, u64 now, u64 evidence)
     lane->run_start = lane->now.launches + lane->now.graphs;
 }
 
-static inline void add_work(struct pt_regs *ctx, struct lane_key *key, struct lane *lane, u64 now, int graph)
-{
+static inline void add_work(struct pt_regs* ctx, struct lane_key* key, struct lane* lane, u64 now,
+                            int graph) {
     if (lane->kind == BETWEEN && is_counted(key->tgid)) {
         // Plain work without a synchronise is cut where the lane was idle.
         if (!lane->has_model && lane->t_open && lane->t_sync_in <= lane->t_sync_out &&
@@ -294,8 +258,7 @@ static inline void add_work(struct pt_regs *ctx, struct lane_key *key, struct la
             struct totals end = lane->now;
             close_step(ctx, key, lane, lane->t_last, FLEXNPU_STEP_BY_GAP, &end);
         }
-        if (!lane->t_open)
-            lane->t_open = now;
+        if (!lane->t_open) lane->t_open = now;
     }
     if (graph)
         __sync_fetch_and_add(&lane->now.graphs, 1);

@@ -2,34 +2,35 @@
 // Compiled behind shapes.c.
 
 // A program of its own for measuring what a hit costs: it does about what the others do.
-PROBE int on_calibrate(struct pt_regs *ctx)
+PROBE int on_calibrate(struct pt_regs* ctx)
 {
     u64 id = pid_tgid(), now = bpf_ktime_get_ns();
     hit(id, HIT_SYNC);
-    struct thread *t = threads.lookup(&id);
+    struct thread* t = threads.lookup(&id);
     if (t)
         t->stream = now;
     return 0;
 }
 
 // aclrtLaunchKernelWithHostArgs(func, blocks, stream, ...)
-PROBE int on_kernel_launch(struct pt_regs *ctx)
+PROBE int on_kernel_launch(struct pt_regs* ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_LAUNCH);
     struct lane_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM3(ctx)};
-    struct lane *lane = this_lane(&key);
+    struct lane* lane = this_lane(&key);
     if (lane)
         add_work(ctx, &key, lane, bpf_ktime_get_ns(), 0);
     return 0;
 }
 
 // Any operator's second call, aclnnXxx(workspace, size, executor, stream): the cookie says which.
-PROBE int on_operator(struct pt_regs *ctx)
+PROBE int on_operator(struct pt_regs* ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_OPERATOR);
-    struct operator_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM4(ctx), .operator = attach_cookie(ctx)};
+    struct operator_key key = {
+        .tgid = id >> 32, .stream = PT_REGS_PARM4(ctx), .operator = attach_cookie(ctx)};
     u64 zero = 0, *value = operators.lookup_or_try_init(&key, &zero);
     if (value)
         __sync_fetch_and_add(value, 1);
@@ -38,9 +39,9 @@ PROBE int on_operator(struct pt_regs *ctx)
     return 0;
 }
 
-// Position and token-type embeddings follow the token embedding within the same step, with smaller tables of their
-// own. One soon after the opening, whatever else the model asks about its inputs meanwhile.
-static inline int is_second_table(struct lane *lane, s64 rows, s64 columns, u64 now)
+// Position and token-type embeddings follow the token embedding within the same step, with smaller tables of
+// their own. One soon after the opening, whatever else the model asks about its inputs meanwhile.
+static inline int is_second_table(struct lane* lane, s64 rows, s64 columns, u64 now)
 {
     if (lane->kind != EMBEDDING || !rows || !lane->rows || (rows == lane->rows && columns == lane->columns))
         return 0;
@@ -48,19 +49,19 @@ static inline int is_second_table(struct lane *lane, s64 rows, s64 columns, u64 
 }
 
 // aclnnEmbedding(workspace, size, executor, stream)
-PROBE int on_embedding_second(struct pt_regs *ctx)
+PROBE int on_embedding_second(struct pt_regs* ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_EMBEDDING);
     u64 now = bpf_ktime_get_ns();
     struct handle_key executor = {.tgid = id >> 32, .handle = PT_REGS_PARM3(ctx)};
     struct lane_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM4(ctx)};
-    struct lane *lane = this_lane(&key);
+    struct lane* lane = this_lane(&key);
     if (!lane)
         return 0;
-    struct shape *known = executors.lookup(&executor);
+    struct shape* known = executors.lookup(&executor);
     u64 eid = known ? known->evidence : 0;
-    struct evidence *e = eid ? evidences.lookup(&eid) : 0;
+    struct evidence* e = eid ? evidences.lookup(&eid) : 0;
     if (known)
         known->evidence = 0;  // it is this step's, whatever is launched with the executor later
     if (known && !e) {
@@ -102,20 +103,20 @@ PROBE int on_embedding_second(struct pt_regs *ctx)
 }
 
 // aclmdlRIExecuteAsync(model, stream)
-PROBE int on_graph(struct pt_regs *ctx)
+PROBE int on_graph(struct pt_regs* ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_GRAPH);
     u64 now = bpf_ktime_get_ns();
     struct handle_key model = {.tgid = id >> 32, .handle = PT_REGS_PARM1(ctx)};
     struct lane_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM2(ctx)};
-    struct lane *lane = this_lane(&key);
-    struct thread *t = this_thread(id);
+    struct lane* lane = this_lane(&key);
+    struct thread* t = this_thread(id);
     if (!lane || !t)
         return 0;
-    struct evidence *learned = models.lookup(&model);
-    // A graph that holds its own embedding is a whole step. Of an unknown one, new input since the last synchronise
-    // says so; else it is a piece of the step that runs.
+    struct evidence* learned = models.lookup(&model);
+    // A graph that holds its own embedding is a whole step. Of an unknown one, new input since the last
+    // synchronise says so; else it is a piece of the step that runs.
     int whole = learned != 0;
     if (lane->kind == EMBEDDING && lane->cand_t && lane->now.h2d_copies > lane->cand.h2d_copies)
         whole = 1;
@@ -138,12 +139,12 @@ PROBE int on_graph(struct pt_regs *ctx)
 }
 
 // aclmdlRICaptureBegin(stream, mode)
-PROBE int on_capture_begin(struct pt_regs *ctx)
+PROBE int on_capture_begin(struct pt_regs* ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_CAPTURE);
     struct lane_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM1(ctx)};
-    struct lane *lane = this_lane(&key);
+    struct lane* lane = this_lane(&key);
     if (!lane)
         return 0;
     close_for_next(ctx, &key, lane, FLEXNPU_STEP_BY_GRAPH, bpf_ktime_get_ns());
@@ -152,11 +153,11 @@ PROBE int on_capture_begin(struct pt_regs *ctx)
 }
 
 // aclmdlRICaptureEnd(stream, aclmdlRI* model)
-PROBE int on_capture_end(struct pt_regs *ctx)
+PROBE int on_capture_end(struct pt_regs* ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_CAPTURE);
-    struct thread *t = this_thread(id);
+    struct thread* t = this_thread(id);
     if (!t)
         return 0;
     t->capture_stream = PT_REGS_PARM1(ctx);
@@ -164,22 +165,22 @@ PROBE int on_capture_end(struct pt_regs *ctx)
     return 0;
 }
 
-PROBE int on_capture_end_return(struct pt_regs *ctx)
+PROBE int on_capture_end_return(struct pt_regs* ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_CAPTURE);
-    struct thread *t = threads.lookup(&id);
+    struct thread* t = threads.lookup(&id);
     if (!t || !t->capture_model)
         return 0;
     struct handle_key model = {.tgid = id >> 32};
-    int failed = bpf_probe_read_user(&model.handle, sizeof(model.handle), (void *)t->capture_model);
+    int failed = bpf_probe_read_user(&model.handle, sizeof(model.handle), (void*)t->capture_model);
     t->capture_model = 0;
     struct lane_key key = {.tgid = id >> 32, .stream = t->capture_stream};
-    struct lane *lane = lanes.lookup(&key);
+    struct lane* lane = lanes.lookup(&key);
     if (!lane)
         return 0;
     u64 eid = lane->evidence;
-    struct evidence *e = eid ? evidences.lookup(&eid) : 0;
+    struct evidence* e = eid ? evidences.lookup(&eid) : 0;
     if (failed)
         count(BAD_READS);
     else if (PT_REGS_RC(ctx) == 0 && e && lane->kind == EMBEDDING)

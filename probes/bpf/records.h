@@ -1,13 +1,13 @@
-// What the step programs keep and tell: structures of their maps, the record of a step, counters. The tracer reads
-// this file, too (probes/steps/raw.py), so that each layout and each name stands once.
+// What the step programs keep and tell: structures of their maps, the record of a step, counters. The tracer
+// reads this file, too (probes/steps/raw.py), so that each layout and each name stands once.
 #pragma once
 
 #include "flexnpu/wire/step_record.h"
 
-#define TENSORS 4         // tensors remembered a thread: an embedding makes three
-#define ARRAY_VALUES 128  // values looked at in an integer array
-#define PROCESS_LANES 8   // lanes that one device synchronise ends
-#define ATTENTIONS 2      // attention calls looked at in a step: one kernel for prompts, one for tokens
+#define TENSORS 4             // tensors remembered a thread: an embedding makes three
+#define ARRAY_VALUES 128      // values looked at in an integer array
+#define PROCESS_LANES 8       // lanes that one device synchronise ends
+#define ATTENTIONS 2          // attention calls looked at in a step: one kernel for prompts, one for tokens
 #define PLAIN_WAIT_NS 100000  // a synchronise that waited so long waited for work that no probe saw
 
 #define ACL_INT32 3
@@ -65,10 +65,10 @@ struct evidence {
     u64 model;
     u32 ndim;
     u32 flags;
-    s64 dims[FLEXNPU_STEP_DIMS];   // of the embedding's indices
-    s64 rows, columns;    // of the embedding's table
+    s64 dims[FLEXNPU_STEP_DIMS];  // of the embedding's indices
+    s64 rows, columns;            // of the embedding's table
     u32 arrays;
-    u32 attentions;       // calls of attention operators that were looked at
+    u32 attentions;  // calls of attention operators that were looked at
     struct flexnpu_step_array array[FLEXNPU_STEP_ARRAYS];
     s64 query[FLEXNPU_STEP_DIMS];  // dimensions of an attention operator's query
     u32 query_ndim;
@@ -77,21 +77,21 @@ struct evidence {
 };
 
 struct thread {
-    u32 at;             // tensors made
+    u32 at;  // tensors made
     u32 in_sync;
     struct tensor tensor[TENSORS];
-    u64 evidence;       // id of the evidence that this thread's arrays belong to
-    u64 attention;      // the same id when an attention operator opened it
-    u64 first_call;     // executor** of a first call that has not returned
-    u64 stream;         // the last one that this thread synchronised or launched on
+    u64 evidence;    // id of the evidence that this thread's arrays belong to
+    u64 attention;   // the same id when an attention operator opened it
+    u64 first_call;  // executor** of a first call that has not returned
+    u64 stream;      // the last one that this thread synchronised or launched on
     u64 sync_stream;
     u64 capture_stream;
     u64 capture_model;  // aclmdlRI* of a capture end that has not returned
     u32 sync_kind;      // 1 stream, 2 device, 3 copy to the host
     u32 has_stream;
     u64 graph_stream;
-    u64 copying;        // address at which a copy was entered whose return will be probed
-    u32 updates;        // it launched a graph, on that stream: lengths that it passes now are of that step
+    u64 copying;  // address at which a copy was entered whose return will be probed
+    u32 updates;  // it launched a graph, on that stream: lengths that it passes now are of that step
     u32 pad;
 };
 
@@ -105,23 +105,23 @@ struct totals {
 };
 
 struct lane {
-    struct totals now;    // since the lane was first seen
-    struct totals base;   // at the running step's beginning
-    struct totals cand;   // at the synchronise that is taken to end it
+    struct totals now;   // since the lane was first seen
+    struct totals base;  // at the running step's beginning
+    struct totals cand;  // at the synchronise that is taken to end it
     u64 cand_t;
     u64 t_open, t_last, t_sync_in, t_sync_out;
-    u64 t_base;           // when the counting of the running step began: the end of the one before
-    u64 run_start;        // launches + graphs at the last synchronise
-    u64 run_longest;      // launches, or ns
-    u64 usual;            // ns from opening to end of the last model step
+    u64 t_base;       // when the counting of the running step began: the end of the one before
+    u64 run_start;    // launches + graphs at the last synchronise
+    u64 run_longest;  // launches, or ns
+    u64 usual;        // ns from opening to end of the last model step
     u64 seq;
-    u64 evidence;         // id; 0 for a graph's as long as it is that of its capture
-    u64 model;            // the graph that opened the step
-    s64 rows, columns;    // the table that opened it
+    u64 evidence;       // id; 0 for a graph's as long as it is that of its capture
+    u64 model;          // the graph that opened the step
+    s64 rows, columns;  // the table that opened it
     u32 kind;
     u32 has_model;
     u32 capturing;
-    u32 joined;           // an embedding was seen
+    u32 joined;  // an embedding was seen
 };
 
 struct record {
@@ -142,7 +142,8 @@ struct handle_key {
     u64 handle;
 };
 
-// What a first call showed, kept for second calls of a cached executor, whose first calls the program leaves out.
+// What a first call showed, kept for second calls of a cached executor, whose first calls the program leaves
+// out.
 struct shape {
     u64 evidence;  // id
     u32 ndim;

@@ -1,22 +1,22 @@
-// Programs that see shapes: where tensors and arrays are made, where embeddings and attention operators are asked for.
-// Compiled behind common.h.
+// Programs that see shapes: where tensors and arrays are made, where embeddings and attention operators are
+// asked for. Compiled behind common.h.
 
 // aclCreateTensor(const int64_t* dims, uint64_t n, aclDataType, ...)
-PROBE int on_create_tensor(struct pt_regs *ctx)
+PROBE int on_create_tensor(struct pt_regs* ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_TENSOR);
-    struct thread *t = this_thread(id);
+    struct thread* t = this_thread(id);
     if (!t)
         return 0;
-    struct tensor *made = &t->tensor[t->at & (TENSORS - 1)];
+    struct tensor* made = &t->tensor[t->at & (TENSORS - 1)];
     u64 n = PT_REGS_PARM2(ctx);
     made->ndim = n;
     made->dtype = PT_REGS_PARM3(ctx);
     t->at += 1;
     if (n > FLEXNPU_STEP_DIMS)
         n = FLEXNPU_STEP_DIMS;
-    if (n && bpf_probe_read_user(made->dims, n * sizeof(s64), (void *)PT_REGS_PARM1(ctx))) {
+    if (n && bpf_probe_read_user(made->dims, n * sizeof(s64), (void*)PT_REGS_PARM1(ctx))) {
         made->ndim = 0;
         count(BAD_READS);
     }
@@ -24,7 +24,7 @@ PROBE int on_create_tensor(struct pt_regs *ctx)
 }
 
 // Keeps an array of `n` lengths as evidence, unless it is no array of lengths.
-static inline int add_array(struct evidence *e, const s64 *values, u64 n, u32 role)
+static inline int add_array(struct evidence* e, const s64* values, u64 n, u32 role)
 {
     struct flexnpu_step_array a = {.n = n, .rising = 1};
     s64 before = 0;
@@ -54,7 +54,7 @@ static inline int add_array(struct evidence *e, const s64 *values, u64 n, u32 ro
     a.rising |= role << 8;
     // Every layer passes the same arrays again.
     for (u32 i = 0; i < FLEXNPU_STEP_ARRAYS; i++) {
-        struct flexnpu_step_array *old = &e->array[i];
+        struct flexnpu_step_array* old = &e->array[i];
         if (i >= e->arrays)
             break;
         if (old->n == a.n && old->first == a.first && old->last == a.last && old->sum == a.sum)
@@ -68,9 +68,10 @@ static inline int add_array(struct evidence *e, const s64 *values, u64 n, u32 ro
     return 0;
 }
 
-// The evidence that what this thread passes now belongs to, or 0. A graph's step gets one of its own when the first
-// length comes, for a task update: most never do, and making one costs more than all else in the launch.
-static inline struct evidence *running_evidence(u64 id, struct thread *t)
+// The evidence that what this thread passes now belongs to, or 0. A graph's step gets one of its own when the
+// first length comes, for a task update: most never do, and making one costs more than all else in the
+// launch.
+static inline struct evidence* running_evidence(u64 id, struct thread* t)
 {
     u64 eid = t->evidence;
     if (eid)
@@ -78,11 +79,11 @@ static inline struct evidence *running_evidence(u64 id, struct thread *t)
     if (!t->updates)
         return 0;
     struct lane_key key = {.tgid = id >> 32, .stream = t->graph_stream};
-    struct lane *lane = lanes.lookup(&key);
+    struct lane* lane = lanes.lookup(&key);
     if (!lane || lane->kind != GRAPH || lane->evidence)
         return 0;
-    struct evidence *learned = of_graph(&key, lane);
-    struct evidence *e = new_evidence(&eid, learned);
+    struct evidence* learned = of_graph(&key, lane);
+    struct evidence* e = new_evidence(&eid, learned);
     if (!e)
         return 0;
     tell_graph(e, lane, learned != 0);
@@ -92,23 +93,23 @@ static inline struct evidence *running_evidence(u64 id, struct thread *t)
 }
 
 // aclCreateIntArray(const int64_t* values, uint64_t n)
-PROBE int on_create_int_array(struct pt_regs *ctx)
+PROBE int on_create_int_array(struct pt_regs* ctx)
 {
     u64 n = PT_REGS_PARM2(ctx);
-    const s64 *values = (const s64 *)PT_REGS_PARM1(ctx);
+    const s64* values = (const s64*)PT_REGS_PARM1(ctx);
     u64 id = pid_tgid();
     hit(id, HIT_ARRAY);
     if (n == 0)
         return 0;
-    struct thread *t = threads.lookup(&id);
-    struct evidence *e = t ? running_evidence(id, t) : 0;
+    struct thread* t = threads.lookup(&id);
+    struct evidence* e = t ? running_evidence(id, t) : 0;
     if (!e)
         return 0;
     return add_array(e, values, n, FLEXNPU_STEP_NO_ROLE);
 }
 
 // Reads an aclTensor's dimensions and data type by the learned layout. Non-zero when that fails.
-static inline int read_tensor(struct layout *l, u64 object, struct tensor *to)
+static inline int read_tensor(struct layout* l, u64 object, struct tensor* to)
 {
     u64 values = 0;
     u32 n = 0;
@@ -117,13 +118,14 @@ static inline int read_tensor(struct layout *l, u64 object, struct tensor *to)
     to->ndim = n;
     if (n > FLEXNPU_STEP_DIMS)
         n = FLEXNPU_STEP_DIMS;
-    return n && bpf_probe_read_user(to->dims, n * sizeof(s64), (void *)values);
+    return n && bpf_probe_read_user(to->dims, n * sizeof(s64), (void*)values);
 }
 
-// What the three tensors of an embedding tell. The order is known when they were read from the arguments; tensors
-// remembered from their making came in an order that the program's compiler chose: the indices are the integers among
-// them, the table is the one with two dimensions, the result has one more than the indices.
-static inline void note_embedding(struct evidence *e, struct tensor *made, s64 *out_last, u32 *out_ndim)
+// What the three tensors of an embedding tell. The order is known when they were read from the arguments;
+// tensors remembered from their making came in an order that the program's compiler chose: the indices are
+// the integers among them, the table is the one with two dimensions, the result has one more than the
+// indices.
+static inline void note_embedding(struct evidence* e, struct tensor* made, s64* out_last, u32* out_ndim)
 {
     if (made->dtype == ACL_INT64 || made->dtype == ACL_INT32) {
         if (!(e->flags & FLEXNPU_STEP_HAS_INDICES)) {
@@ -145,21 +147,21 @@ static inline void note_embedding(struct evidence *e, struct tensor *made, s64 *
 }
 
 // aclnnEmbeddingGetWorkspaceSize(weight, indices, out, uint64_t* size, aclOpExecutor** executor)
-PROBE int on_embedding_first(struct pt_regs *ctx)
+PROBE int on_embedding_first(struct pt_regs* ctx)
 {
     u64 id = pid_tgid(), tgid = id >> 32;
     hit(id, HIT_EMBEDDING_FIRST);
-    struct thread *t = this_thread(id);
+    struct thread* t = this_thread(id);
     if (!t)
         return 0;
     u64 eid = 0;
-    struct evidence *e = new_evidence(&eid, 0);
+    struct evidence* e = new_evidence(&eid, 0);
     if (!e)
         return 0;
     e->t_first = bpf_ktime_get_ns();
     s64 out_last = 0;
     u32 out_ndim = 0;
-    struct layout *l = layouts.lookup(&tgid);
+    struct layout* l = layouts.lookup(&tgid);
     if (l && l->has_tensor) {
         struct tensor made = {};
         if (read_tensor(l, PT_REGS_PARM1(ctx), &made))
@@ -190,39 +192,39 @@ PROBE int on_embedding_first(struct pt_regs *ctx)
     return 0;
 }
 
-PROBE int on_embedding_first_return(struct pt_regs *ctx)
+PROBE int on_embedding_first_return(struct pt_regs* ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_EMBEDDING_RETURN);
-    struct thread *t = threads.lookup(&id);
+    struct thread* t = threads.lookup(&id);
     if (!t || !t->first_call)
         return 0;
     struct handle_key key = {.tgid = id >> 32};
-    int failed = bpf_probe_read_user(&key.handle, sizeof(key.handle), (void *)t->first_call);
+    int failed = bpf_probe_read_user(&key.handle, sizeof(key.handle), (void*)t->first_call);
     t->first_call = 0;
     if (failed) {
         count(BAD_READS);
         return 0;
     }
     u64 eid = t->evidence;
-    struct evidence *e = eid ? evidences.lookup(&eid) : 0;
+    struct evidence* e = eid ? evidences.lookup(&eid) : 0;
     if (PT_REGS_RC(ctx) == 0 && e) {
-        struct shape shape = {.evidence = eid, .ndim = e->ndim, .flags = e->flags, .rows = e->rows,
-                              .columns = e->columns};
+        struct shape shape = {
+            .evidence = eid, .ndim = e->ndim, .flags = e->flags, .rows = e->rows, .columns = e->columns};
         __builtin_memcpy(shape.dims, e->dims, sizeof(shape.dims));
         executors.update(&key, &shape);
     }
     return 0;
 }
 
-// Arguments of integer class from the sixth on, at a function's first instruction. Read at once: the verifier allows
-// reading the context only at fixed offsets, of which the compiler would make a choice.
+// Arguments of integer class from the sixth on, at a function's first instruction. Read at once: the verifier
+// allows reading the context only at fixed offsets, of which the compiler would make a choice.
 struct arguments {
     u64 fifth, sixth, seventh;  // numbers from 0; the last two in registers on aarch64 alone
     u64 stack;
 };
 
-static inline void read_arguments(struct pt_regs *ctx, struct arguments *a)
+static inline void read_arguments(struct pt_regs* ctx, struct arguments* a)
 {
     u64 fifth = PT_REGS_PARM6(ctx), stack = PT_REGS_SP(ctx);
     asm volatile("" : "+r"(fifth), "+r"(stack));
@@ -238,7 +240,7 @@ static inline void read_arguments(struct pt_regs *ctx, struct arguments *a)
 #endif
 }
 
-static inline u64 argument(struct arguments *a, u32 n)
+static inline u64 argument(struct arguments* a, u32 n)
 {
     u64 value = 0;
     if (n == 5)
@@ -249,12 +251,12 @@ static inline u64 argument(struct arguments *a, u32 n)
     if (n == 7)
         return a->seventh;
 #endif
-    if (bpf_probe_read_user(&value, sizeof(value), (void *)(a->stack + (u64)n * 8)))
+    if (bpf_probe_read_user(&value, sizeof(value), (void*)(a->stack + (u64)n * 8)))
         count(BAD_READS);
     return value;
 }
 
-static inline void add_lengths(struct layout *l, struct evidence *e, u64 object, u32 role)
+static inline void add_lengths(struct layout* l, struct evidence* e, u64 object, u32 role)
 {
     u64 values = 0;
     u32 n = 0;
@@ -263,21 +265,21 @@ static inline void add_lengths(struct layout *l, struct evidence *e, u64 object,
     if (find_vector(&l->ints, object, &values, &n))
         count(BAD_READS);
     else if (n)
-        add_array(e, (const s64 *)values, n, role);
+        add_array(e, (const s64*)values, n, role);
 }
 
-// The first call of an attention operator: (query, ...), with arrays of sequence lengths and the name of the query's
-// layout where the cookie says: bits 0-7, 8-15 and 16-23 are the arguments' numbers, 0 for none. All but the first
-// calls of a step return at once. Where no embedding opened a step, the attention tells that there is one, on the lane
-// that its thread waits for next.
-PROBE int on_attention_first(struct pt_regs *ctx)
+// The first call of an attention operator: (query, ...), with arrays of sequence lengths and the name of the
+// query's layout where the cookie says: bits 0-7, 8-15 and 16-23 are the arguments' numbers, 0 for none. All
+// but the first calls of a step return at once. Where no embedding opened a step, the attention tells that
+// there is one, on the lane that its thread waits for next.
+PROBE int on_attention_first(struct pt_regs* ctx)
 {
     u64 id = pid_tgid(), tgid = id >> 32;
     hit(id, HIT_ATTENTION);
-    struct thread *t = this_thread(id);
+    struct thread* t = this_thread(id);
     if (!t)
         return 0;
-    struct evidence *e = running_evidence(id, t);
+    struct evidence* e = running_evidence(id, t);
     if (e && e->attentions >= ATTENTIONS)
         return 0;
     if (!e) {
@@ -290,7 +292,7 @@ PROBE int on_attention_first(struct pt_regs *ctx)
         t->attention = eid;
     }
     e->attentions += 1;
-    struct layout *l = layouts.lookup(&tgid);
+    struct layout* l = layouts.lookup(&tgid);
     if (!l)
         return 0;
     if (l->has_tensor && !(e->flags & FLEXNPU_STEP_HAS_QUERY)) {
@@ -312,7 +314,7 @@ PROBE int on_attention_first(struct pt_regs *ctx)
     if (name) {
         u64 text = argument(&a, name);
         if (text)
-            bpf_probe_read_user_str(e->query_layout, sizeof(e->query_layout), (void *)text);
+            bpf_probe_read_user_str(e->query_layout, sizeof(e->query_layout), (void*)text);
     }
     if (l->has_int_array) {
         if (lengths)

@@ -1,14 +1,14 @@
-// What the loader tells the step programs. In an object these are constants that it fills in, so that the kernel leaves
-// out what they rule out; bcc is given macros of the same names (-DGAP_NS=...).
+// What the loader tells the step programs. In an object these are constants that it fills in, so that the
+// kernel leaves out what they rule out; bcc is given macros of the same names (-DGAP_NS=...).
 #pragma once
 
 #include "platform.h"
 
 #ifdef FLEXNPU_CORE
 struct options {
-    u64 gap_ns;       // silence that ends a plain step
-    u64 ring_pages;   // size of the ring
-    u64 pidns_dev;    // the tracer's process namespace, 0 where it is the first one
+    u64 gap_ns;      // silence that ends a plain step
+    u64 ring_pages;  // size of the ring
+    u64 pidns_dev;   // the tracer's process namespace, 0 where it is the first one
     u64 pidns_ino;
     u32 begins;       // steps that open are told, too
     u32 has_cookies;  // the kernel has bpf_get_attach_cookie for these probes

@@ -1,9 +1,9 @@
 // The traffic of HTTP connections of chosen processes, from syscall tracepoints.
 //
-// A connection is an fd of a target on which a read began with an HTTP method, or which accept returned; all other
-// fds cost one or two map look-ups a call and nothing in user space. Of each call a bounded prefix is copied to the
-// ring buffer, in slices, each with its offset in the direction's byte stream: whoever reads the slices sees every
-// hole, be it a copy limit or a full ring.
+// A connection is an fd of a target on which a read began with an HTTP method, or which accept returned; all
+// other fds cost one or two map look-ups a call and nothing in user space. Of each call a bounded prefix is
+// copied to the ring buffer, in slices, each with its offset in the direction's byte stream: whoever reads
+// the slices sees every hole, be it a copy limit or a full ring.
 #include "wire_options.h"
 
 #include "pid.h"
@@ -36,7 +36,7 @@ BPF_RINGBUF_OUTPUT(records, RING_PAGES);
 
 static __always_inline void lose(int what, u64 n)
 {
-    u64 *count = losses.lookup(&what);
+    u64* count = losses.lookup(&what);
     if (count)
         *count += n;
 }
@@ -52,12 +52,12 @@ static __always_inline u64 connection_key(u64 id, u32 fd)
     return (id >> 32 << 32) | fd;
 }
 
-static __always_inline void emit(struct record *r, u32 length)
+static __always_inline void emit(struct record* r, u32 length)
 {
-    // The reader drains on a timer. A wake-up for each record would cost more than the record, so only bursts that
-    // could fill the ring wake it.
+    // The reader drains on a timer. A wake-up for each record would cost more than the record, so only bursts
+    // that could fill the ring wake it.
     int zero = 0;
-    u64 *burst = bursts.lookup(&zero);
+    u64* burst = bursts.lookup(&zero);
     u64 flags = BPF_RB_NO_WAKEUP;
     if (length > SLICE)
         length = SLICE;
@@ -72,10 +72,10 @@ static __always_inline void emit(struct record *r, u32 length)
         lose(WIRE_LOST, 1);
 }
 
-static __always_inline void emit_mark(u64 id, u32 fd, struct connection *c, u8 kind)
+static __always_inline void emit_mark(u64 id, u32 fd, struct connection* c, u8 kind)
 {
     int zero = 0;
-    struct record *r = scratch.lookup(&zero);
+    struct record* r = scratch.lookup(&zero);
     if (!r)
         return;
     r->t = bpf_ktime_get_ns();
@@ -93,11 +93,11 @@ static __always_inline void emit_mark(u64 id, u32 fd, struct connection *c, u8 k
     emit(r, 0);
 }
 
-static __always_inline void emit_data(u64 id, struct call *call, struct connection *c, u64 t, u64 total)
+static __always_inline void emit_data(u64 id, struct call* call, struct connection* c, u64 t, u64 total)
 {
     int zero = 0;
-    struct record *r = scratch.lookup(&zero);
-    struct walk *w = walks.lookup(&zero);
+    struct record* r = scratch.lookup(&zero);
+    struct walk* w = walks.lookup(&zero);
     if (!r || !w)
         return;
     r->t = t;
@@ -123,7 +123,8 @@ static __always_inline void emit_data(u64 id, struct call *call, struct connecti
             break;
         if (!w->part) {
             struct user_iovec v = {};
-            if (w->entry >= call->count || bpf_probe_read_user(&v, sizeof(v), (void *)(call->addr + w->entry * sizeof(v))))
+            if (w->entry >= call->count ||
+                bpf_probe_read_user(&v, sizeof(v), (void*)(call->addr + w->entry * sizeof(v))))
                 break;
             w->entry++;
             w->at = v.base;
@@ -136,7 +137,7 @@ static __always_inline void emit_data(u64 id, struct call *call, struct connecti
             continue;
         r->offset = w->offset;
         r->span = n;
-        if (bpf_probe_read_user(r->data, n, (void *)w->at)) {
+        if (bpf_probe_read_user(r->data, n, (void*)w->at)) {
             lose(WIRE_UNREADABLE_BYTES, n);
             r->length = 0;
             emit(r, 0);
@@ -159,38 +160,41 @@ static __always_inline void emit_data(u64 id, struct call *call, struct connecti
 }
 
 // What bytes begin like: 0 an HTTP/1 request, else what they are counted as.
-static __always_inline int looks_like(struct call *call, u64 total)
+static __always_inline int looks_like(struct call* call, u64 total)
 {
     u64 at = call->addr;
     if (call->vector) {
         struct user_iovec v = {};
-        if (bpf_probe_read_user(&v, sizeof(v), (void *)at))
+        if (bpf_probe_read_user(&v, sizeof(v), (void*)at))
             return WIRE_UNSUPPORTED;
         at = v.base;
         if (v.len < total)
             total = v.len;
     }
     char b[4] = {};
-    if (total < 4 || bpf_probe_read_user(b, sizeof(b), (void *)at))
+    if (total < 4 || bpf_probe_read_user(b, sizeof(b), (void*)at))
         return WIRE_UNSUPPORTED;
     if (b[0] == 0x16 && b[1] == 3)
         return WIRE_TLS;
     if (b[0] == 'P' && b[1] == 'R' && b[2] == 'I' && b[3] == ' ')
         return WIRE_HTTP2;
-    int request = (b[0] == 'P' && b[1] == 'O' && b[2] == 'S' && b[3] == 'T') || (b[0] == 'G' && b[1] == 'E' && b[2] == 'T' && b[3] == ' ') ||
-           (b[0] == 'P' && b[1] == 'U' && b[2] == 'T' && b[3] == ' ') || (b[0] == 'H' && b[1] == 'E' && b[2] == 'A' && b[3] == 'D') ||
-           (b[0] == 'D' && b[1] == 'E' && b[2] == 'L' && b[3] == 'E') || (b[0] == 'O' && b[1] == 'P' && b[2] == 'T' && b[3] == 'I') ||
-           (b[0] == 'P' && b[1] == 'A' && b[2] == 'T' && b[3] == 'C');
+    int request = (b[0] == 'P' && b[1] == 'O' && b[2] == 'S' && b[3] == 'T') ||
+                  (b[0] == 'G' && b[1] == 'E' && b[2] == 'T' && b[3] == ' ') ||
+                  (b[0] == 'P' && b[1] == 'U' && b[2] == 'T' && b[3] == ' ') ||
+                  (b[0] == 'H' && b[1] == 'E' && b[2] == 'A' && b[3] == 'D') ||
+                  (b[0] == 'D' && b[1] == 'E' && b[2] == 'L' && b[3] == 'E') ||
+                  (b[0] == 'O' && b[1] == 'P' && b[2] == 'T' && b[3] == 'I') ||
+                  (b[0] == 'P' && b[1] == 'A' && b[2] == 'T' && b[3] == 'C');
     return request ? 0 : WIRE_UNSUPPORTED;
 }
 
-static __always_inline int enter(struct enter_ctx *ctx, u8 direction, u64 addr, u64 count, u8 vector)
+static __always_inline int enter(struct enter_ctx* ctx, u8 direction, u64 addr, u64 count, u8 vector)
 {
     u64 id = pid_tgid();
     if (!is_target(id))
         return 0;
     u64 key = connection_key(id, ctx->args[0]);
-    struct connection *c = connections.lookup(&key);
+    struct connection* c = connections.lookup(&key);
     if (direction == OUT && (!c || c->state != HTTP))
         return 0;
     if (c && c->state == OTHER)
@@ -207,27 +211,45 @@ static __always_inline int enter(struct enter_ctx *ctx, u8 direction, u64 addr, 
     return 0;
 }
 
-static __always_inline int enter_message(struct enter_ctx *ctx, u8 direction)
+static __always_inline int enter_message(struct enter_ctx* ctx, u8 direction)
 {
     if (!is_target(pid_tgid()))
         return 0;
     struct user_msg m = {};
-    if (bpf_probe_read_user(&m, sizeof(m), (void *)ctx->args[1]))
+    if (bpf_probe_read_user(&m, sizeof(m), (void*)ctx->args[1]))
         return 0;
     return enter(ctx, direction, m.iov, m.iov_len, 1);
 }
 
-SYSCALL int enter_read(struct enter_ctx *ctx) { return enter(ctx, IN, ctx->args[1], ctx->args[2], 0); }
-SYSCALL int enter_readv(struct enter_ctx *ctx) { return enter(ctx, IN, ctx->args[1], ctx->args[2], 1); }
-SYSCALL int enter_recvmsg(struct enter_ctx *ctx) { return enter_message(ctx, IN); }
-SYSCALL int enter_write(struct enter_ctx *ctx) { return enter(ctx, OUT, ctx->args[1], ctx->args[2], 0); }
-SYSCALL int enter_writev(struct enter_ctx *ctx) { return enter(ctx, OUT, ctx->args[1], ctx->args[2], 1); }
-SYSCALL int enter_sendmsg(struct enter_ctx *ctx) { return enter_message(ctx, OUT); }
+SYSCALL int enter_read(struct enter_ctx* ctx)
+{
+    return enter(ctx, IN, ctx->args[1], ctx->args[2], 0);
+}
+SYSCALL int enter_readv(struct enter_ctx* ctx)
+{
+    return enter(ctx, IN, ctx->args[1], ctx->args[2], 1);
+}
+SYSCALL int enter_recvmsg(struct enter_ctx* ctx)
+{
+    return enter_message(ctx, IN);
+}
+SYSCALL int enter_write(struct enter_ctx* ctx)
+{
+    return enter(ctx, OUT, ctx->args[1], ctx->args[2], 0);
+}
+SYSCALL int enter_writev(struct enter_ctx* ctx)
+{
+    return enter(ctx, OUT, ctx->args[1], ctx->args[2], 1);
+}
+SYSCALL int enter_sendmsg(struct enter_ctx* ctx)
+{
+    return enter_message(ctx, OUT);
+}
 
-SYSCALL int exit_transfer(struct exit_ctx *ctx)
+SYSCALL int exit_transfer(struct exit_ctx* ctx)
 {
     u64 id = pid_tgid();
-    struct call *saved = calls.lookup(&id);
+    struct call* saved = calls.lookup(&id);
     if (!saved)
         return 0;
     struct call call = *saved;
@@ -235,7 +257,7 @@ SYSCALL int exit_transfer(struct exit_ctx *ctx)
     if (ctx->ret <= 0)
         return 0;
     u64 key = connection_key(id, call.fd);
-    struct connection *c = connections.lookup(&key);
+    struct connection* c = connections.lookup(&key);
     if (!c) {
         if (call.direction == OUT || looks_like(&call, ctx->ret))
             return 0;
@@ -271,7 +293,7 @@ SYSCALL int exit_transfer(struct exit_ctx *ctx)
 static __always_inline void forget(u64 id, u32 fd)
 {
     u64 key = connection_key(id, fd);
-    struct connection *c = connections.lookup(&key);
+    struct connection* c = connections.lookup(&key);
     if (!c)
         return;
     if (c->state == HTTP)
@@ -279,7 +301,7 @@ static __always_inline void forget(u64 id, u32 fd)
     connections.delete(&key);
 }
 
-SYSCALL int exit_accept(struct exit_ctx *ctx)
+SYSCALL int exit_accept(struct exit_ctx* ctx)
 {
     u64 id = pid_tgid();
     if (ctx->ret < 0 || !is_target(id))
@@ -295,7 +317,7 @@ SYSCALL int exit_accept(struct exit_ctx *ctx)
     return 0;
 }
 
-SYSCALL int enter_close(struct enter_ctx *ctx)
+SYSCALL int enter_close(struct enter_ctx* ctx)
 {
     u64 id = pid_tgid();
     if (is_target(id))

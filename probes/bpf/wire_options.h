@@ -26,7 +26,7 @@ struct sock {
 struct tcp_sock {
     u32 snd_nxt, write_seq;
 } RELOCATED;
-#define OFFSET_OF(type, member) __builtin_preserve_field_info(((struct type *)0)->member, 0)
+#define OFFSET_OF(type, member) __builtin_preserve_field_info(((struct type*)0)->member, 0)
 #define SOCK_FAMILY OFFSET_OF(sock, __sk_common.skc_family)
 #define SOCK_PROTOCOL OFFSET_OF(sock, sk_protocol)
 #define TCP_SND_NXT OFFSET_OF(tcp_sock, snd_nxt)

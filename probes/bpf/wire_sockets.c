@@ -1,9 +1,9 @@
-// Raw tracepoints of TCP sockets, which date what the calls of wire.c read and wrote: a read by when its first byte
-// reached the socket rather than by when the program came round to it, and what a write left unsent (Nagle's algorithm,
-// a full window) by the acknowledgement that let it go.
+// Raw tracepoints of TCP sockets, which date what the calls of wire.c read and wrote: a read by when its
+// first byte reached the socket rather than by when the program came round to it, and what a write left
+// unsent (Nagle's algorithm, a full window) by the acknowledgement that let it go.
 //
-// SOCKET_TIME: the tracepoints of `_SOCKET_TIME` in wire.py exist, and SOCK_FAMILY, SOCK_PROTOCOL, TCP_WRITE_SEQ and
-// TCP_SND_NXT are offsets in this kernel's struct tcp_sock.
+// SOCKET_TIME: the tracepoints of `_SOCKET_TIME` in wire.py exist, and SOCK_FAMILY, SOCK_PROTOCOL,
+// TCP_WRITE_SEQ and TCP_SND_NXT are offsets in this kernel's struct tcp_sock.
 
 #ifdef SOCKET_TIME
 // Sockets that have unsent bytes of a traced connection, by address.
@@ -19,22 +19,22 @@ LRU_HASH(holdings, u64, struct holding, 16384);
 
 BPF_PERCPU_ARRAY(marks, struct mark, 1);
 
-// When the oldest unread data of a socket arrived, by the socket's address. Sockets of all processes are in it, since
-// data may arrive before anyone has read from the socket and thereby shown whose it is.
+// When the oldest unread data of a socket arrived, by the socket's address. Sockets of all processes are in
+// it, since data may arrive before anyone has read from the socket and thereby shown whose it is.
 LRU_HASH(ready, u64, u64, 16384);
 
-// These run in interrupts, amid the programs above too. A program on a plain tracepoint is passed over while another
-// one runs on the CPU; one on a raw tracepoint is not, but is given nothing except the socket.
+// These run in interrupts, amid the programs above too. A program on a plain tracepoint is passed over while
+// another one runs on the CPU; one on a raw tracepoint is not, but is given nothing except the socket.
 static __always_inline int is_tcp(u64 sock)
 {
     u16 family = 0, protocol = 0;
-    if (bpf_probe_read_kernel(&family, sizeof(family), (void *)(sock + SOCK_FAMILY)) ||
-        bpf_probe_read_kernel(&protocol, sizeof(protocol), (void *)(sock + SOCK_PROTOCOL)))
+    if (bpf_probe_read_kernel(&family, sizeof(family), (void*)(sock + SOCK_FAMILY)) ||
+        bpf_probe_read_kernel(&protocol, sizeof(protocol), (void*)(sock + SOCK_PROTOCOL)))
         return 0;
     return (family == 2 || family == 10) && protocol == 6;
 }
 
-RAW int on_sk_data_ready(struct bpf_raw_tracepoint_args *ctx)
+RAW int on_sk_data_ready(struct bpf_raw_tracepoint_args* ctx)
 {
     u64 sock = ctx->args[0];
     if (is_tcp(sock) && !ready.lookup(&sock)) {
@@ -44,23 +44,23 @@ RAW int on_sk_data_ready(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
-RAW int on_sock_recv_length(struct bpf_raw_tracepoint_args *ctx)
+RAW int on_sock_recv_length(struct bpf_raw_tracepoint_args* ctx)
 {
     u64 sock = ctx->args[0];
     if ((int)ctx->args[1] <= 0 || ctx->args[2] & 2 /* MSG_PEEK */)
         return 0;
-    u64 *arrived = ready.lookup(&sock);
+    u64* arrived = ready.lookup(&sock);
     if (!arrived)
         return 0;
     u64 id = pid_tgid();
-    struct call *call = calls.lookup(&id);
+    struct call* call = calls.lookup(&id);
     if (call && call->direction == IN)
         call->arrived = *arrived;
     ready.delete(&sock);
     return 0;
 }
 
-RAW int on_tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
+RAW int on_tcp_destroy_sock(struct bpf_raw_tracepoint_args* ctx)
 {
     u64 sock = ctx->args[0];
     ready.delete(&sock);
@@ -68,10 +68,10 @@ RAW int on_tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
-RAW int on_sock_send_length(struct bpf_raw_tracepoint_args *ctx)
+RAW int on_sock_send_length(struct bpf_raw_tracepoint_args* ctx)
 {
     u64 id = pid_tgid();
-    struct call *call = calls.lookup(&id);
+    struct call* call = calls.lookup(&id);
     if (!call || call->direction != OUT)
         return 0;
     u32 written = 0, next = 0;
@@ -79,15 +79,15 @@ RAW int on_sock_send_length(struct bpf_raw_tracepoint_args *ctx)
     int bytes = ctx->args[1];
     if (bytes <= 0 || !is_tcp(sock))
         return 0;
-    if (bpf_probe_read_kernel(&written, sizeof(written), (void *)(sock + TCP_WRITE_SEQ)) ||
-        bpf_probe_read_kernel(&next, sizeof(next), (void *)(sock + TCP_SND_NXT)))
+    if (bpf_probe_read_kernel(&written, sizeof(written), (void*)(sock + TCP_WRITE_SEQ)) ||
+        bpf_probe_read_kernel(&next, sizeof(next), (void*)(sock + TCP_SND_NXT)))
         return 0;
     if (written == next) {
         holdings.delete(&sock);
         return 0;
     }
     u64 key = connection_key(id, call->fd);
-    struct connection *c = connections.lookup(&key);
+    struct connection* c = connections.lookup(&key);
     if (!c)
         return 0;
     struct holding h = {};
@@ -99,25 +99,25 @@ RAW int on_sock_send_length(struct bpf_raw_tracepoint_args *ctx)
     holdings.update(&sock, &h);
     // Look again: an acknowledgement that came before the entry was there has shown itself to nobody.
     call->kept = bpf_ktime_get_ns();
-    if (bpf_probe_read_kernel(&next, sizeof(next), (void *)(sock + TCP_SND_NXT)))
+    if (bpf_probe_read_kernel(&next, sizeof(next), (void*)(sock + TCP_SND_NXT)))
         return 0;
     call->unsent = written - next;
     return 0;
 }
 
 // A segment of the peer's has come and is about to be processed. What is unsent now goes with it or later.
-RAW int on_tcp_probe(struct bpf_raw_tracepoint_args *ctx)
+RAW int on_tcp_probe(struct bpf_raw_tracepoint_args* ctx)
 {
     u64 sock = ctx->args[0];
     u32 next = 0;
-    struct holding *h = holdings.lookup(&sock);
+    struct holding* h = holdings.lookup(&sock);
     if (!h)
         return 0;
     int zero = 0;
-    struct mark *m = marks.lookup(&zero);
+    struct mark* m = marks.lookup(&zero);
     if (!m)
         return 0;
-    if (bpf_probe_read_kernel(&next, sizeof(next), (void *)(sock + TCP_SND_NXT)))
+    if (bpf_probe_read_kernel(&next, sizeof(next), (void*)(sock + TCP_SND_NXT)))
         return 0;
     s32 left = h->seq - next;
     m->t = bpf_ktime_get_ns();

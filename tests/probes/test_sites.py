@@ -226,7 +226,7 @@ def test_the_arguments_that_programs_read() -> None:
     """Against the source: a program reads what it names, itself or by a function that it calls first."""
     folder = Path(__file__).parents[2] / "probes" / "bpf"
     source = "".join(path.read_text() for path in sorted(folder.glob("*.c")))
-    bodies = re.findall(r"^PROBE int (on_\w+)\(struct pt_regs \*ctx\)\n\{\n(.*?)^\}", source, re.M | re.S)
+    bodies = re.findall(r"^PROBE int (on_\w+)\(struct pt_regs ?\* ?ctx\)\s*\{\n(.*?)^\}", source, re.M | re.S)
     read = {name: {int(n) - 1 for n in re.findall(r"PT_REGS_PARM(\d)", body)} for name, body in bodies}
     assert len(read) > 10
     for name, numbers in read.items():
