@@ -191,7 +191,9 @@ def command(
       --wire makes each read, write, send and receive of any process on the machine
       some 1 us longer, a write of a streamed answer 4 to 15 us (measured). Attaching
       and detaching take some 0.1 s each, 2 to 4 s with --wire, and the process goes
-      on running meanwhile.
+      on running meanwhile. Until its first step this program takes 0.6 to 0.8 s of CPU,
+      and 23 MiB of memory; 5 MiB more with tables, 8 with --wire. With bcc it is
+      5.6 s and 150 MiB (flexnpu bench attach).
 
     \b
     ENVIRONMENT

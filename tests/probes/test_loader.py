@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,27 @@ def test_bcc_gets_all_of_a_source_once() -> None:
     for path in ("common.h", "shapes.c", "openings.c", "endings.c", "client.c", "step_record.h"):
         assert text.count(f'#line 1 "{path}"') == 1, path
     assert dataclasses.is_dataclass(Request)
+
+
+@pytest.mark.parametrize("processor", ["x86", "arm64"])
+@pytest.mark.parametrize(
+    "source", [loader.STEPS, loader.WIRE, loader.COUNTERS], ids=lambda source: source.name
+)
+def test_the_objects_compile_for_both_processors(tmp_path: Path, source: Source, processor: str) -> None:
+    """Without any header but ours, and to helpers' calls alone: nothing is called by a pointer."""
+    if shutil.which("clang") is None:
+        pytest.skip("no clang")
+    made = tmp_path / "object.o"
+    flags = [
+        "-DFLEXNPU_BPF",
+        "-DFLEXNPU_CORE",
+        f"-D__TARGET_ARCH_{processor}",
+        "-nostdinc",
+        f"-I{loader.ROOT}",
+    ]
+    command = ["clang", "-target", "bpf", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
+    subprocess.run([*command, *flags, "-c", str(source.path), "-o", str(made)], check=True, timeout=120)
+    symbols = subprocess.run(
+        ["nm", str(made)], capture_output=True, text=True, timeout=60, check=False
+    ).stdout
+    assert " U " not in symbols
