@@ -13,25 +13,24 @@ from typing import NoReturn
 import click
 
 from flexnpu.console.output import say
-from flexnpu.control import paths
-from probes.feed.recording import RecordingError
-from probes.feed.socket import FeedError
-from probes.host.engine import EngineError
-from probes.host.selection import SelectionError
-from probes.placing.attach import AttachError
-from probes.placing.symbols import ProcessGone
-from probes.steps.tracer import TracerError
 
 _FAILURES = (
-    TracerError,
-    AttachError,
-    FeedError,
-    SelectionError,
-    RecordingError,
-    EngineError,
-    ProcessGone,
-    paths.NoRunDirError,
+    ("probes.steps.tracer", "TracerError"),
+    ("probes.placing.attach", "AttachError"),
+    ("probes.placing.symbols", "ProcessGone"),
+    ("probes.feed.socket", "FeedError"),
+    ("probes.feed.recording", "RecordingError"),
+    ("probes.host.selection", "SelectionError"),
+    ("probes.host.engine", "EngineError"),
+    ("probes.requests.wire", "WireError"),
+    ("flexnpu.control.paths", "NoRunDirError"),
 )
+"""Errors whose message is for the user. Named, for importing their modules takes longer than most commands;
+an error of a module that was not imported cannot have happened."""
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    return tuple(getattr(sys.modules[module], name) for module, name in _FAILURES if module in sys.modules)
 
 
 class Stop:
@@ -49,11 +48,9 @@ class Stop:
 @contextlib.contextmanager
 def errors() -> Iterator[None]:
     """Turn what can go wrong into a line on standard error and exit status 1."""
-    from probes.requests.wire import WireError
-
     try:
         yield
-    except (*_FAILURES, WireError) as error:
+    except _failures() as error:
         raise click.ClickException(str(error)) from None
 
 

@@ -7,6 +7,7 @@ import click
 from flexnpu.console.numbers import PID
 from flexnpu.console.output import out, out_json
 from flexnpu.console.tables import Table, cell, wide_console
+from probes.commands import early
 from probes.commands.list import entries_table
 from probes.host.inventory import Inventory
 from probes.selftest import doctor
@@ -89,6 +90,8 @@ def command(pids: tuple[int, ...], self_test: bool, as_json: bool) -> None:
     EXIT STATUS
       0 if nothing fails (there may be warnings); 1 if something does; 2 for wrong usage.
     """
+    for pid in pids:
+        early.check_process(pid)
     checks: list[Check] = []
     inventories: list[Inventory] = []
     console = wide_console(160)

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from flexnpu.console.output import out, out_json, say
+from probes.commands import early
 from probes.commands.common import Stop, damaged, errors
-from probes.commands.live import Live
 from probes.commands.options import (
     duration_option,
     plan_options,
@@ -21,12 +21,10 @@ from probes.commands.options import (
     take_selection,
     wire_option,
 )
-from probes.commands.trace import Recorded
 from probes.feed.events import Event, Losses
 from probes.feed.recording import Recording, Tick
 from probes.host.selection import Selection
 from probes.show.histogram import MEASURES, Distributions, lines
-from probes.show.table import losses_line
 
 
 @click.command("hist", short_help="Histograms and quantiles of steps and requests.")
@@ -128,6 +126,13 @@ def _live(
     wire: bool,
     plan: dict[str, Any],
 ) -> Losses:
+    early.check_selection(selection)
+    if output is not None:
+        early.check_writable(output)
+    # Imported once nothing is wrong that could be told before.
+    from probes.commands.live import Live
+    from probes.commands.recorded import Recorded
+
     stop = Stop()
     recorded = Recorded(output) if output is not None else None
 
@@ -184,6 +189,8 @@ def _print(
     if empty:
         out("nothing was measured")
     if losses is not None:
+        from probes.show.table import losses_line  # with rich, which the rest does not need
+
         out(losses_line(losses))
     if found.overlapping:
         out(f"{found.overlapping} steps overlapped the one before on their stream: no gap")

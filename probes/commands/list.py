@@ -9,6 +9,7 @@ import click
 from flexnpu.console.numbers import PID
 from flexnpu.console.output import out, out_json, say
 from flexnpu.console.tables import Table, cell, wide_console
+from probes.commands import early
 from probes.commands.common import errors
 from probes.host.inventory import Entry, Inventory, take
 from probes.placing import symbols
@@ -82,6 +83,7 @@ def command(pids: tuple[int, ...], everything: bool, why: bool, as_json: bool) -
             raise AttachError("no process uses an NPU. Start one, or name one with --pid.")
         bad = False
         for pid in wanted:
+            early.check_process(pid)
             try:
                 inventory = take(pid)
             except PermissionError as error:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from flexnpu.console.output import say
+from probes.commands import early
 from probes.commands.common import Stop, errors
-from probes.commands.live import Live
 from probes.commands.options import (
     duration_option,
     plan_options,
@@ -20,35 +19,6 @@ from probes.commands.options import (
     take_selection,
     wire_option,
 )
-from probes.feed.events import Losses, StepBegin
-from probes.feed.recording import Overhead, Recorder, Tick
-from probes.host.gates import Gates
-
-
-class Recorded:
-    """Events and intervals of a running trace, into a recording."""
-
-    def __init__(self, path: Path) -> None:
-        self.recorder = Recorder(path)
-        self.overhead: Callable[[], dict[int, Overhead]] | None = None
-        self._gates = Gates()
-        self._since = time.monotonic()
-
-    def event(self, event: Any) -> None:
-        if not isinstance(event, StepBegin):
-            self.recorder.event(event)
-
-    def tick(self, losses: Losses, now: float) -> None:
-        self.recorder.event(losses)
-        gated = [(pid, stream, us) for (pid, stream), us in sorted(self._gates.delta_us().items())]
-        overhead = self.overhead() if self.overhead is not None else {}
-        self.recorder.tick(Tick(losses.t_ns, now - self._since, gated, overhead))
-        self._since = now
-
-    def end(self, losses: Losses, now: float) -> None:
-        self.tick(losses, now)
-        self._gates.close()
-        self.recorder.close()
 
 
 @click.command("trace", short_help="Record every event to a file.")
@@ -95,6 +65,12 @@ def command(output: Path, duration: float | None, wire: bool | None, **options: 
     """
     plan = take_plan(options)
     selection, libraries = take_selection(options)
+    early.check_selection(selection)
+    early.check_writable(output)
+    # Imported once nothing is wrong that could be told before.
+    from probes.commands.live import Live
+    from probes.commands.recorded import Recorded
+
     stop = Stop()
     with errors():
         recorded = Recorded(output)

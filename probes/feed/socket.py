@@ -46,6 +46,7 @@ OPTION = "--feed-group"
 """Of `flexnpu-probe attach`: names the group that may subscribe."""
 
 _REFUSED = "refused"
+_SERVED = "another tracer serves {path}; stop it, or read from it instead"
 
 
 class FeedError(ConnectionError):
@@ -65,6 +66,25 @@ class _Subscriber:
     """Bytes of the first queued line that are on their way."""
     dropped: int = 0
     reported: int = 0
+
+
+def check_place(path: Path, group: str | None) -> None:
+    """Raise `FeedError` when a feed cannot be served at `path`, as far as that can be told beforehand."""
+    if group is not None:
+        try:
+            grp.getgrnam(group)
+        except KeyError:
+            raise FeedError(f"no group {group!r}; make it with: groupadd {group}") from None
+    above = next((one for one in path.parents if one.exists()), path.parent)
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise FeedError(f"cannot serve a feed at {path}: {above} is no folder that you may write to")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return  # nobody; what else may be wrong there, the server will say
+    raise FeedError(_SERVED.format(path=path))
 
 
 class FeedServer(Closing):
@@ -118,7 +138,7 @@ class FeedServer(Closing):
                     raise
                 os.close(fd)  # its owner removed it just now
         except BlockingIOError:
-            raise FeedError(f"another tracer serves {self.path}; stop it, or read from it instead") from None
+            raise FeedError(_SERVED.format(path=self.path)) from None
         except OSError as error:
             raise FeedError(f"cannot serve a feed at {self.path}: {error.strerror}") from None
 
@@ -171,7 +191,7 @@ class FeedServer(Closing):
                 return
             except OSError:
                 pass  # it does not answer, yet it listens
-        raise FeedError(f"another tracer serves {self.path}; stop it, or read from it instead")
+        raise FeedError(_SERVED.format(path=self.path))
 
     # -- the tracer's side ----------------------------------------------------------------------------------
 

@@ -62,14 +62,14 @@ def test_without_root_it_says_what_to_type() -> None:
 def test_without_bcc_it_says_what_to_type(tmp_path: Path) -> None:
     (tmp_path / "bcc.py").write_text("raise ImportError('no bcc here')")
     own = {"PYTHONPATH": f"{tmp_path}:{os.getcwd()}", loader.ENVIRONMENT: "bcc"}
-    done = run("--pid", "1", **own)
+    done = run("--pid", str(os.getpid()), **own)
     assert done.returncode == 1
     assert "apt-get install python3-bpfcc" in done.stderr
 
 
 @pytest.mark.ebpf
 def test_without_headers_it_says_what_to_type(tmp_path: Path) -> None:
-    done = run("--pid", "1", **{"BCC_KERNEL_SOURCE": str(tmp_path), loader.ENVIRONMENT: "bcc"})
+    done = run("--pid", str(os.getpid()), **{"BCC_KERNEL_SOURCE": str(tmp_path), loader.ENVIRONMENT: "bcc"})
     assert done.returncode == 1
     assert "is not a configured kernel header tree" in done.stderr
 
@@ -77,7 +77,7 @@ def test_without_headers_it_says_what_to_type(tmp_path: Path) -> None:
 @pytest.mark.ebpf
 def test_without_such_a_process_it_says_so() -> None:
     done = run("--pid", "4194305")
-    assert (done.returncode, done.stderr) == (1, "Error: no process 4194305\n")
+    assert (done.returncode, done.stderr) == (1, "flexnpu-probe: no process 4194305\n")
     done = run("--pid", str(os.getppid()))
     assert done.returncode == 1
     assert "does not use an NPU" in done.stderr
