@@ -14,8 +14,10 @@ whole thread's CPU time is counted: `live`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import multiprocessing
 import tempfile
@@ -188,6 +190,8 @@ class _Daemon(ControlClient):
     def __init__(self, lanes: int) -> None:
         super().__init__("npu0.ctl")
         self._status = encode(daemon_status(lanes))
+        self.set_at: list[float] = []
+        """When settings came, s."""
 
     def status(self) -> DaemonStatus:
         """What the daemon of so many lanes says."""
@@ -198,13 +202,14 @@ class _Daemon(ControlClient):
     def set_gate(self, request: SetGate) -> GateStatus:
         """Accepts."""
         decode_request(encode(request))
+        self.set_at.append(time.monotonic())
         return daemon_status(0).gate
 
 
 def _publish(path: str, lanes: int, rate: float, seconds: float) -> None:
-    """Serve the load at its pace, from when somebody reads it, and a second more."""
+    """Serve the load at its pace, from when somebody reads it."""
     lines = load(lanes, rate, seconds)
-    with FeedServer(path) as server:
+    with contextlib.closing(FeedServer(path)) as server:
         while not server.counts["feed_subscribers"]:
             time.sleep(0.01)
         time.sleep(LEASE_S / RENEWALS)  # for the reader to know the lanes
@@ -213,16 +218,17 @@ def _publish(path: str, lanes: int, rate: float, seconds: float) -> None:
             if (wait_ns := at_ns + shift_ns - time.monotonic_ns()) > 0:
                 time.sleep(wait_ns / 1e9)
             server.publish(_moved(from_json(line), shift_ns))
-        time.sleep(1)
+        server.close(linger_s=30)  # the reader takes what is queued
 
 
 def measure_live(lanes: int, rate: float, seconds: float) -> dict[str, Any]:
     """CPU time of a controller's loop over a real feed for `seconds` s, and the steps that it used."""
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/probe.sock"
+        daemon = _Daemon(lanes)
         loop = Loop(
             ProtectDecode(lease_s=LEASE_S),
-            _Daemon(lanes),
+            daemon,
             lambda: FeedClient(path, begins=True),
             LEASE_S,
             out=io.StringIO(),
@@ -234,6 +240,8 @@ def measure_live(lanes: int, rate: float, seconds: float) -> dict[str, Any]:
 
         def stop_then() -> None:
             publisher.join()
+            while loop.feed.connected:  # until it has read to the end
+                time.sleep(0.05)
             loop.stop()
 
         watcher = threading.Thread(target=stop_then)
@@ -249,6 +257,11 @@ def measure_live(lanes: int, rate: float, seconds: float) -> dict[str, Any]:
             "steps_used": loop.state.steps,
             "steps_unmapped": loop.state.unmapped,
             "feed_dropped": loop.state.feed_dropped,
+            "settings": len(daemon.set_at),
+            "longest_gap_s": round(
+                max((b - a for a, b in itertools.pairwise(daemon.set_at)), default=0.0), 3
+            ),
+            "lease_s": LEASE_S,
         }
 
 

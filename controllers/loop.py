@@ -132,9 +132,9 @@ class Loop:
 
     def listen(self, until_ns: int) -> None:
         """Take in events until `until_ns`, and what has come by then: a late turn must not cost steps. For
-        at most as long again."""
+        at most half as long again: renewals have their time, too."""
         start_ns = self.clock()
-        latest_ns = until_ns + max(0, until_ns - start_ns)
+        latest_ns = until_ns + max(0, until_ns - start_ns) // 2
         while not self._stopping and (now_ns := self.clock()) < latest_ns:
             event = self.feed.read(max(0.0, (until_ns - now_ns) / 1e9))
             self.counts.feed_losses = self.feed.losses

@@ -346,5 +346,5 @@ def test_a_late_turn_costs_no_steps(bench: Callable[..., Bench]) -> None:
         taken(event)
 
     b.loop.state.take = take  # type: ignore[method-assign]
-    b.loop.listen(b.clock.ns + 150_000_000)
+    b.loop.listen(b.clock.ns + 200_000_000)
     assert b.loop.state.unmapped == 50
