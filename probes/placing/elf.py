@@ -133,10 +133,12 @@ class Elf(Closing):
         self._sysv = self._table(_HASH)
         if self._gnu:
             self._buckets, self._first, words, self._shift = self._unpack(_GNU_HASH, self._gnu)
+            self._bloom_words = words
             if not self._buckets or not words or self._shift > 31:
                 raise ElfError("its hash table makes no sense")
-            halves = self._words(self._gnu + _GNU_HASH.size, 2 * words)
-            self._bloom = [low | high << 32 for low, high in zip(halves[::2], halves[1::2], strict=True)]
+            if words > _MOST_SYMBOLS:
+                raise ElfError("a table is larger than symbols could need")
+            self._bloom = os.pread(self._fd, 8 * words, self._gnu + _GNU_HASH.size)
             self._chains = self._gnu + _GNU_HASH.size + 8 * words
         if self._strings:
             self.needed = tuple(self._string(value).decode() for value in wanted)
@@ -190,7 +192,7 @@ class Elf(Closing):
         return None
 
     def _by_gnu_hash(self, wanted: int) -> Iterator[int]:
-        word = self._bloom[wanted // 64 % len(self._bloom)]
+        (word,) = struct.unpack_from("<Q", self._bloom, wanted // 64 % self._bloom_words * 8)
         if not (word >> wanted % 64 & 1 and word >> (wanted >> self._shift) % 64 & 1):
             return
         (start,) = self._words(self._chains + 4 * (wanted % self._buckets), 1)

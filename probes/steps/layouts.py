@@ -256,7 +256,8 @@ def learn(pid: int, *, timeout_s: float = TIMEOUT_S) -> Learned:
         if len(_cache) >= 256:
             _cache.clear()
         _cache[key] = learned
-        store.put("layouts", repr(key), answer)
+        if learned.complete:  # another program may learn what this one could not
+            store.put("layouts", repr(key), answer)
     return learned
 
 

@@ -42,7 +42,8 @@ def _scan(version: symbols.Version, real: str) -> Found:
         return tuple((str(name), int(offset)) for name, offset in kept)  # type: ignore[union-attr]
     except (TypeError, ValueError):
         found = _read(real)
-        store.put("operators", key, found)
+        if found:
+            store.put("operators", key, found)
         return found
 
 

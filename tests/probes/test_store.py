@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
 from pathlib import Path
+from typing import Any
 
+import mockset
 import pytest
 
-from probes.placing import store
+from probes.placing import sites, store, symbols
+from probes.steps import layouts, operator_mix
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv(store.OFF, raising=False)
     monkeypatch.setenv("FLEXNPU_RUN_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
@@ -117,3 +120,99 @@ def test_without_a_place_nothing_is_kept_and_nothing_fails(
     assert store.folder() is None
     store.put("things", "a", object())  # no JSON
     assert store.get("things", "a") is None
+
+
+# -- who keeps what -----------------------------------------------------------------------------------------
+
+
+def test_a_layout_is_learned_once_and_anew_when_the_library_changes(
+    driver: mockset.Driver, mock_driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = layouts.learn(driver.pid)
+    assert first.complete
+    runs: list[object] = []
+
+    def run(*arguments: object) -> dict[str, Any]:
+        runs.append(arguments)
+        return {"reason": "asked again"}
+
+    monkeypatch.setattr(layouts, "_run", run)
+    layouts._cache.clear()
+    again = layouts.learn(driver.pid)
+    assert (again.tensor, again.int_array, runs) == (first.tensor, first.int_array, [])
+    layouts._cache.clear()
+    os.utime(mock_driver.parent / "libnnopbase.so", (1, 1))
+    assert layouts.learn(driver.pid).reason == "asked again"
+    assert len(runs) == 1
+
+
+def test_what_could_not_be_learned_is_not_kept(
+    driver: mockset.Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layouts, "_run", lambda *_: {"reason": "it crashed", "final": True})
+    layouts._cache.clear()
+    assert layouts.learn(driver.pid).reason == "it crashed"
+    monkeypatch.undo()
+    layouts._cache.clear()
+    assert layouts.learn(driver.pid).complete
+
+
+CODE = bytes.fromhex("4883ec18 4889fd 7400 c3").ljust(64, b"\x90")  # sub rsp, 24; mov rbp, rdi; je; ret
+
+
+def test_a_site_that_was_chosen_once_needs_no_disassembler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sites, "KEPT", sites.Kept())
+    sites.choose.cache_clear()
+    first = sites.choose(CODE, "x86_64")
+    assert first.cost is not sites.HitCost.UNKNOWN
+    sites.KEPT.save()
+    monkeypatch.setitem(sys.modules, "capstone", None)
+    for machine, code, known in (
+        ("x86_64", CODE, True),
+        ("x86_64", CODE[:40], False),
+        ("aarch64", CODE, False),
+    ):
+        monkeypatch.setattr(sites, "KEPT", sites.Kept())
+        sites.choose.cache_clear()
+        chosen = sites.choose(code, machine)
+        assert (chosen == first) is known
+        assert (chosen.cost is sites.HitCost.UNKNOWN) is not known
+    sites.choose.cache_clear()
+
+
+def test_a_push_is_known_without_a_disassembler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sites, "KEPT", sites.Kept())
+    codes = [bytes([0x50 + n]) for n in range(8)] + [bytes([0x41, 0x50 + n]) for n in range(8)]
+    plain = []
+    for code in codes:
+        whole = code + bytes.fromhex("4889e5 c3")
+        sites.choose.cache_clear()
+        quick = sites.choose(whole, "x86_64")
+        plain.append(quick.instruction)
+        slow = sites._disassembled(whole, "x86_64", sites._x86_step, keep_stack=False, arguments=sites.ALL)
+        assert quick == slow
+    assert len(set(plain)) == 16
+
+
+def test_operators_are_read_once(driver: mockset.Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator_mix._scan.cache_clear()
+    first = operator_mix.operators_of(driver.pid)
+    assert first is not None
+    operator_mix._scan.cache_clear()
+    monkeypatch.setattr(operator_mix, "_read", lambda _real: pytest.fail("read again"))
+    again = operator_mix.operators_of(driver.pid)
+    assert again is not None
+    assert (again.names, again.group.points) == (first.names, first.group.points)
+    operator_mix._scan.cache_clear()
+
+
+def test_a_version_changes_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "library.so"
+    path.write_bytes(b"one")
+    before = symbols.version_of(str(path))
+    assert before == symbols.version_of(str(path))
+    path.write_bytes(b"two")
+    os.utime(
+        path, ns=(0, before[3] if before else 0)
+    )  # whoever sets the time back cannot set back the inode's
+    assert symbols.version_of(str(path)) != before
