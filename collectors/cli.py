@@ -140,12 +140,6 @@ def main(
 ) -> None:
     """Export what the tracer and the daemons see as metrics.
 
-    Reads the feed of `flexnpu-probe attach --feed` and the control sockets of running daemons, without
-    privilege beyond the right to connect to them, and serves Prometheus metrics over HTTP. A feed or a
-    daemon that is not there yet, or goes away, is tried again every second; meanwhile what it measures is
-    absent and flexnpu_feed_connected or flexnpu_daemon_up is 0. The metrics are listed in
-    docs/reference/metrics.md.
-
     \b
     EXAMPLES
       flexnpu-collector
@@ -154,6 +148,12 @@ def main(
             999 of 1000 requests shall have their first token in half a second
       flexnpu-collector --otlp-endpoint http://127.0.0.1:4318
             also to an OpenTelemetry collector, with spans
+
+    Reads the feed of `flexnpu-probe attach --feed` and the control sockets of running daemons, without
+    privilege beyond the right to connect to them, and serves Prometheus metrics over HTTP. A feed or a
+    daemon that is not there yet, or goes away, is tried again every second; meanwhile what it measures is
+    absent and flexnpu_feed_connected or flexnpu_daemon_up is 0. The metrics are listed in
+    docs/reference/metrics.md.
 
     \b
     EXIT STATUS

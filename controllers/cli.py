@@ -82,6 +82,11 @@ def main(
 ) -> None:
     """Set the gate of a daemon from what the probes see.
 
+    \b
+    EXAMPLES
+      flexnpu-controller
+      flexnpu-controller --target-ms 25 --window-us 200
+
     Needs no privilege of its own: only the tracer's feed (flexnpu-probe attach --feed) and the daemon's
     control socket. Prints its decisions as JSON lines. When it ends the gate is transparent; when it dies,
     within --lease-s; when it hangs, ten seconds later.
@@ -89,11 +94,6 @@ def main(
     A feed or a daemon that is not there yet, or goes away, is waited for; that is said once on standard
     error, with what to do. The gate has one owner: `flexnpu status` names it. While that is another
     controller, this one ends with an error, unless --wait or --take-over say otherwise.
-
-    \b
-    Examples:
-      flexnpu-controller
-      flexnpu-controller --target-ms 25 --window-us 200
     """
     stop = _Stop()
     try:

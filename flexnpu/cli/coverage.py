@@ -228,6 +228,12 @@ def examine(libraries: tuple[Path, ...], client: str | None) -> dict[str, Any]:
 def coverage(libraries: tuple[Path, ...], client: str | None, every: bool, as_json: bool) -> None:
     """Show who serves each AscendCL symbol that LIBRARY links or looks up.
 
+    \b
+    EXAMPLES
+      flexnpu coverage
+      flexnpu coverage onnxruntime_cann-1.24.4-cp311-cp311-manylinux_2_28_x86_64.whl
+      flexnpu coverage --client vllm-ascend --json | jq .counts
+
     LIBRARY is a shared object, a wheel, or a folder of either's contents; without one it is the installed
     torch_npu. Each symbol is interposed (served by FlexNPU's libraries, in one of the ways of the API
     table), refused (it fails with an ACL error that names it and says why) or missing (nothing defines it).
@@ -235,12 +241,6 @@ def coverage(libraries: tuple[Path, ...], client: str | None, every: bool, as_js
     seen.
 
     Exit status: 0 if nothing is missing, 1 if something is, 2 if a file cannot be read.
-
-    \b
-    Examples:
-      flexnpu coverage
-      flexnpu coverage onnxruntime_cann-1.24.4-cp311-cp311-manylinux_2_28_x86_64.whl
-      flexnpu coverage --client vllm-ascend --json | jq .counts
     """
     try:
         report = examine(libraries, client)

@@ -113,19 +113,19 @@ def main(
 ) -> None:
     """Own device N, and dispatch what the programs started with flexnpu run launch on it.
 
-    Its sockets are npuN.sock (programs) and npuN.ctl (control) in the run directory: $FLEXNPU_RUN_DIR, else
-    /run/flexnpu for root and $XDG_RUNTIME_DIR/flexnpu for another user. It runs until SIGTERM or SIGINT, logs
-    JSON lines to stderr, and leaves nothing behind. Started as root, it makes its sockets, then becomes
-    --user without any capability, for good; --user root stays root.
-
     \b
-    Examples:
+    EXAMPLES
       flexnpud --device 0                            the vendor's CANN
       flexnpud --device 0 --emulated                 one emulated Ascend 910C die
       flexnpud --emulated --profile small.toml --mode time
       flexnpud --device 0 --quota 20GiB              no program gets more than that
       flexnpud --max-sessions-per-user 8             no user gets more than that
       flexnpud --allow-group users --group npu-admin who may use it, and who may control it
+
+    Its sockets are npuN.sock (programs) and npuN.ctl (control) in the run directory: $FLEXNPU_RUN_DIR, else
+    /run/flexnpu for root and $XDG_RUNTIME_DIR/flexnpu for another user. It runs until SIGTERM or SIGINT, logs
+    JSON lines to stderr, and leaves nothing behind. Started as root, it makes its sockets, then becomes
+    --user without any capability, for good; --user root stays root.
     """
     try:
         config = checked(

@@ -88,6 +88,13 @@ def run(
 ) -> None:
     """Run COMMAND on an NPU that it shares with others through the daemon of device N.
 
+    \b
+    EXAMPLES
+      flexnpu run -- python train.py
+      flexnpu run --device 1 -- transformers serve MODEL --device npu:0
+      flexnpu run --quota 20GiB -- python train.py
+      flexnpu run --devices 2,3 -- python two_devices.py     its npu:0 is device 2, its npu:1 device 3
+
     COMMAND is not changed: it finds FlexNPU's libraries where it looks for CANN's. It sees one NPU, number 0,
     or with --devices as many as are named, each through its own daemon.
     With --emulated it finds the emulated CANN instead; FLEXNPU_EMU_PROFILE, FLEXNPU_EMU_MODE and
@@ -95,13 +102,6 @@ def run(
 
     A daemon that is busy is waited for: FLEXNPU_CONNECT_TIMEOUT seconds (300) for a session, and then for as
     long as it lives.
-
-    \b
-    Examples:
-      flexnpu run -- python train.py
-      flexnpu run --device 1 -- transformers serve MODEL --device npu:0
-      flexnpu run --quota 20GiB -- python train.py
-      flexnpu run --devices 2,3 -- python two_devices.py     its npu:0 is device 2, its npu:1 device 3
     """
     if not command:
         raise click.UsageError("no command given: flexnpu run -- COMMAND [ARGUMENT...]")

@@ -79,6 +79,23 @@ def command(
 ) -> None:
     """Attach to running processes and show their steps.
 
+    \b
+    EXAMPLES
+      sudo flexnpu-probe attach
+            every process that uses an NPU, a table a second
+      sudo flexnpu-probe attach --pid 4242 --duration 10
+            one process, for ten seconds
+      sudo flexnpu-probe attach --container 3f2a91 --comm 'VLLM*'
+            the processes of one container that have such a name, and later ones
+      sudo flexnpu-probe attach --all --json | jq 'select(.phase == "decode")'
+            decode steps as JSON, of processes that start later too
+      sudo flexnpu-probe attach --all --feed --quiet
+            serve steps and request times to collectors and controllers
+      sudo flexnpu-probe attach --wire --json --engine-metrics http://127.0.0.1:8000/metrics
+            steps, request times split by them, and what vLLM says of its queue
+      sudo flexnpu-probe attach --lib libacl_rt.so
+            launches, copies and synchronises of one library alone
+
     Without any of --pid, --comm, --cgroup, --container and --all: to every process that uses an NPU at
     this moment. The processes are not restarted, stopped or changed, and may run with or without FlexNPU
     under them. Which library defines a function is read from the process's memory map, through
@@ -136,23 +153,6 @@ def command(
     in probes/steps/phases.py and in each step's `evidence` and `confidence` (--json). A step is shown when
     the next one begins on its stream, or after a quarter of a second of silence. Work outside any model step
     is `other`.
-
-    \b
-    EXAMPLES
-      sudo flexnpu-probe attach
-            every process that uses an NPU, a table a second
-      sudo flexnpu-probe attach --pid 4242 --duration 10
-            one process, for ten seconds
-      sudo flexnpu-probe attach --container 3f2a91 --comm 'VLLM*'
-            the processes of one container that have such a name, and later ones
-      sudo flexnpu-probe attach --all --json | jq 'select(.phase == "decode")'
-            decode steps as JSON, of processes that start later too
-      sudo flexnpu-probe attach --all --feed --quiet
-            serve steps and request times to collectors and controllers
-      sudo flexnpu-probe attach --wire --json --engine-metrics http://127.0.0.1:8000/metrics
-            steps, request times split by them, and what vLLM says of its queue
-      sudo flexnpu-probe attach --lib libacl_rt.so
-            launches, copies and synchronises of one library alone
 
     \b
     OVERHEAD

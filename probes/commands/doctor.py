@@ -41,6 +41,18 @@ _MARKS = {
 def command(pids: tuple[int, ...], self_test: bool, as_json: bool) -> None:
     """Find out whether tracing works here, and prove it.
 
+    \b
+    EXAMPLES
+      sudo flexnpu-probe doctor
+            is everything there, and does it work?
+      sudo flexnpu-probe doctor --pid 4242
+            what would be probed in process 4242?
+      sudo flexnpu-probe doctor --json | jq '.checks[] | select(.status == "fail")'
+            what is wrong, for scripts
+      setpriv --reuid=nobody --clear-groups --inh-caps=+bpf,+perfmon,+sys_ptrace
+          --ambient-caps=+bpf,+perfmon,+sys_ptrace flexnpu-probe doctor
+            what works with these rights alone?
+
     Looks at the kernel, at the rights of this process, and at what has to be installed. What can be tried is
     tried rather than looked up: programs are loaded, probes placed on code of our own, another user's memory
     map is read. With --pid also symbol by symbol what would be probed in a process: the library, the offset,
@@ -66,18 +78,6 @@ def command(pids: tuple[int, ...], self_test: bool, as_json: bool) -> None:
       6.6). Before, placing a probe takes CAP_SYS_ADMIN. To find libraries in folders
       that are closed to others and to read tracefs (--wire): CAP_DAC_READ_SEARCH. To
       learn layouts as the process's own user: CAP_SETUID and CAP_SETGID.
-
-    \b
-    EXAMPLES
-      sudo flexnpu-probe doctor
-            is everything there, and does it work?
-      sudo flexnpu-probe doctor --pid 4242
-            what would be probed in process 4242?
-      sudo flexnpu-probe doctor --json | jq '.checks[] | select(.status == "fail")'
-            what is wrong, for scripts
-      setpriv --reuid=nobody --clear-groups --inh-caps=+bpf,+perfmon,+sys_ptrace
-          --ambient-caps=+bpf,+perfmon,+sys_ptrace flexnpu-probe doctor
-            what works with these rights alone?
 
     \b
     OVERHEAD

@@ -40,7 +40,7 @@ def check_process(pid: int) -> None:
     if found.get("State", "")[:1] in ("Z", "X"):
         raise click.ClickException(f"process {who} has ended")
     try:
-        with open(f"/proc/{pid}/maps") as maps:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
             mapped = maps.read(1)
     except PermissionError as error:
         remedy = (

@@ -31,6 +31,12 @@ from probes.show import perfetto
 def command(recording: Path, form: str | None, output: Path) -> None:
     """Convert a recording of `flexnpu-probe trace` for other programs.
 
+    \b
+    EXAMPLES
+      sudo flexnpu-probe trace --all -o run.jsonl.zst --duration 10
+      flexnpu-probe export --perfetto run.jsonl.zst -o run.json
+            needs no privilege
+
     One time line has: a track a stream with its steps, named by phase, and under it the gate time; the
     requests, a row each, with TTFT, its parts (queue, prefill, gated, send) and a mark a chunk; counters of
     run-queue wait and CPU time; and marks where something was lost. Open the file in
@@ -38,12 +44,6 @@ def command(recording: Path, form: str | None, output: Path) -> None:
     traced machine; `otherData` has the offsets to the other clocks.
 
     The form is Chrome's trace-event JSON. Perfetto's protobuf (.pftrace) is not written.
-
-    \b
-    EXAMPLES
-      sudo flexnpu-probe trace --all -o run.jsonl.zst --duration 10
-      flexnpu-probe export --perfetto run.jsonl.zst -o run.json
-            needs no privilege
 
     \b
     OVERHEAD

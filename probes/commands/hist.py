@@ -67,14 +67,6 @@ def command(
 ) -> None:
     """Distributions of what steps and requests took.
 
-    For each process, stream and phase: step time and launch gap (from the end of a step to the first call
-    of the next on its stream, by the phase of the next). For each process: TTFT and TPOT of streamed
-    requests. Quantiles are exact, by nearest rank; the histogram has a bar a power of two. All are printed
-    once, when the tracing ends: after --duration, or Ctrl-C.
-
-    Which processes are attached to is said in `flexnpu-probe attach --help`. A recording gives the same
-    numbers as the run that it is of.
-
     \b
     EXAMPLES
       sudo flexnpu-probe hist --all --duration 30
@@ -83,6 +75,14 @@ def command(
             does the host keep the NPU waiting between decode steps?
       flexnpu-probe hist --from run.jsonl.zst --json | jq '.us.p99'
             of a recording; needs no privilege
+
+    For each process, stream and phase: step time and launch gap (from the end of a step to the first call
+    of the next on its stream, by the phase of the next). For each process: TTFT and TPOT of streamed
+    requests. Quantiles are exact, by nearest rank; the histogram has a bar a power of two. All are printed
+    once, when the tracing ends: after --duration, or Ctrl-C.
+
+    Which processes are attached to is said in `flexnpu-probe attach --help`. A recording gives the same
+    numbers as the run that it is of.
 
     \b
     OVERHEAD

@@ -40,6 +40,15 @@ _KINDS = {
 def command(pids: tuple[int, ...], everything: bool, why: bool, as_json: bool) -> None:
     """Show what can be probed in running processes.
 
+    \b
+    EXAMPLES
+      sudo flexnpu-probe list
+            every process that uses an NPU
+      sudo flexnpu-probe list --pid 4242 --why
+            one process, with the reason for each instruction
+      sudo flexnpu-probe list --json | jq '.entries[] | select(.cost == "single-step")'
+            functions whose probes would be dear
+
     Which functions of `attach`'s plan a process maps, from which library, on which instruction a probe would
     go, and what a hit would cost. Nothing is attached, and nothing in the process is changed or stopped: its
     memory map is read, and the libraries in it, through /proc/PID/root for containers.
@@ -56,15 +65,6 @@ def command(pids: tuple[int, ...], everything: bool, why: bool, as_json: bool) -
       often        how often it is hit: once a step, copy, layer, launch or tensor
       now          "probed" while somebody's probe is there, this tool's or another's; for
                    FlexNPU's probe points, how many listen
-
-    \b
-    EXAMPLES
-      sudo flexnpu-probe list
-            every process that uses an NPU
-      sudo flexnpu-probe list --pid 4242 --why
-            one process, with the reason for each instruction
-      sudo flexnpu-probe list --json | jq '.entries[] | select(.cost == "single-step")'
-            functions whose probes would be dear
 
     \b
     OVERHEAD

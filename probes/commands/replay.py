@@ -26,15 +26,15 @@ from probes.show.view import View
 def command(recording: Path, speed: float) -> None:
     """Show a recording of `flexnpu-probe trace`, interval by interval, as `attach` shows a run.
 
-    The numbers are those of the run: intervals, gate times and losses are in the recording. With --speed,
-    on a terminal, the keys of `attach` work. For distributions: `flexnpu-probe hist --from FILE`.
-
     \b
     EXAMPLES
       flexnpu-probe replay run.jsonl.zst
             all tables, one after the other; needs no privilege
       flexnpu-probe replay run.jsonl.zst --speed 2
             twice as fast as it was
+
+    The numbers are those of the run: intervals, gate times and losses are in the recording. With --speed,
+    on a terminal, the keys of `attach` work. For distributions: `flexnpu-probe hist --from FILE`.
 
     \b
     OVERHEAD

@@ -37,13 +37,6 @@ from probes.commands.options import (
 def command(output: Path, duration: float | None, wire: bool | None, **options: Any) -> None:
     """Record every event of running processes to a file.
 
-    Steps, requests, waits for a CPU and losses are written as lines of JSON, compressed with zstd, for
-    `flexnpu-probe replay`, `hist --from` and `export`. `zstdcat FILE` shows the lines. Which processes are
-    attached to is said in `flexnpu-probe attach --help`.
-
-    The file is written once a second, so what ends this program, be it kill -9, costs no more than the last
-    second; a recording that was cut off is readable up to there, and its readers say so.
-
     \b
     EXAMPLES
       sudo flexnpu-probe trace --all -o run.jsonl.zst --duration 60
@@ -52,6 +45,13 @@ def command(output: Path, duration: float | None, wire: bool | None, **options: 
             steps only, until Ctrl-C
       zstdcat run.jsonl.zst | jq 'select(.type == "step" and .phase == "prefill")'
             the recording without this program
+
+    Steps, requests, waits for a CPU and losses are written as lines of JSON, compressed with zstd, for
+    `flexnpu-probe replay`, `hist --from` and `export`. `zstdcat FILE` shows the lines. Which processes are
+    attached to is said in `flexnpu-probe attach --help`.
+
+    The file is written once a second, so what ends this program, be it kill -9, costs no more than the last
+    second; a recording that was cut off is readable up to there, and its readers say so.
 
     \b
     OVERHEAD

@@ -316,7 +316,7 @@ def _whose(pid: int, reals: list[str]) -> _Identity | str:
 
     Not as root, even when the process is: it may be root of a container, and no more than that.
     """
-    status = Path(f"/proc/{pid}/status").read_text()
+    status = Path(f"/proc/{pid}/status").read_text(errors="replace")
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     uid, gid = int(fields["Uid"].split()[1]), int(fields["Gid"].split()[1])
     if os.geteuid() != 0:
