@@ -82,13 +82,19 @@ Limits limits_of(const nb::dict& d) {
     return l;
 }
 
+/// What a process has named itself: any bytes, also such as are no UTF-8.
+nb::str text_of(const std::string& bytes) {
+    return nb::steal<nb::str>(
+        PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace"));
+}
+
 nb::list sessions_of(const std::vector<SessionInfo>& infos) {
     nb::list out;
     for (const SessionInfo& s : infos) {
         nb::dict d;
         d["session"] = s.session;
         d["pid"] = s.pid;
-        d["comm"] = nb::str(s.comm.c_str());
+        d["comm"] = text_of(s.comm);
         d["uid"] = s.uid;
         d["memory_bytes"] = s.memory_bytes;
         d["memory_quota_bytes"] =
@@ -110,7 +116,7 @@ nb::list lanes_of(const std::vector<LaneInfo>& infos) {
         d["lane"] = l.lane;
         d["session"] = l.session;
         d["pid"] = l.pid;
-        d["comm"] = nb::str(l.comm.c_str());
+        d["comm"] = text_of(l.comm);
         d["stream"] = l.stream;
         d["phase"] = phase_name(l.phase);
         d["queued"] = l.queued;
