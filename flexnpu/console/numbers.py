@@ -48,7 +48,9 @@ class _Ranged(click.ParamType[_T], Generic[_T]):
     def __init__(
         self, low: _T, high: _T, *, above: bool = False, below: bool = False, unit: str | None = None
     ) -> None:
-        self.low, self.high, self.above, self.below, self.unit = low, high, above, below, unit
+        self.low: _T = low
+        self.high: _T = high
+        self.above, self.below, self.unit = above, below, unit
 
     def read(self, text: object) -> _T:
         """The number that `text` says. Raises ValueError."""
@@ -61,9 +63,9 @@ class _Ranged(click.ParamType[_T], Generic[_T]):
         return value
 
     def _fits(self, value: _T) -> bool:
-        low = value > self.low if self.above else value >= self.low
-        high = value < self.high if self.below else value <= self.high
-        return low and high
+        if value < self.low or value > self.high:
+            return False
+        return not (self.above and value == self.low) and not (self.below and value == self.high)
 
     @property
     def allowed(self) -> str:

@@ -20,7 +20,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from flexnpu.console.text import json_text, safe
 
@@ -158,7 +158,7 @@ def _writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
+def whole_file(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     """A text file (UTF-8) to write, which gets its name when the block has ended well.
 
     If the block or the writing fails, what was at `path` before is still there and nothing else is left.
