@@ -7,7 +7,7 @@ VENV := $(CURDIR)/.venv
 PYTHON := $(VENV)/bin/python
 PYTEST_ARGS ?=
 
-.PHONY: help setup build demo test lint bench dashboards wheel install-units clean
+.PHONY: help setup build demo test lint bench dashboards docs wheel install-units clean
 
 help:
 	@echo "make setup       install system packages (as root), a venv, the build and the commands; safe to repeat"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint        ruff and mypy only"
 	@echo "make bench       the benchmarks, one JSON object each"
 	@echo "make dashboards  write the Grafana dashboards to dashboards/out"
+	@echo "make docs        build the pages of docs/ into build/site and check their links"
 	@echo "make wheel       build a wheel into dist/"
 	@echo "make install-units  as root: systemd's units for flexnpud (DESTDIR= for a package)"
 	@echo "make clean       remove what the build made"
@@ -49,6 +50,10 @@ bench: setup
 
 dashboards: $(PYTHON)
 	@$(PYTHON) -m dashboards
+
+docs: $(PYTHON)
+	@$(PYTHON) -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 wheel: $(PYTHON)
 	@$(VENV)/bin/pip wheel --no-build-isolation --no-deps --wheel-dir dist .
