@@ -6,15 +6,21 @@ SHELL := /bin/bash
 VENV := $(CURDIR)/.venv
 PYTHON := $(VENV)/bin/python
 PYTEST_ARGS ?=
+# Tests run beside each other by groups (tests/conftest.py); a lost worker ends the run.
+WORKERS ?= $(shell nproc)
+PYTEST := $(PYTHON) -m pytest --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help setup build demo test lint bench dashboards docs wheel install-units clean
+.PHONY: help setup build demo test test-sanitized check lint format bench dashboards docs wheel install-units clean
 
 help:
 	@echo "make setup       install system packages (as root), a venv, the build and the commands; safe to repeat"
 	@echo "make build       compile the natives in place (after a change to C++)"
 	@echo "make demo        two LLM servers on one emulated NPU, traced and gated; writes demo-report.json"
 	@echo "make test        lint, unit tests and end-to-end tests (PYTEST_ARGS='-k gate' for a part)"
-	@echo "make lint        ruff and mypy only"
+	@echo "make check       the fast inner loop: lint, types, and tests that need neither root, torch nor a device"
+	@echo "make lint        ruff, clang-format, mypy, clang-tidy"
+	@echo "make format      lay the sources out as lint wants them"
+	@echo "make test-sanitized  the data plane under address, undefined-behaviour and thread sanitizers"
 	@echo "make bench       the benchmarks, one JSON object each"
 	@echo "make dashboards  write the Grafana dashboards to dashboards/out"
 	@echo "make docs        build the pages of docs/ into build/site and check their links"
@@ -37,13 +43,21 @@ demo:
 	@$(VENV)/bin/flexnpu demo
 
 test: setup
-	@$(MAKE) --no-print-directory lint
-	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+	@scripts/lint
+	@$(PYTEST) -n $(WORKERS) $(PYTEST_ARGS)
 
-lint: $(PYTHON)
-	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/mypy
+test-sanitized: $(PYTHON)
+	@scripts/test-sanitized
+
+check: $(PYTHON)
+	@scripts/lint fast
+	@$(PYTEST) -n 2 -q -m unit $(PYTEST_ARGS)
+
+lint: build
+	@scripts/lint
+
+format: $(PYTHON)
+	@scripts/format
 
 bench: setup
 	@scripts/bench
