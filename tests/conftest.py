@@ -30,6 +30,9 @@ _TAG = pytest.StashKey[str]()
 _MAY_LACK = re.compile(
     r"this kernel|control groups|uprobe_multi|cross compiler|x86-64|systemd-analyze|unshare|the test before"
 )
+# Tests of these run programs on an emulated device, or trace programs.
+_MACHINE = ("clients/", "emulator/", "chaos/", "test_native.py")
+_MACHINE_FIXTURES = {"daemon", "driver", "mock_driver", "tracing"}
 
 
 def _required() -> bool:
@@ -53,8 +56,19 @@ def _group(item: pytest.Item) -> str | None:
     return None if file == "test_native.py" else file
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def _is_unit(item: pytest.Item) -> bool:
+    """Whether a test needs neither root, torch, a device nor long: those of `make check`."""
+    file = item.path.relative_to(_TESTS).as_posix()
+    if any(item.get_closest_marker(name) for name in ("ebpf", "e2e", "torch_npu")):
+        return False
+    return not file.startswith(_MACHINE) and not _MACHINE_FIXTURES & set(getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(tryfirst=True)  # before marks are read, by -m and by xdist
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if _is_unit(item):
+            item.add_marker(pytest.mark.unit)
     if _worker(config) is None:
         return
     for item in items:

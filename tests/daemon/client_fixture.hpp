@@ -13,7 +13,8 @@ struct Client {
     void* handle = library(FLEXNPU_CLIENT_LIBRARY);
 #define FUNCTIONS(X)                                                                                         \
     X(aclInit)                                                                                               \
-    X(aclrtSetDevice) X(aclGetRecentErrMsg) X(aclrtGetSocName) X(aclrtMalloc) X(aclrtFree) X(aclrtMemcpy) X( \
+    X(aclrtSetDevice)                                                                                        \
+    X(aclGetRecentErrMsg) X(aclrtGetSocName) X(aclrtMalloc) X(aclrtFree) X(aclrtMemcpy) X(                   \
         aclrtMemcpyAsync) X(aclrtMemset) X(aclrtMemsetAsync) X(aclrtMallocHost) X(aclrtFreeHost)             \
         X(aclrtCreateStream) X(aclrtDestroyStream) X(aclrtSynchronizeStream) X(aclrtSynchronizeDevice) X(    \
             aclrtStreamQuery) X(aclrtCreateEventWithFlag) X(aclrtDestroyEvent) X(aclrtRecordEvent)           \

@@ -32,8 +32,8 @@ MockHeld mock_held(void);
 void mock_stop_stream(void* stream, int on);
 // While held, streams do not become complete: queries say not ready, synchronises wait.
 void mock_hold(int on);
-// While closed, a question for the device's memory (aclrtGetMemInfo), which the dispatching thread asks, waits.
-// Returns after it has been opened or closed.
+// While closed, a question for the device's memory (aclrtGetMemInfo), which the dispatching thread asks,
+// waits. Returns after it has been opened or closed.
 void mock_close_memory(int on);
 // How many such questions wait now.
 int mock_memory_waits(void);

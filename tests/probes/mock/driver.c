@@ -1,18 +1,16 @@
 // Drives the mock libraries by a script on standard input, one command a line:
-//   step STREAM B T LAUNCHES      a forward pass: embedding of [B,T], LAUNCHES operators in all, mask check after 5
-//   flat STREAM N LAUNCHES LEN... a forward pass over N flattened tokens with cumulative query lengths
-//   launch STREAM N               N operators
-//   sync STREAM | syncdev         synchronise
-//   h2d STREAM BYTES | d2h BYTES | h2dsync BYTES
-//   capture STREAM B T LAUNCHES   capture a graph of such a forward pass; replay STREAM runs the last captured one
-//   graph STREAM MODEL            replay a graph with a handle of one's own
-//   wpe STREAM B T                a second embedding, of positions
-//   again STREAM LAUNCHES         a forward pass whose embedding has the last one's executor, without a first call
-//   flood STREAM N EVERY          N operators by this thread alone, as fast as it can, synchronised every EVERY
-//   attend STREAM B T LAUNCHES    a forward pass of a model whose embedding is no aclnnEmbedding
-//   lengths Q... K...             an attention operator is given new lengths, for a graph that runs
-//   sleep MS | threads N | pid | quit
-// First calls are made by the main thread, second calls by a second one, as torch_npu does. Prints "ok" a line.
+//   step STREAM B T LAUNCHES      a forward pass: embedding of [B,T], LAUNCHES operators in all, mask check
+//   after 5 flat STREAM N LAUNCHES LEN... a forward pass over N flattened tokens with cumulative query
+//   lengths launch STREAM N               N operators sync STREAM | syncdev         synchronise h2d STREAM
+//   BYTES | d2h BYTES | h2dsync BYTES capture STREAM B T LAUNCHES   capture a graph of such a forward pass;
+//   replay STREAM runs the last captured one graph STREAM MODEL            replay a graph with a handle of
+//   one's own wpe STREAM B T                a second embedding, of positions again STREAM LAUNCHES         a
+//   forward pass whose embedding has the last one's executor, without a first call flood STREAM N EVERY N
+//   operators by this thread alone, as fast as it can, synchronised every EVERY attend STREAM B T LAUNCHES a
+//   forward pass of a model whose embedding is no aclnnEmbedding lengths Q... K...             an attention
+//   operator is given new lengths, for a graph that runs sleep MS | threads N | pid | quit
+// First calls are made by the main thread, second calls by a second one, as torch_npu does. Prints "ok" a
+// line.
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -21,33 +19,35 @@
 #include <time.h>
 #include <unistd.h>
 
-extern void *aclCreateTensor(const int64_t *, uint64_t, int32_t, const int64_t *, int64_t, int32_t, const int64_t *,
-                             uint64_t, void *);
-extern void *aclCreateIntArray(const int64_t *, uint64_t);
-extern int aclDestroyTensor(void *);
-extern int aclnnEmbeddingGetWorkspaceSize(void *, void *, void *, uint64_t *, void **);
-extern int aclnnEmbedding(void *, uint64_t, void *, void *);
-extern int aclnnFusedInferAttentionScoreV2GetWorkspaceSize(
-    void *, void *, void *, void *, void *, void *, void *, void *, void *, void *, void *, void *, void *, void *,
-    void *, void *, void *, void *, void *, void *, void *, void *, void *, void *, int64_t, double, int64_t, int64_t,
-    const char *, int64_t, int64_t, int64_t, int64_t, int64_t, _Bool, int64_t, int64_t, void *, void *, uint64_t *,
-    void **);
-extern int aclnnMatmul(void *, uint64_t, void *, void *);
-extern int aclrtSynchronizeStream(void *);
-extern int aclrtSynchronizeStreamWithTimeout(void *, int32_t);
+extern void* aclCreateTensor(const int64_t*, uint64_t, int32_t, const int64_t*, int64_t, int32_t,
+                             const int64_t*, uint64_t, void*);
+extern void* aclCreateIntArray(const int64_t*, uint64_t);
+extern int aclDestroyTensor(void*);
+extern int aclnnEmbeddingGetWorkspaceSize(void*, void*, void*, uint64_t*, void**);
+extern int aclnnEmbedding(void*, uint64_t, void*, void*);
+extern int aclnnFusedInferAttentionScoreV2GetWorkspaceSize(void*, void*, void*, void*, void*, void*, void*,
+                                                           void*, void*, void*, void*, void*, void*, void*,
+                                                           void*, void*, void*, void*, void*, void*, void*,
+                                                           void*, void*, void*, int64_t, double, int64_t,
+                                                           int64_t, const char*, int64_t, int64_t, int64_t,
+                                                           int64_t, int64_t, _Bool, int64_t, int64_t, void*,
+                                                           void*, uint64_t*, void**);
+extern int aclnnMatmul(void*, uint64_t, void*, void*);
+extern int aclrtSynchronizeStream(void*);
+extern int aclrtSynchronizeStreamWithTimeout(void*, int32_t);
 extern int aclrtSynchronizeDeviceWithTimeout(int32_t);
-extern int aclrtMemcpy(void *, size_t, const void *, size_t, int32_t);
-extern int aclrtMemcpyAsync(void *, size_t, const void *, size_t, int32_t, void *);
-extern int aclmdlRICaptureBegin(void *, int32_t);
-extern int aclmdlRICaptureEnd(void *, void **);
-extern int aclmdlRIExecuteAsync(void *, void *);
+extern int aclrtMemcpy(void*, size_t, const void*, size_t, int32_t);
+extern int aclrtMemcpyAsync(void*, size_t, const void*, size_t, int32_t, void*);
+extern int aclmdlRICaptureBegin(void*, int32_t);
+extern int aclmdlRICaptureEnd(void*, void**);
+extern int aclmdlRIExecuteAsync(void*, void*);
 
 #define VOCABULARY 1000
 #define HIDDEN 64
 
 struct task {
-    void *executor;
-    void *stream;
+    void* executor;
+    void* stream;
 };
 static struct task queue[4096];
 static unsigned head, tail;
@@ -55,7 +55,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 
 // The dequeue thread: makes the second calls.
-static void *dequeue(void *unused)
+static void* dequeue(void* unused)
 {
     (void)unused;
     for (;;) {
@@ -76,7 +76,7 @@ static void *dequeue(void *unused)
     return 0;
 }
 
-static void push(void *executor, void *stream)
+static void push(void* executor, void* stream)
 {
     pthread_mutex_lock(&lock);
     while (tail - head >= 4096)
@@ -94,21 +94,21 @@ static void drain(void)
     pthread_mutex_unlock(&lock);
 }
 
-static void *tensor(const int64_t *dims, uint64_t n, int32_t type)
+static void* tensor(const int64_t* dims, uint64_t n, int32_t type)
 {
     return aclCreateTensor(dims, n, type, 0, 0, 2, dims, n, 0);
 }
 
-static void *kept;  // executor of the last embedding
+static void* kept;  // executor of the last embedding
 
-static void embed(void *stream, const int64_t *dims, uint64_t n, int64_t rows)
+static void embed(void* stream, const int64_t* dims, uint64_t n, int64_t rows)
 {
     int64_t table[2] = {rows, HIDDEN}, result[4];
     memcpy(result, dims, n * sizeof(*dims));
     result[n] = HIDDEN;
     void *out = tensor(result, n + 1, 1), *indices = tensor(dims, n, 9), *weight = tensor(table, 2, 1);
     uint64_t size;
-    void *executor;
+    void* executor;
     aclnnEmbeddingGetWorkspaceSize(weight, indices, out, &size, &executor);
     aclDestroyTensor(out);
     aclDestroyTensor(indices);
@@ -118,22 +118,22 @@ static void embed(void *stream, const int64_t *dims, uint64_t n, int64_t rows)
 }
 
 // The first call of an attention operator: shape and layout of its query, lengths of queries and keys if any.
-static void attention(const int64_t *dims, uint64_t n, const char *layout, const int64_t *lengths,
-                      const int64_t *key_lengths, uint64_t sequences)
+static void attention(const int64_t* dims, uint64_t n, const char* layout, const int64_t* lengths,
+                      const int64_t* key_lengths, uint64_t sequences)
 {
     void *query = tensor(dims, n, 1), *z = 0;
-    void *q = lengths ? aclCreateIntArray(lengths, sequences) : 0;
-    void *k = key_lengths ? aclCreateIntArray(key_lengths, sequences) : 0;
+    void* q = lengths ? aclCreateIntArray(lengths, sequences) : 0;
+    void* k = key_lengths ? aclCreateIntArray(key_lengths, sequences) : 0;
     uint64_t size;
-    void *executor;
-    aclnnFusedInferAttentionScoreV2GetWorkspaceSize(query, z, z, z, z, q, k, z, z, z, z, z, z, z, z, z, z, z, z, z, z,
-                                                    z, z, z, 8, 0.125, 0, 0, layout, 2, 0, 0, 0, 0, 0, 0, 0, z, z,
-                                                    &size, &executor);
+    void* executor;
+    aclnnFusedInferAttentionScoreV2GetWorkspaceSize(query, z, z, z, z, q, k, z, z, z, z, z, z, z, z, z, z, z,
+                                                    z, z, z, z, z, z, 8, 0.125, 0, 0, layout, 2, 0, 0, 0, 0,
+                                                    0, 0, 0, z, z, &size, &executor);
     free(executor);
     aclDestroyTensor(query);
 }
 
-static void launch(void *stream, int n)
+static void launch(void* stream, int n)
 {
     int64_t hidden[3] = {1, 1, HIDDEN};
     for (int i = 0; i < n; i++) {
@@ -143,14 +143,15 @@ static void launch(void *stream, int n)
     }
 }
 
-static void synchronise(void *stream)
+static void synchronise(void* stream)
 {
     drain();
     aclrtSynchronizeStreamWithTimeout(stream, -1);
 }
 
-// A forward pass with a mask check after five operators, then a token copied out and a stop condition looked at.
-static void step(void *stream, int64_t batch, int64_t length, int launches)
+// A forward pass with a mask check after five operators, then a token copied out and a stop condition looked
+// at.
+static void step(void* stream, int64_t batch, int64_t length, int launches)
 {
     int64_t dims[2] = {batch, length};
     embed(stream, dims, 2, VOCABULARY);
@@ -165,20 +166,20 @@ static void step(void *stream, int64_t batch, int64_t length, int launches)
 int main(void)
 {
     static char line[4096];
-    void *model = 0;
+    void* model = 0;
     pthread_t thread;
     pthread_create(&thread, 0, dequeue, 0);
     printf("%d\n", getpid());
     fflush(stdout);
     while (fgets(line, sizeof(line), stdin)) {
-        char *word = strtok(line, " \n");
+        char* word = strtok(line, " \n");
         int64_t a[64] = {0};
         int n = 0;
         if (!word)
             continue;
-        for (char *p; n < 64 && (p = strtok(0, " \n"));)
+        for (char* p; n < 64 && (p = strtok(0, " \n"));)
             a[n++] = strtoll(p, 0, 0);
-        void *stream = (void *)a[0];
+        void* stream = (void*)a[0];
         if (!strcmp(word, "step")) {
             step(stream, a[1], a[2], a[3]);
         } else if (!strcmp(word, "flat")) {
@@ -229,7 +230,7 @@ int main(void)
             aclmdlRIExecuteAsync(model, stream);
         } else if (!strcmp(word, "graph")) {
             drain();
-            aclmdlRIExecuteAsync((void *)a[1], stream);
+            aclmdlRIExecuteAsync((void*)a[1], stream);
         } else if (!strcmp(word, "lengths")) {
             int64_t query[3] = {a[n / 2 - 1], 8, HIDDEN / 8};
             attention(query, 3, "TND", a, a + n / 2, n / 2);
