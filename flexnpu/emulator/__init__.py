@@ -85,6 +85,7 @@ def environment(
     devices: int = 1,
     missing: str = "error",
     machine: str | None = None,
+    slowdown: float | str = 1.0,
 ) -> dict[str, str]:
     """Variables to add to a program's environment so that it runs directly on the emulated CANN.
 
@@ -93,6 +94,7 @@ def environment(
     profile: the modelled chip, by name (see `profiles`) or path.
     missing: what an operator without a body does: ``error`` or ``time`` (takes its time, computes nothing).
     machine: processes with the same name share devices; default: $FLEXNPU_EMU_MACHINE, else ``default``.
+    slowdown: factor on all modelled times, or the path of a `Clock`.
 
     Raises EmulatorError for values that the emulated CANN would refuse.
     """
@@ -113,6 +115,7 @@ def environment(
         "FLEXNPU_EMU_PROFILE": str(profile_path(profile)),
         "FLEXNPU_EMU_DEVICES": str(devices),
         "FLEXNPU_EMU_MISSING": missing,
+        "FLEXNPU_EMU_SLOWDOWN": str(slowdown),
     }
     if machine is not None:
         variables["FLEXNPU_EMU_MACHINE"] = machine

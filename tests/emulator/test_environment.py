@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flexnpu import emulator
+from flexnpu.emulator.clock import Clock
 
 LIBRARIES = [
     "libacl_rt.so",
@@ -60,6 +62,11 @@ def test_environment_refuses_what_the_libraries_would() -> None:
         ("FLEXNPU_EMU_DEVICES", "none"),
         ("FLEXNPU_EMU_PROFILE", "no-such-chip"),
         ("FLEXNPU_EMU_MACHINE", "a/b"),
+        ("FLEXNPU_EMU_SLOWDOWN", "0"),
+        ("FLEXNPU_EMU_SLOWDOWN", "nan"),
+        ("FLEXNPU_EMU_SLOWDOWN", "2x"),
+        ("FLEXNPU_EMU_SLOWDOWN", "/nonexistent/clock"),
+        ("FLEXNPU_EMU_SLOWDOWN", "/dev/null"),
     ],
 )
 def test_a_wrong_variable_is_named_on_stderr_and_no_call_works(variable: str, value: str) -> None:
@@ -86,3 +93,55 @@ def test_profile_of_the_die_has_the_calibrated_figures() -> None:
     assert profile["compute"]["efficiency"] == 0.7
     assert profile["memory"] == {"size_gib": 64.0, "rate_tibps": 1.6, "efficiency": 0.6, "l2_mib": 192.0}
     assert profile["static_us"] == {"mma": 5.0, "vector": 2.0}
+
+
+LINK_STEPS = """
+import ctypes, sys
+library = ctypes.CDLL("libacl_rt.so")
+rate, step_ns = ctypes.c_double(), ctypes.c_double()
+for _ in sys.stdin:
+    library.flexnpu_emu_link(ctypes.byref(rate), ctypes.byref(step_ns))
+    print(rate.value, step_ns.value, flush=True)
+"""
+
+
+def _link(slowdown: float | str, fds: tuple[int, ...] = ()) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", LINK_STEPS],
+        env=os.environ | emulator.environment(slowdown=slowdown),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=fds,
+    )
+
+
+def _ask(program: subprocess.Popen[str]) -> tuple[float, float]:
+    assert program.stdin is not None
+    assert program.stdout is not None
+    program.stdin.write("now\n")
+    program.stdin.flush()
+    rate, step_ns = program.stdout.readline().split()
+    return float(rate), float(step_ns)
+
+
+def test_a_slowdown_is_one_factor_on_the_modelled_times() -> None:
+    with _link(4.0) as program:
+        assert _ask(program) == (pytest.approx(196e9 / 4), pytest.approx(4 * 2000.0))
+        program.communicate()
+
+
+def test_a_clock_changes_the_speed_while_a_program_runs() -> None:
+    with Clock() as clock, _link(clock.path, (clock.fd,)) as program:
+        for slowdown in (1.0, 0.01, 8.0):
+            clock.set(slowdown)
+            assert _ask(program) == (pytest.approx(196e9 / slowdown), pytest.approx(slowdown * 2000.0))
+        program.communicate()
+
+
+@pytest.mark.parametrize("slowdown", [0.0, -1.0, float("nan"), float("inf"), 1e4])
+def test_a_clock_refuses_what_is_no_speed(slowdown: float) -> None:
+    with Clock(2.0) as clock:
+        with pytest.raises(ValueError, match="slowdown"):
+            clock.set(slowdown)
+        assert os.pread(clock.fd, 16, 0) == struct.pack("=d", 2.0)

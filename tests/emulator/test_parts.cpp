@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -23,6 +24,7 @@
 #include "flexnpu/emulator/runtime/memory.hpp"
 #include "flexnpu/emulator/runtime/profile.hpp"
 #include "flexnpu/emulator/runtime/shared_device.hpp"
+#include "flexnpu/emulator/runtime/slowdown.hpp"
 
 using namespace flexnpu;
 using namespace flexnpu::emulator;
@@ -123,6 +125,39 @@ TEST_CASE("the roofline of the calibrated die") {
     CHECK(die.kernel_ns(KernelCost{.cube_flops = 0, .cube_dtype = 0, .vector_flops = -1e300, .bytes = 0}) <=
           2000);
     CHECK(die.copy_ns(Profile::Copy::HostToDevice, 50'000'000'000) == 1'000'005'000);
+}
+
+TEST_CASE("a slowdown stretches every modelled time alike") {
+    Profile die = load_profile("ascend910c-die", profile_directory());
+    Profile slow = die;
+    slow.slowdown = Slowdown("3");
+    KernelCost cost{.cube_flops = 1e12, .cube_dtype = acl::FLOAT16, .vector_flops = 1e9, .bytes = 1e9};
+    CHECK(double(slow.kernel_ns(cost, 0.5)) == doctest::Approx(3.0 * double(die.kernel_ns(cost, 0.5))));
+    CHECK(slow.copy_ns(Profile::Copy::DeviceToHost, 1 << 20) ==
+          3 * die.copy_ns(Profile::Copy::DeviceToHost, 1 << 20));
+    CHECK(slow.replay_ns() == 3 * die.replay_ns());
+    CHECK(slow.link_rate_now() == doctest::Approx(die.link_rate / 3));
+    CHECK(slow.link_step_ns_now() == doctest::Approx(die.link_step_ns * 3));
+}
+
+TEST_CASE("a slowdown in a file is read as it changes, and nonsense counts as none") {
+    std::string file =
+        std::filesystem::temp_directory_path() / ("flexnpu-slowdown-" + std::to_string(getpid()));
+    auto write = [&](double value) {
+        std::fstream(file, std::ios::binary | std::ios::in | std::ios::out)
+            .write(reinterpret_cast<const char*>(&value), sizeof value);
+    };
+    std::ofstream(file) << "12345678";
+    Slowdown slowdown(file);
+    write(2.5);
+    CHECK(slowdown.factor() == 2.5);
+    write(0.25);
+    CHECK(slowdown.factor() == 0.25);
+    for (double nonsense : {0.0, -1.0, 1e9, std::nan("")}) {
+        write(nonsense);
+        CHECK(slowdown.factor() == 1.0);
+    }
+    std::filesystem::remove(file);
 }
 
 TEST_CASE("every shipped profile loads") {

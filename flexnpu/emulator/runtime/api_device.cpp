@@ -99,8 +99,8 @@ int32_t flexnpu_emu_mode(void) { return Runtime::get().settings().mode; }
 const char* flexnpu_emu_machine(void) { return Runtime::get().settings().machine.c_str(); }
 void flexnpu_emu_link(double* rate, double* step_ns) {
     const emu::Profile& profile = Runtime::get().settings().profile;
-    *rate = profile.link_rate;
-    *step_ns = profile.link_step_ns;
+    *rate = profile.link_rate_now();
+    *step_ns = profile.link_step_ns_now();
 }
 int32_t flexnpu_emu_missing(void) { return Runtime::get().settings().missing; }
 

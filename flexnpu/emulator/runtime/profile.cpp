@@ -106,7 +106,7 @@ uint64_t Profile::kernel_ns(const KernelCost& cost, double static_share) const {
     double work = std::max({cost.cube_flops / (peak * compute_efficiency),
                             cost.vector_flops / (vector * compute_efficiency),
                             cost.bytes / (memory_rate * memory_efficiency)});
-    return to_ns((mma ? mma_static_ns : vector_static_ns) * static_share + work * 1e9);
+    return to_ns(((mma ? mma_static_ns : vector_static_ns) * static_share + work * 1e9) * slowdown.factor());
 }
 
 uint64_t Profile::copy_ns(Copy direction, uint64_t bytes) const {
@@ -116,8 +116,10 @@ uint64_t Profile::copy_ns(Copy direction, uint64_t bytes) const {
         case Copy::DeviceToHost: seconds = double(bytes) / d2h_rate; break;
         case Copy::DeviceToDevice: seconds = 2.0 * double(bytes) / (memory_rate * memory_efficiency); break;
     }
-    return to_ns(copy_static_ns + seconds * 1e9);
+    return to_ns((copy_static_ns + seconds * 1e9) * slowdown.factor());
 }
+
+uint64_t Profile::replay_ns() const { return to_ns(replay_static_ns * slowdown.factor()); }
 
 Profile load_profile(const std::string& which, const std::string& directory) {
     bool is_path = which.find('/') != std::string::npos || which.ends_with(".toml");

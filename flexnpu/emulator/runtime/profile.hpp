@@ -5,6 +5,7 @@
 #include <string>
 
 #include "flexnpu/emulator/kernel.hpp"
+#include "flexnpu/emulator/runtime/slowdown.hpp"
 
 namespace flexnpu::emulator {
 
@@ -35,6 +36,8 @@ struct Profile {
     // costs besides.
     double link_rate = 0, link_step_ns = 0;
     uint32_t stream_depth = 4096;  // launches that a stream holds before a launch blocks
+    // Multiplies every time that the functions below answer. Not from the file.
+    Slowdown slowdown;
 
     // Device time of an operator in nanoseconds: the roofline (Williams, Waterman, Patterson, CACM 52(4),
     // 2009)
@@ -44,6 +47,11 @@ struct Profile {
     enum class Copy { HostToDevice, DeviceToHost, DeviceToDevice };
     // Device time of a copy or a fill of that many bytes; a copy within the device reads and writes.
     uint64_t copy_ns(Copy direction, uint64_t bytes) const;
+    // What a graph's replay costs before its first task.
+    uint64_t replay_ns() const;
+    // The link as it is now: bytes a second, and nanoseconds a step of a collective.
+    double link_rate_now() const { return link_rate / slowdown.factor(); }
+    double link_step_ns_now() const { return link_step_ns * slowdown.factor(); }
 };
 
 // Reads a profile. `which` is a path, or the name of a file in `directory` without its suffix.

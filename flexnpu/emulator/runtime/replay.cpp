@@ -43,7 +43,7 @@ public:
             cut_short_ = true;
         } else {
             uint64_t start = std::max({stream_.device_ns_, task_.submit_ns, graph_.device_ns()});
-            end_ = start + uint64_t(stream_.model_.profile.replay_static_ns);
+            end_ = start + stream_.model_.profile.replay_ns();
             run_nodes(end_);
             stream_.device_ns_ = end_;
             stream_.follow_clock(task_.number);

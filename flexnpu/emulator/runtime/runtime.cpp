@@ -56,6 +56,7 @@ std::string variable(const char* name, const char* fallback) {
 Settings read_settings() {
     Settings settings;
     settings.profile = load_profile(variable("FLEXNPU_EMU_PROFILE", "ascend910c-die"), profile_directory());
+    settings.profile.slowdown = Slowdown(variable("FLEXNPU_EMU_SLOWDOWN", "1"));
     std::string mode = variable("FLEXNPU_EMU_MODE", "compute");
     if (mode != "compute" && mode != "time") {
         refuse_variable("FLEXNPU_EMU_MODE", mode, "compute or time");

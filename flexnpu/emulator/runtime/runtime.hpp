@@ -32,8 +32,8 @@ struct Settings {
     std::string machine = "default";
 };
 
-// Reads FLEXNPU_EMU_{PROFILE,MODE,MISSING,DEVICES,MACHINE}. Throws std::runtime_error that names the
-// variable.
+// Reads FLEXNPU_EMU_{PROFILE,SLOWDOWN,MODE,MISSING,DEVICES,MACHINE}. Throws std::runtime_error that names
+// the variable.
 Settings read_settings();
 
 struct Device {
