@@ -48,6 +48,16 @@ from probes.feed.socket import FeedClient
     help="Prefill work in flight beside decode.",
 )
 @click.option(
+    "--max-hold-ms",
+    type=Number(0, 1000, above=True, unit="ms"),
+    help="Longest hold of a prefill operator for decode without slack.  [default: 10]",
+)
+@click.option(
+    "--idle-ms",
+    type=Number(0, 10000, above=True, unit="ms"),
+    help="Silence after which decode lends its whole share.  [default: 20]",
+)
+@click.option(
     "--lease-s",
     type=Duration(0.1, MAX_LEASE_S),
     default=5.0,
@@ -74,6 +84,8 @@ def main(
     ctl: Path | None,
     policy_name: str,
     window_us: float,
+    max_hold_ms: float | None,
+    idle_ms: float | None,
     lease_s: float,
     target_ms: float | None,
     factor: float,
@@ -112,6 +124,8 @@ def main(
         window_us=window_us,
         target_us=target_ms * 1e3 if target_ms is not None else None,
         factor=factor,
+        max_hold_us=max_hold_ms * 1e3 if max_hold_ms is not None else None,
+        decode_idle_us=idle_ms * 1e3 if idle_ms is not None else None,
     )
     loop = Loop(
         policy,

@@ -20,13 +20,15 @@ _STEADY = 0.1  # a target within this fraction of the last one is not worth a ch
 
 @dataclass
 class ProtectDecode:
-    """`window_us` and `slowdown` go to the gate as they are (`SetGate`)."""
+    """`window_us`, `slowdown`, `max_hold_us` and `decode_idle_us` go to the gate as they are (`SetGate`)."""
 
     lease_s: float
     window_us: float = 300.0
     target_us: float | None = None
     factor: float = 1.3
     slowdown: float | None = 1.0
+    max_hold_us: float | None = None
+    decode_idle_us: float | None = None
     name: str = "protect-decode"
 
     def __post_init__(self) -> None:
@@ -49,6 +51,8 @@ class ProtectDecode:
             window_us=self.window_us,
             decode_target_us=target,
             overlap_slowdown=self.slowdown,
+            max_hold_us=self.max_hold_us,
+            decode_idle_us=self.decode_idle_us,
             lease_s=self.lease_s,
             lanes=roles,
         )

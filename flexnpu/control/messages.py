@@ -192,7 +192,9 @@ class SetGate(_Request):
     with ``owned`` unless it takes over. A transparent setting without `keep` gives the gate back.
     """
 
-    later_fields: ClassVar[frozenset[str]] = frozenset({"controller", "take_over", "keep"})
+    later_fields: ClassVar[frozenset[str]] = frozenset(
+        {"controller", "take_over", "keep", "max_hold_us", "decode_idle_us"}
+    )
 
     type: Literal["set_gate"] = "set_gate"
     policy: Policy
@@ -210,6 +212,10 @@ class SetGate(_Request):
     """Take the gate from its owner."""
     keep: bool = False
     """With the transparent policy: own the gate all the same, for the lease."""
+    max_hold_us: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    """Longest hold of a prefill operator for a decode lane without slack; None: the gate's own, 10 ms."""
+    decode_idle_us: Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)] | None = None
+    """A decode lane silent for longer lends its whole share; None: the gate's own, 20 ms."""
 
 
 Request = StatusRequest | SetGate

@@ -123,13 +123,20 @@ class Service:
 
     def _apply(self, request: SetGate) -> ErrorReply | None:
         """Give the data plane phases, targets and settings; an error when a lane is unknown."""
+        settings = {
+            "enabled": request.policy != "transparent",
+            "window_us": request.window_us,
+            "overlap_slowdown": request.overlap_slowdown or 0.0,
+            "lease_until_ns": self.clock() + int(request.lease_s * 1e9),
+        }
+        # Absent: the gate's own.
+        settings |= {
+            name: value
+            for name in ("max_hold_us", "decode_idle_us")
+            if (value := getattr(request, name)) is not None
+        }
         unknown = self.plane.set_gate(
-            {
-                "enabled": request.policy != "transparent",
-                "window_us": request.window_us,
-                "overlap_slowdown": request.overlap_slowdown or 0.0,
-                "lease_until_ns": self.clock() + int(request.lease_s * 1e9),
-            },
+            settings,
             dict(request.lanes),
             request.decode_target_us or 0.0,
         )

@@ -99,8 +99,17 @@ def test_what_version_1_grew_is_left_out_while_it_is_not_used() -> None:
         controller=ControllerInfo(instance="a", counts={"steps": 1}),
         take_over=True,
         keep=True,
+        max_hold_us=40_000,
+        decode_idle_us=80_000,
     )
     assert decode_request(encode(named)) == named
+
+
+@pytest.mark.parametrize("field", ["max_hold_us", "decode_idle_us"])
+@pytest.mark.parametrize("value", [0, -1, 1e8, "nan"])
+def test_the_gates_times_are_bounded(field: str, value: object) -> None:
+    with pytest.raises(MessageError, match=field):
+        decode_request(json.dumps({**VALID, field: value}).encode())
 
 
 @pytest.mark.parametrize("instance", ["", "x" * 65, "a b", "\x1b[2J"])

@@ -120,6 +120,13 @@ def test_a_flood_beside_a_chat() -> None:
     assert decision.evidence["target_from"] == "given"
 
 
+def test_the_gates_times_are_handed_on() -> None:
+    made, now = settled(*chat(0, 5), *flood(0, 20))
+    gate = ProtectDecode(lease_s=2, max_hold_us=40_000, decode_idle_us=80_000).decide(made, now).gate
+    assert gate is not None
+    assert (gate.max_hold_us, gate.decode_idle_us) == (40_000, 80_000)
+
+
 @pytest.mark.parametrize("outputs", [0, 4, 16, 30])
 def test_a_flood_that_also_decodes_is_still_the_flood(outputs: int) -> None:
     made, _ = settled(*chat(0, 10), *flood(0, 12, outputs))

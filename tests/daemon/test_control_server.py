@@ -103,6 +103,13 @@ def test_set_gate(client: ControlClient, plane: Any) -> None:
     assert plane.targets[2] == 7000.0
 
 
+def test_the_gates_times_are_its_own_unless_given(client: ControlClient, plane: Any) -> None:
+    client.set_gate(SetGate(policy="protect-decode", lease_s=30))
+    assert not {"max_hold_us", "decode_idle_us"} & plane.gates[-1].keys()
+    client.set_gate(SetGate(policy="protect-decode", lease_s=30, max_hold_us=40_000, decode_idle_us=80_000))
+    assert (plane.gates[-1]["max_hold_us"], plane.gates[-1]["decode_idle_us"]) == (40_000, 80_000)
+
+
 def test_a_lease_runs_out(client: ControlClient) -> None:
     client.set_gate(SetGate(policy="protect-decode", lease_s=0.2))
     time.sleep(0.3)
