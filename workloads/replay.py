@@ -37,12 +37,14 @@ TRACES = {"conv": DATA / "azure_2023_conv.csv", "code": DATA / "azure_2023_code.
 class Scaling:
     """How a trace becomes a load.
 
-    ``rate``: arrivals a second relative to the trace's. ``prompt_scale`` and ``output_scale`` multiply
-    token counts, which are then kept inside ``prompt_limits`` and ``output_limits`` (tokens, both ends
-    included).
+    ``rate``: how fast the trace's time passes. ``keep``: the share of its arrivals that are sent, evenly
+    chosen, so that a thinner load has the trace's bursts at their distance. ``prompt_scale`` and
+    ``output_scale`` multiply token counts, which are then kept inside ``prompt_limits`` and
+    ``output_limits`` (tokens, both ends included).
     """
 
     rate: float = 1.0
+    keep: float = 1.0
     prompt_scale: float = 1.0
     output_scale: float = 1.0
     prompt_limits: tuple[int, int] = (8, 4000)
@@ -99,6 +101,11 @@ class Record:
         return (self.chunk_ns[1] - self.sent_ns) / 1e6 if len(self.chunk_ns) > 1 else None
 
     @property
+    def end_to_end_ms(self) -> float | None:
+        """From sending to the end of the answer; None when it did not end."""
+        return None if self.end_ns is None else (self.end_ns - self.sent_ns) / 1e6
+
+    @property
     def intervals_ms(self) -> list[float]:
         """Times between successive content chunks, which are tokens for the models of `workloads.models`."""
         return [(b - a) / 1e6 for a, b in itertools.pairwise(self.chunk_ns)]
@@ -111,6 +118,7 @@ def load_arrivals(path: Path, duration_s: float, scaling: Scaling, skip_s: float
     """
     arrivals: list[Arrival] = []
     start: datetime | None = None
+    due = 0.0  # kept arrivals that the ones so far amount to
     with path.open(newline="", encoding="utf-8") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):
             try:
@@ -127,6 +135,9 @@ def load_arrivals(path: Path, duration_s: float, scaling: Scaling, skip_s: float
                 continue
             if at_s >= duration_s:
                 break
+            due += scaling.keep
+            if due < len(arrivals) + 1:
+                continue
             arrivals.append(
                 Arrival(
                     at_s,
@@ -290,9 +301,7 @@ def summarise(records: Sequence[Record], window_s: float) -> dict[str, Any]:
         "second_token_ms": spread(record.second_token_ms for record in done),
         "tpot_ms": spread(record.tpot_ms for record in done),
         "token_interval_ms": spread(value for record in done for value in record.intervals_ms),
-        "end_to_end_ms": spread(
-            (record.end_ns - record.sent_ns) / 1e6 for record in done if record.end_ns is not None
-        ),
+        "end_to_end_ms": spread(record.end_to_end_ms for record in done),
         "output_tokens_per_s": sum(record.output_tokens or 0 for record in done) / window_s,
         "prompt_tokens_per_s": sum(record.prompt_tokens or 0 for record in done) / window_s,
         "requests_per_s": len(done) / window_s,
@@ -313,7 +322,9 @@ def main() -> None:
     add("--skip", type=float, default=0.0, help="seconds of the trace to skip")
     add("--records", action="store_true", help="add every request's times")
     arguments = parser.parse_args()
-    scaling = Scaling(arguments.rate, arguments.prompt_scale, arguments.output_scale)
+    scaling = Scaling(
+        arguments.rate, prompt_scale=arguments.prompt_scale, output_scale=arguments.output_scale
+    )
     arrivals = load_arrivals(TRACES[arguments.trace], arguments.duration, scaling, arguments.skip)
     maker = PromptMaker(arguments.model_dir)
     prompts = [maker.make(arrival.prompt_tokens) for arrival in arrivals]

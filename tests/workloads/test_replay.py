@@ -126,6 +126,17 @@ def test_shipped_traces_load_and_scale(name: str) -> None:
     assert [arrival.at_s for arrival in half] == sorted(arrival.at_s for arrival in half)
 
 
+@pytest.mark.parametrize("factor", [1.5, 3.0, 8.0])
+def test_a_thinner_load_has_the_same_bursts(factor: float) -> None:
+    whole = load_arrivals(TRACES["code"], 600.0, Scaling())
+    some = load_arrivals(TRACES["code"], 600.0, Scaling(keep=1 / factor))
+    assert len(some) == pytest.approx(len(whole) / factor, abs=1)
+    assert set(some) <= set(whole)
+    for minute in range(10):
+        in_minute = [sum(60 * minute <= a.at_s < 60 * (minute + 1) for a in load) for load in (some, whole)]
+        assert in_minute[0] == pytest.approx(in_minute[1] / factor, abs=1.01)
+
+
 def test_a_bad_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,many,1\n")

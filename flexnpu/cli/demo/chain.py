@@ -15,15 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dashboards import alerts
-from flexnpu.cli.demo.plan import Plan, ServerPlan
+from flexnpu.cli.demo.plan import Plan
 from flexnpu.cli.demo.processes import DemoError, Supervisor, free_port
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient, ControlError
 from flexnpu.control.messages import DaemonStatus
+from flexnpu.emulator.clock import Clock
 from workloads import models
 from workloads.prometheus import PrometheusError, PrometheusServer
 
 DEVICE = 0
+
+#: The emulated device stands for silicon, which does not wait for a CPU of the host.
+_SILICON = -10
+
+#: Bound on the start of a part; most of it is Python's imports, which a busy host makes ten times as long.
+_START_S = 150.0
 
 #: No look-ups outside this machine, and one CPU thread a server: the numerics are the device's, and more
 #: threads would only fight for the cores.
@@ -52,7 +59,7 @@ def own_program(name: str) -> str:
 class Server:
     """A running `transformers serve`."""
 
-    plan: ServerPlan
+    name: str
     model_dir: Path
     url: str
     pid: int
@@ -73,6 +80,7 @@ class Chain:
         self.servers: dict[str, Server] = {}
         self.collector_port = 0
         self.prometheus: PrometheusServer | None = None
+        self.clock = stack.enter_context(Clock(plan.measuring.slowdown))
         self._environment = {paths.ENV_RUN_DIR: str(self.run_dir)}
         self._control = ControlClient(paths.control_socket(DEVICE, self.run_dir))
 
@@ -100,9 +108,11 @@ class Chain:
                 *("--mode", "compute", "--run-dir", str(self.run_dir)),
             ],
             # An emulated machine of its own: no other program on this one uses the same device.
-            {"FLEXNPU_EMU_MACHINE": self.directory.name},
+            {"FLEXNPU_EMU_MACHINE": self.directory.name, "FLEXNPU_EMU_SLOWDOWN": self.clock.path},
+            [self.clock.fd],
+            nice=_SILICON,
         )
-        return self.supervisor.wait_until("flexnpud answers", lambda: self.status() is not None, 30)
+        return self.supervisor.wait_until("flexnpud answers", lambda: self.status() is not None, _START_S)
 
     def start_servers(self) -> float:
         """Both at once: most of it is Python's imports."""
@@ -116,12 +126,12 @@ class Chain:
             child = self.supervisor.start(
                 plan.name, [*command, *serve], {**self._environment, **SERVER_ENVIRONMENT}
             )
-            self.servers[plan.name] = Server(plan, directory, f"http://127.0.0.1:{port}", child.pid)
+            self.servers[plan.name] = Server(plan.name, directory, f"http://127.0.0.1:{port}", child.pid)
 
         def ready() -> bool:
             return all(_answers(f"{server.url}/health") for server in self.servers.values())
 
-        return self.supervisor.wait_until("both servers answer", ready, 120)
+        return self.supervisor.wait_until("both servers answer", ready, 2 * _START_S)
 
     def start_probe(self, connect: Callable[[], None]) -> float:
         """Attach to the live servers; ``connect`` is called when the feed can be read, before attaching."""
@@ -135,13 +145,13 @@ class Chain:
         )
 
         # Listeners first: what the tracers publish when they attach is said once.
-        took = self.supervisor.wait_until("the probe serves its feed", self.feed.exists, 60)
+        took = self.supervisor.wait_until("the probe serves its feed", self.feed.exists, _START_S)
         connect()
 
         def publishing() -> bool:
             return "publishing on" in child.tail()
 
-        return took + self.supervisor.wait_until("the probe is attached", publishing, 60)
+        return took + self.supervisor.wait_until("the probe is attached", publishing, _START_S)
 
     def start_collector(self) -> float:
         self.collector_port = free_port()
@@ -156,7 +166,7 @@ class Chain:
             self._environment,
         )
         url = f"http://127.0.0.1:{self.collector_port}/metrics"
-        return self.supervisor.wait_until("the collector answers", lambda: _answers(url), 30)
+        return self.supervisor.wait_until("the collector answers", lambda: _answers(url), _START_S)
 
     def start_prometheus(self) -> float:
         """A Prometheus of the demo's own, with the shipped alert over windows that fit a demo."""
@@ -180,6 +190,7 @@ class Chain:
                 own_program("flexnpu-controller"),
                 *("--feed", str(self.feed), "--ctl", str(self._control.path)),
                 *("--policy", "protect-decode", "--window-us", str(self.plan.window_us)),
+                *("--max-hold-ms", str(self.plan.max_hold_ms), "--idle-ms", str(self.plan.idle_ms)),
             ],
             self._environment,
         )
@@ -187,12 +198,17 @@ class Chain:
         def reading() -> bool:
             return "feed-connected" in child.log.read_text(errors="replace")
 
-        return self.supervisor.wait_until("the controller reads the feed", reading, 30)
+        return self.supervisor.wait_until("the controller reads the feed", reading, _START_S)
 
     def gated(self) -> bool:
         """Whether the daemon's gate is under a policy now."""
         status = self.status()
         return status is not None and status.gate.policy == "protect-decode"
+
+    def stop(self) -> None:
+        """End what was started so far."""
+        self.supervisor.stop_all()
+        self.servers.clear()
 
     def stop_controller(self) -> None:
         self.supervisor.stop("flexnpu-controller")
@@ -215,7 +231,3 @@ def require_root() -> None:
     """Say what the demo needs before anything is started."""
     if os.geteuid() != 0:
         raise DemoError("the probes load BPF programs, which needs root: type  sudo make demo")
-
-
-def now_ns() -> int:
-    return time.monotonic_ns()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workloads.models import TinyModel
 from workloads.replay import Scaling
@@ -23,6 +23,10 @@ class ServerPlan:
     scaling: Scaling
     max_in_flight: int
 
+    def slowed(self, factor: float) -> ServerPlan:
+        """One in ``factor`` of the same arrivals, as bursty as they are."""
+        return replace(self, scaling=replace(self.scaling, keep=self.scaling.keep / factor))
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -30,7 +34,7 @@ class Targets:
 
     accuracy: float = 0.99
     accuracy_steps: int = 500
-    decode_p99_ratio: float = 0.5
+    decode_ratio: float = 0.5
     device_busy: float = 0.5
     wire_ttft_ms: float = 10.0
 
@@ -61,15 +65,36 @@ FLOOD = ServerPlan(
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """How the host is measured before the loads are chosen."""
+
+    slowdown: float = 0.01
+    """Of the chip while the host is measured: what is left is the host's."""
+    chat_tokens: tuple[int, int] = (40, 16)
+    """Of a chat's prompt and answer."""
+    chats: int = 28
+    """Some 400 decode steps, as long as the long prompts beside them take."""
+    prompt_tokens: int = 320
+    prompts: int = 28
+    longest_s: float = 15.0
+    """Nothing is sent after this time."""
+    device_slowdown: float = 8.0
+    """Of the chip while its own times are read: so slow that the host adds nothing to them."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole demo. Times are seconds."""
 
     profile: str = "demo"
+    slowdown: float = 1.0
+    """Factor on all times of the profile's chip."""
     attention: str = "eager"
     """torch_npu's fused attention builds a mask of 2048 x 2048 for each call, whatever the prompt's length:
     nothing to a real chip's memory, 20 ms to the demo's."""
     chat: ServerPlan = CHAT
     flood: ServerPlan = FLOOD
+    measuring: Measuring = Measuring()
     calm_s: float = 12.0
     phase_s: float = 50.0
     lead_s: float = 6.0
@@ -77,12 +102,55 @@ class Plan:
     counts them."""
     drain_s: float = 20.0
     window_us: float = 300.0
+    max_hold_ms: float = 10.0
+    idle_ms: float = 20.0
+    """Of the policy: what `flexnpu-controller` has by default."""
     ttft_slo_s: float = 0.08
     """Objective for the time to first token; a chat that has the device for itself keeps it."""
     alert_scale: float = 1 / 60
     """Factor on the alert's windows, so that an hour is a minute."""
+    resolve_s: float = 20.0
+    """How long the alert may still fire after the load."""
     targets: Targets = Targets()
 
     @property
     def servers(self) -> tuple[ServerPlan, ServerPlan]:
         return self.chat, self.flood
+
+    def server(self, name: str) -> ServerPlan:
+        return next(server for server in self.servers if server.name == name)
+
+    @property
+    def most_slowdown(self) -> float:
+        """Beyond it a phase would have too few steps to compare: below some 80 decode steps."""
+        return self._stretched(_LONGEST) * self.phase_s / 6.0
+
+    @staticmethod
+    def _stretched(factor: float) -> float:
+        return min(factor, _LONGEST)
+
+    def slowed(self, factor: float) -> Plan:
+        """The same demo on a chip that is ``factor`` times slower: arrivals, objectives and the policy's
+        window follow the device; phases get longer by at most half."""
+        stretch = self._stretched(factor)
+        return replace(
+            self,
+            slowdown=self.slowdown * factor,
+            chat=self.chat.slowed(factor),
+            flood=self.flood.slowed(factor),
+            calm_s=self.calm_s * stretch,
+            phase_s=self.phase_s * stretch,
+            lead_s=self.lead_s * stretch,
+            drain_s=self.drain_s * max(1.0, factor / 4),
+            window_us=self.window_us * factor,
+            max_hold_ms=self.max_hold_ms * factor,
+            idle_ms=self.idle_ms * factor,
+            ttft_slo_s=self.ttft_slo_s * factor,
+            alert_scale=self.alert_scale * factor,
+            resolve_s=self.resolve_s * max(1.0, factor / 2),
+            targets=replace(self.targets, wire_ttft_ms=self.targets.wire_ttft_ms * factor),
+        )
+
+
+#: A phase gets at most so many times as long on a slow chip: the demo shall end within minutes.
+_LONGEST = 1.5

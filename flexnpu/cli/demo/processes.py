@@ -75,8 +75,16 @@ class Supervisor:
     ) -> None:
         self.stop_all()
 
-    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
-        """Start a program in a session of its own. Raises DemoError if it is not there."""
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        nice: int = 0,
+    ) -> Child:
+        """Start a program in a session of its own, which inherits ``pass_fds``; ``nice`` is its
+        priority, where we may give it one. Raises DemoError if it is not there."""
         log = self._directory / f"{name}.log"
         merged = {**os.environ, **(environment or {}), TAG_VARIABLE: self._tag}
         try:
@@ -88,10 +96,14 @@ class Supervisor:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    pass_fds=pass_fds,
                     preexec_fn=_die_with_parent,
                 )
         except OSError as error:
             raise DemoError(f"{name}: cannot start {command[0]}: {error.strerror}") from error
+        if nice:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, process.pid, nice)
         child = Child(name, process, log)
         self.children[name] = child
         return child

@@ -46,9 +46,13 @@ class Phase:
 
 
 def step_times_ms(steps: Sequence[Step]) -> dict[str, float | int | None]:
-    """Count and quantiles of step times."""
+    """Count, mean and quantiles of step times."""
     times = [step.duration_us / 1e3 for step in steps]
-    return {"steps": len(times), "p50": quantile(times, 0.5), "p99": quantile(times, 0.99)}
+    return {
+        "steps": len(times),
+        "mean": sum(times) / len(times) if times else None,
+        **{f"p{percent}": quantile(times, percent / 100) for percent in (50, 95, 99)},
+    }
 
 
 def wire_ttft_ms(requests: Sequence[RequestTiming]) -> dict[str, float | int | None]:
@@ -79,6 +83,7 @@ def fill(phase: Phase, watch: Watch, pids: dict[str, int]) -> None:
             "prompt_tokens_per_s": sum(step.tokens or 0 for step in prefills) / seconds,
             "prompts_per_s": len(prefills) / seconds,
             "tokens_per_s": sum(step.phase in ("prefill", "decode") for step in in_load) / seconds,
+            "waiting_for_a_cpu": watch.waiting(pid, phase.load),
             "gated": phase.gated_us.get(pid, 0.0) / 1e6 / seconds,
         }
     phase.figures = figures
@@ -193,8 +198,9 @@ def _get(figures: dict[str, Any], *path: str) -> Any:
     return value
 
 
-def side_by_side(phases: Sequence[Phase]) -> Table:
-    """The table of all phases, a column each."""
+def side_by_side(phases: Sequence[Phase], slowdown: float = 1.0) -> Table:
+    """The table of all phases, a column each; with a slowdown, the device's figures in the chip's own time
+    as well."""
     table = Table(title=None, header_style="bold")
     table.add_column("")
     for phase in phases:
@@ -208,28 +214,41 @@ def side_by_side(phases: Sequence[Phase]) -> Table:
         if any(cell != "-" for cell in cells):
             table.add_row(label, *cells)
 
-    def latency(server: str, label: str, *path: str) -> None:
-        for q in ("p50", "p99"):
-            row(f"{server}: {label} {q}, ms", "servers", server, *path, q)
+    def latency(
+        server: str, label: str, *path: str, quantiles: Sequence[str] = ("p50", "p99"), scale: float = 1.0
+    ) -> None:
+        for q in quantiles:
+            row(f"{server}: {label} {q}, ms", "servers", server, *path, q, scale=scale)
+
+    def on_the_device(scale: float = 1.0) -> None:
+        """What the chip's speed changes most; times are multiplied by ``scale``, rates divided."""
+        latency("chat", "decode step", "decode_step_ms", quantiles=("p50", "p95", "p99"), scale=scale)
+        latency("chat", "TTFT (wire)", "wire_ttft_ms", scale=scale)
+        latency("flood", "prefill step", "prefill_step_ms", scale=scale)
+        row("flood: prompts/s", *flood, "prompts_per_s", form=".2f", scale=1 / scale)
+        row("flood: prompt tokens/s", *flood, "prompt_tokens_per_s", form=".0f", scale=1 / scale)
 
     chat, flood = ("servers", "chat"), ("servers", "flood")
-    latency("chat", "decode step", "decode_step_ms")
+    on_the_device()
+    table.add_section()
     row("chat: decode steps seen", *chat, "decode_step_ms", "steps", form="d", scale=1)
-    latency("chat", "TTFT (wire)", "wire_ttft_ms")
     latency("chat", "TTFT (client)", "client", "ttft_ms")
     latency("chat", "time to second token (client)", "client", "second_token_ms")
     latency("chat", "TPOT (client)", "client", "tpot_ms")
     latency("chat", "end to end (client)", "client", "end_to_end_ms")
     row("chat: tokens/s", *chat, "tokens_per_s")
-    table.add_section()
-    latency("flood", "prefill step", "prefill_step_ms")
+    row("chat: threads that wait for a CPU", *chat, "waiting_for_a_cpu", form=".2f")
     latency("flood", "TTFT (wire)", "wire_ttft_ms")
     latency("flood", "TTFT (client)", "client", "ttft_ms")
-    row("flood: prompts/s", *flood, "prompts_per_s", form=".2f")
-    row("flood: prompt tokens/s", *flood, "prompt_tokens_per_s", form=".0f")
     row("flood: next operator held by the gate, % of the time", *flood, "gated", form=".0f", scale=100)
     table.add_section()
     row("device busy, %", "device_busy", form=".0f", scale=100)
+    if slowdown != 1:
+        table.add_section()
+        table.add_row(
+            f"[bold]in the time of the chip at full speed (/ {slowdown:g})[/]", *("" for _ in phases)
+        )
+        on_the_device(1 / slowdown)
     return table
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flexnpu.common.quantiles import quantile
 from flexnpu.control.messages import DaemonStatus
-from probes.feed.events import Event, Losses, RequestTiming, Step
+from probes.feed.events import Event, HostDelay, Losses, RequestTiming, Step
 from probes.feed.socket import FeedClient
 
 _LINE_EVERY_S = 3.0
@@ -41,6 +41,7 @@ class Watch:
         self._stop = threading.Event()
         self._steps: list[Step] = []
         self._requests: list[RequestTiming] = []
+        self._delays: list[HostDelay] = []
         self._losses: dict[str, dict[str, int]] = {}
         self._thread = threading.Thread(target=self._read, name="feed", daemon=True)
         self._thread.start()
@@ -60,6 +61,8 @@ class Watch:
                     self._steps.append(event)
                 case RequestTiming():
                     self._requests.append(event)
+                case HostDelay():
+                    self._delays.append(event)
                 case Losses():
                     self._losses[event.source] = dict(event.counts)
                 case _:
@@ -95,6 +98,17 @@ class Watch:
                 for request in self._requests
                 if request.pid == pid and request.t_end_ns is not None and window.holds(request.t_end_ns)
             ]
+
+    def waiting(self, pid: int, window: Window) -> float | None:
+        """How many threads of a process waited for a CPU, on average; None when nothing was said."""
+        with self._lock:
+            found = [
+                delay
+                for delay in self._delays
+                if delay.pid == pid and delay.tid is None and window.holds(delay.t_ns)
+            ]
+        interval_us = sum(delay.interval_us for delay in found)
+        return sum(delay.runqueue_us for delay in found) / interval_us if interval_us else None
 
     @property
     def losses(self) -> dict[str, dict[str, int]]:
