@@ -12,12 +12,12 @@
 #include <utility>
 #include <vector>
 
-#include "flexnpu/client/graphs.hpp"
+#include "flexnpu/client/graphs/graphs.hpp"
 #include "flexnpu/client/session/channel.hpp"
 #include "flexnpu/client/session/connection.hpp"
 #include "flexnpu/client/session/handles.hpp"
 #include "flexnpu/client/session/ranges.hpp"
-#include "flexnpu/client/steps.hpp"
+#include "flexnpu/client/steps/steps.hpp"
 #include "flexnpu/wire/futex.hpp"
 #include "flexnpu/wire/handle.hpp"
 #include "flexnpu/wire/ring.hpp"
@@ -33,25 +33,25 @@ class HostCalls;
 // How long a thread spins for a staging block before it sleeps, ns.
 inline constexpr uint64_t kBlockSpinNs = 40'000;
 
-struct Operators;  // aclnn.cpp: shapes and executors
+struct Operators;  // operators/aclnn.cpp: shapes and executors
 
 class Session {
 public:
     // How many devices the process has: FLEXNPU_SOCKETS (a list; the place in it is the device's number),
     // else FLEXNPU_SOCKET. 0, with the error recorded, when neither is set.
     static int count();
-    // The session of a device, made by the first call of any thread; nullptr with the error recorded when its
-    // daemon does not answer.
+    // The session of a device, opened by the first call of any thread. nullptr, with the error recorded, when
+    // its daemon opens none.
     static Session* of(int device);
     // The same if there is one already.
     static Session* opened(int device);
-    // That of the calling thread's device; nullptr with the error recorded (RT_CONTEXT_NULL) when it has
-    // none.
+    // The session of the calling thread's device. nullptr, with RT_CONTEXT_NULL recorded, when the thread has
+    // no device.
     static Session* get();
-    // For questions that need no device: the calling thread's, else one that is open, else the first
-    // device's.
+    // For questions that need no device: the session of the calling thread's device, else any that is open,
+    // else the first device's.
     static Session* any();
-    // Whose this address or handle is; nullptr: of no device that is open.
+    // The session that an address or a handle belongs to; nullptr if none is open.
     static Session* holder(uint64_t tagged) { return opened(wire::tagged_device(tagged)); }
     // Makes `device` the calling thread's; -1: none.
     static void use(int device);
@@ -60,13 +60,12 @@ public:
     // them have noticed.
     static void close(int device);
 
-    // Keeps the session's mappings; false: they are on their way out already. Each successful join() needs a
-    // leave().
+    // Keeps the session's memory mapped until leave(). False: it is being unmapped already.
     bool join();
     void leave();
 
-    // The calling thread's ring of its device's session, or of this one; nullptr with the error recorded when
-    // there is no device, or its daemon is gone. Callers then return last_error().
+    // The calling thread's ring of a session: of its device's, of any(), of this one. nullptr, with the error
+    // recorded, when there is no device or its daemon is gone. Callers then return last_error().
     static Channel* channel();
     static Channel* any_channel();
     Channel* mine();
@@ -76,14 +75,14 @@ public:
     int32_t gone() { return connection_.gone(); }  // records the error and returns it
     const std::string& path() const { return connection_.path(); }
 
-    // Wakes the dispatcher if it dozes more deeply than `from`.
+    // Wakes the dispatcher if it sleeps more deeply than `from`.
     void ring_bell(wire::Doze from);
-    // Host functions in streams, see callbacks.hpp.
+    // Host functions in streams, see streams/host_calls.hpp.
     HostCalls& host_calls();
     // Whether any were ever launched or subscribed to.
     HostCalls* peek_host_calls() { return host_calls_.load(std::memory_order_acquire); }
 
-    // A staging block. `later`: it returns by itself when the daemon is done; else the caller gives it back.
+    // A staging block. With `later` the daemon gives it back when it is done; else the caller does.
     struct Block {
         uint32_t index = 0;
         uint32_t ticket = 0;
@@ -116,14 +115,14 @@ public:
     // Kinds of events that the daemon is known to make, by flags (below 32; bit 32 + flags: made by the Ex
     // function).
     std::atomic<uint64_t> event_kinds{0};
-    // Fills in the shapes that launches on this stream (of all streams: nullptr with `all`) have left for
-    // their outputs. After a synchronise.
+    // After a synchronise: asks for the shapes of outputs that were known only when their operators had run.
+    // Of the launches on `stream`, or on every stream with `all`.
     void settle(Channel& channel, uint64_t stream, bool all);
     void add_late(uint64_t number, uint64_t stream, std::vector<std::shared_ptr<api::LateDims>> outputs);
 
     Steps steps;
-    // The lane whose step a launch into the stream counts in. What a stream captures is the capture's,
-    // whichever stream it was put into.
+    // The lane whose step counts a launch into the stream. Launches of one capture count together, whichever
+    // of its streams they go into.
     StepLane& step_lane(uint64_t stream) {
         if (__builtin_expect(graphs.any(), 0)) {
             if (const auto capture = graphs.of(stream)) stream = capture->origin;
@@ -132,7 +131,7 @@ public:
     }
     // Launches since the last synchronise, for SessionPage::steps.
     std::atomic<bool> step_open{false};
-    // The graph replayed last since then: the synchronise takes about as long.
+    // The last graph replayed since the last synchronise: the next one takes about as long as it did before.
     std::atomic<uint64_t> replayed{0};
 
     std::atomic<Operators*> operators{nullptr};

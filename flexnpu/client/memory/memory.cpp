@@ -4,7 +4,7 @@
 #include "acl.gen.h"
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
-#include "flexnpu/client/peer.hpp"
+#include "flexnpu/client/memory/peer.hpp"
 #include "flexnpu/client/session/session.hpp"
 
 namespace acl = flexnpu::acl;

@@ -1,5 +1,5 @@
-// Folds the calls of a lane (a client stream) into steps, as `probes/steps/phases.py` describes them, for the probe
-// point flexnpu_step.
+// Folds the calls of a lane (a client stream) into steps, as `probes/steps/phases.py` describes them, for the
+// probe point flexnpu_step.
 //
 //   - the second call of an embedding opens a step, and so does the launch of a whole captured graph;
 //   - a second embedding with another table soon after (positions, token types) belongs to the same step;
@@ -24,7 +24,7 @@
 #include <vector>
 
 #include "flexnpu/client/probe_point.hpp"
-#include "flexnpu/client/step_evidence.hpp"
+#include "flexnpu/client/steps/step_evidence.hpp"
 #include "flexnpu/wire/layout.hpp"
 
 namespace flexnpu::client {

@@ -1,9 +1,9 @@
 // Operators named by type: compiled by the vendor when they are first met, then given to the stream.
-#include "flexnpu/wire/operation.hpp"
 #include "acl.gen.h"
 #include "flexnpu/api/host_objects.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/session/session.hpp"
+#include "flexnpu/wire/operation.hpp"
 
 namespace acl = flexnpu::acl;
 namespace wire = flexnpu::wire;

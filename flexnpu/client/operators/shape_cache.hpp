@@ -1,4 +1,4 @@
-// Operators: the first call's metadata and the cache of its answers.
+// Shapes of operators that the daemon knows: by their metadata, with the workspace that each asks for.
 #pragma once
 
 #include <atomic>

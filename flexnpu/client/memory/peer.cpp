@@ -1,4 +1,4 @@
-#include "flexnpu/client/peer.hpp"
+#include "flexnpu/client/memory/peer.hpp"
 
 #include <algorithm>
 #include <memory>

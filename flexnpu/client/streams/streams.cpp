@@ -1,11 +1,11 @@
 // Streams and events.
 #include "acl.gen.h"
 #include "flexnpu/api/stream_states.hpp"
-#include "flexnpu/client/callbacks.hpp"
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/session/session.hpp"
-#include "flexnpu/client/timeouts.hpp"
+#include "flexnpu/client/streams/host_calls.hpp"
+#include "flexnpu/client/streams/timeouts.hpp"
 
 namespace acl = flexnpu::acl;
 namespace wire = flexnpu::wire;

@@ -1,6 +1,6 @@
 // Timeouts that a process sets for itself. The vendor keeps them for its whole process, which is the daemon:
 // set there, they would be everybody's.
-#include "flexnpu/client/timeouts.hpp"
+#include "flexnpu/client/streams/timeouts.hpp"
 
 #include <algorithm>
 #include <atomic>

@@ -9,7 +9,7 @@
 #include "acl.gen.h"
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
-#include "flexnpu/client/graphs.hpp"
+#include "flexnpu/client/graphs/graphs.hpp"
 #include "flexnpu/client/session/session.hpp"
 
 namespace acl = flexnpu::acl;

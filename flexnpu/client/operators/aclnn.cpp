@@ -1,11 +1,13 @@
-#include "flexnpu/client/aclnn.hpp"
-
+// Operators of aclnn: the call that asks for a workspace, the call that launches, and executors between them.
 #include <algorithm>
+#include <cstring>
 
 #include "acl.gen.h"
 #include "flexnpu/api/host_objects.hpp"
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
+#include "flexnpu/client/operators/arguments.hpp"
+#include "flexnpu/client/operators/shape_cache.hpp"
 #include "flexnpu/client/session/session.hpp"
 #include "fn_ids.gen.h"
 
@@ -45,197 +47,6 @@ struct aclOpExecutor {
 
 namespace flexnpu::client {
 
-// Eight bytes a step; the metadata's length is a multiple of eight.
-uint64_t hash_bytes(std::span<const uint8_t> bytes) {
-    constexpr uint64_t k = 0x9e3779b97f4a7c15ull;
-    uint64_t h = bytes.size() * k;
-    const uint8_t* p = bytes.data();
-    size_t n = bytes.size() / 8;
-    uint64_t a = h ^ 0x8ebc6af09c88c6e3ull;
-    auto mix = [](uint64_t x, uint64_t y) {
-        const unsigned __int128 m = static_cast<unsigned __int128>(x) * y;
-        return uint64_t(m) ^ uint64_t(m >> 64);
-    };
-    for (; n >= 2; n -= 2, p += 16) {
-        uint64_t x, y;
-        std::memcpy(&x, p, 8);
-        std::memcpy(&y, p + 8, 8);
-        a = mix(a ^ x, k ^ y);
-    }
-    if (n) {
-        uint64_t x;
-        std::memcpy(&x, p, 8);
-        a = mix(a ^ x, k);
-    }
-    h = mix(a ^ h, 0xd6e8feb86659fd93ull);
-    return h ? h : 1;
-}
-
-uint64_t hash_class(std::span<const uint8_t> key, const char* kinds) {
-    constexpr uint64_t k = 0x9e3779b97f4a7c15ull;
-    uint64_t word;
-    std::memcpy(&word, key.data(), 8);
-    uint64_t h = word * k;
-    size_t at = 8;
-    auto head = [&](wire::MetaHead* out) {
-        std::memcpy(out, key.data() + at, sizeof(*out));
-        std::memcpy(&word, out, 8);
-        at += sizeof(*out);
-    };
-    auto mix = [&](uint64_t v) { h = (h ^ v ^ (h >> 29)) * k; };
-    // The head's word holds kind, presence, type, format and ranks or length; what follows a head is skipped.
-    auto tensor = [&](const wire::MetaHead& m) {
-        mix(word);
-        if (m.present) at += 8 * (1 + size_t(m.counts[0]) + m.counts[1] + m.counts[2]);
-    };
-    for (; *kinds; kinds++) {
-        wire::MetaHead m;
-        head(&m);
-        switch (*kinds) {
-            case 'T':
-            case 't': tensor(m); break;
-            case 'L':
-            case 'l':
-            case 'C': {
-                mix(word);
-                for (uint32_t i = 0; m.present && i < m.n; i++) {
-                    wire::MetaHead e;
-                    head(&e);
-                    if (*kinds != 'C')
-                        tensor(e);
-                    else {
-                        mix(word);
-                        at += e.present ? 16 : 0;
-                    }
-                }
-                break;
-            }
-            case 'S':
-                mix(word);
-                at += m.present ? 16 : 0;
-                break;
-            case 'I':
-            case 'F':
-            case 'B':
-            case 's':
-                m.n = m.present ? m.n : 0;
-                at += wire::round8(size_t(m.n) * (*kinds == 'I' ? 8 : *kinds == 'F' ? 4 : 1));
-                mix(uint64_t(m.kind) | uint64_t(m.present) << 8);
-                break;
-            default:
-                mix(word);
-                at += 8;
-                break;
-        }
-    }
-    return h;
-}
-
-bool Foresight::foresee(uint64_t class_hash, uint64_t* workspace) {
-    std::lock_guard lock(mutex_);
-    auto it = classes_.find(class_hash);
-    if (it == classes_.end() || it->second.agreed < kAgree || ++it->second.foreseen % kAskAgain == 0)
-        return false;
-    *workspace = it->second.workspace;
-    return true;
-}
-
-void Foresight::learn(uint64_t class_hash, uint64_t workspace) {
-    std::lock_guard lock(mutex_);
-    if (classes_.size() >= kMost) classes_.clear();
-    Class& c = classes_[class_hash];
-    c.agreed = c.agreed && c.workspace == workspace ? c.agreed + 1 : 1;
-    c.workspace = workspace;
-}
-
-ShapeCache::ShapeCache() : sets_(kSets) {
-    for (uint32_t i = kOverflow; i > 0; i--) overflow_free_.push_back(kTable + i - 1);
-}
-
-Shape* ShapeCache::find(uint64_t hash, std::span<const uint8_t> key) {
-    Set& set = sets_[hash % kSets];
-    std::lock_guard lock(set.mutex);
-    for (uint32_t w = 0; w < kWays; w++) {
-        if (set.hashes[w] != hash) continue;
-        Shape* s = set.ways[w].get();
-        if (s->key.size() != key.size() || std::memcmp(s->key.data(), key.data(), key.size()) != 0) continue;
-        s->stamp = ++set.clock;
-        s->users.fetch_add(1, std::memory_order_relaxed);
-        return s;
-    }
-    return nullptr;
-}
-
-std::unique_ptr<Shape> ShapeCache::reserve(uint64_t hash, std::span<const uint8_t> key) {
-    auto shape = std::make_unique<Shape>();
-    shape->hash = hash;
-    shape->key.assign(key.begin(), key.end());
-    shape->users.store(1);
-    const uint32_t index = uint32_t(hash % kSets);
-    Set& set = sets_[index];
-    {
-        std::lock_guard lock(set.mutex);
-        uint32_t best = kWays;
-        for (uint32_t w = 0; w < kWays; w++) {
-            if (set.busy[w]) continue;
-            if (!set.ways[w]) {
-                best = w;
-                break;
-            }
-            // Acquire: the last user's launch was written before it let go.
-            if (set.ways[w]->users.load(std::memory_order_acquire) != 0) continue;
-            if (best == kWays || set.ways[w]->stamp < set.ways[best]->stamp) best = w;
-        }
-        if (best != kWays) {
-            set.ways[best].reset();
-            set.hashes[best] = 0;
-            set.busy[best] = true;
-            shape->number = (index * kWays + best) | uint64_t(++set.generation[best]) << 32;
-            return shape;
-        }
-    }
-    std::lock_guard lock(overflow_mutex_);
-    if (overflow_free_.empty()) return nullptr;
-    shape->overflow = true;
-    shape->number = overflow_free_.back() | uint64_t(++overflow_generation_) << 32;
-    overflow_free_.pop_back();
-    return shape;
-}
-
-Shape* ShapeCache::insert(std::unique_ptr<Shape> shape) {
-    if (shape->overflow) return shape.release();
-    Set& set = sets_[shape->hash % kSets];
-    const uint32_t way = uint32_t(shape->number) % kWays;
-    std::lock_guard lock(set.mutex);
-    set.busy[way] = false;
-    set.hashes[way] = shape->hash;
-    shape->stamp = ++set.clock;
-    set.ways[way] = std::move(shape);
-    return set.ways[way].get();
-}
-
-void ShapeCache::discard(std::unique_ptr<Shape> shape) {
-    if (shape->overflow) {
-        std::lock_guard lock(overflow_mutex_);
-        overflow_free_.push_back(uint32_t(shape->number));
-        return;
-    }
-    Set& set = sets_[shape->hash % kSets];
-    std::lock_guard lock(set.mutex);
-    set.busy[uint32_t(shape->number) % kWays] = false;
-}
-
-uint64_t ShapeCache::release(Shape* shape) {
-    // Read first: at zero users a table entry may be evicted by another thread.
-    const bool overflow = shape->overflow;
-    const uint64_t number = shape->number;
-    if (shape->users.fetch_sub(1, std::memory_order_acq_rel) != 1 || !overflow) return 0;
-    delete shape;
-    std::lock_guard lock(overflow_mutex_);
-    overflow_free_.push_back(uint32_t(number));
-    return number;
-}
-
 // Of one session: a child of fork() starts with empty caches because its session is another.
 struct Operators {
     ShapeCache cache;
@@ -274,120 +85,11 @@ void free_executor(Operators& ops, aclOpExecutor* e) {
     ops.free = e;
 }
 
-struct Scratch {
-    wire::MetaWriter meta;
-    std::vector<uint64_t> addresses;  // as the daemon knows them
-    uint64_t tag;                     // of the thread's device
-    uint64_t foreign;                 // has a device's bits once a tensor was another's
-    uint64_t last;                    // an address of such a tensor
-};
-
-template <class Dims>
-std::span<const int64_t> span_of(const Dims& d) {
-    return {d.data(), size_t(d.size())};
-}
-
-void put_tensor(Scratch& s, char kind, const aclTensor* t) {
-    s.meta.tensor(kind, t->dtype, t->format, t->offset, span_of(t->dims), span_of(t->strides),
-                  span_of(t->storage_dims));
-    const uint64_t address = reinterpret_cast<uint64_t>(t->data);
-    s.addresses.push_back(wire::untagged(address));
-    if (__builtin_expect(wire::tagged_device(address ^ s.tag) != 0, 0) && address) {
-        s.foreign |= address ^ s.tag;
-        s.last = address;
-    }
-}
-
-void put_scalar(Scratch& s, const aclScalar* v) {
-    s.meta.head('S', true, v->dtype, 0, 0);
-    s.meta.raw(v->value, sizeof(v->value));
-}
-
-// False if an argument is not the object that its kind says.
-bool put(Scratch& s, const AclnnArg& a) {
-    if (api::is_object(a.kind) && !a.p) {
-        s.meta.head(a.kind, false, 0, 0, 0);
-        return true;
-    }
-    switch (a.kind) {
-        case 'T':
-        case 't': {
-            auto* t = static_cast<const aclTensor*>(a.p);
-            if (!api::valid(t) || t->dims.size() > wire::kMaxDims || t->strides.size() > wire::kMaxDims ||
-                t->storage_dims.size() > wire::kMaxDims)
-                return false;
-            put_tensor(s, a.kind, t);
-            return true;
-        }
-        case 'L':
-        case 'l': {
-            auto* l = static_cast<const aclTensorList*>(a.p);
-            if (!api::valid(l)) return false;
-            s.meta.head(a.kind, true, 0, 0, uint32_t(l->tensors.size()));
-            for (const aclTensor* t : l->tensors) {
-                if (!t)
-                    s.meta.head('T', false, 0, 0, 0);
-                else if (api::valid(t) && t->dims.size() <= wire::kMaxDims)
-                    put_tensor(s, 'T', t);
-                else
-                    return false;
-            }
-            return true;
-        }
-        case 'S': {
-            auto* v = static_cast<const aclScalar*>(a.p);
-            if (!api::valid(v)) return false;
-            put_scalar(s, v);
-            return true;
-        }
-        case 'C': {
-            auto* l = static_cast<const aclScalarList*>(a.p);
-            if (!api::valid(l)) return false;
-            s.meta.head('C', true, 0, 0, uint32_t(l->scalars.size()));
-            for (const aclScalar* v : l->scalars) {
-                if (!v)
-                    s.meta.head('S', false, 0, 0, 0);
-                else if (api::valid(v))
-                    put_scalar(s, v);
-                else
-                    return false;
-            }
-            return true;
-        }
-        case 'I': {
-            auto* v = static_cast<const aclIntArray*>(a.p);
-            if (!api::valid(v)) return false;
-            s.meta.array('I', v->values.data(), uint32_t(v->values.size()), 8);
-            return true;
-        }
-        case 'F': {
-            auto* v = static_cast<const aclFloatArray*>(a.p);
-            if (!api::valid(v)) return false;
-            s.meta.array('F', v->values.data(), uint32_t(v->values.size()), 4);
-            return true;
-        }
-        case 'B': {
-            auto* v = static_cast<const aclBoolArray*>(a.p);
-            if (!api::valid(v)) return false;
-            s.meta.array('B', v->values.data(), uint32_t(v->values.size()), 1);
-            return true;
-        }
-        case 's':
-            if (a.s)
-                s.meta.array('s', a.s, uint32_t(strlen(a.s)), 1);
-            else
-                s.meta.head('s', false, 0, 0, 0);
-            return true;
-        case 'd':
-        case 'f': s.meta.word(a.kind, &a.d); return true;
-        default: s.meta.word(a.kind, &a.i); return true;
-    }
-}
-
 const char* name_of(uint32_t op) { return api::kOps[op].name; }
 
 // Asks the daemon about a shape that it has not seen. nullptr with the error recorded.
-Shape* define(Channel& c, Operators& ops, uint32_t op, uint64_t hash, const Scratch& s, int32_t* error) {
+Shape* define(Channel& c, Operators& ops, uint32_t op, uint64_t hash, const CallArguments& s,
+              int32_t* error) {
     std::unique_ptr<Shape> shape = ops.cache.reserve(hash, s.meta.bytes());
     if (!shape) {
         *error = fail(acl::RT_INTERNAL,
@@ -481,7 +183,7 @@ bool adopt(Channel& c, aclOpExecutor* e) {
         return false;
     }
     Operators& ops = operators(&c.session());
-    Scratch s{};
+    CallArguments s{};
     s.meta.raw(e->shape->key.data(), e->shape->key.size());
     s.addresses.assign(a, a + e->count);
     int32_t error = 0;
@@ -552,23 +254,13 @@ aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, u
         return fail(kNullParameter, "%sGetWorkspaceSize: null result pointer", name_of(op));
     Channel* c = Session::channel();
     if (!c) return flexnpu::client::last_error();
-    static thread_local Scratch scratch;
-    Scratch& s = scratch;
+    static thread_local CallArguments arguments;
+    CallArguments& s = arguments;
     auto put_all = [&] {
-        s.meta.clear();
-        s.addresses.clear();
-        s.tag = c->session().tag();
-        s.foreign = 0;
-        const uint64_t first_word = op;
-        s.meta.raw(&first_word, 8);
-        for (uint32_t i = 0; i < n; i++) {
-            if (!put(s, args[i])) {
-                return fail(kBadParameter,
-                            "%sGetWorkspaceSize: argument %u is not a live object of kind '%c'", name_of(op),
-                            i, args[i].kind);
-            }
-        }
-        return 0;
+        const uint32_t taken = s.read(op, c->session().tag(), args, n);
+        if (taken == n) return 0;
+        return fail(kBadParameter, "%sGetWorkspaceSize: argument %u is not a live object of kind '%c'",
+                    name_of(op), taken, args[taken].kind);
     };
     if (int32_t e = put_all()) return e;
     if (__builtin_expect(wire::tagged_device(s.foreign) != 0, 0)) {

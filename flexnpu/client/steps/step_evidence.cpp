@@ -1,4 +1,4 @@
-#include "flexnpu/client/step_evidence.hpp"
+#include "flexnpu/client/steps/step_evidence.hpp"
 
 #include <algorithm>
 #include <cstring>

@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "acl.gen.h"
-#include "flexnpu/client/question.hpp"
+#include "flexnpu/client/memory/question.hpp"
 
 namespace acl = flexnpu::acl;
 namespace wire = flexnpu::wire;

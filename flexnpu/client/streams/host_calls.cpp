@@ -1,6 +1,6 @@
 // Host functions and report threads: aclrtLaunchHostFunc, aclrtLaunchCallback, aclrtSubscribeReport,
 // aclrtProcessReport.
-#include "flexnpu/client/callbacks.hpp"
+#include "flexnpu/client/streams/host_calls.hpp"
 
 #include <pthread.h>
 #include <signal.h>

@@ -1,7 +1,7 @@
 // Virtual memory: reserved addresses, physical memory, mapping. The daemon holds both; here is only what the
 // process must know itself.
 #include "acl.gen.h"
-#include "flexnpu/client/question.hpp"
+#include "flexnpu/client/memory/question.hpp"
 
 namespace acl = flexnpu::acl;
 namespace wire = flexnpu::wire;
