@@ -8,64 +8,26 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import (
+    DONE,
+    IN,
+    LAST,
+    OUT,
+    PROMPT,
+    ROLE,
+    SSE,
+    Recorder,
+    Traffic,
+    chunk,
+    event,
+    request,
+    run_stream,
+    stream_of,
+)
 
 from probes.requests import exchange, framing, http1, sse
-from probes.requests.dialects import content_of
 from probes.requests.exchange import Exchange
 from probes.requests.http1 import HttpStream
-
-IN, OUT = "in", "out"
-Traffic = list[tuple[str, bytes]]
-
-
-def request(
-    body: object = None, path: str = "/v1/chat/completions", method: str = "POST", more: str = ""
-) -> bytes:
-    raw = b"" if body is None else json.dumps(body).encode()
-    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\n{more}"
-    return (head + f"Content-Length: {len(raw)}\r\n\r\n").encode() + raw
-
-
-def event(delta: dict[str, object] | None, **more: object) -> bytes:
-    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": None}]
-    return (
-        b"data: "
-        + json.dumps({"object": "chat.completion.chunk", "choices": choices, **more}).encode()
-        + b"\n\n"
-    )
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n" % len(data) + data + b"\r\n"
-
-
-SSE = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
-)
-LAST = b"0\r\n\r\n"
-ROLE = event({"role": "assistant", "content": ""})
-DONE = b"data: [DONE]\n\n"
-
-
-class Recorder:
-    """Feeds traffic at the times 0, 1, 2 ... and keeps the exchanges."""
-
-    def __init__(self) -> None:
-        self.done: list[Exchange] = []
-        self.stream = HttpStream(self.done.append)
-        self.t = 0
-
-    def put(self, direction: str, data: bytes, hole: int = 0) -> None:
-        (self.stream.received if direction == IN else self.stream.sent)(self.t, data, hole)
-        self.t += 1
-
-
-def stream_of(*deltas: str) -> bytes:
-    return (
-        SSE
-        + b"".join(chunk(part) for part in (ROLE, *(event({"content": text}) for text in deltas), DONE))
-        + LAST
-    )
 
 
 def test_first_content_is_not_the_role_chunk() -> None:
@@ -196,120 +158,6 @@ def test_compressed_stream_is_not_measured_but_counted() -> None:
 
 # Echo.
 
-PROMPT = "Tell me a story about ships"
-
-
-def run_stream(body: object, *deltas: str) -> Exchange:
-    r = Recorder()
-    r.put(IN, request(body))
-    r.put(OUT, SSE)
-    for text in deltas:
-        r.put(OUT, chunk(event({"content": text})))
-    r.put(OUT, LAST)
-    return r.done[0]
-
-
-def test_echoed_prompt_in_the_first_chunk() -> None:
-    body = {"messages": [{"role": "user", "content": PROMPT}]}
-    assert run_stream(body, f"<user>{PROMPT}<assistant>", "Once", " upon").chunks == [3, 4]
-
-
-def test_a_first_chunk_with_more_than_the_echo_is_content() -> None:
-    body = {"messages": [{"role": "user", "content": PROMPT}]}
-    assert run_stream(body, f"{PROMPT} by the sea, long ago and far", "x").chunks == [2, 3]
-
-
-def test_echo_on_request_may_come_in_pieces() -> None:
-    body = {"prompt": "ab cd", "echo": True}
-    assert run_stream(body, "ab", " cd", "ab", "x").chunks == [4, 5]
-
-
-def test_a_short_answer_that_begins_like_the_prompt_is_content() -> None:
-    body = {"messages": [{"role": "user", "content": "Hi"}]}
-    assert run_stream(body, "Hi", " there").chunks == [2, 3]
-
-
-def test_an_echo_may_repeat_the_users_last_message() -> None:
-    body = {"messages": [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": "Well,"}]}
-    assert run_stream(body, PROMPT, "Once", " upon").chunks == [3, 4]
-
-
-def test_an_echo_with_new_text_behind_it_is_content() -> None:
-    # vLLM with "echo" puts the prompt before the first token's text.
-    assert run_stream({"prompt": PROMPT, "echo": True}, f"{PROMPT} by", " the").chunks == [2, 3]
-
-
-# Tokens.
-
-
-def run_events(*events: object, kind: bytes = b"text/event-stream") -> Exchange:
-    r = Recorder()
-    r.put(IN, request({}))
-    r.put(OUT, b"HTTP/1.1 200 OK\r\nContent-Type: " + kind + b"\r\nTransfer-Encoding: chunked\r\n\r\n")
-    for one in events:
-        data = json.dumps(one).encode()
-        r.put(OUT, chunk(data + b"\n" if kind != b"text/event-stream" else b"data: " + data + b"\n\n"))
-    r.put(OUT, LAST)
-    return r.done[0]
-
-
-def test_the_servers_usage_says_the_tokens() -> None:
-    deltas = [{"choices": [{"delta": {"content": "a b"}}], "usage": None}]
-    usage = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}}
-    x = run_events(*deltas, usage)
-    assert (x.prompt_tokens, x.completion_tokens, x.chunks) == (7, 2, [2])
-
-
-def test_continuous_usage_is_the_last_one() -> None:
-    x = run_events(
-        *(
-            {"choices": [{"text": "a"}], "usage": {"prompt_tokens": 3, "completion_tokens": n}}
-            for n in (1, 2, 3)
-        )
-    )
-    assert (x.prompt_tokens, x.completion_tokens, len(x.chunks)) == (3, 3, 3)
-
-
-@pytest.mark.parametrize(
-    ("last", "tokens"),
-    [
-        ({"type": "message_start", "message": {"usage": {"input_tokens": 5, "output_tokens": 1}}}, (5, 1)),
-        ({"type": "message_delta", "usage": {"output_tokens": 9}}, (None, 9)),
-        (
-            {"type": "response.completed", "response": {"usage": {"input_tokens": 5, "output_tokens": 6}}},
-            (5, 6),
-        ),
-        ({"token": {"text": "x"}, "details": {"generated_tokens": 4}}, (None, 4)),
-        ({"done": True, "prompt_eval_count": 5, "eval_count": 8}, (5, 8)),
-        ({"stop": True, "tokens_evaluated": 5, "tokens_predicted": 8}, (5, 8)),
-        ({"usage": {"prompt_tokens": "7", "completion_tokens": -1}}, (None, None)),
-        ({"usage": {"prompt_tokens": True, "completion_tokens": 2**40}}, (None, None)),
-        ({"usage": [1]}, (None, None)),
-    ],
-)
-def test_usage_of_other_servers(last: object, tokens: tuple[int | None, int | None]) -> None:
-    x = run_events(last)
-    assert (x.prompt_tokens, x.completion_tokens) == tokens
-
-
-def test_sglangs_own_stream_repeats_the_text() -> None:
-    x = run_events(
-        *(
-            {"text": text, "meta_info": {"prompt_tokens": 4, "completion_tokens": n}}
-            for n, text in enumerate(("", "On", "Once", "Once", "Once upon"), 0)
-        )
-    )
-    assert (len(x.chunks), x.prompt_tokens, x.completion_tokens) == (3, 4, 4)
-
-
-def test_json_lines() -> None:
-    events = [{"message": {"content": "a"}}, {"message": {"thinking": "hm"}}, {"done": True, "eval_count": 2}]
-    x = run_events(*events, kind=b"application/x-ndjson")
-    assert (len(x.chunks), x.completion_tokens) == (2, 2)
-
-
-# Holes.
-
 
 def test_hole_in_a_request_body_costs_only_the_prompt() -> None:
     r = Recorder()
@@ -382,57 +230,6 @@ def test_unreadable_events_are_counted(data: bytes) -> None:
 def test_a_long_stream_keeps_a_bounded_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http1, "MAX_CHUNKS", 10)
     assert len(run_stream({}, *["a"] * 30).chunks) == 10
-
-
-@pytest.mark.parametrize(
-    ("body", "chars"),
-    [
-        (
-            {
-                "messages": [
-                    {"content": "abc"},
-                    {"content": [{"type": "text", "text": "de"}, {"type": "image"}]},
-                ]
-            },
-            5,
-        ),
-        ({"system": "ab", "messages": [{"content": "c"}]}, 3),
-        ({"input": "abcd"}, 4),
-        ({"inputs": "abcd"}, 4),
-        ({"prompt": ["a", "b"]}, 2),
-        ({"prompt": [1, 2, 3]}, None),
-        ([], None),
-        ("x", None),
-        ({}, None),
-    ],
-)
-def test_prompt_chars(body: object, chars: int | None) -> None:
-    assert run_stream(body).prompt_chars == chars
-
-
-@pytest.mark.parametrize(
-    ("obj", "text"),
-    [
-        ({"choices": [{"text": "a"}]}, "a"),
-        ({"choices": [{"delta": {"reasoning_content": "r"}}]}, "r"),
-        ({"choices": [{"delta": {"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}}]}, "f{}"),
-        ({"choices": [{"delta": {"role": "assistant"}}]}, ""),
-        ({"choices": [{"delta": {"content": None}}, None, {"delta": 3}]}, ""),
-        ({"type": "response.output_text.delta", "delta": "a"}, "a"),
-        ({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a"}}, "a"),
-        ({"type": "message_start", "message": {"content": []}}, ""),
-        ({"token": {"text": "a", "special": False}}, "a"),
-        ({"token": {"text": "</s>", "special": True}}, ""),
-        ({"message": {"content": "a"}, "done": False}, "a"),
-        ({"response": "a"}, "a"),
-        ({"content": "a", "stop": False}, "a"),
-        ([], ""),
-        (None, ""),
-        ({"choices": 1}, ""),
-    ],
-)
-def test_content_of(obj: object, text: str) -> None:
-    assert content_of(obj) == text
 
 
 KEYS = (
