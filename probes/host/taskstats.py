@@ -8,7 +8,7 @@ kernel knows the difference: how long each thread stood runnable in a run queue 
         ...
         events = delays.sample({pid: [tid, ...]})
 
-Sources, the better first: the kernel's task statistics (over netlink; they ask for CAP_NET_ADMIN),
+Sources, the better first: the kernel's task statistics (pyroute2's `TaskStats`; asks for CAP_NET_ADMIN),
 which also know waits for block devices and swap when delay accounting is on (`accounting`; it is off by
 default, and this module does not switch it on); else /proc/PID/task/TID/schedstat, run queue and CPU only.
 
@@ -20,27 +20,19 @@ the CPU's are kept by the scheduler at all times, the other two only by delay ac
 
 from __future__ import annotations
 
-import errno
 import os
-import struct
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flexnpu.control.closing import Closing
 from probes.feed.events import HostDelay
-from probes.host import netlink
 from probes.host.processes import comm_of
 
 _SWITCH = Path("/proc/sys/kernel/task_delayacct")
 _MAX_THREADS = 8
-
-# linux/taskstats.h: the command, the attributes of a request, the attribute of the statistics.
-_GET, _ATTR_PID, _ATTR_TGID, _TYPE_STATS = 1, 1, 2, 3
-# Of struct taskstats, the same in all its versions: cpu_delay_total, blkio_delay_total, swapin_delay_total,
-# cpu_run_virtual_total.
-_STATS = struct.Struct("=24x Q 8x Q 8x Q 8x Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,42 +58,58 @@ class _TaskStats:
     """The kernel's task statistics over netlink. Raises OSError when they cannot be had."""
 
     def __init__(self) -> None:
+        from pyroute2.netlink import NLM_F_REQUEST
+        from pyroute2.netlink.exceptions import NetlinkError
+        from pyroute2.netlink.taskstats import TASKSTATS_CMD_GET, TaskStats, tcmd
+
+        self._flags, self._get = NLM_F_REQUEST, TASKSTATS_CMD_GET
+        self._command: Any = tcmd
+        new: Any = TaskStats
+        self._socket = new()
         try:
-            self._socket = netlink.Generic("TASKSTATS")
-        except OSError as error:
-            raise OSError(error.errno, f"the kernel's task statistics: {error.strerror}") from None
-        try:
+            self._socket.bind()
             own = self.process(os.getpid())
-        except OSError as error:
+        except NetlinkError as error:
             self._socket.close()
-            raise OSError(error.errno, f"the kernel's task statistics: {error.strerror}") from None
+            raise OSError(error.code, f"the kernel's task statistics: {os.strerror(error.code)}") from None
+        except Exception as error:  # a kernel without them: pyroute2 has several names for it
+            self._socket.close()
+            raise OSError(f"the kernel's task statistics: {error}") from None
         if own is None or own.cpu == 0:
             self._socket.close()
-            raise OSError(errno.EPROTO, "the kernel's task statistics have a form that is not known here")
+            raise OSError("the kernel's task statistics have a form that pyroute2 does not know")
 
     def process(self, pid: int) -> Totals | None:
         """All threads of `pid`, ended ones included; None when it is gone."""
-        return self._ask(_ATTR_TGID, pid)
+        return self._ask("TASKSTATS_CMD_ATTR_TGID", pid)
 
     def thread(self, _pid: int, tid: int) -> Totals | None:
-        return self._ask(_ATTR_PID, tid)
+        return self._ask("TASKSTATS_CMD_ATTR_PID", tid)
 
-    def _ask(self, kind: int, number: int) -> Totals | None:
+    def _ask(self, attribute: str, number: int) -> Totals | None:
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        message: Any = self._command()
+        message["cmd"] = self._get
+        message["version"] = 1
+        message["attrs"].append([attribute, number])
         now = time.monotonic_ns()
         try:
-            answer = self._socket.ask(_GET, netlink.attribute(kind, struct.pack("=I", number)))
-        except OSError as error:
-            if error.errno == errno.ESRCH:
+            (answer,) = self._socket.nlm_request(message, self._socket.prid, msg_flags=self._flags)
+        except NetlinkError as error:
+            if error.code == 3:  # ESRCH
                 return None
             raise
-        # One attribute (the task's, or the process's) that holds the id and the statistics.
-        for _, aggregate in netlink.attributes(answer):
-            stats = dict(netlink.attributes(aggregate)).get(_TYPE_STATS)
-            if stats is not None and len(stats) >= _STATS.size:
-                runqueue, blkio, swapin, cpu = _STATS.unpack_from(stats)
-                counted = accounting()
-                return Totals(now, cpu, runqueue, blkio if counted else None, swapin if counted else None)
-        return None
+        ((_, aggregate),) = answer["attrs"]
+        stats = aggregate.get_attr("TASKSTATS_TYPE_STATS")
+        counted = accounting()
+        return Totals(
+            now,
+            stats["cpu_run_virtual_total"],
+            stats["cpu_delay_total"],
+            stats["blkio_delay_total"] if counted else None,
+            stats["swapin_delay_total"] if counted else None,
+        )
 
     def close(self) -> None:
         self._socket.close()
