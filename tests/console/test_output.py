@@ -91,6 +91,28 @@ def test_a_log_that_cannot_be_written_ends_nothing(run_dir: Path) -> None:
     assert done.stdout.startswith(b"http://127.0.0.1:")
 
 
+def test_a_controller_goes_on_and_ends_with_an_error(run_dir: Path) -> None:
+    with FULL.open("w") as full:
+        child = subprocess.Popen(
+            [str(BIN / "flexnpu-controller")],
+            env=os.environ | {"FLEXNPU_RUN_DIR": str(run_dir)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stderr is not None
+        told = ""
+        while "goes on without it" not in told:
+            line = child.stderr.readline()
+            assert line, told
+            told += line
+        assert child.poll() is None, "decode is protected all the same"
+        child.terminate()
+        child.communicate(timeout=60)
+    assert "flexnpu-controller: cannot write standard output: No space left on device; " in told
+    assert child.returncode == 1
+
+
 @pytest.mark.parametrize("output", [FULL, Path("/proc/nowhere/out.json"), Path("/")])
 def test_an_export_that_cannot_be_written(recording: Path, output: Path) -> None:
     command = [str(BIN / "flexnpu-probe"), "export", str(recording), "-o", str(output)]
