@@ -24,17 +24,17 @@ public:
     void take_places() override {
         std::lock_guard lock(comm_->order);
         for (size_t i = 0; i < messages_.size(); ++i) {
-            places_[i] = ++line(i).issued;
+            places_[i] = ++call_order(i).issued;
         }
         placed_ = true;
     }
     void give_up_places() override {
         std::lock_guard lock(comm_->order);
         for (size_t i = 0; i < messages_.size(); ++i) {
-            line(i).done = std::max(line(i).done, places_[i]);
+            call_order(i).done = std::max(call_order(i).done, places_[i]);
         }
         placed_ = false;
-        stir(comm_->page());
+        wake_waiters(comm_->page());
     }
 
 private:
@@ -46,7 +46,7 @@ private:
         uint64_t chunks = 0;  // of the channel when the message began
     };
 
-    Line& line(size_t i) {
+    CallOrder& call_order(size_t i) {
         return messages_[i].send ? comm_->sends[messages_[i].peer] : comm_->receives[messages_[i].peer];
     }
     bool advance(size_t i, Progress& p, const Meeting* meeting);
@@ -83,7 +83,7 @@ bool Batch::begin(size_t i, Progress& p, const Meeting* meeting) {
     const Message& m = messages_[i];
     {
         std::lock_guard lock(c.order);
-        if (line(i).done + 1 != places_[i]) {
+        if (call_order(i).done + 1 != places_[i]) {
             return false;
         }
     }
@@ -102,7 +102,7 @@ bool Batch::begin(size_t i, Progress& p, const Meeting* meeting) {
         ch.recv_ready_ns[p.number % 2] = meeting->ready_ns;
         ch.accepted.store(p.number);
     }
-    stir(c.page());
+    wake_waiters(c.page());
     p.state = State::Offered;
     return true;
 }
@@ -138,7 +138,7 @@ bool Batch::move(const Message& m, Progress& p) {
             std::memcpy(c.channel_window(c.rank, m.peer) + at % 2 * kHalf, m.buffer + p.moved, n);
             p.moved += n;
             ch.written.store(at + 1);
-            stir(c.page());
+            wake_waiters(c.page());
             moved = true;
         }
         if (ch.read.load() >= p.chunks + chunks) {
@@ -153,7 +153,7 @@ bool Batch::move(const Message& m, Progress& p) {
         std::memcpy(m.buffer + p.moved, c.channel_window(m.peer, c.rank) + at % 2 * kHalf, n);
         p.moved += n;
         ch.read.store(at + 1);
-        stir(c.page());
+        wake_waiters(c.page());
         moved = true;
     }
     if (p.moved == all) {
@@ -166,9 +166,9 @@ bool Batch::move(const Message& m, Progress& p) {
 void Batch::finish(size_t i, Progress&) {
     {
         std::lock_guard lock(comm_->order);
-        line(i).done = places_[i];
+        call_order(i).done = places_[i];
     }
-    stir(comm_->page());
+    wake_waiters(comm_->page());
 }
 
 int Batch::run(Meeting* meeting) {

@@ -90,7 +90,7 @@ void Collective::pass() {
         // Out of turn only when the communicator has failed or the task was dropped, which fails it.
         comm_->collectives.done = std::max(comm_->collectives.done, place_);
     }
-    stir(comm_->page());
+    wake_waiters(comm_->page());
 }
 
 int Collective::run(Meeting* meeting) {

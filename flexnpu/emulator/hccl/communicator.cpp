@@ -63,7 +63,7 @@ void Communicator::join(const char* name) {
     }
     seated_ = true;
     mine.seat.store(Seat::Joined);
-    stir(shared);
+    wake_waiters(shared);
     const uint64_t give_up = now_ns() + connect_timeout_s() * 1'000'000'000;
     auto all_here = [&] {
         for (uint32_t r = 0; r < ranks; ++r) {
@@ -94,7 +94,7 @@ void Communicator::join(const char* name) {
                                                 " s (HCCL_CONNECT_TIMEOUT)"};
         }
         lost(everybody());
-        doze(shared, seen, kLookNs);
+        wait_for_change(shared, seen, kLookNs);
     }
     for (uint32_t a = 0; a < ranks; ++a) {
         for (uint32_t b = a + 1; b < ranks; ++b) {
@@ -111,7 +111,7 @@ void Communicator::leave() {
     RankSlot& mine = slot(rank);
     if (seated_ && mine.pid == getpid()) {  // not in a forked child
         mine.seat.store(Seat::Left);
-        stir(page());
+        wake_waiters(page());
     }
 }
 
@@ -170,14 +170,14 @@ bool Communicator::wait(const std::function<bool()>& done, uint64_t others, cons
                 return false;
             }
         }
-        doze(page(), seen, kLookNs);
+        wait_for_change(page(), seen, kLookNs);
     }
 }
 
 bool Communicator::meet(const Meeting* meeting) {
     const uint64_t phase = ++phase_;
     slot(rank).phase.store(phase);
-    stir(page());
+    wake_waiters(page());
     return wait(
         [&] {
             for (uint32_t r = 0; r < ranks; ++r) {
@@ -195,7 +195,7 @@ void Communicator::fail(int32_t result, const std::string& text) {
     if (page().failing.compare_exchange_strong(first, 1)) {
         std::snprintf(page().text, sizeof(page().text), "%s", text.c_str());
         page().error.store(result, std::memory_order_release);
-        stir(page());
+        wake_waiters(page());
     }
 }
 
@@ -224,7 +224,7 @@ bool Communicator::resume() {
     auto come = [&] {
         const uint64_t mine = ++resumed_;
         slot(rank).resumed.store(mine);
-        stir(page());
+        wake_waiters(page());
         for (;;) {
             const uint32_t seen = page().pulse.load();
             bool all = true;
@@ -234,7 +234,7 @@ bool Communicator::resume() {
             if (all || now_ns() > give_up) {
                 return all;
             }
-            doze(page(), seen, kLookNs);
+            wait_for_change(page(), seen, kLookNs);
         }
     };
     if (!come()) {
@@ -289,7 +289,7 @@ int Communicator::share(uint64_t id, const uint32_t* members, uint32_t n, uint32
             std::memcpy(offer.token, token.bytes, sizeof(token.bytes));
             offer.state.store(2);
             *made = &offer;
-            stir(shared);
+            wake_waiters(shared);
             return join_rendezvous(token);
         }
         throw Refusal{types::E_UNAVAIL, "too many sub-communicators are being made at once"};
@@ -313,7 +313,7 @@ int Communicator::share(uint64_t id, const uint32_t* members, uint32_t n, uint32
                                                 " s (HCCL_CONNECT_TIMEOUT)"};
         }
         lost(everybody());
-        doze(shared, seen, kLookNs);
+        wait_for_change(shared, seen, kLookNs);
     }
 }
 

@@ -18,7 +18,7 @@ namespace flexnpu::emulator::hccl {
 // The order in which one rank's operations on something shared take place: that of their calls.
 //
 // A captured operation has no place of its own: it takes the next one each time that it is replayed.
-struct Line {
+struct CallOrder {
     uint64_t issued = 0;
     uint64_t done = 0;
 };
@@ -54,9 +54,9 @@ public:
 
     // The order of collectives, and of sends to and receives from each rank.
     std::mutex order;
-    Line collectives;
-    std::array<Line, kMaxRanks> sends, receives;
-    // A task that has a place in a line was issued; it has run, or never will.
+    CallOrder collectives;
+    std::array<CallOrder, kMaxRanks> sends, receives;
+    // A task that has a place in an order was issued; it has run, or never will.
     void issued();
     void over();
 

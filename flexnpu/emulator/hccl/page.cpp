@@ -102,12 +102,12 @@ Mapping::~Mapping() {
     close(fd_);
 }
 
-void stir(Page& page) {
+void wake_waiters(Page& page) {
     page.pulse.fetch_add(1);
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(&page.pulse), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
-void doze(Page& page, uint32_t seen, uint64_t ns) {
+void wait_for_change(Page& page, uint32_t seen, uint64_t ns) {
     timespec time{time_t(ns / 1'000'000'000), long(ns % 1'000'000'000)};
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(&page.pulse), FUTEX_WAIT, seen, &time, nullptr, 0);
 }

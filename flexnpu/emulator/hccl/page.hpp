@@ -129,8 +129,8 @@ private:
 };
 
 // Says that something in the page has changed.
-void stir(Page& page);
-// Sleeps until somebody stirs after `seen` was read from the pulse, or `ns` have passed.
-void doze(Page& page, uint32_t seen, uint64_t ns);
+void wake_waiters(Page& page);
+// Sleeps until somebody wakes the waiters after `seen` was read from the pulse, or `ns` have passed.
+void wait_for_change(Page& page, uint32_t seen, uint64_t ns);
 
 }  // namespace flexnpu::emulator::hccl
