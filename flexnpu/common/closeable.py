@@ -1,4 +1,4 @@
-"""For what is closed at the end of a `with` block."""
+"""What is closed at the end of a `with` block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 
-class Closing:
+class Closeable:
     """A context manager that ends with its own `close`, whatever happened."""
 
     def close(self) -> None:

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from flexnpu.common.closeable import Closeable
 from flexnpu.console.output import say
-from flexnpu.control.closing import Closing
 from probes.commands.common import Stop
 from probes.feed.events import Event, Losses, RequestTiming, Step
 from probes.feed.recording import Overhead
-from probes.host.families import Kin
+from probes.host.families import ProcessFamilies
 from probes.host.finder import Finder
 from probes.host.selection import Selection
 from probes.host.taskstats import HostDelays
@@ -32,7 +32,7 @@ _FRONTS_S = 5.0
 """How often processes are looked for that serve HTTP for a traced one: they may start after it."""
 
 
-class Live(Closing):
+class Live(Closeable):
     """A tracer on the processes of `selection`, with what comes and goes meanwhile.
 
     `on_event` gets every event. `only`: the libraries to look into. `wire` times streamed requests too.
@@ -59,7 +59,7 @@ class Live(Closing):
         self._on_event = on_event
         self._since: dict[int, int] = {}
         self._joiner: Joiner | None = None
-        self._kin = Kin()
+        self._families = ProcessFamilies()
         self._stack = contextlib.ExitStack()
         with self._stack:
             selection.check(symbols.processes())
@@ -115,7 +115,7 @@ class Live(Closing):
         def open_requests() -> list[Other]:
             return [] if self._wire is None else self._wire.open_requests()
 
-        return Joiner(self._on_event, kin=self._kin, open_requests=open_requests)
+        return Joiner(self._on_event, families=self._families, open_requests=open_requests)
 
     def _make_wire(self) -> WireTracer:
         from probes.requests.wire import WireTracer
@@ -132,7 +132,7 @@ class Live(Closing):
 
     def _add_fronts(self, wire: WireTracer, pid: int) -> None:
         """Watch the sockets of the processes that may serve HTTP for `pid`."""
-        for front in self._kin.fronts(pid):
+        for front in self._families.fronts(pid):
             with contextlib.suppress(ProcessLookupError):
                 wire.add(front)
 

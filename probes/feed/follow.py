@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from flexnpu.control.closing import Closing
+from flexnpu.common.closeable import Closeable
 from probes.feed.events import Event
 
 RETRY_S = 1.0
@@ -37,7 +37,7 @@ def _pause(seconds: float) -> None:
     time.sleep(seconds)
 
 
-class FeedFollower(Closing):
+class FeedFollower(Closeable):
     """Reads events. `connect` opens the feed and raises OSError (`FeedError`) when there is none.
 
     `on_trouble` hears why there is no feed, `on_connected` when there is one. After events have come, `read`

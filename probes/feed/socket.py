@@ -30,9 +30,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flexnpu.common.closeable import Closeable
 from flexnpu.console.text import json_text
 from flexnpu.control import peers
-from flexnpu.control.closing import Closing
 from probes.feed.events import VERSION, Event, EventError, Losses, StepBegin, from_json
 
 MAX_QUEUED_BYTES = 4 << 20
@@ -87,7 +87,7 @@ def check_place(path: Path, group: str | None) -> None:
     raise FeedError(_SERVED.format(path=path))
 
 
-class FeedServer(Closing):
+class FeedServer(Closeable):
     """Serve a feed at `path`. `group`, a name, owns the socket and may subscribe.
 
     Raises `FeedError` when another server lives at `path`, or the folder cannot be written.
@@ -351,7 +351,7 @@ def _refusal(line: bytes) -> str | None:
     return None
 
 
-class FeedClient(Closing):
+class FeedClient(Closeable):
     """Read a feed.
 
         with FeedClient("/run/flexnpu/probe.sock") as feed:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import IO, Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-from flexnpu.control.closing import Closing
+from flexnpu.common.closeable import Closeable
 from probes.feed.events import EngineMetrics
 
 INTERVAL_S: Final = 5.0
@@ -148,7 +148,7 @@ def scrape(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES
     return EngineMetrics(t_ns=time.monotonic_ns(), url=url, engine=engine, error=error, **fields)
 
 
-class EngineScraper(Closing):
+class EngineScraper(Closeable):
     """Reads the page at `url` (see `metrics_url`) in a thread and delivers it in `poll`.
 
     `on_trouble` is told a problem once, and again when it is another one.

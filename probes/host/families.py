@@ -50,7 +50,7 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-class Kin:
+class ProcessFamilies:
     """Remembers who descends from whom, beyond the end of a process."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Kin:
     def _look(self, pid: int) -> _Entry | None:
         now, known = _read(pid), self._known.get(pid)
         if now is None or (known is not None and known.started == now.started):
-            # Whose parent has died is given another, which is no kin.
+            # Whose parent has died is given another, which is no relative.
             return known
         self._known[pid] = now
         if len(self._known) > MAX_KNOWN:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from flexnpu.control.closing import Closing
+from flexnpu.common.closeable import Closeable
 from probes.host.process_events import EventsUnavailable, ProcessEvent, ProcessEvents
 from probes.host.selection import Selection
 from probes.placing import symbols
@@ -55,7 +55,7 @@ class Changes:
     ended: tuple[int, ...] = ()
 
 
-class Finder(Closing):
+class Finder(Closeable):
     """Watches all processes of the machine that `selection` may mean.
 
     `uses_npu` says of a process id whether to attach to it. `why_scanning` is None when the kernel's events

@@ -27,7 +27,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flexnpu.control.closing import Closing
+from flexnpu.common.closeable import Closeable
 
 # linux/cn_proc.h, as in pyroute2's module of that name.
 PROC_EVENT_NONE, PROC_EVENT_FORK, PROC_EVENT_EXEC, PROC_EVENT_EXIT = 0, 1, 2, 0x80000000
@@ -106,7 +106,7 @@ def _filter() -> bytes:
     return b"".join(struct.pack("=HBBI", *one) for one in program)
 
 
-class ProcessEvents(Closing):
+class ProcessEvents(Closeable):
     """Events of all processes of the machine, from the construction on.
 
     Raises `EventsUnavailable`. `lost` counts how often the kernel had to drop events because nobody read

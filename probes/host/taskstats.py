@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexnpu.control.closing import Closing
+from flexnpu.common.closeable import Closeable
 from probes.feed.events import HostDelay
 from probes.host.processes import comm_of
 
@@ -140,7 +140,7 @@ class _SchedStat:
         pass
 
 
-class HostDelays(Closing):
+class HostDelays(Closeable):
     """Samples processes and their launching threads.
 
     `source` is ``taskstats`` or ``schedstat``, and `why` says why it is not the former.

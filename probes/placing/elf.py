@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flexnpu.control.closing import Closing
+from flexnpu.common.closeable import Closeable
 
 _HEADER = struct.Struct("<4sBBBBB7xHHIQQQIHHHHHH")
 _PROGRAM = struct.Struct("<IIQQQQQQ")  # type, flags, offset, vaddr, paddr, filesz, memsz, align
@@ -64,7 +64,7 @@ def sysv_hash(name: bytes) -> int:
     return value
 
 
-class Elf(Closing):
+class Elf(Closeable):
     """The file `path`. Raises OSError, `ElfError`."""
 
     def __init__(self, path: str) -> None:

@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from flexnpu.control.closing import Closing
+from flexnpu.common.closeable import Closeable
 from probes.placing import declarations, headers, libbpf
 from probes.placing.loader import ROOT, Kind, LoadError, Name, Request, Source
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"[^\n]*$', re.MULTILINE)
 
 
-class LoadedText(Closing):
+class LoadedText(Closeable):
     """See `loader.Loaded`."""
 
     loader: Name = "bcc"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flexnpu.control.closing import Closing
+from flexnpu.common.closeable import Closeable
 from probes.placing import declarations, libbpf
 from probes.placing.loader import Name, Request, Unfit
 
@@ -17,7 +17,7 @@ _SUFFIX = "_map"
 """Of a map's name in an object, see bpf/platform.h."""
 
 
-class LoadedObject(Closing):
+class LoadedObject(Closeable):
     """See `loader.Loaded`."""
 
     loader: Name = "core"

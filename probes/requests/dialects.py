@@ -122,7 +122,7 @@ def content_of(event: Any) -> str:
     if isinstance(choices, list):  # OpenAI chat and completions, vLLM, SGLang, transformers serve
         return "".join(_choice(choice) for choice in choices)
     delta = event.get("delta")
-    if isinstance(delta, str):  # OpenAI responses: response.output_text.delta and its kin
+    if isinstance(delta, str):  # OpenAI responses: response.output_text.delta and its like
         return delta if str(event.get("type", "")).endswith(".delta") else ""
     if isinstance(delta, dict):  # Anthropic messages: content_block_delta
         return (

@@ -5,12 +5,12 @@
     joiner.request(timing)     # every request of the wire tracer
     joiner.advance(now_ns)     # a few times a second; publishes what is ready
 
-The step that made the first token is the latest prefill or mixed step, of the server's process or of its kin
-(`kin`), that started after the request's arrival and ended before the first content was written; where none
-ended by then, the first that had started, up to the write, half as sure. With chunked prefill a request has
-several: those before it on the same lane belong to the request as well, back to the last step that made the
-first token of a request which came earlier. When the response tells the prompt's length (``usage``), no
-further back than to where the steps' tokens reach it.
+The step that made the first token belongs to the server's process or its family (`probes.host.families`). It
+is the latest prefill or mixed step that started after the request's arrival and ended before the first content
+was written. Where none ended by then, it is the first that had started, up to the write, half as sure. With
+chunked prefill a request has several such steps. Those before it on the same lane belong to the request too,
+back to the last step that made the first token of a request which came earlier. When the response tells the
+prompt's length (``usage``), they go back no further than to where the steps' tokens reach it.
 
 TTFT then is the sum of four times, exact to the nanosecond:
 
@@ -39,7 +39,7 @@ from itertools import takewhile
 from typing import Final
 
 from probes.feed.events import RequestTiming, Step
-from probes.host.families import Kin
+from probes.host.families import ProcessFamilies
 
 SETTLE_NS: Final = 600_000_000
 MAX_STEPS: Final = 16_384
@@ -92,12 +92,12 @@ class Joiner:
         self,
         publish: Callable[[RequestTiming], None],
         *,
-        kin: Kin | None = None,
+        families: ProcessFamilies | None = None,
         open_requests: Callable[[], list[Other]] = list,
         settle_ns: int = SETTLE_NS,
     ) -> None:
         self._publish = publish
-        self._kin = kin or Kin()
+        self._families = families or ProcessFamilies()
         self._open_requests = open_requests
         self._settle_ns = settle_ns
         self._lanes: dict[tuple[int, int], _Lane] = {}
@@ -160,7 +160,7 @@ class Joiner:
     def _closeness(self, front: int, engine: int) -> float:
         key = (front, engine)
         if key not in self._close:
-            self._close[key] = self._kin.closeness(front, engine)
+            self._close[key] = self._families.closeness(front, engine)
         return self._close[key]
 
     def _ready(self, timing: RequestTiming, now_ns: int) -> bool:

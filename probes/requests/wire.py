@@ -57,7 +57,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from flexnpu.control.closing import Closing
+from flexnpu.common.closeable import Closeable
 from probes.feed import events
 from probes.host.processes import comm_of
 from probes.placing import attach, loader
@@ -149,7 +149,7 @@ def _socket_offsets() -> dict[str, int] | None:
     }
 
 
-class WireTracer(Closing):
+class WireTracer(Closeable):
     """Traces the streamed HTTP requests of processes.
 
     `pids`: processes to watch, in the tracer's own PID namespace; more with `add`. `on_request` gets every

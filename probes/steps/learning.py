@@ -10,7 +10,7 @@ reach the process's root is needed either; the folder is empty while there are p
 
 Samples differ in everything that could be mistaken for something else: dimensions, strides, storage
 dimensions, formats, offsets and data types are drawn independently of each other. Between two of them the
-heap is stirred and freed memory overwritten, so that what only happens to lie beside an object, or happens
+heap is churned and freed memory overwritten, so that what only happens to lie beside an object, or happens
 to be zero, does not do so every time.
 """
 
@@ -260,7 +260,7 @@ def find_tensor(read: Read, samples: Sequence[Sample], further: Sequence[Sample]
 
 
 class _Heap:
-    """The process's malloc, stirred between samples."""
+    """The process's malloc, churned between samples."""
 
     def __init__(self, libc: Any, rng: random.Random) -> None:
         self._libc = libc
@@ -270,7 +270,7 @@ class _Heap:
         libc.free.argtypes = [ctypes.c_void_p]
         self._perturb = getattr(libc, "mallopt", None)
 
-    def stir(self) -> None:
+    def churn(self) -> None:
         """Leave free blocks of every small size, at random places and full of one random byte."""
         if self._perturb is not None:
             self._perturb(-6, self._rng.randrange(1, 256))  # M_PERTURB of glibc
@@ -348,13 +348,13 @@ class Samples:
             storage = [rng.randrange(2, 5) for _ in range(rng.randrange(1, 3))] + storage
         dtype = rng.choice(self._dtypes)
         given = None if rng.random() < 0.25 else strides
-        self._heap.stir()
+        self._heap.churn()
         address = self._make(dims, dtype, given, offset, rng.choice(self._formats), storage)
         return Sample(address, tuple(dims), dtype) if address else None
 
     def array(self, size: int) -> Sample | None:
         values = tuple(self._rng.randrange(1, 1 << 40) for _ in range(size))
-        self._heap.stir()
+        self._heap.churn()
         address = self._array(_int64s(values), size)
         return Sample(address, values) if address else None
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from flexnpu.control.closing import Closing
+from flexnpu.common.closeable import Closeable
 from probes.placing import loader
 from probes.placing.loader import Kind
 from probes.placing.maps import Map, PerfRing, Ring
@@ -52,7 +52,7 @@ def _programs(*, multi: bool, sessions: bool) -> dict[str, Kind]:
     return programs
 
 
-class Programs(Closing):
+class Programs(Closeable):
     """The loaded programs. Raises `loader.LoadError`.
 
     `take` gets each record as bytes, within `poll` and `drain`. What it raises, `poll` raises. `gap_ns`:

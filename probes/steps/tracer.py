@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 
-from flexnpu.control.closing import Closing
+from flexnpu.common.closeable import Closeable
 from probes.feed.events import Event, Losses
 from probes.host.processes import comm_of, start_time_of
 from probes.placing import attach, budget, capabilities, groups, symbols
@@ -108,7 +108,7 @@ def _reading_map(pid: int) -> Iterator[None]:
         raise AttachError(f"may not read the memory map of process {pid}: {error}") from None
 
 
-class Tracer(Closing):
+class Tracer(Closeable):
     """Attach to processes and deliver their steps.
 
     `on_event` gets `Step`s and `OperatorMix`es, and `StepBegin`s when `begins` is set. It must not block.

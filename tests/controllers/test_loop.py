@@ -181,7 +181,7 @@ def test_it_withdraws_its_policy_when_it_stops(bench: Callable[..., Bench]) -> N
     assert b.log()[-1]["decisions"] == 3
 
 
-def test_steps_reach_the_picture_and_other_events_do_no_harm(bench: Callable[..., Bench]) -> None:
+def test_steps_reach_the_state_and_other_events_do_no_harm(bench: Callable[..., Bench]) -> None:
     b = bench(step(1, 2), Losses(t_ns=1, source="steps", counts={}), step(1, 2))
     b.rounds(2)
     assert b.policy.steps == 2

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.feed.events import EngineMetrics, Event, Phase, RequestTiming, Step, from_json
-from probes.host.families import Kin
+from probes.host.families import ProcessFamilies
 from probes.requests.join import Joiner, Other
 from probes.requests.wire import WireTracer
 from probes.steps.tracer import Tracer
@@ -31,7 +31,7 @@ MS = 1_000_000
 SERVER = Path(__file__).parent / "programs" / "labelled_server.py"
 
 
-class _SameProcess(Kin):
+class _SameProcess(ProcessFamilies):
     def closeness(self, front: int, engine: int) -> float:
         return 1.0 if front == engine else 0.0
 
@@ -67,7 +67,7 @@ def joined(
 ) -> list[RequestTiming]:
     """The requests as published, in order."""
     got: list[RequestTiming] = []
-    joiner = Joiner(got.append, kin=_SameProcess(), open_requests=lambda: list(others))
+    joiner = Joiner(got.append, families=_SameProcess(), open_requests=lambda: list(others))
     for one in steps:
         joiner.step(one)
     for each in requests:
@@ -154,7 +154,7 @@ def test_who_is_still_waiting_makes_it_less_sure() -> None:
 
 def test_a_request_waits_for_later_steps_but_not_for_ever() -> None:
     got: list[RequestTiming] = []
-    joiner = Joiner(got.append, kin=_SameProcess(), settle_ns=600 * MS)
+    joiner = Joiner(got.append, families=_SameProcess(), settle_ns=600 * MS)
     joiner.request(request(10, 21, 21, 25))
     joiner.advance(26 * MS)
     assert got == []
@@ -222,17 +222,17 @@ def test_kin_are_parents_children_and_children_of_one_launcher() -> None:
     ) as parent:
         assert parent.stdout is not None
         a, b = map(int, parent.stdout.readline().split())
-        kin = Kin()
-        assert kin.closeness(a, a) == 1.0
-        assert kin.closeness(parent.pid, a) == kin.closeness(a, parent.pid) == 1.0
-        assert kin.closeness(a, b) == 0.7
-        assert kin.closeness(a, 1) == 0.0
-        assert {parent.pid, b} <= set(kin.fronts(a))
-        assert os.getpid() not in kin.fronts(a)
+        families = ProcessFamilies()
+        assert families.closeness(a, a) == 1.0
+        assert families.closeness(parent.pid, a) == families.closeness(a, parent.pid) == 1.0
+        assert families.closeness(a, b) == 0.7
+        assert families.closeness(a, 1) == 0.0
+        assert {parent.pid, b} <= set(families.fronts(a))
+        assert os.getpid() not in families.fronts(a)
         assert parent.stdin is not None
         parent.stdin.close()
         parent.wait(10)
-        assert kin.closeness(parent.pid, a) == 1.0  # remembered
+        assert families.closeness(parent.pid, a) == 1.0  # remembered
 
 
 # A server that knows.
@@ -273,7 +273,7 @@ def serving(libraries: Path) -> Iterator[tuple[subprocess.Popen[str], int, int]]
 def test_the_split_is_what_the_servers_own_clock_says(mock_driver: Path) -> None:
     got: dict[int, RequestTiming] = {}
     with serving(mock_driver.parent) as (process, port, engine):
-        kin = Kin()
+        families = ProcessFamilies()
 
         def publish(timing: RequestTiming) -> None:
             got[int(timing.path.split("/")[2])] = timing
@@ -283,10 +283,10 @@ def test_the_split_is_what_the_servers_own_clock_says(mock_driver: Path) -> None
                 joiner.step(event)
 
         with Tracer(take) as tracer, WireTracer() as wire:
-            joiner = Joiner(publish, kin=kin, open_requests=wire.open_requests)
+            joiner = Joiner(publish, families=families, open_requests=wire.open_requests)
             wire._on_request = joiner.request
             tracer.attach(engine)
-            for front in kin.fronts(engine):
+            for front in families.fronts(engine):
                 wire.add(front)
             assert process.pid in wire.pids
 
