@@ -364,7 +364,7 @@ def test_attach_tells_of_joined_requests_and_of_what_the_engine_says(mock_driver
             events: list[Event] = []
             for line in probe.stdout:
                 events.append(from_json(line))
-                if len(streamed(events)) == 2:
+                if len(streamed(events)) == 2 and any(isinstance(event, EngineMetrics) for event in events):
                     break
             probe.send_signal(signal.SIGINT)
             rest, _ = probe.communicate(timeout=30)
