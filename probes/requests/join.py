@@ -9,8 +9,9 @@ The step that made the first token belongs to the server's process or its family
 is the latest prefill or mixed step that started after the request's arrival and ended before the first
 content was written. Where none ended by then, it is the first that had started, up to the write, half as
 sure. With chunked prefill a request has several such steps. Those before it on the same lane belong to the
-request too, back to the last step that made the first token of a request which came earlier. When the response tells the
-prompt's length (``usage``), they go back no further than to where the steps' tokens reach it.
+request too, back to the last step that made the first token of a request which came earlier. When the
+response tells the prompt's length (``usage``), they go back no further than to where the steps' tokens reach
+it.
 
 TTFT then is the sum of four times, exact to the nanosecond:
 
