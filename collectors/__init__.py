@@ -1,1 +1,1 @@
-"""."""
+"""From events of the feed and statuses of daemons to metrics: Prometheus and OTLP."""

@@ -27,7 +27,7 @@ from probes.feed.events import (
 )
 
 FORGET_NS: Final = 120 * 10**9
-"""A process of which nothing was heard for twice as long at most has left no trace here."""
+"""State of a process without events is dropped after this time, at the latest after twice of it."""
 
 # The ends of paths, by the operation of the conventions (gen_ai.operation.name).
 _OPERATIONS: Final = {

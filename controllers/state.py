@@ -31,18 +31,19 @@ MAX_STEPS = 4096
 MIN_STEPS = 5
 """Fewer steps than this say nothing about a role."""
 PREFILL_ODDS = 1.5
-"""Prefill time to decode time from which a lane is a prefill lane, whatever the others do."""
+"""From this ratio of prefill time to decode time a lane is a prefill lane, whatever the others do."""
 DECODE_ODDS = 0.67
-"""And up to which it may be a decode lane. Between the two it keeps the role it has."""
+"""Up to this ratio a lane may be a decode lane. Between the two it keeps the role it has."""
 RELATIVE_ODDS = 3.0
-"""A server that does both is a prefill lane when its odds are so many times those of the most decode-like
-other lane (half of it is enough to remain one) and its prefills are long: `BURST` of its decode steps."""
+"""A server that does both is a prefill lane if two things hold. Its ratio is this many times that of the most
+decode-like other lane; half of it is enough to remain one. And its prefills are long: `BURST` of its decode
+steps."""
 BURST = 3.0
 SOLO_STEPS = 256
 STALE_S = 120.0
-"""A prefill that began and of which nothing was heard for so long has ended unseen."""
+"""A prefill that began this long ago, without any news of it, is taken to have ended."""
 _SLACK_NS = 10**9
-"""By how much steps may arrive out of the order of their ends."""
+"""How much later than its end a step may arrive, after steps that ended later."""
 
 
 class Window:

@@ -1,1 +1,1 @@
-"""."""
+"""The Grafana dashboard and the alert rules, made from the names in `collectors.metrics`."""

@@ -34,8 +34,8 @@ _UNREAD = 3
 
 
 @dataclass
-class _Young:
-    """A process that does not use an NPU as far as one has seen."""
+class _Candidate:
+    """A process that may load AscendCL later."""
 
     interval: float
     due: float
@@ -71,7 +71,7 @@ class Finder(Closeable):
     ) -> None:
         self._selection = selection
         self._uses_npu = uses_npu
-        self._young: dict[int, _Young] = {}
+        self._candidates: dict[int, _Candidate] = {}
         self._due: list[tuple[float, int]] = []
         self._next_scan = 0.0
         self._ending: dict[int, float] = {}
@@ -123,7 +123,7 @@ class Finder(Closeable):
 
     def _take(self, event: ProcessEvent, attached: Mapping[int, int], ended: list[int], now: float) -> None:
         if event.kind in ("exit", "exec"):
-            self._young.pop(event.pid, None)
+            self._candidates.pop(event.pid, None)
             if event.t_ns < attached.get(event.pid, event.t_ns + 1):
                 pass
             elif event.kind == "exec":
@@ -137,15 +137,15 @@ class Finder(Closeable):
             self._watch(event.pid, now, FIRST_S, first)
 
     def _watch(self, pid: int, now: float, interval: float, first: float | None = None) -> None:
-        young = _Young(interval, now + (interval if first is None else first))
-        self._young[pid] = young
-        heapq.heappush(self._due, (young.due, pid))
+        candidate = _Candidate(interval, now + (interval if first is None else first))
+        self._candidates[pid] = candidate
+        heapq.heappush(self._due, (candidate.due, pid))
 
     def _scan(self, attached: Mapping[int, int], now: float) -> None:
         present = symbols.processes()
-        for pid in self._young.keys() - set(present):
-            del self._young[pid]
-        fresh = [pid for pid in present if pid not in self._young and pid not in attached]
+        for pid in self._candidates.keys() - set(present):
+            del self._candidates[pid]
+        fresh = [pid for pid in present if pid not in self._candidates and pid not in attached]
         for pid in fresh:
             self._watch(pid, now, FIRST_S, 0.0)
 
@@ -153,35 +153,35 @@ class Finder(Closeable):
         found = []
         while self._due and self._due[0][0] <= now:
             due, pid = heapq.heappop(self._due)
-            young = self._young.get(pid)
-            if young is None or young.due != due:
+            candidate = self._candidates.get(pid)
+            if candidate is None or candidate.due != due:
                 continue  # it ended, or began anew since
             if pid in attached:
-                del self._young[pid]
+                del self._candidates[pid]
                 continue
             try:
                 size = _size(pid)
                 if size == 0 and _is_kernel_thread(pid):
                     # It stays known, so that no scan takes it for new, and is never due again.
                     continue
-                if (size != young.size or young.unread >= _UNREAD) and self._selection.matches(pid):
-                    young.size, young.unread = size, 0
+                if (size != candidate.size or candidate.unread >= _UNREAD) and self._selection.matches(pid):
+                    candidate.size, candidate.unread = size, 0
                     paths = symbols.mapped_paths(pid)
-                    if paths != young.paths and self._uses_npu(pid):
-                        del self._young[pid]
+                    if paths != candidate.paths and self._uses_npu(pid):
+                        del self._candidates[pid]
                         found.append(pid)
                         continue
-                    young.paths = paths
+                    candidate.paths = paths
                 else:
-                    young.unread += 1
+                    candidate.unread += 1
             except symbols.ProcessGone:
-                self._young.pop(pid, None)
+                self._candidates.pop(pid, None)
                 continue
             except OSError:
                 pass  # may not be read now: later, perhaps
-            young.interval = min(LAST_S, young.interval * GROWTH)
-            young.due = now + young.interval
-            heapq.heappush(self._due, (young.due, pid))
+            candidate.interval = min(LAST_S, candidate.interval * GROWTH)
+            candidate.due = now + candidate.interval
+            heapq.heappush(self._due, (candidate.due, pid))
         return found
 
     def close(self) -> None:
