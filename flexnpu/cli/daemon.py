@@ -28,6 +28,22 @@ _LIMITS: tuple[tuple[str, click.ParamType[int], str], ...] = (
     ("--max-host-bytes-per-user", SIZE, "With one user's programs; default: half of the machine's."),
     ("--max-pinned-bytes", SIZE, "How much of that is page-locked; default: half of the machine's."),
     ("--max-pinned-bytes-per-user", SIZE, "For one user's programs; default: a quarter of the machine's."),
+    ("--max-threads", _COUNT, "The daemon's own, for calls that may block; default: 1024."),
+    ("--max-streams", _COUNT, "Streams of all programs; default: 1984, as many as a device has."),
+    ("--max-streams-per-user", _COUNT, "Of one user's programs; default: 1536."),
+    ("--max-streams-per-session", _COUNT, "Of one program; default: 1024."),
+    ("--max-events", _COUNT, "Events of all programs; default: 65536."),
+    ("--max-events-per-user", _COUNT, "Of one user's programs; default: 49152."),
+    ("--max-events-per-session", _COUNT, "Of one program; default: 32768."),
+    ("--max-graphs", _COUNT, "Captured graphs of all programs; default: 65536."),
+    ("--max-graphs-per-user", _COUNT, "Of one user's programs; default: 49152."),
+    ("--max-graphs-per-session", _COUNT, "Of one program; default: 32768."),
+    ("--max-communicators", _COUNT, "Communicators of all programs; default: 1024."),
+    ("--max-communicators-per-user", _COUNT, "Of one user's programs; default: 512."),
+    ("--max-communicators-per-session", _COUNT, "Of one program; default: 256."),
+    ("--max-binaries", _COUNT, "Binaries of programs' own kernels; default: 4096."),
+    ("--max-binaries-per-user", _COUNT, "Of one user's programs; default: 2048."),
+    ("--max-binaries-per-session", _COUNT, "Of one program; default: 1024."),
 )
 
 

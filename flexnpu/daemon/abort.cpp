@@ -88,6 +88,7 @@ void Dispatcher::empty_lane(Lane& lane) {
     gate_.add_lane(lane.id);
     gate_.set_phase(lane.id, stats.phase, stats.target_us);
     lane.blocked = lane.calling = false;
+    lane.first_call = 0;
     timers_.cancel(std::exchange(lane.blocked_until, {}));
     for (const Lane::Call& c : std::exchange(lane.calls, {})) s.host_backlog.push_back({lane.id, c, true});
     std::vector<std::unique_ptr<Item>> dropped;

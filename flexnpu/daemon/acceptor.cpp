@@ -63,7 +63,7 @@ struct Acceptor::Client {
     Usage::Amounts amounts;
     uint64_t since_ns = 0;
     uint32_t next_region = 1;
-    Request request{};  // being served; its answer repeats its number
+    Request request{};                              // being served; its answer repeats its number
     std::map<uint32_t, std::weak_ptr<Ring>> rings;  // by number
     uint32_t next_ring = 0;
 };
@@ -129,7 +129,7 @@ void Acceptor::start(Fd listener) {
     epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listener_.get(), &e);
     e.data.u64 = kWake;
     epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &e);
-    thread_ = std::thread([this] { loop(); });
+    thread_ = start_thread("flexnpu-accept", [this] { loop(); });
 }
 
 void Acceptor::stop() {
@@ -150,27 +150,28 @@ void Acceptor::stop() {
 }
 
 void Acceptor::loop() {
-    pthread_setname_np(pthread_self(), "flexnpu-accept");
     vendor_.enter(device_);  // it registers and unregisters memory
     while (!stop_) {
         epoll_event events[64];
         const int n = epoll_wait(epoll_.get(), events, 64, silent_ ? kLookMs : -1);
-        if (silent_) drop_silent();
+        if (silent_) guarded("a silent client", [this] { drop_silent(); });
         for (int i = 0; i < n; i++) {
             const uint64_t key = events[i].data.u64;
             if (key == kWake) {
-                finish_calls();
+                guarded("a request", [this] { finish_calls(); });
                 continue;
             }
             if (key == kListener) {
-                accept_one();
+                guarded("a connection", [this] { accept_one(); });
                 continue;
             }
             auto it = clients_.find(key & ~uint64_t(1));
             if (it == clients_.end()) continue;
             // An odd key is the client's process: it has ended, whoever else still holds its socket.
             const bool ended = (key & 1) || (events[i].events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP));
-            if (ended || !serve(*it->second)) close(it->first);
+            bool kept = false;
+            if (!ended) guarded("a request", [&] { kept = serve(*it->second); });
+            if (!kept) guarded("a client's end", [&] { close(it->first); });
         }
     }
 }

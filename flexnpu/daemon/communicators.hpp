@@ -19,6 +19,7 @@ struct Communicator : std::enable_shared_from_this<Communicator> {
     // be asking.
     std::shared_mutex asked;
     const uint32_t ranks, rank;
+    Holding place;  // among its session's
     // What has been called once with success: the vendor made its connections then, for which it may have
     // waited for the other ranks. The dispatcher's.
     std::unordered_set<uint64_t> known;
@@ -41,6 +42,11 @@ struct Communicators {
         return c ? c->shared_from_this() : nullptr;
     }
 };
+
+inline constexpr uint32_t kMostRanks = 1 << 14;
+
+// The vendor's message for an HcclResult.
+std::string told(const Vendor& vendor, const char* function, int32_t result);
 
 // Whether the vendor's call of this item may wait for other ranks.
 bool may_block(const Item& item);

@@ -46,6 +46,23 @@ class Shares:
     pinned_bytes: int | None = None
     """How much of that is registered with the vendor as page-locked, which makes copies faster."""
     pinned_bytes_per_user: int | None = None
+    threads: int | None = None
+    """The daemon's own, for calls that may block."""
+    streams: int | None = None
+    streams_per_user: int | None = None
+    streams_per_session: int | None = None
+    events: int | None = None
+    events_per_user: int | None = None
+    events_per_session: int | None = None
+    graphs: int | None = None
+    graphs_per_user: int | None = None
+    graphs_per_session: int | None = None
+    communicators: int | None = None
+    communicators_per_user: int | None = None
+    communicators_per_session: int | None = None
+    binaries: int | None = None
+    binaries_per_user: int | None = None
+    binaries_per_session: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <bit>
@@ -45,6 +46,8 @@ constexpr uint64_t kPublishNs = 1'000'000'000, kChangedNs = 20'000'000;
 constexpr uint64_t kRanksEndMs = 2000;
 // When the daemon stops, all streams together get this long.
 constexpr uint64_t kStopMs = 3000;
+// How often a synchronise that has found no thread is looked at.
+constexpr uint64_t kLookNs = 500'000;
 // How often a client that has not taken its host functions is looked at.
 constexpr uint64_t kTellNs = 1'000'000;
 // Records taken from one session before the next is looked at.
@@ -60,28 +63,40 @@ constexpr uint64_t kFenceEvery = 64;
 constexpr size_t kMostSpareItems = 1024, kMostSpareAddresses = 64;
 constexpr uint64_t kMostLeavingHost = uint64_t(1) << 30;
 constexpr uint64_t kSlowCopyBytesPerNs = 8;  // a cautious 8 GB/s
+// Sessions that are torn down at one time.
+constexpr size_t kTeardowns = 32;
+// Threads of the pool that wait for one session's markers, twice: it gets half of its share for that.
+constexpr size_t kMarkerShare = 16;
+// How often the system is asked again for threads that it has refused.
+constexpr uint64_t kRetryThreadsNs = 100'000'000;
 constexpr uint32_t kMarkerFlags = acl::EVENT_SYNC | acl::EVENT_TIME_LINE;
 
 }  // namespace
 
-Dispatcher::Dispatcher(Vendor& vendor, int32_t device, bool allow_kernels)
+Dispatcher::Dispatcher(Vendor& vendor, int32_t device, const Limits& limits)
     : vendor_(vendor),
       device_(device),
-      allow_kernels_(allow_kernels),
+      limits_(limits.resolved()),
+      allow_kernels_(limits.allow_kernels != 0),
       wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      payload_(wire::kMaxRecord) {}
+      payload_(wire::kMaxRecord),
+      holdings_(limits_) {}
 
 Dispatcher::~Dispatcher() { stop(); }
 
 void Dispatcher::start() {
-    reaper_ = std::make_unique<Worker>([this] { vendor_.enter(device_); });
+    threads_ = std::make_unique<Threads>(Threads::Bounds{.most = size_t(limits_.threads)},
+                                         [this] { vendor_.enter(device_); });
+    completions_ = std::make_unique<Completions>(vendor_, *threads_, [this] { vendor_.enter(device_); });
+    teardown_share_ = std::make_shared<Threads::Group>(kTeardowns, nullptr);
+    reaper_ = std::make_unique<Worker>(*threads_, teardown_share_);
     running_ = true;
     {
         std::lock_guard lock(posted_mutex_);
         takes_calls_ = true;
     }
     publish();
-    thread_ = std::thread([this] { loop(); });
+    thread_ = start_thread("flexnpu-plane", [this] { loop(); });
 }
 
 void Dispatcher::stop() {
@@ -104,9 +119,10 @@ void Dispatcher::stop() {
     sessions_.clear();
     waiting_.clear();
     timers_.clear();
-    for (Undertaker& u : undertakers_) u.thread.join();
-    undertakers_.clear();
+    ranked_teardowns_.clear();
     reaper_.reset();
+    completions_.reset();
+    threads_.reset();
     vendor_.enter(device_);
     run_posted();  // what markers have brought back
     for (void* e : spare_events_) vendor_.aclrtDestroyEvent(e);
@@ -154,62 +170,87 @@ void Dispatcher::run_posted() {
         jobs.swap(posted_);
         has_posted_.store(false, std::memory_order_relaxed);
     }
-    for (auto& job : jobs) job();
+    for (auto& job : jobs) guard(nullptr, "a posted job", job);
+}
+
+// Its rings are not read any more, and its client is hung up on.
+void Dispatcher::sever(Session& s) {
+    if (s.broken) return;
+    s.broken = true;
+    count_.sessions_broken++;
+    s.refused++;
+    if (on_broken) on_broken(s);
+}
+
+template <class F>
+void Dispatcher::guard(Session* session, const char* where, F f) {
+    serving_ = session;
+    if (!guarded(where, f)) {
+        dispatching_ = nullptr;
+        if (Session* s = session ? session : serving_) guarded(where, [&] { sever(*s); });
+    }
+    serving_ = nullptr;
 }
 
 void Dispatcher::loop() {
     vendor_.enter(device_);
-    prctl(PR_SET_NAME, "flexnpu-plane");
     prctl(PR_SET_TIMERSLACK, 1);  // naps and the gate's waits are tens of microseconds
-    uint64_t last_reclaim = 0;
     while (!stop_) {
-        run_posted();
-        if (stop_) break;  // not after another sleep
-        bool worked = drain();
-        worked |= poll_host();
-        if (!worked) now_ = now_ns();
-        const uint64_t now = now_;
-        timers_.run(now);
-        pump();
-        publish_if_due();
-        if (worked) {
-            if (!waiting_.empty()) poll_waiting(now);
-            continue;
-        }
-        if (lent_ && now - last_reclaim > kReclaimNs) {
-            last_reclaim = now;
-            reclaim_some();
-        }
-        if (!waiting_.empty() && poll_waiting(now)) {
-            wire::cpu_relax();
-            continue;
-        }
-        bool nap = false;
-        if (expecting(now, &nap)) {
-            for (int i = 0; i < 8; i++) wire::cpu_relax();
-            continue;
-        }
-        uint64_t until = std::min({gate_.wake_at(now), timers_.next(), next_poll(), now + kLongestSleepNs});
-        if (lent_) until = std::min(until, now + kReclaimNs);
-        if (changed_) until = std::min(until, published_ns_ + kChangedNs);
-        for (auto& s : sessions_) {
-            if (!s->host_backlog.empty())
-                until = std::min(until, now + kTellNs);  // the client takes its time
-        }
-        if (nap) {
-            until = std::min(until, now + kNapNs);
-            count_.naps++;
-            set_doze(wire::kNapping);
-        } else {
-            count_.sleeps++;
-            set_doze(wire::kAsleep);
-        }
-        // Store `doze`, then load `head`; the client stores `head`, then loads `doze`. All four are seq_cst,
-        // so one of us sees the other.
-        if (!has_posted_.load(std::memory_order_seq_cst) && rings_empty()) sleep(until);
-        set_doze(wire::kAwake);
-        now_ = now_ns();
+        // What is wrong with one session has been dealt with where it was noticed.
+        if (!guarded("the dispatching thread", [this] { turn(); })) usleep(1000);
     }
+}
+
+void Dispatcher::turn() {
+    run_posted();
+    if (stop_) return;  // not after another sleep
+    bool worked = drain();
+    worked |= poll_host();
+    if (!worked) now_ = now_ns();
+    const uint64_t now = now_;
+    guard(nullptr, "a timer", [&] { timers_.run(now); });
+    pump();
+    publish_if_due();
+    if (worked) {
+        if (!waiting_.empty()) poll_waiting(now);
+        return;
+    }
+    if (lent_ && now - reclaimed_ns_ > kReclaimNs) {
+        reclaimed_ns_ = now;
+        reclaim_some();
+    }
+    if (!waiting_.empty() && poll_waiting(now)) {
+        wire::cpu_relax();
+        return;
+    }
+    bool nap = false;
+    if (expecting(now, &nap)) {
+        for (int i = 0; i < 8; i++) wire::cpu_relax();
+        return;
+    }
+    uint64_t until = std::min({gate_.wake_at(now), timers_.next(), next_poll(), now + kLongestSleepNs});
+    if (lent_) until = std::min(until, now + kReclaimNs);
+    if (changed_) until = std::min(until, published_ns_ + kChangedNs);
+    if (threads_->wanted()) {
+        threads_->retry();
+        until = std::min(until, now + kRetryThreadsNs);
+    }
+    for (auto& s : sessions_) {
+        if (!s->host_backlog.empty()) until = std::min(until, now + kTellNs);  // the client takes its time
+    }
+    if (nap) {
+        until = std::min(until, now + kNapNs);
+        count_.naps++;
+        set_doze(wire::kNapping);
+    } else {
+        count_.sleeps++;
+        set_doze(wire::kAsleep);
+    }
+    // Store `doze`, then load `head`; the client stores `head`, then loads `doze`. All four are seq_cst,
+    // so one of us sees the other.
+    if (!has_posted_.load(std::memory_order_seq_cst) && rings_empty()) sleep(until);
+    set_doze(wire::kAwake);
+    now_ = now_ns();
 }
 
 // How long after this record, or its answer, the client's next one comes is learnt by kind. Operators come in
@@ -309,10 +350,7 @@ bool Dispatcher::drain() {
             const wire::Merged m = wire::next(s->rings);
             if (m.look == wire::Look::empty) break;
             if (m.look == wire::Look::broken) {
-                s->broken = true;
-                count_.sessions_broken++;
-                s->refused++;
-                if (on_broken) on_broken(*s);
+                sever(*s);
                 break;
             }
             // What happened before this record was published (a synchronise answered by a worker) is reported
@@ -327,8 +365,10 @@ bool Dispatcher::drain() {
             count_.records++;
             s->calls++;
             now_ = now_ns();
-            taken(ring, m.record, now_);
-            handle(*s, ring, m.record);
+            guard(s.get(), "a message", [&] {
+                taken(ring, m.record, now_);
+                handle(*s, ring, m.record);
+            });
             pump();
         }
     }
@@ -341,7 +381,7 @@ void Dispatcher::pump() {
             auto it = lanes_.find(decision->lane);
             last_lane_ = it == lanes_.end() ? nullptr : it->second;
         }
-        if (last_lane_) dispatch(*last_lane_, *decision);
+        if (last_lane_) guard(last_lane_->session, "a launch", [&] { dispatch(*last_lane_, *decision); });
         // A transparent gate has no use for the exact time.
         if (gate_.settings().enabled) now_ = now_ns();
     }
@@ -352,6 +392,13 @@ void Dispatcher::pump() {
 void Dispatcher::add_session(std::shared_ptr<Session> session) {
     count_.sessions++;
     session->page->doze.store(doze_.load(), std::memory_order_seq_cst);
+    // A call that ends in an exception ends its session: the hang-up is noticed by the acceptor.
+    const auto hang_up = [weak = session->weak_from_this()] {
+        if (const auto s = weak.lock()) shutdown(s->socket.get(), SHUT_RDWR);
+    };
+    session->holder = holdings_.holder(session->uid);
+    session->call_share = std::make_shared<Threads::Group>(std::max<size_t>(1, limits_.threads / 4), hang_up);
+    session->wait_share = std::make_shared<Threads::Group>(kMarkerShare, hang_up);
     sessions_.push_back(std::move(session));
     changed_ = true;
 }
@@ -364,8 +411,10 @@ bool Dispatcher::open_session(const std::weak_ptr<Session>& session) {
 
 bool Dispatcher::add_ring(const std::shared_ptr<Session>& s, const std::weak_ptr<Ring>& ring) {
     auto r = ring.lock();
-    if (r) s->rings.push_back(r);
-    return r != nullptr;
+    if (!r) return false;
+    r->group = s->call_share;
+    s->rings.push_back(r);
+    return true;
 }
 
 bool Dispatcher::add_host(const std::shared_ptr<Session>& s, uint32_t number,
@@ -478,19 +527,12 @@ void Dispatcher::drop_lane(Lane& lane) {
 void Dispatcher::bury(std::shared_ptr<Session> s) {
     for (auto& ring : s->rings) ring->closed = true;
     if (!s->communicators) return reaper_->post([this, s] { tear_down(s); });
-    std::erase_if(undertakers_, [](Undertaker& u) {
-        if (!*u.done) return false;
-        u.thread.join();
-        return true;
+    std::erase_if(ranked_teardowns_, [](const auto& one) { return one->idle(); });
+    ranked_teardowns_.push_back(std::make_unique<Worker>(*threads_, teardown_share_));
+    ranked_teardowns_.back()->post([this, s] {
+        abandon_collectives(*s);
+        tear_down(s);
     });
-    auto done = std::make_shared<std::atomic<bool>>(false);
-    undertakers_.push_back({std::thread([this, s, done]() mutable {
-                                vendor_.enter(device_);
-                                abandon_collectives(*s);
-                                tear_down(std::move(s));
-                                *done = true;
-                            }),
-                            done});
 }
 
 // Sees to it that the session's streams end: by themselves or, after a time, by an abort. Whoever waits for
@@ -523,7 +565,7 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
     // Of all together: a stream that has been aborted and does not end is left.
     const int64_t deadline_ns = int64_t(std::min(now_ns() + s->end_ms * 1'000'000, end_by_ns_.load()));
     s->each_lane([this, deadline_ns](const std::shared_ptr<Lane>& lane) {
-        lane->markers.reset();
+        if (lane->markers) completions_->close(lane->markers);
         vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, left_ms(deadline_ns));
         for (const Lent& l : lane->lent) vendor_.aclrtDestroyEvent(l.event);
         std::vector<uint8_t*> buffers;
@@ -561,10 +603,7 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
 Worker& Dispatcher::worker_of(Ring& ring) {
     if (ring.closed) return nobody_;
     if (!ring.worker) {
-        ring.worker = std::make_unique<Worker>([this] {
-            prctl(PR_SET_NAME, "flexnpu-serve");
-            vendor_.enter(device_);
-        });
+        ring.worker = std::make_unique<Worker>(*threads_, ring.group);
     }
     return *ring.worker;
 }
@@ -665,6 +704,7 @@ std::map<std::string, uint64_t> Dispatcher::counters() const {
         {"host_functions", count_.host_calls},
         {"stream_aborts", count_.aborts},
         {"timeouts", count_.timeouts},
+        {"first_calls_beside", count_.first_calls},
         {"gate_decisions", g.decisions},
         {"gate_held", g.held},
         {"gate_forced", g.forced},
@@ -677,6 +717,9 @@ std::map<std::string, uint64_t> Dispatcher::counters() const {
         {"gate_cost_evicted", g.cost_evicted},
         {"overlap_slowdown_milli", uint64_t(gate_.overlap_slowdown() * 1000)},
     };
+    threads_->counters(&out);
+    completions_->counters(&out);
+    holdings_.counters(&out);
     return out;
 }
 
@@ -711,26 +754,36 @@ void Dispatcher::fail(Lane& lane, int32_t code, std::string message) {
 
 // ---- lanes ----
 
-std::shared_ptr<Lane> Dispatcher::make_lane(Session& s, uint32_t priority, uint32_t flags, Failure* failure) {
+// A lane whose vendor's stream has yet to be made, if the session may have one more.
+std::shared_ptr<Lane> Dispatcher::new_lane(Session& s, const char* function, Failure* failure) {
     auto lane = std::make_shared<Lane>();
-    if (int32_t e = vendor_.aclrtCreateStreamWithConfig(&lane->stream, priority, flags)) {
-        *failure = {e, vendor_.message("aclrtCreateStreamWithConfig", e)};
-        return nullptr;
-    }
-    lane->id = next_lane_++;
     lane->session = &s;
-    lanes_[lane->id] = lane.get();
+    return s.holder->take(HeldKind::streams, function, &lane->place, failure) ? lane : nullptr;
+}
+
+// Makes the vendor's stream. May take its time; any thread.
+Failure Dispatcher::make_stream(Lane& lane, uint32_t priority, uint32_t flags) const {
+    const int32_t e = vendor_.aclrtCreateStreamWithConfig(&lane.stream, priority, flags);
+    return e ? Failure{e, vendor_.message("aclrtCreateStreamWithConfig", e)} : Failure{};
+}
+
+void Dispatcher::enter_lane(Lane& lane) {
+    lane.id = next_lane_++;
+    lanes_[lane.id] = &lane;
+    gate_.add_lane(lane.id);
     changed_ = true;
-    gate_.add_lane(lane->id);
-    return lane;
 }
 
 // A session's default stream is a stream of its own: the vendor's would tie all sessions together.
 Lane* Dispatcher::lane_of(Session& s, uint64_t handle) {
     if (handle != 0) return s.streams.find(handle);
     if (!s.default_lane) {
-        Failure failure;
-        s.default_lane = make_lane(s, 0, 0, &failure);
+        auto lane = new_lane(s, "the default stream", &s.no_default_lane);
+        if (!lane) return nullptr;
+        s.no_default_lane = make_stream(*lane, 0, 0);
+        if (s.no_default_lane.code) return nullptr;
+        enter_lane(*lane);
+        s.default_lane = std::move(lane);
     }
     return s.default_lane.get();
 }
@@ -772,6 +825,7 @@ void Dispatcher::push(Lane& lane, std::unique_ptr<Item> item) {
 // Hands the backlog to the gate, up to a wait whose record has not been dispatched: the gate need not know
 // about such waits, and nothing behind one can be admitted before its time.
 void Dispatcher::flow(Lane& lane) {
+    serving_ = lane.session;
     if (lane.held()) return;
     while (!lane.backlog.empty()) {
         Item& item = *lane.backlog.front();
@@ -786,6 +840,9 @@ void Dispatcher::flow(Lane& lane) {
             return;
         }
         if (item.behind && lane.ending) return;
+        if (item.type == ItemType::launch && item.shape->first_call != Shape::FirstCall::over &&
+            !first_call_over(lane, item))
+            return;
         if (!item.capturing && !room(lane)) return;
         gate::Item g;
         g.ticket = item.ticket;
@@ -848,7 +905,7 @@ bool Dispatcher::room(Lane& lane) {
     const Lane::Fence f = lane.fences.front();
     lane.fences.pop_front();
     lane.over = std::max(lane.over, f.given);  // will be, when the marker comes back
-    markers_of(lane).add({f.event, nullptr, 0});
+    mark(lane, {f.event, nullptr, 0});
     return false;
 }
 
@@ -861,17 +918,17 @@ void Dispatcher::fence(Lane& lane) {
     lane.fences.push_back({e, lane.given});
 }
 
-Markers& Dispatcher::markers_of(Lane& lane) {
+void Dispatcher::mark(Lane& lane, const Completions::Marker& m) {
     if (!lane.markers) {
-        lane.markers = std::make_unique<Markers>(vendor_, device_,
-                                                 [this, id = lane.id](const Markers::Marker& m, double us) {
-                                                     post([this, id, m, us] { marked(id, m, us); });
-                                                 });
+        lane.markers = completions_->lane(lane.session->wait_share,
+                                          [this, id = lane.id](const Completions::Marker& m, double us) {
+                                              post([this, id, m, us] { marked(id, m, us); });
+                                          });
     }
-    return *lane.markers;
+    completions_->add(lane.markers, m);
 }
 
-void Dispatcher::marked(uint32_t id, const Markers::Marker& m, double us) {
+void Dispatcher::marked(uint32_t id, const Completions::Marker& m, double us) {
     spare_events_.push_back(m.end);
     if (m.start) spare_events_.push_back(m.start);
     auto it = lanes_.find(id);
@@ -979,7 +1036,7 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
         if (void* end = spare_event()) {
             vendor_.aclrtRecordEvent(end, lane.stream);
             count_.markers++;
-            markers_of(lane).add({end, start, d.ticket});
+            mark(lane, {end, start, d.ticket});
         } else {
             if (start) spare_events_.push_back(start);
             gate_.completed(now_ns(), lane.id, d.ticket, -1);
@@ -1003,7 +1060,14 @@ void Dispatcher::dispatch_launch(Lane& lane, Item& item) {
     uint64_t need = 0;
     aclOpExecutor* executor = nullptr;
     count_operator(lane, item);
-    if (int32_t e = shape.first(item.addresses, &need, &executor)) {
+    const bool credited = shape.first_call == Shape::FirstCall::credited;
+    const uint64_t began = credited ? now_ns() : 0;
+    const int32_t e = shape.first(item.addresses, &need, &executor);
+    if (credited) {
+        shape.first_call = Shape::FirstCall::over;
+        lane.session->first_calls.learn_inline(shape.key(), now_ns() - began);
+    }
+    if (e) {
         count_.vendor_errors++;
         fail(lane, e, vendor_.message(shape.name(), e));
         return;
@@ -1287,11 +1351,16 @@ bool Dispatcher::poll_waiting(uint64_t now) {
                 usual->learn(now - w.began);
             else if (usual && now < w.poll.spin_from + kPromptNs)
                 usual->forget();
+        } else if (w.deadline_ns >= 0 && now >= uint64_t(w.deadline_ns)) {
+            wait_for(w);  // for a millisecond, with the vendor's own error
+            answer(w);
         } else {
             // The worker keeps the session: its lanes must not be torn down under the wait. tear_down() ends
             // the worker first.
-            Ring& ring = *w.reply.ring;
-            worker_of(ring).post([this, w = std::move(w)]() mutable {
+            Worker& worker = worker_of(*w.reply.ring);
+            auto waiting = std::make_shared<Waiting>(std::move(w));
+            const bool taken = worker.try_post([this, waiting] {
+                Waiting& w = *waiting;
                 wait_for(w);
                 // Told before the answer, so that it is known before the client's next record; woken for it
                 // after.
@@ -1306,6 +1375,13 @@ bool Dispatcher::poll_waiting(uint64_t now) {
                 answer(w);
                 if (!failed) wake();
             });
+            if (!taken) {
+                // No thread to be had: the look is repeated now and then.
+                w = std::move(*waiting);
+                w.poll = {now + kLookNs, now + kLookNs};
+                i++;
+                continue;
+            }
         }
         waiting_.erase(waiting_.begin() + ptrdiff_t(i));
     }

@@ -17,8 +17,10 @@
 #include <vector>
 
 #include "flexnpu/daemon/calls.hpp"
+#include "flexnpu/daemon/completions.hpp"
 #include "flexnpu/daemon/exports.hpp"
-#include "flexnpu/daemon/markers.hpp"
+#include "flexnpu/daemon/holdings.hpp"
+#include "flexnpu/daemon/limits.hpp"
 #include "flexnpu/daemon/session.hpp"
 #include "flexnpu/gate/gate.hpp"
 #include "flexnpu/wire/adaptive_wait.hpp"
@@ -62,8 +64,7 @@ inline constexpr uint64_t kLargeCopy = wire::kQuickCopy;
 
 class Dispatcher {
 public:
-    // `allow_kernels`: sessions may load device code of their own.
-    Dispatcher(Vendor& vendor, int32_t device, bool allow_kernels = false);
+    Dispatcher(Vendor& vendor, int32_t device, const Limits& limits = {});
     ~Dispatcher();
 
     void start();
@@ -118,6 +119,11 @@ private:
     struct Context;
 
     void loop();
+    void turn();
+    // Runs `f`; an exception is noted, and ends the session that was being served.
+    template <class F>
+    void guard(Session* session, const char* where, F f);
+    void sever(Session& s);
     void run_posted();
     bool drain();
     void pump();
@@ -149,6 +155,7 @@ private:
     void record_event(Session& s, Payload p);
     void order_event(Session& s, Payload p, ItemType type, const char* function);
     void define_shape(Session& s, Payload p, const Reply& reply);
+    void keep_shape(Session& s, uint64_t number, std::shared_ptr<Shape> shape);
     void allocate(Session& s, Payload p, const Reply& reply);
     void release(Session& s, Payload p, const Reply& reply);
     // Runs `job`, on the ring's worker, when all that the session has launched so far is over; false: it is
@@ -167,6 +174,7 @@ private:
     void abort_device(Session& s, Payload p, const Reply& reply);
     void query_event(Session& s, Payload p, const Reply& reply);
     void elapsed(Session& s, Payload p, const Reply& reply);
+    void timestamp(const Event& e, const Reply& reply) const;
     void forward(Session& s, Payload p, const Reply& reply);
     void text(Session& s, Payload p, const Reply& reply);
     void run_op(Session& s, Payload p, const Reply& reply);
@@ -232,9 +240,17 @@ private:
     // missing.
     template <class T>
     Lane* taken(Session& s, Payload p, T* out);
+    void malformed(Session& s, const Reply& reply, const std::string& what);
+    void malformed(Session& s);
+    // The event that a call names, or nullptr.
+    Event* event_at(Session& s, uint64_t handle, const Reply& reply, const char* function);
     // The lane that a call names, or nullptr.
     Lane* lane_at(Session& s, uint64_t handle, const Reply& reply, const char* function);
-    std::shared_ptr<Lane> make_lane(Session& s, uint32_t priority, uint32_t flags, Failure* failure);
+    // Why a handle names no event of the session.
+    static Failure no_event(const Session& s, const char* function, uint64_t handle);
+    std::shared_ptr<Lane> new_lane(Session& s, const char* function, Failure* failure);
+    Failure make_stream(Lane& lane, uint32_t priority, uint32_t flags) const;
+    void enter_lane(Lane& lane);
     void push(Lane& lane, std::unique_ptr<Item> item);
     std::unique_ptr<Item> spare_item();
     void keep_item(std::unique_ptr<Item> item);
@@ -243,6 +259,12 @@ private:
     void publish_held(const Lane& lane, uint64_t held_ns);
     void count_operator(Lane& lane, const Item& item);
     void dispatch_launch(Lane& lane, Item& item);
+    // First calls of operators, first_calls.cpp.
+    bool first_call_over(Lane& lane, Item& item);
+    void begin_first_call(Session& s, const std::shared_ptr<Shape>& shape, std::vector<uint64_t> addresses,
+                          std::function<void(const Failure&, uint64_t workspace)> done);
+    void drop_first(uint32_t lane, uint64_t ticket, const Failure& failure);
+    void drop_executor(aclOpExecutor* executor) const;
     void dispatch_copy(Lane& lane, Item& item);
     void dispatch_record(Lane& lane, Item& item);
     void dispatch_wait(Lane& lane, Item& item);
@@ -304,8 +326,9 @@ private:
     bool room(Lane& lane);
     void fence(Lane& lane);
     void progress(Lane& lane);
-    Markers& markers_of(Lane& lane);
-    void marked(uint32_t lane, const Markers::Marker& m, double us);
+    // Reports the marker to marked() when the lane's stream has reached it.
+    void mark(Lane& lane, const Completions::Marker& m);
+    void marked(uint32_t lane, const Completions::Marker& m, double us);
     bool reclaim_some();
     void* spare_event();
     uint8_t* spare_buffer();
@@ -317,6 +340,7 @@ private:
 
     Vendor& vendor_;
     int32_t device_;
+    const Limits limits_;
     const bool allow_kernels_;
     gate::Gate gate_;
     std::thread thread_;
@@ -352,6 +376,7 @@ private:
     bool slept_ = false;                         // since the last record was taken
     std::vector<Waiting> waiting_;
     uint64_t lent_ = 0;
+    uint64_t reclaimed_ns_ = 0;
     Timers timers_;
     // Large copies that keep the device's copy engine: on workers, and until when those given to streams may
     // take.
@@ -359,27 +384,29 @@ private:
     uint64_t copying_until_ = 0;
     bool copies_are_slow() const;
     bool nothing_queued() const;
+    std::unique_ptr<Threads> threads_;
+    std::unique_ptr<Completions> completions_;
+    std::shared_ptr<Threads::Group> teardown_share_;
     std::unique_ptr<Worker> reaper_;
-    // Threads that tear down sessions which other ranks may keep waiting.
-    struct Undertaker {
-        std::thread thread;
-        std::shared_ptr<std::atomic<bool>> done;
-    };
-    std::vector<Undertaker> undertakers_;
+    // What tears down sessions which other ranks may keep waiting, each by itself.
+    std::vector<std::unique_ptr<Worker>> ranked_teardowns_;
     Worker nobody_;  // for what comes back to a session that has ended
     std::atomic<uint64_t> quota_refusals_{0};
     Exports exports_;
+    Holdings holdings_;
     std::map<std::string, std::weak_ptr<Event>> ipc_events_;  // by key; the dispatcher's
     void share_event(Session& s, const wire::Share& w, const std::string& key, const Reply& reply);
     // Of all sessions: addresses and mappings are this process's, and everybody's.
     std::atomic<uint64_t> reserved_bytes_{0}, pieces_{0};
     uint64_t next_graph_ = 1, next_function_ = 1;
     Item* dispatching_ = nullptr;
+    Session* serving_ = nullptr;  // whose work the thread is at, as far as it is known
 
     struct {
         uint64_t records = 0, launches = 0, copies = 0, collectives = 0, refused = 0, malformed = 0,
                  sessions = 0, sessions_broken = 0, naps = 0, sleeps = 0, shapes = 0, vendor_errors = 0,
-                 markers = 0, host_calls = 0, aborts = 0, timeouts = 0, captured = 0, graphs = 0, replays = 0;
+                 markers = 0, host_calls = 0, aborts = 0, timeouts = 0, captured = 0, graphs = 0, replays = 0,
+                 first_calls = 0;
     } count_;
 };
 

@@ -60,6 +60,7 @@ struct Graph : std::enable_shared_from_this<Graph> {
     Vendor& vendor;
     const uint64_t serial;  // of all graphs of this daemon
     uint64_t handle = 0;
+    Holding place;  // among its session's
     // Of the capture.
     std::weak_ptr<Lane> origin;
     void* stream = nullptr;                  // the vendor's, of origin

@@ -37,7 +37,7 @@ void Dispatcher::dispatch_host_func(Lane& lane, Item& item) {
         return host_reached(lane);
     void* event = spare_event();
     if (event && vendor_.aclrtRecordEvent(event, lane.stream) == 0)
-        return markers_of(lane).add({event, nullptr, 0, true});
+        return mark(lane, {event, nullptr, 0, true});
     // When the stream reaches it cannot be told: it does not run, rather than too early.
     if (event) spare_events_.push_back(event);
     lane.session->host_backlog.push_back({lane.id, lane.calls.back(), true});

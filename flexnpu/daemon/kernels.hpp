@@ -21,6 +21,7 @@ struct Binary : std::enable_shared_from_this<Binary> {
     Binary(const Binary&) = delete;
     Binary& operator=(const Binary&) = delete;
     Vendor& vendor;
+    Holding place;  // among its session's
     void* handle = nullptr;
     std::vector<uint8_t> bytes;                            // the vendor may read them until it is unloaded
     const std::shared_ptr<std::atomic<uint64_t>> account;  // of its session, which the bytes go back to

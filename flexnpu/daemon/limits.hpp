@@ -2,6 +2,7 @@
 // those of SO_PEERCRED.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <map>
@@ -9,12 +10,18 @@
 
 namespace flexnpu::daemon {
 
+// What sessions hold of the device's objects: limited in number, a session, a user and all together.
+enum class HeldKind : uint8_t { streams, events, graphs, communicators, binaries };
+inline constexpr size_t kHeldKinds = 5;
+
 struct Limits {
     uint64_t sessions = 256;
     uint64_t sessions_per_user = 128;
     uint64_t rings = 4096;  // one a thread that calls
     uint64_t rings_per_user = 2048;
     uint64_t rings_per_session = 256;
+    // Threads of the daemon for calls that may block; one session gets a quarter of them.
+    uint64_t threads = 1024;
     // Memory that programs share with the daemon: staging areas and aclrtMallocHost. 0: three quarters and
     // half of the machine's.
     uint64_t host_bytes = 0;
@@ -26,6 +33,16 @@ struct Limits {
     uint64_t device_bytes_per_session = 0;  // 0: as many as the device has
     // 1: programs may load device code of their own, which nothing keeps from other programs' memory.
     uint64_t allow_kernels = 0;
+    struct Objects {
+        uint64_t all, per_user, per_session;
+    };
+    // By HeldKind. Streams and events: as many as a device of A2 and A3 has.
+    std::array<Objects, kHeldKinds> objects{{{1984, 1536, 1024},
+                                             {65536, 49152, 32768},
+                                             {65536, 49152, 32768},
+                                             {1024, 512, 256},
+                                             {4096, 2048, 1024}}};
+    Objects& of(HeldKind kind) { return objects[size_t(kind)]; }
     // A connection that has not become a session by then is dropped.
     uint64_t hello_ms = 10'000;
     // How long a control request waits for the dispatching thread: less than who asks waits for us.

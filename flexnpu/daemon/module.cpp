@@ -57,7 +57,7 @@ gate::Settings settings_of(const nb::dict& d) {
 
 Limits limits_of(const nb::dict& d) {
     Limits l;
-    const std::map<std::string, uint64_t*> fields = {
+    std::map<std::string, uint64_t*> fields = {
         {"sessions", &l.sessions},
         {"sessions_per_user", &l.sessions_per_user},
         {"rings", &l.rings},
@@ -72,7 +72,14 @@ Limits limits_of(const nb::dict& d) {
         {"hello_ms", &l.hello_ms},
         {"call_ms", &l.call_ms},
         {"end_ms", &l.end_ms},
+        {"threads", &l.threads},
     };
+    for (size_t k = 0; k < kHeldKinds; k++) {
+        const std::string kind = plural_of(HeldKind(k));
+        fields[kind] = &l.objects[k].all;
+        fields[kind + "_per_user"] = &l.objects[k].per_user;
+        fields[kind + "_per_session"] = &l.objects[k].per_session;
+    }
     for (auto [key, value] : d) {
         const std::string name = nb::cast<std::string>(key);
         const auto field = fields.find(name);

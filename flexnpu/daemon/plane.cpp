@@ -39,7 +39,7 @@ void Plane::start() {
     }
     const char* soc = vendor_->aclrtGetSocName();
     soc_ = soc ? soc : "";
-    auto dispatcher = std::make_unique<Dispatcher>(*vendor_, device_, limits_.allow_kernels != 0);
+    auto dispatcher = std::make_unique<Dispatcher>(*vendor_, device_, limits_);
     dispatcher->start();
     // A session takes four descriptors; the usual soft limit would be reached before ours.
     rlimit files{};

@@ -14,13 +14,15 @@
 #include <unordered_map>
 #include <vector>
 
-#include "flexnpu/daemon/markers.hpp"
+#include "flexnpu/daemon/completions.hpp"
+#include "flexnpu/daemon/first_calls.hpp"
+#include "flexnpu/daemon/holdings.hpp"
 #include "flexnpu/daemon/memory_map.hpp"
 #include "flexnpu/daemon/pins.hpp"
 #include "flexnpu/daemon/shape.hpp"
 #include "flexnpu/daemon/table.hpp"
+#include "flexnpu/daemon/threads.hpp"
 #include "flexnpu/daemon/timers.hpp"
-#include "flexnpu/daemon/worker.hpp"
 #include "flexnpu/wire/adaptive_wait.hpp"
 #include "flexnpu/wire/ring.hpp"
 
@@ -45,11 +47,6 @@ private:
     int fd_ = -1;
 };
 
-struct Failure {
-    int32_t code = 0;
-    std::string message;
-};
-
 // One of the client's rings, and what serves its blocking calls.
 struct Ring {
     explicit Ring(wire::RingMap map) : consumer(std::move(map)) {}
@@ -57,6 +54,7 @@ struct Ring {
     wire::Record head{};
     bool has_head = false;
     std::unique_ptr<Worker> worker;
+    std::shared_ptr<Threads::Group> group;  // its session's
     // The session has ended and another thread takes the worker down: the dispatcher gives it no more.
     std::atomic<bool> closed{false};
     // Held while an answer is written: an honest client has one question under way at a time, another may
@@ -143,6 +141,7 @@ struct Event : std::enable_shared_from_this<Event> {
     uint32_t flags = 0;
     bool ex = false;
     bool ipc = false;  // made to be opened by other sessions
+    Holding place;     // among the events of who made it
     std::shared_ptr<Mark> mark;
     std::vector<std::shared_ptr<Mark>>
         earlier;  // that waits may still mean; kept for aclrtQueryEventWaitStatus
@@ -221,6 +220,7 @@ struct Lane : std::enable_shared_from_this<Lane> {
     uint64_t handle = 0;  // the client's; 0: its default stream
     Session* session = nullptr;
     void* stream = nullptr;  // the vendor's
+    Holding place;           // among its session's
     // Of a lane that was destroyed: a synchronise of another thread may still be looking at the vendor's
     // stream, which goes with the last of them.
     Vendor* ends_with = nullptr;
@@ -240,6 +240,7 @@ struct Lane : std::enable_shared_from_this<Lane> {
     };
     std::deque<Call> calls;        // host functions that the vendor's stream has yet to reach
     bool aborting = false;         // the vendor empties its stream
+    uint64_t first_call = 0;       // the item with this ticket waits for its operator's first call
     bool stop_on_failure = false;  // aclrtSetStreamFailureMode
     uint64_t last_ticket = 0;
     uint64_t launched = 0;
@@ -265,7 +266,7 @@ struct Lane : std::enable_shared_from_this<Lane> {
     std::shared_ptr<Held>
         workspace;  // ours, for operators that ask for more at launch than their first call said
     std::vector<std::shared_ptr<Held>> old_workspaces;  // may be in use by what is in flight
-    std::unique_ptr<Markers> markers;
+    std::shared_ptr<Completions::Lane> markers;
     // As of the last record read: the capture that the lane is part of, the task group that is open in it,
     // and the update that it makes.
     std::shared_ptr<Graph> capture;
@@ -280,7 +281,7 @@ struct Lane : std::enable_shared_from_this<Lane> {
     void* before_capture = nullptr;  // an event behind what the vendor's stream held when it began to capture
     Graph* graph() const;            // that the lane captures or updates, or nullptr
     bool idle() const { return backlog.empty() && queue.empty() && !calling; }
-    bool held() const { return blocked || full || calling || aborting; }
+    bool held() const { return blocked || full || calling || aborting || first_call; }
 };
 
 // Addresses that a session has reserved and physical memory that it holds. Its calls run on workers.
@@ -315,12 +316,19 @@ struct Session : std::enable_shared_from_this<Session> {
     std::unique_ptr<Pins::Pin> staging_pin;
     std::vector<std::shared_ptr<Ring>> rings;
     std::vector<std::shared_ptr<Ring>> given_back;  // by the client, which has not used them
+    // Its shares of the threads: for calls, and for waiting for its lanes' markers.
+    std::shared_ptr<Threads::Group> call_share, wait_share;
     Table<Lane> streams{wire::HandleKind::stream};
     Table<Event> events{wire::HandleKind::event};
     Table<Graph> graphs{wire::HandleKind::graph};
     Table<TaskGroup> groups{wire::HandleKind::task_group};
     std::vector<std::weak_ptr<Lane>> leaving_lanes;  // destroyed by the program, and not yet over
     std::shared_ptr<Lane> default_lane;
+    Failure no_default_lane;         // why there is none
+    std::shared_ptr<Holder> holder;  // of what is limited in number
+    FirstCalls first_calls;
+    // Events that could not be made and that nobody waited for, by handle: who names one is told why.
+    std::unordered_map<uint64_t, Failure> bad_events;
     std::vector<std::shared_ptr<Shape>> shapes;
     std::unordered_map<uint32_t, std::shared_ptr<HostMemory>> host;
     // Definitions that nobody waited for and that failed, by the shape's number: a launch reports it.

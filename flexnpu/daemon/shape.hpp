@@ -40,6 +40,10 @@ public:
     int32_t first(std::span<const uint64_t> addresses, uint64_t* workspace, aclOpExecutor** executor);
 
     uint64_t number = 0;  // the client's: index | generation << 32
+    // Whether the vendor has been asked about it, see first_calls.hpp. The dispatcher's.
+    enum class FirstCall : uint8_t { none, under_way, credited, over };
+    FirstCall first_call = FirstCall::none;
+    std::vector<std::pair<uint32_t, uint64_t>> waiting;  // lanes, with the ticket of the item that waits
 
 private:
     Shape(Vendor& vendor, uint32_t op) : vendor_(vendor), op_(op) {}

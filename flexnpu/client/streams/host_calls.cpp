@@ -17,6 +17,7 @@
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/session/session.hpp"
 #include "flexnpu/wire/futex.hpp"
+#include "flexnpu/wire/guard.hpp"
 
 namespace acl = flexnpu::acl;
 namespace wire = flexnpu::wire;
@@ -63,7 +64,7 @@ bool start_thread(std::function<void()> body) {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     bool started = true;
     try {
-        std::thread(std::move(body)).detach();
+        wire::start_thread("flexnpu-host", std::move(body)).detach();
     } catch (const std::system_error&) {
         started = false;
     }
@@ -164,7 +165,7 @@ bool HostCalls::start() {
         return false;
     }
     started_ = start_thread([this] {
-        receive();
+        wire::guarded("flexnpu-calls", [this] { receive(); });
         session_.leave();
     });
     if (started_) return true;
@@ -265,7 +266,7 @@ void HostCalls::serve() {
         const Job job = jobs_.front();
         jobs_.pop_front();
         lock.unlock();
-        job.function(job.argument);
+        wire::guarded("a host function", [&] { job.function(job.argument); });
         returned(job.slot, job.ticket, acl::SUCCESS);
         lock.lock();
     }

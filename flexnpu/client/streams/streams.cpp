@@ -98,6 +98,9 @@ aclError sync_device(const char* function, int32_t timeout_ms) {
     return 0;
 }
 
+// A program with more events than this waits for the daemon's answer: it may be near its limit.
+constexpr uint32_t kAskForEvents = 4096;
+
 aclError create_event(const char* function, aclrtEvent* out, uint32_t flags, bool ex) {
     if (!out) return fail(acl::INVALID_PARAM, "%s: event is null", function);
     CHANNEL(c);
@@ -107,7 +110,8 @@ aclError create_event(const char* function, aclrtEvent* out, uint32_t flags, boo
     const wire::CreateEvent ask{h, flags, ex};
     // Of a kind that the vendor has made before: made without waiting.
     const uint64_t kind = flags < 32 ? uint64_t(1) << (flags + (ex ? 32 : 0)) : 0;
-    const bool known = session.event_kinds.load(std::memory_order_relaxed) & kind;
+    const bool known =
+        (session.event_kinds.load(std::memory_order_relaxed) & kind) && wire::handle_index(h) < kAskForEvents;
     if (int32_t e = known ? c->post(Kind::create_event, ask) : c->call(Kind::create_event, ask)) {
         session.event_numbers.give_back(h);
         return e;

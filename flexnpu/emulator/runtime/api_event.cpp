@@ -27,8 +27,14 @@ int32_t create(const char* function, aclrtEvent* handle, uint32_t flags) {
     }
     auto event = std::make_shared<emu::Event>(flags, runtime.next_event_id++);
     event->device = runtime.current_device();
+    auto device = runtime.current_context()->device;
+    event->place = {device, device->shared, emu::DeviceObject::Event};
+    if (!event->place) {
+        return fail(acl::RT_NO_EVENT_RESOURCE,
+                    "%s: the device has no more events: all of its %llu are in use", function,
+                    static_cast<unsigned long long>(emu::kMostObjects[1]));
+    }
     if (flags & acl::EVENT_IPC) {
-        auto device = runtime.current_context()->device;
         event->between.slot = device->shared.make_event();
         if (event->between.slot == nullptr) {
             return fail(acl::RT_INTERNAL, "%s: no more events between processes", function);
@@ -318,7 +324,11 @@ aclError aclrtGetEventAvailNum(uint32_t* count) {
     if (count == nullptr) {
         return fail(acl::INVALID_PARAM, "aclrtGetEventAvailNum: the output is null");
     }
-    *count = 65535;
+    auto context = Runtime::get().current_context();
+    if (!context) {
+        return emu::check_context("aclrtGetEventAvailNum");
+    }
+    *count = uint32_t(context->device->shared.objects_left(emu::DeviceObject::Event));
     return acl::SUCCESS;
 }
 

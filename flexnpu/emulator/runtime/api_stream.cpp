@@ -182,9 +182,11 @@ aclError aclrtGetStreamAvailableNum(uint32_t* count) {
     if (count == nullptr) {
         return fail(acl::INVALID_PARAM, "aclrtGetStreamAvailableNum: the output is null");
     }
-    constexpr size_t kStreams = 1984;  // the hardware's number of queues
-    size_t used = Runtime::get().streams(-1).size();
-    *count = uint32_t(kStreams - std::min(used, kStreams));
+    auto context = Runtime::get().current_context();
+    if (!context) {
+        return emu::check_context("aclrtGetStreamAvailableNum");
+    }
+    *count = uint32_t(context->device->shared.objects_left(emu::DeviceObject::Stream));
     return acl::SUCCESS;
 }
 

@@ -45,6 +45,7 @@ public:
         bool theirs = false;
     };
     Between between;
+    DevicePlace place;  // among the device's events
     ~Event() {
         if (between.slot != nullptr && !between.theirs) {
             between.slot->id = 0;

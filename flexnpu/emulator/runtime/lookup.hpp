@@ -37,10 +37,13 @@ inline int32_t append(const char* function, Stream& stream, Task&& task) {
             return error;
         }
     }
-    if (!stream.enqueue(std::move(task))) {
-        return fail(acl::RT_INVALID_HANDLE, "%s: the stream is being destroyed", function);
+    switch (stream.enqueue(std::move(task))) {
+        case Stream::Enqueued::Ending:
+            return fail(acl::RT_INVALID_HANDLE, "%s: the stream is being destroyed", function);
+        case Stream::Enqueued::NoThread:
+            return fail(acl::RT_INTERNAL, "%s: the system has no thread for the emulated stream", function);
+        default: return acl::SUCCESS;
     }
-    return acl::SUCCESS;
 }
 
 }  // namespace flexnpu::emulator

@@ -229,6 +229,16 @@ std::shared_ptr<Device> Runtime::open_device(int32_t index) {
     return slot.device;
 }
 
+namespace {
+
+// A context has a stream of its own.
+int32_t no_streams() {
+    return fail(acl::RT_NO_STREAM_RESOURCE, "the device has no more streams: all of its %llu are in use",
+                static_cast<unsigned long long>(kMostObjects[uint32_t(DeviceObject::Stream)]));
+}
+
+}  // namespace
+
 std::shared_ptr<Context> Runtime::make_context_locked(std::shared_ptr<Device> device, bool primary) {
     auto context = std::make_shared<Context>();
     context->device = std::move(device);
@@ -239,6 +249,11 @@ std::shared_ptr<Context> Runtime::make_context_locked(std::shared_ptr<Device> de
     }
     DeviceModel model{settings_.profile, context->device->shared, settings_.mode, context->device};
     auto stream = std::make_shared<Stream>(model, next_stream_id_++, 0, 0);
+    stream->place = {context->device, context->device->shared, DeviceObject::Stream};
+    if (!stream->place) {
+        contexts_.remove(context->handle);
+        return nullptr;
+    }
     stream->context = context->handle;
     stream->device = context->device->index;
     stream->handle = context->default_stream = streams_.add(stream);
@@ -258,7 +273,7 @@ int32_t Runtime::set_device(int32_t index) {
     if (slot.primary == nullptr) {
         auto context = make_context_locked(device, true);
         if (!context) {
-            return fail(acl::RT_INTERNAL, "no more contexts");
+            return no_streams();
         }
         slot.primary = context->handle;
     }
@@ -329,7 +344,7 @@ int32_t Runtime::create_context(void** handle, int32_t index) {
     std::unique_lock lock(mutex_);
     auto context = make_context_locked(device, false);
     if (!context) {
-        return fail(acl::RT_INTERNAL, "no more contexts");
+        return no_streams();
     }
     *handle = t_context = context->handle;
     return acl::SUCCESS;
@@ -392,12 +407,16 @@ int32_t Runtime::create_stream(void** handle, uint32_t priority, uint32_t flags)
     }
     DeviceModel model{settings_.profile, context->device->shared, settings_.mode, context->device};
     auto stream = std::make_shared<Stream>(model, next_stream_id_++, priority, flags);
+    stream->place = {context->device, context->device->shared, DeviceObject::Stream};
+    if (!stream->place) {
+        return no_streams();
+    }
     stream->context = context->handle;
     stream->device = context->device->index;
     std::unique_lock lock(mutex_);
     stream->handle = streams_.add(stream);
     if (stream->handle == nullptr) {
-        return fail(acl::RT_NO_STREAM_RESOURCE, "no more streams");
+        return no_streams();
     }
     *handle = stream->handle;
     return acl::SUCCESS;

@@ -184,6 +184,7 @@ void SharedDevice::enter(uint64_t capacity_bytes, const std::string& name) {
         DevicePage::User& user = page_->users[i];
         if (user.pid == 0) {
             user.bytes = 0;
+            std::fill(std::begin(user.objects), std::end(user.objects), 0);
             user.start_time = process_start_time(getpid());
             user.pid = getpid();
             slot_ = i;
@@ -261,6 +262,39 @@ bool SharedDevice::take_memory(uint64_t bytes) {
 void SharedDevice::give_memory(uint64_t bytes) {
     Lock lock(page_);
     page_->users[slot_].bytes -= std::min(bytes, page_->users[slot_].bytes);
+}
+
+uint64_t SharedDevice::count_locked(DeviceObject kind) {
+    uint64_t sum = 0;
+    for (const DevicePage::User& user : page_->users) {
+        sum += user.pid != 0 ? user.objects[uint32_t(kind)] : 0;
+    }
+    return sum;
+}
+
+bool SharedDevice::take_object(DeviceObject kind) {
+    Lock lock(page_);
+    if (count_locked(kind) >= kMostObjects[uint32_t(kind)]) {
+        sum_locked(true);  // entries of dead processes go
+        if (count_locked(kind) >= kMostObjects[uint32_t(kind)]) {
+            return false;
+        }
+    }
+    page_->users[slot_].objects[uint32_t(kind)]++;
+    return true;
+}
+
+void SharedDevice::give_object(DeviceObject kind) {
+    Lock lock(page_);
+    uint64_t& held = page_->users[slot_].objects[uint32_t(kind)];
+    held -= std::min<uint64_t>(1, held);
+}
+
+uint64_t SharedDevice::objects_left(DeviceObject kind) {
+    Lock lock(page_);
+    sum_locked(true);
+    const uint64_t most = kMostObjects[uint32_t(kind)];
+    return most - std::min(most, count_locked(kind));
 }
 
 uint64_t SharedDevice::used() {

@@ -11,7 +11,9 @@
 #include <pthread.h>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 
 namespace flexnpu::emulator {
 
@@ -23,6 +25,12 @@ enum Engine : uint32_t {
     kLink = 4,  // to the other devices
     kEngines = 5,
 };
+
+// What a device has a fixed number of, for all processes.
+enum class DeviceObject : uint32_t { Stream, Event };
+inline constexpr uint32_t kDeviceObjects = 2;
+// Of A2 and A3: CANN's documentation.
+inline constexpr uint64_t kMostObjects[kDeviceObjects] = {1984, 65536};
 
 // A device engine does one thing at a time, for all processes, in the order of reservation.
 struct EngineLine {
@@ -37,6 +45,7 @@ struct DevicePage {
         int32_t pid;  // 0: slot is free
         uint64_t start_time;
         uint64_t bytes;
+        uint64_t objects[kDeviceObjects];
     };
 
     // Memory that one user has exported, and who has imported it.
@@ -102,6 +111,10 @@ public:
     bool take_memory(uint64_t bytes);
     void give_memory(uint64_t bytes);
     uint64_t capacity() const { return page_->capacity_bytes; }
+    // Counts an object as held by this process; false when the device has no more of that kind.
+    bool take_object(DeviceObject kind);
+    void give_object(DeviceObject kind);
+    uint64_t objects_left(DeviceObject kind);
     // Bytes held by all live processes.
     uint64_t used();
     // Live processes that have the device open.
@@ -138,11 +151,41 @@ private:
     DevicePage::Export* find_export_locked(const std::string& key);
     void reap_exports_locked();
     uint64_t sum_locked(bool reap);
+    uint64_t count_locked(DeviceObject kind);
     void enter(uint64_t capacity_bytes, const std::string& name);
 
     DevicePage* page_ = nullptr;
     int fd_ = -1;
     uint32_t slot_ = 0;
+};
+
+// An object's place among those that its device has. Its end gives it back, unless the device has been
+// closed.
+class DevicePlace {
+public:
+    DevicePlace() = default;
+    // Empty when the device has no more of that kind.
+    DevicePlace(const std::shared_ptr<void>& owner, SharedDevice& shared, DeviceObject kind)
+        : owner_(owner), shared_(shared.take_object(kind) ? &shared : nullptr), kind_(kind) {}
+    DevicePlace(DevicePlace&& other) noexcept { *this = std::move(other); }
+    DevicePlace& operator=(DevicePlace&& other) noexcept {
+        std::swap(owner_, other.owner_);
+        std::swap(shared_, other.shared_);
+        std::swap(kind_, other.kind_);
+        return *this;
+    }
+    ~DevicePlace() {
+        const auto open = owner_.lock();
+        if (open && shared_ != nullptr) {
+            shared_->give_object(kind_);
+        }
+    }
+    explicit operator bool() const { return shared_ != nullptr; }
+
+private:
+    std::weak_ptr<void> owner_;  // of the device
+    SharedDevice* shared_ = nullptr;
+    DeviceObject kind_{};
 };
 
 }  // namespace flexnpu::emulator

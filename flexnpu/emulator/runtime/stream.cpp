@@ -5,6 +5,7 @@
 #include <sys/prctl.h>
 #include <algorithm>
 #include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "flexnpu/emulator/runtime/errors.hpp"
@@ -36,13 +37,16 @@ Stream::~Stream() {
     }
 }
 
-bool Stream::enqueue(Task&& task) {
+Stream::Enqueued Stream::enqueue(Task&& task) {
     std::unique_lock lock(mutex_);
     if (queue_.size() >= model_.profile.stream_depth && t_current != this) {
         done_.wait(lock, [&] { return queue_.size() < model_.profile.stream_depth || stopping_; });
     }
     if (stopping_) {
-        return false;
+        return Enqueued::Ending;
+    }
+    if (!worker_.joinable() && !start_worker()) {
+        return Enqueued::NoThread;
     }
     task.submit_ns = now_ns();
     task.number = enqueued_.load() + 1;
@@ -52,20 +56,26 @@ bool Stream::enqueue(Task&& task) {
     }
     enqueued_.store(task.number);
     queue_.push_back(std::move(task));
-    if (!worker_.joinable()) {
-        // The program's signals stay with the program's threads.
-        sigset_t all, before;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        worker_ = std::thread([self = shared_from_this()] { self->work(); });
-        pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    }
     bool wake_worker = idle_;
     lock.unlock();
     if (wake_worker) {
         work_.notify_one();
     }
-    return true;
+    return Enqueued::Done;
+}
+
+// False: the system gives no thread.
+bool Stream::start_worker() {
+    // The program's signals stay with the program's threads.
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    try {
+        worker_ = std::thread([self = shared_from_this()] { self->work(); });
+    } catch (const std::system_error&) {
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return worker_.joinable();
 }
 
 void Stream::work() {
@@ -391,6 +401,7 @@ void Stream::shut_down(bool skip_rest) {
         }
         work_.notify_all();
         done_.notify_all();
+        place = {};
         if (!worker_.joinable()) {
             return;
         }

@@ -76,6 +76,7 @@ public:
     const uint32_t priority;
     const uint32_t flags;
     void* handle = nullptr;   // set once, by the table
+    DevicePlace place;        // among the device's streams; given back by shut_down()
     void* context = nullptr;  // the handle of the context that it belongs to
     int32_t device = 0;
     std::atomic<uint32_t> overflow_switch{0};
@@ -86,9 +87,9 @@ public:
     enum class Divert : uint8_t { None, Capture, Update };
     std::atomic<Divert> divert{Divert::None};
 
-    // Appends a task; blocks while the stream is full. False when the stream is being destroyed: the task is
-    // untouched.
-    bool enqueue(Task&& task);
+    // Appends a task; blocks while the stream is full. Unless it is done the task is untouched.
+    enum class Enqueued { Done, Ending, NoThread };
+    Enqueued enqueue(Task&& task);
 
     enum class Wait { Done, TimedOut };
     // Waits for everything enqueued before the call.
@@ -112,6 +113,7 @@ public:
     void set_report_queue(std::shared_ptr<ReportQueue> queue);
 
 private:
+    bool start_worker();
     void work();
     void run(Task& task);
     void skip(Task& task);

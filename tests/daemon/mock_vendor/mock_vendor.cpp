@@ -59,6 +59,8 @@ int memory_waits = 0;
 bool logging = true;
 std::atomic<int64_t> failing{-1};
 std::atomic<int> failing_update{0};
+int64_t blocking_first = -1;
+int blocked_first = 0;
 std::atomic<bool> refusing_pins{false};
 std::map<void*, uint64_t> pinned;
 std::atomic<int64_t> models{0};
@@ -152,6 +154,15 @@ FLEXNPU_EXPORT void mock_log(int on) {
     logging = on;
 }
 FLEXNPU_EXPORT void mock_fail_launch(int64_t op) { failing = op; }
+FLEXNPU_EXPORT void mock_block_first(int64_t op) {
+    std::lock_guard lock(mutex);
+    blocking_first = op;
+    changed.notify_all();
+}
+FLEXNPU_EXPORT int mock_blocked_first(void) {
+    std::lock_guard lock(mutex);
+    return blocked_first;
+}
 FLEXNPU_EXPORT void mock_fail_update(int on) { failing_update = on; }
 FLEXNPU_EXPORT uint64_t mock_nodes(void* model) {
     std::lock_guard lock(mutex);
@@ -323,6 +334,8 @@ aclError aclrtStreamAbort(aclrtStream s) {
     mock_stop_stream(s, 0);
     return 0;
 }
+aclError aclrtGetStreamAvailableNum(uint32_t* n) { return *n = 1984, 0; }
+aclError aclrtGetEventAvailNum(uint32_t* n) { return *n = 65536, 0; }
 aclError aclrtStreamGetId(aclrtStream s, int32_t* id) { return *id = static_cast<Stream*>(s)->id, 0; }
 aclError aclrtStreamWaitEvent(aclrtStream s, aclrtEvent e) {
     std::lock_guard lock(mutex);
@@ -392,6 +405,12 @@ size_t aclGetCompileoptSize(aclCompileOpt) { return 4; }
 // An operator asks for a workspace of 64 bytes a tensor, and fails its first call when a scalar is 13.
 aclnnStatus flexnpu_aclnn_first(uint32_t op, const AclnnArg* args, uint32_t n, uint64_t* workspace,
                                 aclOpExecutor** out) {
+    {
+        std::unique_lock lock(mutex);
+        blocked_first++;
+        changed.wait(lock, [op] { return blocking_first != int64_t(op); });
+        blocked_first--;
+    }
     auto* e = new aclOpExecutor{op, {}};
     executors++;
     for (uint32_t i = 0; i < n; i++) {

@@ -39,6 +39,9 @@ void mock_close_memory(int on);
 int mock_memory_waits(void);
 // The next launch of this operator fails in its second call (-1: none).
 void mock_fail_launch(int64_t op);
+// First calls of this operator do not return until another is named (-1: none); how many wait now.
+void mock_block_first(int64_t op);
+int mock_blocked_first(void);
 // Whether the next updates of task groups are refused at their begin.
 void mock_fail_update(int on);
 // Whether calls are logged; they are at first.

@@ -8,13 +8,14 @@
 #include "flexnpu/api/kernel_types.hpp"
 #include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/daemon/graphs.hpp"
+#include "flexnpu/daemon/heads.hpp"
 #include "flexnpu/daemon/payload.hpp"
 
 namespace flexnpu::daemon {
 
 namespace {
 
-constexpr size_t kMaxFunctions = 1 << 14, kMaxBinaries = 1 << 10;
+constexpr size_t kMaxFunctions = 1 << 14;
 constexpr const char* kForbidden =
     "FlexNPU: device code of the program's own could read and write every program's memory: start the daemon "
     "with flexnpud --allow-kernels to serve it";
@@ -51,11 +52,8 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
     using Call = wire::Kernel;
     wire::Kernel k;
     Payload rest;
-    auto malformed = [&] {
-        count_.malformed++;
-        refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed call about a kernel");
-    };
-    if (!take(p, &k, &rest)) return malformed();
+    const auto bad = [&] { malformed(s, reply, "call about a kernel"); };
+    if (!take(p, &k, &rest)) return bad();
     if (!allow_kernels_) return refuse(s, reply, acl::API_NOT_SUPPORTED, kForbidden);
     if (!s.kernels) {
         s.kernels = std::make_shared<Kernels>();
@@ -68,7 +66,7 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
         arriving = &at->second;
     switch (k.call) {
         case Call::begin: {
-            if (!rest.empty()) return malformed();
+            if (!rest.empty()) return bad();
             // What came before and was never loaded goes.
             if (arriving) *kernels.bytes -= arriving->capacity();
             kernels.arriving.erase(reply.ring.get());
@@ -86,17 +84,20 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
         case Call::data:
             if (!arriving || rest.size() != wire::round8(k.bytes) || k.bytes > rest.size() ||
                 k.bytes > arriving->capacity() - arriving->size())
-                return malformed();
+                return bad();
             arriving->insert(arriving->end(), rest.begin(), rest.begin() + ptrdiff_t(k.bytes));
             return reply.ok();
         case Call::load: {
             if (!arriving || arriving->empty() || k.count > kernel::kMaxOptions ||
                 rest.size() != wire::round8(k.count * sizeof(aclrtBinaryLoadOption)))
-                return malformed();
-            if (kernels.binaries.size() >= kMaxBinaries)
-                return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, "aclrtBinaryLoad: too many binaries");
+                return bad();
+            Holding place;
+            Failure failure;
+            if (!s.holder->take(HeldKind::binaries, "aclrtBinaryLoad", &place, &failure))
+                return refuse(s, reply, failure.code, std::move(failure.message));
             auto options = read<aclrtBinaryLoadOption>(rest, k.count);
             auto binary = std::make_shared<Binary>(vendor_, std::move(*arriving), kernels.bytes);
+            binary->place = std::move(place);
             kernels.arriving.erase(reply.ring.get());
             return worker_of(*reply.ring)
                 .post([this, s = s.shared_from_this(), binary, options, reply]() mutable {
@@ -115,7 +116,7 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
                 });
         }
         case Call::unload: {
-            if (!rest.empty()) return malformed();
+            if (!rest.empty()) return bad();
             std::shared_ptr<Binary> binary = kernels.binaries.remove(k.handle);
             if (!binary)
                 return refuse(s, reply, acl::RT_INVALID_HANDLE,
@@ -139,7 +140,7 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
         case Call::function_by_entry: {
             const bool by_name = k.call == Call::function;
             const uint64_t length = by_name ? k.bytes : 0;
-            if (length > kernel::kMaxName || rest.size() != wire::round8(length)) return malformed();
+            if (length > kernel::kMaxName || rest.size() != wire::round8(length)) return bad();
             std::shared_ptr<Binary> binary = kernels.binaries.share(k.handle);
             const char* const asked = by_name ? "aclrtBinaryGetFunction" : "aclrtBinaryGetFunctionByEntry";
             if (!binary)
@@ -184,7 +185,7 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
                 });
         }
         case Call::function_address: {
-            if (!rest.empty()) return malformed();
+            if (!rest.empty()) return bad();
             Function* function = kernels.functions.find(k.handle);
             if (!function)
                 return refuse(s, reply, acl::RT_INVALID_HANDLE,
@@ -195,30 +196,27 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
             return reply.ok(reinterpret_cast<uint64_t>(cube), reinterpret_cast<uint64_t>(vector));
         }
         case Call::sync_address: {
-            if (!rest.empty()) return malformed();
+            if (!rest.empty()) return bad();
             void* address = nullptr;
             if (int32_t e = Vendor::call(vendor_.aclrtGetHardwareSyncAddr, &address))
                 return reply.fail(failed(vendor_, "aclrtGetHardwareSyncAddr", e));
             return reply.ok(reinterpret_cast<uint64_t>(address));
         }
-        default: return malformed();
+        default: return bad();
     }
 }
 
 void Dispatcher::launch_kernel(Session& s, Payload p) {
     wire::LaunchKernel l;
     Payload rest;
-    auto malformed = [&] {
-        count_.malformed++;
-        refuse_later(s, nullptr, acl::INVALID_PARAM, "");
-    };
+    const auto bad = [&] { malformed(s); };
     if (!take(p, &l, &rest) || l.attributes > kernel::kMaxAttributes ||
         l.place_holders > kernel::kMaxPlaceHolders || l.bytes > kernel::kMaxArgumentBytes)
-        return malformed();
+        return bad();
     const uint64_t inline_bytes = l.arguments ? 0 : l.bytes;
     const uint64_t tables =
         l.attributes * sizeof(aclrtLaunchKernelAttr) + l.place_holders * sizeof(aclrtPlaceHolderInfo);
-    if (rest.size() != wire::round8(tables + inline_bytes)) return malformed();
+    if (rest.size() != wire::round8(tables + inline_bytes)) return bad();
     Lane* lane = lane_of(s, l.stream);
     if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
     const std::shared_ptr<Function> function = s.kernels ? s.kernels->functions.share(l.function) : nullptr;

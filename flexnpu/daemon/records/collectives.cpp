@@ -1,24 +1,21 @@
 // Hccl*: what other ranks may keep waiting is called by workers; the rest is an operation of its lane that
 // the gate never holds.
-#include "flexnpu/daemon/communicators.hpp"
-
-#include <sys/prctl.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
 
 #include "flexnpu/api/hccl_types.hpp"
+#include "flexnpu/daemon/communicators.hpp"
 #include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/heads.hpp"
 #include "flexnpu/daemon/payload.hpp"
-#include "flexnpu/wire/futex.hpp"
 
 namespace flexnpu::daemon {
 
 namespace {
 
 constexpr uint64_t kMostElements = uint64_t(1) << 44;
-constexpr uint32_t kMostRanks = 1 << 14;
+
 constexpr const char* kNames[wire::Collective::count_] = {
     "HcclAllReduce",      "HcclReduce",    "HcclAllGather", "HcclAllGatherV", "HcclReduceScatter",
     "HcclReduceScatterV", "HcclBroadcast", "HcclScatter",   "HcclAlltoAll",   "HcclAlltoAllV",
@@ -195,40 +192,15 @@ uint64_t kind_of(const Operation& o) {
            (peers << 32) ^ (uint64_t(uint32_t(o.c.reduction)) << 12);
 }
 
-// A configuration as words, for its alignment. The vendor reads as much as it says that it has; false: that
-// is not what has come.
-bool take_config(const uint8_t* from, size_t bytes, std::vector<uint64_t>* out) {
-    out->assign(bytes / 8 + 1, 0);
-    std::memcpy(out->data(), from, bytes);
-    return bytes == 0 || (bytes >= 32 && out->front() == bytes);
-}
-
-std::string told(const Vendor& v, const char* function, int32_t result) {
-    const char* text = v.aclGetRecentErrMsg();
-    if (text && *text) return text;
-    return std::string(function) + " failed with HcclResult " + std::to_string(result);
-}
-
 }  // namespace
 
-Communicators::~Communicators() {
-    table.each([this](const std::shared_ptr<Communicator>& c) { leaving.push_back(c); });
-    for (const auto& c : leaving) {
-        c->worker.reset();
-        if (c->handle && c->vendor.HcclCommDestroy) c->vendor.HcclCommDestroy(c->handle);
-    }
-}
-
 bool may_block(const Item& item) { return !item.communicator->known.contains(item.b); }
-
-// ---- operations ----
 
 void Dispatcher::collective(Session& s, Payload p) {
     wire::Collective c;
     Payload rest;
     if (!take(p, &c, &rest) || rest.size() != size_t(c.words) * 8 || c.of >= Of::count_) {
-        count_.malformed++;
-        return refuse_later(s, nullptr, acl::INVALID_PARAM, "");
+        return malformed(s);
     }
     Lane* lane = lane_of(s, c.stream);
     if (!lane) return refuse_later(s, nullptr, acl::RT_INVALID_HANDLE, "");
@@ -277,10 +249,7 @@ void Dispatcher::dispatch_collective(Lane& lane, Item& item) {
     }
     Communicator& comm = *item.communicator;
     if (!comm.worker) {
-        comm.worker = std::make_unique<Worker>([this] {
-            prctl(PR_SET_NAME, "flexnpu-ranks");
-            vendor_.enter(device_);
-        });
+        comm.worker = std::make_unique<Worker>(*threads_, lane.session->call_share);
     }
     // The worker belongs to the communicator, which its session ends before its lanes.
     comm.worker->post(
@@ -303,176 +272,6 @@ void Dispatcher::dispatch_collective(Lane& lane, Item& item) {
                 }
             });
         });
-}
-
-// What the session's streams still hold may wait for ranks that wait for this one, or for none.
-void Dispatcher::abandon_collectives(Session& s) {
-    std::lock_guard lock(s.communicators->mutex);
-    s.communicators->table.each([](const std::shared_ptr<Communicator>& c) { c->dropped = true; });
-    for (const auto& c : s.communicators->leaving) c->dropped = true;
-}
-
-// ---- communicators ----
-
-void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
-    using Call = wire::Communicator;
-    Call c;
-    Payload rest;
-    auto malformed = [&] {
-        count_.malformed++;
-        refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed question about a communicator");
-    };
-    if (!take(p, &c, &rest) || c.call >= Call::count_) return malformed();
-    if (!vendor_.HcclGetRootInfo || !vendor_.HcclCommInitRootInfo || !vendor_.HcclCommDestroy) {
-        return refuse(s, reply, acl::API_NOT_SUPPORTED, "Hccl*: the device's libraries have no libhccl");
-    }
-    if (!s.communicators) {
-        s.communicators = std::make_shared<Communicators>();
-        s.communicators->table.set_tag(wire::device_tag(s.device));
-    }
-    Ring* const ring = reply.ring.get();
-    Session* const session = &s;  // the ring keeps the worker, and the worker ends before its session
-    // An HcclResult is told from an ACL error by its size.
-    auto failed = [this, reply](const char* function, int32_t e) {
-        reply.fail({e, told(vendor_, function, e)});
-    };
-    auto made = [session, reply, this](HcclComm handle, uint32_t ranks, uint32_t rank) {
-        auto comm = std::make_shared<Communicator>(vendor_, handle, ranks, rank);
-        std::lock_guard lock(session->communicators->mutex);
-        reply.ok(session->communicators->table.add(std::move(comm)));
-    };
-    switch (c.call) {
-        case Call::root_info:
-            return worker_of(*ring).post([this, ring, reply, failed] {
-                HcclRootInfo root;
-                if (int32_t e = vendor_.HcclGetRootInfo(&root)) return failed("HcclGetRootInfo", e);
-                ring->rest.assign(root.internal, root.internal + sizeof(root.internal));
-                reply.send(0, "", reinterpret_cast<const uint64_t*>(ring->rest.data()), wire::kReplyWords);
-            });
-        case Call::answer_rest:
-            return worker_of(*ring).post([ring, reply, from = c.id] {
-                uint64_t words[wire::kReplyWords] = {};
-                const size_t all = ring->rest.size();
-                const size_t n = from < all ? std::min(all - size_t(from), sizeof(words)) : 0;
-                if (n) std::memcpy(words, ring->rest.data() + from, n);
-                reply.send(0, "", words, (n + 7) / 8);
-            });
-        case Call::initialise: {
-            if (c.ranks == 0 || c.ranks > kMostRanks || c.rank >= c.ranks ||
-                c.config > hccl::kLargestConfig ||
-                rest.size() != wire::round8(sizeof(wire::Communicator) + sizeof(HcclRootInfo) + c.config) -
-                                   sizeof(wire::Communicator)) {
-                return malformed();
-            }
-            auto root = std::make_shared<HcclRootInfo>();
-            std::memcpy(root.get(), rest.data(), sizeof(*root));
-            std::vector<uint64_t> config;
-            if (!take_config(rest.data() + sizeof(*root), c.config, &config)) return malformed();
-            return worker_of(*ring).post([this, c, root, config = std::move(config), failed, made] {
-                HcclComm comm = nullptr;
-                int32_t e;
-                if (c.config && !vendor_.HcclCommInitRootInfoConfig) {
-                    e = hccl::E_NOT_SUPPORT;
-                } else {
-                    e = c.config ? vendor_.HcclCommInitRootInfoConfig(
-                                       c.ranks, root.get(), c.rank,
-                                       reinterpret_cast<const HcclCommConfig*>(config.data()), &comm)
-                                 : vendor_.HcclCommInitRootInfo(c.ranks, root.get(), c.rank, &comm);
-                }
-                if (e) return failed("HcclCommInitRootInfo", e);
-                made(comm, c.ranks, c.rank);
-            });
-        }
-        case Call::capability:
-            return reply.ok(vendor_.HcclGetCommConfigCapability ? vendor_.HcclGetCommConfigCapability() : 0);
-        default: break;
-    }
-    auto comm = s.communicators->find(c.communicator);
-    if (!comm)
-        return refuse(s, reply, hccl::E_PARA, "Hccl*: " + hex(c.communicator) + " is not a communicator");
-    switch (c.call) {
-        case Call::split: {
-            if (c.ranks == 0 || c.ranks > comm->ranks || c.rank >= c.ranks ||
-                c.config > hccl::kLargestConfig ||
-                rest.size() != wire::round8(sizeof(wire::Communicator) + size_t(c.ranks) * 4 + c.config) -
-                                   sizeof(wire::Communicator)) {
-                return malformed();
-            }
-            if (!vendor_.HcclCreateSubCommConfig)
-                return refuse(s, reply, hccl::E_NOT_SUPPORT,
-                              "HcclCreateSubCommConfig: the device's libraries lack it");
-            std::vector<uint32_t> members(c.ranks);
-            std::memcpy(members.data(), rest.data(), members.size() * 4);
-            std::vector<uint64_t> config;
-            if (!take_config(rest.data() + members.size() * 4, c.config, &config)) return malformed();
-            if (std::any_of(members.begin(), members.end(), [&](uint32_t r) { return r >= comm->ranks; }))
-                return malformed();
-            return worker_of(*ring).post([this, c, comm, members = std::move(members),
-                                          config = std::move(config), failed, made]() mutable {
-                const std::shared_lock lock(comm->asked);
-                if (!comm->handle) return failed("HcclCreateSubCommConfig", hccl::E_PARA);
-                HcclComm parent = comm->handle, made_handle = nullptr;
-                const int32_t e = vendor_.HcclCreateSubCommConfig(
-                    &parent, c.ranks, members.data(), c.id, c.rank,
-                    c.config ? reinterpret_cast<HcclCommConfig*>(config.data()) : nullptr, &made_handle);
-                if (e) return failed("HcclCreateSubCommConfig", e);
-                made(made_handle, c.ranks, c.rank);
-            });
-        }
-        case Call::destroy:
-            // What the program called before is with the vendor first; nothing that comes now finds it.
-            {
-                std::lock_guard lock(s.communicators->mutex);
-                s.communicators->leaving.push_back(s.communicators->table.remove(c.communicator));
-            }
-            return after(lanes_of(s), false, [this, all = s.communicators, comm, ring, reply, failed] {
-                worker_of(*ring).post([this, all, comm, reply, failed] {
-                    comm->worker.reset();
-                    int32_t e;
-                    {
-                        const std::unique_lock lock(comm->asked);
-                        e = vendor_.HcclCommDestroy(std::exchange(comm->handle, nullptr));
-                    }
-                    {
-                        std::lock_guard lock(all->mutex);
-                        std::erase(all->leaving, comm);
-                    }
-                    if (e) return failed("HcclCommDestroy", e);
-                    reply.ok();
-                });
-            });
-        case Call::name:
-            return worker_of(*ring).post([this, comm, reply, failed] {
-                uint64_t words[hccl::kNameBytes / 8] = {};
-                const std::shared_lock lock(comm->asked);
-                if (!comm->handle) return failed("HcclGetCommName", hccl::E_PARA);
-                if (!vendor_.HcclGetCommName) return failed("HcclGetCommName", hccl::E_NOT_SUPPORT);
-                if (int32_t e = vendor_.HcclGetCommName(comm->handle, reinterpret_cast<char*>(words)))
-                    return failed("HcclGetCommName", e);
-                reply.send(0, "", words, std::size(words));
-            });
-        case Call::async_error:
-            return worker_of(*ring).post([this, comm, reply, failed] {
-                int32_t error = 0;
-                const std::shared_lock lock(comm->asked);
-                if (!comm->handle) return failed("HcclGetCommAsyncError", hccl::E_PARA);
-                if (!vendor_.HcclGetCommAsyncError)
-                    return failed("HcclGetCommAsyncError", hccl::E_NOT_SUPPORT);
-                if (int32_t e = vendor_.HcclGetCommAsyncError(comm->handle, &error))
-                    return failed("HcclGetCommAsyncError", e);
-                reply.ok(uint64_t(uint32_t(error)));
-            });
-        case Call::resume:
-            return worker_of(*ring).post([this, comm, reply, failed] {
-                const std::shared_lock lock(comm->asked);
-                if (!comm->handle) return failed("HcclCommResume", hccl::E_PARA);
-                const int32_t e = vendor_.HcclCommResume ? vendor_.HcclCommResume(comm->handle)
-                                                         : int32_t(hccl::E_NOT_SUPPORT);
-                if (e) return failed("HcclCommResume", e);
-                reply.ok();
-            });
-        default: return malformed();
-    }
 }
 
 }  // namespace flexnpu::daemon

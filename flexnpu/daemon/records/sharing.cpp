@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/heads.hpp"
 
 namespace flexnpu::daemon {
 
@@ -36,8 +37,7 @@ Failure refusal(const char* function, Exports::Answer answer, int32_t process) {
 void Dispatcher::share(Session& s, Payload p, const Reply& reply) {
     wire::Share w;
     if (p.size() != sizeof(w) || (std::memcpy(&w, p.data(), sizeof(w)), w.count > wire::Share::kProcesses)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed call for shared memory");
+        return malformed(s, reply, "call for shared memory");
     }
     const std::string key(w.key, strnlen(w.key, sizeof(w.key)));
     const std::vector<int32_t> processes(w.processes, w.processes + w.count);
@@ -167,8 +167,7 @@ void Dispatcher::share(Session& s, Payload p, const Reply& reply) {
             });
         }
     }
-    count_.malformed++;
-    refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed call for shared memory");
+    malformed(s, reply, "call for shared memory");
 }
 
 // An opened event is the exporter's own object under a handle of the opener: a record by either is seen by

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/heads.hpp"
 
 namespace flexnpu::daemon {
 
@@ -29,8 +30,7 @@ void* pointer(uint64_t v) { return reinterpret_cast<void*>(v); }
 void Dispatcher::virtual_memory(Session& s, Payload p, const Reply& reply) {
     wire::VirtualMemory v;
     if (p.size() != sizeof(v)) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed virtual memory call");
+        return malformed(s, reply, "virtual memory call");
     }
     std::memcpy(&v, p.data(), sizeof(v));
     if (!vendor_.aclrtReserveMemAddress || !vendor_.aclrtReleaseMemAddress || !vendor_.aclrtMallocPhysical ||
@@ -118,8 +118,7 @@ void Dispatcher::virtual_memory(Session& s, Payload p, const Reply& reply) {
                     reply.ok(bytes);
             });
     }
-    count_.malformed++;
-    refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed virtual memory call");
+    malformed(s, reply, "virtual memory call");
 }
 
 // The hint is dropped: where the daemon's addresses are free is not the program's to know.

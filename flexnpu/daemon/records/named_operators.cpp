@@ -175,8 +175,7 @@ void Dispatcher::run_op(Session& s, Payload p, const Reply& reply) {
     // A size near the greatest number rounds up to nothing.
     if (!take(p, &head, &rest) || head.bytes > rest.size() || rest.size() != wire::round8(head.bytes) ||
         !wire::decode_operation(rest.first(head.bytes), o.get())) {
-        count_.malformed++;
-        return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed operator");
+        return malformed(s, reply, "operator");
     }
     Lane* lane = lane_at(s, head.stream, reply, "aclopCompileAndExecute");
     if (!lane) return;

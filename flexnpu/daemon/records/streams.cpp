@@ -1,0 +1,129 @@
+// Streams and synchronises.
+#include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/graphs.hpp"
+#include "flexnpu/daemon/heads.hpp"
+#include "flexnpu/daemon/payload.hpp"
+#include "flexnpu/wire/futex.hpp"
+
+namespace flexnpu::daemon {
+
+void Dispatcher::create_stream(Session& s, Payload p, const Reply& reply) {
+    wire::CreateStream c;
+    if (!taken(s, p, &c, reply, "aclrtCreateStream")) return;
+    Failure failure;
+    auto lane = new_lane(s, "aclrtCreateStream", &failure);
+    if (!lane) return refuse(s, reply, failure.code, std::move(failure.message));
+    worker_of(*reply.ring).post([this, s = s.shared_from_this(), lane, c, reply] {
+        const Failure failure = make_stream(*lane, c.priority, c.flags);
+        if (failure.code) return reply.fail(failure);
+        post([this, s, lane, reply] {
+            lane->handle = s->removed ? 0 : s->streams.add(lane);
+            if (!lane->handle) {
+                lane->ends_with = &vendor_;
+                return reply.fail({acl::RT_NO_STREAM_RESOURCE, "aclrtCreateStream: too many streams"});
+            }
+            enter_lane(*lane);
+            reply.ok(lane->handle);
+        });
+    });
+}
+
+void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
+    wire::StreamOp o;
+    if (!taken(s, p, &o, reply, "aclrtDestroyStream")) return;
+    if (!s.streams.find(o.stream))
+        return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                      "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
+    Session* session = &s;
+    if (o.deadline_ns == 0) {
+        // By force: what has not run is dropped first. A vendor that cannot abort drains it.
+        abort_lane(s.streams.find(o.stream)->shared_from_this(), worker_of(*reply.ring),
+                   [this, keep = s.shared_from_this(), o, reply](const Failure&) {
+                       if (keep->removed) return;
+                       const wire::StreamOp plain{o.stream, -1};
+                       destroy_stream(*keep, {reinterpret_cast<const uint8_t*>(&plain), sizeof(plain)},
+                                      reply);
+                   });
+        return;
+    }
+    // Found again when the lane has drained: a second destroy on the way finds nothing.
+    after({s.streams.find(o.stream)}, false, [this, session, o, reply] {
+        const Lane* found = session->streams.find(o.stream);
+        if (found && (found->capture || found->ending))
+            return refuse(*session, reply, acl::RT_STREAM_CAPTURED,
+                          "aclrtDestroyStream: the stream is being captured");
+        std::shared_ptr<Lane> lane = session->streams.remove(o.stream);
+        if (!lane)
+            return refuse(*session, reply, acl::RT_INVALID_HANDLE,
+                          "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
+        if (!lane->idle()) empty_lane(*lane);  // what other threads launched meanwhile: nobody may hang on it
+        drop_lane(*lane);
+        std::erase_if(session->leaving_lanes, [](const auto& one) { return one.expired(); });
+        session->leaving_lanes.push_back(lane);
+        // The lane names its session, which may end meanwhile.
+        worker_of(*reply.ring).post([this, lane, keep = session->shared_from_this(), reply]() mutable {
+            const int32_t e = vendor_.aclrtSynchronizeStream(lane->stream);
+            const Failure failure = e ? Failure{e, vendor_.message("aclrtDestroyStream", e)} : Failure{};
+            if (lane->markers) completions_->close(lane->markers);
+            lane->workspace.reset();
+            lane->old_workspaces.clear();
+            for (const Lane::Fence& f : lane->fences) vendor_.aclrtDestroyEvent(f.event);
+            lane->ends_with = &vendor_;
+            post([this, lane = std::move(lane), keep = std::move(keep), reply, failure]() mutable {
+                lent_ += lane->lent.size();  // reclaim() counts them down; drop_lane() did already
+                reclaim(*lane, true);
+                // The vendor may take its time over the stream's end.
+                worker_of(*reply.ring)
+                    .post([lane = std::move(lane), keep = std::move(keep), reply, failure]() mutable {
+                        lane.reset();
+                        if (failure.code)
+                            reply.fail(failure);
+                        else
+                            reply.ok();
+                    });
+            });
+        });
+    });
+}
+
+void Dispatcher::sync_stream(Session& s, Payload p, const Reply& reply) {
+    wire::StreamOp o;
+    if (!taken(s, p, &o, reply, "aclrtSynchronizeStream")) return;
+    Lane* lane = lane_at(s, o.stream, reply, "aclrtSynchronizeStream");
+    if (!lane) return;
+    Session* session = &s;
+    auto t = lane->idle() ? nullptr : timed(o.deadline_ns, "aclrtSynchronizeStreamWithTimeout", reply);
+    after({lane}, true, [this, session, lane, o, reply, t] {
+        if (settle(t))
+            finish_sync(session->shared_from_this(), {lane->shared_from_this()}, o.deadline_ns, reply);
+    });
+}
+
+void Dispatcher::sync_device(Session& s, Payload p, const Reply& reply) {
+    wire::StreamOp o;
+    if (!taken(s, p, &o, reply, "aclrtSynchronizeDevice")) return;
+    Session* session = &s;
+    auto t = timed(o.deadline_ns, "aclrtSynchronizeDeviceWithTimeout", reply);
+    after(lanes_of(s), true, [this, session, o, reply, t] {
+        if (!settle(t)) return;
+        std::vector<std::shared_ptr<Lane>> lanes;
+        session->each_lane([&](const std::shared_ptr<Lane>& lane) { lanes.push_back(lane); });
+        finish_sync(session->shared_from_this(), std::move(lanes), o.deadline_ns, reply);
+    });
+}
+
+void Dispatcher::query_stream(Session& s, Payload p, const Reply& reply) {
+    wire::StreamOp o;
+    if (!taken(s, p, &o, reply, "aclrtStreamQuery")) return;
+    Lane* lane = lane_at(s, o.stream, reply, "aclrtStreamQuery");
+    if (!lane) return;
+    if (lane->stop_on_failure && lane->failure.code) return reply.fail(lane->failure);
+    int32_t status = acl::STREAM_NOT_READY;
+    if (lane->idle()) {
+        if (int32_t e = vendor_.aclrtStreamQuery(lane->stream, &status))
+            return reply.fail({e, vendor_.message("aclrtStreamQuery", e)});
+    }
+    reply.ok(uint64_t(uint32_t(status)));
+}
+
+}  // namespace flexnpu::daemon

@@ -1,0 +1,138 @@
+// What the gate keeps of each lane. Of this room only.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <deque>
+#include <limits>
+
+#include "flexnpu/gate/gate.hpp"
+
+namespace flexnpu::gate {
+
+inline constexpr double kInf = std::numeric_limits<double>::infinity();
+inline constexpr size_t kKinds = 16;        // kinds of step, by octave of their operator count
+inline constexpr size_t kKindHistory = 15;  // steps remembered of each kind
+inline constexpr size_t kStepHistory = 64;  // steps over which a kind must have been seen kKindMin times
+inline constexpr uint32_t kKindMin = 2;
+inline constexpr double kMarkEveryUs =
+    100;  // decode lanes: a completion marker at least every so much device time
+inline constexpr uint32_t kMarkEveryOps = 16;  // or operators
+inline constexpr uint64_t kMinWakeNs = 20'000;
+
+inline double since_us(uint64_t now_ns, uint64_t then_ns) {
+    return now_ns > then_ns ? static_cast<double>(now_ns - then_ns) / 1e3 : 0;
+}
+
+inline uint64_t after(uint64_t ns, double us) {
+    if (!(us < 1e12)) {
+        return kNever;
+    }
+    return ns + static_cast<uint64_t>(std::max(us, 0.0) * 1e3);
+}
+
+// An operator is not taken for done before its end is reported: the estimate may be short.
+inline double creditable(double est_us) { return est_us - std::min(0.25 * est_us, Gate::kPipelineUs / 2); }
+
+inline double at_least_zero(double v) {
+    return v > 0 ? v : 0;  // NaN becomes 0 too
+}
+
+// The last kKindHistory values of something, and their median.
+struct Recent {
+    std::array<float, kKindHistory> values{};
+    uint32_t n = 0;
+
+    void add(double v) { values[n++ % kKindHistory] = static_cast<float>(v); }
+    double median() const {
+        const size_t size = std::min<size_t>(n, kKindHistory);
+        if (size == 0) {
+            return 0;
+        }
+        std::array<float, kKindHistory> sorted = values;
+        std::nth_element(sorted.begin(), sorted.begin() + size / 2, sorted.begin() + size);
+        return sorted[size / 2];
+    }
+};
+
+struct Kind {
+    Recent ops_seen, device_seen, solo_seen;
+    double ops = 0, device_us = 0, solo_us = 0;  // medians
+    uint32_t recent = 0;                         // of the last kStepHistory steps
+};
+
+struct Gate::Step {
+    bool open = false;
+    bool closing = false;  // the host has asked to synchronise: no more operators will come
+    uint64_t start_ns = 0;
+    uint64_t last_ns = 0;    // last sign of life of the lane's host or device
+    uint32_t ops = 0;        // enqueued so far
+    double enqueued_us = 0;  // their device time
+    double done_us = 0;      // and of those known to be complete
+    double beside_us = 0;    // prefill work that ran, or was in flight, beside it
+};
+
+struct Gate::Lane {
+    struct Queued {
+        Item item;
+        uint64_t arrival;
+        double est_us;
+    };
+    struct InFlight {
+        uint64_t ticket;
+        OpKey key;
+        double est_us;
+        uint64_t dispatched_ns;
+        bool mark;
+        bool drained;  // known to be complete by a synchronise; kept only for the measurement to come
+    };
+
+    uint32_t id = 0;
+    Phase phase = Phase::Unknown;
+    double target_us = 0;
+
+    std::deque<Queued> queue;
+    uint64_t head_since_ns = 0;
+    bool held = false;
+    Heads::node_type node;  // of the head while in neither set, so that moving it does not allocate
+    Heads* in = nullptr;
+    Heads::iterator at;
+
+    std::deque<InFlight> flight;
+    double flight_us = 0;
+    uint32_t marks = 0;           // marked and not drained
+    uint64_t front_since_ns = 0;  // since when the front of the flight may have been running
+    double unmarked_us = 0;
+    uint32_t unmarked_ops = 0;
+
+    Step step;
+    std::array<Kind, kKinds> kinds{};
+    std::array<uint8_t, kStepHistory> history{};
+    uint64_t steps = 0;
+    size_t main = kKinds;  // the kind that takes most of the lane's device time; kKinds: none yet
+
+    LaneStats stats;
+
+    Lane() {
+        Heads seed;
+        seed.emplace(0, this);
+        node = seed.extract(seed.begin());
+    }
+
+    void leave() {
+        if (in != nullptr) {
+            node = in->extract(at);
+            in = nullptr;
+        }
+    }
+
+    void enter(Heads& heads) {
+        node.value() = {queue.front().arrival, this};
+        at = heads.insert(std::move(node)).position;
+        in = &heads;
+    }
+};
+
+}  // namespace flexnpu::gate
