@@ -1289,8 +1289,9 @@ void Dispatcher::finish_sync(std::shared_ptr<Session> s, std::vector<std::shared
 bool Dispatcher::answer_if_complete(Waiting& w) {
     for (auto& lane : w.lanes) {
         int32_t status = acl::STREAM_NOT_READY;
-        if (vendor_.aclrtStreamQuery(lane->stream, &status) != 0 || status != acl::STREAM_COMPLETE)
-            return false;
+        const int32_t e = vendor_.aclrtStreamQuery(lane->stream, &status);
+        // A stream that cannot be asked about does not keep a synchronise without a thread waiting for ever.
+        if (e ? !w.threadless : status != acl::STREAM_COMPLETE) return false;
     }
     wait_for(w);  // returns at once, with an operator's error if there was one
     if (w.failure.code == 0) {
@@ -1378,6 +1379,7 @@ bool Dispatcher::poll_waiting(uint64_t now) {
             if (!taken) {
                 // No thread to be had: the look is repeated now and then.
                 w = std::move(*waiting);
+                w.threadless = true;
                 w.poll = {now + kLookNs, now + kLookNs};
                 i++;
                 continue;

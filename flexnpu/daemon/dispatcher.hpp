@@ -299,6 +299,7 @@ private:
         std::weak_ptr<Graph> graph;
         size_t bucket;
         bool looked = false;  // at spin_from or later
+        bool threadless = false;
     };
     bool answer_if_complete(Waiting& w);
     void wait_for(Waiting& w) const;
