@@ -1,18 +1,14 @@
 #include "mock_vendor.hpp"
 
 #include <sys/mman.h>
-#include <atomic>
-#include <condition_variable>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <vector>
 
 #include "acl.gen.h"
 #include "flexnpu/api/host_objects.hpp"
 #include "fn_ids.gen.h"
+#include "mock_state.hpp"
 
 namespace acl = flexnpu::acl;
 namespace api = flexnpu::api;
@@ -22,93 +18,7 @@ struct aclOpExecutor {
     std::vector<uint64_t> addresses;
 };
 
-namespace {
-
-// A graph only counts what it captures. Anything that a stream is asked while it captures, or an event that
-// it has captured, spoils the capture.
-struct Model {
-    uint32_t id;
-    bool invalid = false, aborted = false;
-    uint64_t nodes = 0;
-    int open_groups = 0;
-};
-struct Group {
-    Model* model;
-};
-struct Stream {
-    int id;
-    Model* capture = nullptr;
-    bool origin = false;
-    Model* update = nullptr;
-    bool in_group = false;
-    Model* stuck = nullptr;
-    bool stopped = false;
-};
-struct Event {
-    uint32_t flags = 0;
-    uint64_t at = 0;  // number of the record, 0: never recorded
-    Model* capture = nullptr;
-};
-
-std::mutex mutex;
-std::condition_variable changed;
-std::vector<MockCall> calls;
-bool held = false;
-bool memory_closed = false;
-int memory_waits = 0;
-bool logging = true;
-std::atomic<int64_t> failing{-1};
-std::atomic<int> failing_update{0};
-int64_t blocking_first = -1;
-int blocked_first = 0;
-std::atomic<bool> refusing_pins{false};
-std::map<void*, uint64_t> pinned;
-std::atomic<int64_t> models{0};
-std::vector<Stream*> all_streams;
-// Never freed, as events and handles may name them; kept where a leak checker finds them.
-auto& all_groups = *new std::vector<Group*>;
-auto& all_models = *new std::vector<Model*>;
-bool sticky = false;
-std::atomic<int64_t> streams{0}, events{0}, memory{0}, host{0}, tensors{0}, executors{0};
-thread_local char message[256];
-
-void log_locked(MockCall call) {
-    if (auto* s = static_cast<Stream*>(call.stream); s && !call.model)
-        call.model = s->capture ? s->capture : s->update;
-    if (call.model && strchr("lcmvV", call.what) && !static_cast<Stream*>(call.stream)->update)
-        static_cast<Model*>(call.model)->nodes++;
-    if (logging) calls.push_back(call);
-}
-void log(MockCall call) {
-    std::lock_guard lock(mutex);
-    log_locked(call);
-}
-
-int fail(int code, const char* text) {
-    snprintf(message, sizeof(message), "mock: %s", text);
-    return code;
-}
-
-// A question about a stream that captures, or an event that has been captured.
-int asked(Model* capture) {
-    if (!capture) return 0;
-    capture->invalid = true;
-    return fail(acl::RT_CAPTURE_MODE_NOT_SUPPORT, "not while it is being captured");
-}
-
-int wait_free(int32_t ms, const Stream* stream = nullptr) {
-    std::unique_lock lock(mutex);
-    const auto free = [stream] { return !held && !(stream && stream->stopped); };
-    if (ms < 0) {
-        changed.wait(lock, free);
-        return 0;
-    }
-    return changed.wait_for(lock, std::chrono::milliseconds(ms), free)
-               ? 0
-               : fail(acl::RT_WAIT_TIMEOUT, "timed out");
-}
-
-}  // namespace
+using namespace mock;
 
 extern "C" {
 
@@ -481,121 +391,6 @@ aclError aclrtLaunchKernel(aclrtFuncHandle function, uint32_t blocks, const void
                            aclrtStream s) {
     if (*static_cast<const char*>(function) != 1) abort();
     log({'k', blocks, s, reinterpret_cast<uint64_t>(arguments), 1, bytes});
-    return 0;
-}
-
-// ---- graphs ----
-
-aclError aclmdlRICaptureBegin(aclrtStream s, aclmdlRICaptureMode mode) {
-    auto* stream = static_cast<Stream*>(s);
-    std::lock_guard lock(mutex);
-    // Another mode would forbid the daemon's other threads their calls.
-    if (mode != acl::CAPTURE_RELAXED) return fail(acl::INVALID_PARAM, "a capture that is not relaxed");
-    if (stream->capture) return fail(acl::RT_STREAM_CAPTURED, "is being captured");
-    auto* m = new Model{uint32_t(1000 + ++models)};
-    all_models.push_back(m);
-    log_locked({'B', 0, s, 0, 0, 0, m});
-    stream->capture = m;
-    stream->origin = true;
-    return 0;
-}
-aclError aclmdlRICaptureEnd(aclrtStream s, aclmdlRI* out) {
-    auto* stream = static_cast<Stream*>(s);
-    std::lock_guard lock(mutex);
-    Model* m = stream->capture;
-    *out = nullptr;
-    if (!m) return fail(acl::RT_STREAM_NOT_CAPTURED, "is not being captured");
-    if (!stream->origin) return fail(acl::RT_CAPTURE_UNMATCHED, "not the stream of the begin");
-    for (Stream* other : all_streams) {
-        if (other->capture == m) other->capture = nullptr, other->origin = other->in_group = false;
-    }
-    log_locked({'E', 0, s, 0, 0, 0, m});
-    if (m->invalid) {
-        models--;
-        return fail(acl::RT_CAPTURE_INVALIDATED, "the capture is invalid");
-    }
-    *out = m;
-    return 0;
-}
-aclError aclmdlRICaptureGetInfo(aclrtStream s, aclmdlRICaptureStatus* status, aclmdlRI* out) {
-    std::lock_guard lock(mutex);
-    Model* m = static_cast<Stream*>(s)->capture;
-    *status = !m ? acl::CAPTURE_NONE : m->invalid ? acl::CAPTURE_INVALIDATED : acl::CAPTURE_ACTIVE;
-    *out = m;
-    return 0;
-}
-aclError aclmdlRIGetId(aclmdlRI m, uint32_t* id) { return *id = static_cast<Model*>(m)->id, 0; }
-aclError aclmdlRICaptureTaskGrpBegin(aclrtStream s) {
-    auto* stream = static_cast<Stream*>(s);
-    if (!stream->capture || stream->in_group)
-        return fail(acl::RT_TASK_GROUP_STATUS, "no capture, or a group is open");
-    stream->in_group = true;
-    log({'g', 0, s, 0, 0, 0});
-    return 0;
-}
-aclError aclmdlRICaptureTaskGrpEnd(aclrtStream s, aclrtTaskGrp* out) {
-    auto* stream = static_cast<Stream*>(s);
-    if (!stream->capture || !stream->in_group) return fail(acl::RT_TASK_GROUP_STATUS, "no group is open");
-    stream->in_group = false;
-    log({'G', 0, s, 0, 0, 0});
-    auto* group = new Group{stream->capture};
-    all_groups.push_back(group);
-    *out = group;
-    return 0;
-}
-aclError aclmdlRICaptureTaskUpdateBegin(aclrtStream s, aclrtTaskGrp group) {
-    auto* stream = static_cast<Stream*>(s);
-    if (failing_update || stream->capture || stream->update)
-        return fail(acl::RT_TASK_GROUP_STATUS, "captures or updates");
-    stream->update = static_cast<Group*>(group)->model;
-    log({'u', 0, s, reinterpret_cast<uint64_t>(group), 0, 0});
-    return 0;
-}
-aclError aclmdlRICaptureTaskUpdateEnd(aclrtStream s) {
-    auto* stream = static_cast<Stream*>(s);
-    if (!stream->update) return fail(acl::RT_TASK_GROUP_STATUS, "updates nothing");
-    log({'U', 0, s, 0, 0, 0});
-    stream->update = nullptr;
-    return 0;
-}
-aclError aclmdlRIExecuteAsync(aclmdlRI m, aclrtStream s) {
-    auto* stream = static_cast<Stream*>(s);
-    std::lock_guard lock(mutex);
-    if (stream->capture) return fail(acl::RT_STREAM_CAPTURED, "is being captured");
-    log_locked({'x', 0, s, 0, 0, 0, m});
-    if (sticky) stream->stuck = static_cast<Model*>(m);
-    return 0;
-}
-aclError aclmdlRIAbort(aclmdlRI m) {
-    std::lock_guard lock(mutex);
-    for (Stream* s : all_streams) {
-        if (s->stuck == m) s->stuck = nullptr;
-    }
-    return 0;
-}
-aclError aclmdlRIDestroy(aclmdlRI m) {
-    std::lock_guard lock(mutex);
-    for (Stream* s : all_streams) {
-        if (s->stuck == m) return fail(107037, "the graph is running");
-    }
-    log_locked({'d', 0, nullptr, 0, 0, 0, m});
-    models--;
-    return 0;
-}
-aclError aclmdlRIDebugJsonPrint(aclmdlRI m, const char* path, uint32_t flags) {
-    FILE* file = fopen(path, "w");
-    if (!file) return fail(acl::INVALID_PARAM, "no such file");
-    fprintf(file, "{\"id\": %u, \"flags\": %u, \"padding\": \"%05000d\"}\n", static_cast<Model*>(m)->id,
-            flags, 0);
-    fclose(file);
-    return 0;
-}
-aclError aclrtValueWait(void* p, uint64_t value, uint32_t flag, aclrtStream s) {
-    log({'V', flag, s, reinterpret_cast<uint64_t>(p), value, 0});
-    return 0;
-}
-aclError aclrtValueWrite(void* p, uint64_t value, uint32_t flag, aclrtStream s) {
-    log({'v', flag, s, reinterpret_cast<uint64_t>(p), value, 0});
     return 0;
 }
 
