@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "flexnpu/api/acl_consts.h"
+#include "flexnpu/api/resource_errors.h"
 
 namespace flexnpu::daemon {
 

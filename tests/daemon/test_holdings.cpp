@@ -1,6 +1,7 @@
 // How many streams, events, graphs, communicators and binaries a session and a user may have.
 #include <doctest/doctest.h>
 
+#include "flexnpu/api/resource_errors.h"
 #include "flexnpu/daemon/holdings.hpp"
 #include "fuzz/raw_client.hpp"
 #include "plane_fixture.hpp"
@@ -171,13 +172,14 @@ TEST_CASE("communicators and binaries are bounded") {
 
 TEST_CASE("a program is told what it may still have") {
     daemon::Limits l = limits(HeldKind::streams, {50, 20, 10});
-    l.of(HeldKind::events) = {50, 5, 10};
     Limited d(l);
     Client one(d.path()), two(d.path());
     CHECK(one.left(api::FN_aclrtGetStreamAvailableNum) == 10);
-    CHECK(one.left(api::FN_aclrtGetEventAvailNum) == 5);
     REQUIRE(one.stream() == 0);
-    for (int i = 0; i < 3; i++) REQUIRE(two.event() == 0);
     CHECK(one.left(api::FN_aclrtGetStreamAvailableNum) == 9);
-    CHECK(one.left(api::FN_aclrtGetEventAvailNum) == 2);
+    for (int i = 0; i < 10; i++) CHECK(two.stream() == 0);
+    CHECK(one.left(api::FN_aclrtGetStreamAvailableNum) == 9);
+    // What one user may have is what both may have together.
+    for (int i = 0; i < 9; i++) CHECK(one.stream() == 0);
+    CHECK(one.left(api::FN_aclrtGetStreamAvailableNum) == 0);
 }

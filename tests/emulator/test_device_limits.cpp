@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "flexnpu/api/resource_errors.h"
 #include "flexnpu/emulator/runtime/shared_device.hpp"
 #include "support.hpp"
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "acl.gen.h"
+#include "flexnpu/api/resource_errors.h"
 #include "flexnpu/emulator/runtime/lookup.hpp"
 #include "flexnpu/emulator/runtime/runtime.hpp"
 
