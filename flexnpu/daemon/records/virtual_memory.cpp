@@ -17,12 +17,6 @@ constexpr uint64_t kMaxReservedPerSession = uint64_t(1) << 44, kMaxReserved = ui
 constexpr uint64_t kMaxPiecesPerSession = 1 << 14, kMaxPieces = 40'000;
 constexpr uint64_t kMaxReservations = 4096;
 
-std::string hex(uint64_t v) {
-    char text[24];
-    snprintf(text, sizeof(text), "0x%llx", static_cast<unsigned long long>(v));
-    return text;
-}
-
 void* pointer(uint64_t v) { return reinterpret_cast<void*>(v); }
 
 }  // namespace
