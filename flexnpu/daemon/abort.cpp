@@ -101,7 +101,7 @@ void Dispatcher::empty_lane(Lane& lane) {
     progress(lane);
     for (auto& item : dropped) {
         s.give_block(item->block, item->ticket_of_block);
-        if (item->buffer) spare_buffers_.push_back(item->buffer);
+        if (item->buffer) spares_.give_buffer(item->buffer);
         detach(lane, *item);
         switch (item->type) {
             case ItemType::record: {

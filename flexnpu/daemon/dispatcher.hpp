@@ -4,60 +4,31 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <functional>
-#include <future>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <thread>
 #include <unordered_map>
 #include <vector>
 
-#include "flexnpu/daemon/calls.hpp"
 #include "flexnpu/daemon/completions.hpp"
 #include "flexnpu/daemon/exports.hpp"
 #include "flexnpu/daemon/holdings.hpp"
+#include "flexnpu/daemon/inbox.hpp"
 #include "flexnpu/daemon/limits.hpp"
+#include "flexnpu/daemon/polling.hpp"
 #include "flexnpu/daemon/session.hpp"
+#include "flexnpu/daemon/snapshot.hpp"
+#include "flexnpu/daemon/spares.hpp"
+#include "flexnpu/daemon/synchronises.hpp"
 #include "flexnpu/gate/gate.hpp"
-#include "flexnpu/wire/adaptive_wait.hpp"
 #include "flexnpu/wire/layout.hpp"
 
 namespace flexnpu::daemon {
 
 class Footprint;
-
-struct LaneInfo {
-    uint32_t lane, session;
-    int32_t pid;
-    std::string comm;
-    uint64_t stream;
-    gate::Phase phase;
-    uint64_t queued, in_flight;
-    double in_flight_us;
-    uint64_t launched, completed;
-    double device_us, gated_us;
-    bool held_now;
-};
-
-struct SessionInfo {
-    uint32_t session;
-    int32_t pid;
-    std::string comm;
-    uint32_t uid;
-    uint64_t memory_bytes, memory_quota_bytes, rings, lanes, calls, refused, ring_full, launches, steps;
-};
-
-// What is known of a plane at one time.
-struct Snapshot {
-    std::vector<SessionInfo> sessions;
-    std::vector<LaneInfo> lanes;
-    std::map<std::string, uint64_t> counters;
-    uint64_t taken_ns = 0;  // of CLOCK_MONOTONIC
-};
 
 // Copies above this size keep the device's copy engine for longer than a dispatcher can wait.
 inline constexpr uint64_t kLargeCopy = wire::kQuickCopy;
@@ -72,18 +43,9 @@ public:
     void stop();
 
     // Runs `job` on the dispatching thread, soon.
-    void post(std::function<void()> job);
-    // Runs f(dispatcher, args...) on the dispatching thread and waits for its result. A call that has not
-    // begun within the time is cancelled; one that has begun is waited for: calls do not block. Any other
-    // thread.
-    template <class F, class... A>
-    auto call(std::chrono::milliseconds within, F f, A... args)
-        -> Outcome<std::invoke_result_t<F, Dispatcher&, A&...>>;
-    // The same without waiting: `done` gets the outcome on the dispatching thread, and owns all that it
-    // names. It does not run for a call that is cancelled. Null: the dispatching thread does not run.
-    template <class Done, class F, class... A>
-    [[nodiscard]] std::shared_ptr<CallTicket> submit(Done done, F f, A... args);
-
+    void post(std::function<void()> job) { inbox_.post(std::move(job)); }
+    // How other threads ask: calls of functions that take a Dispatcher& first.
+    Inbox& inbox() { return inbox_; }
     // The latest snapshot, at most as old as this call if the dispatching thread makes one within the time.
     // When that thread is known to be late, nothing is waited for. Any thread.
     std::shared_ptr<const Snapshot> snapshot(std::chrono::milliseconds within);
@@ -130,21 +92,11 @@ private:
     void handle(Session& s, const std::shared_ptr<Ring>& ring, const wire::Record& record);
     void sleep(uint64_t until);
     bool rings_empty() const;
-    // Notes that a record of this kind has been taken from the ring.
-    void taken(const std::shared_ptr<Ring>& ring, const wire::Record& record, uint64_t now);
-    // Whether a record is likely to come at once. `nap`: asynchronous ones are likely to come before long.
-    bool expecting(uint64_t now, bool* nap);
     // Makes the snapshot that other threads read.
     void publish();
-    void publish_if_due();
     std::vector<SessionInfo> session_infos() const;
     std::vector<LaneInfo> lane_infos() const;
     std::map<std::string, uint64_t> counters() const;
-    // Queues a call's job; false: the thread does not run.
-    bool queue_call(std::function<void()> job);
-    // post() in two steps.
-    void put(std::function<void()> job);
-    void wake();
     void set_doze(wire::Doze doze);
 
     // Records. `p` is the payload, in our own memory.
@@ -285,32 +237,6 @@ private:
     void after(const std::vector<Lane*>& lanes, bool step_end, std::function<void()> job);
     std::vector<Lane*> lanes_of(Session& s);
     Worker& worker_of(Ring& ring);
-    // A synchronise whose lanes have been dispatched.
-    struct Waiting {
-        std::shared_ptr<Session> session;
-        std::vector<std::shared_ptr<Lane>> lanes;
-        std::vector<std::pair<uint32_t, uint64_t>> tickets;
-        Failure failure;
-        int64_t deadline_ns;  // < 0: none
-        uint64_t began;
-        wire::AdaptiveWait::Plan poll;
-        Reply reply;
-        // Where the time that it took is recorded: with its graph, or its lane.
-        std::weak_ptr<Graph> graph;
-        size_t bucket;
-        bool looked = false;  // at spin_from or later
-        bool threadless = false;
-    };
-    bool answer_if_complete(Waiting& w);
-    void wait_for(Waiting& w) const;
-    static void answer(const Waiting& w);
-    bool poll_waiting(uint64_t now);
-    // When the first of the synchronises will be worth a look.
-    uint64_t next_poll() const;
-    static std::shared_ptr<wire::AdaptiveWait> adaptive_wait_of(
-        const std::weak_ptr<Graph>& graph, const std::vector<std::shared_ptr<Lane>>& lanes, size_t bucket);
-    void finish_sync(std::shared_ptr<Session> s, std::vector<std::shared_ptr<Lane>> lanes,
-                     int64_t deadline_ns, const Reply& reply);
     // What waits in a lane until its turn or its deadline: whichever is first settles it.
     struct Timed {
         bool over = false;
@@ -318,7 +244,6 @@ private:
     };
     std::shared_ptr<Timed> timed(int64_t deadline_ns, const char* function, const Reply& reply);
     bool settle(const std::shared_ptr<Timed>& t);
-    static int32_t left_ms(int64_t deadline_ns);
     int32_t wait_between_sessions(const Mark& mark, const Ring& ring) const;
     void synced(uint32_t lane_id, uint64_t ticket);
     static void when_recorded(const std::shared_ptr<Mark>& mark, std::function<void()> job);
@@ -331,11 +256,9 @@ private:
     void mark(Lane& lane, const Completions::Marker& m);
     void marked(uint32_t lane, const Completions::Marker& m, double us);
     bool reclaim_some();
-    void* spare_event();
-    uint8_t* spare_buffer();
     void drop_lane(Lane& lane);
     static std::vector<std::shared_ptr<Mark>> orphans_of(const Session& s);
-    void bury(std::shared_ptr<Session> s);
+    void end_session(std::shared_ptr<Session> s);
     void tear_down(std::shared_ptr<Session> s);
     void end_streams(Session& s);
 
@@ -346,22 +269,15 @@ private:
     gate::Gate gate_;
     std::thread thread_;
     std::atomic<bool> stop_{false};
-    Fd wake_;
-    std::atomic<uint32_t> doze_{wire::kAwake};
-    std::mutex posted_mutex_;
-    std::vector<std::function<void()>> posted_;
-    bool takes_calls_ = false;  // between start() and stop(); under posted_mutex_
-    std::atomic<bool> has_posted_{false};
+    Inbox inbox_;
     std::atomic<bool> running_{false};
     std::atomic<uint64_t> end_by_ns_{INT64_MAX};  // when streams are aborted at the latest
     const std::shared_ptr<std::atomic<size_t>> live_sessions_ = std::make_shared<std::atomic<size_t>>(0);
 
-    std::mutex snapshot_mutex_;
-    std::condition_variable snapshot_there_;
-    std::shared_ptr<const Snapshot> snapshot_ = std::make_shared<Snapshot>();
-    uint64_t snapshot_asked_ns_ = 0;  // since when one has been asked for and not been made; 0: none has
-    uint64_t published_ns_ = 0;       // the dispatcher's
-    bool changed_ = true;             // sessions or lanes have come or gone since then
+    SnapshotBoard board_;
+    Polling polling_;
+    Spares spares_;
+    Synchronises syncs_;
 
     std::vector<std::shared_ptr<Session>> sessions_;
     std::unordered_map<uint32_t, Lane*> lanes_;
@@ -370,12 +286,6 @@ private:
     std::vector<std::unique_ptr<Item>> spare_items_;  // of launches
     uint32_t next_lane_ = 1;
     std::vector<uint8_t> payload_;
-    std::vector<void*> spare_events_;  // timing events for markers and reclaims
-    std::vector<uint8_t*> spare_buffers_;
-    std::vector<void*> slabs_;
-    std::vector<std::shared_ptr<Ring>> lively_;  // rings with a record lately
-    bool slept_ = false;                         // since the last record was taken
-    std::vector<Waiting> waiting_;
     uint64_t lent_ = 0;
     uint64_t reclaimed_ns_ = 0;
     Timers timers_;
@@ -391,7 +301,7 @@ private:
     std::unique_ptr<Worker> reaper_;
     // What tears down sessions which other ranks may keep waiting, each by itself.
     std::vector<std::unique_ptr<Worker>> ranked_teardowns_;
-    Worker nobody_;  // for what comes back to a session that has ended
+    Worker discarding_worker_;  // for what comes back to a session that has ended
     std::atomic<uint64_t> quota_refusals_{0};
     Exports exports_;
     Holdings holdings_;
@@ -410,52 +320,5 @@ private:
                  first_calls = 0;
     } count_;
 };
-
-// ---- calls ----
-
-template <class Done, class F, class... A>
-std::shared_ptr<CallTicket> Dispatcher::submit(Done done, F f, A... args) {
-    static_assert(kNoCaptures<F>, "a call's function captures nothing: give it arguments");
-    static_assert((kOwned<A> && ...), "a call owns its arguments: no pointers or references");
-    using R = std::invoke_result_t<F, Dispatcher&, A&...>;
-    auto ticket = std::make_shared<CallTicket>();
-    const bool queued =
-        queue_call([this, ticket, done = std::move(done), f, ... args = std::move(args)]() mutable {
-            if (!ticket->begin()) return;
-            const auto run = [&]() -> Outcome<R> {
-                try {
-                    if constexpr (std::is_void_v<R>) {
-                        std::invoke(f, *this, args...);
-                        return std::monostate();
-                    } else {
-                        return std::invoke(f, *this, args...);
-                    }
-                } catch (const std::exception&) {
-                    return CallError::failed;
-                }
-            };
-            done(run());
-        });
-    return queued ? ticket : nullptr;
-}
-
-template <class F, class... A>
-auto Dispatcher::call(std::chrono::milliseconds within, F f, A... args)
-    -> Outcome<std::invoke_result_t<F, Dispatcher&, A&...>> {
-    using R = std::invoke_result_t<F, Dispatcher&, A&...>;
-    auto promise = std::make_shared<std::promise<Outcome<R>>>();
-    auto future = promise->get_future();
-    // The job alone keeps the promise: if it is dropped, the wait ends.
-    const auto ticket =
-        submit([promise = std::move(promise)](Outcome<R> outcome) { promise->set_value(std::move(outcome)); },
-               f, std::move(args)...);
-    if (!ticket) return CallError::stopped;
-    if (future.wait_for(within) != std::future_status::ready && ticket->cancel()) return CallError::timed_out;
-    try {
-        return future.get();
-    } catch (const std::future_error&) {
-        return CallError::stopped;
-    }
-}
 
 }  // namespace flexnpu::daemon

@@ -108,9 +108,9 @@ Held* Dispatcher::captured_workspace(Lane& lane, Item& item, uint64_t bytes) {
 // given before, and cannot ask the stream.
 void Dispatcher::enter_capture(Lane& lane) {
     if (std::exchange(lane.in_capture, true)) return;
-    lane.before_capture = spare_event();
+    lane.before_capture = spares_.event();
     if (lane.before_capture && vendor_.aclrtRecordEvent(lane.before_capture, lane.stream) != 0) {
-        spare_events_.push_back(std::exchange(lane.before_capture, nullptr));
+        spares_.give_event(std::exchange(lane.before_capture, nullptr));
     }
 }
 
@@ -125,7 +125,7 @@ void Dispatcher::forget_graph(Session& s, const std::shared_ptr<Graph>& graph) {
         }
         lane->ending.reset();
         lane->in_capture = false;
-        if (lane->before_capture) spare_events_.push_back(std::exchange(lane->before_capture, nullptr));
+        if (lane->before_capture) spares_.give_event(std::exchange(lane->before_capture, nullptr));
         flow(*lane);
     }
     if (graph->over) return;

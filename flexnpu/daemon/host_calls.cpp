@@ -35,11 +35,11 @@ void Dispatcher::dispatch_host_func(Lane& lane, Item& item) {
     if (lane.calls.size() == 1 && vendor_.aclrtStreamQuery(lane.stream, &status) == 0 &&
         status == acl::STREAM_COMPLETE)
         return host_reached(lane);
-    void* event = spare_event();
+    void* event = spares_.event();
     if (event && vendor_.aclrtRecordEvent(event, lane.stream) == 0)
         return mark(lane, {event, nullptr, 0, true});
     // When the stream reaches it cannot be told: it does not run, rather than too early.
-    if (event) spare_events_.push_back(event);
+    if (event) spares_.give_event(event);
     lane.session->host_backlog.push_back({lane.id, lane.calls.back(), true});
     lane.calls.pop_back();
     lane.calling = lane.calling && lane.call != item.ticket;

@@ -89,7 +89,7 @@ std::vector<uint32_t> apply(Dispatcher& d, const gate::Settings& settings,
 
 template <class F, class... A>
 auto Plane::run(const char* what, F f, A... args) {
-    auto outcome = dispatcher_->call(call_time(), f, std::move(args)...);
+    auto outcome = dispatcher_->inbox().call(call_time(), *dispatcher_, f, std::move(args)...);
     if (!outcome) {
         if (outcome.error() == CallError::timed_out) throw too_late(what, limits_.call_ms);
         throw std::runtime_error(std::string("the data plane ") +

@@ -2,8 +2,6 @@
 // thread.
 #pragma once
 
-#include <unistd.h>
-
 #include <atomic>
 #include <deque>
 #include <functional>
@@ -15,10 +13,12 @@
 #include <vector>
 
 #include "flexnpu/daemon/completions.hpp"
+#include "flexnpu/daemon/fd.hpp"
 #include "flexnpu/daemon/first_calls.hpp"
 #include "flexnpu/daemon/holdings.hpp"
 #include "flexnpu/daemon/memory_map.hpp"
 #include "flexnpu/daemon/pins.hpp"
+#include "flexnpu/daemon/polling.hpp"
 #include "flexnpu/daemon/shape.hpp"
 #include "flexnpu/daemon/table.hpp"
 #include "flexnpu/daemon/threads.hpp"
@@ -27,25 +27,6 @@
 #include "flexnpu/wire/ring.hpp"
 
 namespace flexnpu::daemon {
-
-// A file descriptor and its end.
-class Fd {
-public:
-    Fd() = default;
-    explicit Fd(int fd) : fd_(fd) {}
-    Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-    Fd& operator=(Fd&& other) noexcept {
-        std::swap(fd_, other.fd_);
-        return *this;
-    }
-    ~Fd() {
-        if (fd_ >= 0) ::close(fd_);
-    }
-    int get() const { return fd_; }
-
-private:
-    int fd_ = -1;
-};
 
 // One of the client's rings, and what serves its blocking calls.
 struct Ring {
@@ -61,18 +42,7 @@ struct Ring {
     // have many.
     std::mutex answer;
     std::vector<uint8_t> rest;  // of an answer that is longer than the slot
-    // What its client did last, and how soon it lately did something after the like of it: see
-    // Dispatcher::expecting(). The dispatcher's.
-    struct Arrivals {
-        wire::Kind last = wire::Kind::invalid;
-        uint32_t question = 0;     // the last record's request number; 0: none
-        uint64_t since = 0;        // when it was taken, ns
-        uint64_t answered_at = 0;  // when its answer was seen, ns; 0: not yet
-        uint64_t spin_until = 0;
-        bool nap = false;     // rather than sleep: the next one is not known to take its time
-        bool lively = false;  // among the dispatcher's lively rings
-        wire::AdaptiveWait after_record[size_t(wire::Kind::count_)], after_answer[size_t(wire::Kind::count_)];
-    } arrivals;
+    Arrivals arrivals;          // the dispatching thread's
     // Of the chunks of a copy under way: on the worker's thread while `copying`, else on the dispatcher's.
     Failure chunk_failure;
     std::atomic<uint32_t> copying{0};  // copies that the worker has yet to make

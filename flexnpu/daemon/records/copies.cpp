@@ -110,7 +110,7 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
             item->ticket_of_block = c.ticket;
         }
         if (from_inline && !footprint) {
-            item->buffer = spare_buffer();
+            item->buffer = spares_.buffer();
             if (!item->buffer) return bad(acl::RT_MEMORY_ALLOCATION, "FlexNPU: no host memory for a copy");
             std::memcpy(item->buffer, data.data(), c.bytes);
             item->b = reinterpret_cast<uint64_t>(item->buffer);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "flexnpu/daemon/deadline.hpp"
 #include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/daemon/graphs.hpp"
 #include "flexnpu/daemon/heads.hpp"

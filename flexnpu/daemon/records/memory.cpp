@@ -77,9 +77,9 @@ void Dispatcher::when_unused(Session& s, const Reply& reply, MemoryMap::Range ra
                 return all.push_back(lane->before_capture);  // what came before is all that runs there
             progress(*lane);
             if (lane->given == lane->over && !lane->in_flight_since_sync) return;
-            void* e = lane->in_update ? nullptr : spare_event();
+            void* e = lane->in_update ? nullptr : spares_.event();
             if (e && vendor_.aclrtRecordEvent(e, lane->stream) != 0)
-                spare_events_.push_back(std::exchange(e, nullptr));
+                spares_.give_event(std::exchange(e, nullptr));
             if (!e) return streams.push_back(lane);
             ours.push_back(e);
             all.push_back(e);
@@ -106,7 +106,7 @@ void Dispatcher::when_unused(Session& s, const Reply& reply, MemoryMap::Range ra
                 // for.
                 if (!ours.empty())
                     post([this, ours = std::move(ours)] {
-                        spare_events_.insert(spare_events_.end(), ours.begin(), ours.end());
+                        for (void* e : ours) spares_.give_event(e);
                     });
                 for (const auto& use : uses) {
                     while (!use.expired() && wire::now_ns() < deadline)

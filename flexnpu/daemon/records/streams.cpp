@@ -95,7 +95,7 @@ void Dispatcher::sync_stream(Session& s, Payload p, const Reply& reply) {
     auto t = lane->idle() ? nullptr : timed(o.deadline_ns, "aclrtSynchronizeStreamWithTimeout", reply);
     after({lane}, true, [this, session, lane, o, reply, t] {
         if (settle(t))
-            finish_sync(session->shared_from_this(), {lane->shared_from_this()}, o.deadline_ns, reply);
+            syncs_.add(session->shared_from_this(), {lane->shared_from_this()}, o.deadline_ns, reply);
     });
 }
 
@@ -108,7 +108,7 @@ void Dispatcher::sync_device(Session& s, Payload p, const Reply& reply) {
         if (!settle(t)) return;
         std::vector<std::shared_ptr<Lane>> lanes;
         session->each_lane([&](const std::shared_ptr<Lane>& lane) { lanes.push_back(lane); });
-        finish_sync(session->shared_from_this(), std::move(lanes), o.deadline_ns, reply);
+        syncs_.add(session->shared_from_this(), std::move(lanes), o.deadline_ns, reply);
     });
 }
 

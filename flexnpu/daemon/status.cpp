@@ -1,0 +1,101 @@
+// What other threads are told of the data plane.
+#include <algorithm>
+
+#include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/wire/futex.hpp"
+
+namespace flexnpu::daemon {
+
+using wire::now_ns;
+
+std::shared_ptr<const Snapshot> Dispatcher::snapshot(std::chrono::milliseconds within) {
+    return board_.latest(within, [this] { return inbox_.put_call([this] { publish(); }); });
+}
+
+void Dispatcher::publish() {
+    board_.publish(now_ns(), [this](Snapshot& s) {
+        s.sessions = session_infos();
+        s.lanes = lane_infos();
+        s.counters = counters();
+    });
+}
+
+std::vector<SessionInfo> Dispatcher::session_infos() const {
+    std::vector<SessionInfo> out;
+    for (auto& s : sessions_) {
+        uint64_t lanes = s->streams.size() + (s->default_lane ? 1 : 0);
+        out.push_back({s->id, s->pid, s->comm, s->uid, s->account->used(), s->account->quota(),
+                       s->rings.size(), lanes, s->calls, s->refused.load(), s->page->ring_full.load(),
+                       s->page->launches.load(), s->page->steps.load()});
+    }
+    return out;
+}
+
+std::vector<LaneInfo> Dispatcher::lane_infos() const {
+    std::vector<LaneInfo> out;
+    for (auto& s : sessions_) {
+        s->each_lane([&](const std::shared_ptr<Lane>& lane) {
+            const auto g = gate_.stats(lane->id).value_or(gate::LaneStats{});
+            out.push_back({lane->id, s->id, s->pid, s->comm, lane->handle, g.phase,
+                           lane->backlog.size() + lane->queue.size(), g.in_flight, g.in_flight_us,
+                           lane->launched,
+                           std::max(lane->completed,
+                                    lane->launched -
+                                        std::min(lane->launched, g.in_flight + lane->in_flight_since_sync)),
+                           g.device_us, g.gated_us, g.held_now});
+        });
+    }
+    return out;
+}
+
+std::map<std::string, uint64_t> Dispatcher::counters() const {
+    const gate::Counters g = gate_.counters();
+    uint64_t refused = count_.refused;
+    std::map<std::string, uint64_t> out{
+        {"records", count_.records},
+        {"launches", count_.launches},
+        {"copies", count_.copies},
+        {"collectives", count_.collectives},
+        {"refused", refused},
+        {"malformed", count_.malformed},
+        {"sessions_opened", count_.sessions},
+        {"sessions_broken", count_.sessions_broken},
+        {"naps", count_.naps},
+        {"sleeps", count_.sleeps},
+        {"shapes_defined", count_.shapes},
+        {"vendor_errors", count_.vendor_errors},
+        {"markers", count_.markers},
+        {"graphs_captured", count_.graphs},
+        {"captured_launches", count_.captured},
+        {"graph_replays", count_.replays},
+        {"quota_refusals", quota_refusals_.load()},
+        {"host_functions", count_.host_calls},
+        {"stream_aborts", count_.aborts},
+        {"timeouts", count_.timeouts},
+        {"first_calls_beside", count_.first_calls},
+        {"gate_decisions", g.decisions},
+        {"gate_held", g.held},
+        {"gate_forced", g.forced},
+        {"gate_oversize", g.oversize},
+        {"gate_expired_leases", g.expired_leases},
+        {"gate_lost_completions", g.lost_completions},
+        {"gate_unknown_completions", g.unknown_completions},
+        {"gate_cost_keys", g.cost_keys},
+        {"gate_cost_samples", g.cost_samples},
+        {"gate_cost_evicted", g.cost_evicted},
+        {"overlap_slowdown_milli", uint64_t(gate_.overlap_slowdown() * 1000)},
+    };
+    threads_->counters(&out);
+    completions_->counters(&out);
+    holdings_.counters(&out);
+    return out;
+}
+
+void Dispatcher::set_decode_targets(double target_us) {
+    for (const auto& [id, lane] : lanes_) {
+        const auto stats = gate_.stats(id);
+        if (stats && stats->phase == gate::Phase::Decode) gate_.set_phase(id, stats->phase, target_us);
+    }
+}
+
+}  // namespace flexnpu::daemon
