@@ -100,10 +100,9 @@ void Dispatcher::empty_lane(Lane& lane) {
     reclaim(lane, false);  // a copy that had begun may still be reading
     progress(lane);
     for (auto& item : dropped) {
-        s.give_block(item->block, item->ticket_of_block);
-        if (item->buffer) spares_.give_buffer(item->buffer);
+        give_back_source(lane, *item);
         detach(lane, *item);
-        switch (item->type) {
+        switch (item->type()) {
             case ItemType::record: {
                 if (item->as_it_is) break;  // the event's record of now is another lane's
                 const std::shared_ptr<Mark> mark = std::move(item->mark);
@@ -112,11 +111,12 @@ void Dispatcher::empty_lane(Lane& lane) {
                 recorded(*mark);
                 break;
             }
-            case ItemType::wait: item->mark->queued_waits -= uint32_t(item->value); break;
+            case ItemType::wait: item->mark->queued_waits -= item->as<WaitItem>().counted; break;
             case ItemType::host_func:
-                s.host_backlog.push_back({lane.id, {item->a, item->ticket, false}, true});
+                s.host_backlog.push_back(
+                    {lane.id, {item->as<HostFunctionItem>().function, item->ticket, false}, true});
                 break;
-            case ItemType::call: item->job(); break;
+            case ItemType::call: item->as<CallItem>().dropped(); break;
             // An update that has begun ends, and of one whose begin is dropped nothing is run.
             case ItemType::update_begin: lane.update_failed = true; break;
             case ItemType::update_end:
@@ -124,7 +124,7 @@ void Dispatcher::empty_lane(Lane& lane) {
                 break;
             case ItemType::sync:
                 fail(lane, acl::RT_STREAM_ABORT, "the stream was aborted");
-                item->job();
+                item->as<SyncItem>().job();
                 break;
             default: break;
         }

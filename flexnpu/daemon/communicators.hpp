@@ -49,6 +49,6 @@ inline constexpr uint32_t kMostRanks = 1 << 14;
 std::string told(const Vendor& vendor, const char* function, int32_t result);
 
 // Whether the vendor's call of this item may wait for other ranks.
-bool may_block(const Item& item);
+bool may_block(const CollectiveItem& item);
 
 }  // namespace flexnpu::daemon

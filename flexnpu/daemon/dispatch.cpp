@@ -34,22 +34,23 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
     if (d.held_ns) publish_held(lane, d.held_ns);
     void* start = nullptr;
     if (d.timed && (start = spares_.event())) vendor_.aclrtRecordEvent(start, lane.stream);
+    const ItemType type = item->type();
     // What would have been updated is left alone. Its events stay: others wait for them.
-    const bool orders =
-        item->type == ItemType::record || item->type == ItemType::wait || item->type == ItemType::reset;
-    if (lane.update_failed && item->capturing && item->type != ItemType::update_end && !orders) return;
+    const bool orders = type == ItemType::record || type == ItemType::wait || type == ItemType::reset;
+    if (lane.update_failed && item->capturing && type != ItemType::update_end && !orders) return;
     dispatching_ = item.get();
     if (item->capturing && (item->capturing == lane.capture || item->capturing == lane.ending))
         enter_capture(lane);
-    switch (item->type) {
+    switch (type) {
         case ItemType::launch: dispatch_launch(lane, *item); break;
         case ItemType::copy: dispatch_copy(lane, *item); break;
-        case ItemType::memset:
-            if (int32_t e = vendor_.aclrtMemsetAsync(reinterpret_cast<void*>(item->a), item->bytes,
-                                                     item->value, item->bytes, lane.stream)) {
+        case ItemType::memset: {
+            const MemsetItem& m = item->as<MemsetItem>();
+            if (int32_t e = vendor_.aclrtMemsetAsync(reinterpret_cast<void*>(m.to), m.bytes, m.value, m.bytes,
+                                                     lane.stream))
                 fail(lane, e, vendor_.message("aclrtMemsetAsync", e));
-            }
             break;
+        }
         case ItemType::record: dispatch_record(lane, *item); break;
         case ItemType::wait: dispatch_wait(lane, *item); break;
         case ItemType::host_func: dispatch_host_func(lane, *item); break;
@@ -57,27 +58,26 @@ void Dispatcher::dispatch(Lane& lane, const gate::Decision& d) {
             if (int32_t e = vendor_.aclrtResetEvent(item->mark->event, lane.stream))
                 fail(lane, e, vendor_.message("aclrtResetEvent", e));
             break;
-        case ItemType::call: item->work(lane, item->ticket); break;
+        case ItemType::call: item->as<CallItem>().start(lane, item->ticket); break;
         case ItemType::hint: dispatch_hint(lane, *item); break;
         case ItemType::replay: dispatch_replay(lane, *item); break;
         case ItemType::value: {
-            const int32_t e =
-                Vendor::call(item->value ? vendor_.aclrtValueWait : vendor_.aclrtValueWrite,
-                             reinterpret_cast<void*>(item->a), item->b, uint32_t(item->flag), lane.stream);
-            if (e) fail(lane, e, vendor_.message(item->value ? "aclrtValueWait" : "aclrtValueWrite", e));
+            const ValueItem& v = item->as<ValueItem>();
+            const int32_t e = Vendor::call(v.wait ? vendor_.aclrtValueWait : vendor_.aclrtValueWrite,
+                                           reinterpret_cast<void*>(v.address), v.value, v.flag, lane.stream);
+            if (e) fail(lane, e, vendor_.message(v.wait ? "aclrtValueWait" : "aclrtValueWrite", e));
             break;
         }
         case ItemType::update_begin:
         case ItemType::update_end: dispatch_update(lane, *item); break;
         case ItemType::sync:
             dispatching_ = nullptr;
-            item->job();
+            item->as<SyncItem>().job();
             break;
         case ItemType::collective: dispatch_collective(lane, *item); break;
         case ItemType::kernel: dispatch_kernel(lane, *item); break;
     }
     dispatching_ = nullptr;
-    const ItemType type = item->type;
     const bool captured = item->capturing != nullptr;
     if (type == ItemType::launch)
         keep_item(std::move(item));
@@ -126,8 +126,9 @@ void Dispatcher::dispatch_launch(Lane& lane, Item& item) {
         fail(lane, e, vendor_.message(shape.name(), e));
         return;
     }
-    void* workspace = reinterpret_cast<void*>(item.a);
-    uint64_t size = item.b;
+    const LaunchItem& asked = item.as<LaunchItem>();
+    void* workspace = reinterpret_cast<void*>(asked.workspace);
+    uint64_t size = asked.workspace_bytes;
     if (need > size && item.capturing) {
         Held* own = captured_workspace(lane, item, need);
         if (!own) return;
@@ -157,27 +158,28 @@ void Dispatcher::dispatch_launch(Lane& lane, Item& item) {
 }
 
 void Dispatcher::dispatch_copy(Lane& lane, Item& item) {
+    const CopyItem& c = item.as<CopyItem>();
     count_.copies++;
-    if (!item.capturing && item.bytes > kLargeCopy && item.value != acl::DEVICE_TO_DEVICE) {
-        copying_until_ = std::max(copying_until_, now_ns()) + item.bytes / kSlowCopyBytesPerNs;
+    if (!item.capturing && c.bytes > kLargeCopy && c.kind != acl::DEVICE_TO_DEVICE) {
+        copying_until_ = std::max(copying_until_, now_ns()) + c.bytes / kSlowCopyBytesPerNs;
     }
     const int32_t e =
-        vendor_.aclrtMemcpyAsync(reinterpret_cast<void*>(item.a), item.bytes,
-                                 reinterpret_cast<const void*>(item.b), item.bytes, item.value, lane.stream);
+        vendor_.aclrtMemcpyAsync(reinterpret_cast<void*>(c.to), c.bytes,
+                                 reinterpret_cast<const void*>(c.from), c.bytes, c.kind, lane.stream);
     if (e) {
         count_.vendor_errors++;
         fail(lane, e, vendor_.message("aclrtMemcpyAsync", e));
     }
-    if (!item.buffer && item.block < 0) return;
+    if (!c.buffer && c.block < 0) return;
     void* event = e == 0 ? spares_.event() : nullptr;
     if (event && vendor_.aclrtRecordEvent(event, lane.stream) == 0) {
-        lane.lent.push_back({event, item.buffer, item.block, item.ticket_of_block});
+        lane.lent.push_back({event, c.buffer, c.block, c.block_ticket});
         lent_++;
         return;
     }
     if (e == 0) vendor_.aclrtSynchronizeStream(lane.stream);
-    if (item.buffer) spares_.give_buffer(item.buffer);
-    lane.session->give_block(item.block, item.ticket_of_block);
+    if (c.buffer) spares_.give_buffer(c.buffer);
+    lane.session->give_block(c.block, c.block_ticket);
 }
 
 // Whether a small copy made here and now could queue behind a large one, and all lanes with it.
@@ -207,12 +209,13 @@ void Dispatcher::recorded(Mark& mark) {
 }
 
 void Dispatcher::dispatch_wait(Lane& lane, Item& item) {
-    item.mark->queued_waits -= uint32_t(item.value);
+    const WaitItem& w = item.as<WaitItem>();
+    item.mark->queued_waits -= w.counted;
     // The vendor's function with a timeout is newer than the one without.
     static const auto timed_wait = reinterpret_cast<decltype(&::aclrtStreamWaitEventWithTimeout)>(
         vendor_.function(api::FN_aclrtStreamWaitEventWithTimeout));
-    const int32_t e = item.deadline_ns >= 0 && timed_wait
-                          ? timed_wait(lane.stream, item.mark->event, left_ms(item.deadline_ns))
+    const int32_t e = w.deadline_ns >= 0 && timed_wait
+                          ? timed_wait(lane.stream, item.mark->event, left_ms(w.deadline_ns))
                           : vendor_.aclrtStreamWaitEvent(lane.stream, item.mark->event);
     if (e) fail(lane, e, vendor_.message("aclrtStreamWaitEvent", e));
 }

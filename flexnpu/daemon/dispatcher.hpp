@@ -166,7 +166,7 @@ private:
     // The footprint that this lane's next operator adds to, or nullptr.
     static Footprint* footprint_of(Lane& lane);
     // A captured copy's bytes, in memory that lives as long as the graph.
-    static bool keep_bytes(Lane& lane, Item& item, const void* from, uint64_t bytes);
+    static bool keep_bytes(Lane& lane, CopyItem& copy, const void* from, uint64_t bytes);
     bool capture_event(Session& s, Lane& lane, Event& event, ItemType type);
     void use_real_event(Lane& lane, Event& event, ItemType type, int64_t deadline_ns);
     static Mark* obstacle(const Item& item);
@@ -257,6 +257,8 @@ private:
     void marked(uint32_t lane, const Completions::Marker& m, double us);
     bool reclaim_some();
     void drop_lane(Lane& lane);
+    // What a copy that is not dispatched would have read goes back to where it came from.
+    void give_back_source(Lane& lane, const Item& item);
     static std::vector<std::shared_ptr<Mark>> orphans_of(const Session& s);
     void end_session(std::shared_ptr<Session> s);
     void tear_down(std::shared_ptr<Session> s);

@@ -73,7 +73,7 @@ Footprint* Dispatcher::footprint_of(Lane& lane) {
     return lane.capture ? &lane.capture->footprint : nullptr;
 }
 
-bool Dispatcher::keep_bytes(Lane& lane, Item& item, const void* from, uint64_t bytes) {
+bool Dispatcher::keep_bytes(Lane& lane, CopyItem& copy, const void* from, uint64_t bytes) {
     Graph* graph = lane.graph();
     if (!graph || bytes > kMaxKept - std::min(kMaxKept, lane.session->graph_bytes)) return false;
     void* kept = graph->host(bytes);
@@ -81,7 +81,7 @@ bool Dispatcher::keep_bytes(Lane& lane, Item& item, const void* from, uint64_t b
     std::memcpy(kept, from, bytes);
     graph->kept += bytes;
     lane.session->graph_bytes += bytes;
-    item.b = reinterpret_cast<uint64_t>(kept);
+    copy.from = reinterpret_cast<uint64_t>(kept);
     return true;
 }
 
@@ -135,7 +135,7 @@ void Dispatcher::forget_graph(Session& s, const std::shared_ptr<Graph>& graph) {
 }
 
 void Dispatcher::dispatch_update(Lane& lane, Item& item) {
-    const bool begin = item.type == ItemType::update_begin;
+    const bool begin = item.type() == ItemType::update_begin;
     if (!begin && std::exchange(lane.update_failed, false)) return;
     const int32_t e =
         begin ? Vendor::call(vendor_.aclmdlRICaptureTaskUpdateBegin, lane.stream, item.group->vendor)
@@ -152,9 +152,10 @@ void Dispatcher::dispatch_replay(Lane& lane, Item& item) {
     lane.launched++;
     lane.in_flight_since_sync++;
     lane.step_open = true;
-    lane.replayed = item.graph;
+    const std::shared_ptr<Graph>& graph = item.as<ReplayItem>().graph;
+    lane.replayed = graph;
     count_.replays++;
-    if (int32_t e = Vendor::call(vendor_.aclmdlRIExecuteAsync, item.graph->model, lane.stream)) {
+    if (int32_t e = Vendor::call(vendor_.aclmdlRIExecuteAsync, graph->model, lane.stream)) {
         count_.vendor_errors++;
         fail(lane, e, vendor_.message("aclmdlRIExecuteAsync", e));
     }

@@ -21,16 +21,13 @@ void Dispatcher::host_func(Session& s, Payload p) {
         return refuse_later(s, lane, acl::RT_CAPTURE_MODE_NOT_SUPPORT,
                             "aclrtLaunchHostFunc: FlexNPU cannot capture a function of the program");
     }
-    auto item = std::make_unique<Item>();
-    item->type = ItemType::host_func;
-    item->a = h.function;
-    item->value = h.block != 0;
-    push(*lane, std::move(item));
+    push(*lane, std::make_unique<Item>(HostFunctionItem{h.function, h.block != 0}));
 }
 
 void Dispatcher::dispatch_host_func(Lane& lane, Item& item) {
     count_.host_calls++;
-    lane.calls.push_back({item.a, item.ticket, item.value != 0});
+    const HostFunctionItem& f = item.as<HostFunctionItem>();
+    lane.calls.push_back({f.function, item.ticket, f.blocks});
     int32_t status = acl::STREAM_NOT_READY;
     if (lane.calls.size() == 1 && vendor_.aclrtStreamQuery(lane.stream, &status) == 0 &&
         status == acl::STREAM_COMPLETE)

@@ -98,11 +98,11 @@ void Dispatcher::keep_item(std::unique_ptr<Item> item) {
 }
 
 void Dispatcher::push(Lane& lane, std::unique_ptr<Item> item) {
-    if (item->type != ItemType::sync && (lane.capture || lane.update)) {
+    if (item->type() != ItemType::sync && (lane.capture || lane.update)) {
         item->capturing = lane.update ? lane.update->graph.lock() : lane.capture;
         item->group = lane.update ? lane.update : lane.group;
     }
-    item->behind = lane.ending && item->type != ItemType::sync;
+    item->behind = lane.ending && item->type() != ItemType::sync;
     item->ticket = ++lane.last_ticket;
     lane.session->queued++;
     lane.backlog.push_back(std::move(item));
@@ -119,30 +119,36 @@ void Dispatcher::flow(Lane& lane) {
         if (Mark* first = obstacle(item)) {
             lane.blocked = true;
             first->blocked.push_back(&lane);
-            if (item.type == ItemType::wait && item.deadline_ns >= 0) {
+            const auto* wait = std::get_if<WaitItem>(&item.work);
+            if (wait && wait->deadline_ns >= 0) {
                 lane.blocked_until =
-                    timers_.add(uint64_t(item.deadline_ns),
+                    timers_.add(uint64_t(wait->deadline_ns),
                                 [this, id = lane.id, ticket = item.ticket] { give_up_wait(id, ticket); });
             }
             return;
         }
         if (item.behind && lane.ending) return;
-        if (item.type == ItemType::launch && item.shape->first_call != Shape::FirstCall::over &&
+        const ItemType type = item.type();
+        if (type == ItemType::launch && item.shape->first_call != Shape::FirstCall::over &&
             !first_call_over(lane, item))
             return;
         if (!item.capturing && !room(lane)) return;
         gate::Item g;
         g.ticket = item.ticket;
-        g.costed = ((item.type == ItemType::launch || item.type == ItemType::kernel) && !item.capturing) ||
-                   item.type == ItemType::replay;
+        g.costed = ((type == ItemType::launch || type == ItemType::kernel) && !item.capturing) ||
+                   type == ItemType::replay;
         g.step_end = item.step_end;
         if (item.shape) g.key = item.shape->key();
-        if (item.graph) g.key = gate::graph_key(item.graph->serial, item.graph->us);
-        if (item.function) g.key = gate::kernel_key(item.function->serial, uint32_t(item.b));
+        if (const auto* replay = std::get_if<ReplayItem>(&item.work))
+            g.key = gate::graph_key(replay->graph->serial, replay->graph->us);
+        if (const auto* kernel = std::get_if<KernelItem>(&item.work))
+            g.key = gate::kernel_key(kernel->function->serial, kernel->blocks);
         gate_.enqueue(now_, lane.id, g);
-        if (item.type == ItemType::collective) item.value = may_block(item) ? 1 : 0;
-        if (((item.type == ItemType::host_func || item.type == ItemType::collective) && item.value) ||
-            item.type == ItemType::call) {
+        auto* collective = std::get_if<CollectiveItem>(&item.work);
+        if (collective) collective->may_block = may_block(*collective);
+        const auto* function = std::get_if<HostFunctionItem>(&item.work);
+        if (type == ItemType::call || (collective && collective->may_block) ||
+            (function && function->blocks)) {
             lane.calling = true;
             lane.call = item.ticket;
         }
@@ -161,10 +167,8 @@ void Dispatcher::after(const std::vector<Lane*>& lanes, bool step_end, std::func
     for (Lane* lane : lanes) {
         if (lane->idle() && !(step_end && lane->step_open)) continue;
         ++*left;
-        auto item = std::make_unique<Item>();
-        item->type = ItemType::sync;
+        auto item = std::make_unique<Item>(SyncItem{arrive});
         item->step_end = step_end && lane->step_open;
-        item->job = arrive;
         push(*lane, std::move(item));
     }
     arrive();
@@ -233,7 +237,7 @@ void Dispatcher::give_up_wait(uint32_t id, uint64_t ticket) {
     if (!lane.blocked || lane.backlog.empty() || lane.backlog.front()->ticket != ticket) return;
     const std::unique_ptr<Item> item = std::move(lane.backlog.front());
     detach(lane, *item);
-    item->mark->queued_waits -= uint32_t(item->value);
+    item->mark->queued_waits -= item->as<WaitItem>().counted;
     lane.blocked = false;
     lane.blocked_until = {};
     lane.backlog.pop_front();

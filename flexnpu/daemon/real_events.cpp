@@ -22,11 +22,10 @@ bool Dispatcher::capture_event(Session& s, Lane& lane, Event& event, ItemType ty
     }
     if (!lane.capture) return false;
     (type == ItemType::record ? lane.capture->records : lane.capture->uses).insert(event.shared_from_this());
-    auto item = std::make_unique<Item>();
-    item->type = type;
+    auto item = std::make_unique<Item>(event_work(type, -1));
     item->mark = event.mark;
     item->as_it_is = true;
-    if (type == ItemType::wait) event.mark->queued_waits += uint32_t(item->value = 1);
+    if (type == ItemType::wait) event.mark->queued_waits += item->as<WaitItem>().counted = 1;
     push(lane, std::move(item));
     return true;
 }
@@ -34,8 +33,7 @@ bool Dispatcher::capture_event(Session& s, Lane& lane, Event& event, ItemType ty
 // A real event outside of a capture: operations on it are dispatched in the order of the program, whatever
 // the lane.
 void Dispatcher::use_real_event(Lane& lane, Event& event, ItemType type, int64_t deadline_ns) {
-    auto item = std::make_unique<Item>();
-    item->type = type;
+    auto item = std::make_unique<Item>(event_work(type, deadline_ns));
     if (type == ItemType::record) {
         if (event.mark->queued_waits) event.earlier.push_back(event.mark);
         event.mark = std::make_shared<Mark>(event.mark);
@@ -45,17 +43,15 @@ void Dispatcher::use_real_event(Lane& lane, Event& event, ItemType type, int64_t
         event.mark->users++;
         item->uses.push_back(event.mark);
     }
-    if (type == ItemType::wait) {
-        item->deadline_ns = deadline_ns;
-        event.mark->queued_waits += uint32_t(item->value = 1);
-    }
+    if (type == ItemType::wait) event.mark->queued_waits += item->as<WaitItem>().counted = 1;
     item->mark = event.mark;
     push(lane, std::move(item));
 }
 
 // What must be dispatched before this item, or nullptr.
 Mark* Dispatcher::obstacle(const Item& item) {
-    if ((item.type == ItemType::wait || item.type == ItemType::reset) && item.mark->pending && !item.as_it_is)
+    if ((item.type() == ItemType::wait || item.type() == ItemType::reset) && item.mark->pending &&
+        !item.as_it_is)
         return item.mark.get();
     for (const auto& m : item.uses) {
         if (m->pending) return m.get();

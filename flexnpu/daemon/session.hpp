@@ -16,6 +16,7 @@
 #include "flexnpu/daemon/fd.hpp"
 #include "flexnpu/daemon/first_calls.hpp"
 #include "flexnpu/daemon/holdings.hpp"
+#include "flexnpu/daemon/item.hpp"
 #include "flexnpu/daemon/memory_map.hpp"
 #include "flexnpu/daemon/pins.hpp"
 #include "flexnpu/daemon/polling.hpp"
@@ -115,63 +116,6 @@ struct Event : std::enable_shared_from_this<Event> {
     std::shared_ptr<Mark> mark;
     std::vector<std::shared_ptr<Mark>>
         earlier;  // that waits may still mean; kept for aclrtQueryEventWaitStatus
-};
-
-enum class ItemType : uint8_t {
-    launch,
-    copy,
-    memset,
-    record,
-    wait,
-    reset,
-    sync,
-    replay,
-    value,
-    update_begin,
-    update_end,
-    host_func,
-    call,
-    hint,
-    collective,
-    kernel
-};
-
-// Something that a lane is to do, in the lane's order.
-struct Item {
-    ItemType type;
-    uint64_t ticket = 0;
-    std::shared_ptr<Shape> shape;
-    std::vector<uint64_t> addresses;
-    // launch: the client's workspace. copy: destination, source. memset: destination. host_func: the client's
-    // number for it.
-    uint64_t a = 0, b = 0, bytes = 0;
-    int32_t value = 0;  // memset: the value; copy: its kind; host_func: whether the stream waits for it;
-                        // wait: counted in queued_waits
-    int64_t deadline_ns = -1;   // wait
-    uint8_t* buffer = nullptr;  // copy of inline data: ours, given back when the copy is over
-    int32_t block = -1;         // copy from staging: given back when the copy is over
-    uint32_t ticket_of_block = 0;
-    std::shared_ptr<Mark> mark;
-    std::function<void(Lane&, uint64_t ticket)>
-        work;  // call: on a worker; the lane waits until it has returned
-    // What a graph captures, or the arguments of its operators that this updates: it does not run here and
-    // now.
-    std::shared_ptr<Graph> capturing;
-    std::shared_ptr<Graph> graph;      // replay: which
-    std::shared_ptr<TaskGroup> group;  // of an update, or of an operator that can be updated
-    bool behind = false;               // the end of a capture, which the vendor comes to first
-    bool as_it_is = false;  // a real event in a capture: waits for nothing now, and is not recorded now
-    // Of real events: what it waits for or resets, and what it records.
-    std::vector<std::shared_ptr<Mark>> uses, makes;
-    uint64_t flag = 0;          // value: as the program gave it; `a`, `b`: address and value
-    std::function<void()> job;  // sync: runs when everything before it has been dispatched
-    bool step_end = false;
-    // collective: the vendor's call, and what to know it by (b): the first of a kind may block. `value`: it
-    // is made by the communicator's worker.
-    std::shared_ptr<Communicator> communicator;
-    std::function<int32_t()> call;
-    // kernel: what it runs; `call` launches it, `b` is how many blocks of it.
-    std::shared_ptr<Function> function;
 };
 
 // A resource that a dispatched copy still reads.

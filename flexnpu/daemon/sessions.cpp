@@ -124,11 +124,19 @@ std::vector<std::shared_ptr<Mark>> Dispatcher::orphans_of(const Session& s) {
     s.each_lane([&](const std::shared_ptr<Lane>& lane) {
         for (auto* items : {&lane->backlog, &lane->queue}) {
             for (auto& item : *items) {
-                if (item->type == ItemType::record && item->mark->between_sessions) out.push_back(item->mark);
+                if (item->type() == ItemType::record && item->mark->between_sessions)
+                    out.push_back(item->mark);
             }
         }
     });
     return out;
+}
+
+void Dispatcher::give_back_source(Lane& lane, const Item& item) {
+    const auto* copy = std::get_if<CopyItem>(&item.work);
+    if (!copy) return;
+    lane.session->give_block(copy->block, copy->block_ticket);
+    if (copy->buffer) spares_.give_buffer(copy->buffer);
 }
 
 // Forgets what the lane has not dispatched.
@@ -141,12 +149,11 @@ void Dispatcher::drop_lane(Lane& lane) {
     for (auto* items : {&lane.backlog, &lane.queue}) {
         for (auto& item : *items) {
             lane.session->queued--;
-            lane.session->give_block(item->block, item->ticket_of_block);
-            if (item->buffer) spares_.give_buffer(item->buffer);
+            give_back_source(lane, *item);
             if (item->mark) {
                 std::erase(item->mark->blocked, &lane);
                 if (!item->mark->between_sessions) item->mark->waiters.clear();
-                if (item->type == ItemType::wait) item->mark->queued_waits -= uint32_t(item->value);
+                if (item->type() == ItemType::wait) item->mark->queued_waits -= item->as<WaitItem>().counted;
             }
             detach(lane, *item);
             for (const auto& m : item->makes) {

@@ -199,8 +199,7 @@ void Dispatcher::update_begin(Session& s, Payload p) {
     // The group's operators forget what they referred to. Memory that they may still be using until this
     // takes effect cannot leave the session before this lane has drained.
     lane->update->footprint.clear();
-    auto item = std::make_unique<Item>();
-    item->type = ItemType::update_begin;
+    auto item = std::make_unique<Item>(UpdateBeginItem{});
     push(*lane, std::move(item));
 }
 
@@ -212,8 +211,7 @@ void Dispatcher::update_end(Session& s, Payload p) {
     if (!lane->update)
         return refuse_later(s, lane, acl::RT_TASK_GROUP_STATUS,
                             "aclmdlRICaptureTaskUpdateEnd: the stream updates no task group");
-    auto item = std::make_unique<Item>();
-    item->type = ItemType::update_end;
+    auto item = std::make_unique<Item>(UpdateEndItem{});
     push(*lane, std::move(item));
     lane->update.reset();
 }

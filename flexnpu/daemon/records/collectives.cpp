@@ -194,7 +194,7 @@ uint64_t kind_of(const Operation& o) {
 
 }  // namespace
 
-bool may_block(const Item& item) { return !item.communicator->known.contains(item.b); }
+bool may_block(const CollectiveItem& c) { return !c.communicator->known.contains(c.connections); }
 
 void Dispatcher::collective(Session& s, Payload p) {
     wire::Collective c;
@@ -224,12 +224,12 @@ void Dispatcher::collective(Session& s, Payload p) {
                                 std::to_string(spans[foreign].bytes) +
                                 " bytes) is not in memory of this process");
     }
-    auto item = std::make_unique<Item>();
-    item->type = ItemType::collective;
-    item->b = kind_of(*operation);
-    item->a = c.of;
-    item->communicator = comm;
-    item->call = [this, operation, comm = comm.get(), stream = lane->stream] {
+    auto item = std::make_unique<Item>(CollectiveItem{});
+    CollectiveItem& made = item->as<CollectiveItem>();
+    made.connections = kind_of(*operation);
+    made.of = c.of;
+    made.communicator = comm;
+    made.call = [this, operation, comm = comm.get(), stream = lane->stream] {
         return perform(vendor_, *operation, comm->handle, comm->ranks, stream);
     };
     push(*lane, std::move(item));
@@ -239,39 +239,40 @@ void Dispatcher::dispatch_collective(Lane& lane, Item& item) {
     count_.collectives++;
     lane.step_open = true;
     lane.in_flight_since_sync++;
-    const char* name = kNames[item.a];
-    if (!item.value) {
-        if (const int32_t e = item.call()) {
+    CollectiveItem& c = item.as<CollectiveItem>();
+    const char* name = kNames[c.of];
+    if (!c.may_block) {
+        if (const int32_t e = c.call()) {
             count_.vendor_errors++;
             fail(lane, acl::RT_INTERNAL, told(vendor_, name, e));
         }
         return;
     }
-    Communicator& comm = *item.communicator;
+    Communicator& comm = *c.communicator;
     if (!comm.worker) {
         comm.worker = std::make_unique<Worker>(*threads_, lane.session->call_share);
     }
     // The worker belongs to the communicator, which its session ends before its lanes.
-    comm.worker->post(
-        [this, name, call = std::move(item.call), &comm, key = item.b, id = lane.id, ticket = item.ticket] {
-            const int32_t e = comm.dropped ? int32_t(hccl::E_UNAVAIL) : call();
-            Failure failure;
-            if (e) failure = {acl::RT_INTERNAL, told(vendor_, name, e)};
-            post([this, comm = comm.shared_from_this(), key, id, ticket, failure] {
-                if (failure.code == 0) comm->known.insert(key);
-                auto it = lanes_.find(id);
-                if (it == lanes_.end()) return;
-                Lane& lane = *it->second;
-                if (failure.code) {
-                    count_.vendor_errors++;
-                    fail(lane, failure.code, failure.message);
-                }
-                if (lane.calling && lane.call == ticket) {
-                    lane.calling = false;
-                    flow(lane);
-                }
-            });
+    comm.worker->post([this, name, call = std::move(c.call), &comm, key = c.connections, id = lane.id,
+                       ticket = item.ticket] {
+        const int32_t e = comm.dropped ? int32_t(hccl::E_UNAVAIL) : call();
+        Failure failure;
+        if (e) failure = {acl::RT_INTERNAL, told(vendor_, name, e)};
+        post([this, comm = comm.shared_from_this(), key, id, ticket, failure] {
+            if (failure.code == 0) comm->known.insert(key);
+            auto it = lanes_.find(id);
+            if (it == lanes_.end()) return;
+            Lane& lane = *it->second;
+            if (failure.code) {
+                count_.vendor_errors++;
+                fail(lane, failure.code, failure.message);
+            }
+            if (lane.calling && lane.call == ticket) {
+                lane.calling = false;
+                flow(lane);
+            }
         });
+    });
 }
 
 }  // namespace flexnpu::daemon

@@ -83,12 +83,8 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
         Lane* lane = lane_of(s, c.stream);
         if (!lane)
             return bad(acl::RT_INVALID_HANDLE, "aclrtMemcpyAsync: " + hex(c.stream) + " is not a stream");
-        auto item = std::make_unique<Item>();
-        item->type = ItemType::copy;
-        item->a = to;
-        item->b = from;
-        item->bytes = c.bytes;
-        item->value = kind;
+        auto item = std::make_unique<Item>(CopyItem{.to = to, .from = from, .bytes = c.bytes, .kind = kind});
+        CopyItem& copied = item->as<CopyItem>();
         Footprint* footprint = footprint_of(*lane);
         if (footprint) {
             if (c.to_place == Place::device) footprint->add(s.memory, to, c.bytes);
@@ -100,20 +96,20 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
                 lane->graph()->regions.push_back(s.host[c.region]);
         }
         if (footprint && (staged || from_inline)) {
-            if (!keep_bytes(*lane, *item, from_inline ? data.data() : reinterpret_cast<const uint8_t*>(from),
+            if (!keep_bytes(*lane, copied, from_inline ? data.data() : reinterpret_cast<const uint8_t*>(from),
                             c.bytes)) {
                 return bad(acl::RT_MEMORY_ALLOCATION, "FlexNPU: no host memory for a captured copy");
             }
             if (staged) s.give_block(int32_t(c.block), c.ticket);
         } else if (staged) {
-            item->block = int32_t(c.block);
-            item->ticket_of_block = c.ticket;
+            copied.block = int32_t(c.block);
+            copied.block_ticket = c.ticket;
         }
         if (from_inline && !footprint) {
-            item->buffer = spares_.buffer();
-            if (!item->buffer) return bad(acl::RT_MEMORY_ALLOCATION, "FlexNPU: no host memory for a copy");
-            std::memcpy(item->buffer, data.data(), c.bytes);
-            item->b = reinterpret_cast<uint64_t>(item->buffer);
+            copied.buffer = spares_.buffer();
+            if (!copied.buffer) return bad(acl::RT_MEMORY_ALLOCATION, "FlexNPU: no host memory for a copy");
+            std::memcpy(copied.buffer, data.data(), c.bytes);
+            copied.from = reinterpret_cast<uint64_t>(copied.buffer);
         }
         push(*lane, std::move(item));
         return reply.ok();

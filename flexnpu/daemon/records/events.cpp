@@ -112,8 +112,7 @@ void Dispatcher::record_event(Session& s, Payload p) {
     e->mark->pending = e->mark->recorded = true;
     e->mark->error = 0;
     e->mark->capture = lane->capture;
-    auto item = std::make_unique<Item>();
-    item->type = ItemType::record;
+    auto item = std::make_unique<Item>(RecordItem{});
     item->mark = e->mark;
     push(*lane, std::move(item));
 }
@@ -132,14 +131,9 @@ void Dispatcher::order_event(Session& s, Payload p, ItemType type, const char* f
     }
     if (capture_event(s, *lane, *e, type)) return;
     if (e->real()) return use_real_event(*lane, *e, type, o.deadline_ns);
-    auto item = std::make_unique<Item>();
-    item->type = type;
+    auto item = std::make_unique<Item>(event_work(type, o.deadline_ns));
     item->mark = e->mark;
-    if (type == ItemType::wait) {
-        item->deadline_ns = o.deadline_ns;
-        item->value = e->mark->recorded;
-        e->mark->queued_waits += e->mark->recorded;
-    }
+    if (type == ItemType::wait) e->mark->queued_waits += item->as<WaitItem>().counted = e->mark->recorded;
     push(*lane, std::move(item));
 }
 

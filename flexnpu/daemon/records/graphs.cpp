@@ -27,13 +27,7 @@ void Dispatcher::value_op(Session& s, Payload p) {
             std::string(function) + ": " + hex(o.address) + " is not in device memory of this process");
     }
     if (Footprint* f = footprint_of(*lane)) f->add(s.memory, o.address, sizeof(uint64_t));
-    auto item = std::make_unique<Item>();
-    item->type = ItemType::value;
-    item->a = o.address;
-    item->b = o.value;
-    item->flag = o.flag;
-    item->value = int32_t(o.wait);
-    push(*lane, std::move(item));
+    push(*lane, std::make_unique<Item>(ValueItem{o.address, o.value, o.flag, o.wait != 0}));
 }
 
 void Dispatcher::launch_graph(Session& s, Payload p) {
@@ -63,9 +57,7 @@ void Dispatcher::launch_graph(Session& s, Payload p) {
         }
         graph->checked = removals;
     }
-    auto item = std::make_unique<Item>();
-    item->type = ItemType::replay;
-    item->graph = graph->shared_from_this();
+    auto item = std::make_unique<Item>(ReplayItem{graph->shared_from_this()});
     for (const auto& e : graph->uses) {
         e->mark->users++;
         item->uses.push_back(e->mark);

@@ -256,11 +256,11 @@ void Dispatcher::launch_kernel(Session& s, Payload p) {
         if (l.arguments) f->add(s.memory, l.arguments, l.bytes);
         lane->graph()->binaries.insert(function->binary);
     }
-    auto item = std::make_unique<Item>();
-    item->type = ItemType::kernel;
-    item->b = l.blocks;
-    item->function = function;
-    item->call = [this, launch, stream = lane->stream] {
+    auto item = std::make_unique<Item>(KernelItem{});
+    KernelItem& made = item->as<KernelItem>();
+    made.blocks = l.blocks;
+    made.function = function;
+    made.call = [this, launch, stream = lane->stream] {
         KernelLaunch& k = *launch;
         aclrtLaunchKernelCfg configured{k.attributes.data(), uint32_t(k.attributes.size()), 0};
         aclrtLaunchKernelCfg* config = k.attributes.empty() ? nullptr : &configured;
@@ -280,7 +280,7 @@ void Dispatcher::launch_kernel(Session& s, Payload p) {
 
 void Dispatcher::dispatch_kernel(Lane& lane, Item& item) {
     count_operator(lane, item);
-    if (const int32_t e = item.call()) {
+    if (const int32_t e = item.as<KernelItem>().call()) {
         count_.vendor_errors++;
         fail(lane, e, vendor_.message("aclrtLaunchKernel", e));
     }

@@ -148,12 +148,7 @@ void Dispatcher::memset(Session& s, Payload p, const Reply& reply) {
         return;
     }
     if (Footprint* f = footprint_of(*lane)) f->add(s.memory, m.to, m.bytes);
-    auto item = std::make_unique<Item>();
-    item->type = ItemType::memset;
-    item->a = m.to;
-    item->bytes = m.bytes;
-    item->value = m.value;
-    push(*lane, std::move(item));
+    push(*lane, std::make_unique<Item>(MemsetItem{m.to, m.bytes, m.value}));
     reply.ok();
 }
 

@@ -212,12 +212,9 @@ void Dispatcher::run_op(Session& s, Payload p, const Reply& reply) {
     if (!objects->complete())
         return refuse(s, reply, acl::API_NOT_SUPPORTED,
                       "aclopCompileAndExecute: this CANN has no operators by type");
-    auto item = std::make_unique<Item>();
-    item->type = ItemType::call;
-    item->job = [reply] {
-        reply.fail({acl::RT_STREAM_ABORT, "the stream was aborted"});
-    };  // what becomes of it if the lane is emptied
-    item->work = [this, o, objects, reply](Lane& l, uint64_t ticket) {
+    auto item = std::make_unique<Item>(CallItem{});
+    item->as<CallItem>().dropped = [reply] { reply.fail({acl::RT_STREAM_ABORT, "the stream was aborted"}); };
+    item->as<CallItem>().start = [this, o, objects, reply](Lane& l, uint64_t ticket) {
         l.launched++;
         l.in_flight_since_sync++;
         count_.launches++;
@@ -254,18 +251,14 @@ void Dispatcher::cache_hint(Session& s, Payload p) {
         return refuse_later(s, lane, acl::RT_PARAM_INVALID,
                             "aclrtCmoAsync: " + hex(h.address) + " is not in memory of this process");
     }
-    auto item = std::make_unique<Item>();
-    item->type = ItemType::hint;
-    item->a = h.address;
-    item->bytes = h.bytes;
-    item->value = int32_t(h.type);
-    push(*lane, std::move(item));
+    push(*lane, std::make_unique<Item>(HintItem{h.address, h.bytes, int32_t(h.type)}));
 }
 
 void Dispatcher::dispatch_hint(Lane& lane, Item& item) {
     const auto cmo = reinterpret_cast<decltype(&::aclrtCmoAsync)>(vendor_.function(api::FN_aclrtCmoAsync));
     if (!cmo) return fail(lane, acl::API_NOT_SUPPORTED, "aclrtCmoAsync: this CANN does not have it");
-    if (int32_t e = cmo(reinterpret_cast<void*>(item.a), item.bytes, item.value, lane.stream))
+    const HintItem& hint = item.as<HintItem>();
+    if (int32_t e = cmo(reinterpret_cast<void*>(hint.address), hint.bytes, hint.type, lane.stream))
         fail(lane, e, vendor_.message("aclrtCmoAsync", e));
 }
 

@@ -111,7 +111,7 @@ void Dispatcher::launch(Session& s, Payload p) {
         if (s.late.size() > kMaxLate) s.late.pop_front();
     }
     auto item = spare_item();
-    item->type = ItemType::launch;
+    item->work = LaunchItem{l.workspace, l.workspace_size};
     item->addresses.resize(l.count);
     if (l.count) std::memcpy(item->addresses.data(), rest.data(), rest.size());
     // The workspace comes last.
@@ -133,8 +133,6 @@ void Dispatcher::launch(Session& s, Payload p) {
         f->add(s.memory, l.workspace, l.workspace_size);
         if (!lane->update) lane->capture->us += gate_.estimate(shape->key());
     }
-    item->a = l.workspace;
-    item->b = l.workspace_size;
     item->shape = std::move(shape);
     push(*lane, std::move(item));
 }
