@@ -17,28 +17,6 @@ LONGEST = 500
 TABLES: set[str] = {
     "tests/emulator/ops/cases.py",
 }
-# Too long, and to be split.
-TOO_LONG: set[str] = {
-    "collectors/names.py",
-    "flexnpu/api/generate.py",
-    "flexnpu/daemon/acceptor.cpp",
-    "flexnpu/daemon/dispatcher.cpp",
-    "flexnpu/emulator/hccl/api.cpp",
-    "flexnpu/emulator/ops/attention.cpp",
-    "flexnpu/emulator/ops/elementwise.cpp",
-    "flexnpu/emulator/ops/index.cpp",
-    "flexnpu/emulator/runtime/api_device.cpp",
-    "flexnpu/emulator/runtime/api_memory.cpp",
-    "flexnpu/emulator/runtime/capture.cpp",
-    "flexnpu/emulator/runtime/runtime.cpp",
-    "probes/bpf/cann.c",
-    "probes/bpf/wire.c",
-    "probes/requests/wire.py",
-    "probes/steps/tracer.py",
-    "tests/emulator/test_graph.cpp",
-    "tests/emulator/test_runtime.cpp",
-    "tests/wire/test_http1.py",
-}
 
 
 def parse_rooms(text: str) -> dict[str, set[str]]:
@@ -180,5 +158,5 @@ def test_no_file_is_too_long() -> None:
         for path in sources(folder)
         if path.read_text(errors="replace").count("\n") > LONGEST
     }
-    new = sorted(long - TABLES - TOO_LONG)
+    new = sorted(long - TABLES)
     assert not new, f"files over {LONGEST} lines: split them"
