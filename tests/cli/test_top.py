@@ -153,7 +153,7 @@ def daemon(tmp_path: Path) -> Iterator[Path]:
     assert json.loads(line)["event"] == "serving"
     yield tmp_path
     process.terminate()
-    process.communicate(timeout=10)
+    process.communicate(timeout=120)
 
 
 def run(run_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -162,7 +162,7 @@ def run(run_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "FLEXNPU_RUN_DIR": str(run_dir)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
 
@@ -238,7 +238,7 @@ def test_keys(terminal: Terminal) -> None:
     terminal.until("up ")
     terminal.type("q")
     terminal.until("\x1b[?1049l")
-    assert terminal.process.wait(10) == 0
+    assert terminal.process.wait(120) == 0
     assert termios.tcgetattr(terminal.slave) == terminal.settings
 
 
@@ -247,5 +247,5 @@ def test_ended_by_a_signal_it_restores_the_terminal(terminal: Terminal) -> None:
     assert termios.tcgetattr(terminal.slave) != terminal.settings
     terminal.process.terminate()
     terminal.until("\x1b[?1049l")
-    assert terminal.process.wait(10) != 0
+    assert terminal.process.wait(120) != 0
     assert termios.tcgetattr(terminal.slave) == terminal.settings

@@ -47,7 +47,7 @@ class Daemon:
             *options,
         ]
         self.process = subprocess.Popen(command, env=self.environment, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not self.control.exists():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.process.kill()
@@ -75,7 +75,7 @@ class Daemon:
     def run(self, program: str, *arguments: str, timeout: float = 240) -> str:
         return _output(self.command(program, *arguments), self.environment, timeout)
 
-    def wait_for(self, condition: Callable[[DaemonStatus], bool], timeout: float = 5) -> DaemonStatus:
+    def wait_for(self, condition: Callable[[DaemonStatus], bool], timeout: float = 120) -> DaemonStatus:
         deadline = time.monotonic() + timeout
         while True:
             status = self.status()
@@ -87,7 +87,7 @@ class Daemon:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        _, errors = self.process.communicate(timeout=30)
+        _, errors = self.process.communicate(timeout=120)
         assert self.process.returncode in (0, -signal.SIGKILL), errors
 
 

@@ -71,7 +71,7 @@ class Collector:
     def stop(self) -> tuple[int, str]:
         """Exit status and standard error after SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
-        _, stderr = self.process.communicate(timeout=30)
+        _, stderr = self.process.communicate(timeout=120)
         return self.process.returncode, stderr
 
 
@@ -82,12 +82,12 @@ def collector(*arguments: str) -> Iterator[Collector]:
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
-        assert url.startswith("http://"), process.communicate(timeout=10)
+        assert url.startswith("http://"), process.communicate(timeout=120)
         yield Collector(process, url)
     finally:
         if process.poll() is None:
             process.kill()
-            process.communicate(timeout=10)
+            process.communicate(timeout=120)
 
 
 @dataclass

@@ -70,7 +70,7 @@ def test_all_supplementary_groups_are_known() -> None:
         connection, _ = listener.accept()
         with connection:
             peer = peer_of(connection)
-        child.communicate(timeout=30)
+        child.communicate(timeout=120)
     assert (peer.uid, peer.gid, peer.pid) == (STRANGER, STRANGER, child.pid)
     assert peer.groups == frozenset(many)
 
@@ -101,7 +101,7 @@ def test_the_feed_serves_members_of_its_group(folder: Path, groups: tuple[int, .
         while not server.counts["feed_subscribers"]:
             assert child.poll() is None, child.communicate()
         server.publish(Losses(t_ns=1, source="steps", counts={}))
-        printed, complaints = child.communicate(timeout=30)
+        printed, complaints = child.communicate(timeout=120)
     assert printed == "Losses\n", complaints
 
 
@@ -111,7 +111,7 @@ def test_the_feed_tells_others_so(folder: Path, mode: int) -> None:
     path = folder / "probe.sock"
     with FeedServer(path):
         path.chmod(mode)
-        printed, _ = as_stranger(sys.executable, "-c", READ, path).communicate(timeout=30)
+        printed, _ = as_stranger(sys.executable, "-c", READ, path).communicate(timeout=120)
     assert printed.startswith(f"FeedRefused {path}: ")
     assert f"user {STRANGER} may not read this feed: root may" in printed
     assert "--feed-group" in printed

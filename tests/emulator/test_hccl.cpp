@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <unistd.h>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -248,6 +249,7 @@ TEST_CASE("a collective starts when the last rank is there, and takes the model'
     // 2 (n-1)/n * 4e6 bytes at 1e9 a second, and 2 (n-1) steps of a microsecond: 4.002 ms.
     constexpr uint64_t count = 1'000'000;
     float ms[n];
+    std::atomic<bool> first_waits{false};
     each(n, [&](uint32_t r) {
         auto [comm, stream] = world.rank[r];
         Buffer<float> data(count, 1);
@@ -255,9 +257,14 @@ TEST_CASE("a collective starts when the last rank is there, and takes the model'
         REQUIRE(aclrtCreateEventExWithFlag(&start, acl::EVENT_TIME_LINE) == 0);
         REQUIRE(aclrtCreateEventExWithFlag(&end, acl::EVENT_TIME_LINE) == 0);
         if (r == 1) {
+            while (!first_waits) std::this_thread::sleep_for(std::chrono::milliseconds(1));
             std::this_thread::sleep_for(std::chrono::milliseconds(60));
         }
         REQUIRE(aclrtRecordEvent(start, stream) == 0);
+        if (r == 0) {
+            REQUIRE(aclrtSynchronizeEvent(start) == 0);
+            first_waits = true;
+        }
         REQUIRE(HcclAllReduce(data, data, count, hccl::FP32, hccl::SUM, comm, stream) == 0);
         REQUIRE(aclrtRecordEvent(end, stream) == 0);
         REQUIRE(aclrtSynchronizeStream(stream) == 0);
@@ -349,7 +356,7 @@ TEST_CASE("who does not come is waited for no longer than the limit; an aborted 
             REQUIRE(HcclBatchSendRecv(&item, 1, comm, stream) == 0);
             CHECK(aclrtSynchronizeStream(stream) != 0);
         }
-        CHECK(Clock::now() - start < std::chrono::seconds(5));
+        CHECK(Clock::now() - start < std::chrono::minutes(2));  // the limit is half an hour
     });
 }
 

@@ -53,10 +53,10 @@ class Driver:
         if self._process.poll() is None:
             self._process.stdin.close()
             try:
-                self._process.wait(10)
+                self._process.wait(120)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-                self._process.wait(10)
+                self._process.wait(120)
 
     def __enter__(self) -> Self:
         return self

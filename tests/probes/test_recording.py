@@ -236,7 +236,7 @@ def test_a_recording_has_the_numbers_of_its_run(driver: mockset.Driver, tmp_path
         assert child.poll() is None
     driver.run(f"step {S1} 1 37 218", *[f"step {S1} 1 1 214"] * 31)
     child.send_signal(signal.SIGTERM)
-    live, complaints = child.communicate(timeout=30)
+    live, complaints = child.communicate(timeout=120)
     assert child.returncode == 0, complaints
     assert "n=31" in live or "n=30" in live
     again = subprocess.run([*hist, "--from", str(run)], capture_output=True, text=True, timeout=30)

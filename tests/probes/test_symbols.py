@@ -79,7 +79,7 @@ def definers(child: subprocess.Popen[str]) -> list[str]:
 def stop(child: subprocess.Popen[str]) -> None:
     assert child.stdin is not None
     child.stdin.close()
-    child.wait(30)
+    child.wait(120)
 
 
 def test_a_library_that_forwards_to_another_is_left_out(tmp_path: Path) -> None:

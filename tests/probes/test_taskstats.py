@@ -15,7 +15,7 @@ from probes.host import taskstats
 from probes.host.taskstats import HostDelays
 
 SOURCES = pytest.mark.parametrize("source", ["taskstats", "schedstat"])
-BURN = "import time; end = time.monotonic() + 1.5\nwhile time.monotonic() < end: pass"
+BURN = "import time; end = time.monotonic() + 120\nwhile time.monotonic() < end: pass"
 
 
 def scheduled(pid: int, niceness: int, cpus: set[int]) -> None:
@@ -27,7 +27,7 @@ def scheduled(pid: int, niceness: int, cpus: set[int]) -> None:
 
 @contextlib.contextmanager
 def burning() -> Iterator[int]:
-    """The id of a process that keeps CPU 0 busy, for 1.5 s at most."""
+    """The id of a process that keeps CPU 0 busy until it is killed, for two minutes at most."""
     child = subprocess.Popen([sys.executable, "-c", BURN], preexec_fn=lambda: os.sched_setaffinity(0, {0}))
     try:
         yield child.pid
@@ -50,7 +50,7 @@ def test_waits_for_a_cpu_and_time_on_it_are_told_apart(source: str) -> None:
     ]
     process, thread, own = found
     for event in (process, thread):
-        assert 0.9e6 < event.interval_us < 3e6
+        assert event.interval_us > 0.9e6
         assert 0.2 < event.runqueue_us / event.interval_us < 1.0
         assert 0.5 < (event.runqueue_us + event.cpu_us) / event.interval_us < 1.1
     assert own.cpu_us < 0.5 * own.interval_us

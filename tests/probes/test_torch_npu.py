@@ -51,7 +51,7 @@ class Labelled:
 
     def stop(self) -> None:
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(120)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
@@ -72,7 +72,7 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[.
             env=environment,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not paths.control_socket(0, tmp_path).exists():
             assert daemon.poll() is None
             assert time.monotonic() < deadline
@@ -90,7 +90,7 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[.
         one.stop()
     if daemon is not None:
         daemon.send_signal(signal.SIGTERM)
-        daemon.wait(30)
+        daemon.wait(120)
 
 
 @pytest.mark.parametrize("plan", ["default", "detail"])

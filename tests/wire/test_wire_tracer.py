@@ -45,7 +45,7 @@ def serving(kind: str) -> Iterator[Server]:
         yield Server(process, int(process.stdout.readline()))
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(120)
 
 
 @dataclass
@@ -274,7 +274,7 @@ def test_a_killed_server_ends_its_requests_and_the_iteration() -> None:
             client.sendall(b"POST /cut HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
             client.recv(100)
             server.process.kill()
-            server.process.wait(10)
+            server.process.wait(120)
             (request,) = list(tracer)
         assert tracer.pids == []
         assert list(tracer._kernel_connections) == []
@@ -376,7 +376,7 @@ time.sleep(30)
                 pytest.skip("this kernel does not show when data are sent")
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(120)
     held = 0
     for request, first in zip(got, firsts, strict=True):
         assert request.complete

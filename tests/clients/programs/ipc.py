@@ -168,11 +168,11 @@ class Importer:
     def end(self) -> None:
         assert self.process.stdin
         self.process.stdin.close()
-        self.process.wait(30)
+        self.process.wait(120)
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(120)
 
 
 def importer(device: int) -> None:
