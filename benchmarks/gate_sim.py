@@ -51,6 +51,8 @@ class Workload:
 
 @dataclass(frozen=True)
 class Scenario:
+    """A decode lane and a prefill lane that share one device."""
+
     about: str
     decode: Workload
     prefill: Workload
@@ -335,6 +337,7 @@ def measure(
 def main(
     names: tuple[str, ...], seconds: float, orders: tuple[str, ...], window_us: float, stretch: float
 ) -> None:
+    """Simulates the gate on each scenario, with and without protection."""
     result: dict[str, Any] = {"benchmark": "gate_sim", "seconds": seconds, "window_us": window_us, "runs": []}
     for name in names or tuple(SCENARIOS):
         scenario = SCENARIOS[name]

@@ -66,6 +66,7 @@ class Bench:
 
 @contextmanager
 def bench(mode: str) -> Iterator[Bench]:
+    """A daemon in a temporary run directory, for one mode of the emulated device; stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="flexnpu-bench-") as directory:
         made = Bench(Path(directory), mode)
         try:

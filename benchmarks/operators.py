@@ -151,6 +151,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 )
 @click.option("--child", is_flag=True, hidden=True)
 def main(rounds: int, child: bool) -> None:
+    """Measures the host's time an operator of the emulated device, without modelled time."""
     if child:
         click.echo(json.dumps(measure(rounds)))
         return

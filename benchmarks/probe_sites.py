@@ -41,6 +41,7 @@ def expected(machine: str, name: str) -> HitCost:
 
 
 def run(hits: int, rounds: int) -> dict[str, Any]:
+    """Median, least and greatest nanoseconds a hit for each kind of instruction, over `rounds` rounds."""
     machine = platform.machine()
     samples: dict[str, list[float]] = {}
     for _ in range(rounds):

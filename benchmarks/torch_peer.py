@@ -161,6 +161,7 @@ def _decoded(ends: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
+    """Runs a model in slices, as the requests on stdin ask; answers one JSON line each."""
     program = Program(sys.argv[1] if len(sys.argv) > 1 else "qwen2")
     requests = {"operators": program.operators, "eager": program.eager, "graph": program.replay}
     program.operators(200)

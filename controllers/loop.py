@@ -41,6 +41,8 @@ TROUBLE_LINES = 20
 
 @dataclass
 class Counts:
+    """What the loop has done and lost since its start."""
+
     decisions: int = 0
     """Gate settings sent and accepted."""
     changes: int = 0

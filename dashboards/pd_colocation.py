@@ -52,6 +52,7 @@ def quantiles(
 
 
 def per_second(metric: Metric, by: Sequence[str], legend: str) -> Query:
+    """A query of the rate of a counter a second, summed by labels, with its legend."""
     return f"sum by ({', '.join(by)}) ({rate(metric.name, _SELECT)})", legend
 
 

@@ -47,6 +47,7 @@ from flexnpu.api.tables import (
 
 
 def emit_types(types: dict[str, str]) -> str:
+    """C++ declarations of the types of types.tsv."""
     lines = []
     for name, kind in types.items():
         match kind:
@@ -66,10 +67,12 @@ def emit_types(types: dict[str, str]) -> str:
 
 
 def aclnn_parameters(kinds: str) -> str:
+    """The C parameter list of an operator's first call, from its argument kinds; ends with a comma."""
     return "".join(f"{ACLNN_KINDS[k][0]} a{i}, " for i, k in enumerate(kinds))
 
 
 def acl_header(functions: list[Function], ops: list[tuple[str, str]], types: dict[str, str]) -> str:
+    """acl.gen.h: types, and prototypes of all functions and operators."""
     out = [
         "#pragma once",
         "#include <cstddef>",
@@ -104,6 +107,7 @@ def acl_header(functions: list[Function], ops: list[tuple[str, str]], types: dic
 
 
 def ids_header(functions: list[Function], ops: list[tuple[str, str]]) -> str:
+    """fn_ids.gen.h: a number for each function and operator, and the hash of the table."""
     ids = "\n".join(f"    FN_{f.name}," for f in functions)
     return f"""#pragma once
 #include <cstdint>
@@ -134,6 +138,7 @@ int find_op(std::string_view name);
 
 
 def fnv1a(text: str) -> int:
+    """The 64-bit FNV-1a hash of a text (http://www.isthe.com/chongo/tech/comp/fnv)."""
     value = 0xCBF29CE484222325
     for byte in text.encode():
         value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
@@ -141,6 +146,7 @@ def fnv1a(text: str) -> int:
 
 
 def ids_source(functions: list[Function], ops: list[tuple[str, str]]) -> str:
+    """fn_ids.gen.cpp: names by number, numbers by name, and the hash of the table."""
     names = "\n".join(f'    "{f.name}",' for f in functions)
     rows = "\n".join(f'    {{"{n}", "{k}"}},' for n, k in ops)
     digest = fnv1a("\n".join([f.prototype + f.cls for f in functions] + [f"{n} {k}" for n, k in ops]))
@@ -169,6 +175,7 @@ int find_op(std::string_view name) {{
 
 
 def aclnn_front(ops: list[tuple[str, str]]) -> str:
+    """aclnn_front.gen.cpp: both calls of each operator, which pass their arguments to the two hooks."""
     out = ['#include "acl.gen.h"', 'extern "C" {']
     for op, (name, kinds) in enumerate(ops):
         fields = ", ".join(
@@ -194,6 +201,7 @@ def aclnn_front(ops: list[tuple[str, str]]) -> str:
 
 
 def aclnn_invoke(ops: list[tuple[str, str]]) -> str:
+    """aclnn_invoke.gen.cpp: for each operator a call with arguments from an array."""
     # Pointers are one ABI class: instantiating by class, not by letter, keeps the thunks few.
     classes = {"p": "P", "s": "P"}
     rows = []
@@ -223,14 +231,17 @@ def failing_body(f: Function, hook: str, why: str | None = None) -> str:
 
 
 def c_string(text: str) -> str:
+    """A C string literal."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def weak(f: Function, body: str) -> str:
+    """A weak definition of a function, with the body given."""
     return f"__attribute__((weak)) {f.prototype} {body}"
 
 
 def emu_fallback(functions: list[Function], library: str) -> str:
+    """emu_fallback_<library>.gen.cpp: weak definitions of a library that fail by name."""
     out = ['#include "acl.gen.h"', '#pragma GCC diagnostic ignored "-Wunused-parameter"', 'extern "C" {',
            "// Records that the function has no body here and returns an ACL error.",
            "int emu_unsupported(const char* function);"]  # fmt: skip
@@ -256,6 +267,7 @@ class Forwarded:
 
 
 def forwarded(f: Function, types: dict[str, str]) -> list[Forwarded]:
+    """How each parameter of a function of class forward crosses. Raises TableError when one cannot."""
     if f.parameters is None or f.variadic or f.returns != "aclError":
         raise TableError(
             f"functions.tsv: {f.name}: class forward needs a known signature, returning aclError"
@@ -278,6 +290,7 @@ def forwarded(f: Function, types: dict[str, str]) -> list[Forwarded]:
 
 
 def client_stubs(functions: list[Function], types: dict[str, str]) -> str:
+    """client_stubs.gen.cpp: weak definitions that forward a call to the daemon or refuse it."""
     out = [
         '#include "acl.gen.h"',
         '#include "fn_ids.gen.h"',
@@ -318,6 +331,7 @@ def client_stubs(functions: list[Function], types: dict[str, str]) -> str:
 
 
 def daemon_handlers(functions: list[Function], types: dict[str, str]) -> str:
+    """daemon_handlers.gen.cpp: the call of each forwarded function, from the words of a message."""
     cases = []
     for f in functions:
         if f.cls != "forward":
@@ -392,6 +406,7 @@ def engine(rows: list[tuple[str, str, str]]) -> str:
 
 
 def exports(functions: list[Function], ops: list[tuple[str, str]]) -> str:
+    """exports.gen.map: the linker's version script, which exports the API alone."""
     names = [f.name for f in functions]
     names += [symbol for name, _ in ops for symbol in op_symbols(name)]
     names += [symbol for symbol, _, _ in read_engine()]
@@ -400,6 +415,7 @@ def exports(functions: list[Function], ops: list[tuple[str, str]]) -> str:
 
 
 def generate(out_dir: Path) -> None:
+    """Writes all generated files into a folder; a file whose content is the same keeps its time."""
     functions, ops, types = read_functions(), read_ops(), read_types()
     files = {
         "acl.gen.h": acl_header(functions, ops, types),
@@ -422,6 +438,7 @@ def generate(out_dir: Path) -> None:
 
 
 def main() -> int:
+    """generate.py FOLDER; an exit status."""
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
         return 2

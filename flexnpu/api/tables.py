@@ -66,11 +66,13 @@ class Function:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a tab-separated file, by the names in its head."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def read_functions() -> list[Function]:
+    """functions.tsv. Raises TableError for a row that contradicts itself."""
     functions = []
     for row in read_rows(HERE / "functions.tsv"):
         name, text = row["function"], row["parameters"]
@@ -94,6 +96,7 @@ def read_functions() -> list[Function]:
 
 
 def read_ops() -> list[tuple[str, str]]:
+    """aclnn.tsv: (operator, letters of its argument kinds). Raises TableError for unknown letters."""
     ops = []
     for row in read_rows(HERE / "aclnn.tsv"):
         kinds = "" if row["arguments"] == "-" else row["arguments"]
@@ -114,6 +117,7 @@ def op_symbols(op: str) -> tuple[str, ...]:
 
 
 def read_types() -> dict[str, str]:
+    """types.tsv: the kind of each type."""
     return {row["type"]: row["kind"] for row in read_rows(HERE / "types.tsv")}
 
 
@@ -130,6 +134,7 @@ def served_unless_refused(name: str) -> str | None:
 
 
 def why_refused(name: str, refusals: list[tuple[str, str]]) -> str | None:
+    """The reason of the first pattern that fits a name, or None."""
     return next((why for pattern, why in refusals if fnmatchcase(name, pattern)), None)
 
 

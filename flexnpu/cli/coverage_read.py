@@ -134,6 +134,7 @@ def exports(folder: Path) -> dict[str, bool]:
 
 
 def union(parts: Iterable[Wants]) -> Wants:
+    """What several objects want together. A symbol counts once: linked, else looked up, else mentioned."""
     whole = Wants()
     for part in parts:
         whole.linked |= part.linked

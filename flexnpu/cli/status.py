@@ -47,6 +47,7 @@ def describe_us(value: float) -> str:
 
 
 def describe_bytes(value: int) -> str:
+    """A size in bytes as people read it, in powers of 1024."""
     size = float(value)
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
@@ -56,6 +57,7 @@ def describe_bytes(value: int) -> str:
 
 
 def describe_gate(gate: GateStatus) -> str:
+    """The gate's policy, targets, owner and lease in a few words."""
     expired = f", {gate.expired_leases} leases expired" if gate.expired_leases else ""
     if gate.owner is not None:
         one = gate.owner

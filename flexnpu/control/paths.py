@@ -47,18 +47,22 @@ def search_dirs() -> list[Path]:
 
 
 def control_socket(device: int, directory: Path | None = None) -> Path:
+    """The control socket of a device's daemon, in `directory` or the run directory."""
     return (directory or run_dir()) / f"npu{device}.ctl"
 
 
 def data_socket(device: int, directory: Path | None = None) -> Path:
+    """The socket for clients of a device's daemon."""
     return (directory or run_dir()) / f"npu{device}.sock"
 
 
 def lock_file(device: int, directory: Path | None = None) -> Path:
+    """The file that a device's daemon holds locked."""
     return (directory or run_dir()) / f"npu{device}.lock"
 
 
 def probe_socket(directory: Path | None = None) -> Path:
+    """The socket of the tracer's feed."""
     return (directory or run_dir()) / "probe.sock"
 
 

@@ -106,6 +106,7 @@ class Code:
 
 
 def best_of(code: Code, hits: int, rounds: int) -> float:
+    """Nanoseconds a hit: the least of `rounds` means over `hits` calls."""
     best = float("inf")
     for _ in range(rounds):
         begun = time.perf_counter_ns()

@@ -49,6 +49,7 @@ class Symbol:
 
 
 def gnu_hash(name: bytes) -> int:
+    """A symbol's hash in DT_GNU_HASH."""
     value = 5381
     for char in name:
         value = (value * 33 + char) & 0xFFFFFFFF
@@ -56,6 +57,7 @@ def gnu_hash(name: bytes) -> int:
 
 
 def sysv_hash(name: bytes) -> int:
+    """A symbol's hash in DT_HASH (System V ABI, chapter 5)."""
     value = 0
     for char in name:
         value = (value << 4) + char

@@ -51,6 +51,7 @@ def kernel_arch(machine: str) -> str:
 
 
 def usable(tree: Path) -> bool:
+    """Whether a tree of kernel headers has what bcc reads of it."""
     try:
         return all((tree / mark).is_file() for mark in _MARKS)
     except PermissionError:

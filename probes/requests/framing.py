@@ -15,6 +15,8 @@ MAX_LINE: Final = 1024
 
 
 class Framing(Enum):
+    """Where a reader stands in a message (RFC 9112, sections 2 and 6 to 8)."""
+
     START = auto()
     HEAD = auto()
     LENGTH = auto()
@@ -30,7 +32,7 @@ class Framing(Enum):
 
 
 class Malformed(Exception):
-    pass
+    """The bytes are no HTTP/1 message."""
 
 
 class MessageReader:

@@ -26,6 +26,8 @@ _LOADERS = {"core": "libbpf, from the compiled object", "bcc": "bcc, which compi
 
 
 class Status(StrEnum):
+    """A check's verdict."""
+
     OK = "ok"
     INFO = "info"
     """Neither good nor bad."""
@@ -287,6 +289,7 @@ def _maps(group: str, have: frozenset[str]) -> Check:
 
 
 def software() -> Iterator[Check]:
+    """Checks of the programs and libraries that tracing uses."""
     group = "software"
     yield from _loaders(group)
     try:
@@ -458,4 +461,5 @@ def selftest(report: Callable[[str], None] = lambda _what: None) -> Iterator[Che
 
 
 def failed(checks: list[Check]) -> bool:
+    """Whether tracing does not work."""
     return any(check.status is Status.FAIL for check in checks)

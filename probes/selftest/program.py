@@ -237,6 +237,7 @@ class Client:
 
 
 def main() -> None:
+    """Makes the known calls after a line on stdin, reports them as JSON, waits for the end of stdin."""
     kind = sys.argv[1]
     program = Client() if kind == "client" else Vendor()
     os.set_blocking(sys.stdin.fileno(), True)

@@ -224,6 +224,7 @@ def _vectors(read: Read, samples: Sequence[Sample]) -> Iterable[VectorLayout]:
 
 
 def explains_vector(read: Read, layout: VectorLayout, samples: Iterable[Sample]) -> bool:
+    """Whether a layout gives each sample's values."""
     return all(values_of(read, sample.address, layout) == sample.values for sample in samples)
 
 
@@ -456,6 +457,7 @@ def _link(folder: str, files: dict[str, int], aliases: dict[str, str]) -> None:
 
 
 def main() -> None:
+    """Reads a job from stdin and answers with the layouts found, both as JSON. Runs without any privilege."""
     job = json.load(sys.stdin)
     # The library may print what it likes: the answer has a channel of its own.
     answer = os.fdopen(os.dup(1), "w")

@@ -153,6 +153,8 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
+    """What a step was: phase, tokens and sequences where known, the evidence, confidence from 0 to 1."""
+
     phase: Phase
     tokens: int | None
     batch: int | None

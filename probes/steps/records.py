@@ -69,6 +69,7 @@ class RecordError(ValueError):
 
 
 def evidence_of(kind: int, raw: Any, work: Any) -> Evidence:
+    """The evidence of one call, decoded from a record of the BPF program's."""
     return Evidence(
         embedding=kind == EMBEDDING,
         indices=shape_of(raw.dims, raw.ndim) if raw.flags & HAS_INDICES else None,

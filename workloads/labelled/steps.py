@@ -362,6 +362,7 @@ def _source(name: str, dice: random.Random) -> Work:
 
 
 def main() -> None:
+    """Runs one configuration and prints a label for each step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("configuration", choices=CONFIGURATIONS)
     parser.add_argument("--steps", type=int, default=200)

@@ -253,6 +253,7 @@ def side_by_side(phases: Sequence[Phase], slowdown: float = 1.0) -> Table:
 
 
 def print_checks(console: Console, checks: Sequence[Check]) -> None:
+    """Prints the verdicts as a table."""
     table = Table(header_style="bold")
     table.add_column("part of the chain")
     table.add_column("")
