@@ -59,6 +59,7 @@ def measure_device(chain: Chain, loads: Loads) -> DeviceCosts:
 
 
 def load_average() -> str:
+    """The load average of the last minute, and of how many processors, for people."""
     return f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs"
 
 
