@@ -39,6 +39,20 @@ constexpr uint64_t kRetryThreadsNs = 100'000'000;
 
 }  // namespace
 
+Dispatcher::Dispatcher(Vendor& vendor, int32_t device, const Limits& limits)
+    : vendor_(vendor),
+      device_(device),
+      limits_(limits.resolved()),
+      allow_kernels_(limits.allow_kernels != 0),
+      spares_(vendor),
+      syncs_(
+          vendor, inbox_, [this](uint32_t lane, uint64_t ticket) { synced(lane, ticket); },
+          [this](Ring& ring) -> Worker& { return worker_of(ring); }),
+      payload_(wire::kMaxRecord),
+      holdings_(limits_) {}
+
+Dispatcher::~Dispatcher() { stop(); }
+
 void Dispatcher::start() {
     threads_ = std::make_unique<Threads>(Threads::Bounds{.most = size_t(limits_.threads)},
                                          [this] { vendor_.enter(device_); });
