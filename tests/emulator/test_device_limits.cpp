@@ -1,16 +1,12 @@
 // What a device has a fixed number of: streams and events, for all that use it.
 #include <doctest/doctest.h>
 
-#include <sys/wait.h>
-#include <unistd.h>
 #include <string>
 #include <vector>
 
 #include "flexnpu/api/resource_errors.h"
-#include "flexnpu/emulator/runtime/shared_device.hpp"
 #include "support.hpp"
 
-namespace emu = flexnpu::emulator;
 namespace acl = flexnpu::acl;
 
 namespace {
@@ -56,24 +52,4 @@ TEST_CASE("a device has 65,536 events") {
     CHECK(events_left() == 0);
     for (aclrtEvent e : events) CHECK(aclrtDestroyEvent(e) == 0);
     CHECK(events_left() == before);
-}
-
-TEST_CASE("all processes of a device share its streams, and one that dies leaves none behind") {
-    const std::string machine = "limits-" + std::to_string(getpid());
-    emu::SharedDevice mine(machine, 0, 1 << 20);
-    REQUIRE(mine.objects_left(emu::DeviceObject::Stream) == 1984);
-    const pid_t child = fork();
-    if (child == 0) {
-        emu::SharedDevice theirs(machine, 0, 1 << 20);
-        int taken = 0;
-        while (theirs.take_object(emu::DeviceObject::Stream)) taken++;
-        _exit(taken == 1984 && theirs.objects_left(emu::DeviceObject::Event) == 65536 ? 0 : 1);
-    }
-    int status = 0;
-    REQUIRE(waitpid(child, &status, 0) == child);
-    CHECK(WIFEXITED(status));
-    CHECK(WEXITSTATUS(status) == 0);
-    // It has ended with all of them in its name.
-    CHECK(mine.take_object(emu::DeviceObject::Stream));
-    CHECK(mine.objects_left(emu::DeviceObject::Stream) == 1983);
 }

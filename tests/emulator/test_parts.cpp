@@ -362,3 +362,23 @@ TEST_CASE("handles: a slot used again makes another handle") {
     CHECK(table.get(nullptr) == nullptr);
     CHECK(uint64_t(second) < 1ull << 47);
 }
+
+TEST_CASE("all processes of a device share its streams, and one that dies leaves none behind") {
+    const std::string machine = "limits-" + std::to_string(getpid());
+    emulator::SharedDevice mine(machine, 0, 1 << 20);
+    REQUIRE(mine.objects_left(emulator::DeviceObject::Stream) == 1984);
+    const pid_t child = fork();
+    if (child == 0) {
+        emulator::SharedDevice theirs(machine, 0, 1 << 20);
+        int taken = 0;
+        while (theirs.take_object(emulator::DeviceObject::Stream)) taken++;
+        _exit(taken == 1984 && theirs.objects_left(emulator::DeviceObject::Event) == 65536 ? 0 : 1);
+    }
+    int status = 0;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status));
+    CHECK(WEXITSTATUS(status) == 0);
+    // It has ended with all of them in its name.
+    CHECK(mine.take_object(emulator::DeviceObject::Stream));
+    CHECK(mine.objects_left(emulator::DeviceObject::Stream) == 1983);
+}
