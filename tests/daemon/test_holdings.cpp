@@ -1,6 +1,7 @@
 // How many streams, events, graphs, communicators and binaries a session and a user may have.
 #include <doctest/doctest.h>
 
+#include "flexnpu/api/hccl_types.hpp"
 #include "flexnpu/api/resource_errors.h"
 #include "flexnpu/daemon/holdings.hpp"
 #include "fuzz/raw_client.hpp"

@@ -9,7 +9,7 @@ namespace flexnpu::test {
 
 using Make = void (*)(Generator&);
 struct Case {
-    Kind kind;
+    wire::Kind kind;
     Make make;
 };
 
