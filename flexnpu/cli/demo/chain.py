@@ -183,7 +183,8 @@ class Chain:
             raise DemoError(str(error)) from error
         return time.monotonic() - start
 
-    def start_controller(self) -> float:
+    def start_controller(self, target_ms: float | None) -> float:
+        """``target_ms``: of a decode step; None: the controller's own."""
         child = self.supervisor.start(
             "flexnpu-controller",
             [
@@ -191,6 +192,7 @@ class Chain:
                 *("--feed", str(self.feed), "--ctl", str(self._control.path)),
                 *("--policy", "protect-decode", "--window-us", str(self.plan.window_us)),
                 *("--max-hold-ms", str(self.plan.max_hold_ms), "--idle-ms", str(self.plan.idle_ms)),
+                *(("--target-ms", str(target_ms)) if target_ms is not None else ()),
             ],
             self._environment,
         )

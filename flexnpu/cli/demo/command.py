@@ -136,7 +136,7 @@ def _left_behind(tag: str, directory: Path, before: dict[str, list[str]]) -> lis
     type=Duration(10, 600),
     default=Plan.phase_s,
     show_default=True,
-    help="Seconds of each flooded phase; half as long again on a slow chip.",
+    help="Seconds of each flooded phase; a tenth more on a slow chip.",
 )
 @click.option(
     "--slowdown",
@@ -149,19 +149,19 @@ def demo(report_path: Path, phase_s: float, slowdown: float | None, keep: bool) 
 
     Starts two unmodified LLM servers on one emulated NPU through flexnpud, attaches the probes to the live
     processes, and replays real request arrivals, without and with the controller's policy. Before the loads
-    it measures what the tiny models cost this host, and makes the modelled chip slower by one factor, so that
-    the device and not the host is what is contended. Ends by itself in under four minutes, leaves nothing
-    running. Needs root (eBPF).
+    it measures what this host adds to the device's time, and makes the modelled chip slower by one factor, so
+    that the device and not the host is what is contended. Ends by itself in under four minutes, or six if the
+    host's load changes meanwhile; leaves nothing running. Needs root (eBPF).
 
     \b
     Exit status: 0 every link held; 1 one did not; 2 it cannot start here;
-    3 this host is too slow or too busy now for a verdict.
+    3 this host is too slow, too busy or too unsteady now for a verdict.
     """
     try:
         sys.exit(run(Plan(phase_s=phase_s), report_path, keep, slowdown))
     except TooSlowError as error:
         click.echo(
-            f"flexnpu demo: this host is too slow or too busy for a verdict ({load_average()}): {error}.\n"
+            f"flexnpu demo: no verdict: this host is too slow or too busy now ({load_average()}): {error}.\n"
             f"End other programs and try again, or give it time: flexnpu demo --phase-s {2 * phase_s:.0f}",
             err=True,
         )

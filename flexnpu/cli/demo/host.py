@@ -17,7 +17,7 @@ STEPS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32
 
 @dataclass(frozen=True)
 class HostCosts:
-    """What the host takes where the device takes next to nothing, ms, under the load of the moment."""
+    """What the host adds to the device's time, ms, under the load of the moment."""
 
     token_ms: float
     """Time per token of a chat, its median over the chats: the host's part of a decode step, and of the gap
@@ -36,6 +36,8 @@ class DeviceCosts:
 
     decode_ms: float
     """A decode step."""
+    first_token_ms: float
+    """The prefill of a chat."""
     prompt_ms: float
     """A prefill step of a long prompt."""
 
@@ -44,48 +46,66 @@ class DeviceCosts:
 class Rules:
     """By how much the device must outweigh the host."""
 
-    decode: float = 0.8
+    decode: float = 1.0
     """A decode step on the device, in the host's parts of one: what shares the device must be worth seeing in
     what a token takes."""
-    tail: float = 3.0
+    tail: float = 4.0
     """A long prompt on the device, in the host's slow tokens: what the flood adds to a decode step must stand
     out of what the scheduler adds."""
-    prompt: float = 1.5
-    """A long prompt on the device, in the host's parts of one: at 1.5 a flood keeps the device busy for
-    three fifths of the time at least."""
-    first_token: float = 1.5
-    """The objective for the time to first token, in the host's part of it."""
+    prompt: float = 2.0
+    """A long prompt on the device, in the host's parts of one: at 2 a flood keeps the device busy for
+    two thirds of the time at least."""
+
+
+#: By so much `Rules` ask for more than a verdict needs.
+_SPARE = 2.0
+
+
+#: Threads that wait for a CPU, more or fewer, that change no verdict.
+_UNNOTICED = 0.3
 
 
 class TooSlowError(Exception):
     """No factor within reach would give a verdict; the message says why and what to do."""
 
 
-def needs(
-    host: HostCosts, device: DeviceCosts, slo_ms: float, rules: Rules | None = None
-) -> dict[str, float]:
-    """The factor that each rule asks for, by its reason. ``slo_ms``: the TTFT objective at factor 1."""
+def needs(host: HostCosts, device: DeviceCosts, rules: Rules | None = None) -> dict[str, float]:
+    """The factor that each rule asks for, by its reason."""
     rules = rules or Rules()
     return {
         "a decode step": rules.decode * host.token_ms / device.decode_ms,
         "slow decode steps": rules.tail * host.slow_token_ms / device.prompt_ms,
         "a long prompt": rules.prompt * host.prompt_ms / device.prompt_ms,
-        "the first token": rules.first_token * host.first_token_ms / slo_ms,
     }
 
 
-def choose(wanted: dict[str, float], most: float, steps: Sequence[float] = STEPS) -> float:
-    """The smallest of ``steps`` that is enough for all that is ``wanted``, and at most ``most``.
+def objective_ms(host: HostCosts, device: DeviceCosts, factor: float) -> float:
+    """Objective for the time to first token: twice what a chat takes that has the device for itself."""
+    return 2.0 * (host.first_token_ms + factor * device.first_token_ms)
 
-    Raises `TooSlowError` if there is none.
+
+def alike(waiting: float | None, waiting_later: float | None) -> bool:
+    """Whether a host was about as busy in two phases, by how many threads of a server waited for a CPU."""
+    if waiting is None or waiting_later is None:
+        return True
+    low, high = sorted((waiting, waiting_later))
+    return high <= 2 * low or high - low <= _UNNOTICED
+
+
+def choose(wanted: dict[str, float], most: float, steps: Sequence[float] = STEPS) -> float:
+    """The smallest of ``steps`` that is enough for all that is ``wanted``; if that is more than ``most``, the
+    largest below, as long as it is half of what is wanted.
+
+    Raises `TooSlowError` if it is less.
     """
     reason = max(wanted, key=lambda name: wanted[name])
-    for factor in steps:
-        if factor > most:
-            break
+    within = [factor for factor in steps if factor <= most]
+    for factor in within:
         if factor >= wanted[reason]:
             return factor
+    if within and within[-1] * _SPARE >= wanted[reason]:
+        return within[-1]
     raise TooSlowError(
-        f"for {reason} the modelled chip would have to be {wanted[reason]:.1f} times slower, "
-        f"and {most:.1f} times is the most for phases of this length"
+        f"for {reason} the modelled chip would have to be at least {wanted[reason] / _SPARE:.1f} times "
+        f"slower, and {most:.1f} times is the most for phases of this length"
     )

@@ -81,21 +81,19 @@ def _wire(demo: Demo, watch: Watch) -> dict[str, Any]:
 
 
 def _gate(demo: Demo) -> None:
-    """Judged by the 95th percentile: it has enough steps above it in every phase, and one late wake-up by
-    the host does not make it."""
+    """Judged by the 95th percentile: also the longest phase has too few steps for the 99th, which one late
+    wake-up by the host would make."""
     targets = demo.plan.targets
     by_name = {phase.name: phase.figures for phase in demo.phases}
     steps = [by_name[name]["servers"]["chat"]["decode_step_ms"] for name in ("transparent", "protect-decode")]
     before, after = steps
-    ratio = after["p95"] / before["p95"] if before["p95"] and after["p95"] else None
-    demo.check(
-        "the gate protects decode",
-        ratio is not None and ratio <= targets.decode_ratio,
-        "no decode steps to compare"
-        if ratio is None
-        else f"decode step p95 {before['p95']:.1f} -> {after['p95']:.1f} ms, {(1 - ratio) * 100:.0f} % "
-        f"lower; p99 {before['p99']:.1f} -> {after['p99']:.1f} ms",
-    )
+    detail = "no decode steps to compare"
+    ratio = None
+    if before["p95"] and after["p95"]:
+        ratio = after["p95"] / before["p95"]
+        changes = [f"{name} {before[name]:.1f} -> {after[name]:.1f} ms" for name in ("p95", "mean", "p99")]
+        detail = f"decode step {', '.join(changes)}; p95 {(1 - ratio) * 100:.0f} % lower"
+    demo.check("the gate protects decode", ratio is not None and ratio <= targets.decode_ratio, detail)
     busy = by_name["protect-decode"]["device_busy"]
     demo.check(
         "the device stays busy",

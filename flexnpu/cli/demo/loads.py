@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from flexnpu.cli.demo.chain import Chain
-from flexnpu.cli.demo.plan import Plan
+from flexnpu.cli.demo.plan import Plan, ServerPlan
 from flexnpu.cli.demo.processes import DemoError
 from workloads.replay import TRACES, Arrival, PromptMaker, Record, Target, load_arrivals
 from workloads.replay import replay as send_all
@@ -23,9 +23,8 @@ class Loads:
     def _plan(self) -> Plan:
         return self._chain.plan
 
-    def arrivals(self, name: str, seconds: float) -> list[Arrival]:
+    def arrivals(self, plan: ServerPlan, seconds: float) -> list[Arrival]:
         """The slice of a server's trace that is replayed in ``seconds``; its first request comes at once."""
-        plan = self._plan.server(name)
         found = load_arrivals(TRACES[plan.trace], 2 * seconds, plan.scaling, plan.skip_s)
         first_s = found[0].at_s
         shifted = [replace(arrival, at_s=arrival.at_s - first_s) for arrival in found]
@@ -38,12 +37,9 @@ class Loads:
         prompts = [maker.make(arrival.prompt_tokens) for arrival in arrivals]
         return Target(name, server.url, arrivals, prompts, max_in_flight)
 
-    def replay(self, names: Sequence[str], seconds: float) -> list[Record]:
+    def replay(self, plans: Sequence[ServerPlan], seconds: float) -> list[Record]:
         """Replay the servers' traces side by side."""
-        targets = [
-            self.target(name, self.arrivals(name, seconds), self._plan.server(name).max_in_flight)
-            for name in names
-        ]
+        targets = [self.target(plan.name, self.arrivals(plan, seconds), plan.max_in_flight) for plan in plans]
         return self.send(targets, seconds)
 
     def in_turn(self, requests: Mapping[str, Sequence[tuple[int, int]]], within_s: float) -> list[Record]:
@@ -65,9 +61,9 @@ class Loads:
     def warm_up(self) -> list[Record]:
         """First uses of each shape (model code, daemon, cost estimates) are not what is to be compared."""
         shapes: dict[str, list[tuple[int, int]]] = {}
-        for name in self._chain.servers:
-            longest = max(arrival.prompt_tokens for arrival in self.arrivals(name, self._plan.phase_s))
-            shapes[name] = [(24, 8), (longest, 8)]
+        for plan in self._plan.servers:
+            longest = max(arrival.prompt_tokens for arrival in self.arrivals(plan, self._plan.phase_s))
+            shapes[plan.name] = [(24, 8), (longest, 8)]
         return self.in_turn(shapes, 60.0)
 
     def send(self, targets: Sequence[Target], window_s: float) -> list[Record]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from rich.console import Console
 
 from flexnpu.cli.demo import report
 from flexnpu.cli.demo.chain import Chain
-from flexnpu.cli.demo.host import DeviceCosts, HostCosts, choose, needs
+from flexnpu.cli.demo.host import DeviceCosts, HostCosts, TooSlowError, alike, choose, needs, objective_ms
 from flexnpu.cli.demo.loads import Loads
 from flexnpu.cli.demo.measure import load_average, measure_device, measure_host
-from flexnpu.cli.demo.plan import Plan
+from flexnpu.cli.demo.plan import Plan, ServerPlan
 from flexnpu.cli.demo.processes import Supervisor
 from flexnpu.cli.demo.profile import operator_times
 from flexnpu.cli.demo.report import Check, Phase
@@ -94,24 +94,26 @@ class Demo:
         took = self.chain.start_servers()
         self.say(f"  two servers to measure with: {took:.1f} s")
         plan = self.plan
-        host = measure_host(self.chain, self.loads)
-        self.say(
-            f"  host, {load_average()}: a token {host.token_ms:.1f} ms, one in twenty over "
-            f"{host.slow_token_ms:.0f} ms;"
-        )
-        self.say(f"  first token {host.first_token_ms:.0f} ms; a long prompt {host.prompt_ms:.0f} ms")
         device = measure_device(self.chain, self.loads)
         self.say(
             f"  device, as modelled: a decode step {device.decode_ms:.1f} ms, a long prompt "
             f"{device.prompt_ms:.0f} ms"
         )
+        host = measure_host(self.chain, self.loads, device)
+        self.say(
+            f"  the host adds ({load_average()}): {host.token_ms:.1f} ms to a token, to one in twenty over "
+            f"{host.slow_token_ms:.0f} ms;"
+        )
+        self.say(f"  {host.first_token_ms:.0f} ms to a first token, {host.prompt_ms:.0f} ms to a long prompt")
         self.chain.stop()
         factor = self._choose(plan, host, device)
-        self.chain.plan = plan.slowed(factor)
+        objective_s = objective_ms(host, device, factor) / 1e3
+        self.chain.plan = replace(plan.slowed(factor), ttft_slo_s=objective_s)
+        self.say(f"  objective for the first token: {objective_s * 1e3:.0f} ms")
         self.chain.clock.set(self.plan.slowdown)
 
     def _choose(self, plan: Plan, host: HostCosts, device: DeviceCosts) -> float:
-        wanted = needs(host, device, plan.ttft_slo_s * 1e3)
+        wanted = needs(host, device)
         self.choice = {
             "load": load_average(),
             "host_ms": asdict(host),
@@ -131,7 +133,7 @@ class Demo:
             self.say(f"  so that the device is what is contended, the chip runs {factor:g} times slower:")
             self.say(f"  {reason} asks for {wanted[reason]:.1f} times")
         if factor != 1:
-            self.say("  arrivals, objectives and the policy's window follow the chip")
+            self.say("  arrivals, the alert and the policy's times follow the chip")
         return factor
 
     def bring_up(self) -> Watch:
@@ -170,13 +172,20 @@ class Demo:
     # --- load --------------------------------------------------------------------------------------------
 
     def load(
-        self, name: str, title: str, servers: Sequence[str], lead_s: float, seconds: float, watch: Watch
+        self,
+        name: str,
+        title: str,
+        servers: Sequence[ServerPlan],
+        lead_s: float,
+        seconds: float,
+        watch: Watch,
+        steady: Callable[[], bool] = lambda: True,
     ) -> Phase:
         """Replay the arrivals of ``servers`` for ``seconds``, printing what the probes see.
 
-        Figures are taken after ``lead_s`` seconds.
+        Figures are taken after ``lead_s`` seconds, from when it is ``steady`` on, or from the middle.
         """
-        pids = [(server, self.chain.servers[server].pid) for server in servers]
+        pids = [(server.name, self.chain.servers[server.name].pid) for server in servers]
         control = self.chain.new_control()
         marks: dict[str, tuple[int, float | None, dict[int, float]]] = {}
 
@@ -194,7 +203,13 @@ class Demo:
                 return None
 
         begun_ns = time.monotonic_ns()
-        timers = [threading.Timer(lead_s, mark, ("start",)), threading.Timer(seconds, mark, ("end",))]
+
+        def mark_start() -> None:
+            while not steady() and time.monotonic_ns() - begun_ns < seconds / 2 * 1e9:
+                time.sleep(0.25)
+            mark("start")
+
+        timers = [threading.Timer(lead_s, mark_start), threading.Timer(seconds, mark, ("end",))]
         for timer in timers:
             timer.start()
         with Ticker(watch, pids, status, self.say):
@@ -220,17 +235,39 @@ class Demo:
 
     def run_phases(self, watch: Watch) -> None:
         plan = self.plan
-        both = ["chat", "flood"]
         self.section(f"4. The chat server alone, {plan.calm_s:.0f} s")
         self.say(
             "  What the probes saw, every 3 s: steps of each phase with their median/longest time in ms,"
         )
         self.say("  median TTFT on the wire in ms, and for how much of the time the device was busy and the")
         self.say("  gate held the next operator of a prefill.")
-        self.load("alone", "chat alone", ["chat"], 2.0, plan.calm_s, watch)
+        self.load("alone", "chat alone", [plan.chat_alone], 2.0, plan.calm_s, watch)
+        self._flooded(plan, watch)
+        if not self._alike():
+            self.say("  the host was not as busy in one phase as in the other: both once more")
+            del self.phases[1:]
+            self._flooded(plan, watch)
+        if not self._alike():
+            raise TooSlowError("the host's load changes from one phase to the next, twice")
+
+    def _alike(self) -> bool:
+        """Whether the host was as busy in one phase as in the other; not asked when the speed was given."""
+        if self._slowdown is not None:
+            return True
+        before, after = (phase.figures["servers"]["chat"]["waiting_for_a_cpu"] for phase in self.phases[1:])
+        return alike(before, after)
+
+    def _flooded(self, plan: Plan, watch: Watch) -> None:
+        """The two phases that are compared."""
+        both = plan.servers
         self.section(f"5. Long prompts flood the device, no policy, {plan.phase_s:.0f} s")
         self.load("transparent", "flood, no policy", both, plan.lead_s, plan.phase_s, watch)
         self.section(f"6. The same arrivals, decode protected by the controller, {plan.phase_s:.0f} s")
-        self.say(f"  flexnpu-controller reads the feed: {self.chain.start_controller():.1f} s")
-        self.load("protect-decode", "flood, protect-decode", both, plan.lead_s, plan.phase_s, watch)
+        alone = self.phases[0].figures["servers"].get("chat", {}).get("decode_step_ms", {}).get("p50")
+        target_ms = None if alone is None else plan.target_stretch * alone
+        took = self.chain.start_controller(target_ms)
+        given = "" if target_ms is None else f", target {target_ms:.0f} ms a decode step"
+        self.say(f"  flexnpu-controller reads the feed{given}: {took:.1f} s")
+        title = "flood, protect-decode"
+        self.load("protect-decode", title, both, plan.lead_s, plan.phase_s, watch, self.chain.gated)
         self.chain.stop_controller()

@@ -68,16 +68,16 @@ FLOOD = ServerPlan(
 class Measuring:
     """How the host is measured before the loads are chosen."""
 
-    slowdown: float = 0.01
-    """Of the chip while the host is measured: what is left is the host's."""
+    slowdown: float = 3.0
+    """Of the chip while the host is measured."""
     chat_tokens: tuple[int, int] = (40, 16)
     """Of a chat's prompt and answer."""
-    chats: int = 28
-    """Some 400 decode steps, as long as the long prompts beside them take."""
+    chats: int = 12
+    """Some 180 decode steps."""
     prompt_tokens: int = 320
-    prompts: int = 28
-    longest_s: float = 15.0
-    """Nothing is sent after this time."""
+    prompts: int = 6
+    longest_s: float = 12.0
+    """Nothing is sent after this time, for each of the two."""
     device_slowdown: float = 8.0
     """Of the chip while its own times are read: so slow that the host adds nothing to them."""
 
@@ -95,7 +95,7 @@ class Plan:
     chat: ServerPlan = CHAT
     flood: ServerPlan = FLOOD
     measuring: Measuring = Measuring()
-    calm_s: float = 12.0
+    calm_s: float = 14.0
     phase_s: float = 50.0
     lead_s: float = 6.0
     """The first seconds of each flooded phase, in which the controller learns what a step takes; no figure
@@ -106,7 +106,9 @@ class Plan:
     idle_ms: float = 20.0
     """Of the policy: what `flexnpu-controller` has by default."""
     ttft_slo_s: float = 0.08
-    """Objective for the time to first token; a chat that has the device for itself keeps it."""
+    """Objective for the time to first token; replaced by what was measured (`host.objective_ms`)."""
+    target_stretch: float = 1.3
+    """The policy's target for a decode step, in what one takes that has the device for itself."""
     alert_scale: float = 1 / 60
     """Factor on the alert's windows, so that an hour is a minute."""
     resolve_s: float = 20.0
@@ -121,6 +123,12 @@ class Plan:
         return next(server for server in self.servers if server.name == name)
 
     @property
+    def chat_alone(self) -> ServerPlan:
+        """The chat's load while it has the device for itself: thinned only where one server could not do it,
+        for what it takes alone is what the policy's target is made of."""
+        return replace(self.chat, scaling=replace(self.chat.scaling, keep=min(1.0, 4.0 / self.slowdown)))
+
+    @property
     def most_slowdown(self) -> float:
         """Beyond it a phase would have too few steps to compare: below some 80 decode steps."""
         return self._stretched(_LONGEST) * self.phase_s / 6.0
@@ -130,15 +138,14 @@ class Plan:
         return min(factor, _LONGEST)
 
     def slowed(self, factor: float) -> Plan:
-        """The same demo on a chip that is ``factor`` times slower: arrivals, objectives and the policy's
-        window follow the device; phases get longer by at most half."""
+        """The same demo on a chip that is ``factor`` times slower: arrivals, the alert and the policy's times
+        follow the device; phases get a tenth longer at most."""
         stretch = self._stretched(factor)
         return replace(
             self,
             slowdown=self.slowdown * factor,
             chat=self.chat.slowed(factor),
             flood=self.flood.slowed(factor),
-            calm_s=self.calm_s * stretch,
             phase_s=self.phase_s * stretch,
             lead_s=self.lead_s * stretch,
             drain_s=self.drain_s * max(1.0, factor / 4),
@@ -148,9 +155,14 @@ class Plan:
             ttft_slo_s=self.ttft_slo_s * factor,
             alert_scale=self.alert_scale * factor,
             resolve_s=self.resolve_s * max(1.0, factor / 2),
-            targets=replace(self.targets, wire_ttft_ms=self.targets.wire_ttft_ms * factor),
+            targets=replace(
+                self.targets,
+                wire_ttft_ms=self.targets.wire_ttft_ms * factor,
+                # As many as there are in phases that long.
+                accuracy_steps=round(self.targets.accuracy_steps / max(1.0, factor / 4)),
+            ),
         )
 
 
 #: A phase gets at most so many times as long on a slow chip: the demo shall end within minutes.
-_LONGEST = 1.5
+_LONGEST = 1.1

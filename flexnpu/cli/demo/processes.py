@@ -47,6 +47,14 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
+def _set_nice(pid: int, nice: int) -> None:
+    """Set the priority of a session's leader and, where the kernel groups sessions, of its session."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+
+
 def free_port() -> int:
     """A TCP port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
@@ -102,8 +110,7 @@ class Supervisor:
         except OSError as error:
             raise DemoError(f"{name}: cannot start {command[0]}: {error.strerror}") from error
         if nice:
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, process.pid, nice)
+            _set_nice(process.pid, nice)
         child = Child(name, process, log)
         self.children[name] = child
         return child

@@ -222,7 +222,7 @@ def side_by_side(phases: Sequence[Phase], slowdown: float = 1.0) -> Table:
 
     def on_the_device(scale: float = 1.0) -> None:
         """What the chip's speed changes most; times are multiplied by ``scale``, rates divided."""
-        latency("chat", "decode step", "decode_step_ms", quantiles=("p50", "p95", "p99"), scale=scale)
+        latency("chat", "decode step", "decode_step_ms", quantiles=("mean", "p50", "p95", "p99"), scale=scale)
         latency("chat", "TTFT (wire)", "wire_ttft_ms", scale=scale)
         latency("flood", "prefill step", "prefill_step_ms", scale=scale)
         row("flood: prompts/s", *flood, "prompts_per_s", form=".2f", scale=1 / scale)
