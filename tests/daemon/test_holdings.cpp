@@ -56,7 +56,8 @@ struct Client : RawClient {
     }
     uint32_t left(api::FnId function) {
         Bytes p;
-        append(p, wire::Forward{function, 0, 1, 0});
+        append(p, wire::Forward{function, 1, 1, 0});
+        append(p, uint64_t(1));  // that there is somewhere for the answer
         REQUIRE(call(Kind::forward, p) == 0);
         return uint32_t(word());
     }
