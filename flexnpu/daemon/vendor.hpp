@@ -10,52 +10,123 @@
 
 namespace flexnpu::daemon {
 
-#define FLEXNPU_VENDOR_FUNCTIONS(X)                                                                         \
-    X(aclInit)                                                                                              \
-    X(aclFinalize) X(aclGetRecentErrMsg) X(aclrtGetSocName) X(aclrtSetDevice) X(aclrtGetDeviceCount)        \
-        X(aclrtMalloc) X(aclrtMallocAlign32) X(aclrtFree) X(aclrtMallocHost) X(aclrtFreeHost)               \
-            X(aclrtGetMemInfo) X(aclrtMemcpy) X(aclrtMemcpyAsync) X(aclrtMemset) X(aclrtMemsetAsync)        \
-                X(aclrtCreateStreamWithConfig) X(aclrtDestroyStream) X(aclrtSynchronizeStream) X(           \
-                    aclrtSynchronizeStreamWithTimeout) X(aclrtStreamQuery) X(aclrtStreamGetId)              \
-                    X(aclrtStreamWaitEvent) X(aclrtCreateEventWithFlag) X(aclrtCreateEventExWithFlag) X(    \
-                        aclrtDestroyEvent) X(aclrtRecordEvent) X(aclrtResetEvent) X(aclrtSynchronizeEvent)  \
-                        X(aclrtSynchronizeEventWithTimeout) X(aclrtQueryEventStatus)                        \
-                            X(aclrtQueryEventWaitStatus) X(aclrtEventElapsedTime) X(aclrtEventGetTimestamp) \
-                                X(aclsysGetVersionStr) X(aclsysGetVersionNum) X(aclGetCompileopt)           \
-                                    X(aclGetCompileoptSize) X(aclCreateTensor) X(aclDestroyTensor)          \
-                                        X(aclSetRawTensorAddr) X(aclGetViewShape) X(aclCreateTensorList)    \
-                                            X(aclDestroyTensorList) X(aclCreateScalar) X(aclDestroyScalar)  \
-                                                X(aclCreateScalarList) X(aclDestroyScalarList)              \
-                                                    X(aclCreateIntArray) X(aclDestroyIntArray)              \
-                                                        X(aclCreateFloatArray) X(aclDestroyFloatArray)      \
-                                                            X(aclCreateBoolArray) X(aclDestroyBoolArray)
+#define FLEXNPU_VENDOR_FUNCTIONS(X)      \
+    X(aclInit)                           \
+    X(aclFinalize)                       \
+    X(aclGetRecentErrMsg)                \
+    X(aclrtGetSocName)                   \
+    X(aclrtSetDevice)                    \
+    X(aclrtGetDeviceCount)               \
+    X(aclrtMalloc)                       \
+    X(aclrtMallocAlign32)                \
+    X(aclrtFree)                         \
+    X(aclrtMallocHost)                   \
+    X(aclrtFreeHost)                     \
+    X(aclrtGetMemInfo)                   \
+    X(aclrtMemcpy)                       \
+    X(aclrtMemcpyAsync)                  \
+    X(aclrtMemset)                       \
+    X(aclrtMemsetAsync)                  \
+    X(aclrtCreateStreamWithConfig)       \
+    X(aclrtDestroyStream)                \
+    X(aclrtSynchronizeStream)            \
+    X(aclrtSynchronizeStreamWithTimeout) \
+    X(aclrtStreamQuery)                  \
+    X(aclrtStreamGetId)                  \
+    X(aclrtStreamWaitEvent)              \
+    X(aclrtCreateEventWithFlag)          \
+    X(aclrtCreateEventExWithFlag)        \
+    X(aclrtDestroyEvent)                 \
+    X(aclrtRecordEvent)                  \
+    X(aclrtResetEvent)                   \
+    X(aclrtSynchronizeEvent)             \
+    X(aclrtSynchronizeEventWithTimeout)  \
+    X(aclrtQueryEventStatus)             \
+    X(aclrtQueryEventWaitStatus)         \
+    X(aclrtEventElapsedTime)             \
+    X(aclrtEventGetTimestamp)            \
+    X(aclsysGetVersionStr)               \
+    X(aclsysGetVersionNum)               \
+    X(aclGetCompileopt)                  \
+    X(aclGetCompileoptSize)              \
+    X(aclCreateTensor)                   \
+    X(aclDestroyTensor)                  \
+    X(aclSetRawTensorAddr)               \
+    X(aclGetViewShape)                   \
+    X(aclCreateTensorList)               \
+    X(aclDestroyTensorList)              \
+    X(aclCreateScalar)                   \
+    X(aclDestroyScalar)                  \
+    X(aclCreateScalarList)               \
+    X(aclDestroyScalarList)              \
+    X(aclCreateIntArray)                 \
+    X(aclDestroyIntArray)                \
+    X(aclCreateFloatArray)               \
+    X(aclDestroyFloatArray)              \
+    X(aclCreateBoolArray)                \
+    X(aclDestroyBoolArray)
 
 // Those that not every CANN has: null where it lacks them.
-#define FLEXNPU_VENDOR_OPTIONAL(X)                                                                           \
-    X(aclrtReserveMemAddress)                                                                                \
-    X(aclrtReleaseMemAddress) X(aclrtMallocPhysical) X(aclrtFreePhysical) X(aclrtMapMem) X(aclrtUnmapMem)    \
-        X(aclrtMemGetAllocationGranularity) X(aclrtHostRegisterV2) X(aclrtHostUnregister)                    \
-            X(aclrtBinaryLoadFromData) X(aclrtBinaryUnLoad) X(aclrtBinaryGetFunction)                        \
-                X(aclrtBinaryGetFunctionByEntry) X(aclrtGetFunctionAddr) X(aclrtGetHardwareSyncAddr)         \
-                    X(aclrtLaunchKernel) X(aclrtLaunchKernelV2) X(aclrtLaunchKernelWithHostArgs)             \
-                        X(aclmdlRICaptureBegin) X(aclmdlRICaptureEnd) X(aclmdlRICaptureGetInfo)              \
-                            X(aclmdlRICaptureTaskGrpBegin) X(aclmdlRICaptureTaskGrpEnd)                      \
-                                X(aclmdlRICaptureTaskUpdateBegin) X(aclmdlRICaptureTaskUpdateEnd)            \
-                                    X(aclmdlRIDebugJsonPrint) X(aclmdlRIDebugPrint) X(aclmdlRIDestroy)       \
-                                        X(aclmdlRIExecuteAsync) X(aclmdlRIGetId) X(aclmdlRIAbort)            \
-                                            X(aclmdlRIUpdate) X(aclrtValueWait) X(aclrtValueWrite) X(        \
-                                                aclrtStreamAbort) X(HcclGetRootInfo) X(HcclCommInitRootInfo) \
-                                                X(HcclCommInitRootInfoConfig) X(HcclCreateSubCommConfig)     \
-                                                    X(HcclCommDestroy) X(HcclGetCommName)                    \
-                                                        X(HcclGetCommAsyncError) X(HcclCommResume) X(        \
-                                                            HcclGetCommConfigCapability) X(HcclAllReduce)    \
-                                                            X(HcclReduce) X(HcclAllGather) X(HcclAllGatherV) \
-                                                                X(HcclReduceScatter) X(HcclReduceScatterV)   \
-                                                                    X(HcclBroadcast) X(HcclScatter)          \
-                                                                        X(HcclAlltoAll) X(HcclAlltoAllV)     \
-                                                                            X(HcclAlltoAllVC) X(HcclBarrier) \
-                                                                                X(HcclSend) X(HcclRecv)      \
-                                                                                    X(HcclBatchSendRecv)
+#define FLEXNPU_VENDOR_OPTIONAL(X)      \
+    X(aclrtReserveMemAddress)           \
+    X(aclrtReleaseMemAddress)           \
+    X(aclrtMallocPhysical)              \
+    X(aclrtFreePhysical)                \
+    X(aclrtMapMem)                      \
+    X(aclrtUnmapMem)                    \
+    X(aclrtMemGetAllocationGranularity) \
+    X(aclrtHostRegisterV2)              \
+    X(aclrtHostUnregister)              \
+    X(aclrtBinaryLoadFromData)          \
+    X(aclrtBinaryUnLoad)                \
+    X(aclrtBinaryGetFunction)           \
+    X(aclrtBinaryGetFunctionByEntry)    \
+    X(aclrtGetFunctionAddr)             \
+    X(aclrtGetHardwareSyncAddr)         \
+    X(aclrtLaunchKernel)                \
+    X(aclrtLaunchKernelV2)              \
+    X(aclrtLaunchKernelWithHostArgs)    \
+    X(aclmdlRICaptureBegin)             \
+    X(aclmdlRICaptureEnd)               \
+    X(aclmdlRICaptureGetInfo)           \
+    X(aclmdlRICaptureTaskGrpBegin)      \
+    X(aclmdlRICaptureTaskGrpEnd)        \
+    X(aclmdlRICaptureTaskUpdateBegin)   \
+    X(aclmdlRICaptureTaskUpdateEnd)     \
+    X(aclmdlRIDebugJsonPrint)           \
+    X(aclmdlRIDebugPrint)               \
+    X(aclmdlRIDestroy)                  \
+    X(aclmdlRIExecuteAsync)             \
+    X(aclmdlRIGetId)                    \
+    X(aclmdlRIAbort)                    \
+    X(aclmdlRIUpdate)                   \
+    X(aclrtValueWait)                   \
+    X(aclrtValueWrite)                  \
+    X(aclrtStreamAbort)                 \
+    X(HcclGetRootInfo)                  \
+    X(HcclCommInitRootInfo)             \
+    X(HcclCommInitRootInfoConfig)       \
+    X(HcclCreateSubCommConfig)          \
+    X(HcclCommDestroy)                  \
+    X(HcclGetCommName)                  \
+    X(HcclGetCommAsyncError)            \
+    X(HcclCommResume)                   \
+    X(HcclGetCommConfigCapability)      \
+    X(HcclAllReduce)                    \
+    X(HcclReduce)                       \
+    X(HcclAllGather)                    \
+    X(HcclAllGatherV)                   \
+    X(HcclReduceScatter)                \
+    X(HcclReduceScatterV)               \
+    X(HcclBroadcast)                    \
+    X(HcclScatter)                      \
+    X(HcclAlltoAll)                     \
+    X(HcclAlltoAllV)                    \
+    X(HcclAlltoAllVC)                   \
+    X(HcclBarrier)                      \
+    X(HcclSend)                         \
+    X(HcclRecv)                         \
+    X(HcclBatchSendRecv)
 
 class Vendor {
 public:

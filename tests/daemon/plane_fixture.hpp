@@ -35,10 +35,18 @@ struct Mock {
     X(mock_held)
     X(mock_hold)
     X(mock_fail_launch)
-    X(mock_log) X(mock_nodes) X(mock_stick) X(mock_fail_update) X(mock_refuse_pins) X(mock_close_memory)
-        X(mock_memory_waits) X(mock_stop_stream) X(mock_block_first) X(mock_blocked_first)
+    X(mock_log)
+    X(mock_nodes)
+    X(mock_stick)
+    X(mock_fail_update)
+    X(mock_refuse_pins)
+    X(mock_close_memory)
+    X(mock_memory_waits)
+    X(mock_stop_stream)
+    X(mock_block_first)
+    X(mock_blocked_first)
 #undef X
-            std::vector<MockCall> since(uint64_t from) const {
+    std::vector<MockCall> since(uint64_t from) const {
         std::vector<MockCall> out(mock_calls(from, nullptr, 0) - from);
         mock_calls(from, out.data(), out.size());
         return out;

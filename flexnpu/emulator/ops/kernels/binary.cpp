@@ -136,9 +136,17 @@ void fill_common(RowKernels<T>& k) {
     FLEXNPU_SET(FloorDiv)
     FLEXNPU_SET(Remainder)
     FLEXNPU_SET(Pow)
-    FLEXNPU_SET(Maximum) FLEXNPU_SET(Minimum) FLEXNPU_SET(LogicalAnd) FLEXNPU_SET(LogicalOr)
-        FLEXNPU_SET(LogicalXor) FLEXNPU_SET(Eq) FLEXNPU_SET(Ne) FLEXNPU_SET(Lt) FLEXNPU_SET(Le)
-            FLEXNPU_SET(Gt) FLEXNPU_SET(Ge)
+    FLEXNPU_SET(Maximum)
+    FLEXNPU_SET(Minimum)
+    FLEXNPU_SET(LogicalAnd)
+    FLEXNPU_SET(LogicalOr)
+    FLEXNPU_SET(LogicalXor)
+    FLEXNPU_SET(Eq)
+    FLEXNPU_SET(Ne)
+    FLEXNPU_SET(Lt)
+    FLEXNPU_SET(Le)
+    FLEXNPU_SET(Gt)
+    FLEXNPU_SET(Ge)
 }
 
 template <class T>
@@ -147,8 +155,14 @@ void fill_floating(RowKernels<T>& k) {
     FLEXNPU_SET(Add)
     FLEXNPU_SET(Sub)
     FLEXNPU_SET(Mul)
-    FLEXNPU_SET(Div) FLEXNPU_SET(TruncDiv) FLEXNPU_SET(Fmod) FLEXNPU_SET(Atan2) FLEXNPU_SET(LogAddExp)
-        FLEXNPU_SET(LogAddExp2) FLEXNPU_SET(SiluMul) FLEXNPU_SET(XLogY)
+    FLEXNPU_SET(Div)
+    FLEXNPU_SET(TruncDiv)
+    FLEXNPU_SET(Fmod)
+    FLEXNPU_SET(Atan2)
+    FLEXNPU_SET(LogAddExp)
+    FLEXNPU_SET(LogAddExp2)
+    FLEXNPU_SET(SiluMul)
+    FLEXNPU_SET(XLogY)
 }
 #undef FLEXNPU_SET
 
