@@ -43,7 +43,7 @@ demo:
 	@$(VENV)/bin/flexnpu demo
 
 test: setup
-	@scripts/lint
+	@scripts/lint fast
 	@$(PYTEST) -n $(WORKERS) $(PYTEST_ARGS)
 
 test-sanitized: $(PYTHON)
