@@ -28,6 +28,7 @@ from flexnpu.control.client import (
     NoDaemonError,
     NotPermittedError,
     OwnedError,
+    closed_directories,
 )
 from flexnpu.control.messages import MAX_LEASE_S
 from probes.feed.follow import SLICE_S
@@ -178,7 +179,10 @@ def _check(client: ControlClient) -> None:
 
 
 def _only_daemon(stop: _Stop) -> Path | None:
-    """The socket of the one daemon there is, as soon as there is one; None when it is time to stop."""
+    """The socket of the one daemon there is, as soon as there is one; None when it is time to stop.
+
+    Raises `NotPermittedError` where this user may look into none of the directories: no waiting mends that.
+    """
     told = False
     while not stop:
         found = paths.control_sockets()
@@ -187,9 +191,15 @@ def _only_daemon(stop: _Stop) -> Path | None:
             raise click.ClickException(f"several daemons: {names}: choose one with --ctl")
         if found:
             return found[0]
+        searched = paths.search_dirs()
+        closed = closed_directories(searched)
+        if len(closed) == len(searched):
+            raise closed[0]
         if not told:
             told = True
-            tried = ", ".join(str(directory) for directory in paths.search_dirs())
+            for error in closed:
+                say(str(error))
+            tried = ", ".join(str(directory) for directory in searched)
             say(f"no daemon in {tried}: start one with: flexnpud --device 0; trying again")
         time.sleep(SLICE_S)
     return None

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,18 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("ebpf") and os.geteuid() != 0:
         pytest.skip("needs root for eBPF: sudo make test")
+
+
+# --- folders ---
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that every user may look into. pytest's own may be entered by its user only."""
+    with tempfile.TemporaryDirectory(prefix="flexnpu-test-") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
 
 
 # --- what is left behind ---

@@ -13,7 +13,9 @@ import click
 from flexnpu.client.environment import CLIENT_HOME, EMULATOR_HOME, environment
 from flexnpu.console.numbers import DEVICE, SIZE
 from flexnpu.console.output import say
+from flexnpu.console.program import NotPermitted
 from flexnpu.control import paths
+from flexnpu.control.client import closed_directories
 
 MAX_DEVICES = 64
 
@@ -52,10 +54,14 @@ def listening(path: Path) -> bool:
 
 def find_daemon(device: int) -> Path:
     """The data socket of the daemon of `device`. Raises ClickException."""
-    found = [paths.data_socket(device, directory) for directory in paths.search_dirs()]
+    searched = paths.search_dirs()
+    found = [paths.data_socket(device, directory) for directory in searched]
     for path in found:
         if os.path.exists(path) and listening(path):
             return path
+    closed = closed_directories(searched)
+    if len(closed) == len(searched):
+        raise NotPermitted(str(closed[0]))
     others = sorted({path.stem.removeprefix("npu") for path in paths.control_sockets()})
     hint = f" (there are sockets for device {', '.join(others)})" if others else ""
     tried = " or ".join(str(path) for path in found)

@@ -49,14 +49,6 @@ def as_stranger(
     )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """One that others may look into."""
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
-    return tmp_path
-
-
 def test_all_supplementary_groups_are_known() -> None:
     many = list(range(100_000, 100_700))
     ours, theirs = socket.socketpair()
@@ -92,8 +84,8 @@ def test_the_rule() -> None:
 
 
 @pytest.mark.parametrize(("groups", "gid"), [((1, GROUP, 2), STRANGER), ((), GROUP)])
-def test_the_feed_serves_members_of_its_group(folder: Path, groups: tuple[int, ...], gid: int) -> None:
-    path = folder / "probe.sock"
+def test_the_feed_serves_members_of_its_group(public_folder: Path, groups: tuple[int, ...], gid: int) -> None:
+    path = public_folder / "probe.sock"
     with FeedServer(path) as server:
         os.chown(path, 0, GROUP)
         server._admission = Admission(frozenset({0}), GROUP, "--feed-group")  # as with that option
@@ -106,9 +98,9 @@ def test_the_feed_serves_members_of_its_group(folder: Path, groups: tuple[int, .
 
 
 @pytest.mark.parametrize("mode", [0o660, 0o666])
-def test_the_feed_tells_others_so(folder: Path, mode: int) -> None:
+def test_the_feed_tells_others_so(public_folder: Path, mode: int) -> None:
     """By the socket's mode, or where that lets them pass by the server."""
-    path = folder / "probe.sock"
+    path = public_folder / "probe.sock"
     with FeedServer(path):
         path.chmod(mode)
         printed, _ = as_stranger(sys.executable, "-c", READ, path).communicate(timeout=120)
@@ -119,8 +111,8 @@ def test_the_feed_tells_others_so(folder: Path, mode: int) -> None:
 
 @pytest.mark.parametrize("command", ["status", "status --json", "status --device 0", "top --once"])
 @pytest.mark.parametrize("closed", ["socket", "server", "folder"])
-def test_status_without_rights(folder: Path, command: str, closed: str) -> None:
-    run_dir = folder / "run"
+def test_status_without_rights(public_folder: Path, command: str, closed: str) -> None:
+    run_dir = public_folder / "run"
     answering = Answering(run_dir / "npu0.ctl", ErrorReply(code="failed", message="never asked"))
     try:
         (run_dir / "npu0.ctl").chmod(0o666 if closed == "server" else 0o600)
@@ -141,22 +133,34 @@ def test_status_without_rights(folder: Path, command: str, closed: str) -> None:
         assert printed == ""
 
 
-def test_a_controller_without_rights(folder: Path) -> None:
-    run_dir = folder / "run"
+@pytest.mark.parametrize("closed", ["socket", "folder"])
+def test_a_controller_without_rights(public_folder: Path, closed: str) -> None:
+    run_dir = public_folder / "run"
     answering = Answering(run_dir / "npu0.ctl", ErrorReply(code="failed", message="never asked"))
     try:
-        run_dir.chmod(0o755)
+        (run_dir / "npu0.ctl").chmod(0o600)
+        run_dir.chmod(0o700 if closed == "folder" else 0o755)
         child = as_stranger("env", f"FLEXNPU_RUN_DIR={run_dir}", BIN / "flexnpu-controller")
         _, complaints = child.communicate(timeout=60)
     finally:
         answering.end()
     assert child.returncode == 4, complaints
-    assert "--group" in complaints
+    assert f"user {STRANGER} may not" in complaints
+    assert str(run_dir) in complaints
     assert "Traceback" not in complaints
 
 
-def test_what_is_denied_names_group_and_option(folder: Path) -> None:
-    path = folder / "npu0.ctl"
+def test_a_program_without_rights(public_folder: Path) -> None:
+    run_dir = public_folder / "run"
+    run_dir.mkdir(mode=0o700)
+    child = as_stranger("env", f"FLEXNPU_RUN_DIR={run_dir}", BIN / "flexnpu", "run", "--", "true")
+    _, complaints = child.communicate(timeout=60)
+    assert child.returncode == 4, complaints
+    assert f"user {STRANGER} may not look into {run_dir}" in complaints
+
+
+def test_what_is_denied_names_group_and_option(public_folder: Path) -> None:
+    path = public_folder / "npu0.ctl"
     path.touch()
     path.chmod(0o660)
     os.chown(path, 0, GROUP)

@@ -128,6 +128,7 @@ def test_without_a_place_nothing_is_kept_and_nothing_fails(
 def test_a_layout_is_learned_once_and_anew_when_the_library_changes(
     driver: mockset.Driver, mock_driver: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    layouts._cache.clear()  # an earlier test's
     first = layouts.learn(driver.pid)
     assert first.complete
     runs: list[object] = []
