@@ -3,66 +3,42 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    disable_created_metrics,
-    start_http_server,
-)
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from collectors import metrics
 from collectors.metrics.metric import Metric
-from collectors.sinks import Labels, Sample, Snapshot
+from collectors.series import FORGET_S, Count, Distribution, Series
+from collectors.sinks import Labels, Snapshot
 from probes.feed.events import RequestTiming, Step
-
-FORGET_S: Final = 3600.0
-"""Series of a process that gave no event for so long are dropped. Processes come and go; their series must
-not pile up.
-"""
 
 
 class PrometheusSink:
-    """Keeps `metrics.EVENT_METRICS` in a registry, and reads the others off `snapshots` at every scrape."""
+    """Keeps `metrics.EVENT_METRICS`, and reads the others off `snapshots` at every scrape.
+
+    A process without events for `forget_s` seconds is in no later scrape.
+    """
 
     def __init__(self, snapshots: Sequence[Snapshot] = (), *, forget_s: float = FORGET_S) -> None:
-        # Else each counter and histogram has one series more, which nothing reads.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
-        self._forget_s = forget_s
-        self._seen: dict[tuple[Metric, Labels], float] = {}
-        self._next_sweep = 0.0
-        self._lock = threading.Lock()
-        self._counters: dict[Metric, Counter] = {}
-        self._histograms: dict[Metric, Histogram] = {}
+        self._series = Series(forget_s)
         for metric in metrics.EVENT_METRICS:
-            if metric.kind == "counter":
-                self._counters[metric] = Counter(
-                    metric.name, metric.help, metric.labels, registry=self.registry
-                )
-            else:
-                self._histograms[metric] = Histogram(
-                    metric.name, metric.help, metric.labels, registry=self.registry, buckets=metric.buckets
-                )
-        self.registry.register(_Read(snapshots))
+            if not metric.labels:
+                self._series.add(metric, (), 0.0)
+        self.registry = CollectorRegistry()
+        self.registry.register(_Read(self._series, snapshots))
 
     def add(self, metric: Metric, labels: Labels, amount: float = 1.0) -> None:
-        counter = self._counters[metric]
-        (counter.labels(*labels) if labels else counter).inc(amount)
-        self._touch(metric, labels)
+        """Count."""
+        self._series.add(metric, labels, amount)
 
     def observe(self, metric: Metric, labels: Labels, value: float) -> None:
-        # Times of two threads may cross by nanoseconds.
-        self._histograms[metric].labels(*labels).observe(max(0.0, value))
-        self._touch(metric, labels)
+        """Put a value into a histogram."""
+        self._series.observe(metric, labels, value)
 
     def step(self, step: Step) -> None:
         """Prometheus has no spans."""
@@ -70,42 +46,51 @@ class PrometheusSink:
     def request(self, request: RequestTiming) -> None:
         """Prometheus has no spans."""
 
-    def _touch(self, metric: Metric, labels: Labels) -> None:
-        if "pid" not in metric.labels:
-            return
-        now = time.monotonic()
-        self._seen[metric, labels] = now
-        if now < self._next_sweep:
-            return
-        self._next_sweep = now + self._forget_s / 10
-        # A process is dropped as a whole: half of its series would be misread.
-        latest: dict[str, float] = {}
-        for (_, key), at in self._seen.items():
-            latest[key[0]] = max(at, latest.get(key[0], at))
-        for seen, key in list(self._seen):
-            if now - latest[key[0]] > self._forget_s:
-                del self._seen[seen, key]
-                (self._counters.get(seen) or self._histograms[seen]).remove(*key)
-
 
 class _Read(Collector):
-    def __init__(self, snapshots: Sequence[Snapshot]) -> None:
+    def __init__(self, series: Series, snapshots: Sequence[Snapshot]) -> None:
+        self._series = series
         self._snapshots = snapshots
 
     def describe(self) -> Iterable[Family]:
-        return []
+        """Every metric's name, so that ``/metrics?name[]=...`` finds it."""
+        return [_family(metric) for metric in metrics.METRICS]
 
     def collect(self) -> Iterator[Family]:
-        by_metric: dict[Metric, list[Sample]] = {}
+        """What is kept, then what is read off now. A metric without a series is left out."""
+        for metric, points in self._series.collect().items():
+            family = _family(metric)
+            for labels, point in points:
+                if isinstance(point, Count):
+                    family.add_sample(metric.name, _named(metric, labels), point.total)
+                else:
+                    _add_histogram(family, metric, labels, point)
+            yield family
+        by_metric: dict[Metric, Family] = {}
         for snapshot in self._snapshots:
             for sample in snapshot():
-                by_metric.setdefault(sample.metric, []).append(sample)
-        for metric, samples in by_metric.items():
-            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-            family = kind(metric.name, metric.help, labels=metric.labels)
-            for sample in samples:
-                family.add_metric(sample.labels, sample.value)
-            yield family
+                family = by_metric.setdefault(sample.metric, _family(sample.metric))
+                family.add_sample(sample.metric.name, _named(sample.metric, sample.labels), sample.value)
+        yield from by_metric.values()
+
+
+def _family(metric: Metric) -> Family:
+    return Family(metric.name.removesuffix("_total"), metric.help, metric.kind)
+
+
+def _named(metric: Metric, labels: Labels) -> dict[str, str]:
+    return dict(zip(metric.labels, labels, strict=True))
+
+
+def _add_histogram(family: Family, metric: Metric, labels: Labels, found: Distribution) -> None:
+    named = _named(metric, labels)
+    bounds = (*map(floatToGoString, metric.buckets), "+Inf")
+    total = 0
+    for bound, count in zip(bounds, found.buckets, strict=True):
+        total += count
+        family.add_sample(metric.bucket, {**named, "le": bound}, total)
+    family.add_sample(metric.count, named, total)
+    family.add_sample(metric.sum, named, found.sum)
 
 
 def serve(sink: PrometheusSink, host: str, port: int) -> tuple[WSGIServer, threading.Thread]:

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from collectors.metrics import BY_SOURCE, Metric
 from collectors.metrics.metric import ATTRIBUTES, LABELS
+from collectors.series import FORGET_S
 
 
 def _cell(text: str) -> str:
@@ -49,7 +50,8 @@ def markdown() -> str:
         "OTLP. Each section is one source; its metrics are defined in the file of that name in "
         "`collectors/metrics/`. Units are UCUM codes (`s`: seconds, `By`: bytes, `1`: no unit, in braces: "
         "what is counted). A series exists only once there was something to measure: what was not measured "
-        "is absent and not zero.",
+        "is absent and not zero. A series ends with what it is about: that of a lane, session or engine with "
+        f"the next export, that of a process when no event of it came for {FORGET_S / 60:.0f} minutes.",
         "",
     ]
     for module, metrics in BY_SOURCE.items():

@@ -166,7 +166,7 @@ def test_interference_of_the_scripted_second() -> None:
 
 def test_a_silent_process_is_forgotten_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("collectors.prometheus.time.monotonic", lambda: now)
+    monkeypatch.setattr("collectors.series.time.monotonic", lambda: now)
     run = Run(step(0, 1), request(0, [5], 6), step(0, 1, pid=2))
     now = 3000.0
     run.of.take(step(0, 1, pid=2))
