@@ -117,10 +117,11 @@ void load(Operator& op, int ms) {
     uint64_t done = 0;
     const double began = now_ns();
     double now = began;
-    for (; now - began < ms * 1e6; now = now_ns()) {
+    while (now - began < ms * 1e6) {
         for (int i = 0; i < kStep; i++) op.launch();
         op.finish();
         done += kStep;
+        now = now_ns();
     }
     printf("{\"operators\": %" PRIu64 ", \"seconds\": %.6f}\n", done, (now - began) * 1e-9);
 }

@@ -15,6 +15,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cinttypes>
 #include <functional>
 #include <iostream>
 #include <memory>
@@ -23,10 +24,12 @@
 #include <vector>
 
 #include "harness.hpp"
+#include "numbers.hpp"
 
 #define OK(name, ...) flexnpu::bench::check(ACL(name)(__VA_ARGS__), #name)
 
 namespace acl = flexnpu::acl;
+using flexnpu::bench::number;
 
 namespace {
 
@@ -178,9 +181,9 @@ int main(int argc, char** argv) {
         std::cerr << "usage: events COUNT RECORDERS WAITERS ASKERS\n";
         return 2;
     }
-    const auto recorder_count = size_t(atoi(argv[2])), waiter_count = size_t(atoi(argv[3])),
-               asker_count = size_t(atoi(argv[4]));
-    const uint64_t count = (strtoull(argv[1], nullptr, 10) + recorder_count - 1) / recorder_count;
+    const auto recorder_count = number(argv[2]), waiter_count = number(argv[3]),
+               asker_count = number(argv[4]);
+    const uint64_t count = (number(argv[1]) + recorder_count - 1) / recorder_count;
     OK(aclInit, nullptr);
     OK(aclrtSetDevice, 0);
     int32_t value = 1;
@@ -220,6 +223,7 @@ int main(int argc, char** argv) {
     const auto start = std::chrono::steady_clock::now();
     std::atomic<bool> over{false};
     std::vector<std::thread> threads;
+    threads.reserve(recorders.size() + waiter_count + asker_count);
     for (auto& r : recorders) threads.emplace_back([&r, count] { record(*r, count); });
     for (size_t i = 0; i < waiter_count; i++)
         threads.emplace_back([&, i] { wait(recorders, count, i, waiter_count, waiting[i]); });
@@ -239,15 +243,16 @@ int main(int argc, char** argv) {
     bool exact = true;
     for (auto& r : recorders) exact &= uint64_t(uint32_t(read(r->counter))) == count;
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    printf(
-        "{\"events\": %llu, \"waits\": %llu, \"early_waits\": %llu, \"queries\": %llu, \"complete\": %llu, "
-        "\"early_queries\": %llu, "
-        "\"synchronises\": %llu, \"early_synchronises\": %llu, \"counters_exact\": %s, \"seconds\": %.3f}\n",
-        static_cast<unsigned long long>(count * recorder_count),
-        static_cast<unsigned long long>(totals.waits), static_cast<unsigned long long>(totals.early_waits),
-        static_cast<unsigned long long>(totals.queries), static_cast<unsigned long long>(totals.complete),
-        static_cast<unsigned long long>(totals.early_queries), static_cast<unsigned long long>(totals.syncs),
-        static_cast<unsigned long long>(totals.early_syncs), exact ? "true" : "false", seconds);
+    printf("{\"events\": %" PRIu64 ", \"waits\": %" PRIu64 ", \"early_waits\": %" PRIu64
+           ", \"queries\": %" PRIu64 ", \"complete\": %" PRIu64
+           ", "
+           "\"early_queries\": %" PRIu64
+           ", "
+           "\"synchronises\": %" PRIu64 ", \"early_synchronises\": %" PRIu64
+           ", \"counters_exact\": %s, \"seconds\": %.3f}\n",
+           count * recorder_count, totals.waits.load(), totals.early_waits.load(), totals.queries.load(),
+           totals.complete.load(), totals.early_queries.load(), totals.syncs.load(),
+           totals.early_syncs.load(), exact ? "true" : "false", seconds);
     fflush(stdout);
     _exit(0);
 }

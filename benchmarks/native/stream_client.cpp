@@ -30,6 +30,10 @@
 #include <string>
 #include <vector>
 
+#include "numbers.hpp"
+
+using flexnpu::bench::number;
+
 namespace {
 
 int64_t clock_ns(clockid_t clock) {
@@ -182,9 +186,10 @@ int main(int argc, char** argv) {
     priority.sched_priority = 1;
     const bool fifo = !strcmp(argv[6], "fifo") && sched_setscheduler(0, SCHED_FIFO, &priority) == 0;
     mlockall(MCL_CURRENT | MCL_FUTURE);
-    Client client(atoi(argv[1]), body, argv[5], atol(argv[4]), atol(argv[3]));
-    client.rows.reserve(size_t(atol(argv[3])));
-    client.run(atoi(argv[2]));
+    const uint64_t requests = number(argv[3]);
+    Client client(int(number(argv[1])), body, argv[5], long(number(argv[4])), long(requests));
+    client.rows.reserve(requests);
+    client.run(int(number(argv[2])));
     printf("scheduling %s\n", fifo ? "fifo" : "other");
     for (const Row& r : client.rows)
         printf("%ld %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %d %" PRId64 " %" PRId64 "\n", r.id,

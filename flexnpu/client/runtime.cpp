@@ -174,8 +174,11 @@ aclError aclmdlFinalizeDump() { return 0; }
 
 void aclAppLog(aclLogLevel level, const char* function, const char* file, uint32_t line, const char* format,
                ...) {
-    static const char* const wanted = getenv("ASCEND_GLOBAL_LOG_LEVEL");
-    if (!format || level < (wanted ? atoi(wanted) : 3)) return;
+    static const int least = [] {
+        const char* wanted = getenv("ASCEND_GLOBAL_LOG_LEVEL");
+        return wanted && *wanted >= '0' && *wanted <= '9' && !wanted[1] ? *wanted - '0' : 3;
+    }();
+    if (!format || level < least) return;
     char text[1024];
     va_list args;
     va_start(args, format);

@@ -1,4 +1,5 @@
 // What the compatibility library libascendcl defines itself: names, capabilities, logging.
+#include <climits>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -56,8 +57,12 @@ aclError aclGetCannAttributeList(const aclCannAttr** list, size_t* count) {
 // set.
 void aclAppLog(aclLogLevel level, const char* function, const char* file, uint32_t line, const char* format,
                ...) {
-    static const char* wanted = std::getenv("ASCEND_GLOBAL_LOG_LEVEL");
-    if (wanted == nullptr || level < std::atoi(wanted) || format == nullptr) {
+    static const int least = [] {
+        const char* wanted = std::getenv("ASCEND_GLOBAL_LOG_LEVEL");
+        const bool digit = wanted != nullptr && *wanted >= '0' && *wanted <= '9' && wanted[1] == 0;
+        return digit ? *wanted - '0' : INT_MAX;
+    }();
+    if (level < least || format == nullptr) {
         return;
     }
     char text[1024];

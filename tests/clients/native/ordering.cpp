@@ -16,6 +16,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <future>
@@ -246,7 +247,7 @@ int main(int argc, char** argv) {
         std::cerr << "usage: ordering STREAMS THREADS EVENTS\n";
         return 2;
     }
-    stream_count = size_t(atoi(argv[1]));
+    stream_count = strtoul(argv[1], nullptr, 10);
     OK(aclInit, nullptr);
     OK(aclrtSetDevice, 0);
     void* p = nullptr;
@@ -277,8 +278,8 @@ int main(int argc, char** argv) {
     }
     std::cout << std::endl;
     std::vector<std::unique_ptr<Thread>> threads;
-    for (int i = 0; i < atoi(argv[2]); i++) threads.push_back(std::make_unique<Thread>());
-    events.resize(size_t(atoi(argv[3])));
+    for (size_t i = strtoul(argv[2], nullptr, 10); i > 0; i--) threads.push_back(std::make_unique<Thread>());
+    events.resize(strtoul(argv[3], nullptr, 10));
 
     std::vector<std::unique_ptr<Step>> steps;
     std::string line;
