@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,14 @@ LONGEST = 500
 # Tables, generated files and data: one entry after another, nothing to understand as a whole.
 TABLES: set[str] = {
     "tests/emulator/ops/cases.py",
+}
+
+
+# Kept for programs outside of FlexNPU: former public names, and the room that has what they pass on.
+FORMER = {
+    "probes.events": "probes.feed.events",
+    "probes.http_stream": "probes.requests",
+    "probes.wire": "probes.requests.wire",
 }
 
 
@@ -107,6 +116,24 @@ def test_a_room_uses_only_what_the_table_allows(room: str) -> None:
             if used is not None and not may_use(room, used):
                 wrong.append(f"{name} uses {used}")
     assert not wrong
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_former_names_pass_on_what_their_rooms_have_and_nothing_of_ours_imports_them(name: str) -> None:
+    place = name.replace(".", "/")
+    tree = ast.parse((ROOT / f"{place}.py").read_text())
+    passed = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module != "__future__"]
+    assert all((node.module or "").startswith(FORMER[name]) for node in passed)
+    assert {type(node) for node in tree.body} <= {ast.Expr, ast.ImportFrom, ast.Assign}
+    assert sorted(importlib.import_module(name).__all__) == sorted(a.name for n in passed for a in n.names)
+    folders = [ROOT / folder for folder in {room.split("/")[0] for room in ALLOWED} | {"scripts"}]
+    wrong = [
+        str(path.relative_to(ROOT))
+        for folder in folders
+        for path in folder.rglob("*.py")
+        if any(used == place or used.startswith(f"{place}/") for used in python_imports(path))
+    ]
+    assert not wrong, f"import {FORMER[name]} instead"
 
 
 def test_every_folder_of_code_is_a_room_of_the_table() -> None:
