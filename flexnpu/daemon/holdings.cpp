@@ -52,13 +52,17 @@ bool Holder::take(HeldKind kind, const char* function, Holding* out, Failure* fa
         }
         refused_->n[k]++;
         const std::string plural = kKinds[k].plural;
-        const std::string who = i == 0   ? "this program has "
-                                : i == 1 ? "the programs of user " + std::to_string(uid_) + " have "
-                                         : "all programs have ";
-        *failure = {kKinds[k].error, std::string(function) + ": " + who + std::to_string(there) + " " +
-                                         plural + ", as many as " +
-                                         (i == 2 ? "the daemon serves" : "may be") + "; see flexnpud --max-" +
-                                         plural + levels[i].option};
+        std::string text = std::string(function).append(": ");
+        if (i == 0)
+            text += "this program has ";
+        else if (i == 1)
+            text.append("the programs of user ").append(std::to_string(uid_)).append(" have ");
+        else
+            text += "all programs have ";
+        text.append(std::to_string(there)).append(" ").append(plural);
+        text.append(", as many as ").append(i == 2 ? "the daemon serves" : "may be");
+        text.append("; see flexnpud --max-").append(plural).append(levels[i].option);
+        *failure = {kKinds[k].error, std::move(text)};
         return false;
     }
     *out = std::move(taken);

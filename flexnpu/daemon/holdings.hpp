@@ -45,7 +45,7 @@ public:
 
 private:
     friend class Holder;
-    void swap(Holding& other) {
+    void swap(Holding& other) noexcept {
         std::swap(kind_, other.kind_);
         std::swap(counts_, other.counts_);
     }

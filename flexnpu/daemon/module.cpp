@@ -144,6 +144,7 @@ nb::list lanes_of(const std::vector<LaneInfo>& infos) {
 NB_MODULE(_plane, m) {
     m.doc() = "The native data plane of one device: client sessions, lanes, the gate, the vendor's calls.";
     // The dispatching thread did not do what it was asked to in time, and will not do it later.
+    // NOLINTNEXTLINE(bugprone-unused-raii,bugprone-throw-keyword-missing): the constructor registers the type
     nb::exception<PlaneTimeout>(m, "PlaneTimeout", PyExc_TimeoutError);
     nb::class_<Plane>(m, "Plane")
         .def(

@@ -78,7 +78,7 @@ bool Threads::give_locked(const Work& work) {
 void Threads::spawn_locked(const Work& work) {
     Thread& slot = threads_.emplace_back();
     try {
-        slot.thread = std::thread([this, &slot, work]() mutable {
+        slot.thread = std::thread([this, &slot, work = Work(work)]() mutable {
             pthread_setname_np(pthread_self(), "flexnpu-serve");
             run_guarded("flexnpu-serve", at_start_);
             serve(std::move(work));

@@ -91,7 +91,7 @@ TEST_CASE("all ranks get the same sum, product, largest and smallest") {
             auto [comm, stream] = world.rank[r];
             for (size_t count : {size_t(1), size_t(3), kLong}) {
                 Buffer<float> in(count, float(r + 1)), out(count);
-                const float expected[] = {float(n * (n + 1) / 2),
+                const float expected[] = {float(n) * float(n + 1) / 2,
                                           n == 1   ? 1.f
                                           : n == 2 ? 2.f
                                                    : 24.f,

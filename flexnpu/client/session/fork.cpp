@@ -61,9 +61,9 @@ void take_host_memory() {
                       : mremap(k.copy, k.region.bytes, k.region.bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at);
         }
         // Without memory for it a touch must fail: what the child writes may not reach its parent.
-        if (got == MAP_FAILED)
-            mmap(at, k.region.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
-                 0);
+        constexpr int kNothing = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+        if (got == MAP_FAILED && mmap(at, k.region.bytes, PROT_NONE, kNothing, -1, 0) == MAP_FAILED)
+            munmap(at, k.region.bytes);
     }
     delete std::exchange(fork_now, nullptr);
 }

@@ -126,7 +126,7 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
             // too long, with the session.
             return when_unused(
                 s, reply, {},
-                [this, s = s.shared_from_this(), binary, reply](bool over, MemoryMap::Range) mutable {
+                [this, s = s.shared_from_this(), binary, reply](bool over, const MemoryMap::Range&) mutable {
                     if (!over) {
                         post([s, binary = std::move(binary)] {
                             if (!s->removed) s->kernels->binaries.add(binary);

@@ -50,6 +50,7 @@ void Dispatcher::release(Session& s, Payload p, const Reply& reply) {
             // Stuck: it is kept, and stays charged, until the session ends.
             std::lock_guard lock(s.leaving_mutex);
             s.leaving.push_back(std::move(range));
+            return reply.ok();
         }
         range.held.reset();
         reply.ok();

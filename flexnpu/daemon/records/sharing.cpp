@@ -108,11 +108,12 @@ void Dispatcher::share(Session& s, Payload p, const Reply& reply) {
             s.imports.erase(at);
             if (!range) return reply.ok(0);
             when_unused(s, reply, std::move(*range), [&s, reply](bool over, MemoryMap::Range range) {
+                const uint64_t address = range.address;
                 if (!over) {
                     std::lock_guard lock(s.leaving_mutex);
                     s.leaving.push_back(std::move(range));
+                    return reply.ok(address);
                 }
-                const uint64_t address = range.address;
                 range.held.reset();
                 reply.ok(address);
             });

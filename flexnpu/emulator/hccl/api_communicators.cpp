@@ -189,7 +189,7 @@ int32_t HcclCommInitAll(uint32_t count, int32_t* devices, HcclComm* out) {
         }
         for (const auto& refusal : refusals) {
             if (refusal.result != types::SUCCESS) {
-                throw refusal;
+                throw Refusal(refusal);
             }
         }
         for (uint32_t i = 0; i < count; ++i) {

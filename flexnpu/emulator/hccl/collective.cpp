@@ -346,7 +346,7 @@ int32_t Task::launch(std::unique_ptr<Task> task, void* stream) {
         kernel.destroy(task.release());  // the message is set
         return types::E_RUNTIME;
     }
-    task.release();
+    static_cast<void>(task.release());  // the stream's now
     return types::SUCCESS;
 }
 

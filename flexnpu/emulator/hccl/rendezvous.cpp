@@ -123,7 +123,7 @@ void set_timeout(int fd, int option, time_t seconds) {
 }
 
 // Hands the memory out until all ranks have it.
-void serve(int listener, std::shared_ptr<Mapping> memory, Token token, uint32_t ranks) {
+void serve(int listener, const std::shared_ptr<Mapping>& memory, Token token, uint32_t ranks) {
     Socket open(listener);
     const uint64_t give_up = now_ns() + connect_timeout_s() * 1'000'000'000;
     uint32_t served = 0;

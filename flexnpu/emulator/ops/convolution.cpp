@@ -159,13 +159,13 @@ struct Convolution {
                 return fallback;
             }
             // Twice as many of a padding: before and behind, of which the output's size tells the second.
-            const size_t step = all.size() == size_t(spatial) * 2 ? 2 : 1;
+            const size_t step = all.size() == 2 * size_t(spatial) ? 2 : 1;
             call.require(all.size() == 1 || all.size() == size_t(spatial) * step,
                          "%zu numbers for %d spatial dimensions", all.size(), spatial);
             return all.size() == 1 ? all[0] : all[size_t(d) * step];
         };
         for (int d = 0; d < spatial; d++) {
-            const size_t s = size_t(kSpatial - spatial + d);
+            const size_t s = size_t(kSpatial) - size_t(spatial) + size_t(d);
             plain.in[s] = from.dims[size_t(d) + 2];
             plain.out[s] = to.dims[size_t(d) + 2];
             plain.kernel[s] = w.dims[size_t(d) + 2];

@@ -4,6 +4,7 @@
 // any other is gathered first.
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "iterate.hpp"
 #include "registry.hpp"
@@ -296,7 +297,7 @@ Job log_sum_exp(Call& call) {  // self, dims, keepdim, out
 
 // Two reductions of the same input, one job.
 Job both(Job first, Job second) {
-    return [=] {
+    return [first = std::move(first), second = std::move(second)] {
         const int error = first();
         return error ? error : second();
     };

@@ -29,7 +29,7 @@ thread_local const Stream* t_current = nullptr;
 }  // namespace
 
 Stream::Stream(DeviceModel model, int32_t id, uint32_t priority, uint32_t flags)
-    : id(id), priority(priority), flags(flags), model_(model) {}
+    : id(id), priority(priority), flags(flags), model_(std::move(model)) {}
 
 Stream::~Stream() {
     if (worker_.joinable()) {

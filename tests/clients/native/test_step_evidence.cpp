@@ -112,7 +112,7 @@ TEST_CASE_FIXTURE(Fixture,
     steps.capture_begun(kStream);
     embed({4});
     steps.capture_ended(kStream, kGraph);
-    const auto update = [&](std::vector<int64_t> kv) {
+    const auto update = [&](const std::vector<int64_t>& kv) {
         for (int layer = 0; layer < 3; layer++) {
             steps.updating(kOther, kGraph);
             attend({4, 8, 64}, {1, 2, 3, 4}, kv, kOther);
