@@ -31,6 +31,9 @@ struct Communicator : std::enable_shared_from_this<Communicator> {
 
 struct Communicators {
     ~Communicators();
+    // What the session's streams still hold may wait for ranks that wait for this one, or for none: nothing
+    // more is called.
+    void abandon();
     // Held for each look: communicators are made on workers.
     std::mutex mutex;
     Table<Communicator> table{wire::HandleKind::comm};
@@ -47,6 +50,9 @@ inline constexpr uint32_t kMostRanks = 1 << 14;
 
 // The vendor's message for an HcclResult.
 std::string told(const Vendor& vendor, const char* function, int32_t result);
+
+// The function's name; `of`: wire::Collective::Of.
+const char* collective_name(uint32_t of);
 
 // Whether the vendor's call of this item may wait for other ranks.
 bool may_block(const CollectiveItem& item);

@@ -20,10 +20,6 @@ namespace {
 // its caller no system call, and us one timer for several calls.
 constexpr uint64_t kNapNs = 50'000;
 constexpr uint64_t kLongestSleepNs = 1'000'000'000;
-// How often copies that have lent out a buffer are looked at.
-constexpr uint64_t kReclaimNs = 200'000;
-// How often a client that has not taken its host functions is looked at.
-constexpr uint64_t kTellNs = 1'000'000;
 // Records taken from one session before the next is looked at.
 constexpr int kBatch = 32;
 // A session with more than this in its lanes is not read from: its rings fill, and its threads wait. One
@@ -45,20 +41,32 @@ Dispatcher::Dispatcher(Vendor& vendor, int32_t device, const Limits& limits)
       limits_(limits.resolved()),
       allow_kernels_(limits.allow_kernels != 0),
       spares_(vendor),
-      syncs_(
-          vendor, inbox_, [this](uint32_t lane, uint64_t ticket) { synced(lane, ticket); },
-          [this](Ring& ring) -> Worker& { return worker_of(ring); }),
+      workers_(vendor, device, size_t(limits_.threads)),
+      timed_(timers_, failures_),
+      markers_(vendor, inbox_, spares_, workers_),
+      lent_(vendor, spares_),
+      first_calls_(vendor, inbox_, workers_),
+      lanes_({vendor, gate_, board_, timers_, lent_, markers_, first_calls_, failures_, turn_}),
+      host_calls_(vendor, spares_, markers_, lanes_, failures_),
+      captures_(vendor, spares_, lanes_),
+      dispatch_({vendor, gate_, inbox_, workers_, spares_, lent_, markers_, lanes_, host_calls_, captures_,
+                 copy_engine_, failures_}),
+      aborts_({vendor, inbox_, lent_, markers_, lanes_, host_calls_, dispatch_, failures_}),
+      syncs_(vendor, inbox_, workers_, lanes_),
       payload_(wire::kMaxRecord),
-      holdings_(limits_) {}
+      holdings_(limits_) {
+    markers_.on_reached = [this](uint32_t lane, const Completions::Marker& m, double us) {
+        reached(lane, m, us);
+    };
+    first_calls_.on_over = [this](uint32_t lane, uint64_t ticket) { lanes_.first_call_over(lane, ticket); };
+}
 
 Dispatcher::~Dispatcher() { stop(); }
 
 void Dispatcher::start() {
-    threads_ = std::make_unique<Threads>(Threads::Bounds{.most = size_t(limits_.threads)},
-                                         [this] { vendor_.enter(device_); });
-    completions_ = std::make_unique<Completions>(vendor_, *threads_, [this] { vendor_.enter(device_); });
+    workers_.start();
     teardown_share_ = std::make_shared<Threads::Group>(kTeardowns, nullptr);
-    reaper_ = std::make_unique<Worker>(*threads_, teardown_share_);
+    reaper_ = std::make_unique<Worker>(workers_.threads(), teardown_share_);
     running_ = true;
     inbox_.take_calls(true);
     publish();
@@ -75,7 +83,7 @@ void Dispatcher::stop() {
     for (auto& s : sessions_) {
         s->removed = true;
         const auto orphans = orphans_of(*s);
-        s->each_lane([this](const std::shared_ptr<Lane>& lane) { drop_lane(*lane); });
+        s->each_lane([this](const std::shared_ptr<Lane>& lane) { lanes_.drop(*lane); });
         for (const auto& mark : orphans) mark->waiters.clear();  // they hold the mark
         end_session(s);
     }
@@ -84,8 +92,7 @@ void Dispatcher::stop() {
     timers_.clear();
     ranked_teardowns_.clear();
     reaper_.reset();
-    completions_.reset();
-    threads_.reset();
+    workers_.stop();
     vendor_.enter(device_);
     run_posted();  // what markers have brought back
     spares_.release();
@@ -106,12 +113,11 @@ void Dispatcher::sever(Session& s) {
 
 template <class F>
 void Dispatcher::guard(Session* session, const char* where, F f) {
-    serving_ = session;
+    turn_.serving = session;
     if (!guarded(where, f)) {
-        dispatching_ = nullptr;
-        if (Session* s = session ? session : serving_) guarded(where, [&] { sever(*s); });
+        if (Session* s = session ? session : turn_.serving) guarded(where, [&] { sever(*s); });
     }
-    serving_ = nullptr;
+    turn_.serving = nullptr;
 }
 
 void Dispatcher::loop() {
@@ -127,9 +133,9 @@ void Dispatcher::turn() {
     run_posted();
     if (stop_) return;  // not after another sleep
     bool worked = drain();
-    worked |= poll_host();
-    if (!worked) now_ = now_ns();
-    const uint64_t now = now_;
+    for (size_t i = 0; i < sessions_.size(); i++) worked |= host_calls_.poll(*std::shared_ptr(sessions_[i]));
+    if (!worked) turn_.now = now_ns();
+    const uint64_t now = turn_.now;
     guard(nullptr, "a timer", [&] { timers_.run(now); });
     pump();
     if (board_.due(now)) publish();
@@ -137,9 +143,10 @@ void Dispatcher::turn() {
         syncs_.poll(now);
         return;
     }
-    if (lent_ && now - reclaimed_ns_ > kReclaimNs) {
-        reclaimed_ns_ = now;
-        reclaim_some();
+    if (lent_.due(now)) {
+        for (auto& s : sessions_) {
+            s->each_lane([this](const std::shared_ptr<Lane>& lane) { lent_.reclaim(*lane, false); });
+        }
     }
     if (syncs_.poll(now)) {
         wire::cpu_relax();
@@ -152,13 +159,14 @@ void Dispatcher::turn() {
     }
     uint64_t until = std::min(
         {gate_.wake_at(now), timers_.next(), syncs_.next_poll(), board_.due_at(), now + kLongestSleepNs});
-    if (lent_) until = std::min(until, now + kReclaimNs);
-    if (threads_->wanted()) {
-        threads_->retry();
+    if (lent_.any()) until = std::min(until, now + LentBuffers::kReclaimNs);
+    if (workers_.threads().wanted()) {
+        workers_.threads().retry();
         until = std::min(until, now + kRetryThreadsNs);
     }
     for (auto& s : sessions_) {
-        if (!s->host_backlog.empty()) until = std::min(until, now + kTellNs);  // the client takes its time
+        if (!s->host_backlog.empty())
+            until = std::min(until, now + HostCalls::kTellNs);  // the client takes its time
     }
     if (nap) {
         until = std::min(until, now + kNapNs);
@@ -172,7 +180,7 @@ void Dispatcher::turn() {
     // so one of us sees the other.
     if (inbox_.empty() && rings_empty()) sleep(until);
     set_doze(wire::kAwake);
-    now_ = now_ns();
+    turn_.now = now_ns();
 }
 
 void Dispatcher::set_doze(wire::Doze doze) {
@@ -186,7 +194,7 @@ bool Dispatcher::readable(const Session& s) {
 
 bool Dispatcher::rings_empty() const {
     for (auto& s : sessions_) {
-        if (host_answered(*s)) return false;
+        if (host_calls_.answered(*s)) return false;
         if (!readable(*s)) continue;
         for (auto& r : s->rings) {
             if (r->has_head || !r->consumer.empty()) return false;
@@ -238,9 +246,9 @@ bool Dispatcher::drain() {
             worked = true;
             count_.records++;
             s->calls++;
-            now_ = now_ns();
+            turn_.now = now_ns();
             guard(s.get(), "a message", [&] {
-                polling_.taken(ring, m.record, now_);
+                polling_.taken(ring, m.record, turn_.now);
                 handle(*s, ring, m.record);
             });
             pump();
@@ -250,15 +258,20 @@ bool Dispatcher::drain() {
 }
 
 void Dispatcher::pump() {
-    while (auto decision = gate_.next(now_)) {
-        if (!last_lane_ || last_lane_->id != decision->lane) {
-            auto it = lanes_.find(decision->lane);
-            last_lane_ = it == lanes_.end() ? nullptr : it->second;
-        }
-        if (last_lane_) guard(last_lane_->session, "a launch", [&] { dispatch(*last_lane_, *decision); });
+    while (auto decision = gate_.next(turn_.now)) {
+        if (Lane* lane = lanes_.decided(decision->lane))
+            guard(lane->session, "a launch", [&] { dispatch_.dispatch(*lane, *decision); });
         // A transparent gate has no use for the exact time.
-        if (gate_.settings().enabled) now_ = now_ns();
+        if (gate_.settings().enabled) turn_.now = now_ns();
     }
+}
+
+void Dispatcher::reached(uint32_t id, const Completions::Marker& m, double us) {
+    Lane* lane = lanes_.find(id);
+    if (!lane) return;
+    if (m.ticket != 0) return gate_.completed(now_ns(), id, m.ticket, us);
+    if (m.call) return host_calls_.reached(*lane);
+    lanes_.not_full(*lane);
 }
 
 }  // namespace flexnpu::daemon

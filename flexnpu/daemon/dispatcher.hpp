@@ -13,25 +13,32 @@
 #include <unordered_map>
 #include <vector>
 
-#include "flexnpu/daemon/completions.hpp"
+#include "flexnpu/daemon/aborts.hpp"
+#include "flexnpu/daemon/captures.hpp"
+#include "flexnpu/daemon/copy_engine.hpp"
+#include "flexnpu/daemon/dispatch.hpp"
 #include "flexnpu/daemon/exports.hpp"
+#include "flexnpu/daemon/failures.hpp"
+#include "flexnpu/daemon/first_call_runner.hpp"
 #include "flexnpu/daemon/holdings.hpp"
+#include "flexnpu/daemon/host_calls.hpp"
 #include "flexnpu/daemon/inbox.hpp"
+#include "flexnpu/daemon/lanes.hpp"
+#include "flexnpu/daemon/lent.hpp"
 #include "flexnpu/daemon/limits.hpp"
+#include "flexnpu/daemon/markers.hpp"
 #include "flexnpu/daemon/polling.hpp"
 #include "flexnpu/daemon/session.hpp"
 #include "flexnpu/daemon/snapshot.hpp"
 #include "flexnpu/daemon/spares.hpp"
 #include "flexnpu/daemon/synchronises.hpp"
+#include "flexnpu/daemon/timed_replies.hpp"
+#include "flexnpu/daemon/turn.hpp"
+#include "flexnpu/daemon/workers.hpp"
 #include "flexnpu/gate/gate.hpp"
 #include "flexnpu/wire/layout.hpp"
 
 namespace flexnpu::daemon {
-
-class Footprint;
-
-// Copies above this size keep the device's copy engine for longer than a dispatcher can wait.
-inline constexpr uint64_t kLargeCopy = wire::kQuickCopy;
 
 class Dispatcher {
 public:
@@ -63,8 +70,7 @@ public:
     std::shared_ptr<HostMemory> retire_host(const std::shared_ptr<Session>& session, uint32_t number);
     Session* session(uint32_t id);
     gate::Gate& gate() { return gate_; }
-    void set_decode_targets(double target_us);
-    bool has_lane(uint32_t id) const { return lanes_.count(id) != 0; }
+    Lanes& lanes() { return lanes_; }
 
     // Sessions that are being opened, open or being torn down. Any thread.
     size_t live_sessions() const { return live_sessions_->load(); }
@@ -131,15 +137,10 @@ private:
     void text(Session& s, Payload p, const Reply& reply);
     void run_op(Session& s, Payload p, const Reply& reply);
     void cache_hint(Session& s, Payload p);
-    void dispatch_hint(Lane& lane, Item& item);
     void collective(Session& s, Payload p);
     void communicator(Session& s, Payload p, const Reply& reply);
-    void dispatch_collective(Lane& lane, Item& item);
     void kernel(Session& s, Payload p, const Reply& reply);
     void launch_kernel(Session& s, Payload p);
-    void dispatch_kernel(Lane& lane, Item& item);
-    // Ends what a dying session's collectives wait for.
-    void abandon_collectives(Session& s);
     void virtual_memory(Session& s, Payload p, const Reply& reply);
     void share(Session& s, Payload p, const Reply& reply);
     void reserve(Session& s, const wire::VirtualMemory& v, const Reply& reply);
@@ -159,31 +160,29 @@ private:
     void value_op(Session& s, Payload p);
     void launch_graph(Session& s, Payload p);
     void destroy_graph(Session& s, Payload p, const Reply& reply);
-    void enter_capture(Lane& lane);
-    void forget_graph(Session& s, const std::shared_ptr<Graph>& graph);
     void graph_text(Session& s, Payload p, const Reply& reply);
     void control_graph(Session& s, Payload p, const Reply& reply);
-    // The footprint that this lane's next operator adds to, or nullptr.
-    static Footprint* footprint_of(Lane& lane);
-    // A captured copy's bytes, in memory that lives as long as the graph.
-    static bool keep_bytes(Lane& lane, CopyItem& copy, const void* from, uint64_t bytes);
     bool capture_event(Session& s, Lane& lane, Event& event, ItemType type);
     void use_real_event(Lane& lane, Event& event, ItemType type, int64_t deadline_ns);
-    static Mark* obstacle(const Item& item);
-    static void detach(Lane& lane, const Item& item);
-    void release_marks(Item& item);
-    void unblock(Mark& mark);
-    void dispatch_replay(Lane& lane, Item& item);
-    void dispatch_update(Lane& lane, Item& item);
-    // A workspace for a captured operator; nullptr with the failure recorded.
-    Held* captured_workspace(Lane& lane, Item& item, uint64_t bytes);
-    void tear_down_graphs(Session& s);
 
-    // A refused call: counted, and answered or kept for the lane's next synchronise.
-    void refuse(Session& s, const Reply& reply, int32_t code, std::string message);
-    void refuse_later(Session& s, Lane* lane, int32_t code, std::string message);
+    // Of other parts, by the names that the handlers use.
+    void refuse(Session& s, const Reply& reply, int32_t code, const std::string& message) {
+        failures_.refuse(s, reply, code, message);
+    }
+    void refuse_later(Session& s, Lane* lane, int32_t code, std::string message) {
+        failures_.refuse_later(s, lane, code, std::move(message));
+    }
+    void malformed(Session& s, const Reply& reply, const std::string& what) {
+        failures_.malformed(s, reply, what);
+    }
+    void malformed(Session& s) { failures_.malformed(s); }
+    Lane* lane_of(Session& s, uint64_t handle) { return lanes_.of(s, handle); }
+    void push(Lane& lane, std::unique_ptr<Item> item) { lanes_.push(lane, std::move(item)); }
+    void after(const std::vector<Lane*>& lanes, bool step_end, std::function<void()> job) {
+        lanes_.after(lanes, step_end, std::move(job));
+    }
+    Worker& worker_of(Ring& ring) { return workers_.of(ring); }
 
-    Lane* lane_of(Session& s, uint64_t handle);
     // The heads of records' handlers; what is wrong has been reported and counted when they say so.
     // The payload, which is one T and nothing else; false: it is not.
     template <class T>
@@ -192,73 +191,17 @@ private:
     // missing.
     template <class T>
     Lane* taken(Session& s, Payload p, T* out);
-    void malformed(Session& s, const Reply& reply, const std::string& what);
-    void malformed(Session& s);
     // The event that a call names, or nullptr.
     Event* event_at(Session& s, uint64_t handle, const Reply& reply, const char* function);
     // The lane that a call names, or nullptr.
     Lane* lane_at(Session& s, uint64_t handle, const Reply& reply, const char* function);
     // Why a handle names no event of the session.
     static Failure no_event(const Session& s, const char* function, uint64_t handle);
-    std::shared_ptr<Lane> new_lane(Session& s, const char* function, Failure* failure);
-    Failure make_stream(Lane& lane, uint32_t priority, uint32_t flags) const;
-    void enter_lane(Lane& lane);
-    void push(Lane& lane, std::unique_ptr<Item> item);
-    std::unique_ptr<Item> spare_item();
-    void keep_item(std::unique_ptr<Item> item);
-    void flow(Lane& lane);
-    void dispatch(Lane& lane, const gate::Decision& decision);
-    void publish_held(const Lane& lane, uint64_t held_ns);
-    void count_operator(Lane& lane, const Item& item);
-    void dispatch_launch(Lane& lane, Item& item);
-    // First calls of operators, first_calls.cpp.
-    bool first_call_over(Lane& lane, Item& item);
-    void begin_first_call(Session& s, const std::shared_ptr<Shape>& shape, std::vector<uint64_t> addresses,
-                          std::function<void(const Failure&, uint64_t workspace)> done);
-    void drop_first(uint32_t lane, uint64_t ticket, const Failure& failure);
-    void drop_executor(aclOpExecutor* executor) const;
-    void dispatch_copy(Lane& lane, Item& item);
-    void dispatch_record(Lane& lane, Item& item);
-    void dispatch_wait(Lane& lane, Item& item);
-    void dispatch_host_func(Lane& lane, Item& item);
-    void recorded(Mark& mark);
-    void give_up_wait(uint32_t lane, uint64_t ticket);
-    // Host functions, see host_calls.cpp.
-    void host_reached(Lane& lane);
-    void tell(Session& s);
-    bool host_answered(const Session& s) const;
-    bool poll_host();
-    // Drops what the lane holds, the vendor's stream first; `done` gets the vendor's error.
-    void abort_lane(const std::shared_ptr<Lane>& lane, Worker& worker, std::function<void(Failure)> done);
-    void empty_lane(Lane& lane);
     static bool readable(const Session& s);
-    void fail(Lane& lane, int32_t code, std::string message);
-    // Runs `job` when everything that these lanes hold now has been dispatched.
-    void after(const std::vector<Lane*>& lanes, bool step_end, std::function<void()> job);
-    std::vector<Lane*> lanes_of(Session& s);
-    Worker& worker_of(Ring& ring);
-    // What waits in a lane until its turn or its deadline: whichever is first settles it.
-    struct Timed {
-        bool over = false;
-        Timers::Id timer{};
-    };
-    std::shared_ptr<Timed> timed(int64_t deadline_ns, const char* function, const Reply& reply);
-    bool settle(const std::shared_ptr<Timed>& t);
     int32_t wait_between_sessions(const Mark& mark, const Ring& ring) const;
-    void synced(uint32_t lane_id, uint64_t ticket);
     static void when_recorded(const std::shared_ptr<Mark>& mark, std::function<void()> job);
-    void reclaim(Lane& lane, bool all);
-    // Whether the vendor's stream has room for one more; if not, the lane goes on by itself when it has.
-    bool room(Lane& lane);
-    void fence(Lane& lane);
-    void progress(Lane& lane);
-    // Reports the marker to marked() when the lane's stream has reached it.
-    void mark(Lane& lane, const Completions::Marker& m);
-    void marked(uint32_t lane, const Completions::Marker& m, double us);
-    bool reclaim_some();
-    void drop_lane(Lane& lane);
-    // What a copy that is not dispatched would have read goes back to where it came from.
-    void give_back_source(Lane& lane, const Item& item);
+    // A lane's stream has come to a marker.
+    void reached(uint32_t lane, const Completions::Marker& m, double us);
     static std::vector<std::shared_ptr<Mark>> orphans_of(const Session& s);
     void end_session(std::shared_ptr<Session> s);
     void tear_down(std::shared_ptr<Session> s);
@@ -278,33 +221,30 @@ private:
 
     SnapshotBoard board_;
     Polling polling_;
+    Timers timers_;
+    Turn turn_;
     Spares spares_;
+    Failures failures_;
+    Workers workers_;
+    TimedReplies timed_;
+    Markers markers_;
+    LentBuffers lent_;
+    FirstCallRunner first_calls_;
+    Lanes lanes_;
+    HostCalls host_calls_;
+    Captures captures_;
+    CopyEngine copy_engine_;
+    Dispatch dispatch_;
+    Aborts aborts_;
     Synchronises syncs_;
 
     std::vector<std::shared_ptr<Session>> sessions_;
-    std::unordered_map<uint32_t, Lane*> lanes_;
-    Lane* last_lane_ = nullptr;                       // that the gate decided for
-    uint64_t now_ = 0;                                // the clock, read once a record, ns
-    std::vector<std::unique_ptr<Item>> spare_items_;  // of launches
-    uint32_t next_lane_ = 1;
     std::vector<uint8_t> payload_;
-    uint64_t lent_ = 0;
-    uint64_t reclaimed_ns_ = 0;
-    Timers timers_;
-    // Large copies that keep the device's copy engine: on workers, and until when those given to streams may
-    // take.
-    std::atomic<uint32_t> large_copies_{0};
-    uint64_t copying_until_ = 0;
-    bool copies_are_slow() const;
     bool nothing_queued() const;
-    std::unique_ptr<Threads> threads_;
-    std::unique_ptr<Completions> completions_;
     std::shared_ptr<Threads::Group> teardown_share_;
     std::unique_ptr<Worker> reaper_;
     // What tears down sessions which other ranks may keep waiting, each by itself.
     std::vector<std::unique_ptr<Worker>> ranked_teardowns_;
-    Worker discarding_worker_;  // for what comes back to a session that has ended
-    std::atomic<uint64_t> quota_refusals_{0};
     Exports exports_;
     Holdings holdings_;
     std::map<std::string, std::weak_ptr<Event>> ipc_events_;  // by key; the dispatcher's
@@ -312,14 +252,9 @@ private:
     // Of all sessions: addresses and mappings are this process's, and everybody's.
     std::atomic<uint64_t> reserved_bytes_{0}, pieces_{0};
     uint64_t next_graph_ = 1, next_function_ = 1;
-    Item* dispatching_ = nullptr;
-    Session* serving_ = nullptr;  // whose work the thread is at, as far as it is known
 
     struct {
-        uint64_t records = 0, launches = 0, copies = 0, collectives = 0, refused = 0, malformed = 0,
-                 sessions = 0, sessions_broken = 0, naps = 0, sleeps = 0, shapes = 0, vendor_errors = 0,
-                 markers = 0, host_calls = 0, aborts = 0, timeouts = 0, captured = 0, graphs = 0, replays = 0,
-                 first_calls = 0;
+        uint64_t records = 0, sessions = 0, sessions_broken = 0, naps = 0, sleeps = 0, shapes = 0, graphs = 0;
     } count_;
 };
 

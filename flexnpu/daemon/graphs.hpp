@@ -94,4 +94,9 @@ struct Graph : std::enable_shared_from_this<Graph> {
     std::string text;  // the vendor's description, while a client reads it
 };
 
+// The footprint that this lane's next operator adds to, or nullptr: it is not captured.
+Footprint* footprint_of(Lane& lane);
+// A captured copy's bytes, in memory that lives as long as the graph. False: there is none.
+bool keep_bytes(Lane& lane, CopyItem& copy, const void* from, uint64_t bytes);
+
 }  // namespace flexnpu::daemon

@@ -21,16 +21,6 @@ Lane* Dispatcher::taken(Session& s, Payload p, T* out) {
     return lane;
 }
 
-inline void Dispatcher::malformed(Session& s, const Reply& reply, const std::string& what) {
-    count_.malformed++;
-    refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: malformed " + what);
-}
-
-inline void Dispatcher::malformed(Session& s) {
-    count_.malformed++;
-    refuse_later(s, nullptr, acl::INVALID_PARAM, "");
-}
-
 inline Event* Dispatcher::event_at(Session& s, uint64_t handle, const Reply& reply, const char* function) {
     Event* e = s.events.find(handle);
     if (e) return e;

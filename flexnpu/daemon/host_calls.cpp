@@ -1,51 +1,32 @@
-// Host functions in streams: aclrtLaunchHostFunc and aclrtLaunchCallback.
-//
-// The client runs them; the vendor never hears of them, so that no program's function holds up a thread that
-// the vendor shares between tenants. A lane that comes to a function which it must wait for goes on, in its
-// queue here, when the function has returned: nothing behind it reaches the vendor before, and events
-// recorded behind it are not recorded. Messages travel in the session's page, see SessionPage.
+#include "flexnpu/daemon/host_calls.hpp"
+
 #include <algorithm>
 
-#include "flexnpu/daemon/dispatcher.hpp"
-#include "flexnpu/daemon/heads.hpp"
-#include "flexnpu/daemon/payload.hpp"
 #include "flexnpu/wire/futex.hpp"
 
 namespace flexnpu::daemon {
 
-void Dispatcher::host_func(Session& s, Payload p) {
-    wire::HostFunc h;
-    Lane* lane = taken(s, p, &h);
-    if (!lane) return;
-    if (lane->capture || lane->update) {
-        return refuse_later(s, lane, acl::RT_CAPTURE_MODE_NOT_SUPPORT,
-                            "aclrtLaunchHostFunc: FlexNPU cannot capture a function of the program");
-    }
-    push(*lane, std::make_unique<Item>(HostFunctionItem{h.function, h.block != 0}));
-}
-
-void Dispatcher::dispatch_host_func(Lane& lane, Item& item) {
-    count_.host_calls++;
+void HostCalls::dispatch(Lane& lane, const Item& item) {
+    calls_++;
     const HostFunctionItem& f = item.as<HostFunctionItem>();
     lane.calls.push_back({f.function, item.ticket, f.blocks});
     int32_t status = acl::STREAM_NOT_READY;
     if (lane.calls.size() == 1 && vendor_.aclrtStreamQuery(lane.stream, &status) == 0 &&
         status == acl::STREAM_COMPLETE)
-        return host_reached(lane);
+        return reached(lane);
     void* event = spares_.event();
     if (event && vendor_.aclrtRecordEvent(event, lane.stream) == 0)
-        return mark(lane, {event, nullptr, 0, true});
+        return markers_.add(lane, {event, nullptr, 0, true});
     // When the stream reaches it cannot be told: it does not run, rather than too early.
     if (event) spares_.give_event(event);
     lane.session->host_backlog.push_back({lane.id, lane.calls.back(), true});
     lane.calls.pop_back();
     lane.calling = lane.calling && lane.call != item.ticket;
-    fail(lane, acl::RT_INTERNAL, "FlexNPU: no event for a host function");
+    failures_.fail(lane, acl::RT_INTERNAL, "FlexNPU: no event for a host function");
     tell(*lane.session);
 }
 
-// The vendor's stream has reached the lane's oldest function.
-void Dispatcher::host_reached(Lane& lane) {
+void HostCalls::reached(Lane& lane) {
     if (lane.calls.empty()) return;  // dropped meanwhile
     const Lane::Call call = lane.calls.front();
     lane.calls.pop_front();
@@ -53,8 +34,17 @@ void Dispatcher::host_reached(Lane& lane) {
     tell(*lane.session);
 }
 
-// Gives the client what there is room for; the rest when it has taken some, or answered some.
-void Dispatcher::tell(Session& s) {
+void HostCalls::drop_all(Lane& lane) {
+    for (const Lane::Call& c : std::exchange(lane.calls, {}))
+        lane.session->host_backlog.push_back({lane.id, c, true});
+}
+
+void HostCalls::drop(Lane& lane, const Item& item) {
+    const Lane::Call call{item.as<HostFunctionItem>().function, item.ticket, false};
+    lane.session->host_backlog.push_back({lane.id, call, true});
+}
+
+void HostCalls::tell(Session& s) {
     wire::SessionPage& page = *s.page;
     const uint32_t before = s.host_given;
     while (!s.host_backlog.empty() &&
@@ -81,8 +71,7 @@ void Dispatcher::tell(Session& s) {
     if (page.host_waiting.load(std::memory_order_seq_cst)) wire::futex_wake(page.host_given);
 }
 
-// Whether poll_host() has something to do for this session.
-bool Dispatcher::host_answered(const Session& s) const {
+bool HostCalls::answered(const Session& s) const {
     if (s.host_open == 0) return false;
     for (uint32_t i = 0; i < wire::kHostSlots; i++) {
         if (s.host_slots[i].ticket &&
@@ -92,33 +81,25 @@ bool Dispatcher::host_answered(const Session& s) const {
     return false;
 }
 
-// Lanes whose functions have returned go on.
-bool Dispatcher::poll_host() {
+bool HostCalls::poll(Session& s) {
+    if (!s.host_backlog.empty()) tell(s);
+    if (!answered(s)) return false;
     bool any = false;
-    for (size_t k = 0; k < sessions_.size(); k++) {
-        const std::shared_ptr<Session> s = sessions_[k];
-        if (!s->host_backlog.empty()) tell(*s);
-        if (!host_answered(*s)) continue;
-        for (uint32_t i = 0; i < wire::kHostSlots; i++) {
-            Session::HostOpen& open = s->host_slots[i];
-            if (!open.ticket || s->page->host_done[i].load(std::memory_order_acquire) != open.ticket)
-                continue;
-            any = true;
-            const int32_t status = s->page->host_status[i].load(std::memory_order_relaxed);
-            const Session::HostOpen was = std::exchange(open, {});
-            s->host_open--;
-            auto it = lanes_.find(was.lane);
-            if (it == lanes_.end()) continue;
-            Lane& lane = *it->second;
-            if (!lane.calling || lane.call != was.call) continue;  // the stream was aborted meanwhile
-            lane.calling = false;
-            if (status)
-                fail(lane, acl::RT_STREAM_NO_CALLBACK,
-                     "aclrtLaunchCallback: no thread is subscribed to the stream");
-            flow(lane);
-        }
-        tell(*s);
+    for (uint32_t i = 0; i < wire::kHostSlots; i++) {
+        Session::HostOpen& open = s.host_slots[i];
+        if (!open.ticket || s.page->host_done[i].load(std::memory_order_acquire) != open.ticket) continue;
+        any = true;
+        const int32_t status = s.page->host_status[i].load(std::memory_order_relaxed);
+        const Session::HostOpen was = std::exchange(open, {});
+        s.host_open--;
+        Lane* lane = lanes_.find(was.lane);
+        if (!lane || !lane->calling || lane->call != was.call) continue;  // the stream was aborted meanwhile
+        if (status)
+            failures_.fail(*lane, acl::RT_STREAM_NO_CALLBACK,
+                           "aclrtLaunchCallback: no thread is subscribed to the stream");
+        lanes_.call_over(was.lane, was.call);
     }
+    tell(s);
     return any;
 }
 

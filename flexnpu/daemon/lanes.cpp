@@ -1,8 +1,8 @@
-// Lanes: what a stream of a client holds here, in its order, on its way to the gate.
+#include "flexnpu/daemon/lanes.hpp"
+
 #include <algorithm>
 
 #include "flexnpu/daemon/communicators.hpp"
-#include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/daemon/graphs.hpp"
 #include "flexnpu/daemon/kernels.hpp"
 #include "flexnpu/wire/futex.hpp"
@@ -13,83 +13,115 @@ using wire::now_ns;
 
 namespace {
 
-// Items of one lane between us and the device. Hardware streams hold about a thousand or two; with fewer than
-// this a device runs dry.
-constexpr uint64_t kInFlight = 512;
-constexpr uint64_t kFenceEvery = 64;
 constexpr size_t kMostSpareItems = 1024, kMostSpareAddresses = 64;
 
 }  // namespace
 
-void Dispatcher::refuse(Session& s, const Reply& reply, int32_t code, std::string message) {
-    count_.refused++;
-    s.refused++;
-    reply.send(code, message.c_str(), nullptr, 0);
-}
+Lanes::Lanes(const Parts& p)
+    : vendor_(p.vendor),
+      gate_(p.gate),
+      board_(p.board),
+      timers_(p.timers),
+      lent_(p.lent),
+      markers_(p.markers),
+      first_calls_(p.first_calls),
+      failures_(p.failures),
+      turn_(p.turn) {}
 
-void Dispatcher::refuse_later(Session& s, Lane* lane, int32_t code, std::string message) {
-    count_.refused++;
-    s.refused++;
-    if (lane) fail(*lane, code, std::move(message));
-}
-
-// The first failure since the last synchronise is the one that it reports.
-void Dispatcher::fail(Lane& lane, int32_t code, std::string message) {
-    // A capture's failures are for its end to report.
-    Graph* capture = dispatching_ ? dispatching_->capturing.get() : lane.capture.get();
-    Failure& first = capture && !capture->over ? capture->failure : lane.failure;
-    if (first.code == 0) first = {code, std::move(message)};
-}
-
-// A lane whose vendor's stream has yet to be made, if the session may have one more.
-std::shared_ptr<Lane> Dispatcher::new_lane(Session& s, const char* function, Failure* failure) {
+std::shared_ptr<Lane> Lanes::make(Session& s, const char* function, Failure* failure) {
     auto lane = std::make_shared<Lane>();
     lane->session = &s;
     return s.holder->take(HeldKind::streams, function, &lane->place, failure) ? lane : nullptr;
 }
 
-// Makes the vendor's stream. May take its time; any thread.
-Failure Dispatcher::make_stream(Lane& lane, uint32_t priority, uint32_t flags) const {
+Failure Lanes::make_stream(Lane& lane, uint32_t priority, uint32_t flags) const {
     const int32_t e = vendor_.aclrtCreateStreamWithConfig(&lane.stream, priority, flags);
     return e ? Failure{e, vendor_.message("aclrtCreateStreamWithConfig", e)} : Failure{};
 }
 
-void Dispatcher::enter_lane(Lane& lane) {
-    lane.id = next_lane_++;
+void Lanes::enter(Lane& lane) {
+    lane.id = next_++;
     lanes_[lane.id] = &lane;
     gate_.add_lane(lane.id);
     board_.changed();
 }
 
-// A session's default stream is a stream of its own: the vendor's would tie all sessions together.
-Lane* Dispatcher::lane_of(Session& s, uint64_t handle) {
-    if (handle != 0) return s.streams.find(handle);
+Lane* Lanes::default_lane(Session& s) {
     if (!s.default_lane) {
-        auto lane = new_lane(s, "the default stream", &s.no_default_lane);
+        auto lane = make(s, "the default stream", &s.no_default_lane);
         if (!lane) return nullptr;
         s.no_default_lane = make_stream(*lane, 0, 0);
         if (s.no_default_lane.code) return nullptr;
-        enter_lane(*lane);
+        enter(*lane);
         s.default_lane = std::move(lane);
     }
     return s.default_lane.get();
 }
 
-std::vector<Lane*> Dispatcher::lanes_of(Session& s) {
+std::vector<Lane*> Lanes::all_of(const Session& s) {
     std::vector<Lane*> out;
     s.each_lane([&](const std::shared_ptr<Lane>& lane) { out.push_back(lane.get()); });
     return out;
 }
 
-// Operators are by far the most frequent items: theirs, with room for addresses, are used again.
-std::unique_ptr<Item> Dispatcher::spare_item() {
+void Lanes::drop(Lane& lane) {
+    gate_.remove_lane(lane.id);
+    lanes_.erase(lane.id);
+    board_.changed();
+    if (last_ == &lane) last_ = nullptr;
+    timers_.cancel(std::exchange(lane.blocked_until, {}));
+    for (auto* items : {&lane.backlog, &lane.queue}) {
+        for (auto& item : *items) {
+            lane.session->queued--;
+            lent_.give_back(lane, *item);
+            if (item->mark) {
+                std::erase(item->mark->blocked, &lane);
+                if (!item->mark->between_sessions) item->mark->waiters.clear();
+                if (item->type() == ItemType::wait) item->mark->queued_waits -= item->as<WaitItem>().counted;
+            }
+            detach(lane, *item);
+            for (const auto& m : item->makes) {
+                m->waiters.clear();
+                m->previous.reset();  // one by one: a long chain that ends at once would end on the stack
+            }
+        }
+        items->clear();
+    }
+    lent_.forget(lane);
+}
+
+std::vector<std::unique_ptr<Item>> Lanes::take_all(Lane& lane) {
+    const auto stats = gate_.stats(lane.id).value_or(gate::LaneStats{});
+    gate_.remove_lane(lane.id);
+    gate_.add_lane(lane.id);
+    gate_.set_phase(lane.id, stats.phase, stats.target_us);
+    lane.blocked = lane.calling = false;
+    lane.first_call = 0;
+    timers_.cancel(std::exchange(lane.blocked_until, {}));
+    std::vector<std::unique_ptr<Item>> dropped;
+    for (auto* items : {&lane.queue, &lane.backlog}) {
+        for (auto& item : *items) dropped.push_back(std::move(item));
+        items->clear();
+    }
+    lane.session->queued -= dropped.size();
+    return dropped;
+}
+
+void Lanes::set_decode_targets(double target_us) {
+    for (const auto& [id, lane] : lanes_) {
+        const auto stats = gate_.stats(id);
+        if (stats && stats->phase == gate::Phase::Decode) gate_.set_phase(id, stats->phase, target_us);
+    }
+}
+
+std::unique_ptr<Item> Lanes::spare_item() {
     if (spare_items_.empty()) return std::make_unique<Item>();
     std::unique_ptr<Item> item = std::move(spare_items_.back());
     spare_items_.pop_back();
     return item;
 }
 
-void Dispatcher::keep_item(std::unique_ptr<Item> item) {
+void Lanes::keep_item(std::unique_ptr<Item> item) {
     if (spare_items_.size() >= kMostSpareItems || item->addresses.capacity() > kMostSpareAddresses) return;
     item->shape.reset();
     item->capturing.reset();
@@ -97,7 +129,7 @@ void Dispatcher::keep_item(std::unique_ptr<Item> item) {
     spare_items_.push_back(std::move(item));
 }
 
-void Dispatcher::push(Lane& lane, std::unique_ptr<Item> item) {
+void Lanes::push(Lane& lane, std::unique_ptr<Item> item) {
     if (item->type() != ItemType::sync && (lane.capture || lane.update)) {
         item->capturing = lane.update ? lane.update->graph.lock() : lane.capture;
         item->group = lane.update ? lane.update : lane.group;
@@ -109,41 +141,21 @@ void Dispatcher::push(Lane& lane, std::unique_ptr<Item> item) {
     flow(lane);
 }
 
-// Hands the backlog to the gate, up to a wait whose record has not been dispatched: the gate need not know
-// about such waits, and nothing behind one can be admitted before its time.
-void Dispatcher::flow(Lane& lane) {
-    serving_ = lane.session;
+// A wait whose record has not been dispatched stops here: the gate need not know about such waits, and
+// nothing behind one can be admitted before its time.
+void Lanes::flow(Lane& lane) {
+    turn_.serving = lane.session;
     if (lane.held()) return;
     while (!lane.backlog.empty()) {
         Item& item = *lane.backlog.front();
-        if (Mark* first = obstacle(item)) {
-            lane.blocked = true;
-            first->blocked.push_back(&lane);
-            const auto* wait = std::get_if<WaitItem>(&item.work);
-            if (wait && wait->deadline_ns >= 0) {
-                lane.blocked_until =
-                    timers_.add(uint64_t(wait->deadline_ns),
-                                [this, id = lane.id, ticket = item.ticket] { give_up_wait(id, ticket); });
-            }
-            return;
-        }
+        if (Mark* first = obstacle(item)) return block(lane, item, *first);
         if (item.behind && lane.ending) return;
         const ItemType type = item.type();
         if (type == ItemType::launch && item.shape->first_call != Shape::FirstCall::over &&
-            !first_call_over(lane, item))
+            !first_call_ready(lane, item))
             return;
-        if (!item.capturing && !room(lane)) return;
-        gate::Item g;
-        g.ticket = item.ticket;
-        g.costed = ((type == ItemType::launch || type == ItemType::kernel) && !item.capturing) ||
-                   type == ItemType::replay;
-        g.step_end = item.step_end;
-        if (item.shape) g.key = item.shape->key();
-        if (const auto* replay = std::get_if<ReplayItem>(&item.work))
-            g.key = gate::graph_key(replay->graph->serial, replay->graph->us);
-        if (const auto* kernel = std::get_if<KernelItem>(&item.work))
-            g.key = gate::kernel_key(kernel->function->serial, kernel->blocks);
-        gate_.enqueue(now_, lane.id, g);
+        if (!item.capturing && !markers_.room(lane)) return;
+        enqueue(lane, item);
         auto* collective = std::get_if<CollectiveItem>(&item.work);
         if (collective) collective->may_block = may_block(*collective);
         const auto* function = std::get_if<HostFunctionItem>(&item.work);
@@ -158,7 +170,22 @@ void Dispatcher::flow(Lane& lane) {
     }
 }
 
-void Dispatcher::after(const std::vector<Lane*>& lanes, bool step_end, std::function<void()> job) {
+inline void Lanes::enqueue(Lane& lane, const Item& item) {
+    const ItemType type = item.type();
+    gate::Item g;
+    g.ticket = item.ticket;
+    g.costed = ((type == ItemType::launch || type == ItemType::kernel) && !item.capturing) ||
+               type == ItemType::replay;
+    g.step_end = item.step_end;
+    if (item.shape) g.key = item.shape->key();
+    if (const auto* replay = std::get_if<ReplayItem>(&item.work))
+        g.key = gate::graph_key(replay->graph->serial, replay->graph->us);
+    if (const auto* kernel = std::get_if<KernelItem>(&item.work))
+        g.key = gate::kernel_key(kernel->function->serial, kernel->blocks);
+    gate_.enqueue(turn_.now, lane.id, g);
+}
+
+void Lanes::after(const std::vector<Lane*>& lanes, bool step_end, std::function<void()> job) {
     auto left = std::make_shared<size_t>(1);
     auto shared_job = std::make_shared<std::function<void()>>(std::move(job));
     auto arrive = [left, shared_job] {
@@ -174,66 +201,74 @@ void Dispatcher::after(const std::vector<Lane*>& lanes, bool step_end, std::func
     arrive();
 }
 
-void Dispatcher::progress(Lane& lane) {
-    while (!lane.fences.empty()) {
-        const Lane::Fence f = lane.fences.front();
-        int32_t status = acl::EVENT_RECORDED_NOT_READY;
-        if (vendor_.aclrtQueryEventStatus(f.event, &status) != 0 || status != acl::EVENT_RECORDED_COMPLETE)
-            return;
-        lane.over = std::max(lane.over, f.given);
-        spares_.give_event(f.event);
-        lane.fences.pop_front();
-    }
+void Lanes::call_over(uint32_t id, uint64_t ticket) {
+    Lane* lane = find(id);
+    if (!lane || !lane->calling || lane->call != ticket) return;
+    lane->calling = false;
+    flow(*lane);
 }
 
-bool Dispatcher::room(Lane& lane) {
-    if (lane.given + lane.queue.size() - lane.over < kInFlight) return true;
-    progress(lane);
-    if (lane.given + lane.queue.size() - lane.over < kInFlight || lane.fences.empty()) return true;
-    lane.full = true;
-    const Lane::Fence f = lane.fences.front();
-    lane.fences.pop_front();
-    lane.over = std::max(lane.over, f.given);  // will be, when the marker comes back
-    mark(lane, {f.event, nullptr, 0});
+void Lanes::synced(uint32_t id, uint64_t ticket) {
+    Lane* lane = find(id);
+    if (!lane || lane->last_ticket != ticket) return;
+    lane->completed = lane->launched;
+    lane->in_flight_since_sync = 0;
+    lane->step_open = false;
+    lane->replayed.reset();
+    markers_.progress(*lane);
+    lane->over = lane->given;
+    lent_.reclaim(*lane, true);
+    lane->old_workspaces.clear();
+    gate_.step_end(now_ns(), id);
+}
+
+// Whether the item, the first of its lane's backlog, can be dispatched as far as its shape is concerned. If
+// not, its first call is under way beside the dispatching thread, and the lane waits for it.
+bool Lanes::first_call_ready(Lane& lane, Item& item) {
+    const std::shared_ptr<Shape>& shape = item.shape;
+    if (shape->first_call == Shape::FirstCall::none && lane.session->first_calls.quick(shape->key()))
+        shape->first_call = Shape::FirstCall::credited;
+    if (shape->first_call == Shape::FirstCall::credited) return true;
+    lane.first_call = item.ticket;
+    shape->waiting.emplace_back(lane.id, item.ticket);
+    if (shape->first_call == Shape::FirstCall::none) {
+        first_calls_.begin(*lane.session, shape, item.addresses,
+                           [this, id = lane.id, ticket = item.ticket](const Failure& failure, uint64_t) {
+                               if (failure.code) drop_first(id, ticket, failure);
+                           });
+    }
     return false;
 }
 
-// Something has been given to the vendor's stream.
-void Dispatcher::fence(Lane& lane) {
-    if (++lane.given % kFenceEvery != 0) return;
-    void* e = spares_.event();
-    if (!e) return;
-    if (vendor_.aclrtRecordEvent(e, lane.stream) != 0) return spares_.give_event(e);
-    lane.fences.push_back({e, lane.given});
+void Lanes::first_call_over(uint32_t id, uint64_t ticket) {
+    Lane* lane = find(id);
+    if (!lane || lane->first_call != ticket) return;
+    lane->first_call = 0;
+    flow(*lane);
 }
 
-void Dispatcher::mark(Lane& lane, const Completions::Marker& m) {
-    if (!lane.markers) {
-        lane.markers = completions_->lane(lane.session->wait_share,
-                                          [this, id = lane.id](const Completions::Marker& m, double us) {
-                                              post([this, id, m, us] { marked(id, m, us); });
-                                          });
-    }
-    completions_->add(lane.markers, m);
-}
-
-void Dispatcher::marked(uint32_t id, const Completions::Marker& m, double us) {
-    spares_.give_event(m.end);
-    if (m.start) spares_.give_event(m.start);
-    auto it = lanes_.find(id);
-    if (it == lanes_.end()) return;
-    if (m.ticket != 0) return gate_.completed(now_ns(), id, m.ticket, us);
-    if (m.call) return host_reached(*it->second);
-    it->second->full = false;
-    flow(*it->second);
+// The first of the lane's backlog, if it is still this one, cannot be launched: the next synchronise, or the
+// capture's end, reports why.
+void Lanes::drop_first(uint32_t id, uint64_t ticket, const Failure& failure) {
+    Lane* lane = find(id);
+    if (!lane || lane->first_call != ticket || lane->backlog.empty() ||
+        lane->backlog.front()->ticket != ticket)
+        return;
+    const std::unique_ptr<Item> item = std::move(lane->backlog.front());
+    lane->backlog.pop_front();
+    lane->session->queued--;
+    failures_.count_vendor_error();
+    count_operator(*lane, *item);
+    const Failures::Dispatching of(failures_, *item);
+    failures_.fail(*lane, failure.code, failure.message);
 }
 
 // A wait at its lane's head whose record has not come in time: the lane goes on, and its next synchronise
 // reports it.
-void Dispatcher::give_up_wait(uint32_t id, uint64_t ticket) {
-    auto it = lanes_.find(id);
-    if (it == lanes_.end()) return;
-    Lane& lane = *it->second;
+void Lanes::give_up_wait(uint32_t id, uint64_t ticket) {
+    Lane* found = find(id);
+    if (!found) return;
+    Lane& lane = *found;
     if (!lane.blocked || lane.backlog.empty() || lane.backlog.front()->ticket != ticket) return;
     const std::unique_ptr<Item> item = std::move(lane.backlog.front());
     detach(lane, *item);
@@ -242,76 +277,19 @@ void Dispatcher::give_up_wait(uint32_t id, uint64_t ticket) {
     lane.blocked_until = {};
     lane.backlog.pop_front();
     lane.session->queued--;
-    count_.timeouts++;
-    release_marks(*item);
-    dispatching_ = item.get();
-    fail(lane, acl::RT_WAIT_TIMEOUT, "aclrtStreamWaitEvent: the event was not recorded in time");
-    dispatching_ = nullptr;
+    failures_.count_timeout();
+    release(*item);
+    {
+        const Failures::Dispatching of(failures_, *item);
+        failures_.fail(lane, acl::RT_WAIT_TIMEOUT,
+                       "aclrtStreamWaitEvent: the event was not recorded in time");
+    }
     flow(lane);
 }
 
-// Buffers of copies that are over go back to where they came from.
-void Dispatcher::reclaim(Lane& lane, bool all) {
-    while (!lane.lent.empty()) {
-        const Lent l = lane.lent.front();
-        int32_t status = acl::EVENT_RECORDED_NOT_READY;
-        if (!all &&
-            (vendor_.aclrtQueryEventStatus(l.event, &status) != 0 || status != acl::EVENT_RECORDED_COMPLETE))
-            return;
-        lane.lent.pop_front();
-        lent_--;
-        spares_.give_event(l.event);
-        if (l.buffer) spares_.give_buffer(l.buffer);
-        lane.session->give_block(l.block, l.ticket);
-    }
-}
-
-bool Dispatcher::reclaim_some() {
-    for (auto& s : sessions_) {
-        s->each_lane([this](const std::shared_ptr<Lane>& lane) { reclaim(*lane, false); });
-    }
-    return lent_ == 0;
-}
-
-// A synchronise of this lane has been answered, or is about to be.
-void Dispatcher::synced(uint32_t lane_id, uint64_t ticket) {
-    auto it = lanes_.find(lane_id);
-    if (it == lanes_.end()) return;
-    Lane& lane = *it->second;
-    if (lane.last_ticket == ticket) {
-        lane.completed = lane.launched;
-        lane.in_flight_since_sync = 0;
-        lane.step_open = false;
-        lane.replayed.reset();
-        progress(lane);
-        lane.over = lane.given;
-        reclaim(lane, true);
-        lane.old_workspaces.clear();
-        gate_.step_end(now_ns(), lane_id);
-    }
-}
-
-// Answers at the deadline unless settle() comes first. Without a deadline there is nothing to settle:
-// nullptr.
-std::shared_ptr<Dispatcher::Timed> Dispatcher::timed(int64_t deadline_ns, const char* function,
-                                                     const Reply& reply) {
-    if (deadline_ns < 0) return nullptr;
-    auto t = std::make_shared<Timed>();
-    t->timer = timers_.add(uint64_t(deadline_ns), [this, t, function, reply] {
-        t->over = true;
-        count_.timeouts++;
-        reply.fail({acl::RT_WAIT_TIMEOUT, std::string(function) + ": not over in time"});
-    });
-    return t;
-}
-
-// False: the deadline came first.
-bool Dispatcher::settle(const std::shared_ptr<Timed>& t) {
-    if (!t) return true;
-    if (t->over) return false;
-    t->over = true;
-    timers_.cancel(t->timer);
-    return true;
+void Lanes::counters(std::map<std::string, uint64_t>* out) const {
+    (*out)["launches"] = launches_;
+    (*out)["captured_launches"] = captured_;
 }
 
 }  // namespace flexnpu::daemon

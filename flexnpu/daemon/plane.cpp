@@ -76,11 +76,11 @@ std::vector<uint32_t> apply(Dispatcher& d, const gate::Settings& settings,
                             const std::optional<double>& decode_target_us) {
     std::vector<uint32_t> unknown;
     for (const auto& [lane, phase] : phases) {
-        if (!d.has_lane(lane)) unknown.push_back(lane);
+        if (!d.lanes().find(lane)) unknown.push_back(lane);
     }
     if (!unknown.empty()) return unknown;
     for (const auto& [lane, phase] : phases) d.gate().set_phase(lane, phase);
-    if (decode_target_us) d.set_decode_targets(*decode_target_us);
+    if (decode_target_us) d.lanes().set_decode_targets(*decode_target_us);
     d.gate().set_settings(wire::now_ns(), settings);
     return {};
 }

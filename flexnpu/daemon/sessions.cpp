@@ -101,18 +101,11 @@ void Dispatcher::remove_session(uint32_t id) {
         s->removed = true;
         exports_.forget(s->id, nullptr);
         const auto orphans = orphans_of(*s);
-        s->each_lane([this](const std::shared_ptr<Lane>& lane) { drop_lane(*lane); });
+        s->each_lane([this](const std::shared_ptr<Lane>& lane) { lanes_.drop(*lane); });
         // Others may have opened its events: from here on these are theirs, and nobody waits for records that
         // will not come.
         for (const uint64_t event : s->ipc_events) s->events.remove(event);
-        for (const auto& mark : orphans) {
-            mark->pending = false;
-            for (Lane* l : std::exchange(mark->blocked, {})) {
-                l->blocked = false;
-                flow(*l);
-            }
-            for (auto& w : std::exchange(mark->waiters, {})) w();
-        }
+        for (const auto& mark : orphans) lanes_.recorded(*mark);
         end_session(s);
         return;
     }
@@ -132,48 +125,14 @@ std::vector<std::shared_ptr<Mark>> Dispatcher::orphans_of(const Session& s) {
     return out;
 }
 
-void Dispatcher::give_back_source(Lane& lane, const Item& item) {
-    const auto* copy = std::get_if<CopyItem>(&item.work);
-    if (!copy) return;
-    lane.session->give_block(copy->block, copy->block_ticket);
-    if (copy->buffer) spares_.give_buffer(copy->buffer);
-}
-
-// Forgets what the lane has not dispatched.
-void Dispatcher::drop_lane(Lane& lane) {
-    gate_.remove_lane(lane.id);
-    lanes_.erase(lane.id);
-    board_.changed();
-    if (last_lane_ == &lane) last_lane_ = nullptr;
-    timers_.cancel(std::exchange(lane.blocked_until, {}));
-    for (auto* items : {&lane.backlog, &lane.queue}) {
-        for (auto& item : *items) {
-            lane.session->queued--;
-            give_back_source(lane, *item);
-            if (item->mark) {
-                std::erase(item->mark->blocked, &lane);
-                if (!item->mark->between_sessions) item->mark->waiters.clear();
-                if (item->type() == ItemType::wait) item->mark->queued_waits -= item->as<WaitItem>().counted;
-            }
-            detach(lane, *item);
-            for (const auto& m : item->makes) {
-                m->waiters.clear();
-                m->previous.reset();  // one by one: a long chain that ends at once would end on the stack
-            }
-        }
-        items->clear();
-    }
-    lent_ -= lane.lent.size();
-}
-
 // One session after the other, but for those that wait for ranks elsewhere.
 void Dispatcher::end_session(std::shared_ptr<Session> s) {
     for (auto& ring : s->rings) ring->closed = true;
     if (!s->communicators) return reaper_->post([this, s] { tear_down(s); });
     std::erase_if(ranked_teardowns_, [](const auto& one) { return one->idle(); });
-    ranked_teardowns_.push_back(std::make_unique<Worker>(*threads_, teardown_share_));
+    ranked_teardowns_.push_back(std::make_unique<Worker>(workers_.threads(), teardown_share_));
     ranked_teardowns_.back()->post([this, s] {
-        abandon_collectives(*s);
+        s->communicators->abandon();
         tear_down(s);
     });
 }
@@ -203,12 +162,12 @@ void Dispatcher::end_streams(Session& s) {
 void Dispatcher::tear_down(std::shared_ptr<Session> s) {
     end_streams(*s);
     for (auto& ring : s->rings) ring->worker.reset();
-    tear_down_graphs(*s);
+    captures_.tear_down(*s);
     s->communicators.reset();
     // Of all together: a stream that has been aborted and does not end is left.
     const int64_t deadline_ns = int64_t(std::min(now_ns() + s->end_ms * 1'000'000, end_by_ns_.load()));
     s->each_lane([this, deadline_ns](const std::shared_ptr<Lane>& lane) {
-        if (lane->markers) completions_->close(lane->markers);
+        if (lane->markers) workers_.completions().close(lane->markers);
         vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, left_ms(deadline_ns));
         for (const Lent& l : lane->lent) vendor_.aclrtDestroyEvent(l.event);
         std::vector<uint8_t*> buffers;
@@ -241,14 +200,6 @@ void Dispatcher::tear_down(std::shared_ptr<Session> s) {
     s->leaving_host.clear();
     s->staging_pin.reset();
     s->live.reset();
-}
-
-Worker& Dispatcher::worker_of(Ring& ring) {
-    if (ring.closed) return discarding_worker_;
-    if (!ring.worker) {
-        ring.worker = std::make_unique<Worker>(*threads_, ring.group);
-    }
-    return *ring.worker;
 }
 
 }  // namespace flexnpu::daemon

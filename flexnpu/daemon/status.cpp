@@ -50,29 +50,14 @@ std::vector<LaneInfo> Dispatcher::lane_infos() const {
 
 std::map<std::string, uint64_t> Dispatcher::counters() const {
     const gate::Counters g = gate_.counters();
-    uint64_t refused = count_.refused;
     std::map<std::string, uint64_t> out{
         {"records", count_.records},
-        {"launches", count_.launches},
-        {"copies", count_.copies},
-        {"collectives", count_.collectives},
-        {"refused", refused},
-        {"malformed", count_.malformed},
         {"sessions_opened", count_.sessions},
         {"sessions_broken", count_.sessions_broken},
         {"naps", count_.naps},
         {"sleeps", count_.sleeps},
         {"shapes_defined", count_.shapes},
-        {"vendor_errors", count_.vendor_errors},
-        {"markers", count_.markers},
         {"graphs_captured", count_.graphs},
-        {"captured_launches", count_.captured},
-        {"graph_replays", count_.replays},
-        {"quota_refusals", quota_refusals_.load()},
-        {"host_functions", count_.host_calls},
-        {"stream_aborts", count_.aborts},
-        {"timeouts", count_.timeouts},
-        {"first_calls_beside", count_.first_calls},
         {"gate_decisions", g.decisions},
         {"gate_held", g.held},
         {"gate_forced", g.forced},
@@ -85,17 +70,16 @@ std::map<std::string, uint64_t> Dispatcher::counters() const {
         {"gate_cost_evicted", g.cost_evicted},
         {"overlap_slowdown_milli", uint64_t(gate_.overlap_slowdown() * 1000)},
     };
-    threads_->counters(&out);
-    completions_->counters(&out);
+    failures_.counters(&out);
+    workers_.counters(&out);
+    first_calls_.counters(&out);
+    lanes_.counters(&out);
+    host_calls_.counters(&out);
+    copy_engine_.counters(&out);
+    dispatch_.counters(&out);
+    aborts_.counters(&out);
     holdings_.counters(&out);
     return out;
-}
-
-void Dispatcher::set_decode_targets(double target_us) {
-    for (const auto& [id, lane] : lanes_) {
-        const auto stats = gate_.stats(id);
-        if (stats && stats->phase == gate::Phase::Decode) gate_.set_phase(id, stats->phase, target_us);
-    }
 }
 
 }  // namespace flexnpu::daemon

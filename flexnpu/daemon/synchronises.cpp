@@ -56,7 +56,7 @@ bool Synchronises::answer_if_complete(One& one) {
     }
     wait_for(one);  // returns at once, with an operator's error if there was one
     if (one.failure.code == 0) {
-        for (auto [lane, ticket] : one.tickets) synced_(lane, ticket);
+        for (auto [lane, ticket] : one.tickets) lanes_.synced(lane, ticket);
     }
     answer(one);
     return true;
@@ -130,7 +130,7 @@ bool Synchronises::poll(uint64_t now) {
 // The worker keeps the session: its lanes must not be torn down under the wait. The session's teardown ends
 // the worker first.
 bool Synchronises::hand_over(One& one) {
-    Worker& worker = worker_of_(*one.reply.ring);
+    Worker& worker = workers_.of(*one.reply.ring);
     auto waiting = std::make_shared<One>(std::move(one));
     const bool taken = worker.try_post([this, waiting] {
         One& w = *waiting;
@@ -141,7 +141,7 @@ bool Synchronises::hand_over(One& one) {
             inbox_.put([this, tickets = w.tickets, lanes = w.lanes, graph = w.graph, bucket = w.bucket,
                         took = now_ns() - w.began] {
                 if (const auto usual = adaptive_wait_of(graph, lanes, bucket)) usual->learn(took);
-                for (auto [lane, ticket] : tickets) synced_(lane, ticket);
+                for (auto [lane, ticket] : tickets) lanes_.synced(lane, ticket);
             });
         }
         answer(w);

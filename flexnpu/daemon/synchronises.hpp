@@ -1,18 +1,17 @@
 // Synchronises whose lanes have been dispatched: what is left is for the device to come to their end.
 //
 // What is nearly over is polled for, since handing the wait to a thread that sleeps takes longer; the rest is
-// waited for by the ring's worker.
+// waited for by the ring's worker. Calls the vendor, the workers and the lanes.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
 
 #include "flexnpu/daemon/inbox.hpp"
-#include "flexnpu/daemon/session.hpp"
-#include "flexnpu/daemon/vendor.hpp"
+#include "flexnpu/daemon/lanes.hpp"
+#include "flexnpu/daemon/workers.hpp"
 #include "flexnpu/wire/adaptive_wait.hpp"
 
 namespace flexnpu::daemon {
@@ -20,10 +19,8 @@ namespace flexnpu::daemon {
 // The dispatching thread's.
 class Synchronises {
 public:
-    // A synchronise of a lane has been answered, or is about to be; `ticket` was its last item.
-    using Synced = std::function<void(uint32_t lane, uint64_t ticket)>;
-    Synchronises(Vendor& vendor, Inbox& inbox, Synced synced, std::function<Worker&(Ring&)> worker_of)
-        : vendor_(vendor), inbox_(inbox), synced_(std::move(synced)), worker_of_(std::move(worker_of)) {}
+    Synchronises(Vendor& vendor, Inbox& inbox, Workers& workers, Lanes& lanes)
+        : vendor_(vendor), inbox_(inbox), workers_(workers), lanes_(lanes) {}
 
     // Answers when these lanes' streams are empty, or at the deadline (of CLOCK_MONOTONIC; < 0: none).
     void add(std::shared_ptr<Session> session, std::vector<std::shared_ptr<Lane>> lanes, int64_t deadline_ns,
@@ -60,8 +57,8 @@ private:
 
     Vendor& vendor_;
     Inbox& inbox_;
-    const Synced synced_;
-    const std::function<Worker&(Ring&)> worker_of_;
+    Workers& workers_;
+    Lanes& lanes_;
     std::vector<One> all_;
 };
 

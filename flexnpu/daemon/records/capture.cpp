@@ -32,12 +32,12 @@ void Dispatcher::capture_begin(Session& s, Payload p, const Reply& reply) {
     graph->lanes.push_back(graph->origin);
     lane->capture = graph;
     after({lane}, false, [this, session = &s, lane, graph, reply] {
-        enter_capture(*lane);
+        captures_.enter(*lane);
         if (int32_t e = Vendor::call(vendor_.aclmdlRICaptureBegin, lane->stream,
                                      aclmdlRICaptureMode(acl::CAPTURE_RELAXED))) {
-            count_.vendor_errors++;
+            failures_.count_vendor_error();
             Failure failure{e, vendor_.message("aclmdlRICaptureBegin", e)};
-            forget_graph(*session, graph);
+            captures_.forget(*session, graph);
             return reply.fail(failure);
         }
         graph->begun = true;
@@ -99,11 +99,11 @@ void Dispatcher::capture_ended(Session& s, const std::shared_ptr<Graph>& graph, 
     if (graph->failure.code) failure = graph->failure;
     if (failure.code == 0) {
         graph->over = true;
-        forget_graph(s, graph);
+        captures_.forget(s, graph);
         return reply.ok(graph->handle);
     }
-    count_.vendor_errors++;
-    forget_graph(s, graph);
+    failures_.count_vendor_error();
+    captures_.forget(s, graph);
     worker_of(*reply.ring).post([graph, failure, reply] {
         graph->destroy();
         reply.fail(failure);

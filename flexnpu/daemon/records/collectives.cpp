@@ -194,6 +194,8 @@ uint64_t kind_of(const Operation& o) {
 
 }  // namespace
 
+const char* collective_name(uint32_t of) { return kNames[of]; }
+
 bool may_block(const CollectiveItem& c) { return !c.communicator->known.contains(c.connections); }
 
 void Dispatcher::collective(Session& s, Payload p) {
@@ -233,46 +235,6 @@ void Dispatcher::collective(Session& s, Payload p) {
         return perform(vendor_, *operation, comm->handle, comm->ranks, stream);
     };
     push(*lane, std::move(item));
-}
-
-void Dispatcher::dispatch_collective(Lane& lane, Item& item) {
-    count_.collectives++;
-    lane.step_open = true;
-    lane.in_flight_since_sync++;
-    CollectiveItem& c = item.as<CollectiveItem>();
-    const char* name = kNames[c.of];
-    if (!c.may_block) {
-        if (const int32_t e = c.call()) {
-            count_.vendor_errors++;
-            fail(lane, acl::RT_INTERNAL, told(vendor_, name, e));
-        }
-        return;
-    }
-    Communicator& comm = *c.communicator;
-    if (!comm.worker) {
-        comm.worker = std::make_unique<Worker>(*threads_, lane.session->call_share);
-    }
-    // The worker belongs to the communicator, which its session ends before its lanes.
-    comm.worker->post([this, name, call = std::move(c.call), &comm, key = c.connections, id = lane.id,
-                       ticket = item.ticket] {
-        const int32_t e = comm.dropped ? int32_t(hccl::E_UNAVAIL) : call();
-        Failure failure;
-        if (e) failure = {acl::RT_INTERNAL, told(vendor_, name, e)};
-        post([this, comm = comm.shared_from_this(), key, id, ticket, failure] {
-            if (failure.code == 0) comm->known.insert(key);
-            auto it = lanes_.find(id);
-            if (it == lanes_.end()) return;
-            Lane& lane = *it->second;
-            if (failure.code) {
-                count_.vendor_errors++;
-                fail(lane, failure.code, failure.message);
-            }
-            if (lane.calling && lane.call == ticket) {
-                lane.calling = false;
-                flow(lane);
-            }
-        });
-    });
 }
 
 }  // namespace flexnpu::daemon

@@ -36,11 +36,10 @@ Communicators::~Communicators() {
     }
 }
 
-// What the session's streams still hold may wait for ranks that wait for this one, or for none.
-void Dispatcher::abandon_collectives(Session& s) {
-    std::lock_guard lock(s.communicators->mutex);
-    s.communicators->table.each([](const std::shared_ptr<Communicator>& c) { c->dropped = true; });
-    for (const auto& c : s.communicators->leaving) c->dropped = true;
+void Communicators::abandon() {
+    std::lock_guard lock(mutex);
+    table.each([](const std::shared_ptr<Communicator>& c) { c->dropped = true; });
+    for (const auto& c : leaving) c->dropped = true;
 }
 
 void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
@@ -162,7 +161,7 @@ void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
                 std::lock_guard lock(s.communicators->mutex);
                 s.communicators->leaving.push_back(s.communicators->table.remove(c.communicator));
             }
-            return after(lanes_of(s), false, [this, all = s.communicators, comm, ring, reply, failed] {
+            return after(Lanes::all_of(s), false, [this, all = s.communicators, comm, ring, reply, failed] {
                 worker_of(*ring).post([this, all, comm, reply, failed] {
                     comm->worker.reset();
                     int32_t e;

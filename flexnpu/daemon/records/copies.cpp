@@ -26,7 +26,7 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
         refuse_later(s, c.now ? nullptr : lane_of(s, c.stream), code, std::move(message));
     };
     const auto odd = [&] {
-        count_.malformed++;
+        failures_.count_malformed();
         bad(acl::INVALID_PARAM, "FlexNPU: malformed copy");
     };
     if (staged && c.block >= wire::kBlocks) return odd();
@@ -115,9 +115,9 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
         return reply.ok();
     }
 
-    count_.copies++;
+    copy_engine_.count_copy();
     // Small ones take as long as handing them to another thread would, unless the copy engine is busy.
-    if (from_inline && copies_are_slow()) {
+    if (from_inline && copy_engine_.slow()) {
         worker_of(*reply.ring)
             .post([this, use = s.use(), to, kind,
                    bytes = std::vector<uint8_t>(data.begin(), data.begin() + ptrdiff_t(c.bytes)), reply] {
@@ -130,7 +130,7 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
             });
         return;
     }
-    if (to_inline && copies_are_slow()) {
+    if (to_inline && copy_engine_.slow()) {
         worker_of(*reply.ring).post([this, use = s.use(), from, kind, n = c.bytes, reply] {
             uint64_t words[wire::kReplyWords];
             const int32_t e = vendor_.aclrtMemcpy(words, n, reinterpret_cast<const void*>(from), n, kind);
@@ -171,16 +171,16 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
     // The chunks of one copy, and the copies of one thread, stay in order. A thread that has nobody else's
     // work to dispatch makes larger ones itself.
     const bool quick = c.bytes <= kLargeCopy || (c.bytes <= wire::kBlockBytes && nothing_queued());
-    if (quick && reply.ring->copying.load(std::memory_order_acquire) == 0 && !copies_are_slow()) {
+    if (quick && reply.ring->copying.load(std::memory_order_acquire) == 0 && !copy_engine_.slow()) {
         make(false);
         return;
     }
     const bool large = c.bytes > kLargeCopy;
-    if (large) large_copies_++;
+    if (large) copy_engine_.begin_large();
     reply.ring->copying.fetch_add(1, std::memory_order_relaxed);
     worker_of(*reply.ring).post([this, use = s.use(), make, large] {
         make(true);
-        if (large) large_copies_--;
+        if (large) copy_engine_.end_large();
     });
 }
 

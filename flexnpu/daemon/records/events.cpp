@@ -58,7 +58,7 @@ void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
         failure.code = c.ex ? vendor_.aclrtCreateEventExWithFlag(&event, c.flags)
                             : vendor_.aclrtCreateEventWithFlag(&event, c.flags);
         if (failure.code) {
-            count_.vendor_errors++;
+            failures_.count_vendor_error();
             failure.message = vendor_.message("aclrtCreateEventWithFlag", failure.code);
         }
     }
@@ -85,6 +85,47 @@ Failure Dispatcher::no_event(const Session& s, const char* function, uint64_t ha
     return {acl::RT_INVALID_HANDLE, std::string(function) + ": " + hex(handle) + " is not an event"};
 }
 
+// An event's record, wait or reset in a lane: what it means to a capture. True when that is all that it
+// means.
+bool Dispatcher::capture_event(Session& s, Lane& lane, Event& event, ItemType type) {
+    if (!event.real()) {
+        // Waiting for an event of a capture joins it.
+        const auto of = event.mark->capture.lock();
+        if (type == ItemType::wait && !lane.capture && !lane.ending && of && !of->ending &&
+            s.graphs.find(of->handle) == of.get()) {
+            lane.capture = of;
+            of->lanes.push_back(lane.weak_from_this());
+        }
+        return false;
+    }
+    if (!lane.capture) return false;
+    (type == ItemType::record ? lane.capture->records : lane.capture->uses).insert(event.shared_from_this());
+    auto item = std::make_unique<Item>(event_work(type, -1));
+    item->mark = event.mark;
+    item->as_it_is = true;
+    if (type == ItemType::wait) event.mark->queued_waits += item->as<WaitItem>().counted = 1;
+    push(lane, std::move(item));
+    return true;
+}
+
+// A real event outside of a capture: operations on it are dispatched in the order of the program, whatever
+// the lane.
+void Dispatcher::use_real_event(Lane& lane, Event& event, ItemType type, int64_t deadline_ns) {
+    auto item = std::make_unique<Item>(event_work(type, deadline_ns));
+    if (type == ItemType::record) {
+        if (event.mark->queued_waits) event.earlier.push_back(event.mark);
+        event.mark = std::make_shared<Mark>(event.mark);
+        event.mark->pending = event.mark->recorded = true;
+        item->makes.push_back(event.mark);
+    } else {
+        event.mark->users++;
+        item->uses.push_back(event.mark);
+    }
+    if (type == ItemType::wait) event.mark->queued_waits += item->as<WaitItem>().counted = 1;
+    item->mark = event.mark;
+    push(lane, std::move(item));
+}
+
 void Dispatcher::record_event(Session& s, Payload p) {
     wire::EventOp o;
     if (!take(p, &o)) {
@@ -103,7 +144,7 @@ void Dispatcher::record_event(Session& s, Payload p) {
         void* fresh = nullptr;
         const int32_t err = e->ex ? vendor_.aclrtCreateEventExWithFlag(&fresh, e->flags)
                                   : vendor_.aclrtCreateEventWithFlag(&fresh, e->flags);
-        if (err) return fail(*lane, err, vendor_.message("aclrtRecordEvent", err));
+        if (err) return failures_.fail(*lane, err, vendor_.message("aclrtRecordEvent", err));
         if (e->mark->queued_waits) e->earlier.push_back(e->mark);
         e->mark = std::make_shared<Mark>(vendor_, fresh);
         e->mark->between_sessions = e->ipc;
@@ -142,9 +183,10 @@ void Dispatcher::sync_event(Session& s, Payload p, const Reply& reply) {
     if (!taken(s, p, &o, reply, "aclrtSynchronizeEvent")) return;
     Event* e = event_at(s, o.event, reply, "aclrtSynchronizeEvent");
     if (!e) return;
-    auto t = e->mark->pending ? timed(o.deadline_ns, "aclrtSynchronizeEventWithTimeout", reply) : nullptr;
+    auto t =
+        e->mark->pending ? timed_.add(o.deadline_ns, "aclrtSynchronizeEventWithTimeout", reply) : nullptr;
     when_recorded(e->mark, [this, mark = e->mark, o, reply, t] {
-        if (!settle(t)) return;
+        if (!timed_.settle(t)) return;
         if (mark->error)
             return reply.fail({mark->error, "aclrtSynchronizeEvent: the event's stream was aborted"});
         auto wait = [this, mark, o, reply] {

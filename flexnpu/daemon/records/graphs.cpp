@@ -88,7 +88,7 @@ void Dispatcher::destroy_graph(Session& s, Payload p, const Reply& reply) {
                       "aclmdlRIDestroy: a stream updates a task group of the graph");
     graph->dying = true;
     // What the program has launched before is dispatched before; the vendor knows what is still running.
-    after(lanes_of(s), false, [this, session = &s, graph = graph->shared_from_this(), reply] {
+    after(Lanes::all_of(s), false, [this, session = &s, graph = graph->shared_from_this(), reply] {
         worker_of(*reply.ring).post([this, s = session->shared_from_this(), graph, reply] {
             std::unique_lock lock(graph->mutex);
             const int32_t e = graph->destroy();
@@ -98,7 +98,7 @@ void Dispatcher::destroy_graph(Session& s, Payload p, const Reply& reply) {
                 graph->dying = false;
                 if (failure.code) return reply.fail(failure);
                 graph->over = false;
-                if (!s->removed) forget_graph(*s, graph);
+                if (!s->removed) captures_.forget(*s, graph);
                 reply.ok();
             });
         });
@@ -173,7 +173,7 @@ void Dispatcher::control_graph(Session& s, Payload p, const Reply& reply) {
     };
     // An abort is for what is running; the others mean the graph as launched so far.
     if (o.what == wire::kAbortGraph) return job();
-    after(lanes_of(s), false, std::move(job));
+    after(Lanes::all_of(s), false, std::move(job));
 }
 
 }  // namespace flexnpu::daemon

@@ -21,7 +21,7 @@ void Dispatcher::handle(Session& s, const std::shared_ptr<Ring>& ring, const wir
     if (record.kind == Kind::launch) return launch(s, p);  // most are
     const Reply reply{ring, record.request};
     if (is_synchronous(record.kind) && record.request == 0) {
-        count_.malformed++;
+        failures_.count_malformed();
         return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: a question without a request number");
     }
     switch (record.kind) {

@@ -110,7 +110,7 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
                         if (s->removed) return;
                         const uint64_t handle = failure.code ? 0 : s->kernels->binaries.add(binary);
                         if (handle) return reply.ok(handle);
-                        count_.vendor_errors++;
+                        failures_.count_vendor_error();
                         reply.fail(failure);
                     });
                 });
@@ -276,14 +276,6 @@ void Dispatcher::launch_kernel(Session& s, Payload p) {
                             k.place_holders.size());
     };
     push(*lane, std::move(item));
-}
-
-void Dispatcher::dispatch_kernel(Lane& lane, Item& item) {
-    count_operator(lane, item);
-    if (const int32_t e = item.as<KernelItem>().call()) {
-        count_.vendor_errors++;
-        fail(lane, e, vendor_.message("aclrtLaunchKernel", e));
-    }
 }
 
 }  // namespace flexnpu::daemon

@@ -27,7 +27,7 @@ void Dispatcher::allocate(Session& s, Payload p, const Reply& reply) {
         failure.code = allocate_memory(vendor_, s.account, {"aclrtMalloc", m.bytes, m.policy, m.align32 != 0},
                                        &held, &failure.message);
         if (failure.code) {
-            if (s.account->left() < m.bytes) quota_refusals_++;
+            failures_.count_quota(*s.account, m.bytes);
             return reply.fail(failure);
         }
         const uint64_t address = held->address();
@@ -68,7 +68,7 @@ void Dispatcher::when_unused(Session& s, const Reply& reply, MemoryMap::Range ra
         at = s.leaving.insert(s.leaving.end(), std::move(range));
     }
     // Other threads of the program may be amid a copy of it.
-    after(lanes_of(s), false, [this, &s, at, reply, uses = s.uses, job = std::move(job)]() mutable {
+    after(Lanes::all_of(s), false, [this, &s, at, reply, uses = s.uses, job = std::move(job)]() mutable {
         // Events now, not the streams themselves later: those may be capturing by then, and must not be
         // asked.
         std::vector<void*> ours, all;
@@ -76,7 +76,7 @@ void Dispatcher::when_unused(Session& s, const Reply& reply, MemoryMap::Range ra
         s.each_lane([&](const std::shared_ptr<Lane>& lane) {
             if (lane->in_capture)
                 return all.push_back(lane->before_capture);  // what came before is all that runs there
-            progress(*lane);
+            markers_.progress(*lane);
             if (lane->given == lane->over && !lane->in_flight_since_sync) return;
             void* e = lane->in_update ? nullptr : spares_.event();
             if (e && vendor_.aclrtRecordEvent(e, lane->stream) != 0)

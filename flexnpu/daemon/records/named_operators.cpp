@@ -215,22 +215,16 @@ void Dispatcher::run_op(Session& s, Payload p, const Reply& reply) {
     auto item = std::make_unique<Item>(CallItem{});
     item->as<CallItem>().dropped = [reply] { reply.fail({acl::RT_STREAM_ABORT, "the stream was aborted"}); };
     item->as<CallItem>().start = [this, o, objects, reply](Lane& l, uint64_t ticket) {
-        l.launched++;
-        l.in_flight_since_sync++;
-        count_.launches++;
+        lanes_.count_call(l);
         worker_of(*reply.ring)
             .post([this, o, objects, reply, id = l.id, stream = l.stream, ticket]() mutable {
                 const int32_t e = objects->run(*o, stream);
                 const Failure failure{e, e ? vendor_.message(o->type.c_str(), e) : ""};
                 objects.reset();
                 post([this, failure, reply, id, ticket] {
-                    auto it = lanes_.find(id);
-                    if (it != lanes_.end() && it->second->calling && it->second->call == ticket) {
-                        it->second->calling = false;
-                        flow(*it->second);
-                    }
+                    lanes_.call_over(id, ticket);
                     if (failure.code) {
-                        count_.vendor_errors++;
+                        failures_.count_vendor_error();
                         return reply.fail(failure);
                     }
                     reply.ok();
@@ -252,14 +246,6 @@ void Dispatcher::cache_hint(Session& s, Payload p) {
                             "aclrtCmoAsync: " + hex(h.address) + " is not in memory of this process");
     }
     push(*lane, std::make_unique<Item>(HintItem{h.address, h.bytes, int32_t(h.type)}));
-}
-
-void Dispatcher::dispatch_hint(Lane& lane, Item& item) {
-    const auto cmo = reinterpret_cast<decltype(&::aclrtCmoAsync)>(vendor_.function(api::FN_aclrtCmoAsync));
-    if (!cmo) return fail(lane, acl::API_NOT_SUPPORTED, "aclrtCmoAsync: this CANN does not have it");
-    const HintItem& hint = item.as<HintItem>();
-    if (int32_t e = cmo(reinterpret_cast<void*>(hint.address), hint.bytes, hint.type, lane.stream))
-        fail(lane, e, vendor_.message("aclrtCmoAsync", e));
 }
 
 }  // namespace flexnpu::daemon

@@ -52,7 +52,7 @@ void Dispatcher::define_shape(Session& s, Payload p, const Reply& reply) {
     }
     if (!s.first_calls.quick(shape->key())) {
         // The shape is in no table before: no launch can find it.
-        return begin_first_call(
+        return first_calls_.begin(
             s, shape, std::move(addresses),
             [this, s = &s, shape, keep = d.shape, reply](const Failure& failure, uint64_t workspace) {
                 if (failure.code) return reply.fail(failure);
@@ -66,7 +66,7 @@ void Dispatcher::define_shape(Session& s, Payload p, const Reply& reply) {
     const int32_t e = shape->first(addresses, &workspace, &executor);
     s.first_calls.learn_inline(shape->key(), wire::now_ns() - began);
     if (e) return reply.fail({e, vendor_.message(shape->name(), e)});
-    drop_executor(executor);
+    first_calls_.drop_executor(executor);
     shape->first_call = Shape::FirstCall::over;
     keep_shape(s, d.shape, std::move(shape));
     reply.ok(workspace);
@@ -110,7 +110,7 @@ void Dispatcher::launch(Session& s, Payload p) {
         s.late.emplace_back(l.late, shape);
         if (s.late.size() > kMaxLate) s.late.pop_front();
     }
-    auto item = spare_item();
+    auto item = lanes_.spare_item();
     item->work = LaunchItem{l.workspace, l.workspace_size};
     item->addresses.resize(l.count);
     if (l.count) std::memcpy(item->addresses.data(), rest.data(), rest.size());

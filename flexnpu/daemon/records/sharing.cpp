@@ -87,7 +87,7 @@ void Dispatcher::share(Session& s, Payload p, const Reply& reply) {
             }
             // What it inherited from owners that are gone counts: else a quota could be got round by dying.
             if (s.account->quota() && s.account->used() > s.account->quota()) {
-                quota_refusals_++;
+                failures_.count_quota();
                 return refuse(s, reply, acl::RT_MEMORY_ALLOCATION,
                               over_quota("aclrtIpcMemImportByKey", *s.account, e.bytes));
             }
@@ -153,7 +153,7 @@ void Dispatcher::share(Session& s, Payload p, const Reply& reply) {
                 return refuse(s, reply, f.code, std::move(f.message));
             }
             if (s.account->quota() && s.account->used() > s.account->quota()) {
-                quota_refusals_++;
+                failures_.count_quota();
                 return refuse(s, reply, acl::RT_MEMORY_ALLOCATION,
                               over_quota("aclrtMemImportFromShareableHandle", *s.account, e.bytes));
             }

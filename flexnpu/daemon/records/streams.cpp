@@ -11,10 +11,10 @@ void Dispatcher::create_stream(Session& s, Payload p, const Reply& reply) {
     wire::CreateStream c;
     if (!taken(s, p, &c, reply, "aclrtCreateStream")) return;
     Failure failure;
-    auto lane = new_lane(s, "aclrtCreateStream", &failure);
+    auto lane = Lanes::make(s, "aclrtCreateStream", &failure);
     if (!lane) return refuse(s, reply, failure.code, std::move(failure.message));
     worker_of(*reply.ring).post([this, s = s.shared_from_this(), lane, c, reply] {
-        const Failure failure = make_stream(*lane, c.priority, c.flags);
+        const Failure failure = lanes_.make_stream(*lane, c.priority, c.flags);
         if (failure.code) return reply.fail(failure);
         post([this, s, lane, reply] {
             lane->handle = s->removed ? 0 : s->streams.add(lane);
@@ -22,7 +22,7 @@ void Dispatcher::create_stream(Session& s, Payload p, const Reply& reply) {
                 lane->ends_with = &vendor_;
                 return reply.fail({acl::RT_NO_STREAM_RESOURCE, "aclrtCreateStream: too many streams"});
             }
-            enter_lane(*lane);
+            lanes_.enter(*lane);
             reply.ok(lane->handle);
         });
     });
@@ -37,13 +37,13 @@ void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
     Session* session = &s;
     if (o.deadline_ns == 0) {
         // By force: what has not run is dropped first. A vendor that cannot abort drains it.
-        abort_lane(s.streams.find(o.stream)->shared_from_this(), worker_of(*reply.ring),
-                   [this, keep = s.shared_from_this(), o, reply](const Failure&) {
-                       if (keep->removed) return;
-                       const wire::StreamOp plain{o.stream, -1};
-                       destroy_stream(*keep, {reinterpret_cast<const uint8_t*>(&plain), sizeof(plain)},
-                                      reply);
-                   });
+        aborts_.abort(s.streams.find(o.stream)->shared_from_this(), worker_of(*reply.ring),
+                      [this, keep = s.shared_from_this(), o, reply](const Failure&) {
+                          if (keep->removed) return;
+                          const wire::StreamOp plain{o.stream, -1};
+                          destroy_stream(*keep, {reinterpret_cast<const uint8_t*>(&plain), sizeof(plain)},
+                                         reply);
+                      });
         return;
     }
     // Found again when the lane has drained: a second destroy on the way finds nothing.
@@ -56,22 +56,22 @@ void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
         if (!lane)
             return refuse(*session, reply, acl::RT_INVALID_HANDLE,
                           "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
-        if (!lane->idle()) empty_lane(*lane);  // what other threads launched meanwhile: nobody may hang on it
-        drop_lane(*lane);
+        if (!lane->idle())
+            aborts_.empty(*lane);  // what other threads launched meanwhile: nobody may hang on it
+        lanes_.drop(*lane);
         std::erase_if(session->leaving_lanes, [](const auto& one) { return one.expired(); });
         session->leaving_lanes.push_back(lane);
         // The lane names its session, which may end meanwhile.
         worker_of(*reply.ring).post([this, lane, keep = session->shared_from_this(), reply]() mutable {
             const int32_t e = vendor_.aclrtSynchronizeStream(lane->stream);
             const Failure failure = e ? Failure{e, vendor_.message("aclrtDestroyStream", e)} : Failure{};
-            if (lane->markers) completions_->close(lane->markers);
+            if (lane->markers) workers_.completions().close(lane->markers);
             lane->workspace.reset();
             lane->old_workspaces.clear();
             for (const Lane::Fence& f : lane->fences) vendor_.aclrtDestroyEvent(f.event);
             lane->ends_with = &vendor_;
             post([this, lane = std::move(lane), keep = std::move(keep), reply, failure]() mutable {
-                lent_ += lane->lent.size();  // reclaim() counts them down; drop_lane() did already
-                reclaim(*lane, true);
+                lent_.take_back(*lane);
                 // The vendor may take its time over the stream's end.
                 worker_of(*reply.ring)
                     .post([lane = std::move(lane), keep = std::move(keep), reply, failure]() mutable {
@@ -92,9 +92,9 @@ void Dispatcher::sync_stream(Session& s, Payload p, const Reply& reply) {
     Lane* lane = lane_at(s, o.stream, reply, "aclrtSynchronizeStream");
     if (!lane) return;
     Session* session = &s;
-    auto t = lane->idle() ? nullptr : timed(o.deadline_ns, "aclrtSynchronizeStreamWithTimeout", reply);
+    auto t = lane->idle() ? nullptr : timed_.add(o.deadline_ns, "aclrtSynchronizeStreamWithTimeout", reply);
     after({lane}, true, [this, session, lane, o, reply, t] {
-        if (settle(t))
+        if (timed_.settle(t))
             syncs_.add(session->shared_from_this(), {lane->shared_from_this()}, o.deadline_ns, reply);
     });
 }
@@ -103,9 +103,9 @@ void Dispatcher::sync_device(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclrtSynchronizeDevice")) return;
     Session* session = &s;
-    auto t = timed(o.deadline_ns, "aclrtSynchronizeDeviceWithTimeout", reply);
-    after(lanes_of(s), true, [this, session, o, reply, t] {
-        if (!settle(t)) return;
+    auto t = timed_.add(o.deadline_ns, "aclrtSynchronizeDeviceWithTimeout", reply);
+    after(Lanes::all_of(s), true, [this, session, o, reply, t] {
+        if (!timed_.settle(t)) return;
         std::vector<std::shared_ptr<Lane>> lanes;
         session->each_lane([&](const std::shared_ptr<Lane>& lane) { lanes.push_back(lane); });
         syncs_.add(session->shared_from_this(), std::move(lanes), o.deadline_ns, reply);
@@ -124,6 +124,54 @@ void Dispatcher::query_stream(Session& s, Payload p, const Reply& reply) {
             return reply.fail({e, vendor_.message("aclrtStreamQuery", e)});
     }
     reply.ok(uint64_t(uint32_t(status)));
+}
+
+void Dispatcher::abort_stream(Session& s, Payload p, const Reply& reply) {
+    wire::StreamOp o;
+    if (!taken(s, p, &o, reply, "aclrtStreamAbort")) return;
+    Lane* lane = o.stream ? s.streams.find(o.stream) : nullptr;
+    if (!lane)
+        return refuse(s, reply, acl::RT_INVALID_HANDLE,
+                      "aclrtStreamAbort: " + hex(o.stream) + " is not a stream");
+    aborts_.abort(lane->shared_from_this(), worker_of(*reply.ring), [reply](const Failure& f) {
+        if (f.code)
+            reply.fail(f);
+        else
+            reply.ok();
+    });
+}
+
+// The device's tasks, as far as they are this session's: the vendor's function of that name would abort
+// everybody's.
+void Dispatcher::abort_device(Session& s, Payload p, const Reply& reply) {
+    wire::StreamOp o;
+    if (!taken(s, p, &o, reply, "aclrtDeviceTaskAbort")) return;
+    auto left = std::make_shared<size_t>(1);
+    auto first = std::make_shared<Failure>();
+    auto arrive = [left, first, reply](const Failure& f) {
+        if (f.code && first->code == 0) *first = f;
+        if (--*left) return;
+        if (first->code)
+            reply.fail(*first);
+        else
+            reply.ok();
+    };
+    s.each_lane([&](const std::shared_ptr<Lane>& lane) {
+        ++*left;
+        aborts_.abort(lane, worker_of(*reply.ring), arrive);
+    });
+    arrive({});
+}
+
+void Dispatcher::host_func(Session& s, Payload p) {
+    wire::HostFunc h;
+    Lane* lane = taken(s, p, &h);
+    if (!lane) return;
+    if (lane->capture || lane->update) {
+        return refuse_later(s, lane, acl::RT_CAPTURE_MODE_NOT_SUPPORT,
+                            "aclrtLaunchHostFunc: FlexNPU cannot capture a function of the program");
+    }
+    push(*lane, std::make_unique<Item>(HostFunctionItem{h.function, h.block != 0}));
 }
 
 }  // namespace flexnpu::daemon

@@ -70,7 +70,7 @@ void Dispatcher::virtual_memory(Session& s, Payload p, const Reply& reply) {
                 failure.code =
                     allocate_physical(vendor_, s.account, v.bytes, properties, &held, &failure.message);
                 if (failure.code) {
-                    if (s.account->left() < v.bytes) quota_refusals_++;
+                    failures_.count_quota(*s.account, v.bytes);
                     return reply.fail(failure);
                 }
                 std::unique_lock lock(s.virtual_memory.mutex);
