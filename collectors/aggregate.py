@@ -237,7 +237,10 @@ class Aggregator:
             self._observe(metrics.requests.DURATION, labels, (request.t_end_ns - request.t_arrival_ns) / 1e9)
 
     def _slo(self, request: RequestTiming, kind: str, process: Labels) -> None:
-        if request.t_first_ns is not None:
+        if request.error is not None:
+            # Told inside a response of status 200, perhaps after some content: it was not served.
+            good = False
+        elif request.t_first_ns is not None:
             good = request.t_first_ns - request.t_arrival_ns <= self._slo_ns
         elif kind in ("chat", "text_completion") and (
             not request.complete or (request.status is not None and request.status >= 500)

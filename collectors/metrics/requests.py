@@ -113,9 +113,8 @@ REQUESTS: Final = Metric(
 SLO_REQUESTS: Final = Metric(
     "flexnpu_ttft_slo_requests_total",
     "counter",
-    "Requests that the TTFT objective covers: those that had a first token, and requests for "
-    "generation that failed "
-    "(5xx) or were cut off before it.",
+    "Requests that the TTFT objective covers: those that had a first token, those whose stream said that "
+    "they failed, and requests for generation that failed (5xx) or were cut off before a first token.",
     PROCESS,
     "flexnpu.slo.ttft.requests",
     "{request}",
@@ -123,7 +122,8 @@ SLO_REQUESTS: Final = Metric(
 SLO_GOOD: Final = Metric(
     "flexnpu_ttft_slo_good_requests_total",
     "counter",
-    "Covered requests whose first token came within flexnpu_ttft_slo_threshold_seconds.",
+    "Covered requests whose first token came within flexnpu_ttft_slo_threshold_seconds and whose stream did "
+    "not say that they failed.",
     PROCESS,
     "flexnpu.slo.ttft.good_requests",
     "{request}",

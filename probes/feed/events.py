@@ -206,6 +206,9 @@ class RequestTiming(_Event):
     """Steps of the prompt; several where the prefill is chunked."""
     join_confidence: _Fraction | None = None
     """How sure the join is (`join`)."""
+    error: Literal["event", "finish"] | None = None
+    """The stream said that the request failed, whatever the status: by an error event, or by the reason for
+    which it finished (``error``, ``abort``)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

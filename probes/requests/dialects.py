@@ -5,22 +5,25 @@ SGLang's own, Hugging Face TGI, Ollama and llama.cpp. The role chunk has no cont
 none either. With ``"echo": true`` in the request, all chunks up to the prompt's end are taken as echo.
 Without it, a first chunk is an echo if it holds the whole text of the last message, of the user's last
 message or of the prompt, and that text has `ECHO_MIN_CHARS` or more. Tokens are what the server says in its
-usage statistics (`usage_of`).
+usage statistics (`usage_of`). A stream that began with status 200 can still fail; `error_of` sees it.
 
-A new server dialect is a branch of `content_of` and, where it counts tokens its own way, of `usage_of`.
+A new server dialect is a branch of `content_of` and, where it counts tokens or tells errors its own way, of
+`usage_of` and `error_of`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final
 
-from probes.requests.exchange import Exchange
+from probes.requests.exchange import Exchange, Failure
 
 MAX_DEPTH: Final = 12
 """Nesting of a request's message parts that is followed for its text."""
 ECHO_MIN_CHARS: Final = 16
 """A shorter prompt is not looked for in the first chunk."""
+_STREAM_FLAG: Final = re.compile(rb'(?<!\\)"stream"\s*:\s*(true|false)')
 
 
 def is_echo(exchange: Exchange, text: str) -> bool:
@@ -53,13 +56,15 @@ def _texts(node: Any, depth: int = 0) -> list[str]:
 
 
 def read_prompt(exchange: Exchange, body: bytes) -> None:
-    """Read the prompt's length in characters, its last text, and ``echo``, from a request's JSON body."""
+    """Read the prompt's length in characters, its last text, ``stream`` and ``echo``, from a request's JSON
+    body."""
     try:
         request = json.loads(body.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return
     if not isinstance(request, dict):
         return
+    exchange.wants_stream = request.get("stream", _streams_unasked(exchange.path)) is True
     texts: list[str] = []
     for key in ("system", "messages", "prompt", "input", "inputs", "text"):
         if key in request:
@@ -77,6 +82,21 @@ def read_prompt(exchange: Exchange, body: bytes) -> None:
     exchange.prompts = tuple(
         dict.fromkeys(text for text in (t if exchange.echo else t.strip() for t in last) if text)
     )
+
+
+def read_stream_flag(exchange: Exchange, piece: bytes) -> None:
+    """Look for ``"stream": true`` in a piece of a body that is not kept whole: what is quoted inside a JSON
+    string has a backslash before its quotes."""
+    found = _STREAM_FLAG.search(piece)
+    if found is not None:
+        exchange.wants_stream = found[1] == b"true"
+    elif exchange.wants_stream is None and _streams_unasked(exchange.path):
+        exchange.wants_stream = True
+
+
+def _streams_unasked(path: str) -> bool:
+    """Whether a server streams at `path` when the request does not say."""
+    return path.endswith(("/generate_stream", "/api/chat", "/api/generate"))  # TGI and Triton; Ollama
 
 
 def _filled(value: Any) -> str:
@@ -109,6 +129,40 @@ def usage_of(event: Any) -> tuple[int | None, int | None]:
         _count(event, "prompt_eval_count", "tokens_evaluated"),
         _count(event, "eval_count", "tokens_predicted"),
     )
+
+
+_FAILED: Final = frozenset({"error", "abort", "aborted", "failed", "server_error", "internal_error"})
+"""Reasons to finish that are none of the model's or the request's."""
+
+
+def error_of(event: Any) -> Failure | None:
+    """How one event of a stream says that the request failed; None when it does not.
+
+    ``event``: an error in place of an answer, as vLLM, SGLang, llama-server, TGI, Triton, Ollama and
+    Anthropic send it (a filled ``error``), and OpenAI's responses (``response.failed``). ``finish``: the
+    answer ends for a reason that is none of the model's (``finish_reason``: error, abort).
+    """
+    if not isinstance(event, dict):
+        return None
+    if (
+        event.get("error")
+        or event.get("type") in ("error", "response.failed")
+        or event.get("object") == "error"
+    ):
+        return "event"
+    choices, meta = event.get("choices"), event.get("meta_info")
+    ends = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    for end in (*ends, meta, event.get("delta")):
+        if not isinstance(end, dict):
+            continue
+        if end.get("error"):
+            return "event"
+        reason = end.get("finish_reason") or end.get("stop_reason")
+        if isinstance(reason, dict):  # SGLang: {"type": "abort", "message": ..., "status_code": ...}
+            reason = reason.get("type")
+        if isinstance(reason, str) and reason.lower() in _FAILED:
+            return "finish"
+    return None
 
 
 def content_of(event: Any) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
+
+Failure = Literal["event", "finish"]
+"""How a stream said that the request failed: by an error event, or by the reason for which it finished."""
 
 MAX_PENDING: Final = 256
 """Requests of one connection that wait for their response."""
@@ -32,6 +35,10 @@ class Exchange:
     complete: bool = False
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    error: Failure | None = None
+    """The stream said that the request failed, whatever the status."""
+    wants_stream: bool | None = None
+    """Whether the request asked for a stream of events; None when its body did not show it."""
     # What follows is for the parser.
     whole: bool = True
     prompts: tuple[str, ...] = ()

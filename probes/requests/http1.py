@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from probes.requests.dialects import content_of, is_echo, read_prompt, usage_of
+from probes.requests.dialects import content_of, error_of, is_echo, read_prompt, read_stream_flag, usage_of
 from probes.requests.exchange import MAX_BODY, MAX_CHUNKS, MAX_PENDING, Exchange
 from probes.requests.framing import Framing, Malformed, MessageReader, content_length, header_fields
 from probes.requests.sse import EventStream
@@ -57,15 +57,20 @@ class _Requests(MessageReader):
         return Framing.LENGTH, content_length(fields.get(b"content-length", b"0"))
 
     def body(self, t: int, data: bytes) -> None:
-        if self._body is not None:
-            if len(self._body) + len(data) > MAX_BODY:
-                self._body = None
-            else:
-                self._body += data
+        if self._body is not None and len(self._body) + len(data) <= MAX_BODY:
+            self._body += data
+        else:
+            self._give_up_body(data)
 
     def body_hole(self, size: int) -> None:
         # What was hidden is the prompt's text, no measurement: the exchange is still whole.
-        self._body = None
+        self._give_up_body(b"")
+
+    def _give_up_body(self, data: bytes) -> None:
+        """The body is not kept whole. `data` is a piece of it that came now."""
+        kept, self._body = self._body, None
+        if self._exchange is not None:
+            read_stream_flag(self._exchange, bytes(kept or b"") + data)
 
     def end(self, t: int) -> None:
         exchange, body = self._exchange, self._body
@@ -154,6 +159,7 @@ class _Responses(MessageReader):
             exchange.whole = False
             self._owner.count("events_unread")
             return
+        exchange.error = exchange.error or error_of(event)
         usage = usage_of(event)
         if usage[0] is not None:
             exchange.prompt_tokens = usage[0]

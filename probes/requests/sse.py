@@ -10,6 +10,9 @@ from typing import Final
 
 MAX_EVENT: Final = 256 * 1024
 """Bytes of one SSE event or JSON line."""
+ERROR: Final = b'{"error":true}'
+"""Data of an event that is an error by its name, or by llama-server's field ``error:``; what it says is no
+content and need not be JSON."""
 
 
 class _Lines:
@@ -73,6 +76,7 @@ class EventStream:
         self._data: list[bytes] = []
         self._size = 0
         self._skip = False
+        self._error = False
         self._lines = _Lines(self._line, self._lost)
         self.feed, self.hole = self._lines.feed, self._hole
 
@@ -81,10 +85,14 @@ class EventStream:
             if line:
                 self._on_event(t, line)
         elif not line:
-            data, skip = self._data, self._skip
-            self._data, self._size, self._skip = [], 0, False
-            if data and not skip:
+            data, skip, error = self._data, self._skip, self._error
+            self._data, self._size, self._skip, self._error = [], 0, False, False
+            if error:
+                self._on_event(t, ERROR)
+            elif data and not skip:
                 self._on_event(t, b"\n".join(data))
+        elif line.startswith(b"error:") or (line.startswith(b"event:") and line[6:].strip() == b"error"):
+            self._error = True
         elif line.startswith(b"data:") and not self._skip:
             self._size += len(line)
             if self._size > MAX_EVENT:

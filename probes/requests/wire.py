@@ -434,4 +434,5 @@ def timing(pid: int, comm: str, fd: int, exchange: Exchange) -> events.RequestTi
         tokens=tokens,
         tokens_from=source,
         prompt_tokens=exchange.prompt_tokens,
+        error=exchange.error,
     )

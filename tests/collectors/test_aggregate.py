@@ -125,6 +125,8 @@ def test_what_was_not_measured_is_absent() -> None:
         (request(0, [50 * MS], None, complete=False), 1, 1),
         (request(0, [], None, complete=False, status=None), 1, 0),
         (request(0, [], S, status=503), 1, 0),
+        (request(0, [], S, status=200, error="event"), 1, 0),
+        (request(0, [50 * MS], S, status=200, error="finish"), 1, 0),
         (request(0, [], S, status=200), None, None),
         (request(0, [], S, status=404), None, None),
         (request(0, [], None, complete=False, path="/health"), None, None),

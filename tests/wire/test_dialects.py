@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from streams import PROMPT, run_events, run_stream
+from streams import IN, LAST, OUT, PROMPT, SSE, Recorder, chunk, event, request, run_events, run_stream
 
-from probes.requests.dialects import content_of
+from probes.requests.dialects import content_of, error_of
+from probes.requests.exchange import MAX_BODY
 
 
 def test_echoed_prompt_in_the_first_chunk() -> None:
@@ -148,3 +149,87 @@ def test_prompt_chars(body: object, chars: int | None) -> None:
 )
 def test_content_of(obj: object, text: str) -> None:
     assert content_of(obj) == text
+
+
+@pytest.mark.parametrize(
+    ("last", "failure"),
+    [
+        # vLLM; SGLang; llama-server; TGI and Triton; Ollama; Anthropic; OpenAI responses.
+        ({"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}}, "event"),
+        ({"object": "error", "message": "too long", "type": "BadRequestError", "code": 400}, "event"),
+        ({"error": {"code": 400, "message": "the request exceeds the context"}}, "event"),
+        ({"error": "Request failed during generation", "error_type": "generation"}, "event"),
+        ({"error": "llama runner process has terminated"}, "event"),
+        ({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, "event"),
+        ({"type": "response.failed", "response": {"status": "failed", "error": {"code": "x"}}}, "event"),
+        ({"choices": [{"index": 0, "delta": {}, "finish_reason": "error"}]}, "finish"),
+        ({"choices": [{"index": 0, "text": "", "finish_reason": "abort"}]}, "finish"),
+        ({"choices": [{"index": 0, "error": {"code": 502, "message": "provider"}}]}, "event"),
+        ({"text": "", "meta_info": {"finish_reason": {"type": "abort", "message": "timeout"}}}, "finish"),
+        ({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}, None),
+        ({"choices": [{"index": 0, "delta": {"content": "error"}, "finish_reason": "length"}]}, None),
+        ({"choices": [], "error": None}, None),
+        ({"text": "x", "meta_info": {"finish_reason": None}}, None),
+        ({"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, None),
+        ([], None),
+        ({"choices": [None, 3], "meta_info": 4, "delta": "error"}, None),
+    ],
+)
+def test_errors_inside_a_stream(last: object, failure: str | None) -> None:
+    assert error_of(last) == failure
+    seen = run_events({"choices": [{"delta": {"role": "assistant", "content": ""}}]}, last)
+    assert (seen.error, seen.status, seen.complete) == (failure, 200, True)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b'error: {"code":500,"message":"slot unavailable","type":"server_error"}\n\n',  # llama-server
+        b"event: error\ndata: not even JSON\n\n",
+        b'event:error\r\ndata: {"message":"x"}\r\n\r\n',
+        b"event: error\n\n",
+    ],
+)
+def test_errors_by_the_events_name(lines: bytes) -> None:
+    r = Recorder()
+    r.put(IN, request({}))
+    r.put(OUT, SSE)
+    r.put(OUT, chunk(lines))
+    r.put(OUT, chunk(event({"content": "a"})))
+    r.put(OUT, LAST)
+    (seen,) = r.done
+    assert (seen.error, seen.complete, seen.chunks) == ("event", True, [3])
+
+
+def test_a_stream_without_an_error_has_none() -> None:
+    assert run_stream({}, "event: error", "error: no").error is None
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "wants"),
+    [
+        ("/v1/chat/completions", {"messages": [], "stream": True}, True),
+        ("/v1/chat/completions", {"messages": [], "stream": False}, False),
+        ("/v1/chat/completions", {"messages": [{"content": '"stream": true'}]}, False),
+        ("/generate_stream", {"inputs": "x"}, True),
+        ("/api/chat", {"messages": []}, True),
+        ("/api/chat", {"messages": [], "stream": False}, False),
+    ],
+)
+def test_whether_a_stream_is_asked_for(path: str, body: object, wants: bool) -> None:
+    r = Recorder()
+    r.put(IN, request(body, path))
+    assert r.stream.pending[0].wants_stream is wants
+
+
+def test_whether_a_stream_is_asked_for_by_a_body_that_is_not_kept() -> None:
+    text = "x" * (MAX_BODY + 10)
+    quoted = {"messages": [{"content": text + '"stream": false'}], "stream": True}
+    for body, wants in ((quoted, True), ({"prompt": text, "stream": False}, False), ({"prompt": text}, None)):
+        r = Recorder()
+        r.put(IN, request(body))
+        assert r.stream.pending[0].wants_stream is wants
+    whole = request({"stream": True, "prompt": "abc" * 100})
+    r = Recorder()
+    r.put(IN, whole[:-100], hole=100)
+    assert r.stream.pending[0].wants_stream is True
