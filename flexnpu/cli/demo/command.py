@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from flexnpu.cli import leftovers
 from flexnpu.cli.demo import report
@@ -30,6 +28,9 @@ from flexnpu.cli.demo.plan import Plan
 from flexnpu.cli.demo.processes import DemoError, Supervisor
 from flexnpu.cli.demo.profile import operator_times
 from flexnpu.console.numbers import Duration, Number
+from flexnpu.console.output import whole_file
+from flexnpu.console.tables import wide_console
+from flexnpu.console.text import json_text
 
 #: Exit statuses besides 0.
 FAILED, CANNOT_START, TOO_SLOW = 1, 2, 3
@@ -64,7 +65,8 @@ def run(plan: Plan, report_path: Path, keep: bool, slowdown: float | None = None
     Raises DemoError if it cannot start here, TooSlowError if the host is too slow or too busy for a verdict.
     """
     require_root()
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    _require_folder(report_path)
+    console = wide_console(120)
     started, tag = time.monotonic(), uuid.uuid4().hex
     os.environ[leftovers.TAG_VARIABLE] = tag
     directory = Path(tempfile.mkdtemp(prefix="flexnpu-demo-"))
@@ -107,9 +109,17 @@ def run(plan: Plan, report_path: Path, keep: bool, slowdown: float | None = None
         **found,
         "checks": [asdict(check) for check in demo.checks],
     }
-    report_path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    with whole_file(report_path) as file:
+        file.write(json_text(content, indent=2, default=str) + "\n")
     console.print(f"{'passed' if passed else 'FAILED'} in {seconds:.0f} s; all figures in {report_path}")
     return 0 if passed else FAILED
+
+
+def _require_folder(report_path: Path) -> None:
+    """Or minutes later there would be nowhere to write the figures. Raises DemoError."""
+    folder = report_path.resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise DemoError(f"cannot write {report_path}: {folder} is no folder that can be written to")
 
 
 def _left_behind(tag: str, directory: Path, before: dict[str, list[str]]) -> list[str]:

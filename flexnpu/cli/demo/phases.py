@@ -10,8 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from flexnpu.cli.demo import report
 from flexnpu.cli.demo.chain import Chain
 from flexnpu.cli.demo.host import DeviceCosts, HostCosts, TooSlowError, alike, choose, needs, objective_ms
@@ -22,6 +20,7 @@ from flexnpu.cli.demo.processes import Supervisor
 from flexnpu.cli.demo.profile import operator_times
 from flexnpu.cli.demo.report import Check, Phase
 from flexnpu.cli.demo.watch import Ticker, Watch, Window
+from flexnpu.console.tables import Console, cell
 from flexnpu.control.client import ControlError
 from flexnpu.control.messages import DaemonStatus
 
@@ -70,10 +69,10 @@ class Demo:
     # --- telling -----------------------------------------------------------------------------------------
 
     def section(self, text: str) -> None:
-        self.console.rule(f"[bold]{text}[/]  [{self.seconds:.0f} s]", align="left")
+        self.console.rule(cell(text, "bold").append(f"  [{self.seconds:.0f} s]", "not bold"), align="left")
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text)
 
     def check(self, name: str, passed: bool, detail: str) -> None:
         self.checks.append(Check(name, passed, detail))

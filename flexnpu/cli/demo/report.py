@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from flexnpu.cli.demo.watch import Watch, Window
 from flexnpu.common.quantiles import quantile
+from flexnpu.console.tables import Console, Table, cell
 from probes.feed.events import RequestTiming, Step
 from workloads.replay import Record, summarise
 from workloads.truth import Accuracy, compare, expected_run, split_runs
@@ -246,7 +244,7 @@ def side_by_side(phases: Sequence[Phase], slowdown: float = 1.0) -> Table:
     if slowdown != 1:
         table.add_section()
         table.add_row(
-            f"[bold]in the time of the chip at full speed (/ {slowdown:g})[/]", *("" for _ in phases)
+            cell(f"in the time of the chip at full speed (/ {slowdown:g})", "bold"), *("" for _ in phases)
         )
         on_the_device(1 / slowdown)
     return table
@@ -259,5 +257,6 @@ def print_checks(console: Console, checks: Sequence[Check]) -> None:
     table.add_column("")
     table.add_column("figures", overflow="fold")
     for check in checks:
-        table.add_row(check.name, "[green]pass[/]" if check.passed else "[bold red]FAIL[/]", check.detail)
+        verdict = cell("pass", "green") if check.passed else cell("FAIL", "bold red")
+        table.add_row(check.name, verdict, check.detail)
     console.print(table)
