@@ -20,6 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
+from flexnpu.console.numbers import Whole
+from flexnpu.console.output import out
+from flexnpu.console.program import SETTINGS, Program
 from flexnpu.control import paths
 
 #: In their order of ids; the first is also the padding token.
@@ -199,25 +204,26 @@ def ensure(spec: TinyModel, cache: Path | None = None) -> Path:
     return directory
 
 
-def main() -> None:
-    """Make the models named on the command line (families) and print their directories."""
-    import argparse
-
-    parser = argparse.ArgumentParser(description="make tiny random-weight models and print where they are")
-    parser.add_argument("family", nargs="+", choices=("llama", "qwen2"))
-    parser.add_argument("--hidden", type=int, default=TinyModel.hidden)
-    parser.add_argument("--layers", type=int, default=TinyModel.layers)
-    parser.add_argument("--intermediate", type=int, default=TinyModel.intermediate)
-    parser.add_argument("--cache", type=Path)
-    arguments = parser.parse_args()
-    for family in arguments.family:
-        spec = TinyModel(
-            family,
-            hidden=arguments.hidden,
-            layers=arguments.layers,
-            intermediate=arguments.intermediate,
-        )
-        print(ensure(spec, arguments.cache))
+@click.command("models", cls=Program, context_settings=SETTINGS)
+@click.argument(
+    "families", nargs=-1, required=True, type=click.Choice(("llama", "qwen2")), metavar="FAMILY..."
+)
+@click.option("--hidden", type=Whole(8, 1 << 16), default=TinyModel.hidden, show_default=True)
+@click.option("--layers", type=Whole(1, 1024), default=TinyModel.layers, show_default=True)
+@click.option("--intermediate", type=Whole(1, 1 << 20), default=TinyModel.intermediate, show_default=True)
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where they are kept.  [default: the user's cache]",
+)
+def main(families: tuple[str, ...], hidden: int, layers: int, intermediate: int, cache: Path | None) -> None:
+    """Make tiny models with random weights, of the families llama and qwen2, and print their folders."""
+    step = 2 * TinyModel.heads
+    if hidden % step:
+        raise click.BadParameter(f"{hidden} is not a multiple of {step}", param_hint="--hidden")
+    for family in families:
+        spec = TinyModel(family, hidden=hidden, layers=layers, intermediate=intermediate)
+        out(ensure(spec, cache))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@ each other.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import csv
 import hashlib
 import itertools
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,13 +21,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 
 from flexnpu.common.quantiles import quantile
+from flexnpu.console.numbers import DAY_S, YEAR_S, Duration, Number
+from flexnpu.console.output import out_json
+from flexnpu.console.program import SETTINGS, Program
 from workloads import models
 
 DATA = Path(__file__).resolve().parent / "data"
 WORDS = ("the", "model", "reads", "one", "page", "of", "text", "and", "writes", "a", "word", "after", "it")
+_FACTOR = Number(0, 1e6, above=True, unit="a factor")
 TRACES = {"conv": DATA / "azure_2023_conv.csv", "code": DATA / "azure_2023_code.csv"}
 
 
@@ -308,35 +311,50 @@ def summarise(records: Sequence[Record], window_s: float) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Replay one trace at one server and print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    add = parser.add_argument
-    add("url", help="e.g. http://127.0.0.1:8000")
-    add("--model-dir", type=Path, required=True, help="where the server's tokenizer.json is")
-    add("--trace", choices=sorted(TRACES), default="conv")
-    add("--duration", type=float, default=30.0, help="seconds (default 30)")
-    add("--rate", type=float, default=1.0, help="arrival rate relative to the trace (default 1)")
-    add("--prompt-scale", type=float, default=1.0)
-    add("--output-scale", type=float, default=1.0)
-    add("--skip", type=float, default=0.0, help="seconds of the trace to skip")
-    add("--records", action="store_true", help="add every request's times")
-    arguments = parser.parse_args()
-    scaling = Scaling(
-        arguments.rate, prompt_scale=arguments.prompt_scale, output_scale=arguments.output_scale
-    )
-    arrivals = load_arrivals(TRACES[arguments.trace], arguments.duration, scaling, arguments.skip)
-    maker = PromptMaker(arguments.model_dir)
+@click.command("replay", cls=Program, context_settings=SETTINGS)
+@click.argument("url")
+@click.option(
+    "--model-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Where the server's tokenizer.json is.",
+)
+@click.option("--trace", type=click.Choice(sorted(TRACES)), default="conv", show_default=True)
+@click.option(
+    "--duration",
+    type=Duration(0, DAY_S, above=True),
+    default=30.0,
+    show_default=True,
+    help="How long requests are sent, s.",
+)
+@click.option("--rate", type=_FACTOR, default=1.0, help="Arrival rate relative to the trace's.  [default: 1]")
+@click.option("--prompt-scale", type=_FACTOR, default=1.0, help="A factor on prompt lengths.  [default: 1]")
+@click.option("--output-scale", type=_FACTOR, default=1.0, help="A factor on output lengths.  [default: 1]")
+@click.option("--skip", type=Duration(0, YEAR_S), default=0.0, help="Seconds of the trace to skip.")
+@click.option("--records", "with_records", is_flag=True, help="Add every request's times.")
+def main(
+    url: str,
+    model_dir: Path,
+    trace: str,
+    duration: float,
+    rate: float,
+    prompt_scale: float,
+    output_scale: float,
+    skip: float,
+    with_records: bool,
+) -> None:
+    """Replay a request trace at the server of URL, as http://127.0.0.1:8000, and print one JSON object."""
+    scaling = Scaling(rate, prompt_scale=prompt_scale, output_scale=output_scale)
+    arrivals = load_arrivals(TRACES[trace], duration, scaling, skip)
+    maker = PromptMaker(model_dir)
     prompts = [maker.make(arrival.prompt_tokens) for arrival in arrivals]
-    target = Target("server", arguments.url, arrivals, prompts)
-    records = asyncio.run(replay([target], arguments.duration))
-    result = summarise(records, arguments.duration)
-    if arguments.records:
+    records = asyncio.run(replay([Target("server", url, arrivals, prompts)], duration))
+    result = summarise(records, duration)
+    if with_records:
         result["records"] = [asdict(record) for record in records]
-    json.dump(result, sys.stdout, indent=2)
-    print()
+    out_json(result, indent=2)
     if result["completed"] < result["requests"]:
-        sys.exit(1)
+        raise click.ClickException(f"{result['requests'] - result['completed']} requests were not completed")
 
 
 if __name__ == "__main__":

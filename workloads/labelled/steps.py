@@ -13,7 +13,6 @@ is absent where no call of the step names it.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import random
@@ -23,6 +22,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import click
+
+from flexnpu.console.numbers import COUNT, Whole
+from flexnpu.console.program import SETTINGS, Program
 from workloads.labelled.names import CONFIGURATIONS, TOGETHER, UNSEEN, UNWARMED
 from workloads.labelled.serving import ROOM, Model
 
@@ -361,27 +364,26 @@ def _source(name: str, dice: random.Random) -> Work:
     return sources[name](Engine(1 if name == "pieces" else 2, gathers=name == "gather"), dice)
 
 
-def main() -> None:
+@click.command("steps", cls=Program, context_settings=SETTINGS)
+@click.argument("configuration", type=click.Choice(CONFIGURATIONS))
+@click.option("--steps", type=COUNT, default=200, show_default=True)
+@click.option("--seed", type=Whole(0, 2**32), default=1, show_default=True)
+def main(configuration: str, steps: int, seed: int) -> None:
     """Runs one configuration and prints a label for each step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("configuration", choices=CONFIGURATIONS)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    torch.manual_seed(options.seed)
+    torch.manual_seed(seed)
     npu.set_device(0)
-    names = TOGETHER.get(options.configuration, (options.configuration,))
+    names = TOGETHER.get(configuration, (configuration,))
     with torch.no_grad():
-        sources = [_source(name, random.Random(options.seed + i)) for i, name in enumerate(names)]
+        sources = [_source(name, random.Random(seed + i)) for i, name in enumerate(names)]
         warm = Journal()
         for source in sources:
-            if options.configuration not in UNWARMED:
+            if configuration not in UNWARMED:
                 warm.run(source, 3)  # also captures the graphs
         npu.synchronize()
         print("ready", flush=True)
         sys.stdin.readline()
         journal = Journal()
-        share = options.steps // len(sources)
+        share = steps // len(sources)
         if len(sources) == 1:
             journal.run(sources[0], share)
         else:
