@@ -13,7 +13,10 @@ constexpr double kPriorBytesPerUs = 1e6;  // 1 TB/s
 constexpr double kPriorMaxUs = 500;       // a guess never blocks more than that
 constexpr uint32_t kFirstSamples = 3;
 constexpr uint32_t kSampleEvery = 16;
-constexpr uint32_t kSampleRarest = 1024;
+// A sample is far from the estimate by this factor and so many us.
+constexpr double kFar = 1.2, kNoiseUs = 2;
+
+bool far_above(double a_us, double b_us) { return a_us > kFar * b_us + kNoiseUs; }
 
 uint64_t mix(uint64_t h, uint64_t v) {
     h ^= v + 0x9e3779b97f4a7c15ULL + (h << 6) + (h >> 2);
@@ -96,8 +99,14 @@ bool CostModel::wants_sample(OpKey key) {
             ++evicted_;
         }
         last_ = &costs_.emplace(key, Cost{}).first->second;
+        last_->moves_seen = moves_;
     }
     Cost& cost = *last_;
+    if (cost.moves_seen != moves_) {
+        cost.moves_seen = moves_;
+        cost.told = true;
+        return true;
+    }
     if (cost.asked < kFirstSamples) {
         ++cost.asked;
         cost.uses_until_sample = kSampleEvery;
@@ -106,10 +115,43 @@ bool CostModel::wants_sample(OpKey key) {
     if (--cost.uses_until_sample > 0) {
         return false;
     }
+    cost.told = cost.told && cost.doubted;
     const uint32_t rounds = std::min<uint32_t>(cost.asked - kFirstSamples, 6);
     cost.asked = std::min<uint32_t>(cost.asked + 1, kFirstSamples + 6);
     cost.uses_until_sample = std::min(kSampleEvery << rounds, kSampleRarest);
     return true;
+}
+
+// Takes a sample in. Whether the estimate has moved far.
+bool CostModel::moved(Cost& cost, float measured_us) {
+    const float before_us = cost.us;
+    const bool known = cost.samples >= kFirstSamples;
+    const bool is_long = known && far_above(measured_us, before_us);
+    cost.doubted = is_long || (known && far_above(before_us, measured_us));
+    if (cost.doubted) {
+        cost.uses_until_sample = std::min(cost.uses_until_sample, kDoubtEvery);
+    }
+    cost.shortest_long =
+        is_long && cost.long_ones > 0 ? std::min(cost.shortest_long, measured_us) : measured_us;
+    cost.long_ones = is_long ? cost.long_ones + 1 : 0;
+    if (cost.long_ones >= kDoubts) {
+        cost.long_ones = 0;
+        cost.doubted = false;
+        cost.recent[0] = cost.us = cost.shortest_long;
+        cost.samples = cost.asked = 1;
+        return true;
+    }
+    cost.recent[cost.samples % kRecent] = measured_us;
+    ++cost.samples;
+    std::array<float, kRecent> sorted = cost.recent;
+    const size_t n = std::min<size_t>(cost.samples, kRecent);
+    std::sort(sorted.begin(), sorted.begin() + n);
+    cost.us = sorted[(n - 1) / 4];
+    if (known && far_above(before_us, cost.us)) {
+        cost.asked = kFirstSamples;
+        return true;
+    }
+    return false;
 }
 
 void CostModel::learn(OpKey key, double measured_us) {
@@ -121,14 +163,12 @@ void CostModel::learn(OpKey key, double measured_us) {
         return;  // evicted since it was asked for
     }
     Cost& cost = it->second;
-    cost.recent[cost.samples % kRecent] = static_cast<float>(measured_us);
-    ++cost.samples;
     ++samples_;
-    std::array<float, kRecent> sorted = cost.recent;
-    const size_t n = std::min<size_t>(cost.samples, kRecent);
-    std::sort(sorted.begin(), sorted.begin() + n);
-    cost.us = sorted[(n - 1) / 4];
-
+    // Who was told to look does not tell the others: they have been told.
+    if (moved(cost, static_cast<float>(measured_us)) && !cost.told) {
+        ++moves_;
+        cost.moves_seen = moves_;
+    }
     if (scales_.size() < kMaxKeys || scales_.contains(key.op)) {
         Scale& scale = scales_[key.op];
         const double log_ratio = std::log(std::max<double>(cost.us, 0.1) / prior_us(key));

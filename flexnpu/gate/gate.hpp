@@ -126,6 +126,12 @@ struct Counters {
 // Device time of an operator, learned by (operator, shape bucket). A measured time contains whatever
 // another stream's operators took in between, so the estimate is a low quantile of the last samples. Unseen
 // shapes: bytes over a nominal bandwidth, scaled by how the same operator has behaved in other shapes.
+//
+// Samples of a key get rarer. One that lies far from the estimate is followed by more, kDoubtEvery uses
+// apart. Work beside an operator makes some of them long, a slower clock makes all of them long: kDoubts in a
+// row and what was known before is forgotten. Two short ones make the estimate short by themselves. When an
+// estimate has moved so, every other key is measured at its next use. So after a change of all times by a
+// factor a key is right after kSampleRarest uses of any one key, and (kDoubts + 1) * kDoubtEvery of its own.
 class CostModel {
 public:
     double estimate(OpKey key) const;
@@ -135,8 +141,12 @@ public:
     uint64_t samples() const { return samples_; }
     uint64_t evicted() const { return evicted_; }
 
-private:
     static constexpr size_t kRecent = 8;
+    static constexpr uint32_t kSampleRarest = 1024;
+    static constexpr uint32_t kDoubts = 4;
+    static constexpr uint32_t kDoubtEvery = 16;
+
+private:
     static constexpr size_t kMaxKeys = 1 << 16;
     struct Cost {
         std::array<float, kRecent> recent{};
@@ -144,7 +154,13 @@ private:
         uint32_t samples = 0;
         uint32_t asked = 0;  // first samples asked for, then how far they have thinned out
         uint32_t uses_until_sample = 0;
+        uint32_t moves_seen = 0;  // of moves_
+        uint32_t long_ones = 0;   // of the last samples, in a row
+        float shortest_long = 0;  // the shortest of those
+        bool doubted = false;     // the last sample was far from the estimate
+        bool told = false;        // it was asked for because another key's estimate moved
     };
+    bool moved(Cost& cost, float measured_us);
     struct Hash {
         size_t operator()(const OpKey& k) const noexcept;
     };
@@ -158,6 +174,7 @@ private:
     mutable OpKey last_key_;
     mutable Cost* last_ = nullptr;
     std::unordered_map<uint32_t, Scale> scales_;
+    uint32_t moves_ = 0;  // how often an estimate has moved that nobody expected to
     uint64_t samples_ = 0;
     uint64_t evicted_ = 0;
 };
