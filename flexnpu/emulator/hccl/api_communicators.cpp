@@ -2,8 +2,10 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <future>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -166,26 +168,39 @@ int32_t HcclCommInitAll(uint32_t count, int32_t* devices, HcclComm* out) {
         }
     }
     return guarded(kName, [&] {
-        // Each of them waits for the others, so each has a thread while it does.
         const Token token = open_rendezvous(count);
         const std::string name = default_name(token);
         std::vector<std::shared_ptr<Communicator>> made(count);
         std::vector<Refusal> refusals(count, {types::SUCCESS, ""});
-        std::vector<std::thread> threads;
-        for (uint32_t i = 0; i < count; ++i) {
-            threads.emplace_back([&, i] {
-                try {
-                    made[i] = std::make_shared<Communicator>(join_rendezvous(token), count, i, devices[i],
-                                                             name.c_str(), -1);
-                } catch (const Refusal& refusal) {
-                    refusals[i] = refusal;
-                } catch (const std::exception& error) {
-                    refusals[i] = {types::E_INTERNAL, error.what()};
-                }
-            });
+        // Each of them waits for the others, so each has a thread while it does. They begin when all are
+        // there: if the system gives too few, none waits for one that never comes.
+        std::promise<bool> begin;
+        const std::shared_future<bool> begins = begin.get_future().share();
+        std::vector<std::jthread> threads;
+        bool all = true;
+        for (uint32_t i = 0; i < count && all; ++i) {
+            try {
+                threads.emplace_back([&, i] {
+                    if (!begins.get()) {
+                        return;
+                    }
+                    try {
+                        made[i] = std::make_shared<Communicator>(join_rendezvous(token), count, i, devices[i],
+                                                                 name.c_str(), -1);
+                    } catch (const Refusal& refusal) {
+                        refusals[i] = refusal;
+                    } catch (const std::exception& error) {
+                        refusals[i] = {types::E_INTERNAL, error.what()};
+                    }
+                });
+            } catch (const std::system_error&) {
+                all = false;
+            }
         }
-        for (std::thread& thread : threads) {
-            thread.join();
+        begin.set_value(all);
+        threads.clear();
+        if (!all) {
+            throw Refusal{types::E_MEMORY, "the system gives this process no more threads"};
         }
         for (const auto& refusal : refusals) {
             if (refusal.result != types::SUCCESS) {

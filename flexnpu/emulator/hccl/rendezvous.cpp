@@ -3,17 +3,25 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <climits>
 #include <cstddef>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "flexnpu/api/hccl_types.hpp"
 #include "flexnpu/emulator/hccl/page.hpp"
@@ -41,6 +49,11 @@ public:
         if (fd_ >= 0) {
             close(fd_);
         }
+    }
+    Socket(Socket&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+    Socket& operator=(Socket&& other) noexcept {
+        std::swap(fd_, other.fd_);
+        return *this;
     }
     Socket(const Socket&) = delete;
     Socket& operator=(const Socket&) = delete;
@@ -122,39 +135,187 @@ void set_timeout(int fd, int option, time_t seconds) {
     setsockopt(fd, SOL_SOCKET, option, &time, sizeof(time));
 }
 
-// Hands the memory out until all ranks have it.
-void serve(int listener, const std::shared_ptr<Mapping>& memory, Token token, uint32_t ranks) {
-    Socket open(listener);
-    const uint64_t give_up = now_ns() + connect_timeout_s() * 1'000'000'000;
+// Root infos of one process whose ranks have not all come. Each has a socket and a memory.
+constexpr size_t kMaxOpen = 256;
+// Who has come and not shown its token; the oldest gives way.
+constexpr size_t kMaxPeers = 256;
+// A peer shows its token within this time.
+constexpr uint64_t kShowNs = 2'000'000'000;
+// The first rank says how many there are only after it has been served: looked at again a little later.
+constexpr uint64_t kLookNs = 20'000'000;
+
+// A memory that is handed out until all ranks have it.
+struct Rendezvous {
+    Socket listener;
+    Mapping memory;
+    Token token;
+    uint32_t ranks;
+    uint64_t give_up_ns;
     uint32_t served = 0;
-    for (;;) {
-        // The ranks themselves say how many they are.
-        const uint32_t all = ranks != 0 ? ranks : memory->page().ranks.load();
-        const uint64_t now = now_ns();
-        if ((all != 0 && served >= all) || now > give_up) {
-            return;
+
+    // The ranks themselves say how many they are. 0: not known yet.
+    uint32_t all() { return ranks != 0 ? ranks : memory.page().ranks.load(); }
+};
+
+// Who has come and has not shown its whole token yet.
+struct Peer {
+    Socket socket;
+    std::shared_ptr<Rendezvous> at;
+    uint64_t give_up_ns;
+    Token shown{};
+    size_t bytes = 0;
+
+    enum class State : uint8_t { waits, gone, served };
+    State look() {
+        const ssize_t n = recv(socket.get(), shown.bytes + bytes, sizeof(shown.bytes) - bytes, MSG_DONTWAIT);
+        if (n <= 0) {
+            return n < 0 && (errno == EAGAIN || errno == EINTR) ? State::waits : State::gone;
         }
-        pollfd wait{listener, POLLIN, 0};
-        // The first rank says how many there are only after it has been served: looked at again a little
-        // later.
-        const int ms = all == 0 && served != 0 ? 20 : int((give_up - now) / 1'000'000 + 1);
-        if (poll(&wait, 1, ms) <= 0) {
-            continue;
+        bytes += size_t(n);
+        if (bytes < sizeof(shown.bytes)) {
+            return State::waits;
         }
-        Socket peer(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
-        if (peer.get() < 0 || !same_user(peer.get())) {
-            continue;
+        const bool admitted = same_secret(shown, at->token);
+        return admitted && send_descriptor(socket.get(), at->memory.fd()) ? State::served : State::gone;
+    }
+};
+
+// Serves all that is open in this process from one thread, which ends when nothing is. No peer, however slow,
+// holds up another.
+class Server {
+public:
+    Server() : wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+
+    // Throws Refusal.
+    void add(std::shared_ptr<Rendezvous> one) {
+        std::lock_guard lock(mutex_);
+        if (open_.size() >= kMaxOpen) {
+            throw Refusal{types::E_MEMORY, std::to_string(kMaxOpen) +
+                                               " root infos of this process wait for their ranks: let them "
+                                               "come, or wait until HCCL_CONNECT_TIMEOUT is over"};
         }
-        set_timeout(peer.get(), SO_RCVTIMEO, 2);
-        Token shown{};
-        if (recv(peer.get(), shown.bytes, sizeof(shown.bytes), MSG_WAITALL) != ssize_t(sizeof(shown.bytes)) ||
-            !same_secret(shown, token)) {
-            continue;
+        if (!running_) {
+            start();
         }
-        if (send_descriptor(peer.get(), memory->fd())) {
-            ++served;
+        open_.push_back(std::move(one));
+        const uint64_t more = 1;
+        [[maybe_unused]] const ssize_t n = write(wake_.get(), &more, sizeof(more));
+    }
+
+private:
+    void start() {
+        // The program's signals stay with the program's threads.
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        try {
+            std::thread(&Server::run, this).detach();
+            running_ = true;
+        } catch (const std::system_error&) {
+        }
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
+        if (!running_) {
+            throw Refusal{types::E_MEMORY, "the system gives this process no more threads"};
         }
     }
+
+    void run() {
+        std::vector<Peer> peers;
+        for (;;) {
+            std::vector<std::shared_ptr<Rendezvous>> open;
+            uint64_t wake_ns = UINT64_MAX;
+            const uint64_t now = now_ns();
+            {
+                std::lock_guard lock(mutex_);
+                std::erase_if(open_, [&](const auto& one) {
+                    const uint32_t all = one->all();
+                    return (all != 0 && one->served >= all) || now > one->give_up_ns;
+                });
+                if (open_.empty() && peers.empty()) {
+                    running_ = false;
+                    return;
+                }
+                open = open_;
+            }
+            std::vector<pollfd> waits{{wake_.get(), POLLIN, 0}};
+            for (const auto& one : open) {
+                waits.push_back({one->listener.get(), POLLIN, 0});
+                wake_ns = std::min(wake_ns, one->give_up_ns);
+                if (one->served != 0 && one->all() == 0) {
+                    wake_ns = std::min(wake_ns, now + kLookNs);
+                }
+            }
+            for (const Peer& peer : peers) {
+                waits.push_back({peer.socket.get(), POLLIN, 0});
+                wake_ns = std::min(wake_ns, peer.give_up_ns);
+            }
+            const uint64_t ms = wake_ns > now ? (wake_ns - now) / 1'000'000 + 1 : 0;
+            if (poll(waits.data(), waits.size(), int(std::min<uint64_t>(ms, INT_MAX))) < 0) {
+                continue;
+            }
+            uint64_t woken = 0;
+            [[maybe_unused]] const ssize_t n = read(wake_.get(), &woken, sizeof(woken));
+            look_at(&peers, waits.data() + 1 + open.size());
+            for (size_t i = 0; i < open.size(); ++i) {
+                if ((waits[1 + i].revents & POLLIN) != 0) {
+                    accept_one(open[i], &peers);
+                }
+            }
+        }
+    }
+
+    static void look_at(std::vector<Peer>* peers, const pollfd* waits) {
+        const uint64_t now = now_ns();
+        std::vector<Peer> left;
+        for (size_t i = 0; i < peers->size(); ++i) {
+            Peer& peer = (*peers)[i];
+            const auto state = waits[i].revents != 0 ? peer.look() : Peer::State::waits;
+            peer.at->served += state == Peer::State::served ? 1 : 0;
+            if (state == Peer::State::waits && now <= peer.give_up_ns) {
+                left.push_back(std::move(peer));
+            }
+        }
+        *peers = std::move(left);
+    }
+
+    static void accept_one(const std::shared_ptr<Rendezvous>& at, std::vector<Peer>* peers) {
+        Socket socket(accept4(at->listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+        if (socket.get() < 0) {
+            if (errno != EAGAIN && errno != ECONNABORTED) {
+                usleep(10'000);  // no descriptor is left: the next look would end alike
+            }
+            return;
+        }
+        if (!same_user(socket.get())) {
+            return;
+        }
+        if (peers->size() >= kMaxPeers) {
+            peers->erase(peers->begin());
+        }
+        peers->push_back({std::move(socket), at, now_ns() + kShowNs});
+    }
+
+    std::mutex mutex_;
+    std::vector<std::shared_ptr<Rendezvous>> open_;
+    bool running_ = false;
+    const Socket wake_;
+};
+
+// Never destroyed: its thread may run until the process is gone. A child of fork() has no such thread, and
+// makes a server of its own.
+std::atomic<Server*> g_server{nullptr};
+
+Server& server() {
+    static const int forked = pthread_atfork(nullptr, nullptr, [] { g_server.store(nullptr); });
+    (void)forked;
+    Server* found = g_server.load();
+    if (found == nullptr) {
+        auto made = std::make_unique<Server>();
+        if (g_server.compare_exchange_strong(found, made.get())) {
+            found = made.release();
+        }
+    }
+    return *found;
 }
 
 }  // namespace
@@ -164,30 +325,21 @@ Token open_rendezvous(uint32_t ranks) {
     if (getrandom(token.bytes, sizeof(token.bytes), 0) != ssize_t(sizeof(token.bytes))) {
         refuse_errno(types::E_SYSCALL, "cannot make a token");
     }
-    std::shared_ptr<Mapping> memory;
+    Socket listener(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    sockaddr_un address;
+    const socklen_t size = address_of(token, &address);
+    if (listener.get() < 0 || bind(listener.get(), reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+        listen(listener.get(), int(kMaxRanks)) != 0) {
+        refuse_errno(types::E_SYSCALL, "cannot listen for the other ranks");
+    }
+    const uint64_t give_up_ns = now_ns() + connect_timeout_s() * 1'000'000'000;
+    std::shared_ptr<Rendezvous> made;
     try {
-        memory = std::make_shared<Mapping>(Mapping::create());
+        made.reset(new Rendezvous{std::move(listener), Mapping(Mapping::create()), token, ranks, give_up_ns});
     } catch (const std::exception& error) {
         throw Refusal{types::E_MEMORY, error.what()};
     }
-    const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_un address;
-    const socklen_t size = address_of(token, &address);
-    if (listener < 0 || bind(listener, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
-        listen(listener, int(kMaxRanks)) != 0) {
-        int error = errno;
-        if (listener >= 0) {
-            close(listener);
-        }
-        errno = error;
-        refuse_errno(types::E_SYSCALL, "cannot listen for the other ranks");
-    }
-    // The program's signals stay with the program's threads.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    std::thread(serve, listener, memory, token, ranks).detach();
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    server().add(std::move(made));
     return token;
 }
 

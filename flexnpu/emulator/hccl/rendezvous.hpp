@@ -12,9 +12,9 @@ struct Token {
     unsigned char bytes[32];
 };
 
-// Makes the memory of a communicator and serves it, from a thread of this process, to whoever comes with the
-// token: until `ranks` have come (0: not known yet), or the connect timeout is over. Throws
-// Refusal.
+// Makes the memory of a communicator and serves it, from this process, to whoever comes with the token: until
+// `ranks` have come (0: not known yet), or the connect timeout is over. One thread serves all that is open;
+// there is a limit to that. Throws Refusal.
 Token open_rendezvous(uint32_t ranks);
 
 // A descriptor of the memory. Throws Refusal.
