@@ -2,7 +2,7 @@
 
 Only root, the user who started the daemon and members of one group, if it was given one, are served. A
 connection costs at most one line of input and `MAX_OUTPUT_BYTES` of output; when there are too many, the one
-silent for longest gives way.
+silent for longest gives way. In a turn each connection gets one answer: who asks much waits for itself.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from flexnpu.daemon.log import log
 
 MAX_CONNECTIONS = 64
 MAX_OUTPUT_BYTES = 1 << 23
+_ACCEPT_PAUSE_S = 0.1
+"""After a connection could not be accepted, for want of descriptors."""
 
 Handler = Callable[[Request, Requester], Reply]
 
@@ -51,6 +53,11 @@ class _Connection:
         self.closing = False  # once the output is gone
         self.last = time.monotonic()
 
+    @property
+    def asks(self) -> bool:
+        """Whether a whole request is there."""
+        return not self.closing and b"\n" in self.input
+
 
 class ControlServer:
     """`open` it, call `run` (it returns after `stop`), `close` it. `handle` answers a request."""
@@ -70,6 +77,8 @@ class ControlServer:
         self.wake_reader.setblocking(False)
         self.wake_writer.setblocking(False)
         self._stopping = False
+        self._accept_again_s: float | None = None
+        """When to look at the listener again, time.monotonic(); None: it is looked at."""
 
     def open(self) -> None:
         """Bind and listen. Raises OSError."""
@@ -94,6 +103,7 @@ class ControlServer:
         self._selector.register(self.wake_reader, selectors.EVENT_READ)
 
     def close(self) -> None:
+        """Close all connections and the listener. After `run` has returned."""
         for connection in list(self._connections.values()):
             self._drop(connection)
         if self._listener is not None:
@@ -112,8 +122,7 @@ class ControlServer:
     def run(self, tick: Callable[[], float | None]) -> None:
         """Serve until `stop`. `tick` runs between events and says within how many seconds to run again."""
         while not self._stopping:
-            timeout = tick()
-            for key, events in self._selector.select(timeout):
+            for key, events in self._selector.select(self._timeout(tick())):
                 if key.fileobj is self._listener:
                     self._accept()
                 elif key.fileobj is self.wake_reader:
@@ -124,6 +133,21 @@ class ControlServer:
                     connection = self._connections.get(key.fileobj)
                     if connection is not None:
                         self._serve(connection, events)
+            for connection in [one for one in self._connections.values() if one.asks]:
+                self._answer(connection)
+
+    def _timeout(self, tick_s: float | None) -> float | None:
+        """How long to wait for events, s; None: for as long as it takes."""
+        if any(connection.asks for connection in self._connections.values()):
+            return 0
+        if self._accept_again_s is None:
+            return tick_s
+        left_s = self._accept_again_s - time.monotonic()
+        if left_s <= 0 and self._listener is not None:
+            self._accept_again_s = None
+            self._selector.register(self._listener, selectors.EVENT_READ)
+            return 0
+        return left_s if tick_s is None else min(left_s, tick_s)
 
     def _accept(self) -> None:
         if self._listener is None:
@@ -131,10 +155,11 @@ class ControlServer:
         try:
             sock, _ = self._listener.accept()
         except OSError as error:
-            # Out of descriptors: the queue stays full, so wait a moment instead of spinning.
+            # Out of descriptors: the queue stays full, so leave it alone for a moment instead of spinning.
             if not isinstance(error, BlockingIOError | ConnectionAbortedError):
                 log("control-accept-failed", error=str(error))
-                time.sleep(0.1)
+                self._selector.unregister(self._listener)
+                self._accept_again_s = time.monotonic() + _ACCEPT_PAUSE_S
             return
         sock.setblocking(False)
         peer = peer_of(sock)
@@ -158,34 +183,44 @@ class ControlServer:
 
     def _serve(self, connection: _Connection, events: int) -> None:
         try:
-            if events & selectors.EVENT_READ and not connection.closing:
+            # What is there is answered first: the rest waits in the socket.
+            if events & selectors.EVENT_READ and not connection.closing and not connection.asks:
                 data = connection.sock.recv(MAX_REQUEST_BYTES)
                 if not data:
                     self._drop(connection)
                     return
                 connection.last = time.monotonic()
                 connection.input += data
-                self._answer(connection)
+                self._bound_input(connection)
             self._flush(connection)
         except BlockingIOError:
             pass
         except OSError:
             self._drop(connection)
 
-    def _answer(self, connection: _Connection) -> None:
-        while not connection.closing and (end := connection.input.find(b"\n")) >= 0:
-            line = bytes(connection.input[:end])
-            del connection.input[: end + 1]
-            connection.output += encode(self._reply(line, connection.requester))
-            if len(connection.output) > MAX_OUTPUT_BYTES:
-                connection.output.clear()  # it asks and does not read
-                connection.closing = True
-        if len(connection.input) > MAX_REQUEST_BYTES:
+    def _bound_input(self, connection: _Connection) -> None:
+        if len(connection.input) > MAX_REQUEST_BYTES and not connection.asks:
             self.counters["control_refused"] += 1
             text = f"no end of line within {MAX_REQUEST_BYTES} bytes"
             connection.output += encode(ErrorReply(code="too-long", message=text))
             connection.input.clear()
             connection.closing = True  # where the next message begins is anyone's guess
+
+    def _answer(self, connection: _Connection) -> None:
+        end = connection.input.find(b"\n")
+        line = bytes(connection.input[:end])
+        del connection.input[: end + 1]
+        connection.output += encode(self._reply(line, connection.requester))
+        if len(connection.output) > MAX_OUTPUT_BYTES:
+            connection.output.clear()  # it asks and does not read
+            connection.closing = True
+        self._bound_input(connection)
+        try:
+            self._flush(connection)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop(connection)
 
     def _reply(self, line: bytes, requester: Requester) -> Reply:
         self.counters["control_requests"] += 1

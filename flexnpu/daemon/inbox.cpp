@@ -35,11 +35,24 @@ void Inbox::take_calls(bool on) {
     takes_calls_ = on;
 }
 
+std::optional<uint64_t> Inbox::takes() const {
+    std::lock_guard lock(mutex_);
+    if (late_) return std::nullopt;
+    return takes_;
+}
+
+void Inbox::set_late(uint64_t takes) {
+    std::lock_guard lock(mutex_);
+    if (takes == takes_) late_ = true;
+}
+
 std::vector<Inbox::Job> Inbox::take() {
     std::vector<Job> jobs;
     if (!has_jobs_.load(std::memory_order_acquire)) return jobs;
     std::lock_guard lock(mutex_);
     jobs.swap(jobs_);
+    late_ = false;
+    ++takes_;
     has_jobs_.store(false, std::memory_order_relaxed);
     return jobs;
 }

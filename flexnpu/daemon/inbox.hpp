@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -31,7 +32,9 @@ public:
     void put(Job job);
     void wake();
     // Runs f(target, args...) on the dispatching thread and waits for its result. A call that has not begun
-    // within the time is cancelled; one that has begun is waited for: calls do not block.
+    // within the time is cancelled; one that has begun is waited for: calls do not block. Once a call has
+    // timed out, no other waits until the thread has come round: the next would end alike, and its caller
+    // may have others to serve.
     template <class Target, class F, class... A>
     auto call(std::chrono::milliseconds within, Target& target, F f, A... args)
         -> Outcome<std::invoke_result_t<F, Target&, A&...>>;
@@ -41,6 +44,10 @@ public:
     [[nodiscard]] std::shared_ptr<CallTicket> submit(Done done, Target& target, F f, A... args);
     // Queues a call's job; false: calls are not taken.
     [[nodiscard]] bool put_call(Job job);
+    // How often the jobs have been taken; nothing while the thread is known to be late.
+    std::optional<uint64_t> takes() const;
+    // A call has timed out that was made after `takes`. Says nothing of a thread that came round since.
+    void set_late(uint64_t takes);
     // Whether calls are taken: while the dispatching thread runs.
     void take_calls(bool on);
 
@@ -56,9 +63,11 @@ public:
     int wake_fd() const { return wake_.get(); }
 
 private:
-    std::mutex mutex_;
+    mutable std::mutex mutex_;
     std::vector<Job> jobs_;
     bool takes_calls_ = false;
+    bool late_ = false;
+    uint64_t takes_ = 0;
     std::atomic<bool> has_jobs_{false};
     std::atomic<uint32_t> doze_{wire::kAwake};
     const Fd wake_;
@@ -94,6 +103,8 @@ template <class Target, class F, class... A>
 auto Inbox::call(std::chrono::milliseconds within, Target& target, F f, A... args)
     -> Outcome<std::invoke_result_t<F, Target&, A&...>> {
     using R = std::invoke_result_t<F, Target&, A&...>;
+    const auto before = takes();
+    if (!before) return CallError::timed_out;
     auto promise = std::make_shared<std::promise<Outcome<R>>>();
     auto future = promise->get_future();
     // The job alone keeps the promise: if it is dropped, the wait ends.
@@ -101,7 +112,10 @@ auto Inbox::call(std::chrono::milliseconds within, Target& target, F f, A... arg
         submit([promise = std::move(promise)](Outcome<R> outcome) { promise->set_value(std::move(outcome)); },
                target, f, std::move(args)...);
     if (!ticket) return CallError::stopped;
-    if (future.wait_for(within) != std::future_status::ready && ticket->cancel()) return CallError::timed_out;
+    if (future.wait_for(within) != std::future_status::ready && ticket->cancel()) {
+        set_late(*before);
+        return CallError::timed_out;
+    }
     try {
         return future.get();
     } catch (const std::future_error&) {

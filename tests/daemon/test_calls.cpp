@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <thread>
 
 #include "fuzz/raw_client.hpp"
 #include "plane_fixture.hpp"
@@ -106,6 +107,41 @@ TEST_CASE("a late dispatching thread is said to be late, and is not taken for an
     CHECK(running.plane.set_gate({}, {{lane, gate::Phase::Prefill}, {lane + 7, gate::Phase::Prefill}}) ==
           std::vector<uint32_t>{lane + 7});
     CHECK(running.plane.lanes()[0].phase == gate::Phase::Decode);
+}
+
+TEST_CASE("after a call to a late thread no other waits, until the thread has come round") {
+    struct Counter {
+        int count = 0;
+        int add(int n) { return count += n; }
+    } counter;
+    constexpr auto kShort = std::chrono::milliseconds(20), kLong = std::chrono::milliseconds(3'600'000);
+    daemon::Inbox inbox;
+    inbox.take_calls(true);
+    for (int round = 0; round < 3; ++round) {
+        counter.count = 0;
+        const auto late = inbox.call(kShort, counter, &Counter::add, 1);
+        REQUIRE_FALSE(late);
+        CHECK(late.error() == daemon::CallError::timed_out);
+        for (int i = 0; i < 100; ++i) {
+            const auto again = inbox.call(kLong, counter, &Counter::add, 1);
+            REQUIRE_FALSE(again);
+            CHECK(again.error() == daemon::CallError::timed_out);
+        }
+        // The thread comes round: one job is left, and it was cancelled.
+        const auto jobs = inbox.take();
+        CHECK(jobs.size() == 1);
+        for (const auto& job : jobs) job();
+        CHECK(counter.count == 0);
+        std::jthread serves([&](const std::stop_token& stop) {
+            while (!stop.stop_requested()) {
+                for (const auto& job : inbox.take()) job();
+                std::this_thread::yield();
+            }
+        });
+        auto on_time = inbox.call(kLong, counter, &Counter::add, 5);
+        REQUIRE(on_time);
+        CHECK(on_time.value() == 5);
+    }
 }
 
 TEST_CASE("new clients wait for a late dispatching thread, and one that goes meanwhile leaves no session") {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
+import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flexnpu.control.client import ControlClient, ControlError, NoDaemonError, RefusedError, connect_all
-from flexnpu.control.messages import MAX_REQUEST_BYTES, SetGate, StatusRequest, encode
+from flexnpu.control.messages import (
+    MAX_REQUEST_BYTES,
+    ErrorReply,
+    Reply,
+    Request,
+    SetGate,
+    StatusRequest,
+    encode,
+)
 from flexnpu.control.peers import Peer
 from flexnpu.daemon.control_server import MAX_CONNECTIONS, ControlServer
+from flexnpu.daemon.gate_lease import Requester
 
 
 @pytest.fixture
@@ -38,7 +50,7 @@ def _line(value: object) -> bytes:
 
 def raw(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(5)
+    connection.settimeout(60)
     connection.connect(str(path))
     return connection
 
@@ -206,7 +218,7 @@ def _send_for_ever(connection: socket.socket, data: bytes) -> None:
 def test_one_that_asks_and_never_reads_is_dropped(served: ControlServer) -> None:
     request = encode(StatusRequest()) * 200
     with raw(served.path) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             _send_for_ever(connection, request)
     assert ControlClient(served.path).status()
@@ -216,7 +228,7 @@ def test_more_connections_than_allowed(served: ControlServer) -> None:
     held = [raw(served.path) for _ in range(MAX_CONNECTIONS + 20)]
     assert ControlClient(served.path).status()
     # The oldest gave way.
-    held[0].settimeout(5)
+    held[0].settimeout(60)
     assert held[0].recv(1) == b""
     for connection in held:
         connection.close()
@@ -282,3 +294,79 @@ def test_connect_all_leaves_stale_sockets_out(served: ControlServer, tmp_path: P
     assert [client.path.name for client in clients] == ["npu0.ctl"]
     for client in clients:
         client.close()
+
+
+def _served_in_turn(path: Path, handled: list[str]) -> tuple[ControlServer, threading.Event, threading.Event]:
+    """A server whose first answer waits for an event, so that the test decides what has arrived by then."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def handle(request: Request, requester: Requester) -> Reply:
+        name = "much" if isinstance(request, SetGate) else "once"
+        handled.append(name)
+        if len(handled) == 1:
+            entered.set()
+            go_on.wait(60)
+        return ErrorReply(code="busy", message=name)
+
+    return ControlServer(path, handle), entered, go_on
+
+
+def test_who_asks_much_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """However many requests one peer has sent, another is answered after at most two of them."""
+    handled: list[str] = []
+    server, entered, go_on = _served_in_turn(tmp_path / "npu0.ctl", handled)
+    server.open()
+    thread = threading.Thread(target=server.run, args=(lambda: None,))
+    thread.start()
+    try:
+        with raw(server.path) as much, raw(server.path) as once:
+            much.sendall(encode(SetGate(policy="transparent", lease_s=1)) * 200)
+            assert entered.wait(60)
+            once.sendall(encode(StatusRequest()))
+            go_on.set()
+            assert line(once)["message"] == "once"
+            for _ in range(200):
+                _line_of(much)
+        assert handled.index("once") <= 2
+        assert len(handled) == 201
+    finally:
+        go_on.set()
+        server.stop()
+        thread.join(60)
+        server.close()
+
+
+def _line_of(connection: socket.socket) -> bytes:
+    """One line, and no byte more."""
+    data = b""
+    while not data.endswith(b"\n"):
+        more = connection.recv(1)
+        assert more, f"closed after {data!r}"
+        data += more
+    return data
+
+
+def test_connections_that_cannot_be_accepted_hold_up_nobody(
+    served: ControlServer, client: ControlClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a descriptor left, who is connected is served as before, and nobody sleeps or spins."""
+    client.status()
+    tried: list[float] = []
+
+    def full(listener: socket.socket) -> None:
+        tried.append(time.monotonic())
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def no_sleep(seconds: float) -> None:
+        raise AssertionError("the one thread that serves everybody slept")
+
+    monkeypatch.setattr("flexnpu.daemon.control_server.time.sleep", no_sleep)
+    with monkeypatch.context() as patches:
+        patches.setattr(socket.socket, "accept", full)
+        with raw(served.path) as waits:
+            waits.sendall(encode(StatusRequest()))
+            while len(tried) < 3:
+                assert client.status()
+            patches.undo()
+            assert line(waits)["type"] == "daemon_status"
+    assert all(after - before >= 0.09 for before, after in pairwise(tried))
