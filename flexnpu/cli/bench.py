@@ -19,6 +19,7 @@ BENCHMARKS = {
         "benchmarks.controller_turn:main",
         "What a controller's turn costs, by the number of lanes.",
     ),
+    "gate": ("benchmarks.gate_sim:main", "The gate on a modelled device, in simulation."),
     "probe": ("benchmarks.probe_cost:main", "What tracing costs: ours, bpftrace's and funclatency's."),
     "attach": ("benchmarks.attach_cost:main", "CPU and memory of attaching, by both loaders side by side."),
     "sites": ("benchmarks.probe_sites:main", "What one hit of a probe costs, instruction by instruction."),
