@@ -165,7 +165,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if _worker(config) is not None:
         return
     before = config.stash[_BEFORE]
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 30.0
     while True:
         after = leftovers.survey(config.stash[_TAG], _RUN_DIRS)
         # What lay there before the run is not the run's.

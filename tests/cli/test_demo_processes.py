@@ -108,7 +108,7 @@ def test_children_end_when_the_demo_is_killed(tmp_path: Path, tag: str) -> None:
     assert parent.stdout is not None
     assert parent.stdout.readline() == b"started\n"
     parent.kill()
-    parent.wait(10)
+    parent.wait(60)
     deadline = time.monotonic() + 120
     while leftovers.tagged_processes(tag) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -202,7 +202,7 @@ class Terminal:
         )
         self.output = ""
 
-    def until(self, text: str, seconds: float = 10) -> None:
+    def until(self, text: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.output:
             assert select.select([self.master], [], [], deadline - time.monotonic())[0], self.output[-500:]

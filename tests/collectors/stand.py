@@ -55,10 +55,10 @@ class Collector:
         return self.url.split("/")[2]
 
     def scrape(self) -> str:
-        with urllib.request.urlopen(self.url, timeout=10) as reply:
+        with urllib.request.urlopen(self.url, timeout=60) as reply:
             return str(reply.read().decode())
 
-    def wait_for(self, text: str, seconds: float = 15) -> str:
+    def wait_for(self, text: str, seconds: float = 60) -> str:
         """The first scrape with `text` in it."""
         deadline = time.monotonic() + seconds
         while True:

@@ -135,6 +135,6 @@ def served(tmp_path: Path, plane: PlaneDouble, config: Config) -> Iterator[Contr
     thread.start()
     yield server
     server.stop()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     server.close()

@@ -34,7 +34,7 @@ def stale(path: Path) -> None:
         dead.bind(str(path))
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 5) -> bool:
+def wait_for(what: Callable[[], bool], seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if what():

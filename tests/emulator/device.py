@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -130,16 +132,28 @@ def hold(size: float, launch_us: float) -> None:
 
 
 def idle(seconds: float) -> None:
-    """Reports the processor time that an open, idle device takes."""
+    """Reports what the threads of an open, idle device do: the share of looks that find one of them runnable,
+    and how often they wake up.
+    """
     runtime = Runtime()
     runtime.open()
     streams = [runtime.stream() for _ in range(8)]
     for stream in streams:
         runtime.launch(stream, 1)
         runtime.aclrtSynchronizeStream(stream)
-    before = time.process_time()
-    time.sleep(seconds)
-    say(cpu_share=(time.process_time() - before) / seconds)
+    tasks = [
+        task for task in Path("/proc/self/task").iterdir() if int(task.name) != threading.get_native_id()
+    ]
+    before, busy, looks = _wakeups(tasks), 0, 50
+    for _ in range(looks):
+        time.sleep(seconds / looks)
+        busy += any((task / "stat").read_text().rpartition(")")[2].split()[0] == "R" for task in tasks)
+    say(busy=busy / looks, wakeups=_wakeups(tasks) - before, threads=len(tasks))
+
+
+def _wakeups(tasks: list[Path]) -> int:
+    lines = (line for task in tasks for line in (task / "status").read_text().splitlines())
+    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches:"))
 
 
 ROLES: dict[str, Callable[..., None]] = {"contend": contend, "hold": hold, "idle": idle}

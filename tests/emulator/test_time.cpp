@@ -1,11 +1,14 @@
 // The emulated runtime in time mode: device time follows the profile exactly, and nothing is computed.
 #include <doctest/doctest.h>
 
-#include <sys/resource.h>
+#include <unistd.h>
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <filesystem>
 #include <fstream>
 #include <future>
+#include <iterator>
 #include <string>
 #include <thread>
 #include <vector>
@@ -18,12 +21,58 @@ using namespace std::chrono_literals;
 
 namespace {
 
-double cpu_seconds() {
-    rusage usage{};
-    getrusage(RUSAGE_SELF, &usage);
-    auto seconds = [](timeval t) { return double(t.tv_sec) + double(t.tv_usec) / 1e6; };
-    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
+// What the process's threads do meanwhile, by what the kernel says of them: a thread that spins is runnable
+// whenever one looks, one that polls wakes up again and again. Neither depends on how fast the host is.
+class Rest {
+public:
+    Rest() : before_(wakeups_so_far()), looks_at_([this](const std::stop_token& stop) { look(stop); }) {}
+    void end() {
+        looks_at_.request_stop();
+        looks_at_.join();
+        wakeups_ = wakeups_so_far() - before_;
+    }
+    int looks() const { return looks_; }
+    int busy_looks() const { return busy_looks_; }  // with a thread that runs or wants to
+    long wakeups() const { return wakeups_; }       // of all threads that there were all the time
+
+private:
+    // The text of a file of each thread's.
+    static std::vector<std::string> texts(const char* name, pid_t but = 0) {
+        std::vector<std::string> found;
+        for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+            if (task.path().filename() != std::to_string(but)) {
+                std::ifstream file(task.path() / name);
+                found.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+            }
+        }
+        return found;
+    }
+    static long wakeups_so_far() {
+        long sum = 0;
+        for (const std::string& text : texts("status")) {
+            const std::string field = "\nvoluntary_ctxt_switches:";
+            const size_t at = text.find(field);
+            sum += at == std::string::npos ? 0 : std::stol(text.substr(at + field.size()));
+        }
+        return sum;
+    }
+    void look(const std::stop_token& stop) {
+        while (!stop.stop_requested()) {
+            const auto stats = texts("stat", gettid());
+            ++looks_;
+            busy_looks_ += std::any_of(stats.begin(), stats.end(), [](const std::string& text) {
+                const size_t name_end = text.rfind(')');
+                return name_end != std::string::npos && text.compare(name_end, 3, ") R") == 0;
+            });
+            std::this_thread::sleep_for(10ms);
+        }
+    }
+
+    const long before_;
+    long wakeups_ = 0;
+    int looks_ = 0, busy_looks_ = 0;
+    std::jthread looks_at_;
+};
 
 size_t resident_bytes() {
     std::ifstream file("/proc/self/statm");
@@ -193,18 +242,21 @@ TEST_CASE("nothing is computed and device memory stays untouched") {
     REQUIRE(aclrtFree(p) == 0);
 }
 
-TEST_CASE("an idle device and a waiting one use no processor time") {
+TEST_CASE("an idle device and a waiting one neither spin nor poll") {
     StreamOwner stream, other;
     REQUIRE(launch(stream, 1) == 0);
     REQUIRE(aclrtSynchronizeStream(stream) == 0);
-    double before = cpu_seconds();
+    Rest rest;
     std::this_thread::sleep_for(300ms);  // idle
     REQUIRE(launch(stream, 300000) == 0);
     EventOwner event;
     REQUIRE(aclrtRecordEvent(event, stream) == 0);
     REQUIRE(aclrtStreamWaitEvent(other, event) == 0);
     REQUIRE(aclrtSynchronizeStream(other) == 0);  // a kernel in flight, a stream and a thread that wait
-    CHECK(cpu_seconds() - before < 0.03);
+    rest.end();
+    CHECK(rest.looks() > 10);
+    CHECK(rest.busy_looks() <= rest.looks() / 2);
+    CHECK(rest.wakeups() < 100);
 }
 
 TEST_CASE("a reserved engine is not lost when launches are aborted") {

@@ -73,7 +73,7 @@ class Lanes:
         assert word is not None, f"{name} is not in writable memory"
         return word
 
-    def wait_for_word(self, name: str, value: int, seconds: float = 10) -> None:
+    def wait_for_word(self, name: str, value: int, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while self.word(name) != value:
             assert time.monotonic() < deadline, f"{name} is {self.word(name)}"
@@ -267,7 +267,7 @@ def test_what_only_a_next_step_would_end_is_told_when_the_lane_is_silent(
     assert seen.kind == "maybe"
     assert seen.launches == 42
     assert seen.t_end > before.get(lanes.streams[0], 0)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not run.events and time.monotonic() < until:
         run.poll(0.1)
     assert [(s.launches, s.ended_by) for s in run.events if isinstance(s, Step)] == [(42, "sync")]

@@ -58,7 +58,7 @@ def test_a_thread_names_its_process() -> None:
     ready, end = threading.Event(), threading.Event()
     thread = threading.Thread(target=lambda: (ready.set(), end.wait(60)))
     thread.start()
-    ready.wait(10)
+    ready.wait(60)
     try:
         told = refused_early("attach", "--pid", str(thread.native_id))
     finally:

@@ -115,7 +115,7 @@ def test_a_subscriber_that_talks_is_cut_off(tmp_path: Path) -> None:
             talker.connect(str(server.path))
             subscribed(server)
             talker.sendall(b'{"v":1}\n')
-            talker.settimeout(5)
+            talker.settimeout(60)
             with contextlib.suppress(ConnectionResetError):
                 assert talker.recv(1) == b""
         subscribed(server, 0)
@@ -131,7 +131,7 @@ def test_another_user_is_refused_by_credentials(public_folder: Path) -> None:
     # The socket is opened wide, as a careless administrator might: the peer's credentials still decide.
     program = (
         "import os, sys, socket; s = socket.socket(socket.AF_UNIX); os.chdir(sys.argv[1]); os.setgroups([]);"
-        "os.setgid(65534); os.setuid(65534); s.settimeout(5);"
+        "os.setgid(65534); os.setuid(65534); s.settimeout(60);"
         "s.connect('probe.sock'); print(s.recv(4096).decode() + str(s.recv(10)))"
     )
     with FeedServer(public_folder / "probe.sock") as server:

@@ -231,7 +231,7 @@ def test_kin_are_parents_children_and_children_of_one_launcher() -> None:
         assert os.getpid() not in families.fronts(a)
         assert parent.stdin is not None
         parent.stdin.close()
-        parent.wait(10)
+        parent.wait(60)
         assert families.closeness(parent.pid, a) == 1.0  # remembered
 
 
@@ -371,7 +371,7 @@ def test_attach_tells_of_joined_requests_and_of_what_the_engine_says(mock_driver
             events += [from_json(line) for line in rest.splitlines()]
         finally:
             probe.kill()
-            probe.wait(10)
+            probe.wait(60)
             page.shutdown()
             page.server_close()
     requests = streamed(events)

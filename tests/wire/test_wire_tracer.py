@@ -91,7 +91,7 @@ def load(port: int, connections: int, requests: int, prompt: str = "x" * 37) -> 
     return asyncio.run(asyncio.wait_for(run(), 120))
 
 
-def wait_for(tracer: WireTracer, done: Callable[[], bool], seconds: float = 10) -> None:
+def wait_for(tracer: WireTracer, done: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not done() and time.monotonic() < deadline:
         tracer.poll(50)
@@ -181,7 +181,7 @@ def test_arrival_is_when_the_socket_had_it_not_when_the_server_read_it(shared: S
         os.kill(server.pid, 19)  # SIGSTOP: the server is busy
         try:
             with socket.create_connection(("127.0.0.1", server.port)) as client:
-                client.settimeout(10)
+                client.settimeout(60)
                 client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
                 sent = time.monotonic_ns()
                 time.sleep(0.3)
@@ -225,7 +225,7 @@ def test_a_full_ring_is_counted_and_its_requests_are_not_called_whole() -> None:
         # It recovers: what is drained in time is whole again.
         before = len(got)
         with socket.create_connection(("127.0.0.1", server.port)) as client:
-            client.settimeout(10)
+            client.settimeout(60)
             client.sendall(b"POST /again HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
             seen = b""
             while not seen.endswith(b"0\r\n\r\n"):
@@ -250,7 +250,7 @@ def test_what_does_not_begin_like_http_is_counted(
 ) -> None:
     with serving(kind) as server, shared.on(server) as tracer:
         with socket.create_connection(("127.0.0.1", server.port)) as client:
-            client.settimeout(10)
+            client.settimeout(60)
             client.sendall(first)
             assert client.recv(100)
         tracer.poll(50)
@@ -270,7 +270,7 @@ def test_other_processes_and_plain_files_are_left_alone(shared: Shared) -> None:
 def test_a_killed_server_ends_its_requests_and_the_iteration() -> None:
     with serving("asyncio") as server, WireTracer([server.pid]) as tracer:
         with socket.create_connection(("127.0.0.1", server.port)) as client:
-            client.settimeout(10)
+            client.settimeout(60)
             client.sendall(b"POST /cut HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
             client.recv(100)
             server.process.kill()
@@ -297,7 +297,7 @@ def test_detaching_delivers_what_is_open_and_leaves_no_program() -> None:
     with serving("asyncio") as server:
         tracer = WireTracer([server.pid], on_request=got.append, on_loss=losses.append)
         with socket.create_connection(("127.0.0.1", server.port)) as client:
-            client.settimeout(10)
+            client.settimeout(60)
             client.sendall(b"POST /open HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
             client.recv(100)
             tracer.close()
@@ -360,7 +360,7 @@ time.sleep(30)
         with shared.on(Server(process, port)) as tracer:
             got = shared.got
             with socket.create_connection(("127.0.0.1", port)) as client:
-                client.settimeout(10)
+                client.settimeout(60)
                 for _ in range(2):
                     # No quick acknowledgements, as on a connection that has been busy for a while.
                     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
