@@ -72,9 +72,11 @@ class Score:
 
     @property
     def accuracy(self) -> float:
+        """Share of steps that are right; steps that nobody labelled count as wrong."""
         return self.right / max(1, self.labelled + self.spurious)
 
     def report(self) -> dict[str, Any]:
+        """The figures of this score, for the benchmark's JSON."""
         return {
             "labelled": self.labelled,
             "right": self.right,
@@ -135,10 +137,12 @@ class Program:
         self.until("ready")
 
     def go(self) -> None:
+        """Let it go on: it waits for a line."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
 
     def until(self, word: str) -> list[Label]:
+        """The labels that it prints before the line `word`. Raises BenchmarkError when it ends first."""
         assert self.process.stdout is not None
         labels = []
         for line in self.process.stdout:
@@ -151,6 +155,7 @@ class Program:
         raise click.ClickException(f"the labelled program ended with {self.process.wait()}:\n{said}")
 
     def close(self) -> None:
+        """Kill it."""
         self.process.kill()
         self.process.wait(30)
         for pipe in (self.process.stdin, self.process.stdout, self._stderr):

@@ -48,6 +48,7 @@ class Shaker(threading.Thread):
         self.changes = 0
 
     def run(self) -> None:
+        """The thread: a change every 2 to 50 ms."""
         while not self._over.wait(self._random.uniform(0.002, 0.05)):
             held = self._random.random() < 0.8
             phases = {lane: "decode" for lane in self._lanes["busy"]}
@@ -68,6 +69,7 @@ class Shaker(threading.Thread):
             self.changes += 1
 
     def stop(self) -> None:
+        """End the changes and wait for the thread."""
         self._over.set()
         self.join()
 

@@ -124,12 +124,14 @@ class Device:
         self.busy: dict[int, float] = {PREFILL: 0.0, DECODE: 0.0}
 
     def submit(self, now: float, op: _Op, done: Callable[[float, _Op], None]) -> None:
+        """`op` arrives at `now`, us; `done` is called with the time of its end."""
         op.ready = now
         self.streams[op.lane].append(op)
         self.fifo.append(op)
         self.kick(now, done)
 
     def kick(self, now: float, done: Callable[[float, _Op], None]) -> None:
+        """Start the next operator if the device is free."""
         if self.running is not None:
             return
         heads = [stream[0] for stream in self.streams.values() if stream]
@@ -200,18 +202,21 @@ class Simulation:
         self.dispatcher_free = 0.0
 
     def at(self, when: float, what: Callable[[], None]) -> None:
+        """Call `what` at `when`, us of simulated time."""
         heapq.heappush(self.events, (when, next(self.serial), what))
 
     def _ns(self) -> int:
         return int(self.now * 1e3) + 1
 
     def begin(self, lane: int) -> None:
+        """A host prepares its lane's next step."""
         host = self.hosts[lane]
         host.costs, host.gap, host.whole = next(host.runs)
         host.issued = 0
         self.at(self.now + host.gap, lambda: self.issue(lane))
 
     def issue(self, lane: int) -> None:
+        """A host launches the next operator of its lane's step."""
         host = self.hosts[lane]
         if host.issued == 0:
             host.started = self.now
@@ -234,6 +239,7 @@ class Simulation:
         self.pump()
 
     def pump(self) -> None:
+        """The dispatcher takes all that the gate lets go now."""
         while (decision := self.gate.next(self._ns())) is not None:
             op = self.ops.pop(decision.ticket, None)
             if op is None:
@@ -248,14 +254,17 @@ class Simulation:
             self.at(self.wake, self.woken)
 
     def submit(self, op: _Op) -> None:
+        """The dispatcher's call has reached the device."""
         self.device.submit(self.now, op, self.done)
 
     def woken(self) -> None:
+        """The time at which the gate wished to be asked again."""
         if self.now >= self.wake:
             self.wake = float("inf")
             self.pump()
 
     def done(self, now: float, op: _Op) -> None:
+        """An operator has ended on the device."""
         if op.mark:
             # What two events around it see: whatever another stream ran before it is in there too.
             measured = now - op.ready if op.timed else -1.0
@@ -264,10 +273,12 @@ class Simulation:
             self.at(now + ANSWER_US, lambda: self.answer(op.lane))
 
     def complete(self, op: _Op, measured: float) -> None:
+        """The gate hears of an end; `measured` is in us, -1 if it was not measured."""
         self.gate.completed(self._ns(), op.lane, op.ticket, measured)
         self.pump()
 
     def answer(self, lane: int) -> None:
+        """A host's synchronise returns: its step is over."""
         host = self.hosts[lane]
         self.gate.step_end(self._ns(), lane)
         if host.whole:
@@ -276,6 +287,7 @@ class Simulation:
         self.pump()
 
     def run(self, until: float) -> None:
+        """Simulate up to `until`, us."""
         while self.events and self.events[0][0] <= until:
             self.now, _, what = heapq.heappop(self.events)
             what()

@@ -57,6 +57,7 @@ class Peer:
             self._failed()
 
     def receive(self) -> dict[str, Any]:
+        """The next JSON object that it prints."""
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -79,6 +80,7 @@ class Peer:
         raise BenchmarkError(f"{self.name} ended with {code}:\n{said}")
 
     def close(self) -> None:
+        """End it: its input is closed, and after 30 s it is killed."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
@@ -117,16 +119,19 @@ class Daemon:
         return cpu_seconds(self.process.pid)
 
     def resident_mib(self) -> float:
+        """VmRSS of the process, MiB."""
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS"):
                 return int(line.split()[1]) / 1024
         raise BenchmarkError("flexnpud has no VmRSS: it has ended")
 
     def counters(self) -> dict[str, int]:
+        """`DaemonStatus.counters` of now."""
         with ControlClient(paths.control_socket(0, self.directory)) as client:
             return client.status().counters
 
     def stop(self) -> None:
+        """End it with SIGTERM, after 30 s with SIGKILL."""
         self.process.terminate()
         try:
             self.process.wait(timeout=30)
@@ -175,6 +180,7 @@ class Comparison:
             self._pairs.setdefault(name, []).append((direct[name], interposed[name]))
 
     def report(self) -> dict[str, Any]:
+        """By figure, the spreads of both sides and of the ratio interposed / direct."""
         return {
             name: {
                 "direct": spread(d for d, _ in pairs),

@@ -44,9 +44,11 @@ class TracerProcess:
         """From SIGINT to its end."""
 
     def said(self) -> str:
+        """All that it has printed so far."""
         return Path(self._out.name).read_text(errors="replace")
 
     def resident_mib(self) -> float:
+        """VmRSS of the process, MiB; 0 when it has ended."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         found = re.search(r"VmRSS:\s+(\d+)", text)
         return int(found[1]) / 1024 if found else 0.0

@@ -66,6 +66,7 @@ class Errors:
     ttft_kernel: list[float] = field(default_factory=list)
 
     def add(self, wire: RequestTiming, truth: Seen) -> None:
+        """Compare one request on the wire with what its client saw."""
         assert wire.t_first_ns is not None
         on_wire = wire.t_first_ns - wire.t_arrival_ns
         self.ttft.append((truth.first - truth.sent - on_wire) / 1e3)
@@ -76,11 +77,13 @@ class Errors:
             self.tpot.append((truth.last - truth.first - between) / (truth.contents - 1) / 1e3)
 
     def extend(self, other: Errors) -> None:
+        """Add the errors of another run."""
         self.ttft += other.ttft
         self.tpot += other.tpot
         self.ttft_kernel += other.ttft_kernel
 
     def report(self) -> dict[str, Any]:
+        """The spreads, us, for the benchmark's JSON."""
         return {
             "requests": len(self.ttft),
             "ttft_error_us": _spread(self.ttft),

@@ -102,6 +102,7 @@ class Aggregator:
         self.connected = False
 
     def take(self, event: Event) -> None:
+        """Measure one event. Events come in the order of the feed."""
         match event:
             case Step():
                 self._step(event)

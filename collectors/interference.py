@@ -59,6 +59,7 @@ class Interference:
         self.late = 0
 
     def begin(self, event: StepBegin) -> None:
+        """A step has begun; a prefill disturbs from now on."""
         lane = (event.pid, event.stream)
         self._close(lane, event.t_ns)
         if event.phase in _PREFILL:
@@ -66,6 +67,7 @@ class Interference:
             self._note_late(lane, event.t_ns, event.t_ns)
 
     def step(self, step: Step) -> None:
+        """A step has ended. A decode step is decided on once it has settled (`advance`)."""
         lane = (step.pid, step.stream)
         known = self._open.pop(lane, None) if self._open.get(lane, step.t_end_ns) <= step.t_end_ns else None
         if step.phase in _PREFILL:

@@ -191,6 +191,7 @@ class OtlpSink:
         self._series.observe(metric, labels, value)
 
     def step(self, step: Step) -> None:
+        """Send a step's span, dated by its own times."""
         if self._traces is None:
             return
         shift = time.time_ns() - time.monotonic_ns()
@@ -215,6 +216,7 @@ class OtlpSink:
         span.end(step.t_end_ns + shift)
 
     def request(self, request: RequestTiming) -> None:
+        """Send a request's span and those of its parts. One without an end is left out."""
         end = request.t_end_ns or (request.chunk_ns[-1] if request.chunk_ns else None)
         if self._traces is None or end is None:
             return

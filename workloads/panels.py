@@ -34,6 +34,7 @@ class QueryResult:
 
     @property
     def ok(self) -> bool:
+        """Whether it was answered with at least one series."""
         return self.error is None and self.series > 0
 
 

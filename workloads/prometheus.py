@@ -152,6 +152,7 @@ class PrometheusServer:
         ]
 
     def close(self) -> None:
+        """End it and delete its data."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:

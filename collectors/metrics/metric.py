@@ -85,10 +85,12 @@ class Metric:
 
     @property
     def sum(self) -> str:
+        """The series of a histogram's sum."""
         return self._part("_sum")
 
     @property
     def count(self) -> str:
+        """The series of a histogram's count."""
         return self._part("_count")
 
     def _part(self, suffix: str) -> str:

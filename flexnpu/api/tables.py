@@ -59,6 +59,7 @@ class Function:
 
     @property
     def prototype(self) -> str:
+        """As C declares it, with arguments a0, a1 ..."""
         args = [f"{p} a{i}" for i, p in enumerate(self.parameters or ())]
         if self.variadic:
             args.append("...")

@@ -68,6 +68,7 @@ class Surface:
         self.refusal = int(found[1])
 
     def serve(self, symbol: str) -> Served:
+        """Who serves `symbol` under interposition, and why if nobody does."""
         cls, weak = self.classes.get(symbol), self.exports.get(symbol)
         if weak is None:
             operator = symbol.startswith("aclnn") and cls is None

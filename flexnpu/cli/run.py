@@ -28,6 +28,7 @@ class Devices(click.ParamType[tuple[int, ...]]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
+        """For click: 0,1,2 as a tuple."""
         if isinstance(value, tuple):
             return value
         numbers = [part.strip() for part in str(value).split(",")]

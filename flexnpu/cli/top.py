@@ -65,6 +65,7 @@ class Daemons:
         return sorted(rates, key=lambda one: one.device), troubles
 
     def close(self) -> None:
+        """Close all connections."""
         for client in self._clients.values():
             client.close()
 

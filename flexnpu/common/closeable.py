@@ -10,6 +10,7 @@ class Closeable:
     """A context manager that ends with its own `close`, whatever happened."""
 
     def close(self) -> None:
+        """Give back what is held. Called once, at the end of the block."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

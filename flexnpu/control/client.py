@@ -108,6 +108,7 @@ class ControlClient:
         self.close()
 
     def close(self) -> None:
+        """Close the connection. The next question makes a new one."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -33,6 +33,7 @@ class Lease:
 
     @property
     def instance(self) -> str:
+        """Which of its process's controllers the owner is; empty if it does not say."""
         return self.gate.controller.instance if self.gate.controller is not None else ""
 
     def is_of(self, requester: Requester, gate: SetGate) -> bool:
@@ -41,6 +42,7 @@ class Lease:
         return (requester.pid, instance) == (self.requester.pid, self.instance)
 
     def left_s(self, now_ns: int) -> float:
+        """Seconds until it ends; 0 when it has."""
         return max(0.0, (self.until_ns - now_ns) / 1e9)
 
     def owner(self, now_ns: int) -> GateOwner:

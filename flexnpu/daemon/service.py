@@ -59,6 +59,7 @@ class Service:
         return self.lease.gate if self.lease is not None else _TRANSPARENT
 
     def handle(self, request: Request, requester: Requester) -> Reply:
+        """Answer one request. A data plane that is late is an error reply."""
         self.expire()
         try:
             if isinstance(request, StatusRequest):
@@ -146,6 +147,7 @@ class Service:
         return ErrorReply(code="unknown-lane", message=text)
 
     def gate_status(self, counters: dict[str, int]) -> GateStatus:
+        """The gate's settings and owner; `counters` are the data plane's, for the k that it has learned."""
         now_ns, gate = self.clock(), self.gate
         learned = counters.get("overlap_slowdown_milli", 1000) / 1000
         gates = self.lease is not None and gate.policy != "transparent"

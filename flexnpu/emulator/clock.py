@@ -39,6 +39,7 @@ class Clock:
         os.pwrite(self.fd, struct.pack("=d", slowdown), 0)
 
     def close(self) -> None:
+        """Close the file. Programs that have it open keep the factor."""
         os.close(self.fd)
 
     def __enter__(self) -> Self:

@@ -238,4 +238,5 @@ class Live(Closeable):
         }
 
     def close(self) -> None:
+        """Detach from all processes."""
         self._stack.close()

@@ -44,12 +44,14 @@ class Output:
             self._since = time.monotonic()
 
     def say(self, text: str) -> None:
+        """A note, on standard error or in the screen's last line."""
         if self.display is None:
             say(text)
         else:
             self.display.say(text)
 
     def event(self, event: Event) -> None:
+        """Publish an event, and print or count it."""
         if self.feed is not None:
             self.feed.publish(event)
         if self._json:
@@ -85,6 +87,7 @@ class Output:
             self.display.show(snapshot)
 
     def end(self, losses: Losses, now: float) -> None:
+        """The last interval; `now` is CLOCK_MONOTONIC in s."""
         self.tick(losses, now)
         if self._json:
             out_line(losses.to_json())

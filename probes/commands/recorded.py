@@ -22,10 +22,12 @@ class Recorded:
         self._since = time.monotonic()
 
     def event(self, event: Any) -> None:
+        """Record an event; beginnings of steps are left out."""
         if not isinstance(event, StepBegin):
             self.recorder.event(event)
 
     def tick(self, losses: Losses, now: float) -> None:
+        """End an interval at `now`, CLOCK_MONOTONIC in s."""
         self.recorder.event(losses)
         gated = [(pid, stream, us) for (pid, stream), us in sorted(self._gates.delta_us().items())]
         overhead = self.overhead() if self.overhead is not None else {}
@@ -33,6 +35,7 @@ class Recorded:
         self._since = now
 
     def end(self, losses: Losses, now: float) -> None:
+        """The last interval; the recording is complete then."""
         self.tick(losses, now)
         self._gates.close()
         self.recorder.close()

@@ -118,6 +118,7 @@ class Step(_Event):
 
     @property
     def duration_us(self) -> float:
+        """From its first launch to its last boundary."""
         return (self.t_end_ns - self.t_start_ns) / 1e3
 
 

@@ -26,11 +26,14 @@ class Feed(Protocol):
     """What is used of `probes.feed.socket.FeedClient`."""
 
     @property
-    def ended(self) -> bool: ...
+    def ended(self) -> bool:
+        """Whether the server has closed the feed."""
 
-    def read(self, timeout_s: float | None = None) -> Event | None: ...
+    def read(self, timeout_s: float | None = None) -> Event | None:
+        """The next event; None after `timeout_s` or at the end. Raises FeedError."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the connection."""
 
 
 def _pause(seconds: float) -> None:
@@ -110,6 +113,7 @@ class FeedFollower(Closeable):
         return None
 
     def close(self) -> None:
+        """Close the feed. The next `read` opens it again."""
         if self._feed is not None:
             self._feed.close()
             self._feed = None

@@ -69,6 +69,7 @@ class Header:
 
     @staticmethod
     def now() -> Header:
+        """Of this machine, at this moment."""
         import importlib.metadata  # takes 2 MiB
 
         try:
@@ -179,10 +180,12 @@ class Recorder:
         self._header = _line(header or Header.now())
 
     def event(self, event: Event) -> None:
+        """Append an event."""
         self.events += 1
         self._add(event.to_json().encode() + b"\n")
 
     def tick(self, tick: Tick) -> None:
+        """Append the end of an interval."""
         self._add(_line(tick))
 
     def _add(self, line: bytes) -> None:

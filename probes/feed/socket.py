@@ -454,4 +454,5 @@ class FeedClient(Closeable):
             yield event
 
     def close(self) -> None:
+        """Close the connection."""
         self._socket.close()

@@ -185,6 +185,7 @@ class Finder(Closeable):
         return found
 
     def close(self) -> None:
+        """Close the source of process events."""
         if self._events is not None:
             self._events.close()
 

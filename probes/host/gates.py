@@ -47,6 +47,7 @@ class Gates:
         return result
 
     def close(self) -> None:
+        """Close the connections to the daemons."""
         for client in self._clients:
             client.close()
         self._clients.clear()

@@ -43,6 +43,7 @@ class Entry:
     """How many listeners a probe point of FlexNPU's client has; None for functions that count none."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Its fields, for JSON."""
         return asdict(self)
 
 
@@ -59,6 +60,7 @@ class Inventory:
     """Functions of the plan for this kind of process that it does not map."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Its fields and its entries', for JSON."""
         return asdict(self)
 
 

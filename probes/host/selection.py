@@ -51,6 +51,7 @@ class Selection:
 
     @property
     def criteria(self) -> bool:
+        """Whether processes are chosen by what they are, and not only by id."""
         return bool(self.comms or self.cgroups or self.containers)
 
     @property

@@ -202,4 +202,5 @@ class HostDelays(Closeable):
         )
 
     def close(self) -> None:
+        """Close the kernel's source."""
         self._reader.close()

@@ -109,7 +109,8 @@ class Point:
 class Probe(Protocol):
     """One or more probes, removed by `close`."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Remove the probes."""
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

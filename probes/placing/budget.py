@@ -53,6 +53,7 @@ class Costs:
     """More when the return is probed, too."""
 
     def of(self, cost: HitCost, *, on_return: bool) -> float:
+        """Microseconds of a hit of that cost, on a function's entry or its return."""
         if on_return:
             return self.on_return
         return self.emulated if cost is HitCost.EMULATED else self.stepped
@@ -133,6 +134,7 @@ class RunTimes:
         return found
 
     def close(self) -> None:
+        """The kernel measures no more, unless somebody else asks it to."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1

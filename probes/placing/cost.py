@@ -100,6 +100,7 @@ class Code:
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(self.address)
 
     def close(self) -> None:
+        """Unmap the code. It must not be called after that."""
         libc = ctypes.CDLL(None)
         libc.munmap(ctypes.c_void_p(self.address), ctypes.c_size_t(mmap.PAGESIZE))
         os.close(self.fd)

@@ -164,6 +164,7 @@ class Elf(Closeable):
         return name
 
     def file_offset(self, address: int) -> int | None:
+        """Where in the file the byte at a virtual address is; None if it is in no segment."""
         for start, size, offset in self._loads:
             if start <= address < start + size:
                 return int(address - start + offset)

@@ -61,10 +61,12 @@ class Source:
 
     @property
     def path(self) -> Path:
+        """The C text."""
         return FOLDER / f"{self.name}.c"
 
     @property
     def object(self) -> Path:
+        """The compiled object; absent where none was built."""
         return FOLDER / f"{self.name}.bpf.o"
 
     @property
@@ -100,11 +102,14 @@ class Loaded(Protocol):
     ring: bool
     """Whether records come through a ring buffer, else through one buffer a CPU."""
 
-    def program(self, name: str) -> int: ...
+    def program(self, name: str) -> int:
+        """Descriptor of a program. Raises KeyError."""
 
-    def map(self, name: str) -> int: ...
+    def map(self, name: str) -> int:
+        """Descriptor of a map. Raises KeyError."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Unload the programs; who is attached is detached."""
 
     def __enter__(self) -> Self: ...
 

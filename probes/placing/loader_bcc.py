@@ -26,9 +26,11 @@ class LoadedText(Closeable):
         self.why = ""
 
     def program(self, name: str) -> int:
+        """Descriptor of a program. Raises KeyError."""
         return self._programs[name]
 
     def map(self, name: str) -> int:
+        """Descriptor of a map. Raises KeyError."""
         return int(self._bpf[name.encode()].map_fd)
 
     def close(self) -> None:

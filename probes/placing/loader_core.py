@@ -30,9 +30,11 @@ class LoadedObject(Closeable):
         self.why = "its object was built, and this kernel takes it"
 
     def program(self, name: str) -> int:
+        """Descriptor of a program. Raises KeyError."""
         return self._programs[name]
 
     def map(self, name: str) -> int:
+        """Descriptor of a map. Raises KeyError."""
         found = self._bpf.bpf_object__find_map_by_name(self._handle, (name + _SUFFIX).encode())
         if not found:
             raise KeyError(name)

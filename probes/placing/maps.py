@@ -38,6 +38,7 @@ class Map:
         return self._key(*fields)
 
     def value(self, *fields: Any) -> Any:
+        """A value of the map's type, of its fields in order."""
         return self._value(*fields)
 
     def get(self, key: Any) -> Any | None:
@@ -86,6 +87,7 @@ class Map:
         return iter(list(found.values()))
 
     def items(self) -> Iterator[tuple[Any, Any]]:
+        """Keys with their values; what is deleted meanwhile is left out."""
         for key in self:
             value = self.get(key)
             if value is not None:
@@ -123,6 +125,7 @@ class Ring:
         self._bpf.ring_buffer__consume(self._ring)
 
     def close(self) -> None:
+        """Free the buffer. `take` is not called any more."""
         if self._ring:
             self._bpf.ring_buffer__free(self._ring)
         self._ring = None
@@ -144,13 +147,16 @@ class PerfRing:
             raise OSError(code, f"the buffers cannot be mapped: {os.strerror(code)}")
 
     def poll(self, timeout_ms: int) -> None:
+        """Take records, or wait for some up to `timeout_ms`. Raises OSError."""
         if self._bpf.perf_buffer__poll(self._ring, timeout_ms) < 0 and ctypes.get_errno() != errno.EINTR:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def drain(self) -> None:
+        """Take the records that there are, without waiting."""
         self._bpf.perf_buffer__consume(self._ring)
 
     def close(self) -> None:
+        """Free the buffers. `take` is not called any more."""
         if self._ring:
             self._bpf.perf_buffer__free(self._ring)
         self._ring = None

@@ -156,6 +156,7 @@ class Kept:
         return store.digest(Path(__file__).read_bytes())
 
     def get(self, *what: Any) -> Choice | None:
+        """The choice made for this code before; None if there is none."""
         found = self._known().get(self._key(*what))
         try:
             offset, text, cost, reason, moved = found  # type: ignore[misc]
@@ -164,6 +165,7 @@ class Kept:
             return None
 
     def add(self, choice: Choice, *what: Any) -> None:
+        """Keep a choice for this code. One made without a disassembler is not kept."""
         if choice.cost is HitCost.UNKNOWN:
             return  # with a disassembler it may be another
         known = self._known()

@@ -33,6 +33,7 @@ class Slice:
 
     @property
     def end(self) -> int:
+        """Offset behind its last byte, in the stream."""
         return self.offset + self.span
 
 
@@ -81,6 +82,7 @@ class Connection:
         return bool(self._held)
 
     def close(self, t: int | None) -> None:
+        """The connection ended at `t`, ns; None: not known. What waits is given on."""
         self._release(1 << 64, 0)
         self.stream.close(t)
 

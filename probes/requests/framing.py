@@ -46,18 +46,23 @@ class MessageReader:
 
     # Hooks. `head` returns (framing state, length).
     def start(self, t: int) -> None:
+        """Hook: a message's first byte has come. `t` of all hooks is CLOCK_MONOTONIC, ns."""
         raise NotImplementedError
 
     def head(self, t: int, lines: list[bytes]) -> tuple[Framing, int]:
+        """Hook: start line and headers are whole. How the body is framed, and its bytes (0: not told)."""
         raise NotImplementedError
 
     def body(self, t: int, data: bytes) -> None:
+        """Hook: a part of the body, without its framing."""
         raise NotImplementedError
 
     def body_hole(self, size: int) -> None:
+        """Hook: `size` bytes of the body were not copied."""
         raise NotImplementedError
 
     def end(self, t: int) -> None:
+        """Hook: the message is over."""
         raise NotImplementedError
 
     def resumes(self, data: bytes) -> bool:
@@ -174,11 +179,13 @@ class MessageReader:
         return self.state is Framing.DEAD
 
     def closed(self, t: int) -> None:
+        """The connection has ended: so has a message that lasts until then."""
         if self.state is Framing.CLOSE:
             self._end(t)
 
     @property
     def at_start(self) -> bool:
+        """Whether the next byte begins a message."""
         return self.state is Framing.START
 
 

@@ -231,9 +231,11 @@ class HttpStream:
         self._requests.state = self._responses.state = Framing.DEAD
 
     def count(self, what: str) -> None:
+        """Count something that was lost or not understood."""
         self.counts[what] = self.counts.get(what, 0) + 1
 
     def finish(self, exchange: Exchange) -> None:
+        """Report an exchange, without the texts that were needed to understand it."""
         exchange.prompts, exchange.text = (), ""
         if exchange.method:
             self._on_exchange(exchange)

@@ -111,4 +111,5 @@ class EventStream:
         self._lines.hole()
 
     def end(self, t: int) -> None:
+        """The stream is over at `t`, ns: a last line without its end is one, too."""
         self._lines.end(t)

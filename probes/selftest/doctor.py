@@ -49,6 +49,7 @@ class Check:
     """What to do, for WARN and FAIL."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Its fields, for JSON."""
         return asdict(self)
 
 

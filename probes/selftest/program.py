@@ -71,6 +71,7 @@ class Caller:
         return self._functions[name]
 
     def word(self, name: str) -> int:
+        """The two bytes at a symbol: a probe point's semaphore."""
         return next(
             int(ctypes.c_uint16.in_dll(library, name).value)
             for library in self._libraries
@@ -78,6 +79,7 @@ class Caller:
         )
 
     def __call__(self, name: str, *arguments: int) -> int:
+        """Call the function `name` with 64-bit numbers, and count; what it returned."""
         self.report.calls[name] = self.report.calls.get(name, 0) + 1
         kept = arguments[:ARGUMENTS]
         before = self.report.sums.setdefault(name, [0] * len(kept))
@@ -203,6 +205,7 @@ class Client:
         self._call = Caller("flexnpu_client")
 
     def run(self) -> Report:
+        """Play `CLIENT_STEPS` steps; what was called."""
         from probes.steps import client_steps as c
 
         now = time.monotonic_ns

@@ -49,12 +49,14 @@ class Distribution:
     values: array[float] = field(default_factory=lambda: array("d"))
 
     def add(self, value: float) -> None:
+        """Add a value, us."""
         self.values.append(value)
 
     def __len__(self) -> int:
         return len(self.values)
 
     def quantile(self, q: float) -> float:
+        """By nearest rank, us."""
         return nearest_rank(sorted(self.values), q)
 
     def quantiles(self) -> dict[str, float]:
@@ -85,6 +87,7 @@ class Distributions:
         """Requests that were not seen whole: no TPOT."""
 
     def take(self, event: Event) -> None:
+        """Measure one event."""
         if isinstance(event, Step):
             self._step(event)
         elif isinstance(event, RequestTiming):

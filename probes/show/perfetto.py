@@ -38,6 +38,7 @@ class Converter:
         self._lost: dict[tuple[str, str], int] = {}
 
     def convert(self, item: object) -> Iterator[dict[str, Any]]:
+        """The trace events of one event or interval; none for what has no place in a trace."""
         if isinstance(item, Step):
             yield from self._step(item)
         elif isinstance(item, RequestTiming):

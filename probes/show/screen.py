@@ -32,10 +32,17 @@ class Display(Protocol):
     paused: bool
     """The user wants nothing to be counted."""
 
-    def show(self, snapshot: Snapshot) -> None: ...
-    def say(self, text: str) -> None: ...
-    def poll(self) -> None: ...
-    def close(self) -> None: ...
+    def show(self, snapshot: Snapshot) -> None:
+        """Show a snapshot."""
+
+    def say(self, text: str) -> None:
+        """Show a note."""
+
+    def poll(self) -> None:
+        """React to keys and to a changed size. Does not wait."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was. May be called twice."""
 
 
 class Plain:
@@ -48,6 +55,7 @@ class Plain:
         self._clock = clock
 
     def show(self, snapshot: Snapshot) -> None:
+        """Print a table and the lines below it."""
         title = counts_line(snapshot.counts)
         if self._clock:
             title = f"{datetime.now():%H:%M:%S}  {title}"
@@ -56,13 +64,14 @@ class Plain:
             self._console.print(_line(line))
 
     def say(self, text: str) -> None:
+        """Print a note on standard error."""
         say(text)
 
     def poll(self) -> None:
-        pass
+        """There are no keys."""
 
     def close(self) -> None:
-        pass
+        """Nothing to leave."""
 
 
 class Screen:
@@ -97,6 +106,7 @@ class Screen:
             raise
 
     def show(self, snapshot: Snapshot) -> None:
+        """Draw a snapshot, unless the screen is held."""
         if self._frozen or self.paused:
             return
         self._snapshot = snapshot
@@ -179,6 +189,7 @@ class Screen:
         self._live.update(Group(*self._parts()), refresh=True)
 
     def close(self) -> None:
+        """Leave the alternate screen, and the terminal as it was. May be called twice."""
         if self._left:
             return
         self._left = True

@@ -30,6 +30,7 @@ class Row:
     durations_us: list[float] = field(default_factory=list)
 
     def add(self, step: Step) -> None:
+        """Count a step of this lane and phase."""
         self.comm = step.comm
         self.steps += 1
         launches = step.launches_typical if step.launches is None else step.launches
@@ -42,6 +43,7 @@ class Row:
             self.with_tokens += 1
 
     def quantile_ms(self, q: float) -> float:
+        """Of the steps' durations, by nearest rank."""
         return nearest_rank(sorted(self.durations_us), q) / 1e3
 
 
@@ -58,6 +60,7 @@ class Requests:
     """Parts of the TTFT, of the requests that were joined to steps."""
 
     def add(self, request: RequestTiming) -> None:
+        """Count a request of this process."""
         self.comm = request.comm
         self.count += 1
         if request.t_first_ns is not None:
@@ -120,6 +123,7 @@ class View:
         self._engines: dict[str, EngineMetrics] = {}
 
     def add(self, event: Event) -> None:
+        """Take an event into the interval that runs."""
         if isinstance(event, Step):
             if event.ended_by != "detach":  # cut short by us
                 key = event.pid, event.stream, event.phase

@@ -105,6 +105,7 @@ class TensorLayout:
     """Offset in the object of the pointer to the data type's base; None: the object is the base."""
 
     def describe(self) -> str:
+        """For a person: offsets in bytes."""
         base = "" if self.dtype_hop is None else f"behind the pointer at {self.dtype_hop}: "
         return f"dims: {self.dims.describe()}; dtype: {base}at {self.dtype}"
 
@@ -123,6 +124,7 @@ class Learned:
 
     @property
     def complete(self) -> bool:
+        """Whether both layouts were found."""
         return self.tensor is not None and self.int_array is not None
 
 

@@ -354,6 +354,7 @@ class Samples:
         return Sample(address, tuple(dims), dtype) if address else None
 
     def array(self, size: int) -> Sample | None:
+        """An aclIntArray of `size` random values; None when the library makes none."""
         values = tuple(self._rng.randrange(1, 1 << 40) for _ in range(size))
         self._heap.churn()
         address = self._array(_int64s(values), size)
@@ -364,6 +365,7 @@ class Samples:
         return self._many(self.tensor, [*range(1, self._most + 1), 0], number)
 
     def arrays(self, number: int) -> list[Sample]:
+        """`number` of them, of many sizes."""
         return self._many(self.array, [1, 2, 3, 4, 7, 9, 17, 40, 130, 300, 0], number)
 
     def _many(self, make: Callable[[int], Sample | None], sizes: list[int], number: int) -> list[Sample]:

@@ -164,6 +164,7 @@ class Verdict:
 
     @property
     def unclassified(self) -> bool:
+        """Whether nothing was known."""
         return self.confidence == 0.0
 
 

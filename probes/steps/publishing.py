@@ -98,6 +98,7 @@ class Publisher:
         self.publish(target, record)
 
     def publish(self, target: Target, record: Record) -> None:
+        """Publish a step of a record that is over."""
         self._publish(target, record, classify(record.evidence))
 
     def _begin(self, target: Target, record: Record) -> StepBegin:

@@ -61,6 +61,7 @@ class Record:
 
     @property
     def lane(self) -> tuple[int, int]:
+        """Process id and stream."""
         return self.pid, self.stream
 
 

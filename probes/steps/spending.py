@@ -113,4 +113,5 @@ class Spending:
         self._remove(target, gone)
 
     def close(self) -> None:
+        """Stop measuring the programs."""
         self._run_times.close()

@@ -93,5 +93,6 @@ class Targets:
     detached: set[int] = field(default_factory=set)
 
     def forget_lanes(self, pid: int) -> None:
+        """Forget all lanes of a process."""
         for key in [key for key in self.lanes if key[0] == pid]:
             del self.lanes[key]

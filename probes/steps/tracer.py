@@ -196,6 +196,7 @@ class Tracer(Closeable):
 
     @property
     def targets(self) -> list[Target]:
+        """The processes that are attached."""
         return list(self._known.by_pid.values())
 
     @property

@@ -41,6 +41,7 @@ class Window:
     probes: list[Probe] = field(default_factory=list)
 
     def covers(self, start: int, end: int) -> bool:
+        """Whether all of `start` to `end`, ns, lies in it."""
         return self.since <= start and (self.until is None or end <= self.until)
 
 
@@ -51,12 +52,15 @@ class Typical:
         self._counts: dict[tuple[int, int, Phase], deque[int]] = {}
 
     def add(self, pid: int, stream: int, phase: Phase, launches: int) -> None:
+        """Note the launches of a step of which every launch was counted."""
         self._counts.setdefault((pid, stream, phase), deque(maxlen=_KEPT)).append(launches)
 
     def get(self, pid: int, stream: int, phase: Phase) -> int | None:
+        """The lower median; None when none was counted."""
         counts = self._counts.get((pid, stream, phase))
         return sorted(counts)[(len(counts) - 1) // 2] if counts else None
 
     def forget(self, pid: int) -> None:
+        """Forget all lanes of a process."""
         for key in [key for key in self._counts if key[0] == pid]:
             del self._counts[key]

@@ -44,11 +44,13 @@ class Model:
         self.tables = torch.arange(pages, dtype=torch.int32).reshape(sequences, BLOCKS_A_SEQUENCE).npu()
 
     def embed(self, ids: Tensor) -> Tensor:
+        """(tokens,) ids to (tokens, HIDDEN)."""
         if self._gathers:
             return self.table.index_select(0, ids)
         return torch.nn.functional.embedding(ids, self.table)
 
     def before_attention(self, x: Tensor, layer: int) -> tuple[Tensor, ...]:
+        """(tokens, HIDDEN) to q (tokens, HEADS, HEAD), k and v (tokens, HIDDEN)."""
         q, k, v = (x @ self.layers[layer]["qkv"]).split(HIDDEN, dim=-1)
         return q.reshape(-1, HEADS, HEAD).contiguous(), k, v
 
@@ -71,11 +73,13 @@ class Model:
         return made
 
     def after_attention(self, x: Tensor, made: Tensor, layer: int) -> Tensor:
+        """Adds what attention made, and the feed-forward part, to `x`; its shape stays."""
         x = x + made.reshape(-1, HIDDEN)
         up: Tensor = torch.nn.functional.silu(x @ self.layers[layer]["up"])
         return x + up @ self.layers[layer]["down"]
 
     def choose(self, x: Tensor) -> Tensor:
+        """(sequences, HIDDEN) to the (sequences,) most likely ids."""
         return (x @ self.table.t()).argmax(-1)
 
     def __call__(self, ids: Tensor, tables: Tensor, ends: Sequence[int], keys: Sequence[int]) -> Tensor:

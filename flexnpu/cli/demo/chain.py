@@ -86,6 +86,7 @@ class Chain:
 
     @property
     def feed(self) -> Path:
+        """The tracer's socket."""
         return paths.probe_socket(self.run_dir)
 
     def status(self) -> DaemonStatus | None:
@@ -100,6 +101,7 @@ class Chain:
         return ControlClient(self._control.path)
 
     def start_daemon(self) -> float:
+        """Seconds until flexnpud answers. Raises DemoError."""
         self.supervisor.start(
             "flexnpud",
             [
@@ -154,6 +156,7 @@ class Chain:
         return took + self.supervisor.wait_until("the probe is attached", publishing, _START_S)
 
     def start_collector(self) -> float:
+        """Seconds until it serves its metrics. Raises DemoError."""
         self.collector_port = free_port()
         self.supervisor.start(
             "flexnpu-collector",
@@ -213,6 +216,7 @@ class Chain:
         self.servers.clear()
 
     def stop_controller(self) -> None:
+        """End it with SIGTERM: it gives the gate back."""
         self.supervisor.stop("flexnpu-controller")
 
     def interposed(self, pid: int) -> tuple[bool, str]:

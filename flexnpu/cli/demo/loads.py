@@ -67,4 +67,5 @@ class Loads:
         return self.in_turn(shapes, 60.0)
 
     def send(self, targets: Sequence[Target], window_s: float) -> list[Record]:
+        """Send the targets' requests for `window_s` s; answers under way get the plan's `drain_s` more."""
         return asyncio.run(send_all(targets, window_s, self._plan.drain_s))

@@ -59,6 +59,7 @@ class Demo:
 
     @property
     def pids(self) -> dict[str, int]:
+        """Process id of each server, by name."""
         return {name: server.pid for name, server in self.chain.servers.items()}
 
     @property
@@ -69,12 +70,15 @@ class Demo:
     # --- telling -----------------------------------------------------------------------------------------
 
     def section(self, text: str) -> None:
+        """Print a heading with the seconds since the start."""
         self.console.rule(cell(text, "bold").append(f"  [{self.seconds:.0f} s]", "not bold"), align="left")
 
     def say(self, text: str) -> None:
+        """Print a line."""
         self.console.print(text)
 
     def check(self, name: str, passed: bool, detail: str) -> None:
+        """Note a verdict on one link of the chain."""
         self.checks.append(Check(name, passed, detail))
 
     # --- the chain ---------------------------------------------------------------------------------------
@@ -136,6 +140,7 @@ class Demo:
         return factor
 
     def bring_up(self) -> Watch:
+        """Start daemon, servers, probes, collector and Prometheus; who reads the feed. Raises DemoError."""
         self.section("2. One emulated NPU, one daemon, two unmodified LLM servers")
         for name, times in operator_times(self.plan)["operator_us"].items():
             if "gate projection" in name:
@@ -233,6 +238,7 @@ class Demo:
         return phase
 
     def run_phases(self, watch: Watch) -> None:
+        """Load the device: chat alone, with the flood, and under the policy. Raises DemoError."""
         plan = self.plan
         self.section(f"4. The chat server alone, {plan.calm_s:.0f} s")
         self.say(

@@ -117,9 +117,11 @@ class Plan:
 
     @property
     def servers(self) -> tuple[ServerPlan, ServerPlan]:
+        """Both servers, the protected one first."""
         return self.chat, self.flood
 
     def server(self, name: str) -> ServerPlan:
+        """The server of that name."""
         return next(server for server in self.servers if server.name == name)
 
     @property

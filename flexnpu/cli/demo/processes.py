@@ -34,6 +34,7 @@ class Child:
 
     @property
     def pid(self) -> int:
+        """Its process id, also after its end."""
         return self.process.pid
 
     def tail(self, lines: int = 15) -> str:

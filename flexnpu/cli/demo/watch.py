@@ -25,9 +25,11 @@ class Window:
 
     @property
     def seconds(self) -> float:
+        """Its length."""
         return (self.end_ns - self.start_ns) / 1e9
 
     def holds(self, t_ns: int) -> bool:
+        """Whether `t_ns` lies in it; its end does not."""
         return self.start_ns <= t_ns < self.end_ns
 
 
@@ -117,6 +119,7 @@ class Watch:
             return {source: dict(counts) for source, counts in self._losses.items()}
 
     def close(self) -> None:
+        """Stop reading, and close the log."""
         self._stop.set()
         self._thread.join(timeout=5.0)
         self._client.close()
