@@ -191,7 +191,7 @@ def main(
         host = f"[{listen[0]}]" if ":" in listen[0] else listen[0]
         out(f"http://{host}:{server.server_port}/metrics", flush=True)
         if otlp_endpoint is not None:
-            otlp = OtlpSink(otlp_endpoint, snapshots, interval_s=otlp_interval, spans=spans)
+            otlp = OtlpSink(otlp_endpoint, snapshots, interval_s=otlp_interval, spans=spans, on_trouble=say)
             sinks.append(otlp)
         try:
             _read(feed, aggregator, stop)

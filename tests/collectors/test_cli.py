@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -171,3 +172,37 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 def test_duration_ends_it(tmp_path: Path) -> None:
     with collector("--feed", str(tmp_path / "x"), "--duration", "0.5") as run:
         assert run.process.wait(120) == 0
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["nobody listens", "nobody answers"])
+def test_an_endpoint_that_takes_nothing_is_told_once_and_holds_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """By the SDK's own time-out the program would end after an hour: the bound on the end is ours."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")
+    feed, ctl = tmp_path / "probe.sock", tmp_path / "npu0.ctl"
+    with socket.create_server(("127.0.0.1", 0)) as endpoint:
+        port = endpoint.getsockname()[1]
+        if not answers:
+            endpoint.close()
+        with (
+            FeedServer(feed) as server,
+            daemon(ctl, status),
+            collector(
+                *("--feed", str(feed), "--ctl", str(ctl), "--settle", "0", "--otlp-interval", "0.1"),
+                *("--otlp-endpoint", f"http://127.0.0.1:{port}"),
+            ) as run,
+        ):
+            wait_for_subscriber(server)
+            for _ in range(3):
+                for event in second(time.monotonic_ns()):
+                    server.publish(event)
+            run.wait_for('flexnpu_steps_total{comm="chat",phase="decode",pid="1"} 120.0')
+            code, stderr = run.stop()  # within two minutes, a hang guard
+    assert code == 0
+    lines = stderr.splitlines()
+    assert all(line.startswith("flexnpu-collector: http://127.0.0.1:") for line in lines), stderr
+    assert sum("takes no metrics" in line for line in lines) <= 1
+    assert sum("takes no spans" in line for line in lines) <= 1
+    if not answers:
+        assert "Connection refused" in stderr

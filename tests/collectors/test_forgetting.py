@@ -11,7 +11,8 @@ import pytest
 from collectors import metrics
 from collectors.aggregate import Aggregator
 from collectors.metrics.metric import PROCESS, Metric
-from collectors.otlp import Measured, OtlpSink
+from collectors.otlp import OtlpSink
+from collectors.otlp.metrics import Measured
 from collectors.prometheus import PrometheusSink
 from collectors.series import FORGET_S, Series
 from collectors.sinks import Sample, Sink
