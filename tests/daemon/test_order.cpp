@@ -248,7 +248,7 @@ TEST_CASE("timeouts are measured from the call, whatever holds the lane") {
     auto times_out = [](const std::function<int()>& f) {
         const double took = seconds([&] { CHECK(f() == acl::RT_WAIT_TIMEOUT); });
         CHECK(took >= 0.03);
-        CHECK(took < 1.0);
+        CHECK(took < 60.0);  // a hang guard: what holds the lane is let go only later
     };
     times_out([&] { return client().aclrtSynchronizeStreamWithTimeout(s.s, 30); });
     times_out([&] { return client().aclrtSynchronizeEventWithTimeout(e.e, 30); });
@@ -261,17 +261,21 @@ TEST_CASE("timeouts are measured from the call, whatever holds the lane") {
     }
     // A wait in a stream: the stream goes on, and its next synchronise tells.
     const uint64_t from = mock().count();
-    REQUIRE(client().aclrtStreamWaitEventWithTimeout(other.s, e.e, 30) == 0);
-    REQUIRE(client().aclrtMemsetAsync(a.p, 1, 1, 1, other.s) == 0);
-    times_out([&] { return client().aclrtSynchronizeStream(other.s); });
+    times_out([&] {
+        REQUIRE(client().aclrtStreamWaitEventWithTimeout(other.s, e.e, 30) == 0);
+        REQUIRE(client().aclrtMemsetAsync(a.p, 1, 1, 1, other.s) == 0);
+        return client().aclrtSynchronizeStream(other.s);
+    });
     CHECK(memsets_since(from) == 1);
     CHECK(client().aclrtSynchronizeStream(other.s) == 0);
     CHECK(wait_status(e.e) == acl::EVENT_WAIT_COMPLETE);
     // The same by the process's own setting, which the vendor is not told.
     CHECK(client().aclrtSetOpWaitTimeout(1) == 0);
-    REQUIRE(client().aclrtStreamWaitEvent(other.s, e.e) == 0);
-    CHECK(client().aclrtSetOpWaitTimeout(0) == 0);
-    CHECK(seconds([&] { CHECK(client().aclrtSynchronizeStream(other.s) == acl::RT_WAIT_TIMEOUT); }) > 0.9);
+    CHECK(seconds([&] {
+              REQUIRE(client().aclrtStreamWaitEvent(other.s, e.e) == 0);
+              CHECK(client().aclrtSetOpWaitTimeout(0) == 0);
+              CHECK(client().aclrtSynchronizeStream(other.s) == acl::RT_WAIT_TIMEOUT);
+          }) > 0.9);
     g.open = true;
     CHECK(client().aclrtSynchronizeStreamWithTimeout(s.s, 10'000) == 0);
     CHECK(client().aclrtSynchronizeEventWithTimeout(e.e, 10'000) == 0);
