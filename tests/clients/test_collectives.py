@@ -19,7 +19,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 
 pytestmark = pytest.mark.torch_npu
 
-LIMITS = {"HCCL_CONNECT_TIMEOUT": "60", "HCCL_EXEC_TIMEOUT": "60"}
+LIMITS = {"HCCL_CONNECT_TIMEOUT": "150", "HCCL_EXEC_TIMEOUT": "150"}
 
 
 def finish(ranks: list[subprocess.Popen[str]], timeout: float = 200) -> list[dict[str, Any]]:
@@ -93,7 +93,7 @@ def test_a_lost_rank_is_an_error_and_no_hang(tmp_path: Path) -> None:
         assert ranks[1].returncode == -signal.SIGKILL
         told = finish(ranks[:1])[0]
     assert told["error"]
-    assert told["seconds"] < 30
+    assert told["seconds"] < 120  # before any limit is over
 
 
 def test_two_ranks_on_one_device_are_told_so(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Traffic, Pr
         yield traffic, prometheus
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 40) -> float:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> float:
     start = time.monotonic()
     while not condition():
         assert time.monotonic() - start < seconds, what
