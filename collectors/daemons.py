@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from collectors import metrics
+from collectors.series import FORGET_S
 from collectors.sinks import Sample
 from flexnpu.control.client import BusyError, ControlClient, ControlError
 from flexnpu.control.messages import DaemonStatus, KnownStatus
@@ -66,7 +68,7 @@ class Daemons:
 
     `on_trouble` hears once of each that does not answer, and again
     after it did. Its figures are absent while it does not; `metrics.daemon.UP` is 0 if its device is
-    known.
+    known, for `FORGET_S` also when its socket is gone.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class Daemons:
         self._on_trouble = on_trouble
         self._clients: dict[Path, ControlClient] = {}
         self._devices: dict[Path, int] = {}
+        self._answered: dict[Path, float] = {}
+        """When it last did, of those whose device is known; time.monotonic()."""
         self._silent: set[Path] = set()
         self._samples: list[Sample] = []
         self._device_of: dict[int, int] = {}
@@ -100,13 +104,14 @@ class Daemons:
         """Ask every daemon once."""
         samples: list[Sample] = []
         device_of: dict[int, int] = {}
-        for path in self._find():
+        found = self._find()
+        for path in found:
             client = self._clients.setdefault(path, ControlClient(path))
             try:
                 status = client.status()
             except BusyError as error:
                 if error.known is not None:
-                    self._devices[path] = error.known.device
+                    self._note(path, error.known.device)
                     samples += known_samples(error.known)
                 self._tell(path, str(error))
                 # A process keeps its device while the daemon is busy.
@@ -114,16 +119,32 @@ class Daemons:
                 continue
             except ControlError as error:
                 self._of_path.pop(path, None)
-                if path in self._devices:
-                    samples.append(Sample(metrics.daemon.UP, (str(self._devices[path]),), 0.0))
                 self._tell(path, str(error))
                 continue
             self._silent.discard(path)
-            self._devices[path] = status.device
+            self._note(path, status.device)
             samples += samples_of(status)
             self._of_path[path] = {session.pid: status.device for session in status.sessions}
             device_of |= self._of_path[path]
+        for path in [path for path in self._devices if path not in found]:
+            self._gone(path)
+        up = {sample.labels for sample in samples if sample.metric is metrics.daemon.UP}
+        down = {(str(device),) for device in self._devices.values()} - up
+        samples += [Sample(metrics.daemon.UP, device, 0.0) for device in sorted(down)]
         self._samples, self._device_of = samples, device_of
+
+    def _note(self, path: Path, device: int) -> None:
+        self._devices[path] = device
+        self._answered[path] = time.monotonic()
+
+    def _gone(self, path: Path) -> None:
+        """Its socket was removed: the daemon has ended, and nobody may start it again."""
+        self._of_path.pop(path, None)
+        if (client := self._clients.pop(path, None)) is not None:
+            client.close()
+        if time.monotonic() - self._answered[path] > FORGET_S:
+            del self._devices[path], self._answered[path]
+            self._silent.discard(path)
 
     def _tell(self, path: Path, trouble: str) -> None:
         if path not in self._silent:

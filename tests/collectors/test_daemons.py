@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+
+import pytest
 
 from collectors import metrics
 from collectors.daemons import Daemons, samples_of
+from collectors.series import FORGET_S
 from flexnpu.control.messages import ErrorReply, KnownStatus, Reply
 from tests.collectors.scripted import status
 from tests.collectors.stand import daemon
@@ -44,6 +48,40 @@ def test_a_busy_data_plane_is_no_dead_daemon(tmp_path: Path) -> None:
     found = {sample.metric: sample.value for sample in daemons.snapshot()}
     assert found == {metrics.daemon.UP: 0}
     assert daemons.device_of(1) is None
+
+
+def test_a_daemon_whose_socket_is_gone_is_down_and_then_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that crashed removes its socket too: who watches must hear of it."""
+    path, again = tmp_path / "npu0.ctl", tmp_path / "other" / "npu0.ctl"
+    again.parent.mkdir()
+    present = [path]
+    daemons = Daemons(lambda: list(present))
+    with daemon(path, lambda: status(2.0)):
+        daemons.poll()
+    present.clear()
+
+    def up() -> list[float]:
+        daemons.poll()
+        assert {sample.metric for sample in daemons.snapshot()} <= {metrics.daemon.UP}
+        return [sample.value for sample in daemons.snapshot()]
+
+    assert up() == [0]
+    now = time.monotonic()
+    monkeypatch.setattr("collectors.daemons.time.monotonic", lambda: now + FORGET_S - 60)
+    assert up() == [0]
+    # A new one of the device is not both up and down.
+    present.append(again)
+    with daemon(again, lambda: status(3.0)):
+        daemons.poll()
+        found = [sample for sample in daemons.snapshot() if sample.metric is metrics.daemon.UP]
+        assert [(sample.labels, sample.value) for sample in found] == [(("0",), 1)]
+    present.clear()
+    monkeypatch.setattr("collectors.daemons.time.monotonic", lambda: now + 3 * FORGET_S)
+    assert up() == []
+    assert not daemons._devices
+    assert not daemons._clients
 
 
 def test_figures_that_are_old_are_told_from_those_of_now() -> None:
