@@ -6,13 +6,17 @@ is said in `metrics`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from itertools import pairwise
 from typing import Final
 
 from collectors import metrics
 from collectors.interference import Interference
 from collectors.metrics.metric import Metric
+from collectors.objective import GENERATION, Objective
+from collectors.processes import KEEP_NS, Processes
 from collectors.sinks import Labels, Sample, Sink
 from probes.feed.events import (
     DELIVERED,
@@ -20,14 +24,19 @@ from probes.feed.events import (
     Event,
     HostDelay,
     Losses,
+    OpenRequests,
+    ProcessState,
     RequestTiming,
     Step,
     StepBegin,
     is_loss,
 )
 
-FORGET_NS: Final = 120 * 10**9
+FORGET_NS: Final = KEEP_NS
 """State of a process without events is dropped after this time, at the latest after twice of it."""
+_SEEN_FROM_0: Final = (("200", "true"), ("500", "true"), ("none", "false"))
+"""Values of ``code`` and ``complete`` of which there are series before any request."""
+_STATUS: Final = frozenset(map(int, HTTPStatus))
 
 # The ends of paths, by the operation of the conventions (gen_ai.operation.name).
 _OPERATIONS: Final = {
@@ -43,6 +52,13 @@ def operation(path: str) -> str:
         if path.endswith(ends):
             return name
     return "other"
+
+
+def _code(status: int | None) -> str:
+    """The label of a status: a server may answer with any three digits."""
+    if status is None:
+        return "none"
+    return str(status) if status in _STATUS else f"{status // 100}xx"
 
 
 def ttft_parts(request: RequestTiming) -> list[tuple[str, float]]:
@@ -87,22 +103,25 @@ class Aggregator:
         device_of: Callable[[int], int | None] = lambda pid: None,
     ) -> None:
         self._sinks = sinks
-        self._slo_ns = round(ttft_slo_s * 1e9)
         self._constants = (
             Sample(metrics.collector.SLO_THRESHOLD, (), ttft_slo_s),
             Sample(metrics.collector.SLO_OBJECTIVE, (), ttft_objective),
         )
         self._interference = Interference(self._decided, settle_ns=settle_ns, device_of=device_of)
-        self._comms: dict[int, tuple[str, int]] = {}
-        """Name of each process of which the host's delays are told, and when that was, ns."""
+        self._objective = Objective(self._add, round(ttft_slo_s * 1e9))
+        self._processes = Processes(self._sight)
         self._forget_at_ns = 0
+        self._now_ns = 0
+        self._heard_ns = 0
         self._late = 0
+        self._lock = threading.Lock()
         self._losses: dict[tuple[str, str], int] = {}
         self._engines: dict[str, EngineMetrics] = {}
         self.connected = False
 
     def take(self, event: Event) -> None:
         """Measure one event. Events come in the order of the feed."""
+        self._heard_ns = self._now_ns
         match event:
             case Step():
                 self._step(event)
@@ -110,19 +129,29 @@ class Aggregator:
                 self._interference.begin(event)
             case RequestTiming():
                 self._request(event)
+            case OpenRequests():
+                self._processes.take_open(event)
+                self._objective.open(event, self._processes.labels(event.pid, event.comm))
+            case ProcessState():
+                self._processes.take(event)
             case HostDelay():
                 self._host(event)
             case EngineMetrics():
-                self._engines = self._engines | {event.url: event}
+                with self._lock:
+                    self._engines[event.url] = event
             case Losses():
-                self._losses = self._losses | {(event.source, kind): n for kind, n in event.counts.items()}
+                with self._lock:
+                    self._losses |= {(event.source, kind): n for kind, n in event.counts.items()}
 
     def advance(self, now_ns: int) -> None:
         """Let settle what settles at `now_ns`, CLOCK_MONOTONIC."""
+        self._now_ns = now_ns
+        self._processes.advance(now_ns)
         self._interference.advance(now_ns)
         if now_ns >= self._forget_at_ns:
             self._forget_at_ns = now_ns + FORGET_NS
-            self._comms = {pid: known for pid, known in self._comms.items() if known[1] > now_ns - FORGET_NS}
+            self._processes.forget()
+            self._objective.forget(now_ns)
         if self._interference.late > self._late:
             self._add(metrics.steps.LATE_PREFILLS, (), self._interference.late - self._late)
             self._late = self._interference.late
@@ -134,14 +163,23 @@ class Aggregator:
     def disconnected(self) -> None:
         """The feed has ended: the next tracer counts from zero."""
         self.finish()
-        self._losses = {}
-        self._engines = {}
+        self._processes.clear()
+        self._objective.clear()
+        with self._lock:
+            self._losses = {}
+            self._engines = {}
         self.connected = False
 
     def snapshot(self) -> list[Sample]:
-        """What is read off: losses, the objective, whether the feed is there. From any thread."""
+        """What is read off: losses, the objective, processes, whether the feed is there. From any thread."""
         samples = [*self._constants, Sample(metrics.collector.FEED_CONNECTED, (), float(self.connected))]
-        for (source, kind), count in self._losses.items():
+        if self.connected:
+            silence_s = max(0, self._now_ns - self._heard_ns) / 1e9
+            samples.append(Sample(metrics.collector.TRACER_SILENCE, (), silence_s))
+        samples += self._processes.samples()
+        with self._lock:
+            losses, engines = dict(self._losses), list(self._engines.values())
+        for (source, kind), count in losses.items():
             if kind in DELIVERED:
                 metric = metrics.tracer.RECORDS
             elif is_loss(kind):
@@ -149,7 +187,7 @@ class Aggregator:
             else:
                 continue
             samples.append(Sample(metric, (source, kind), float(count)))
-        for engine in self._engines.values():
+        for engine in engines:
             samples += _engine_samples(engine)
         return samples
 
@@ -161,8 +199,15 @@ class Aggregator:
         for sink in self._sinks:
             sink.observe(metric, labels, value)
 
+    def _sight(self, process: Labels) -> None:
+        """A service or process is there: what a rate is asked of is made at 0, before any traffic."""
+        self._objective.sight(process)
+        for operation in GENERATION:
+            for seen in _SEEN_FROM_0:
+                self._add(metrics.requests.REQUESTS, (*process, operation, *seen), 0.0)
+
     def _step(self, step: Step) -> None:
-        labels = (str(step.pid), step.comm, step.phase)
+        labels = (*self._processes.labels(step.pid, step.comm), step.phase)
         self._add(metrics.steps.STEPS, labels)
         if step.tokens is None:
             self._add(metrics.steps.UNSIZED, labels)
@@ -179,13 +224,8 @@ class Aggregator:
             sink.step(step)
 
     def _host(self, delay: HostDelay) -> None:
-        comm = delay.comm
-        if delay.tid is None:
-            self._comms[delay.pid] = (comm, delay.t_ns)
-        else:
-            # Not the thread's name: series of a process share it.
-            comm = self._comms.get(delay.pid, (comm, 0))[0]
-        labels = (str(delay.pid), comm, "process" if delay.tid is None else "launcher")
+        find = self._processes.labels if delay.tid is None else self._processes.labels_of_thread
+        labels = (*find(delay.pid, delay.comm), "process" if delay.tid is None else "launcher")
         self._add(metrics.host.RUNQUEUE, labels, delay.runqueue_us / 1e6)
         self._add(metrics.host.CPU, labels, delay.cpu_us / 1e6)
         for kind, waited in (("blkio", delay.blkio_us), ("swapin", delay.swapin_us)):
@@ -193,16 +233,16 @@ class Aggregator:
                 self._add(metrics.host.IO, (*labels, kind), waited / 1e6)
 
     def _decided(self, step: Step, disturbed: bool) -> None:
-        labels = (str(step.pid), step.comm, "true" if disturbed else "false")
+        labels = (*self._processes.labels(step.pid, step.comm), "true" if disturbed else "false")
         self._observe(metrics.steps.DECODE_DURATION, labels, (step.t_end_ns - step.t_start_ns) / 1e9)
 
     def _request(self, request: RequestTiming) -> None:
-        process = (str(request.pid), request.comm)
+        process = self._processes.labels(request.pid, request.comm)
         kind = operation(request.path)
         labels = (*process, kind)
-        code = "none" if request.status is None else str(request.status)
-        self._add(metrics.requests.REQUESTS, (*labels, code, "true" if request.complete else "false"))
-        self._slo(request, kind, process)
+        whole = "true" if request.complete else "false"
+        self._add(metrics.requests.REQUESTS, (*labels, _code(request.status), whole))
+        self._objective.ended(request, kind, process)
         if request.t_first_ns is not None:
             self._observe(metrics.requests.TTFT, labels, (request.t_first_ns - request.t_arrival_ns) / 1e9)
             self._parts(request, labels)
@@ -236,20 +276,3 @@ class Aggregator:
                 self._observe(metrics.requests.TPOT, labels, (chunks[-1] - chunks[0]) / (tokens - 1) / 1e9)
         if chunks and request.t_end_ns is not None:
             self._observe(metrics.requests.DURATION, labels, (request.t_end_ns - request.t_arrival_ns) / 1e9)
-
-    def _slo(self, request: RequestTiming, kind: str, process: Labels) -> None:
-        if request.error is not None:
-            # Told inside a response of status 200, perhaps after some content: it was not served.
-            good = False
-        elif request.t_first_ns is not None:
-            good = request.t_first_ns - request.t_arrival_ns <= self._slo_ns
-        elif kind in ("chat", "text_completion") and (
-            not request.complete or (request.status is not None and request.status >= 500)
-        ):
-            # Who gave up before the first token, or got an error, was not served in time.
-            good = False
-        else:
-            return
-        # Adding zero makes the series, so that a rate sees its first increment.
-        self._add(metrics.requests.SLO_GOOD, process, 1.0 if good else 0.0)
-        self._add(metrics.requests.SLO_REQUESTS, process)

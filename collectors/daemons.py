@@ -153,7 +153,13 @@ class Daemons:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self.poll()
+            try:
+                self.poll()
+            except Exception as error:
+                # Figures of daemons that nobody asks any more must not look like those of now.
+                devices = sorted(set(self._devices.values()))
+                self._samples = [Sample(metrics.daemon.UP, (str(device),), 0.0) for device in devices]
+                self._on_trouble(f"the daemons cannot be asked: {type(error).__name__}: {error}")
             self._stop.wait(self._interval)
 
     def __enter__(self) -> Self:

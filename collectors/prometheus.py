@@ -14,19 +14,19 @@ from prometheus_client.utils import floatToGoString
 from collectors import metrics
 from collectors.metrics.metric import Metric
 from collectors.series import FORGET_S, Count, Distribution, Series
-from collectors.sinks import Labels, Snapshot
+from collectors.sinks import Labels, Snapshot, distinct
 from probes.feed.events import RequestTiming, Step
 
 
 class PrometheusSink:
     """Keeps `metrics.EVENT_METRICS`, and reads the others off `snapshots` at every scrape.
 
-    A process without events for `forget_s` seconds is in no later scrape.
+    A service or process without events for `forget_s` seconds is in no later scrape.
     """
 
     def __init__(self, snapshots: Sequence[Snapshot] = (), *, forget_s: float = FORGET_S) -> None:
         self._series = Series(forget_s)
-        for metric in metrics.EVENT_METRICS:
+        for metric in (*metrics.EVENT_METRICS, metrics.collector.EVICTED):
             if not metric.labels:
                 self._series.add(metric, (), 0.0)
         self.registry = CollectorRegistry()
@@ -58,19 +58,25 @@ class _Read(Collector):
 
     def collect(self) -> Iterator[Family]:
         """What is kept, then what is read off now. A metric without a series is left out."""
+        seen: set[tuple[str, ...]] = set()
         for metric, points in self._series.collect().items():
             family = _family(metric)
             for labels, point in points:
+                found = distinct(metric, labels, seen)
+                if found is None:
+                    continue
                 if isinstance(point, Count):
-                    family.add_sample(metric.name, _named(metric, labels), point.total)
+                    family.add_sample(metric.name, found, point.total)
                 else:
-                    _add_histogram(family, metric, labels, point)
+                    _add_histogram(family, metric, found, point)
             yield family
         by_metric: dict[Metric, Family] = {}
         for snapshot in self._snapshots:
             for sample in snapshot():
-                family = by_metric.setdefault(sample.metric, _family(sample.metric))
-                family.add_sample(sample.metric.name, _named(sample.metric, sample.labels), sample.value)
+                found = distinct(sample.metric, sample.labels, seen)
+                if found is not None:
+                    family = by_metric.setdefault(sample.metric, _family(sample.metric))
+                    family.add_sample(sample.metric.name, found, sample.value)
         yield from by_metric.values()
 
 
@@ -78,12 +84,7 @@ def _family(metric: Metric) -> Family:
     return Family(metric.name.removesuffix("_total"), metric.help, metric.kind)
 
 
-def _named(metric: Metric, labels: Labels) -> dict[str, str]:
-    return dict(zip(metric.labels, labels, strict=True))
-
-
-def _add_histogram(family: Family, metric: Metric, labels: Labels, found: Distribution) -> None:
-    named = _named(metric, labels)
+def _add_histogram(family: Family, metric: Metric, named: dict[str, str], found: Distribution) -> None:
     bounds = (*map(floatToGoString, metric.buckets), "+Inf")
     total = 0
     for bound, count in zip(bounds, found.buckets, strict=True):

@@ -8,11 +8,15 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Final
 
+from collectors.metrics.collector import EVICTED
 from collectors.metrics.metric import PROCESS, Metric
 from collectors.sinks import Labels
 
 FORGET_S: Final = 3600.0
-"""A process that gave no event for so many seconds is gone: no later export has a series of it."""
+"""A service or process that gave no event for so many seconds is gone: no later export has a series of it."""
+
+MAX_PROCESSES: Final = 4096
+"""Services, and processes without one, whose series are kept at once. Beyond that the longest silent goes."""
 
 _SWEEPS: Final = 10
 """Without an export, what is gone leaves memory within this fraction of `FORGET_S` more."""
@@ -53,7 +57,7 @@ Point = Count | Distribution
 
 @dataclass(slots=True)
 class _Process:
-    """The series of one process. It is forgotten as a whole: half of its series would be misread."""
+    """The series of one service or process. They are forgotten together: half of them would be misread."""
 
     at: float
     counts: dict[tuple[Metric, Labels], Count] = field(default_factory=dict)
@@ -72,6 +76,7 @@ class Series:
         self._lock = threading.Lock()
         self._rest = _Process(0.0)
         self._processes: dict[Labels, _Process] = {}
+        """The longest silent first."""
         self._next_sweep = 0.0
 
     def add(self, metric: Metric, labels: Labels, amount: float) -> None:
@@ -114,12 +119,19 @@ class Series:
         now = time.monotonic()
         if now >= self._next_sweep:
             self._sweep(now)
-        process = self._processes.setdefault(labels[: len(PROCESS)], _Process(now))
+        key = labels[: len(PROCESS)]
+        process = self._processes.pop(key, None) or _Process(now)
+        if len(self._processes) >= MAX_PROCESSES:
+            del self._processes[next(iter(self._processes))]
+            self._rest.counts.setdefault((EVICTED, ()), Count(time.time_ns())).total += 1
+        self._processes[key] = process
         process.at = now
         return process
 
     def _sweep(self, now: float) -> None:
         self._next_sweep = now + self._forget_s / _SWEEPS
-        for key, process in list(self._processes.items()):
-            if now - process.at > self._forget_s:
-                del self._processes[key]
+        while self._processes:
+            key = next(iter(self._processes))
+            if now - self._processes[key].at <= self._forget_s:
+                break
+            del self._processes[key]

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from collectors.metrics.metric import Metric
+from flexnpu.console.text import safe
 from probes.feed.events import RequestTiming, Step
 
 Labels = tuple[str, ...]
-"""Label values, in the order of `Metric.labels`."""
+"""Label values, in the order of `Metric.labels`. An empty one is no label."""
+
+MAX_LABEL: Final = 200
+"""Characters of a label's value."""
+
+
+def named(metric: Metric, labels: Labels) -> dict[str, str]:
+    """Labels by name, as an export has them: without the empty ones. Processes, clients and servers chose
+    some of the texts, so they are made printable and bounded; a lone surrogate would end a whole scrape."""
+    return {name: safe(value)[:MAX_LABEL] for name, value in zip(metric.labels, labels, strict=True) if value}
+
+
+def distinct(metric: Metric, labels: Labels, seen: set[tuple[str, ...]]) -> dict[str, str] | None:
+    """`named`, or None when `seen` has it already: two samples of one series would end a whole scrape."""
+    found = named(metric, labels)
+    key = (metric.name, *(part for pair in found.items() for part in pair))
+    if key in seen:
+        return None
+    seen.add(key)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
 """Alert rules: the TTFT objective by burn rate over several windows, and the measurement's own health.
 
 Method of the burn-rate alerts: Google's SRE Workbook, chapter 5, "Alerting on SLOs", sixth approach. The
-error ratio is the share of covered requests without a first token in time; divided by the error budget (1 -
-objective) it is the burn rate, at which 1 spends the budget exactly over the objective's period. An alert
-fires when the burn rate exceeds a threshold over a long window, which shows that it matters, and over a
-short one of a twelfth, which shows that it goes on, so that the alert ends soon after the trouble.
+error ratio is the share of covered requests that had no first token in time, or failed; divided by the error
+budget (1 - objective) it is the burn rate, at which 1 spends the budget exactly over the objective's period.
+An alert fires when the burn rate exceeds a threshold over a long window, which shows that it matters, and
+over a short one of a twelfth, which shows that it goes on, so that the alert ends soon after the trouble.
 Thresholds for a period of 30 days:
 
     severity   budget spent   long   short   burn rate
@@ -13,7 +13,9 @@ Thresholds for a period of 30 days:
     ticket     10 %           1 d    2 h     3
     ticket     10 %           3 d    6 h     1
 
-The objective is read from the collector (`collector.SLO_OBJECTIVE`), which alone knows it.
+The objective is read from the collector (`collector.SLO_OBJECTIVE`), which alone knows it. Budgets are those
+of services: a restart begins no new one. A process of which no service is known has a budget of its own.
+`measuring` has the alerts for what would make an objective look met because nobody measures.
 """
 
 from __future__ import annotations
@@ -22,7 +24,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from collectors.metrics import Metric, collector, requests, tracer
+from collectors.metrics import Metric, collector, requests
+from collectors.metrics.metric import PROCESS
+from dashboards import measuring
+from dashboards.measuring import WHO
+from dashboards.promql import duration
 
 Severity = Literal["page", "ticket"]
 
@@ -54,28 +60,13 @@ ALERT_NAMES: Final[dict[Severity, str]] = {
     "ticket": "FlexnpuTtftBudgetBurnSlow",
 }
 
-# Not lost, but undecided, beyond a limit that costs no timing, or given up for the tracer's budget.
-_BENIGN: Final = (
-    "unclassified|reopened|foreign|wire_unsupported|wire_cut_requests"
-    "|shed_.*|over_budget|layout_unknown|process_events_lost"
-)
-
-
-def duration(seconds: float) -> str:
-    """A Prometheus duration, in the largest unit that holds it whole; at least a millisecond."""
-    milliseconds = max(1, round(seconds * 1000))
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
-        if milliseconds % size == 0:
-            return f"{milliseconds // size}{unit}"
-    return f"{milliseconds}ms"
-
 
 def error_ratio(window_s: float) -> str:
-    """PromQL: the share of bad requests over a window, by process; nothing when there were none."""
+    """PromQL: the share of bad requests over a window, by service; nothing when there were none."""
     length = duration(window_s)
 
     def over(metric: Metric) -> str:
-        return f"sum by (comm, pid) (rate({metric.name}[{length}]))"
+        return f"sum by ({', '.join(PROCESS)}) (rate({metric.name}[{length}]))"
 
     return f"1 - {over(requests.SLO_GOOD)} / {over(requests.SLO_REQUESTS)}"
 
@@ -87,7 +78,7 @@ def error_budget() -> str:
 
 def recorded(window_s: float) -> str:
     """The name under which the error ratio over a window is recorded."""
-    return f"comm_pid:flexnpu_ttft_slo_errors:ratio_rate{duration(window_s)}"
+    return f"service:flexnpu_ttft_slo_errors:ratio_rate{duration(window_s)}"
 
 
 def rules(windows: Sequence[Window] = WINDOWS, *, interval_s: float = 30.0) -> dict[str, Any]:
@@ -107,7 +98,7 @@ def rules(windows: Sequence[Window] = WINDOWS, *, interval_s: float = 30.0) -> d
                 "rules": [{"record": recorded(length), "expr": error_ratio(length)} for length in lengths],
             },
             {"name": "flexnpu-ttft-slo-alerts", "interval": every, "rules": burn},
-            {"name": "flexnpu-measurement", "interval": every, "rules": _measurement()},
+            {"name": "flexnpu-measurement", "interval": every, "rules": measuring.rules()},
         ]
     }
 
@@ -123,40 +114,13 @@ def _burn_alert(severity: Severity, windows: Sequence[Window]) -> dict[str, Any]
         "expr": " or ".join(exceeded(window) for window in windows),
         "labels": {"severity": severity},
         "annotations": {
-            "summary": "{{ $labels.comm }} {{ $labels.pid }} spends its time-to-first-token budget too fast",
+            "summary": f"{WHO} spends its time-to-first-token budget too fast",
             "description": (
-                "{{ $value | humanizePercentage }} of the requests to {{ $labels.comm }} {{ $labels.pid }} "
-                "had no first token in time. At this rate the error budget is gone long before its period "
-                f"ends (windows up to {duration(longest.long_s)}). Look at the PD co-location dashboard: is "
-                "a prefill in flight beside the decode steps, does the gate hold the server's lane, is the "
-                "device busy?"
+                f"{{{{ $value | humanizePercentage }}}} of the requests to {WHO} had no first token in time "
+                "or failed; flexnpu_ttft_slo_bad_requests_total tells why. At this rate the error budget is "
+                f"gone long before its period ends (windows up to {duration(longest.long_s)}). Look at the "
+                "PD co-location dashboard: is a prefill in flight beside the decode steps, does the gate "
+                "hold the server's lane, is the device busy?"
             ),
         },
     }
-
-
-def _measurement() -> list[dict[str, Any]]:
-    return [
-        {
-            "alert": "FlexnpuNotMeasured",
-            "expr": f"{collector.FEED_CONNECTED.name} == 0",
-            "for": "5m",
-            "labels": {"severity": "ticket"},
-            "annotations": {
-                "summary": "no tracer: steps and requests are not measured",
-                "description": "The TTFT objective is not watched. Type: sudo flexnpu-probe attach "
-                "--all --feed",
-            },
-        },
-        {
-            "alert": "FlexnpuEventsLost",
-            "expr": (
-                f'sum by (source, kind) (increase({tracer.LOST_EVENTS.name}{{kind!~"{_BENIGN}"}}[10m])) > 0'
-            ),
-            "labels": {"severity": "ticket"},
-            "annotations": {
-                "summary": "the tracer loses events ({{ $labels.kind }})",
-                "description": "Figures of the PD co-location dashboard are too low by what was lost.",
-            },
-        },
-    ]

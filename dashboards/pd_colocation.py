@@ -1,8 +1,9 @@
 """The *PD co-location* dashboard: prefill and decode on one NPU, what each does to the other, what the gate
 does.
 
-Every query is made from `collectors.metrics`. Variables: `datasource`, a Prometheus, and `process`, the
-command names of the servers to show."""
+Every query is made from `collectors.metrics`. Variables: `datasource`, a Prometheus; `service`, the services
+to show; and `process`, the names of the processes whose lanes are shown, which the daemon knows by no
+service."""
 
 from __future__ import annotations
 
@@ -13,8 +14,22 @@ from typing import Any, Final
 from grafanalib import core
 from grafanalib._gen import DashboardEncoder
 
-from collectors.metrics import Metric, collector, daemon, engine, gate, host, lanes, requests, steps, tracer
+from collectors.metrics import (
+    Metric,
+    collector,
+    daemon,
+    engine,
+    gate,
+    host,
+    lanes,
+    process,
+    requests,
+    steps,
+    tracer,
+)
+from collectors.metrics.metric import PROCESS
 from dashboards import alerts
+from dashboards.promql import duration
 
 UID: Final = "flexnpu-pd-colocation"
 EMPTY_UNLESS: Final = {
@@ -26,7 +41,8 @@ EMPTY_UNLESS: Final = {
 """Panels without data on many machines, and what they need."""
 DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 
-_SELECT: Final = 'comm=~"$process"'
+_SELECT: Final = 'service=~"$service"'
+_SELECT_PROCESS: Final = 'comm=~"$process"'
 _WIDTH: Final = 24
 _HEIGHT: Final = 8
 
@@ -56,8 +72,11 @@ def per_second(metric: Metric, by: Sequence[str], legend: str) -> Query:
     return f"sum by ({', '.join(by)}) ({rate(metric.name, _SELECT)})", legend
 
 
-_BY: Final = ("comm", "pid", "phase")
-_BY_LEGEND: Final = "{{phase}} {{comm}} {{pid}}"
+_WHO: Final = "{{service}}{{comm}} {{pid}}"
+"""A service, or the process that stands for it."""
+_EACH: Final = "{{service}} {{comm}} {{pid}}"
+_BY: Final = (*PROCESS, "phase")
+_BY_LEGEND: Final = f"{{{{phase}}}} {_WHO}"
 _LANE_LEGEND: Final = "{{comm}} {{pid}} lane {{lane}}"
 
 
@@ -72,7 +91,7 @@ def _interference() -> str:
 
     def median(flag: str) -> str:
         series = rate(steps.DECODE_DURATION.bucket, _SELECT, f'prefill_in_flight="{flag}"')
-        return f"histogram_quantile(0.5, sum by (le, comm, pid) ({series}))"
+        return f"histogram_quantile(0.5, sum by (le, {', '.join(PROCESS)}) ({series}))"
 
     return f"{median('true')} / {median('false')}"
 
@@ -90,7 +109,7 @@ def _burn_rates() -> list[Query]:
     return [
         (
             f"({alerts.error_ratio(length)}) / {alerts.error_budget()}",
-            f"{{{{comm}}}} {{{{pid}}}} over {alerts.duration(length)}",
+            f"{_WHO} over {duration(length)}",
         )
         for length in lengths
     ]
@@ -127,7 +146,7 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     "Time to first token",
                     requests.TTFT.help,
                     "s",
-                    quantiles(requests.TTFT, ["comm", "pid"], "{{comm}} {{pid}}", (0.5, 0.9, 0.99)),
+                    quantiles(requests.TTFT, PROCESS, _WHO, (0.5, 0.9, 0.99)),
                 ),
                 _panel(
                     "Where the first token's time went",
@@ -142,23 +161,23 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     f"{requests.READ_DELAY.help} {requests.SEND_DELAY.help}",
                     "s",
                     [
-                        *quantiles(requests.READ_DELAY, ["comm", "pid"], "read {{comm}} {{pid}}", (0.99,)),
-                        *quantiles(requests.SEND_DELAY, ["comm", "pid"], "held {{comm}} {{pid}}", (0.99,)),
+                        *quantiles(requests.READ_DELAY, PROCESS, f"read {_WHO}", (0.99,)),
+                        *quantiles(requests.SEND_DELAY, PROCESS, f"held {_WHO}", (0.99,)),
                     ],
                 ),
                 _panel(
                     "Time to second token",
                     requests.SECOND_TOKEN.help,
                     "s",
-                    quantiles(requests.SECOND_TOKEN, ["comm", "pid"], "{{comm}} {{pid}}"),
+                    quantiles(requests.SECOND_TOKEN, PROCESS, _WHO),
                 ),
                 _panel(
                     "Time per output token",
                     f"{requests.TPOT.help} And the single intervals: {requests.TOKEN_INTERVAL.help}",
                     "s",
                     [
-                        *quantiles(requests.TPOT, ["comm", "pid"], "{{comm}} {{pid}}"),
-                        *quantiles(requests.TOKEN_INTERVAL, ["comm", "pid"], "{{comm}} {{pid}} interval"),
+                        *quantiles(requests.TPOT, PROCESS, _WHO),
+                        *quantiles(requests.TOKEN_INTERVAL, PROCESS, f"{_WHO} interval"),
                     ],
                 ),
                 _panel(
@@ -168,10 +187,34 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     [
                         per_second(
                             requests.REQUESTS,
-                            ["comm", "code", "complete"],
-                            "{{comm}} {{code}} whole: {{complete}}",
+                            ["service", "comm", "code", "complete"],
+                            "{{service}}{{comm}} {{code}} whole: {{complete}}",
                         )
                     ],
+                ),
+                _panel(
+                    "Requests in flight",
+                    f"{requests.IN_FLIGHT.help} {requests.WAITING.help}",
+                    "none",
+                    [
+                        (_selected(requests.IN_FLIGHT.name, _SELECT), f"in flight {_EACH}"),
+                        (_selected(requests.WAITING.name, _SELECT), f"waiting {_EACH}"),
+                    ],
+                ),
+                _panel(
+                    "Oldest request",
+                    f"{requests.OLDEST.help} {requests.OLDEST_WAITING.help}",
+                    "s",
+                    [
+                        (_selected(requests.OLDEST.name, _SELECT), f"in flight {_EACH}"),
+                        (_selected(requests.OLDEST_WAITING.name, _SELECT), f"waiting {_EACH}"),
+                    ],
+                ),
+                _panel(
+                    "TTFT objective: bad requests, by why",
+                    requests.SLO_BAD.help,
+                    "reqps",
+                    [per_second(requests.SLO_BAD, [*PROCESS, "reason"], f"{{{{reason}}}} {_WHO}")],
                 ),
                 _panel(
                     "TTFT objective: burn rate",
@@ -186,8 +229,8 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     "percentunit",
                     [
                         (
-                            _ratio(requests.SLO_GOOD, requests.SLO_REQUESTS, ["comm", "pid"]),
-                            "{{comm}} {{pid}}",
+                            _ratio(requests.SLO_GOOD, requests.SLO_REQUESTS, PROCESS),
+                            _WHO,
                         ),
                         (collector.SLO_OBJECTIVE.name, "objective"),
                     ],
@@ -202,7 +245,7 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     "Step time by phase",
                     steps.DURATION.help,
                     "s",
-                    quantiles(steps.DURATION, ["phase", "comm", "pid"], "{{phase}} {{comm}} {{pid}}"),
+                    quantiles(steps.DURATION, ["phase", *PROCESS], _BY_LEGEND),
                 ),
                 _panel(
                     "Decode step with and without a prefill in flight",
@@ -210,15 +253,15 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     "s",
                     quantiles(
                         steps.DECODE_DURATION,
-                        ["comm", "pid", "prefill_in_flight"],
-                        "{{comm}} {{pid}} prefill: {{prefill_in_flight}}",
+                        [*PROCESS, "prefill_in_flight"],
+                        f"{_WHO} prefill: {{{{prefill_in_flight}}}}",
                     ),
                 ),
                 _panel(
                     "Interference",
                     "The median decode step beside a prefill, over the median decode step without.",
                     "none",
-                    [(_interference(), "{{comm}} {{pid}}")],
+                    [(_interference(), _WHO)],
                 ),
                 _panel(
                     "Steps",
@@ -249,20 +292,20 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     "may exceed.",
                     "percentunit",
                     [
-                        (rate(host.RUNQUEUE.name, _SELECT), "{{scope}} {{comm}} {{pid}}"),
+                        (rate(host.RUNQUEUE.name, _SELECT), f"{{{{scope}}}} {_WHO}"),
                     ],
                 ),
                 _panel(
                     "CPU of the launching threads",
                     host.CPU.help,
                     "percentunit",
-                    [(rate(host.CPU.name, _SELECT), "{{scope}} {{comm}} {{pid}}")],
+                    [(rate(host.CPU.name, _SELECT), f"{{{{scope}}}} {_WHO}")],
                 ),
                 _panel(
                     "Waits for block devices and swap",
                     host.IO.help,
                     "percentunit",
-                    [(rate(host.IO.name, _SELECT), "{{kind}} {{scope}} {{comm}} {{pid}}")],
+                    [(rate(host.IO.name, _SELECT), f"{{{{kind}}}} {{{{scope}}}} {_WHO}")],
                 ),
             ],
         ),
@@ -310,21 +353,21 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     "Device time by lane",
                     lanes.DEVICE_TIME.help,
                     "percentunit",
-                    [(rate(lanes.DEVICE_TIME.name, _SELECT), _LANE_LEGEND)],
+                    [(rate(lanes.DEVICE_TIME.name, _SELECT_PROCESS), _LANE_LEGEND)],
                 ),
                 _panel(
                     "Gate time",
                     f"{lanes.GATED.help} As a share of time.",
                     "percentunit",
-                    [(rate(lanes.GATED.name, _SELECT), _LANE_LEGEND)],
+                    [(rate(lanes.GATED.name, _SELECT_PROCESS), _LANE_LEGEND)],
                 ),
                 _panel(
                     "Queue depth",
                     f"{lanes.QUEUED.help} {lanes.IN_FLIGHT.help}",
                     "none",
                     [
-                        (_selected(lanes.QUEUED.name, _SELECT), f"queued {_LANE_LEGEND}"),
-                        (_selected(lanes.IN_FLIGHT.name, _SELECT), f"in flight {_LANE_LEGEND}"),
+                        (_selected(lanes.QUEUED.name, _SELECT_PROCESS), f"queued {_LANE_LEGEND}"),
+                        (_selected(lanes.IN_FLIGHT.name, _SELECT_PROCESS), f"in flight {_LANE_LEGEND}"),
                     ],
                 ),
                 _panel(
@@ -342,7 +385,7 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     "none",
                     [
                         (gate.POLICY.name, "npu{{device}} {{policy}}"),
-                        (_selected(lanes.PHASE.name, _SELECT), f"{_LANE_LEGEND} {{{{phase}}}}"),
+                        (_selected(lanes.PHASE.name, _SELECT_PROCESS), f"{_LANE_LEGEND} {{{{phase}}}}"),
                     ],
                 ),
             ],
@@ -362,18 +405,49 @@ def _rows() -> list[tuple[str, list[core.TimeSeries]]]:
                     ],
                 ),
                 _panel(
+                    "Probes by process",
+                    process.PROBES.help,
+                    "none",
+                    [(_selected(process.PROBES.name, _SELECT), _EACH)],
+                ),
+                _panel(
+                    "Clients by server",
+                    f"{process.CONNECTIONS.help} {process.UNREAD.help}",
+                    "none",
+                    [
+                        (_selected(process.CONNECTIONS.name, _SELECT), f"connected {_EACH}"),
+                        (_selected(process.UNREAD.name, _SELECT), f"unread {_EACH}"),
+                    ],
+                ),
+                _panel(
                     "Sources",
-                    f"{collector.FEED_CONNECTED.help} {daemon.UP.help}",
+                    f"{collector.FEED_CONNECTED.help} {daemon.UP.help} {daemon.DATA_PLANE_UP.help}",
                     "none",
                     [
                         (collector.FEED_CONNECTED.name, "tracer"),
                         (daemon.UP.name, "daemon npu{{device}}"),
+                        (daemon.DATA_PLANE_UP.name, "data plane npu{{device}}"),
                     ],
                     valueMax=1,
                 ),
             ],
         ),
     ]
+
+
+def _variable(name: str, label: str, query: str) -> core.Template:
+    """A choice of several values. All of them are also those without the label."""
+    return core.Template(
+        name=name,
+        label=label,
+        query=query,
+        dataSource=DATASOURCE,
+        multi=True,
+        includeAll=True,
+        allValue=".*",
+        default="All",
+        refresh=2,
+    )
 
 
 def dashboard() -> Any:
@@ -403,17 +477,8 @@ def dashboard() -> Any:
         templating=core.Templating(
             [
                 core.Template(name="datasource", label="Prometheus", type="datasource", query="prometheus"),
-                core.Template(
-                    name="process",
-                    label="Process",
-                    query=f"label_values({steps.STEPS.name}, comm)",
-                    dataSource=DATASOURCE,
-                    multi=True,
-                    includeAll=True,
-                    allValue=".*",
-                    default="All",
-                    refresh=2,
-                ),
+                _variable("service", "Service", f"label_values({process.INFO.name}, service)"),
+                _variable("process", "Process (lanes)", f"label_values({lanes.QUEUED.name}, comm)"),
             ]
         ),
         panels=panels,

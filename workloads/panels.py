@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dashboards.alerts import duration
+from dashboards.promql import duration
 from workloads.prometheus import PrometheusError, query_api
 
 _POINTS: Final = 60

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from dashboards.alerts import duration
+from dashboards.promql import duration
 
 _START_S: Final = 30.0
 

@@ -28,3 +28,21 @@ SLO_OBJECTIVE: Final = Metric(
     (),
     "flexnpu.slo.ttft.objective",
 )
+TRACER_SILENCE: Final = Metric(
+    "flexnpu_tracer_silence_seconds",
+    "gauge",
+    "Time since the tracer last said anything; it speaks every second. Absent while the feed is not "
+    "connected.",
+    (),
+    "flexnpu.tracer.silence",
+    "s",
+)
+EVICTED: Final = Metric(
+    "flexnpu_series_evicted_total",
+    "counter",
+    "Services and processes whose series were given up early, because there were more than the collector "
+    "keeps.",
+    (),
+    "flexnpu.series.evicted",
+    "{process}",
+)

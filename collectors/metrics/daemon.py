@@ -11,7 +11,8 @@ from collectors.metrics.metric import SESSION, Metric
 UP: Final = Metric(
     "flexnpu_daemon_up",
     "gauge",
-    "Whether the daemon of the device answers on its control socket: 1 or 0.",
+    "Whether the daemon of the device answers on its control socket: 1 or 0. At 0 for an hour after "
+    "its socket is gone, then absent.",
     ("device",),
     "flexnpu.daemon.up",
 )

@@ -8,6 +8,7 @@ from typing import Final, Literal
 Kind = Literal["counter", "gauge", "histogram"]
 
 ATTRIBUTES: Final[dict[str, str]] = {
+    "service": "flexnpu.service",
     "pid": "process.pid",
     "comm": "process.executable.name",
     "operation": "gen_ai.operation.name",
@@ -18,6 +19,7 @@ ATTRIBUTES: Final[dict[str, str]] = {
     "kind": "flexnpu.kind",
     "source": "flexnpu.source",
     "part": "flexnpu.request.part",
+    "reason": "flexnpu.slo.reason",
     "engine": "flexnpu.engine",
     "url": "url.full",
     "device": "flexnpu.device",
@@ -28,19 +30,27 @@ ATTRIBUTES: Final[dict[str, str]] = {
     "soc": "flexnpu.soc",
     "version": "flexnpu.version",
 }
-"""OTLP attribute of each label. ``pid`` and ``http.response.status_code`` are integers there."""
+"""OTLP attribute of each label. ``service`` is not ``service.name``, which is the exporter's own.
+``pid`` and ``http.response.status_code`` are integers there."""
 
 LABELS: Final[dict[str, str]] = {
-    "pid": "The process.",
-    "comm": "The process's name, as the kernel has it (15 bytes).",
+    "service": "The name that outlives processes: of the process's environment (OTEL_SERVICE_NAME), else of "
+    "its pod, container or systemd unit, else of its port (probes/host/services.py).",
+    "pid": "The process. On a counter or histogram only while no service is known of the process.",
+    "comm": "The process's name, as the kernel has it (15 bytes). flexnpu_process_info has the present one; "
+    "elsewhere it is the first one, and is there only while no service is known of the process.",
     "operation": "What a request asks for, by its path: chat, text_completion, embeddings or other.",
-    "code": "HTTP status of a response, none when there was no response.",
+    "code": "HTTP status of a response, none when there was no response; of a status that is none of HTTP's "
+    "only the class, such as 5xx.",
     "complete": "true when the exchange was seen whole, else false.",
     "phase": "prefill, decode, mixed or other; of a lane prefill, decode or unknown.",
     "prefill_in_flight": "true when a prefill ran beside the step on another lane of the device, else false.",
     "kind": "What is counted; the metric's text says more.",
     "source": "Which part of the tracer counts: steps, wire or feed.",
     "part": "Part of the TTFT: queue, compute, gate or send.",
+    "reason": "Why a request is bad: late (its first token came after the threshold), waiting (it still "
+    "waited for it then), error (its stream said that it failed), status (5xx) or cut (it ended before a "
+    "first token).",
     "engine": "vllm or sglang.",
     "url": "Of the engine's metrics page.",
     "device": "The device's number.",
@@ -104,6 +114,8 @@ class Metric:
         return (self.bucket, self.sum, self.count) if self.kind == "histogram" else (self.name,)
 
 
-PROCESS: Final = ("pid", "comm")
+PROCESS: Final = ("service", "pid", "comm")
+"""Of what is told of processes. A value that is empty is no label: a counter or histogram has ``service``, or
+while none is known ``pid`` and ``comm``; a gauge always has ``pid``. `process.INFO` has all three."""
 LANE: Final = ("device", "lane", "pid", "comm")
 SESSION: Final = ("device", "session", "pid", "comm")

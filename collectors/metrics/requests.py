@@ -110,11 +110,46 @@ REQUESTS: Final = Metric(
     "flexnpu.server.requests",
     "{request}",
 )
+IN_FLIGHT: Final = Metric(
+    "flexnpu_requests_in_flight",
+    "gauge",
+    "Requests that have arrived at the server's sockets and were not answered in full.",
+    PROCESS,
+    "flexnpu.server.requests.in_flight",
+    "{request}",
+)
+OLDEST: Final = Metric(
+    "flexnpu_oldest_request_age_seconds",
+    "gauge",
+    "Age of the oldest request in flight; 0 when there is none.",
+    PROCESS,
+    "flexnpu.server.requests.oldest_age",
+    "s",
+)
+WAITING: Final = Metric(
+    "flexnpu_requests_waiting",
+    "gauge",
+    "Requests in flight that asked for a stream and have had no token yet. Left out are those whose body did "
+    "not show what they ask for.",
+    PROCESS,
+    "flexnpu.server.requests.waiting",
+    "{request}",
+)
+OLDEST_WAITING: Final = Metric(
+    "flexnpu_oldest_waiting_request_age_seconds",
+    "gauge",
+    "Age of the oldest request that waits for its first token; 0 when none does.",
+    PROCESS,
+    "flexnpu.server.requests.oldest_waiting_age",
+    "s",
+)
 SLO_REQUESTS: Final = Metric(
     "flexnpu_ttft_slo_requests_total",
     "counter",
     "Requests that the TTFT objective covers: those that had a first token, those whose stream said that "
-    "they failed, and requests for generation that failed (5xx) or were cut off before a first token.",
+    "they failed, and requests for generation that failed (5xx) or were cut off before a first token. A "
+    "request that waits for its first token is counted, once, when flexnpu_ttft_slo_threshold_seconds have "
+    "passed, and not when it ends.",
     PROCESS,
     "flexnpu.slo.ttft.requests",
     "{request}",
@@ -128,3 +163,12 @@ SLO_GOOD: Final = Metric(
     "flexnpu.slo.ttft.good_requests",
     "{request}",
 )
+SLO_BAD: Final = Metric(
+    "flexnpu_ttft_slo_bad_requests_total",
+    "counter",
+    "Covered requests that are not good, by why. With flexnpu_ttft_slo_good_requests_total they are all.",
+    (*PROCESS, "reason"),
+    "flexnpu.slo.ttft.bad_requests",
+    "{request}",
+)
+BAD_REASONS: Final = ("late", "waiting", "error", "status", "cut")

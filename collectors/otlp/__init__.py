@@ -9,6 +9,7 @@ from typing import Final
 from opentelemetry.exporter.otlp.proto.http import metric_exporter, trace_exporter
 from opentelemetry.sdk.resources import Resource
 
+from collectors.metrics.collector import EVICTED
 from collectors.metrics.metric import Metric
 from collectors.otlp.metrics import Measured, MetricExports
 from collectors.otlp.spans import SpanExports
@@ -24,10 +25,10 @@ CLOSE_S: Final = 5.0
 class OtlpSink:
     """Exports to ``{endpoint}/v1/metrics`` and ``/v1/traces`` every `interval_s`.
 
-    A process without events for `forget_s` seconds is in no later export. With `spans`, each step and each
-    request is a span, dated by its own times; a request's first chunk is an event of it, and the parts of its
-    TTFT are spans beneath it. Spans are dropped when the endpoint is too slow for them. `on_trouble` hears
-    once of an endpoint that takes nothing, and again after it did.
+    A service or process without events for `forget_s` seconds is in no later export. With `spans`, each step
+    and each request is a span, dated by its own times; a request's first chunk is an event of it, and the
+    parts of its TTFT are spans beneath it. Spans are dropped when the endpoint is too slow for them.
+    `on_trouble` hears once of an endpoint that takes nothing, and again after it did.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class OtlpSink:
         base = endpoint.rstrip("/")
         resource = Resource.create({"service.name": "flexnpu"})
         self._series = Series(forget_s)
+        self._series.add(EVICTED, (), 0.0)
         url = f"{base}/v1/metrics"
         self._metrics = MetricExports(
             url,

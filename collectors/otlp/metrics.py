@@ -27,7 +27,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from collectors.metrics.metric import ATTRIBUTES, Metric
 from collectors.otlp.trouble import SCOPE, Trouble
 from collectors.series import Count, Distribution, Point, Series
-from collectors.sinks import Labels, Snapshot
+from collectors.sinks import Labels, Snapshot, named
 
 _INTEGERS: Final = frozenset({"pid", "code"})
 
@@ -38,7 +38,7 @@ def attributes(metric: Metric, labels: Labels) -> Attributes:
     """A metric's labels as OTLP attributes (`metrics.metric.ATTRIBUTES`)."""
     return {
         ATTRIBUTES[name]: int(value) if name in _INTEGERS and value.isdigit() else value
-        for name, value in zip(metric.labels, labels, strict=True)
+        for name, value in named(metric, labels).items()
     }
 
 

@@ -16,6 +16,7 @@ from probes.feed.events import Event, Losses, RequestTiming, Step
 from probes.feed.recording import Overhead
 from probes.host.families import ProcessFamilies
 from probes.host.finder import Finder
+from probes.host.registry import Registry
 from probes.host.selection import Selection
 from probes.host.taskstats import HostDelays
 from probes.placing import symbols
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from probes.requests.wire import WireTracer
 
 _POLL_S = 0.05
+_OPEN_S = 1.0
+"""How often it is told which requests run."""
 _FRONTS_S = 5.0
 """How often processes are looked for that serve HTTP for a traced one: they may start after it."""
 
@@ -60,6 +63,9 @@ class Live(Closeable):
         self._since: dict[int, int] = {}
         self._joiner: Joiner | None = None
         self._families = ProcessFamilies()
+        self._registry = Registry(on_event, self._families)
+        self._answering: set[int] = set()
+        """Processes of which it was told that they have requests."""
         self._stack = contextlib.ExitStack()
         with self._stack:
             selection.check(symbols.processes())
@@ -148,6 +154,7 @@ class Live(Closeable):
                 raise AttachError(str(error)) from None
             self._say(str(error))
             self._finder.forget(pid)
+            self._registry.failed(pid)
             return
         libraries = sorted({os.path.basename(placed.library) for placed in target.placed})
         kind = "FlexNPU's client" if target.kind == "client" else "CANN"
@@ -176,6 +183,8 @@ class Live(Closeable):
         begun = time.monotonic()
         next_tick = begun + interval
         next_fronts = begun + _FRONTS_S
+        next_open = begun
+        self._register()
         self._sample()
         while not stop.requested:
             now = time.monotonic()
@@ -189,17 +198,34 @@ class Live(Closeable):
                 self._wire.poll(0)
                 # The poll above took every step that was over when it began, however long it lasted.
                 self._joiner.advance(round(now * 1e9))
+                if now >= next_open:
+                    next_open = now + _OPEN_S
+                    self._tell_open(self._wire, round(now * 1e9))
                 if now >= next_fronts:
                     next_fronts = now + _FRONTS_S
                     for target in self.tracer.targets:
                         self._add_fronts(self._wire, target.pid)
             self._follow()
+            self._register()
             if on_poll is not None and on_poll() is False:
                 return
             if now >= next_tick:
                 next_tick = max(next_tick + interval, now)
                 self._sample()
                 on_tick(self._losses(), now)
+
+    def _register(self) -> None:
+        """Tell of the processes that are watched now."""
+        traced = {target.pid: len(target.placed) for target in self.tracer.targets}
+        self._registry.poll(traced, () if self._wire is None else self._wire.pids)
+
+    def _tell_open(self, wire: WireTracer, t_ns: int) -> None:
+        """Publish the requests that run: of each server that has some, and once when it has none any more."""
+        for event in wire.unanswered(t_ns):
+            if event.in_flight or event.pid in self._answering:
+                self._on_event(event)
+            (self._answering.add if event.in_flight else self._answering.discard)(event.pid)
+        self._answering.intersection_update(wire.pids)
 
     def _sample(self) -> None:
         """Publish what the host made the processes wait for in the interval."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from flexnpu.console.output import flush, out_line, say
-from probes.feed.events import Event, Losses, StepBegin
+from probes.feed.events import Event, Losses, OpenRequests, StepBegin
 from probes.feed.recording import Overhead
 from probes.feed.socket import FeedServer
 
@@ -55,7 +55,9 @@ class Output:
         if self.feed is not None:
             self.feed.publish(event)
         if self._json:
-            if not isinstance(event, StepBegin) and (not isinstance(event, Losses) or self._news(event)):
+            if not isinstance(event, StepBegin | OpenRequests) and (
+                not isinstance(event, Losses) or self._news(event)
+            ):
                 out_line(event.to_json())
         elif self._view is not None and self.display is not None and not self.display.paused:
             self._view.add(event)

@@ -2,7 +2,8 @@
 `Losses`.
 
 Every event has one JSON form, a single line with ``"v"`` (the version of the form, `VERSION`) and
-``"type"`` (``step``, ``begin``, ``request``, ``host``, ``mix``, ``engine`` or ``losses``). A reader ignores
+``"type"`` (``step``, ``begin``, ``request``, ``open``, ``process``, ``host``, ``mix``, ``engine`` or
+``losses``). A reader ignores
 fields that it does not know, so fields may be added without a new version. A measurement that could not be
 made is ``null``, never zero.
 
@@ -213,6 +214,63 @@ class RequestTiming(_Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class OpenRequests(_Event):
+    """The requests of a server that have arrived and were not answered in full, once a second while there
+    are any, and once when there are none any more."""
+
+    type: ClassVar[str] = "open"
+
+    t_ns: _NonNegative
+    """When it was so: all that the server had written by then is taken into account."""
+    pid: _NonNegative
+    """The process's number."""
+    comm: str
+    """Name of the process, as the kernel has it (15 bytes)."""
+    in_flight: _NonNegative
+    """How many."""
+    oldest_ns: _NonNegative | None
+    """Arrival of the oldest; None when there are none."""
+    waiting: list[tuple[_NonNegative, _NonNegative]]
+    """(descriptor, arrival) of those that asked for a stream and have no content yet, the oldest first. The
+    two are `RequestTiming.fd` and `RequestTiming.t_arrival_ns` of the request when it ends. Left out are
+    requests whose body did not show what they ask for, and streams that cannot be read."""
+    unlisted: _NonNegative = 0
+    """As `waiting`, beyond the number that is listed."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProcessState(_Event):
+    """A process that is traced, should be, or serves HTTP for one that is. Published when it is found, when
+    something of it changes, when it ends, and for each new reader of a feed."""
+
+    type: ClassVar[str] = "process"
+
+    t_ns: _NonNegative
+    """When it was so."""
+    pid: _NonNegative
+    """The process's number."""
+    comm: str
+    """Its present name, as the kernel has it (15 bytes)."""
+    service: str | None
+    """The name that outlives the process; None when nothing told one (`probes.host.services`)."""
+    service_from: Literal["environment", "pod", "container", "unit", "port"] | None
+    """What told it."""
+    probes: _NonNegative | None
+    """Probes on it; 0 for one that uses an NPU and could not be attached to; None for one that need not
+    have any."""
+    wire: _Flag
+    """Whether its sockets are watched."""
+    listening: _NonNegative | None = None
+    """TCP sockets on which it listens; None when that could not be read."""
+    connections: _NonNegative | None = None
+    """Connections of clients to them."""
+    unread: _NonNegative | None = None
+    """Of those, how many it has not accepted, or have sent what it has not read."""
+    ended: _Flag = False
+    """It has ended, or is not watched any more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class HostDelay(_Event):
     """What the host made a process, or one of its launching threads, wait for during an interval.
 
@@ -326,12 +384,24 @@ class EngineMetrics(_Event):
     """Why the page could not be read."""
 
 
-Event = EngineMetrics | Step | StepBegin | RequestTiming | HostDelay | Losses | OperatorMix
+Event = (
+    EngineMetrics
+    | Step
+    | StepBegin
+    | RequestTiming
+    | OpenRequests
+    | ProcessState
+    | HostDelay
+    | Losses
+    | OperatorMix
+)
 
 _TYPES: dict[str, type[Event]] = {
     "step": Step,
     "begin": StepBegin,
     "request": RequestTiming,
+    "open": OpenRequests,
+    "process": ProcessState,
     "host": HostDelay,
     "losses": Losses,
     "mix": OperatorMix,

@@ -39,6 +39,8 @@ def _type(node: ast.expr) -> str:
             return f"{_type(left)} or {_type(right)}"
         case ast.Subscript(value=ast.Name("list"), slice=item):
             return f"list of {_type(item)}"
+        case ast.Subscript(value=ast.Name("tuple"), slice=ast.Tuple(items)):
+            return f"[{', '.join(map(_type, items))}]"
         case ast.Subscript(value=ast.Name("dict"), slice=ast.Tuple([_, item])):
             return f"object of {_type(item)}"
         case ast.Subscript(value=ast.Name("Literal"), slice=ast.Tuple(items)):

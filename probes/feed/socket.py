@@ -10,7 +10,8 @@ ends. The socket of a server that was killed is replaced by the next one.
 
 Who may subscribe: root, the user who runs the server, and whoever has the socket's group, first or
 supplementary (`control.peers`), checked by the peer's credentials and not only by the socket's mode. Who may
-not is told so, in a line of type ``refused``. Subscribers get what is published from then on.
+not is told so, in a line of type ``refused``. Subscribers get what is published from then on, and before it
+the last `ProcessState` of each process that has not ended.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pathlib import Path
 from flexnpu.common.closeable import Closeable
 from flexnpu.console.text import json_text
 from flexnpu.control import peers
-from probes.feed.events import VERSION, Event, EventError, Losses, StepBegin, from_json
+from probes.feed.events import VERSION, Event, EventError, Losses, ProcessState, StepBegin, from_json
 
 MAX_QUEUED_BYTES = 4 << 20
 """Waiting for one subscriber before lines are dropped: several seconds of ten thousand steps a second."""
@@ -100,6 +101,8 @@ class FeedServer(Closeable):
         self._max_queued = max_queued
         self._lock = threading.Lock()
         self._subscribers: dict[int, _Subscriber] = {}
+        self._present: dict[int, bytes] = {}
+        """The last `ProcessState` of each process."""
         self._refused = 0
         self._dropped = 0
         self._closed = False
@@ -198,9 +201,13 @@ class FeedServer(Closeable):
     def publish(self, event: Event) -> None:
         """Queue `event` for every subscriber; returns at once. Safe to call from any thread."""
         with self._lock:
-            if not self._subscribers:
+            if not self._subscribers and not isinstance(event, ProcessState):
                 return
             line = event.to_json().encode() + b"\n"
+            if isinstance(event, ProcessState):
+                self._present.pop(event.pid, None)
+                if not event.ended:
+                    self._present[event.pid] = line
             for subscriber in self._subscribers.values():
                 self._queue(subscriber, line)
         self._wake()
@@ -271,7 +278,9 @@ class FeedServer(Closeable):
             connection.close()
             return
         with self._lock:
-            self._subscribers[connection.fileno()] = _Subscriber(connection)
+            subscriber = self._subscribers[connection.fileno()] = _Subscriber(connection)
+            for line in self._present.values():
+                self._queue(subscriber, line)
         self._selector.register(connection, selectors.EVENT_READ)
 
     def _drop(self, connection: socket.socket) -> None:

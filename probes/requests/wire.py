@@ -69,6 +69,7 @@ from probes.requests.connection import OUT, TOLD, Connection, Slice
 from probes.requests.exchange import Exchange
 from probes.requests.http1 import HttpStream
 from probes.requests.join import Other
+from probes.requests.unanswered import open_requests
 
 TRACEFS: Final = Path("/sys/kernel/tracing")
 RING_PAGES: Final = 1024
@@ -283,6 +284,15 @@ class WireTracer(Closeable):
             for (pid, _), (_, connection) in self._connections.items()
             for exchange in connection.stream.pending
         ]
+
+    def unanswered(self, t_ns: int) -> Iterator[events.OpenRequests]:
+        """What runs in each watched process, those without any request included. `t_ns`: a time before the
+        last `poll`."""
+        running: dict[int, list[tuple[int, Exchange]]] = {pid: [] for pid in self.pids}
+        for (pid, fd), (_, connection) in self._connections.items():
+            running.setdefault(pid, []).extend((fd, one) for one in connection.stream.pending if one.method)
+        for pid, exchanges in running.items():
+            yield open_requests(t_ns, pid, comm_of(pid), exchanges)
 
     # Records.
 

@@ -6,7 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from flexnpu.control.messages import DaemonStatus, GateOwner, GateStatus, LaneStatus, SessionStatus
-from probes.feed.events import EngineMetrics, Event, HostDelay, Losses, Phase, RequestTiming, Step, StepBegin
+from probes.feed.events import (
+    EngineMetrics,
+    Event,
+    HostDelay,
+    Losses,
+    OpenRequests,
+    Phase,
+    ProcessState,
+    RequestTiming,
+    Step,
+    StepBegin,
+)
 
 MS = 1_000_000
 S = 1_000 * MS
@@ -62,7 +73,7 @@ def request(
     return RequestTiming(
         pid=pid,
         comm=comm,
-        fd=7,
+        fd=more.pop("fd", 7),
         t_arrival_ns=arrival,
         t_first_ns=chunks[0] if chunks else None,
         t_end_ns=end,
@@ -72,6 +83,21 @@ def request(
         prompt_chars=100,
         complete=complete,
         **more,
+    )
+
+
+def process(
+    at: int, pid: int = 1, comm: str = "chat", service: str | None = None, **more: Any
+) -> ProcessState:
+    fields: dict[str, Any] = {"probes": 11, "wire": True, "listening": 1, "connections": 2, "unread": 0}
+    source = None if service is None else "environment"
+    return ProcessState(at, pid, comm, service, source, **(fields | more))
+
+
+def waiting(at: int, arrivals: list[int], *, pid: int = 1, comm: str = "chat", fd: int = 9) -> OpenRequests:
+    """Requests that have no token yet at `at`."""
+    return OpenRequests(
+        at, pid, comm, len(arrivals), min(arrivals, default=None), [(fd, arrival) for arrival in arrivals]
     )
 
 
@@ -108,6 +134,8 @@ def second(now: int, *, ttft_ms: int = 50, flood: bool = True) -> Iterator[Event
     yield EngineMetrics(
         now, ENGINE, "vllm", 3.0, 5.0, 0.42, prompt_tokens=1e3, generation_tokens=2e3, preemptions=0.0
     )
+    yield process(now)
+    yield waiting(now, [now - 300 * MS])
     yield HostDelay(now, 1, "chat", None, 1e6, 800e3, 300e3, 20e3, 0.0)
     yield HostDelay(now, 1, "launcher", 7, 1e6, 600e3, 200e3, 10e3, 0.0)
     yield Losses(t_ns=now, source="steps", counts={"steps_sent": 40, "steps_lost": 0, "unclassified": 1})

@@ -8,6 +8,7 @@ import pytest
 
 from collectors import metrics
 from collectors.aggregate import FORGET_NS, Aggregator, operation
+from collectors.metrics.requests import BAD_REASONS
 from collectors.prometheus import PrometheusSink
 from probes.feed.events import EngineMetrics, Event, HostDelay, Losses
 from tests.collectors.scripted import MS, S, request, second, step
@@ -111,7 +112,8 @@ def test_what_was_not_measured_is_absent() -> None:
             assert run.value(metric.count, pid=pid, comm="chat", operation="chat") is None
     assert run.value(metrics.requests.TTFT.count, pid="2", comm="chat", operation="chat") == 1
     assert run.value(metrics.requests.TTFT.count, pid="3", comm="chat", operation="other") is None
-    assert run.value(metrics.requests.SLO_REQUESTS.name, pid="3", comm="chat") is None
+    # What a rate is asked of is there at 0.
+    assert run.value(metrics.requests.SLO_REQUESTS.name, pid="3", comm="chat") == 0
     assert run.value(metrics.steps.DECODE_DURATION.count, **CHAT, prefill_in_flight="true") is None
     assert run.value(metrics.tracer.LOST_EVENTS.name, source="steps", kind="steps_lost") is None
     assert run.value(metrics.daemon.DEVICE_BUSY.name, device="0") is None
@@ -127,15 +129,17 @@ def test_what_was_not_measured_is_absent() -> None:
         (request(0, [], S, status=503), 1, 0),
         (request(0, [], S, status=200, error="event"), 1, 0),
         (request(0, [50 * MS], S, status=200, error="finish"), 1, 0),
-        (request(0, [], S, status=200), None, None),
-        (request(0, [], S, status=404), None, None),
-        (request(0, [], None, complete=False, path="/health"), None, None),
+        (request(0, [], S, status=200), 0, 0),
+        (request(0, [], S, status=404), 0, 0),
+        (request(0, [], None, complete=False, path="/health"), 0, 0),
     ],
 )
-def test_the_objective(event: Event, covered: int | None, good: int | None) -> None:
+def test_the_objective(event: Event, covered: int, good: int) -> None:
     run = Run(event)
     assert run.value(metrics.requests.SLO_REQUESTS.name, **CHAT) == covered
     assert run.value(metrics.requests.SLO_GOOD.name, **CHAT) == good
+    bad = [run.value(metrics.requests.SLO_BAD.name, **CHAT, reason=one) for one in BAD_REASONS]
+    assert sum(one or 0.0 for one in bad) == covered - good
 
 
 def test_constants_losses_and_connection() -> None:
@@ -206,4 +210,4 @@ def test_processes_that_are_gone_leave_nothing() -> None:
     for pid in range(1000):
         of.take(HostDelay(pid * S, pid, "x", None, 1e6, 8e5, 3e5))
         of.advance(pid * S)
-    assert len(of._comms) <= 2 * FORGET_NS // S + 1
+    assert len(of._processes) <= 2 * FORGET_NS // S + 1

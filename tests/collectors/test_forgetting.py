@@ -96,15 +96,15 @@ def test_idle_processes_stay_until_then(export: Export, later: Callable[[float],
 def test_memory_is_bounded_without_any_export(later: Callable[[float], None]) -> None:
     series = Series()
     for pid in range(1000):
-        series.add(metrics.steps.STEPS, (str(pid), "python", "decode"), 1.0)
+        series.add(metrics.steps.STEPS, ("", str(pid), "python", "decode"), 1.0)
     later(FORGET_S * 1.2)
-    series.add(metrics.steps.STEPS, ("7", "python", "decode"), 1.0)
+    series.add(metrics.steps.STEPS, ("", "7", "python", "decode"), 1.0)
     assert len(series._processes) == 1
 
 
 def test_a_process_that_comes_back_is_a_new_series(later: Callable[[float], None]) -> None:
     series = Series()
-    labels = ("1", "python", "decode")
+    labels = ("", "1", "python", "decode")
     series.add(metrics.steps.STEPS, labels, 5.0)
     ((_, first),) = series.collect()[metrics.steps.STEPS]
     later(FORGET_S + 1)
@@ -148,7 +148,7 @@ def test_values_fall_into_the_buckets_that_end_at_them() -> None:
     """As Prometheus has it: a bucket holds the values up to its bound, the bound included."""
     metric = metrics.steps.DURATION
     sink = PrometheusSink()
-    labels = ("1", "python", "decode")
+    labels = ("", "1", "python", "decode")
     for value in (-1e-9, metric.buckets[0], metric.buckets[0] * 1.1, metric.buckets[-1] * 2):
         sink.observe(metric, labels, value)
     found = {

@@ -52,6 +52,7 @@ def test_promtool_finds_nothing_to_say() -> None:
         pytest.skip("promtool is missing: apt-get install prometheus")
     sink = PrometheusSink([lambda: aggregator.snapshot(), lambda: list(samples_of(status()))])
     aggregator = Aggregator([sink], ttft_slo_s=1, ttft_objective=0.99)
+    aggregator.connected = True
     for event in second(10 * S):
         aggregator.take(event)
     aggregator.advance(20 * S)

@@ -19,7 +19,7 @@ from workloads import panels
 DASHBOARD = dashboard_json()
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = list(panels.queries(DASHBOARD))
-VARIABLES = {"process": ".*", "datasource": "x", "__rate_interval": "1m"}
+VARIABLES = {"process": ".*", "service": ".*", "datasource": "x", "__rate_interval": "1m"}
 
 
 def test_panels_have_ids_and_places_of_their_own() -> None:
@@ -109,6 +109,7 @@ def test_variables() -> None:
     by_name = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     assert by_name["datasource"]["type"] == "datasource"
     assert by_name["process"]["includeAll"]
+    assert by_name["service"]["includeAll"]
     used = {
         name
         for _, _, e in QUERIES

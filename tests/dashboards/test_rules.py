@@ -8,11 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dashboards import alerts
-from dashboards.alerts import Window, duration
+from dashboards.alerts import Window
+from dashboards.promql import duration
 
-SCRIPT = Path(__file__).with_name("rules.promtool.yml")
+SCRIPTS = sorted(Path(__file__).parent.glob("*.promtool.yml"))
 
 
 def promtool(*arguments: str, cwd: Path) -> None:
@@ -37,13 +39,33 @@ def test_rules_are_valid(tmp_path: Path, windows: list[Window]) -> None:
     promtool("check", "rules", "rules.yml", cwd=tmp_path)
 
 
-def test_rules_do_what_the_script_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_rules_do_what_the_script_says(tmp_path: Path, script: Path) -> None:
     rules = alerts.rules()
     # The script is about when alerts fire; their words would have to be repeated in it.
     strip_annotations(rules)
     (tmp_path / "rules.yml").write_text(json.dumps(rules))
-    (tmp_path / "script.yml").write_text(SCRIPT.read_text())
+    (tmp_path / "script.yml").write_text(script.read_text())
     promtool("test", "rules", "script.yml", cwd=tmp_path)
+
+
+def test_every_alert_has_silence_firing_and_resolving() -> None:
+    """By its expected alerts in the order of time, over all scripts."""
+    shipped = {
+        rule["alert"] for group in alerts.rules()["groups"] for rule in group["rules"] if "alert" in rule
+    }
+    seen: dict[str, set[str]] = {name: set() for name in shipped}
+    for script in SCRIPTS:
+        for test in yaml.safe_load(script.read_text())["tests"]:
+            fired: set[str] = set()
+            for check in test.get("alert_rule_test", ()):
+                name = check["alertname"]
+                if check["exp_alerts"]:
+                    fired.add(name)
+                    seen[name].add("fires")
+                else:
+                    seen[name].add("resolves" if name in fired else "silent")
+    assert seen == {name: {"silent", "fires", "resolves"} for name in shipped}
 
 
 def test_every_alert_says_what_to_do() -> None:

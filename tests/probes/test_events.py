@@ -5,13 +5,15 @@ import json
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probes.feed.events import (
     EngineMetrics,
     EventError,
     Losses,
+    OpenRequests,
+    ProcessState,
     RequestTiming,
     Step,
     StepBegin,
@@ -45,6 +47,30 @@ events = st.one_of(
         gated_us=st.none() | st.floats(0, 1e12),
         kv_len=maybe,
         ended_by=texts,
+    ),
+    st.builds(
+        OpenRequests,
+        t_ns=counts,
+        pid=counts,
+        comm=texts,
+        in_flight=counts,
+        oldest_ns=maybe,
+        waiting=st.lists(st.tuples(counts, counts), max_size=3),
+        unlisted=counts,
+    ),
+    st.builds(
+        ProcessState,
+        t_ns=counts,
+        pid=counts,
+        comm=texts,
+        service=st.none() | texts,
+        service_from=st.sampled_from([None, "environment", "pod", "container", "unit", "port"]),
+        probes=maybe,
+        wire=st.booleans(),
+        listening=maybe,
+        connections=maybe,
+        unread=maybe,
+        ended=st.booleans(),
     ),
     st.builds(
         StepBegin,
@@ -101,6 +127,7 @@ events = st.one_of(
 
 
 @given(events)
+@settings(deadline=None)
 def test_round_trip_is_exact(event: Step | StepBegin | RequestTiming | Losses) -> None:
     line = event.to_json()
     assert "\n" not in line
@@ -109,6 +136,7 @@ def test_round_trip_is_exact(event: Step | StepBegin | RequestTiming | Losses) -
 
 
 @given(st.text(max_size=200) | st.binary(max_size=200))
+@settings(deadline=None)
 def test_any_text_is_an_event_or_an_event_error(line: str | bytes) -> None:
     with contextlib.suppress(EventError):
         from_json(line)
@@ -122,6 +150,7 @@ json_values = st.recursive(
 
 
 @given(events, st.data())
+@settings(deadline=None)
 def test_any_value_in_any_field_is_taken_or_refused(event: Losses, data: st.DataObject) -> None:
     raw = json.loads(event.to_json())
     raw[data.draw(st.sampled_from(sorted(raw)))] = data.draw(json_values)

@@ -125,8 +125,10 @@ class Chain:
             serve = [own_program("transformers"), "serve", str(directory), "--device", "npu:0"]
             serve += ["--attn-implementation", self.plan.attention]
             serve += ["--host", "127.0.0.1", "--port", str(port)]
+            # Its metrics bear this name, whatever control group the demo was started in.
+            name = {"OTEL_SERVICE_NAME": plan.name}
             child = self.supervisor.start(
-                plan.name, [*command, *serve], {**self._environment, **SERVER_ENVIRONMENT}
+                plan.name, [*command, *serve], {**self._environment, **SERVER_ENVIRONMENT, **name}
             )
             self.servers[plan.name] = Server(plan.name, directory, f"http://127.0.0.1:{port}", child.pid)
 

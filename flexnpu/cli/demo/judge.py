@@ -153,15 +153,15 @@ def _panels(demo: Demo, prometheus: PrometheusServer) -> list[dict[str, Any]]:
 
 
 def _alert(demo: Demo, prometheus: PrometheusServer) -> dict[str, Any]:
-    pid = str(demo.pids["chat"])
+    service = "chat"
 
     def firing() -> bool:
-        return any(labels["pid"] == pid for labels in prometheus.firing(ALERT))
+        return any(labels.get("service") == service for labels in prometheus.firing(ALERT))
 
     start = time.monotonic()
     while (still := firing()) and time.monotonic() - start < demo.plan.resolve_s:
         time.sleep(0.5)
-    fired = _alert_times(prometheus, pid, demo.seconds)
+    fired = _alert_times(prometheus, service, demo.seconds)
     seconds = {phase.name: sum(phase.whole.holds(t) for t in fired) for phase in demo.phases}
     demo.check(
         "the TTFT alert fires under the flood and resolves",
@@ -172,10 +172,10 @@ def _alert(demo: Demo, prometheus: PrometheusServer) -> dict[str, Any]:
     return {"name": ALERT, "firing_s": seconds, "resolved": not still}
 
 
-def _alert_times(prometheus: PrometheusServer, pid: str, window_s: float) -> list[int]:
-    """Seconds at which the alert fired for a process, CLOCK_MONOTONIC ns."""
+def _alert_times(prometheus: PrometheusServer, service: str, window_s: float) -> list[int]:
+    """Seconds at which the alert fired for a service, CLOCK_MONOTONIC ns."""
     now, now_ns = time.time(), time.monotonic_ns()
-    query = f'ALERTS{{alertname="{ALERT}",alertstate="firing",pid="{pid}"}}'
+    query = f'ALERTS{{alertname="{ALERT}",alertstate="firing",service="{service}"}}'
     found = query_api(
         prometheus.url,
         "query_range",
