@@ -10,13 +10,16 @@ So a decode step is judged `settle_ns` after its end. A prefill that becomes kno
 counted in `late`. The end of a step may be lost; then the next sign of life on its lane ends it, or
 `STALE_NS`.
 
+A step costs a binary search and the few spans around it, whatever the number of lanes.
+
 No clock and no thread: the caller says what time it is.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,8 +27,8 @@ from probes.feed.events import Step, StepBegin
 
 STALE_NS: Final = 120 * 10**9
 _KEEP_NS: Final = 30 * 10**9
-_SLACK_NS: Final = 10**9
-"""By how much steps may be known out of the order of their ends."""
+_SWEEP_NS: Final = 10**9
+"""Between looks for what is stale."""
 _PREFILL: Final = ("prefill", "mixed")
 
 Lane = tuple[int, int]
@@ -36,6 +39,81 @@ class _Span:
     lane: Lane
     start: int
     end: int
+
+
+def _end(span: _Span) -> int:
+    return span.end
+
+
+class _Spans:
+    """Spans in the order of their ends."""
+
+    def __init__(self) -> None:
+        self._spans: list[_Span] = []
+        self._longest = 0
+
+    def add(self, span: _Span) -> None:
+        self._longest = max(self._longest, span.end - span.start)
+        insort(self._spans, span, key=_end)
+
+    def overlapping(self, start: int, end: int) -> Iterator[_Span]:
+        """Those that overlap, in the order of their ends."""
+        for i in range(bisect_right(self._spans, start, key=_end), len(self._spans)):
+            span = self._spans[i]
+            if span.end >= end + self._longest:
+                return  # it began at `end` or later, and so did all that follow
+            if span.start < end:
+                yield span
+
+    def drop(self, before: int) -> None:
+        """Forget what ended before `before`."""
+        del self._spans[: bisect_left(self._spans, before, key=_end)]
+        self._longest = max((span.end - span.start for span in self._spans), default=0)
+
+
+class _Open:
+    """Prefills that run, by the device that their process had when they began."""
+
+    def __init__(self) -> None:
+        self._by_lane: dict[Lane, tuple[int, int | None]] = {}
+        self._by_device: dict[int | None, list[tuple[int, Lane]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_lane)
+
+    def began(self, lane: Lane) -> int | None:
+        known = self._by_lane.get(lane)
+        return None if known is None else known[0]
+
+    def add(self, lane: Lane, start: int, device: int | None) -> None:
+        self.pop(lane)
+        self._by_lane[lane] = (start, device)
+        insort(self._by_device.setdefault(device, []), (start, lane))
+
+    def pop(self, lane: Lane) -> int | None:
+        """When it began; None when it was not open."""
+        known = self._by_lane.pop(lane, None)
+        if known is None:
+            return None
+        start, device = known
+        found = self._by_device[device]
+        del found[bisect_left(found, (start, lane))]
+        if not found:
+            del self._by_device[device]
+        return start
+
+    def beside(self, lane: Lane, device: int | None, end: int) -> bool:
+        """Whether another lane's on the same device began before `end`."""
+        devices = self._by_device if device is None else (device, None)
+        for one in devices:
+            first = self._by_device.get(one, ())[:2]
+            if any(start < end and other != lane for start, other in first):
+                return True
+        return False
+
+    def before(self, start: int) -> list[Lane]:
+        """Lanes whose prefill began before `start`."""
+        return [lane for lane, (began, _) in self._by_lane.items() if began < start]
 
 
 class Interference:
@@ -52,9 +130,10 @@ class Interference:
         self._settle = settle_ns
         self._device_of = device_of
         self._waiting: deque[Step] = deque()
-        self._open: dict[Lane, int] = {}
-        self._ended: deque[_Span] = deque()
-        self._judged: deque[_Span] = deque()
+        self._sweep_at_ns = 0
+        self._open = _Open()
+        self._ended = _Spans()
+        self._judged = _Spans()
         """Undisturbed decode steps, kept to notice a prefill that comes too late."""
         self.late = 0
 
@@ -63,15 +142,16 @@ class Interference:
         lane = (event.pid, event.stream)
         self._close(lane, event.t_ns)
         if event.phase in _PREFILL:
-            self._open[lane] = event.t_ns
+            self._open.add(lane, event.t_ns, self._device_of(event.pid))
             self._note_late(lane, event.t_ns, event.t_ns)
 
     def step(self, step: Step) -> None:
         """A step has ended. A decode step is decided on once it has settled (`advance`)."""
         lane = (step.pid, step.stream)
-        known = self._open.pop(lane, None) if self._open.get(lane, step.t_end_ns) <= step.t_end_ns else None
+        began = self._open.began(lane)
+        known = self._open.pop(lane) if began is not None and began <= step.t_end_ns else None
         if step.phase in _PREFILL:
-            self._ended.append(_Span(lane, step.t_start_ns, step.t_end_ns))
+            self._ended.add(_Span(lane, step.t_start_ns, step.t_end_ns))
             if known is None:
                 self._note_late(lane, step.t_start_ns, step.t_end_ns)
         elif step.phase == "decode":
@@ -79,13 +159,16 @@ class Interference:
 
     def advance(self, now_ns: int) -> None:
         """Judge the decode steps that have settled at `now_ns` (CLOCK_MONOTONIC)."""
-        for lane, start in list(self._open.items()):
-            if now_ns - start > STALE_NS:
+        sweeps = now_ns >= self._sweep_at_ns
+        if sweeps:
+            self._sweep_at_ns = now_ns + _SWEEP_NS
+            for lane in self._open.before(now_ns - STALE_NS):
                 self._close(lane, now_ns)
         while self._waiting and self._waiting[0].t_end_ns + self._settle <= now_ns:
             self._judge(self._waiting.popleft())
-        self._drop(self._ended, now_ns - _KEEP_NS)
-        self._drop(self._judged, now_ns - _KEEP_NS)
+        if sweeps:
+            self._ended.drop(now_ns - _KEEP_NS)
+            self._judged.drop(now_ns - _KEEP_NS)
 
     def flush(self) -> None:
         """Judge all that wait, settled or not: the feed has ended."""
@@ -94,20 +177,15 @@ class Interference:
 
     def _judge(self, step: Step) -> None:
         lane, start, end = (step.pid, step.stream), step.t_start_ns, step.t_end_ns
-        opened = any(began < end and self._beside(lane, other) for other, began in self._open.items())
+        opened = self._open.beside(lane, self._device_of(step.pid), end)
         disturbed = opened or self._overlaps(self._ended, lane, start, end)
         if not disturbed:
-            self._judged.append(_Span(lane, start, end))
+            self._judged.add(_Span(lane, start, end))
         self._on_decided(step, disturbed)
 
-    def _overlaps(self, spans: deque[_Span], lane: Lane, start: int, end: int) -> bool:
-        """Whether one of `spans`, roughly in the order of their ends, overlaps from another lane."""
-        for span in reversed(spans):
-            if span.end + _SLACK_NS < start:
-                return False
-            if span.start < end and span.end > start and self._beside(lane, span.lane):
-                return True
-        return False
+    def _overlaps(self, spans: _Spans, lane: Lane, start: int, end: int) -> bool:
+        """Whether one of `spans` overlaps from another lane."""
+        return any(self._beside(lane, span.lane) for span in spans.overlapping(start, end))
 
     def _beside(self, lane: Lane, other: Lane) -> bool:
         if lane == other:
@@ -119,11 +197,6 @@ class Interference:
         self.late += self._overlaps(self._judged, lane, start, max(end, start + 1))
 
     def _close(self, lane: Lane, at: int) -> None:
-        start = self._open.pop(lane, None)
+        start = self._open.pop(lane)
         if start is not None and at > start:
-            self._ended.append(_Span(lane, start, at))
-
-    @staticmethod
-    def _drop(spans: deque[_Span], before: int) -> None:
-        while spans and spans[0].end < before:
-            spans.popleft()
+            self._ended.add(_Span(lane, start, at))

@@ -50,6 +50,8 @@ MAX_WAITING: Final = 4096
 """Requests that wait; beyond that the oldest is published as it is."""
 KIN_NS: Final = 10_000_000_000
 """How long it is taken for granted which processes belong together."""
+LANE_NS: Final = 600_000_000_000
+"""A lane without a step for so long is forgotten."""
 KEEP_NS: Final = 60_000_000_000
 """How long a finished request is kept to tell which steps were others'."""
 
@@ -146,6 +148,9 @@ class Joiner:
         if now_ns >= self._forget_at:
             self._forget_at = now_ns + KIN_NS
             self._close.clear()
+            silent = [key for key, lane in self._lanes.items() if now_ns - lane.latest > LANE_NS]
+            for key in silent:
+                del self._lanes[key]
         while self._waiting and self._ready(self._waiting[0], now_ns):
             self._publish(self._joined(self._waiting.popleft()))
         while self._past and now_ns - self._past[0].arrival > KEEP_NS and not self._waiting:

@@ -6,12 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flexnpu.common.quantiles import nearest_rank
-from probes.feed.events import EngineMetrics, Event, HostDelay, Losses, OperatorMix, RequestTiming, Step
+from probes.feed.events import (
+    EngineMetrics,
+    Event,
+    HostDelay,
+    Losses,
+    OperatorMix,
+    ProcessState,
+    RequestTiming,
+    Step,
+)
 from probes.feed.recording import Overhead
 from probes.show.histogram import tpot_us
 
 Lane = tuple[int, int]
 """(pid, stream)."""
+
+MAX_MIXES = 256
+"""Lanes whose operator mix is kept."""
 
 
 @dataclass
@@ -119,6 +131,7 @@ class View:
         self._requests: dict[int, Requests] = {}
         self._hosts: dict[int, Host] = {}
         self._mixes: dict[Lane, OperatorMix] = {}
+        """The one that was told of longest ago first."""
         self._counts: dict[str, dict[str, int]] = {}
         self._engines: dict[str, EngineMetrics] = {}
 
@@ -133,7 +146,15 @@ class View:
         elif isinstance(event, HostDelay):
             self._host(event)
         elif isinstance(event, OperatorMix):
+            self._mixes.pop((event.pid, event.stream), None)
             self._mixes[event.pid, event.stream] = event
+            if len(self._mixes) > MAX_MIXES:
+                del self._mixes[next(iter(self._mixes))]
+        elif isinstance(event, ProcessState):
+            if event.ended:
+                gone = [lane for lane in self._mixes if lane[0] == event.pid]
+                for lane in gone:
+                    del self._mixes[lane]
         elif isinstance(event, EngineMetrics):
             self._engines[event.url] = event
         elif isinstance(event, Losses):

@@ -84,13 +84,44 @@ class Lane:
     """Launches of the last model step of FlexNPU's client."""
 
 
+DETACHED_S = 60.0
+"""How long records of a process may still come after it was detached from."""
+
+
+class Lately:
+    """Numbers of processes, each for `DETACHED_S` after it was added."""
+
+    def __init__(self) -> None:
+        self._added: dict[int, float] = {}
+
+    def __contains__(self, pid: object) -> bool:
+        return pid in self._added
+
+    def __len__(self) -> int:
+        return len(self._added)
+
+    def add(self, pid: int) -> None:
+        """Add a process, and drop those that were added too long ago."""
+        now = time.monotonic()
+        for known, at in list(self._added.items()):
+            if now - at <= DETACHED_S:
+                break  # they are in the order of their times
+            del self._added[known]
+        self._added.pop(pid, None)
+        self._added[pid] = now
+
+    def discard(self, pid: int) -> None:
+        """Drop a process, if it is there."""
+        self._added.pop(pid, None)
+
+
 @dataclass
 class Targets:
     """All attached processes with their lanes, and those that were detached lately."""
 
     by_pid: dict[int, Target] = field(default_factory=dict)
     lanes: defaultdict[tuple[int, int], Lane] = field(default_factory=lambda: defaultdict(Lane))
-    detached: set[int] = field(default_factory=set)
+    detached: Lately = field(default_factory=Lately)
 
     def forget_lanes(self, pid: int) -> None:
         """Forget all lanes of a process."""

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from probes.feed.events import Event, Losses, Step, StepBegin
+from probes.feed.events import Event, Losses, ProcessState, Step, StepBegin
 from probes.feed.socket import FeedClient, FeedError, FeedServer
 
 
@@ -245,3 +245,28 @@ def test_a_killed_server_is_told_from_none_and_replaced_by_exactly_one(tmp_path:
     for rival in rivals:
         rival.communicate("end\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def state(pid: int, **more: object) -> ProcessState:
+    fields = {"comm": "python", "service": None, "service_from": None, "probes": 3, "wire": True}
+    return ProcessState(t_ns=1, pid=pid, **(fields | more))  # type: ignore[arg-type]
+
+
+def test_a_new_subscriber_hears_first_of_the_processes_that_are_there(tmp_path: Path) -> None:
+    with FeedServer(tmp_path / "f.sock") as server:
+        for one in (state(1), state(2), state(1, service="chat"), state(2, ended=True), step(0)):
+            server.publish(one)
+        with FeedClient(server.path) as client:
+            subscribed(server)
+            server.publish(step(1))
+            assert client.read(30) == state(1, service="chat")
+            assert client.read(30) == step(1)
+        assert len(server._present) == 1
+
+
+def test_processes_that_are_gone_leave_the_server(tmp_path: Path) -> None:
+    with FeedServer(tmp_path / "f.sock") as server:
+        for pid in range(10_000):
+            server.publish(state(pid))
+            server.publish(state(pid, ended=True))
+        assert not server._present

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from probes.feed.events import EngineMetrics, Event, Phase, RequestTiming, Step, from_json
 from probes.host.families import ProcessFamilies
-from probes.requests.join import Joiner, Other
+from probes.requests.join import LANE_NS, Joiner, Other
 from probes.requests.wire import WireTracer
 from probes.steps.tracer import Tracer
 from tests.collectors import scripted
@@ -172,6 +172,17 @@ def test_a_request_waits_for_later_steps_but_not_for_ever() -> None:
 
 
 TIMES = st.integers(0, 200)
+
+
+def test_lanes_that_are_silent_are_forgotten() -> None:
+    joiner = Joiner(lambda timing: None, families=_SameProcess())
+    for stream in range(100):
+        joiner.step(step(stream, stream + 1, stream=stream))
+    joiner.advance(LANE_NS)
+    assert len(joiner._lanes) == 100
+    joiner.step(step(50_000, 50_001, stream=3))
+    joiner.advance(LANE_NS + 200 * MS + 20 * 10**9)
+    assert len(joiner._lanes) == 1
 
 
 @given(
