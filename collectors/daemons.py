@@ -86,6 +86,7 @@ class Daemons:
         self._answered: dict[Path, float] = {}
         """When it last did, of those whose device is known; time.monotonic()."""
         self._silent: set[Path] = set()
+        self._failing = ""
         self._samples: list[Sample] = []
         self._device_of: dict[int, int] = {}
         self._of_path: dict[Path, dict[int, int]] = {}
@@ -159,7 +160,12 @@ class Daemons:
                 # Figures of daemons that nobody asks any more must not look like those of now.
                 devices = sorted(set(self._devices.values()))
                 self._samples = [Sample(metrics.daemon.UP, (str(device),), 0.0) for device in devices]
-                self._on_trouble(f"the daemons cannot be asked: {type(error).__name__}: {error}")
+                trouble = f"the daemons cannot be asked: {type(error).__name__}: {error}"
+                if trouble != self._failing:
+                    self._on_trouble(trouble)
+                self._failing = trouble
+            else:
+                self._failing = ""
             self._stop.wait(self._interval)
 
     def __enter__(self) -> Self:

@@ -98,3 +98,33 @@ def test_what_the_controller_counts_is_exported() -> None:
         if sample.metric is metrics.controller.EVENTS
     }
     assert counts == {("0", "steps"): 40, ("0", "unmapped"): 0}
+
+
+def test_a_round_that_fails_tells_and_claims_nothing(tmp_path: Path) -> None:
+    """A thread that died of it would show the last figures for ever, as if they were those of now."""
+    path = tmp_path / "npu0.ctl"
+    fails = False
+    troubles: list[str] = []
+
+    def find() -> list[Path]:
+        if fails:
+            raise PermissionError("run directory closed")
+        return [path]
+
+    def up(value: float) -> bool:
+        return any(one.metric is metrics.daemon.UP and one.value == value for one in daemons.snapshot())
+
+    def until(value: float) -> None:
+        deadline = time.monotonic() + 60
+        while not up(value):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    daemons = Daemons(find, interval_s=0.01, on_trouble=troubles.append)
+    with daemon(path, lambda: status(2.0)), daemons:
+        until(1)
+        fails = True
+        until(0)
+        assert "run directory closed" in troubles[0]
+        fails = False
+        until(1)

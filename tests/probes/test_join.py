@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.feed.events import EngineMetrics, Event, Phase, RequestTiming, Step, from_json
+from probes.feed.events import EngineMetrics, Event, Phase, ProcessState, RequestTiming, Step, from_json
 from probes.host.families import ProcessFamilies
 from probes.requests.join import LANE_NS, Joiner, Other
 from probes.requests.wire import WireTracer
@@ -361,7 +361,7 @@ def test_attach_tells_of_joined_requests_and_of_what_the_engine_says(mock_driver
     threading.Thread(target=page.serve_forever, daemon=True).start()
     command = [sys.executable, "-m", "probes.cli", "attach", "--wire", "--json", "--duration", "60"]
     command += ["--engine-metrics", f"http://127.0.0.1:{page.server_port}"]
-    with serving(mock_driver.parent) as (_, port, engine):
+    with serving(mock_driver.parent) as (process, port, engine):
         probe = subprocess.Popen(
             [*command, "--pid", str(engine)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -388,5 +388,14 @@ def test_attach_tells_of_joined_requests_and_of_what_the_engine_says(mock_driver
     requests = streamed(events)
     assert [request.prefill_steps for request in requests] == [2, 2]
     assert all(request.join_confidence and request.first_step_pid == engine for request in requests)
+    # Engine and server are told of, each with its service, before their first request.
+    states = [event for event in events if isinstance(event, ProcessState)]
+    (first_request,) = [i for i, event in enumerate(events) if event is requests[0]]
+    named = {event.pid: event.service for event in events[:first_request] if isinstance(event, ProcessState)}
+    assert named[engine] is not None
+    assert named[engine] == named[process.pid]
+    assert {one.probes for one in states if one.pid == process.pid} == {None}
+    assert all(one.probes for one in states if one.pid == engine)
+    assert any(one.listening for one in states if one.pid == process.pid)
     said = [event for event in events if isinstance(event, EngineMetrics)]
     assert {(one.engine, one.running, one.error) for one in said} == {("vllm", 2.0, None)}
