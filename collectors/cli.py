@@ -155,6 +155,10 @@ def main(
     absent and flexnpu_feed_connected or flexnpu_daemon_up is 0. The metrics are listed in
     docs/reference/metrics.md.
 
+    Requests, steps and the objective are counted by service: OTEL_SERVICE_NAME of the traced process, else
+    its pod, container or systemd unit, else its port. A request that waits longer than --ttft-slo for its
+    first token is bad from then on, before it ends.
+
     \b
     EXIT STATUS
       0 after SIGINT, SIGTERM or --duration; 1 when it cannot listen; 2 for wrong usage.

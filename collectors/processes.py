@@ -24,6 +24,8 @@ class _Known:
     labels: Labels
     at_ns: int
     """When it was last used."""
+    ended: bool = False
+    """Its process has ended: one of the same number is another."""
 
 
 class Processes:
@@ -69,16 +71,19 @@ class Processes:
     def take(self, state: ProcessState) -> None:
         """Take what the tracer says of a process."""
         with self._lock:
-            before = self._states.pop(state.pid, None)
+            known = self._known.get(state.pid)
             if state.ended:
+                self._states.pop(state.pid, None)
                 # Its last requests are told a moment later: they still belong to its service.
                 self._open.pop(state.pid, None)
                 self._first.pop(state.pid, None)
+                if known is not None:
+                    known.ended = True
                 return
             self._states[state.pid] = state
             self._first.setdefault(state.pid, state.comm)
-        if before is None or before.service != state.service:
-            self._known.pop(state.pid, None)
+        if known is not None and (known.ended or known.labels[0] != (state.service or "")):
+            del self._known[state.pid]
         self.labels(state.pid, state.comm)
 
     def take_open(self, event: OpenRequests) -> None:

@@ -52,9 +52,15 @@ class Registry:
             if pid not in probes or (looks and start_time_of(pid) not in (None, self._started[pid])):
                 self._end(pid)
         wanted = [pid for pid in probes if looks or pid not in self._told]
-        found = listening_of(wanted) if wanted else {}
+        # A machine's table of sockets may be long: it is read for who is watched there, or has no name yet.
+        asked = [pid for pid in wanted if pid in wired or not self._named(pid)]
+        found = listening_of(asked) if asked else {}
         for pid in wanted:
             self._tell(pid, probes[pid], pid in wired, found.get(pid))
+
+    def _named(self, pid: int) -> bool:
+        state = self._told.get(pid)
+        return state is not None and state.service is not None
 
     def _end(self, pid: int) -> None:
         del self._started[pid]

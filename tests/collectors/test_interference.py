@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collectors.interference import STALE_NS, Interference
-from probes.feed.events import Step
+from probes.feed.events import Phase, Step, StepBegin
 from tests.collectors.scripted import MS, S, begin, step
 
 
@@ -129,5 +129,62 @@ def test_against_brute_force(
         j.of.step(step(start, start + length, pid=pid))
         beside = (p for p in prefills if p[2] != pid)
         expected.append((start, any(s < start + length and s + n > start for s, n, _ in beside)))
+    j.of.flush()
+    assert j.said == expected
+
+
+@given(
+    runs=st.lists(
+        st.tuples(
+            st.integers(1, 6), st.sampled_from(["prefill", "decode"]), st.integers(0, 60), st.integers(1, 60)
+        ),
+        max_size=40,
+    ),
+    lost=st.sets(st.integers(0, 39)),
+    devices=st.dictionaries(st.integers(1, 6), st.integers(0, 2)),
+)
+@settings(max_examples=300, deadline=None)
+def test_with_begins_devices_and_lost_ends_against_brute_force(
+    runs: list[tuple[int, Phase, int, int]], lost: set[int], devices: dict[int, int]
+) -> None:
+    """Steps of a lane follow each other. The end of some is lost: the lane's next sign of life ends them."""
+    free: dict[int, int] = {}
+    events: list[tuple[int, int, StepBegin | Step]] = []
+    spans: list[tuple[int, int, int]] = []
+    still: dict[int, int] = {}
+    for i, (pid, phase, gap, length) in enumerate(runs):
+        start = free.get(pid, 0) + gap
+        free[pid] = start + length
+        events.append((start, 2 * i, begin(start, phase, pid=pid)))
+        if pid in still:
+            spans.append((pid, still.pop(pid), start))
+        if i not in lost:
+            events.append((start + length, 2 * i + 1, step(start, start + length, phase, pid=pid)))
+            if phase == "prefill":
+                spans.append((pid, start, start + length))
+        elif phase == "prefill":
+            still[pid] = start
+    spans += [(pid, start, 10**9) for pid, start in still.items()]
+    j = Judge(devices)
+    expected = []
+    for _, _, event in sorted(events, key=lambda one: one[:2]):
+        if isinstance(event, StepBegin):
+            j.of.begin(event)
+            continue
+        j.of.step(event)
+        if event.phase == "decode":
+            mine = devices.get(event.pid)
+            expected.append(
+                (
+                    event.t_start_ns,
+                    any(
+                        pid != event.pid
+                        and start < event.t_end_ns
+                        and end > event.t_start_ns
+                        and (mine is None or devices.get(pid) in (None, mine))
+                        for pid, start, end in spans
+                    ),
+                )
+            )
     j.of.flush()
     assert j.said == expected

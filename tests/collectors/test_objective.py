@@ -218,3 +218,13 @@ def test_the_tracers_silence_is_told_while_it_is_connected() -> None:
     run.at(80 * S)
     run.at(80 * S, step(1, 2))
     assert run.value(metrics.collector.TRACER_SILENCE) == 0
+
+
+def test_a_number_that_is_used_again_is_another_process() -> None:
+    run = Run()
+    run.at(1 * S, process(1 * S), step(1, 2))
+    run.at(2 * S, process(2 * S, comm="renamed"), step(1, 2, comm="renamed"))
+    assert run.value(metrics.steps.STEPS, **CHAT, phase="decode") == 2
+    run.at(3 * S, process(3 * S, ended=True))
+    run.at(4 * S, process(4 * S, comm="other"), step(1, 2, comm="other"))
+    assert run.value(metrics.steps.STEPS, pid="1", comm="other", phase="decode") == 1
