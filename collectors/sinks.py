@@ -17,10 +17,15 @@ MAX_LABEL: Final = 200
 """Characters of a label's value."""
 
 
+def shown(value: str) -> str:
+    """A text that a process, client or server chose, made printable and bounded. A lone surrogate would end
+    a whole scrape or export."""
+    return safe(value)[:MAX_LABEL]
+
+
 def named(metric: Metric, labels: Labels) -> dict[str, str]:
-    """Labels by name, as an export has them: without the empty ones. Processes, clients and servers chose
-    some of the texts, so they are made printable and bounded; a lone surrogate would end a whole scrape."""
-    return {name: safe(value)[:MAX_LABEL] for name, value in zip(metric.labels, labels, strict=True) if value}
+    """Labels by name, as an export has them: without the empty ones."""
+    return {name: shown(value) for name, value in zip(metric.labels, labels, strict=True) if value}
 
 
 def distinct(metric: Metric, labels: Labels, seen: set[tuple[str, ...]]) -> dict[str, str] | None:

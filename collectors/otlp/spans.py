@@ -10,11 +10,12 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.trace import SpanKind, set_span_in_context
+from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
 from collectors.aggregate import ttft_parts
 from collectors.otlp.metrics import Attributes
 from collectors.otlp.trouble import SCOPE, Trouble
+from collectors.sinks import shown
 from probes.feed.events import RequestTiming, Step
 
 
@@ -53,7 +54,7 @@ class SpanExports:
         shift = time.time_ns() - time.monotonic_ns()
         found: Attributes = {
             "process.pid": step.pid,
-            "process.executable.name": step.comm,
+            "process.executable.name": shown(step.comm),
             "flexnpu.stream": f"{step.stream:#x}",
             "flexnpu.evidence": step.evidence,
             "flexnpu.confidence": step.confidence,
@@ -79,8 +80,8 @@ class SpanExports:
         shift = time.time_ns() - time.monotonic_ns()
         found: Attributes = {
             "process.pid": request.pid,
-            "process.executable.name": request.comm,
-            "url.path": request.path,
+            "process.executable.name": shown(request.comm),
+            "url.path": shown(request.path),
             "flexnpu.request.complete": request.complete,
             "flexnpu.request.chunks": len(request.chunk_ns),
         }
@@ -92,11 +93,14 @@ class SpanExports:
             ("gen_ai.usage.output_tokens", request.tokens if request.tokens_from == "usage" else None),
             ("flexnpu.request.prefill_steps", request.prefill_steps),
             ("flexnpu.request.join_confidence", request.join_confidence),
+            ("flexnpu.request.error", request.error),
         ):
             if value is not None:
                 found[name] = value
         start = request.t_arrival_ns + shift
         span = self._tracer.start_span("request", kind=SpanKind.SERVER, attributes=found, start_time=start)
+        if request.error is not None:
+            span.set_status(StatusCode.ERROR)
         if request.t_first_ns is not None:
             span.add_event("gen_ai.first_token", timestamp=request.t_first_ns + shift)
             # One behind the other: between chunks of a prompt and amid a step, queue and gate have no place.

@@ -8,17 +8,20 @@ import tracemalloc
 from collections.abc import Callable
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from collectors import metrics
 from collectors.aggregate import FORGET_NS, Aggregator
+from collectors.otlp import OtlpSink
 from collectors.otlp.metrics import Measured, attributes
 from collectors.prometheus import PrometheusSink
 from collectors.series import FORGET_S, MAX_PROCESSES, Series
 from collectors.sinks import MAX_LABEL, Sample
 from probes.feed.events import Event, HostDelay
 from tests.collectors.scripted import MS, S, begin, process, request, step, waiting
+from tests.collectors.stand import otlp_receiver
 
 PROCESSES = 10_000
 
@@ -186,3 +189,17 @@ def test_a_turn_costs_the_same_with_many_processes() -> None:
 
     few = calls(2)
     assert calls(1000) < 3 * few
+
+
+def test_spans_bear_any_name_and_say_that_a_request_failed() -> None:
+    with otlp_receiver() as received:
+        sink = OtlpSink(received.endpoint, interval_s=86400)
+        for name in NASTY:
+            sink.step(step(1, 2, comm=name))
+            sink.request(request(1, [2], 3, comm=name, path="/" + name, error="event"))
+        sink.close()
+    assert len([one for one in received.spans if one.name == "step decode"]) == len(NASTY)
+    requests = [one for one in received.spans if one.name == "request"]
+    assert [one.status.code for one in requests] == [Status.STATUS_CODE_ERROR] * len(NASTY)
+    texts = [a.value.string_value for one in received.spans for a in one.attributes]
+    assert all(text.isprintable() and len(text) <= MAX_LABEL for text in texts)
