@@ -16,7 +16,7 @@ from typing import Any
 
 import mockset
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probes.feed.events import Step, StepBegin
@@ -369,6 +369,7 @@ def test_any_bytes_are_a_record_or_refused(data: bytes) -> None:
 
 
 @given(st.binary(min_size=RECORD_SIZE, max_size=RECORD_SIZE), st.integers(1, 5), st.integers(0, 4))
+@settings(deadline=None)
 def test_any_record_can_be_classified(data: bytes, kind: int, ended_by: int) -> None:
     from probes.steps.phases import classify
 
