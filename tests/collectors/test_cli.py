@@ -12,7 +12,7 @@ import pytest
 
 from collectors import metrics
 from probes.feed.socket import FeedServer
-from tests.collectors.scripted import S, second, status
+from tests.collectors.scripted import S, process, request, second, status, waiting
 from tests.collectors.stand import collector, daemon, otlp_receiver
 
 
@@ -206,3 +206,26 @@ def test_an_endpoint_that_takes_nothing_is_told_once_and_holds_up_nothing(
     assert sum("takes no spans" in line for line in lines) <= 1
     if not answers:
         assert "Connection refused" in stderr
+
+
+def test_a_server_that_hangs_misses_its_objective_while_it_hangs(tmp_path: Path) -> None:
+    feed = tmp_path / "probe.sock"
+    with FeedServer(feed) as server:
+        # Before anybody reads: who comes later is told of the processes that are there.
+        server.publish(process(time.monotonic_ns(), 7, "python", service='a "front"'))
+        with collector("--feed", str(feed), "--ctl", str(tmp_path / "x.ctl"), "--ttft-slo", "0.5") as run:
+            who = 'service="a \\"front\\""'
+            run.wait_for(f"flexnpu_ttft_slo_requests_total{{{who}}} 0.0")
+            assert f'flexnpu_requests_in_flight{{pid="7",{who}}} 0.0' in run.scrape()
+            now = time.monotonic_ns()
+            for _ in range(3):
+                server.publish(waiting(now, [now - S], pid=7, comm="python"))
+            scrape = run.wait_for(f"flexnpu_ttft_slo_requests_total{{{who}}} 1.0")
+            assert f"flexnpu_ttft_slo_good_requests_total{{{who}}} 0.0" in scrape
+            assert f'flexnpu_ttft_slo_bad_requests_total{{reason="waiting",{who}}} 1.0' in scrape
+            assert f'flexnpu_requests_waiting{{pid="7",{who}}} 1.0' in scrape
+            late = request(now - S, [now], now, pid=7, comm="python", fd=9)
+            server.publish(late)
+            seen = f'flexnpu_requests_total{{code="200",complete="true",operation="chat",{who}}} 1.0'
+            scrape = run.wait_for(seen)
+            assert f"flexnpu_ttft_slo_requests_total{{{who}}} 1.0" in scrape

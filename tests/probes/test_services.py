@@ -19,6 +19,7 @@ from probes.host.families import ProcessFamilies
 from probes.host.listening import listening_of
 from probes.host.registry import Registry
 from probes.host.services import MAX_NAME, Service, of_cgroups, of_environment, of_ports, service_of
+from probes.steps.targets import DETACHED_S, Targets
 
 UID = "0f5e9c1a-2b3c-4d5e-8f90-a1b2c3d4e5f6"
 ID = "ab" * 32
@@ -241,3 +242,34 @@ def test_an_engine_has_the_port_of_the_server_above_it(
         (service,) = [services.of_ports(listening_of([os.getpid()])[os.getpid()].ports)]
         assert service is not None
         assert (told[-1].service, told[-1].service_from) == service
+
+
+def test_ten_thousand_processes_leave_nothing_in_the_tracer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("probes.host.registry.listening_of", lambda pids: {})
+    monkeypatch.setattr("probes.host.registry.start_time_of", lambda pid: pid)
+    monkeypatch.setattr("probes.host.registry.services.service_of", lambda pid, ports: None)
+    now = [0.0]
+    monkeypatch.setattr("probes.steps.targets.time.monotonic", lambda: now[0])
+    told = 0
+    targets = Targets()
+
+    def count(state: ProcessState) -> None:
+        nonlocal told
+        told += 1
+
+    registry = Registry(count, _Nobody())
+    for pid in range(10_000):
+        now[0] += 0.5
+        registry.failed(pid)
+        registry.poll({pid + 1: 3}, [pid + 2])
+        monkeypatch.setattr(registry, "_failed", {})
+        targets.detached.add(pid)
+        assert pid in targets.detached
+    registry.poll({}, [])
+    assert told >= 20_000
+    assert not registry._told
+    assert not registry._started
+    assert not registry._failed
+    assert len(targets.detached) <= 2 * DETACHED_S + 1
+    targets.detached.discard(9_999)
+    assert 9_999 not in targets.detached
