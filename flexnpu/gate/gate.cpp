@@ -96,7 +96,26 @@ void Gate::rebuild() {
 }
 
 bool Gate::gated(const Lane& lane) const {
-    return on_ && lane.phase == Phase::Prefill && lane.queue.front().item.costed;
+    const Item& head = lane.queue.front().item;
+    return on_ && lane.phase == Phase::Prefill && head.costed && head.ticket >= lane.inherits_below;
+}
+
+bool Gate::inherit(uint32_t id, uint64_t ticket) {
+    Lane* const lane = find(id);
+    if (lane == nullptr || ticket < lane->inherits_below) {
+        return false;
+    }
+    lane->inherits_below = ticket + 1;
+    if (lane->in == &gated_ && !gated(*lane)) {
+        lane->leave();
+        insert_head(*lane);
+    }
+    return true;
+}
+
+bool Gate::protects(uint32_t id, uint64_t ticket) const {
+    const Lane* const lane = find(id);
+    return lane != nullptr && (lane->phase == Phase::Decode || ticket < lane->inherits_below);
 }
 
 void Gate::insert_head(Lane& lane) {
@@ -161,6 +180,11 @@ Decision Gate::dispatch(Lane& lane, uint64_t now_ns) {
     }
     ++counters_.decisions;
     ++lane.stats.dispatched;
+    if (on_ && lane.phase == Phase::Prefill && queued.item.costed &&
+        queued.item.ticket < lane.inherits_below) {
+        ++lane.stats.inherited;
+        ++counters_.inherited;
+    }
     lane.stats.device_us += queued.est_us;
 
     if (queued.item.costed) {

@@ -18,6 +18,9 @@
 // plus the time that the work in flight needs to drain. Then it goes, with up to W us of what follows it
 // ("forced", counted), so that a decode lane that never has slack gives up at most (c + W) / (B + c + W) of
 // the device.
+//
+// What a decode lane waits for is protected as well, or the gate would hold the step that it protects. The
+// caller knows dependencies and names them (inherit); what a lane has queued up to there is not held.
 #pragma once
 
 #include <algorithm>
@@ -103,7 +106,8 @@ struct LaneStats {
     double device_us = 0;  // sum of estimates of what was dispatched
     double gated_us = 0;   // sum of holds
     bool held_now = false;
-    uint64_t forced = 0;  // heads that went because of max_hold_us
+    uint64_t forced = 0;     // heads that went because of max_hold_us
+    uint64_t inherited = 0;  // prefill heads that went because a protected lane waited for them
     uint64_t steps = 0;
     double step_ops = 0;        // of the lane's main kind of step: operators,
     double step_device_us = 0;  // device time,
@@ -114,6 +118,7 @@ struct Counters {
     uint64_t decisions = 0;
     uint64_t held = 0;  // heads held at all
     uint64_t forced = 0;
+    uint64_t inherited = 0;
     uint64_t oversize = 0;  // operators larger than W that went alone
     uint64_t expired_leases = 0;
     uint64_t lost_completions = 0;     // marks given up after kMarkTimeoutNs
@@ -196,6 +201,11 @@ public:
     bool add_lane(uint32_t lane);
     bool remove_lane(uint32_t lane);  // with all that it has queued and in flight
     bool set_phase(uint32_t lane, Phase phase, double target_us = 0);
+    // A protected lane waits for what this lane has, or will have, up to `ticket`: that is not held. A lane's
+    // tickets must grow. False: there is no such lane, or it is protected so far already.
+    bool inherit(uint32_t lane, uint64_t ticket);
+    // Whether the lane is protected where it has this ticket: a decode lane, or one that inherits.
+    bool protects(uint32_t lane, uint64_t ticket) const;
     void set_settings(uint64_t now_ns, const Settings& settings);
     const Settings& settings() const { return settings_; }
     bool policy_active(uint64_t now_ns) const {

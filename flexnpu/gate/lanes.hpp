@@ -92,6 +92,7 @@ struct Gate::Lane {
     uint32_t id = 0;
     Phase phase = Phase::Unknown;
     double target_us = 0;
+    uint64_t inherits_below = 0;  // a protected lane waits for the tickets below this
 
     std::deque<Queued> queue;
     uint64_t head_since_ns = 0;

@@ -108,6 +108,35 @@ def test_an_order_only_head_is_never_held() -> None:
     assert {(d.lane, d.ticket) for d in drain(gate, 1000)} == {(2, 0), (1, 0)}
 
 
+def test_what_a_protected_lane_waits_for_is_not_held() -> None:
+    gate = pair(target_us=1.0, max_hold_us=1e9)
+    gate.enqueue(1000, 2, 0)
+    drain(gate, 1000)
+    for ticket in range(1, 6):
+        gate.enqueue(1000, 1, ticket, bucket=bucket(114))
+    assert drain(gate, 1000) == []  # the step is past its target
+    assert gate.protects(2, 0)
+    assert not gate.protects(1, 3)
+    assert gate.inherit(1, 3)
+    assert gate.protects(1, 3)
+    assert not gate.protects(1, 4)
+    assert [d.ticket for d in drain(gate, 2000)] == [1, 2, 3]  # 1.2 ms, whatever the window
+    assert not gate.inherit(1, 3)  # said before
+    assert not gate.inherit(9, 3)
+    assert gate.stats(1).inherited == gate.counters().inherited == 3
+    assert gate.stats(1).held_now  # what follows is held as before
+
+
+def test_what_will_be_waited_for_is_protected_when_it_comes() -> None:
+    gate = pair(target_us=1.0, max_hold_us=1e9)
+    gate.enqueue(1000, 2, 0)
+    drain(gate, 1000)
+    assert gate.inherit(1, 2)
+    for ticket in range(1, 4):
+        gate.enqueue(1000, 1, ticket, bucket=bucket(108))
+    assert [d.ticket for d in drain(gate, 1000)] == [1, 2]
+
+
 def test_a_step_with_room_takes_prefill_and_one_without_does_not() -> None:
     gate = pair(target_us=5000, max_hold_us=1e9)
     gate.enqueue(1000, 2, 0)
@@ -298,6 +327,7 @@ class GateMachine(RuleBasedStateMachine):
         self.queued: dict[int, deque[tuple[int, bool]]] = {}
         self.marked: dict[int, deque[int]] = defaultdict(deque)
         self.phase: dict[int, object] = {}
+        self.inherits: dict[int, int] = {}
         self.enabled = False
 
     def lanes(self) -> list[int]:
@@ -312,7 +342,7 @@ class GateMachine(RuleBasedStateMachine):
     @rule(lane=st.integers(0, 4))
     def remove(self, lane: int) -> None:
         assert self.gate.remove_lane(lane) == (lane in self.queued)
-        for known in (self.queued, self.phase, self.marked):
+        for known in (self.queued, self.phase, self.marked, self.inherits):
             known.pop(lane, None)  # type: ignore[attr-defined]
 
     @rule(
@@ -347,6 +377,17 @@ class GateMachine(RuleBasedStateMachine):
             self.queued[lane].append((self.tickets, costed))
         self.tickets += 1
 
+    @rule(lane=st.integers(0, 4), ahead=st.integers(-5, 5))
+    def inherit(self, lane: int, ahead: int) -> None:
+        """A protected lane waits for what came lately, or is yet to come."""
+        ticket = max(self.tickets + ahead, 0)
+        fresh = lane in self.queued and ticket > self.inherits.get(lane, -1)
+        assert self.gate.inherit(lane, ticket) == fresh
+        if fresh:
+            self.inherits[lane] = ticket
+        if lane in self.queued:
+            assert self.gate.protects(lane, ticket)
+
     @rule(microseconds=st.integers(0, 30_000))
     def advance(self, microseconds: int) -> None:
         self.now += microseconds * 1000
@@ -367,6 +408,7 @@ class GateMachine(RuleBasedStateMachine):
                 assert self.gate.policy_active(self.now)
                 assert self.phase[lane] == Phase.Prefill
                 assert queue[0][1]
+                assert queue[0][0] > self.inherits.get(lane, -1)
                 assert Phase.Decode in self.phase.values()
 
     @precondition(lambda self: any(self.marked.values()))
