@@ -107,6 +107,12 @@ std::vector<std::unique_ptr<Item>> Lanes::take_all(Lane& lane) {
     return dropped;
 }
 
+bool Lanes::set_phase(uint32_t id, gate::Phase phase, double target_us) {
+    if (!gate_.set_phase(id, phase, target_us)) return false;
+    if (const Lane* lane = find(id); lane && lane->blocked) protect(*lane);
+    return true;
+}
+
 void Lanes::set_decode_targets(double target_us) {
     for (const auto& [id, lane] : lanes_) {
         const auto stats = gate_.stats(id);
@@ -136,6 +142,8 @@ void Lanes::push(Lane& lane, std::unique_ptr<Item> item) {
     }
     item->behind = lane.ending && item->type() != ItemType::sync;
     item->ticket = ++lane.last_ticket;
+    if (item->type() == ItemType::record) item->mark->recorded_by(lane.id, item->ticket);
+    for (const auto& m : item->makes) m->recorded_by(lane.id, item->ticket);
     lane.session->queued++;
     lane.backlog.push_back(std::move(item));
     flow(lane);

@@ -60,6 +60,8 @@ public:
         if (!last_ || last_->id != id) last_ = find(id);
         return last_;
     }
+    // False: the gate knows no such lane.
+    bool set_phase(uint32_t id, gate::Phase phase, double target_us = 0);
     void set_decode_targets(double target_us);
 
     // ---- the way to the gate ----
@@ -125,6 +127,8 @@ private:
     // What must be dispatched before this item, or nullptr.
     static Mark* obstacle(const Item& item);
     void block(Lane& lane, const Item& item, Mark& on);
+    // This lane is blocked. If the gate protects it, what it waits for is protected too.
+    void protect(const Lane& lane);
     void unblock(Mark& mark);
     void enqueue(Lane& lane, const Item& item);
     bool first_call_ready(Lane& lane, Item& item);

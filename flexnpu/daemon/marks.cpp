@@ -32,6 +32,18 @@ void Lanes::block(Lane& lane, const Item& item, Mark& on) {
             timers_.add(uint64_t(wait->deadline_ns),
                         [this, id = lane.id, ticket = item.ticket] { give_up_wait(id, ticket); });
     }
+    protect(lane);
+}
+
+// A chain: the lane of the record may be blocked itself. It ends, since each turn protects more of some lane.
+void Lanes::protect(const Lane& lane) {
+    for (const Lane* waiting = &lane; waiting && waiting->blocked;) {
+        const Item& head = *waiting->backlog.front();
+        if (!gate_.protects(waiting->id, head.ticket)) return;
+        const Mark* on = obstacle(head);
+        if (!on || !on->pending || !gate_.inherit(on->lane, on->ticket)) return;
+        waiting = find(on->lane);
+    }
 }
 
 void Lanes::detach(Lane& lane, const Item& item) {

@@ -79,7 +79,7 @@ std::vector<uint32_t> apply(Dispatcher& d, const gate::Settings& settings,
         if (!d.lanes().find(lane)) unknown.push_back(lane);
     }
     if (!unknown.empty()) return unknown;
-    for (const auto& [lane, phase] : phases) d.gate().set_phase(lane, phase);
+    for (const auto& [lane, phase] : phases) d.lanes().set_phase(lane, phase);
     if (decode_target_us) d.lanes().set_decode_targets(*decode_target_us);
     d.gate().set_settings(wire::now_ns(), settings);
     return {};
@@ -146,7 +146,7 @@ bool Plane::set_lane(uint32_t lane, gate::Phase phase, double target_us) {
     if (!dispatcher_) return false;
     return run(
         "the lane is as it was",
-        [](Dispatcher& d, uint32_t id, gate::Phase p, double us) { return d.gate().set_phase(id, p, us); },
+        [](Dispatcher& d, uint32_t id, gate::Phase p, double us) { return d.lanes().set_phase(id, p, us); },
         lane, phase, target_us);
 }
 

@@ -92,12 +92,18 @@ struct Mark {
     ~Mark() {
         if (!owner) vendor.aclrtDestroyEvent(event);
     }
+    void recorded_by(uint32_t lane_id, uint64_t item_ticket) {
+        lane = lane_id;
+        ticket = item_ticket;
+    }
     Vendor& vendor;
     void* event;
     bool pending = false;           // recorded by the program, not yet by the vendor
     bool between_sessions = false;  // of an event that other sessions may have opened
     int32_t error = 0;              // why it was not: its stream was aborted
     bool recorded = false;          // by the program, ever
+    uint32_t lane = 0;              // of the item that records it,
+    uint64_t ticket = 0;            // and which item that is
     uint32_t queued_waits = 0;      // waits for a record of it that the vendor has not been given
     std::vector<Lane*> blocked;     // lanes whose next item waits for the record's dispatch
     std::vector<std::function<void()>> waiters;  // to run then

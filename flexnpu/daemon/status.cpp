@@ -61,6 +61,7 @@ std::map<std::string, uint64_t> Dispatcher::counters() const {
         {"gate_decisions", g.decisions},
         {"gate_held", g.held},
         {"gate_forced", g.forced},
+        {"gate_inherited", g.inherited},
         {"gate_oversize", g.oversize},
         {"gate_expired_leases", g.expired_leases},
         {"gate_lost_completions", g.lost_completions},

@@ -15,6 +15,21 @@ using namespace flexnpu::test;
 
 namespace {
 
+struct EventOf {
+    aclrtEvent e = nullptr;
+    EventOf() { REQUIRE(client().aclrtCreateEventWithFlag(&e, 0) == 0); }
+    ~EventOf() { CHECK(client().aclrtDestroyEvent(e) == 0); }
+};
+
+// The daemon's number of the stream.
+uint32_t lane_of(const StreamOf& s) {
+    for (const auto& l : running().plane.lanes()) {
+        if (l.stream == reinterpret_cast<uint64_t>(s.s)) return l.lane;
+    }
+    FAIL("the daemon does not know the stream");
+    return 0;
+}
+
 struct Tensor {
     aclTensor* t;
     Tensor(void* data, std::vector<int64_t> dims, int64_t offset = 0) {
@@ -304,20 +319,60 @@ TEST_CASE("calls of several threads reach the vendor in program order") {
     CHECK(next == reinterpret_cast<uint64_t>(device.p) + kTurns);
 }
 
+TEST_CASE("what a decode lane waits for is not held, nor what that waits for") {
+    Memory a(1 << 20), b(1 << 20);
+    StreamOf first, second, decode;
+    EventOf begun, done;
+    const auto operator_on = [&](const StreamOf& s) {
+        Tensor x(a.p, {100000}), y(b.p, {100000});
+        uint64_t workspace = 0;
+        aclOpExecutor* ex = nullptr;
+        REQUIRE(client().aclnnAbsGetWorkspaceSize(x.t, y.t, &workspace, &ex) == 0);
+        REQUIRE(client().aclnnAbs(nullptr, 0, ex, s.s) == 0);
+    };
+    REQUIRE(running().plane.set_lane(lane_of(first), gate::Phase::Prefill, 0));
+    REQUIRE(running().plane.set_lane(lane_of(second), gate::Phase::Prefill, 0));
+    const uint32_t decode_lane = lane_of(decode);
+    bool late = false;  // whether the phase is told only when the lane waits already
+    SUBCASE("a lane known to decode") {}
+    SUBCASE("a lane told to decode while it waits") { late = true; }
+    if (!late) REQUIRE(running().plane.set_lane(decode_lane, gate::Phase::Decode, 1));
+    StreamOf other;  // keeps the policy on, and is amid a step that is past its target
+    REQUIRE(running().plane.set_lane(lane_of(other), gate::Phase::Decode, 1));
+    gate::Settings settings;
+    settings.enabled = true;
+    settings.window_us = 1;
+    settings.max_hold_us = settings.decode_idle_us = 600e6;
+    settings.lease_until_ns = wire::now_ns() + 600'000'000'000ull;
+    running().plane.set_gate(settings);
+    const uint64_t inherited = counter("gate_inherited");
+    operator_on(other);
+    for (int k = 0; k < 3; k++) operator_on(first);
+    REQUIRE(client().aclrtRecordEvent(begun.e, first.s) == 0);
+    for (int k = 0; k < 3; k++) operator_on(first);  // nobody waits for these
+    REQUIRE(client().aclrtStreamWaitEvent(second.s, begun.e) == 0);
+    for (int k = 0; k < 3; k++) operator_on(second);
+    REQUIRE(client().aclrtRecordEvent(done.e, second.s) == 0);
+    REQUIRE(client().aclrtStreamWaitEvent(decode.s, done.e) == 0);
+    if (late) REQUIRE(running().plane.set_lane(decode_lane, gate::Phase::Decode, 1));
+    CHECK(client().aclrtSynchronizeStream(decode.s) == 0);
+    CHECK(counter("gate_inherited") - inherited <= 6);
+    uint64_t queued = 0;
+    for (const auto& l : running().plane.lanes()) {
+        if (l.stream == reinterpret_cast<uint64_t>(first.s)) queued = l.queued;
+    }
+    CHECK(queued == 3);
+    running().plane.set_gate({});
+    CHECK(client().aclrtSynchronizeStream(first.s) == 0);
+}
+
 TEST_CASE("a wait never reaches the vendor before its record, however the gate delays the recording lane") {
     Memory a(1 << 20), b(1 << 20);
-    StreamOf slow, fast;
+    StreamOf slow, fast, decode;
     aclrtEvent e = nullptr;
     REQUIRE(client().aclrtCreateEventWithFlag(&e, 0) == 0);
-    auto lanes = running().plane.lanes();
-    uint32_t slow_lane = 0, fast_lane = 0;
-    for (const auto& l : lanes) {
-        if (l.stream == reinterpret_cast<uint64_t>(slow.s)) slow_lane = l.lane;
-        if (l.stream == reinterpret_cast<uint64_t>(fast.s)) fast_lane = l.lane;
-    }
-    REQUIRE(slow_lane != 0);
-    REQUIRE(running().plane.set_lane(slow_lane, gate::Phase::Prefill, 0));
-    REQUIRE(running().plane.set_lane(fast_lane, gate::Phase::Decode, 1000));
+    REQUIRE(running().plane.set_lane(lane_of(slow), gate::Phase::Prefill, 0));
+    REQUIRE(running().plane.set_lane(lane_of(decode), gate::Phase::Decode, 1000));
     gate::Settings settings;
     settings.enabled = true;
     settings.window_us = 1;
