@@ -107,6 +107,10 @@ def run(
     With --emulated it finds the emulated CANN instead; FLEXNPU_EMU_PROFILE, FLEXNPU_EMU_MODE and
     FLEXNPU_EMU_DEVICES then choose the chip, compute or time, and how many.
 
+    A start script may source the vendor's set_env.sh: what it starts still gets FlexNPU's libraries. A
+    program that is linked with the vendor's by an absolute path is ended with an error.
+    ASCEND_RT_VISIBLE_DEVICES chooses among the devices that the program was given.
+
     A daemon that is busy is waited for: FLEXNPU_CONNECT_TIMEOUT seconds (300) for a session, and then for as
     long as it lives.
     """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CLIENT_HOME = PACKAGE / "client"
 EMULATOR_HOME = PACKAGE / "emulator"
+GUARD = CLIENT_HOME / "lib" / "libflexnpu_guard.so"
 
 #: Programs look for more libraries below these: a stand-in for CANN's folder, so that they find none of the
 #: vendor's there.
@@ -18,6 +20,9 @@ def environment(home: Path, data_sockets: Sequence[Path], base: Mapping[str, str
     """`base` changed so that programs load the libraries in `home`/lib. lib/toolkit there is laid out as the
     vendor's installation, as far as programs look into it. The program's devices are those behind
     `data_sockets`, in that order.
+
+    With the client's libraries, ``guard.cpp`` is preloaded: it keeps a program on them that sources the
+    vendor's set_env.sh.
     """
     result = dict(base)
     ours = {CLIENT_HOME / "lib", EMULATOR_HOME / "lib"}
@@ -25,6 +30,16 @@ def environment(home: Path, data_sockets: Sequence[Path], base: Mapping[str, str
         entry for entry in base.get("LD_LIBRARY_PATH", "").split(":") if entry and Path(entry) not in ours
     ]
     result["LD_LIBRARY_PATH"] = ":".join([str(home / "lib"), *rest])
+    preloads = [
+        entry for entry in re.split("[: ]", base.get("LD_PRELOAD", "")) if entry and entry != str(GUARD)
+    ]
+    if (
+        home == CLIENT_HOME and GUARD.exists() and not re.search("[: ]", str(GUARD))
+    ):  # which would end the name
+        preloads.append(str(GUARD))
+    result["LD_PRELOAD"] = ":".join(preloads)
+    if not preloads:
+        del result["LD_PRELOAD"]
     for name, folder in _HOMES.items():
         result[name] = str(home / "lib" / "toolkit" / folder)
     result.pop("FLEXNPU_SOCKET", None)

@@ -227,6 +227,7 @@ def serve(config: Config) -> None:
             log("stale-socket-removed", path=str(path))
         privileges.confine()
         os.environ.update(config.environment())
+        os.environ.pop("ASCEND_RT_VISIBLE_DEVICES", None)  # --device is the machine's number
         plane = planes.make(config, str(files.data_path))
         service = Service(config, plane)
         server = ControlServer(files.control_path, service.handle, config.own_uids, config.control_gid)

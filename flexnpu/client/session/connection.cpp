@@ -14,6 +14,7 @@
 #include <cstring>
 
 #include "acl.gen.h"
+#include "flexnpu/api/guest.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/wire/futex.hpp"
 
@@ -103,7 +104,7 @@ bool Connection::connect_to(Bound* bound) {
     std::memcpy(address.sun_path, path_.c_str(), path_.size() + 1);
     {
         std::lock_guard no_fork(files_mutex());
-        socket_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+        socket_ = guest::above_standard(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
     }
     if (socket_ < 0) {
         fail(acl::RT_INTERNAL, "FlexNPU: cannot open a socket to the daemon: %s%s", strerror(errno),
@@ -230,7 +231,7 @@ bool Connection::receive(Received* out) {
         for (size_t i = 0; i < count; i++) {
             int fd;
             std::memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
-            File file(fd);
+            File file(guest::above_standard(fd));
             if (out->count < Received::kFiles) out->files[out->count] = std::move(file);
             out->count++;
         }

@@ -7,6 +7,7 @@
 #include <condition_variable>
 
 #include "acl.gen.h"
+#include "flexnpu/api/guest.hpp"
 #include "flexnpu/client/devices.hpp"
 #include "flexnpu/client/error.hpp"
 #include "flexnpu/client/session/fork.hpp"
@@ -31,6 +32,42 @@ std::vector<std::mutex*>& quick_mutexes() {
     return *all;
 }
 std::vector<Session*>& ended = *new std::vector<Session*>;
+
+// The value of ASCEND_RT_VISIBLE_DEVICES when the first session was opened, as CANN reads it; nullptr before.
+struct Visible {
+    std::string value;
+    bool set;
+};
+std::atomic<const Visible*> visible_then{nullptr};
+
+Visible visible_now() {
+    if (const Visible* then = visible_then.load(std::memory_order_acquire)) return *then;
+    const char* value = getenv("ASCEND_RT_VISIBLE_DEVICES");
+    return {value ? value : "", value != nullptr};
+}
+
+// From the first session on the program's numbers of devices stay what they are.
+void fix_visible() {
+    if (visible_then.load(std::memory_order_acquire)) return;
+    auto* now = new Visible(visible_now());
+    const Visible* none = nullptr;
+    if (!visible_then.compare_exchange_strong(none, now)) delete now;
+}
+
+// Of the devices that it was given, those that a program wants to see.
+std::vector<std::string> seen_of(std::vector<std::string> paths) {
+    const Visible visible = visible_now();
+    if (!visible.set || paths.empty()) return paths;
+    std::vector<std::string> seen;
+    for (const int32_t i : guest::visible_devices(visible.value.c_str(), int32_t(paths.size())))
+        seen.push_back(std::move(paths[size_t(i)]));
+    if (seen.empty()) {
+        fail(acl::RT_INVALID_DEVICE,
+             "ASCEND_RT_VISIBLE_DEVICES is '%s': the program sees none of its %zu devices, 0 to %zu",
+             visible.value.c_str(), paths.size(), paths.size() - 1);
+    }
+    return seen;
+}
 
 // Read anew for every session: a program may set them before its first call, and a child before its own.
 std::vector<std::string> socket_paths() {
@@ -57,7 +94,7 @@ std::vector<std::string> socket_paths() {
              paths.size(), wire::kMaxDevices);
         paths.clear();
     }
-    return paths;
+    return seen_of(std::move(paths));
 }
 
 int32_t no_device(const char* what) {
@@ -114,6 +151,7 @@ Session* Session::of(int device) {
     mine->over = true;
     mine->opened = ok;
     if (ok) {
+        fix_visible();
         sessions[device].store(s, std::memory_order_release);
     } else {
         mine->error = last_error();
@@ -230,6 +268,7 @@ void Session::after_fork_in_child() {
         if (opening) opening->session->abandon();
         opening.reset();
     }
+    visible_then = nullptr;
     opening_over = new std::condition_variable;  // who waited for the old one is not here
     for (std::mutex* m : quick_mutexes()) m->unlock();
     files_mutex().unlock();

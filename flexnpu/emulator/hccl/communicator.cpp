@@ -57,6 +57,9 @@ void Communicator::join(const char* name) {
     mine.pid = getpid();
     mine.start_time = process_start_time(getpid());
     mine.device = device;
+    if (aclrtGetPhyDevIdByUserDevId(device, &mine.device) != 0) {
+        throw Refusal{types::E_PARA, "there is no device " + std::to_string(device)};
+    }
     std::snprintf(mine.machine, sizeof(mine.machine), "%s", flexnpu_emu_machine());
     if (rank == 0) {
         std::snprintf(shared.name, sizeof(shared.name), "%s", name);

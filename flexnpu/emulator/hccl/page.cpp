@@ -13,6 +13,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "flexnpu/api/guest.hpp"
+
 namespace flexnpu::emulator::hccl {
 
 namespace {
@@ -44,7 +46,7 @@ const char* name_of(Op op) {
 }
 
 int Mapping::create() {
-    int fd = memfd_create("flexnpu-hccl", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int fd = guest::above_standard(memfd_create("flexnpu-hccl", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (fd < 0) {
         throw_errno("cannot make a communicator's memory");
     }

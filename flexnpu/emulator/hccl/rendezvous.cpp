@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "flexnpu/api/guest.hpp"
 #include "flexnpu/api/hccl_types.hpp"
 #include "flexnpu/emulator/hccl/page.hpp"
 #include "flexnpu/emulator/hccl/refusal.hpp"
@@ -44,7 +45,7 @@ constexpr size_t kNameBytes = 12;
 
 class Socket {
 public:
-    explicit Socket(int fd) : fd_(fd) {}
+    explicit Socket(int fd) : fd_(guest::above_standard(fd)) {}
     ~Socket() {
         if (fd_ >= 0) {
             close(fd_);
@@ -127,7 +128,7 @@ int receive_descriptor(int socket) {
     }
     int fd = -1;
     std::memcpy(&fd, CMSG_DATA(header), sizeof(fd));
-    return fd;
+    return guest::above_standard(fd);
 }
 
 void set_timeout(int fd, int option, time_t seconds) {
@@ -184,7 +185,7 @@ struct Peer {
 // holds up another.
 class Server {
 public:
-    Server() : wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+    Server() : wake_(guest::above_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))) {}
 
     // Throws Refusal.
     void add(std::shared_ptr<Rendezvous> one) {

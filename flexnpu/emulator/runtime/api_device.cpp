@@ -44,15 +44,38 @@ int32_t peer_access(const char* function, int32_t peer, bool enable) {
     return acl::SUCCESS;
 }
 
-int32_t same_number(const char* function, int32_t from, int32_t* to) {
+// The machine's number of a device that the program sees, or the other way round.
+int32_t machine_number(const char* function, int32_t from, int32_t* to) {
     if (to == nullptr) {
         return null_argument(function);
     }
     if (int32_t error = check_device(function, from)) {
         return error;
     }
-    *to = from;
+    *to = Runtime::get().settings().visible[size_t(from)];
     return acl::SUCCESS;
+}
+int32_t program_number(const char* function, int32_t from, int32_t* to) {
+    if (to == nullptr) {
+        return null_argument(function);
+    }
+    const auto& visible = Runtime::get().settings().visible;
+    const auto at = std::find(visible.begin(), visible.end(), from);
+    if (at == visible.end()) {
+        return fail(acl::RT_INVALID_DEVICE, "%s: this program does not see device %d of the machine",
+                    function, from);
+    }
+    *to = int32_t(at - visible.begin());
+    return acl::SUCCESS;
+}
+// The machine has one number for a device, whether it is called logical or physical.
+int32_t same_number(const char* function, int32_t from, int32_t* to) {
+    int32_t number = 0;
+    const int32_t error = to == nullptr ? null_argument(function) : program_number(function, from, &number);
+    if (error == 0) {
+        *to = from;
+    }
+    return error;
 }
 
 // Errors of streams come out at the next synchronise, the first stream's first.
@@ -359,10 +382,10 @@ aclError aclrtDeviceTaskAbort(int32_t device, uint32_t) {
 }
 
 aclError aclrtGetLogicDevIdByUserDevId(const int32_t from, int32_t* const to) {
-    return same_number("aclrtGetLogicDevIdByUserDevId", from, to);
+    return machine_number("aclrtGetLogicDevIdByUserDevId", from, to);
 }
 aclError aclrtGetUserDevIdByLogicDevId(const int32_t from, int32_t* const to) {
-    return same_number("aclrtGetUserDevIdByLogicDevId", from, to);
+    return program_number("aclrtGetUserDevIdByLogicDevId", from, to);
 }
 aclError aclrtGetLogicDevIdByPhyDevId(const int32_t from, int32_t* const to) {
     return same_number("aclrtGetLogicDevIdByPhyDevId", from, to);
@@ -371,10 +394,10 @@ aclError aclrtGetPhyDevIdByLogicDevId(const int32_t from, int32_t* const to) {
     return same_number("aclrtGetPhyDevIdByLogicDevId", from, to);
 }
 aclError aclrtGetPhyDevIdByUserDevId(const int32_t from, int32_t* const to) {
-    return same_number("aclrtGetPhyDevIdByUserDevId", from, to);
+    return machine_number("aclrtGetPhyDevIdByUserDevId", from, to);
 }
 aclError aclrtGetUserDevIdByPhyDevId(const int32_t from, int32_t* const to) {
-    return same_number("aclrtGetUserDevIdByPhyDevId", from, to);
+    return program_number("aclrtGetUserDevIdByPhyDevId", from, to);
 }
 
 // Versions of the emulated package.

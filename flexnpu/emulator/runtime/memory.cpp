@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "flexnpu/api/guest.hpp"
+
 namespace flexnpu::emulator {
 
 namespace {
@@ -22,7 +24,7 @@ Arena::Arena(SharedDevice& shared) : shared_(shared) {
     // Twice the capacity: the MMU of a device gathers scattered free pages, so fragments must not end an
     // allocation.
     span_ = round_up(shared.capacity() * 2, 2 << 20);
-    fd_ = memfd_create("flexnpu-emu-memory", MFD_CLOEXEC);
+    fd_ = guest::above_standard(memfd_create("flexnpu-emu-memory", MFD_CLOEXEC));
     if (fd_ < 0 || ftruncate(fd_, off_t(span_)) != 0) {
         int error = errno;
         if (fd_ >= 0) {

@@ -28,18 +28,21 @@ struct Settings {
     Profile profile;
     Mode mode = kModeCompute;
     Missing missing = kMissingError;
-    int32_t devices = 1;
+    int32_t devices = 1;           // that the program sees
+    std::vector<int32_t> visible;  // which of the machine's each is
     std::string machine = "default";
 };
 
-// Reads FLEXNPU_EMU_{PROFILE,SLOWDOWN,MODE,MISSING,DEVICES,MACHINE}. Throws std::runtime_error that names
-// the variable.
+// Reads FLEXNPU_EMU_{PROFILE,SLOWDOWN,MODE,MISSING,DEVICES,MACHINE} and ASCEND_RT_VISIBLE_DEVICES. Throws
+// std::runtime_error that names the variable.
 Settings read_settings();
 
 struct Device {
     Device(const Settings& settings, int32_t index)
-        : index(index), shared(settings.machine, index, settings.profile.memory_bytes), memory(shared) {}
-    const int32_t index;
+        : index(index),
+          shared(settings.machine, settings.visible[size_t(index)], settings.profile.memory_bytes),
+          memory(shared) {}
+    const int32_t index;  // the program's number
     SharedDevice shared;
     Arena memory;
 };

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "flexnpu/api/guest.hpp"
 #include "flexnpu/emulator/runtime/runtime.hpp"
 
 namespace flexnpu::emulator {
@@ -53,7 +54,8 @@ Settings read_settings() {
     if (*end != '\0' || count < 1 || count > 64) {
         refuse_variable("FLEXNPU_EMU_DEVICES", devices, "a number from 1 to 64");
     }
-    settings.devices = int32_t(count);
+    settings.visible = guest::visible_devices(std::getenv("ASCEND_RT_VISIBLE_DEVICES"), int32_t(count));
+    settings.devices = int32_t(settings.visible.size());
     settings.machine = variable("FLEXNPU_EMU_MACHINE", "default");
     if (settings.machine.size() > 40 ||
         settings.machine.find_first_not_of(

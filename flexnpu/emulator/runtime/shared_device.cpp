@@ -21,6 +21,7 @@
 #include <string_view>
 #include <thread>
 
+#include "flexnpu/api/guest.hpp"
 #include "flexnpu/emulator/runtime/clock.hpp"
 #include "flexnpu/emulator/runtime/fork.hpp"
 #include "flexnpu/emulator/runtime/process.hpp"
@@ -34,7 +35,8 @@ namespace {
 // its holder.
 class NameLock {
 public:
-    explicit NameLock(const std::string& name) : fd_(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    explicit NameLock(const std::string& name)
+        : fd_(guest::above_standard(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0))) {
         if (fd_ < 0) {
             throw_errno("cannot make a socket");
         }
@@ -105,10 +107,10 @@ SharedDevice::SharedDevice(const std::string& machine, int index, uint64_t capac
         "flexnpu-emu-" + std::to_string(geteuid()) + "-" + machine + "-npu" + std::to_string(index);
     NoFork no_fork;  // a child must not inherit the lock's socket
     NameLock lock(name);
-    fd_ = find_memfd(name);
+    fd_ = guest::above_standard(find_memfd(name));
     bool create = fd_ < 0;
     if (create) {
-        fd_ = memfd_create(name.c_str(), MFD_CLOEXEC);
+        fd_ = guest::above_standard(memfd_create(name.c_str(), MFD_CLOEXEC));
         if (fd_ < 0 || ftruncate(fd_, sizeof(DevicePage)) != 0) {
             throw_errno("cannot make the emulated device's shared page");
         }

@@ -10,6 +10,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "flexnpu/api/guest.hpp"
+
 namespace flexnpu::emulator {
 
 namespace {
@@ -21,7 +23,7 @@ bool is_factor(double value) { return value >= Slowdown::kLeast && value <= Slow
 }
 
 const uint64_t* map_factor(const std::string& path) {
-    int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    int fd = guest::above_standard(open(path.c_str(), O_RDONLY | O_CLOEXEC));
     if (fd < 0) {
         refuse(path, std::strerror(errno));
     }
