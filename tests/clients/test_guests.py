@@ -107,7 +107,7 @@ def test_a_start_script_that_sources_the_vendors_environment(daemon: Any) -> Non
 
 
 def test_a_program_linked_with_the_vendors_libraries(daemon: Any, tmp_path: Path) -> None:
-    """Its own path to them comes before LD_LIBRARY_PATH: nothing can be put in their place, so it is ended."""
+    """Its own path to them comes before LD_LIBRARY_PATH: nothing can take their place, so it is ended."""
     source = tmp_path / "linked.c"
     source.write_text("int aclInit(const char *); int main(void) { return aclInit(0); }")
     program = tmp_path / "linked"

@@ -1,5 +1,5 @@
-"""A program without standard descriptors, as an old daemon is: prints into what has their numbers, then looks whether
-its memory is as it was. Writes what it found to the file that is its argument.
+"""A program without standard descriptors, as an old daemon is: prints into what has their numbers, then looks
+whether its memory is as it was. Writes what it found to the file that is its argument.
 """
 
 import ctypes

@@ -1,7 +1,6 @@
-"""Prints what of its devices it sees: how many, the error of each SetDevice, and each one's number by the machine's
-count.
+"""Prints what of its devices it sees: how many, and each one's number by the machine's count.
 
-Arguments: a value of ASCEND_RT_VISIBLE_DEVICES to set after the first device was set, which must change nothing.
+Argument: a value of ASCEND_RT_VISIBLE_DEVICES to set after the first device was set. It must change nothing.
 """
 
 import json
