@@ -153,7 +153,7 @@ aclError aclrtBinaryLoadFromData(const void* data, size_t bytes, const aclrtBina
 
 aclError aclrtBinaryLoadFromFile(const char* path, aclrtBinaryLoadOptions* options, aclrtBinHandle* out) {
     if (!path) return fail(acl::INVALID_PARAM, "aclrtBinaryLoadFromFile: the path is null");
-    const int fd = guest::above_standard(open(path, O_RDONLY | O_CLOEXEC));
+    const int fd = flexnpu::guest::above_standard(open(path, O_RDONLY | O_CLOEXEC));
     struct stat st{};
     if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size <= 0 ||
         uint64_t(st.st_size) > kernel::kMaxBinaryBytes) {

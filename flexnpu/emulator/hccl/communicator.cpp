@@ -7,6 +7,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "acl.gen.h"
 #include "flexnpu/api/hccl_types.hpp"
 #include "flexnpu/emulator/hccl/rendezvous.hpp"
 #include "flexnpu/emulator/runtime/clock.hpp"
