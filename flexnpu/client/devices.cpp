@@ -50,6 +50,10 @@ int32_t no_context(const char* function) {
     return fail(acl::RT_CONTEXT_NULL, "%s: this thread has no device; call aclrtSetDevice first", function);
 }
 
+// Whether there are devices, but ASCEND_RT_VISIBLE_DEVICES names none: after Session::count() has said 0. A
+// launcher's main program starts so.
+bool sees_none() { return last_error() == acl::RT_INVALID_DEVICE; }
+
 int32_t check_device(const char* function, int64_t device) {
     const int n = Session::count();
     if (n == 0) return last_error();
@@ -177,7 +181,7 @@ extern "C" {
 
 aclError aclInit(const char*) {
     const int n = Session::count();
-    if (n == 0) return last_error();
+    if (n == 0 && !sees_none()) return last_error();
     // Where there is one device a program learns here that nobody serves it; of several it may want only
     // some.
     if (n == 1 && !Session::of(0)) return last_error();
@@ -195,7 +199,7 @@ aclError aclFinalizeReference(uint64_t* count) {
 aclError aclrtGetDeviceCount(uint32_t* count) {
     if (!count) return fail(acl::INVALID_PARAM, "aclrtGetDeviceCount: count is null");
     const int n = Session::count();
-    if (n == 0) return last_error();
+    if (n == 0 && !sees_none()) return last_error();
     *count = uint32_t(n);
     return 0;
 }

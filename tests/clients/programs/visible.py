@@ -12,7 +12,7 @@ from ascendcl import attempt, call, malloc
 
 call("aclInit", None)
 count = c_uint32()
-error, message = attempt("aclrtGetDeviceCount", byref(count))
+call("aclrtGetDeviceCount", byref(count))
 numbers = []
 for device in range(count.value):
     call("aclrtSetDevice", device)
@@ -22,7 +22,7 @@ for device in range(count.value):
     number = c_int32(-1)
     call("aclrtGetLogicDevIdByUserDevId", device, byref(number))
     numbers.append(number.value)
-beyond = attempt("aclrtSetDevice", count.value)[0]
-print(json.dumps({"count": count.value, "error": [error, message], "numbers": numbers, "beyond": beyond}))
+beyond, why = attempt("aclrtSetDevice", count.value)
+print(json.dumps({"count": count.value, "numbers": numbers, "beyond": beyond, "why": why}))
 sys.stdout.flush()
 sys.stdin.read()  # keeps its sessions
