@@ -91,6 +91,7 @@ static long (*const helper_update)(const void* map, const void* key, const void*
 static long (*const helper_delete)(const void* map, const void* key) = (void*)3;
 static u64 (*const bpf_ktime_get_ns)(void) = (void*)5;
 static u64 (*const bpf_get_current_pid_tgid)(void) = (void*)14;
+static u64 (*const bpf_get_current_task)(void) = (void*)35;
 static long (*const bpf_probe_read_user)(void* to, u32 size, const void* from) = (void*)112;
 static long (*const bpf_probe_read_kernel)(void* to, u32 size, const void* from) = (void*)113;
 static long (*const bpf_probe_read_user_str)(void* to, u32 size, const void* from) = (void*)114;

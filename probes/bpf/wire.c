@@ -1,17 +1,22 @@
 // The traffic of HTTP connections of chosen processes, from syscall tracepoints.
 //
-// A connection is an fd of a target on which a read began with an HTTP method, or which accept returned; all
-// other fds cost one or two map look-ups a call and nothing in user space. Of each call a bounded prefix is
-// copied to the ring buffer, in slices, each with its offset in the direction's byte stream: whoever reads
-// the slices sees every hole, be it a copy limit or a full ring.
+// A connection is a socket that a target accepted, or on which a read of a target began with an HTTP method.
+// It is known by the kernel's socket, whichever descriptor of whichever target it is used by; all other
+// descriptors cost two map look-ups a call and nothing in user space. Of each call a bounded part is copied
+// to the ring buffer, in slices, each with its offset in the direction's byte stream: whoever reads the
+// slices sees every hole, be it a copy limit, a full ring, or bytes that the program never had in its hands.
 #include "wire_options.h"
 
 #include "pid.h"
 #include "wire_records.h"
 
-#define MAX_IN_SLICES 16  // slices copied of one call
-#define MAX_OUT_SLICES 8
-#define HEADER (sizeof(struct record) - SLICE)
+#define HEADER (sizeof(struct record) - SCRATCH)
+
+#define MSG_OOB 1
+#define MSG_PEEK 2
+#define MSG_TRUNC 0x20
+#define MSG_ERRQUEUE 0x2000
+#define CLOSE_RANGE_CLOEXEC 4
 
 // The argument block of a syscall tracepoint, the same on every architecture with 64-bit longs.
 struct enter_ctx {
@@ -28,6 +33,8 @@ struct exit_ctx {
 BPF_HASH(targets, u32, u8, 4096);
 BPF_HASH(calls, u64, struct call, 16384);
 BPF_HASH(connections, u64, struct connection, 65536);
+// By process and descriptor. One that was dropped is looked up in the kernel's table again.
+LRU_HASH(descriptors, u64, struct descriptor, 65536);
 BPF_PERCPU_ARRAY(losses, u64, N_LOSSES);
 BPF_PERCPU_ARRAY(scratch, struct record, 1);
 BPF_PERCPU_ARRAY(walks, struct walk, 1);
@@ -47,10 +54,12 @@ static __always_inline int is_target(u64 id)
     return targets.lookup(&tgid) != 0;
 }
 
-static __always_inline u64 connection_key(u64 id, u32 fd)
+static __always_inline u64 descriptor_key(u64 id, u32 fd)
 {
     return (id >> 32 << 32) | fd;
 }
+
+#include "wire_files.c"
 
 static __always_inline void emit(struct record* r, u32 length)
 {
@@ -74,106 +83,58 @@ static __always_inline void emit(struct record* r, u32 length)
 
 static __always_inline void emit_mark(u64 id, u32 fd, struct connection* c, u8 kind)
 {
-    int zero = 0;
-    struct record* r = scratch.lookup(&zero);
-    if (!r)
-        return;
-    r->t = bpf_ktime_get_ns();
-    r->connection = c->id;
-    r->called = r->t;
-    r->offset = 0;
-    r->sent = 0;
-    r->kept = 0;
-    r->tgid = id >> 32;
-    r->fd = fd;
-    r->span = 0;
-    r->length = 0;
-    r->kind = kind;
-    r->direction = 0;
-    emit(r, 0);
+    struct mark m = {};
+    m.t = bpf_ktime_get_ns();
+    m.called = m.t;
+    m.connection = c->id;
+    m.tgid = id >> 32;
+    m.fd = fd;
+    m.kind = kind;
+#ifdef FILES
+    m.socket = 1;
+#endif
+    if (records.ringbuf_output(&m, sizeof(m), BPF_RB_NO_WAKEUP))
+        lose(WIRE_LOST, 1);
 }
 
-static __always_inline void emit_data(u64 id, struct call* call, struct connection* c, u64 t, u64 total)
-{
-    int zero = 0;
-    struct record* r = scratch.lookup(&zero);
-    struct walk* w = walks.lookup(&zero);
-    if (!r || !w)
-        return;
-    r->t = t;
-    r->called = call->direction == OUT ? call->start : bpf_ktime_get_ns();
-    r->connection = c->id;
-    r->tgid = id >> 32;
-    r->fd = call->fd;
-    r->kind = KIND_DATA;
-    r->direction = call->direction;
-
-    w->left = total;
-    w->offset = c->offset[call->direction & 1];
-    w->entry = 0;
-    w->at = call->addr;
-    w->part = call->vector ? 0 : total;
-    c->offset[call->direction & 1] += total;
-    r->sent = c->offset[call->direction & 1] - call->unsent;
-    r->kept = call->kept;
-
-    int slices = call->direction == IN ? MAX_IN_SLICES : MAX_OUT_SLICES;
-    for (int i = 0; i < (MAX_IN_SLICES > MAX_OUT_SLICES ? MAX_IN_SLICES : MAX_OUT_SLICES); i++) {
-        if (i >= slices || !w->left)
-            break;
-        if (!w->part) {
-            struct user_iovec v = {};
-            if (w->entry >= call->count ||
-                bpf_probe_read_user(&v, sizeof(v), (void*)(call->addr + w->entry * sizeof(v))))
-                break;
-            w->entry++;
-            w->at = v.base;
-            w->part = v.len < w->left ? v.len : w->left;
-        }
-        u64 n = w->part;
-        if (n > SLICE)
-            n = SLICE;
-        if (!n)
-            continue;
-        r->offset = w->offset;
-        r->span = n;
-        if (bpf_probe_read_user(r->data, n, (void*)w->at)) {
-            lose(WIRE_UNREADABLE_BYTES, n);
-            r->length = 0;
-            emit(r, 0);
-        } else {
-            r->length = n;
-            emit(r, n);
-        }
-        w->at += n;
-        w->part -= n;
-        w->left -= n;
-        w->offset += n;
-    }
-    if (w->left) {
-        lose(WIRE_TRUNCATED_BYTES, w->left);
-        r->offset = w->offset;
-        r->span = w->left;
-        r->length = 0;
-        emit(r, 0);
-    }
-}
+#include "wire_copy.c"
 
 // What bytes begin like: 0 an HTTP/1 request, else what they are counted as.
 static __always_inline int looks_like(struct call* call, u64 total)
 {
-    u64 at = call->addr;
-    if (call->vector) {
-        struct user_iovec v = {};
-        if (bpf_probe_read_user(&v, sizeof(v), (void*)at))
+    u64 at = call->addr, left = total, entry = call->addr, entries = call->count;
+    if (call->shape == MESSAGES) {
+        struct user_msg m = {};
+        if (bpf_probe_read_user(&m, sizeof(m), (void*)at))
             return WIRE_UNSUPPORTED;
-        at = v.base;
-        if (v.len < total)
-            total = v.len;
+        entry = m.iov;
+        entries = m.iov_len;
     }
-    char b[4] = {};
-    if (total < 4 || bpf_probe_read_user(b, sizeof(b), (void*)at))
+    if (call->shape != BUFFER)
+        left = 0;
+    if (total < 4 || call->shape == OPAQUE)
         return WIRE_UNSUPPORTED;
+    char b[4] = {};
+    u32 have = 0;
+    for (int i = 0; i < 12 && have < 4; i++) {
+        if (!left) {
+            struct user_iovec v = {};
+            if (!entries || bpf_probe_read_user(&v, sizeof(v), (void*)entry))
+                return WIRE_UNSUPPORTED;
+            entries--;
+            entry += sizeof(v);
+            at = v.base;
+            left = v.len;
+            continue;
+        }
+        char one = 0;
+        if (bpf_probe_read_user(&one, 1, (void*)at))
+            return WIRE_UNSUPPORTED;
+        b[have & 3] = one;
+        have++;
+        at++;
+        left--;
+    }
     if (b[0] == 0x16 && b[1] == 3)
         return WIRE_TLS;
     if (b[0] == 'P' && b[1] == 'R' && b[2] == 'I' && b[3] == ' ')
@@ -188,27 +149,47 @@ static __always_inline int looks_like(struct call* call, u64 total)
     return request ? 0 : WIRE_UNSUPPORTED;
 }
 
-static __always_inline int enter(struct enter_ctx* ctx, u8 direction, u64 addr, u64 count, u8 vector)
+// A descriptor that is used for the first time, or for the first time in long.
+static __always_inline struct descriptor* know(u64 key)
+{
+    struct descriptor fresh = {};
+#ifdef FILES
+    fresh.connection = socket_of(file_of((u32)key));
+    fresh.state = fresh.connection ? SOCKET : NOT_FOLLOWED;
+#else
+    fresh.connection = key;
+    fresh.state = SOCKET;
+#endif
+    struct connection* c = connections.lookup(&fresh.connection);
+    if (c && c->state == HTTP)
+        fresh.state = LIVE;
+    descriptors.update(&key, &fresh);
+    return descriptors.lookup(&key);
+}
+
+static __always_inline int enter(struct enter_ctx* ctx, u32 fd, u8 direction, u8 shape, u64 addr, u64 count)
 {
     u64 id = pid_tgid();
     if (!is_target(id))
         return 0;
-    u64 key = connection_key(id, ctx->args[0]);
-    struct connection* c = connections.lookup(&key);
-    if (direction == OUT && (!c || c->state != HTTP))
-        return 0;
-    if (c && c->state == OTHER)
+    u64 key = descriptor_key(id, fd);
+    struct descriptor* d = descriptors.lookup(&key);
+    if (!d)
+        d = know(key);
+    if (!d || d->state == NOT_FOLLOWED || (d->state != LIVE && direction == OUT))
         return 0;
     struct call call = {};
     call.start = bpf_ktime_get_ns();
     call.addr = addr;
     call.count = count;
-    call.fd = ctx->args[0];
-    call.vector = vector;
+    call.connection = d->connection;
+    call.live = d->state == LIVE;
+    call.fd = fd;
+    call.shape = shape;
     call.direction = direction;
     if (calls.update(&id, &call))
         lose(WIRE_CALLS_LOST, 1);
-    return 0;
+    return 1;
 }
 
 static __always_inline int enter_message(struct enter_ctx* ctx, u8 direction)
@@ -218,32 +199,137 @@ static __always_inline int enter_message(struct enter_ctx* ctx, u8 direction)
     struct user_msg m = {};
     if (bpf_probe_read_user(&m, sizeof(m), (void*)ctx->args[1]))
         return 0;
-    return enter(ctx, direction, m.iov, m.iov_len, 1);
+    enter(ctx, ctx->args[0], direction, VECTOR, m.iov, m.iov_len);
+    return 0;
 }
+
+// A look without taking, and what comes beside the stream (urgent data, the queue of errors), are not
+// followed. MSG_TRUNC throws the bytes away.
+#define BESIDE(flags) ((flags) & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE))
+#define TAKEN(flags, shape) ((flags) & MSG_TRUNC ? OPAQUE : (shape))
 
 SYSCALL int enter_read(struct enter_ctx* ctx)
 {
-    return enter(ctx, IN, ctx->args[1], ctx->args[2], 0);
+    enter(ctx, ctx->args[0], IN, BUFFER, ctx->args[1], ctx->args[2]);
+    return 0;
 }
 SYSCALL int enter_readv(struct enter_ctx* ctx)
 {
-    return enter(ctx, IN, ctx->args[1], ctx->args[2], 1);
+    enter(ctx, ctx->args[0], IN, VECTOR, ctx->args[1], ctx->args[2]);
+    return 0;
+}
+SYSCALL int enter_recvfrom(struct enter_ctx* ctx)
+{
+    u64 flags = ctx->args[3];
+    if (!BESIDE(flags))
+        enter(ctx, ctx->args[0], IN, TAKEN(flags, BUFFER), ctx->args[1], ctx->args[2]);
+    return 0;
 }
 SYSCALL int enter_recvmsg(struct enter_ctx* ctx)
 {
+    u64 flags = ctx->args[2];
+    if (BESIDE(flags))
+        return 0;
+    if (flags & MSG_TRUNC) {
+        enter(ctx, ctx->args[0], IN, OPAQUE, 0, 0);
+        return 0;
+    }
     return enter_message(ctx, IN);
+}
+SYSCALL int enter_recvmmsg(struct enter_ctx* ctx)
+{
+    u64 flags = ctx->args[3];
+    if (!BESIDE(flags))
+        enter(ctx, ctx->args[0], IN, TAKEN(flags, MESSAGES), ctx->args[1], 0);
+    return 0;
 }
 SYSCALL int enter_write(struct enter_ctx* ctx)
 {
-    return enter(ctx, OUT, ctx->args[1], ctx->args[2], 0);
+    enter(ctx, ctx->args[0], OUT, BUFFER, ctx->args[1], ctx->args[2]);
+    return 0;
 }
 SYSCALL int enter_writev(struct enter_ctx* ctx)
 {
-    return enter(ctx, OUT, ctx->args[1], ctx->args[2], 1);
+    enter(ctx, ctx->args[0], OUT, VECTOR, ctx->args[1], ctx->args[2]);
+    return 0;
 }
 SYSCALL int enter_sendmsg(struct enter_ctx* ctx)
 {
     return enter_message(ctx, OUT);
+}
+SYSCALL int enter_sendmmsg(struct enter_ctx* ctx)
+{
+    enter(ctx, ctx->args[0], OUT, MESSAGES, ctx->args[1], 0);
+    return 0;
+}
+// From a file or a pipe to a socket, or from a socket to a pipe, without passing through the program.
+SYSCALL int enter_sendfile(struct enter_ctx* ctx)
+{
+    enter(ctx, ctx->args[0], OUT, OPAQUE, 0, 0);
+    return 0;
+}
+SYSCALL int enter_splice(struct enter_ctx* ctx)
+{
+    if (!enter(ctx, ctx->args[2], OUT, OPAQUE, 0, 0))
+        enter(ctx, ctx->args[0], IN, OPAQUE, 0, 0);
+    return 0;
+}
+
+static __always_inline struct connection* open_connection(u64 id, struct call* call)
+{
+    struct connection* c = connections.lookup(&call->connection);
+    if (!c) {
+        struct connection fresh = {};
+        fresh.id = bpf_ktime_get_ns();
+        fresh.tgid = id >> 32;
+        if (connections.update(&call->connection, &fresh)) {
+            lose(WIRE_CONNECTIONS_LOST, 1);
+            return 0;
+        }
+        c = connections.lookup(&call->connection);
+        if (!c)
+            return 0;
+    }
+    c->state = HTTP;
+    emit_mark(id, call->fd, c, KIND_OPEN);
+    return c;
+}
+
+static __always_inline void set_descriptor(u64 id, struct call* call, u32 state)
+{
+    u64 key = descriptor_key(id, call->fd);
+    struct descriptor* d = descriptors.lookup(&key);
+    if (d)
+        d->state = state;
+}
+
+static __always_inline int finish(u64 id, struct call* call, u64 total)
+{
+    struct connection* c = connections.lookup(&call->connection);
+    if (!c || c->state == FRESH) {
+        if (call->direction == OUT)
+            return 0;
+        int what = looks_like(call, total);
+        if (what) {
+            if (c) {
+                lose(what, 1);
+                connections.delete(&call->connection);
+                // Too short to tell: it may yet begin with a request.
+                if (total >= 4)
+                    set_descriptor(id, call, NOT_FOLLOWED);
+            }
+            return 0;
+        }
+        c = open_connection(id, call);
+        if (!c)
+            return 0;
+    }
+    if (!call->live)
+        set_descriptor(id, call, LIVE);
+    // A write is dated by its start, since its data leave during the call.
+    u64 t = call->direction == OUT ? call->start : call->arrived ? call->arrived : bpf_ktime_get_ns();
+    emit_data(id, call, c, t, total);
+    return 0;
 }
 
 SYSCALL int exit_transfer(struct exit_ctx* ctx)
@@ -256,49 +342,81 @@ SYSCALL int exit_transfer(struct exit_ctx* ctx)
     calls.delete(&id);
     if (ctx->ret <= 0)
         return 0;
-    u64 key = connection_key(id, call.fd);
-    struct connection* c = connections.lookup(&key);
-    if (!c) {
-        if (call.direction == OUT || looks_like(&call, ctx->ret))
-            return 0;
-        struct connection fresh = {};
-        fresh.id = bpf_ktime_get_ns();
-        fresh.state = HTTP;
-        if (connections.update(&key, &fresh)) {
-            lose(WIRE_CONNECTIONS_LOST, 1);
-            return 0;
-        }
-        c = connections.lookup(&key);
-        if (!c)
-            return 0;
-        emit_mark(id, call.fd, c, KIND_OPEN);
-    } else if (c->state == FRESH) {
-        if (call.direction == OUT)
-            return 0;
-        int what = looks_like(&call, ctx->ret);
-        if (what) {
-            c->state = OTHER;
-            lose(what, 1);
-            return 0;
-        }
-        c->state = HTTP;
-        emit_mark(id, call.fd, c, KIND_OPEN);
+    return finish(id, &call, ctx->ret);
+}
+
+SYSCALL int exit_messages(struct exit_ctx* ctx)
+{
+    u64 id = pid_tgid();
+    struct call* saved = calls.lookup(&id);
+    if (!saved)
+        return 0;
+    struct call call = *saved;
+    calls.delete(&id);
+    u64 total = 0;
+    struct user_mmsg* messages = (struct user_mmsg*)call.addr;
+    if (ctx->ret <= 0)
+        return 0;
+    if (ctx->ret > MAX_MESSAGES)
+        lose(WIRE_CALLS_LOST, 1);
+#pragma clang loop unroll(disable)
+    for (int i = 0; i < MAX_MESSAGES; i++) {
+        u32 length = 0;
+        if (i >= ctx->ret || bpf_probe_read_user(&length, sizeof(length), &messages[i].len))
+            break;
+        total += length;
     }
-    // A write is dated by its start, since its data leave during the call.
-    u64 t = call.direction == OUT ? call.start : call.arrived ? call.arrived : bpf_ktime_get_ns();
-    emit_data(id, &call, c, t, ctx->ret);
+    call.count = ctx->ret;
+    return total ? finish(id, &call, total) : 0;
+}
+
+// A thread that lets io_uring work: what moves meanwhile is counted (wire_sockets.c).
+SYSCALL int enter_uring(struct enter_ctx* ctx)
+{
+    u64 id = pid_tgid();
+    if (!is_target(id))
+        return 0;
+    struct call call = {};
+    call.shape = URING;
+    if (calls.update(&id, &call))
+        lose(WIRE_CALLS_LOST, 1);
+    return 0;
+}
+SYSCALL int exit_uring(struct exit_ctx* ctx)
+{
+    u64 id = pid_tgid();
+    struct call* call = calls.lookup(&id);
+    if (call && call->shape == URING)
+        calls.delete(&id);
     return 0;
 }
 
 static __always_inline void forget(u64 id, u32 fd)
 {
-    u64 key = connection_key(id, fd);
-    struct connection* c = connections.lookup(&key);
+    u64 key = descriptor_key(id, fd);
+    struct descriptor* d = descriptors.lookup(&key);
+#ifdef FILES
+    if (!d)
+        return;
+    u64 at = d->connection;
+    descriptors.delete(&key);
+    if (!at)
+        return;
+#else
+    u64 at = key;
+    if (d)
+        descriptors.delete(&key);
+#endif
+    struct connection* c = connections.lookup(&at);
     if (!c)
         return;
+#ifdef FILES
+    if (is_shared(fd))
+        return;
+#endif
     if (c->state == HTTP)
         emit_mark(id, fd, c, KIND_CLOSE);
-    connections.delete(&key);
+    connections.delete(&at);
 }
 
 SYSCALL int exit_accept(struct exit_ctx* ctx)
@@ -306,14 +424,28 @@ SYSCALL int exit_accept(struct exit_ctx* ctx)
     u64 id = pid_tgid();
     if (ctx->ret < 0 || !is_target(id))
         return 0;
+    u32 fd = ctx->ret;
     // An fd that is open here was closed in a way that was not seen.
-    forget(id, ctx->ret);
+    forget(id, fd);
+    u64 key = descriptor_key(id, fd);
+    struct descriptor d = {};
+    d.state = SOCKET;
+#ifdef FILES
+    d.connection = socket_of(file_of(fd));
+    if (!d.connection)
+        return 0;
+    struct connection* old = connections.lookup(&d.connection);
+    if (old && old->state == HTTP)
+        emit_mark(id, fd, old, KIND_CLOSE);  // the kernel has used the memory again
+#else
+    d.connection = key;
+#endif
     struct connection fresh = {};
     fresh.id = bpf_ktime_get_ns();
-    fresh.state = FRESH;
-    u64 key = connection_key(id, ctx->ret);
-    if (connections.update(&key, &fresh))
+    fresh.tgid = id >> 32;
+    if (connections.update(&d.connection, &fresh))
         lose(WIRE_CONNECTIONS_LOST, 1);
+    descriptors.update(&key, &d);
     return 0;
 }
 
@@ -322,6 +454,32 @@ SYSCALL int enter_close(struct enter_ctx* ctx)
     u64 id = pid_tgid();
     if (is_target(id))
         forget(id, ctx->args[0]);
+    return 0;
+}
+
+// Closes the descriptor that it gives another meaning.
+SYSCALL int enter_dup2(struct enter_ctx* ctx)
+{
+    u64 id = pid_tgid();
+    if (is_target(id) && (u32)ctx->args[0] != (u32)ctx->args[1])
+        forget(id, ctx->args[1]);
+    return 0;
+}
+
+// The tracer goes through the descriptors: their number is not bounded.
+SYSCALL int enter_close_range(struct enter_ctx* ctx)
+{
+    u64 id = pid_tgid();
+    if (!is_target(id) || ctx->args[2] & CLOSE_RANGE_CLOEXEC)
+        return 0;
+    struct mark m = {};
+    m.t = bpf_ktime_get_ns();
+    m.tgid = id >> 32;
+    m.kind = KIND_CLOSED_RANGE;
+    m.offset = (u32)ctx->args[0];
+    m.span = ctx->args[1];
+    if (records.ringbuf_output(&m, sizeof(m), BPF_RB_NO_WAKEUP))
+        lose(WIRE_LOST, 1);
     return 0;
 }
 

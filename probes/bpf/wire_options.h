@@ -26,10 +26,47 @@ struct sock {
 struct tcp_sock {
     u32 snd_nxt, write_seq;
 } RELOCATED;
+struct counter {
+    s64 counter;
+};
+struct inode {
+    u16 i_mode;
+} RELOCATED;
+struct file {
+    struct inode* f_inode;
+    void* private_data;
+    struct counter f_count;  // before Linux 6.13
+    struct counter f_ref;
+} RELOCATED;
+struct socket {
+    struct sock* sk;
+} RELOCATED;
+struct fdtable {
+    unsigned int max_fds;
+    struct file** fd;
+} RELOCATED;
+struct files_struct {
+    struct fdtable* fdt;
+} RELOCATED;
+struct task_struct {
+    struct files_struct* files;
+} RELOCATED;
 #define OFFSET_OF(type, member) __builtin_preserve_field_info(((struct type*)0)->member, 0)
+#define EXISTS(type, member) __builtin_preserve_field_info(((struct type*)0)->member, 2)
 #define SOCK_FAMILY OFFSET_OF(sock, __sk_common.skc_family)
 #define SOCK_PROTOCOL OFFSET_OF(sock, sk_protocol)
 #define TCP_SND_NXT OFFSET_OF(tcp_sock, snd_nxt)
 #define TCP_WRITE_SEQ OFFSET_OF(tcp_sock, write_seq)
+#define TASK_FILES OFFSET_OF(task_struct, files)
+#define FILES_FDT OFFSET_OF(files_struct, fdt)
+#define FDT_MAX OFFSET_OF(fdtable, max_fds)
+#define FDT_FD OFFSET_OF(fdtable, fd)
+#define FILE_INODE OFFSET_OF(file, f_inode)
+#define FILE_DATA OFFSET_OF(file, private_data)
+#define FILE_COUNT (EXISTS(file, f_ref) ? OFFSET_OF(file, f_ref) : OFFSET_OF(file, f_count))
+#define FILE_ONE (EXISTS(file, f_ref) ? 0 : 1)  // what it is with one reference
+#define INODE_MODE OFFSET_OF(inode, i_mode)
+#define SOCKET_SOCK OFFSET_OF(socket, sk)
+#define FILES
 #define SOCKET_TIME
 #endif

@@ -44,17 +44,63 @@ RAW int on_sk_data_ready(struct bpf_raw_tracepoint_args* ctx)
     return 0;
 }
 
+// Bytes of a connection that no followed call moves: io_uring's, or a process's that is not watched. The
+// stream goes on behind them.
+static __always_inline void unseen(u64 id, struct call* call, struct connection* c, u32 bytes, u8 direction)
+{
+    lose(call && call->shape == URING ? WIRE_IO_URING_BYTES : WIRE_UNSEEN_BYTES, bytes);
+    struct mark m = {};
+    m.t = bpf_ktime_get_ns();
+    m.called = m.t;
+    m.connection = c->id;
+    m.offset = c->offset[direction & 1];
+    m.sent = m.offset + bytes;
+    m.tgid = id >> 32;
+    m.fd = ~0U;  // not known
+    m.span = bytes;
+    m.kind = KIND_DATA;
+    m.direction = direction;
+    m.first = 1;
+    c->offset[direction & 1] += bytes;
+    if (records.ringbuf_output(&m, sizeof(m), BPF_RB_NO_WAKEUP))
+        lose(WIRE_LOST, 1);
+}
+
+// Whether the call moves bytes of the socket. Without FILES that is not known, and taken for granted.
+static __always_inline int moves(struct call* call, u64 sock, u8 direction)
+{
+    if (!call || call->shape == URING || call->direction != direction)
+        return 0;
+#ifdef FILES
+    return call->connection == sock;
+#else
+    return 1;
+#endif
+}
+
 RAW int on_sock_recv_length(struct bpf_raw_tracepoint_args* ctx)
 {
     u64 sock = ctx->args[0];
-    if ((int)ctx->args[1] <= 0 || ctx->args[2] & 2 /* MSG_PEEK */)
-        return 0;
-    u64* arrived = ready.lookup(&sock);
-    if (!arrived)
+    int bytes = ctx->args[1];
+    if (bytes <= 0 || ctx->args[2] & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE))
         return 0;
     u64 id = pid_tgid();
     struct call* call = calls.lookup(&id);
-    if (call && call->direction == IN)
+    if (!moves(call, sock, IN)) {
+#ifdef FILES
+        struct connection* c = connections.lookup(&sock);
+        if (c && c->state == HTTP)
+            unseen(id, call, c, bytes, IN);
+        else if (call && call->shape == URING)
+            lose(WIRE_IO_URING_BYTES, bytes);
+#endif
+        ready.delete(&sock);
+        return 0;
+    }
+    u64* arrived = ready.lookup(&sock);
+    if (!arrived)
+        return 0;
+    if (!call->arrived)
         call->arrived = *arrived;
     ready.delete(&sock);
     return 0;
@@ -65,34 +111,54 @@ RAW int on_tcp_destroy_sock(struct bpf_raw_tracepoint_args* ctx)
     u64 sock = ctx->args[0];
     ready.delete(&sock);
     holdings.delete(&sock);
+#ifdef FILES
+    // Whoever closed it last was not seen doing so.
+    struct connection* c = connections.lookup(&sock);
+    if (!c)
+        return 0;
+    if (c->state == HTTP)
+        emit_mark((u64)c->tgid << 32, 0, c, KIND_CLOSE);
+    connections.delete(&sock);
+#endif
     return 0;
 }
 
 RAW int on_sock_send_length(struct bpf_raw_tracepoint_args* ctx)
 {
     u64 id = pid_tgid();
-    struct call* call = calls.lookup(&id);
-    if (!call || call->direction != OUT)
-        return 0;
     u32 written = 0, next = 0;
     u64 sock = ctx->args[0];
     int bytes = ctx->args[1];
-    if (bytes <= 0 || !is_tcp(sock))
+    if (bytes <= 0)
+        return 0;
+    struct call* call = calls.lookup(&id);
+    if (!moves(call, sock, OUT)) {
+#ifdef FILES
+        struct connection* other = connections.lookup(&sock);
+        if (other && other->state == HTTP)
+            unseen(id, call, other, bytes, OUT);
+        else if (call && call->shape == URING)
+            lose(WIRE_IO_URING_BYTES, bytes);
+#endif
+        return 0;
+    }
+    call->moved += bytes;
+    if (!is_tcp(sock))
         return 0;
     if (bpf_probe_read_kernel(&written, sizeof(written), (void*)(sock + TCP_WRITE_SEQ)) ||
         bpf_probe_read_kernel(&next, sizeof(next), (void*)(sock + TCP_SND_NXT)))
         return 0;
+    call->unsent = 0;
     if (written == next) {
         holdings.delete(&sock);
         return 0;
     }
-    u64 key = connection_key(id, call->fd);
-    struct connection* c = connections.lookup(&key);
+    struct connection* c = connections.lookup(&call->connection);
     if (!c)
         return 0;
     struct holding h = {};
     h.connection = c->id;
-    h.offset = c->offset[OUT] + bytes;
+    h.offset = c->offset[OUT] + call->moved;
     h.seq = written;
     h.tgid = id >> 32;
     h.fd = call->fd;

@@ -183,9 +183,9 @@ class RequestTiming(_Event):
     """Start of the write that had the first content. From then to `t_first_ns` the kernel kept it back, for
     an acknowledgement (Nagle's algorithm) or room in the client's window."""
     tokens: _NonNegative | None = None
-    """Tokens of the answer: what the server said in ``usage``, else its content chunks."""
+    """Tokens of the answer: what the server said in ``usage``, or by token ids; else its content chunks."""
     tokens_from: Literal["usage", "chunks"] | None = None
-    """Where `tokens` comes from."""
+    """Where `tokens` comes from: ``usage`` is also for token ids."""
     prompt_tokens: _NonNegative | None = None
     """As the server said in ``usage``."""
     queue_us: _Microseconds | None = None

@@ -28,6 +28,8 @@ class Slice:
     offset: int
     span: int
     data: bytes
+    first: bool = True
+    """It is the first of its call's."""
     waited: bool = False
     """It was seen waiting after its write: it left at `t`."""
 
@@ -105,6 +107,15 @@ class Connection:
         self._last[direction] = part.t = max(part.t, self._last[direction])
         missing = part.offset - self._expected[direction]
         if missing > 0:
-            feed(part.t, b"", missing, part.called)
+            feed(part.t, b"", missing, part.called, False)
         self._expected[direction] = max(self._expected[direction], part.end)
-        feed(part.t, part.data, part.span - len(part.data), part.called)
+        feed(part.t, part.data, part.span - len(part.data), part.called, part.first)
+
+
+@dataclass(slots=True)
+class Followed:
+    """A connection, and the watched process and descriptor that used it last."""
+
+    pid: int
+    fd: int
+    connection: Connection

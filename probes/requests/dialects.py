@@ -1,11 +1,13 @@
 """What the APIs of model servers say in their bodies: generated text, token counts, prompts, echoes.
 
 `content_of` knows the streams of OpenAI-compatible chat, completions and responses, Anthropic messages,
-SGLang's own, Hugging Face TGI, Ollama and llama.cpp. The role chunk has no content. An echoed prompt has
-none either. With ``"echo": true`` in the request, all chunks up to the prompt's end are taken as echo.
-Without it, a first chunk is an echo if it holds the whole text of the last message, of the user's last
-message or of the prompt, and that text has `ECHO_MIN_CHARS` or more. Tokens are what the server says in its
-usage statistics (`usage_of`). A stream that began with status 200 can still fail; `error_of` sees it.
+SGLang's own, Hugging Face TGI, Triton's generate, Ollama and llama.cpp. The role chunk has no content. An
+echoed prompt has none either. An empty chunk with token ids, or with a usage that has grown, has tokens
+whose text comes later: it counts as content (`bears_tokens`). With ``"echo": true`` in the request, all
+chunks up to the prompt's end are taken as echo. Without it, a first chunk is an echo if it holds the
+whole text of the last message, of the user's last message or of the prompt, and that text has
+`ECHO_MIN_CHARS` or more. Tokens are what the server says in its usage statistics (`usage_of`). A stream
+that began with status 200 can still fail; `error_of` sees it.
 
 A new server dialect is a branch of `content_of` and, where it counts tokens or tells errors its own way, of
 `usage_of` and `error_of`.
@@ -165,6 +167,27 @@ def error_of(event: Any) -> Failure | None:
     return None
 
 
+def token_ids_of(event: Any) -> int:
+    """How many token ids one event of a stream has (vLLM's ``return_token_ids``)."""
+    choices = event.get("choices") if isinstance(event, dict) else None
+    found = 0
+    for choice in choices if isinstance(choices, list) else []:
+        if isinstance(choice, dict):
+            delta = choice.get("delta")
+            ids = choice.get("token_ids") or (delta.get("token_ids") if isinstance(delta, dict) else None)
+            found += len(ids) if isinstance(ids, list) else 0
+    return found
+
+
+def bears_tokens(event: Any, known: int | None, ids: int) -> bool:
+    """Whether an event without text has tokens in it: `ids` of them, or it counts more than the `known` ones.
+    An answer's summary has no choices: it repeats what was sent."""
+    if not isinstance(event, dict) or not isinstance(event.get("choices"), list) or not event["choices"]:
+        return False
+    told = usage_of(event)[1]
+    return ids > 0 or (told is not None and told > (known or 0))
+
+
 def content_of(event: Any) -> str:
     """The generated text in one event of a stream; empty if it has none.
 
@@ -190,7 +213,10 @@ def content_of(event: Any) -> str:
     message = event.get("message")
     if isinstance(message, dict):  # Ollama chat
         return _filled(message.get("content")) + _filled(message.get("thinking"))
-    return _filled(event.get("content")) or _filled(event.get("response"))  # llama.cpp; Ollama generate
+    # llama.cpp; Ollama's generate; Triton's
+    return (
+        _filled(event.get("content")) or _filled(event.get("response")) or _filled(event.get("text_output"))
+    )
 
 
 def _choice(choice: Any) -> str:

@@ -35,6 +35,8 @@ class Exchange:
     complete: bool = False
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    token_ids: int = 0
+    """Ids of tokens that the stream has had."""
     error: Failure | None = None
     """The stream said that the request failed, whatever the status."""
     wants_stream: bool | None = None

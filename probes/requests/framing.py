@@ -1,12 +1,18 @@
 """HTTP/1.1 framing: cuts one direction of a connection into messages (RFC 9112).
 
 `MessageReader` knows heads, lengths, chunks, trailers and holes. What a message means is said by its hooks.
+
+A hole in a body costs that part of the body. Where it hid how a chunked body is framed, the framing is found
+again (`resync`), or the next message is. Only a hole that may have hidden the start of a message costs more:
+the messages that are open.
 """
 
 from __future__ import annotations
 
 from enum import Enum, auto
 from typing import Final
+
+from probes.requests.resync import Piece, Seeker
 
 MAX_HEAD: Final = 64 * 1024
 """Bytes of one message's start line and headers."""
@@ -25,6 +31,8 @@ class Framing(Enum):
     CHUNK_END = auto()
     TRAILERS = auto()
     CLOSE = auto()
+    SEEK = auto()
+    """A hole hid how the chunked body is framed; it goes on where a chunk is found, or the next message."""
     LOST = auto()
     """A hole hid where the next message starts; the next start line at the start of a call ends this."""
     DEAD = auto()
@@ -43,6 +51,12 @@ class MessageReader:
         self._head = bytearray()
         self._left = 0
         self._trailer = 0
+        self._seeker = Seeker()
+        self._broken = False
+        self.holed = False
+        """There was a hole, and no head since."""
+        self.called: int | None = None
+        """When the call began whose bytes are read now; of a read, when it was through."""
 
     # Hooks. `head` returns (framing state, length).
     def start(self, t: int) -> None:
@@ -61,17 +75,43 @@ class MessageReader:
         """Hook: `size` bytes of the body were not copied."""
         raise NotImplementedError
 
+    def body_resumes(self) -> None:
+        """What comes next of the body is the start of a chunk, the first since a hole."""
+        raise NotImplementedError
+
     def end(self, t: int) -> None:
         """Hook: the message is over."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """The message ended somewhere in a hole."""
+        raise NotImplementedError
+
+    def hides_message(self, size: int) -> bool:
+        """Whether `size` missing bytes from a body on may have the start of another message in them."""
+        raise NotImplementedError
+
+    def goes_on(self) -> bool:
+        """Whether the body that has a hole may still go on."""
+        raise NotImplementedError
+
+    def starts(self, data: bytes) -> bool:
+        """Whether these bytes from the start of a call start a message, the body before having ended in a
+        hole."""
         raise NotImplementedError
 
     def resumes(self, data: bytes) -> bool:
         """Whether these first bytes of a call start a message, after the stream was lost."""
         raise NotImplementedError
 
-    def feed(self, t: int, data: bytes) -> None:
-        """Raises `Malformed`; the caller kills the connection."""
-        if self.state is Framing.LOST and self.resumes(data):
+    def feed(self, t: int, data: bytes, called: int | None = None, first: bool = True) -> None:
+        """`first`: these are the first bytes of their call. Raises `Malformed`; the caller kills the
+        connection."""
+        self.called = called
+        if self.state is Framing.SEEK:
+            self._seek(Piece(t, called, data, 0, first))
+            return
+        if self.state is Framing.LOST and first and self.resumes(data):
             self.state = Framing.START
         at, size = 0, len(data)
         while at < size:
@@ -98,6 +138,27 @@ class MessageReader:
                 at = self._feed_line(t, data, at)
             else:
                 at = size
+
+    def _seek(self, piece: Piece) -> None:
+        """Look for the body's framing, or the next message."""
+        self._seeker.add(piece)
+        if piece.hole:
+            return
+        rest = self._seeker.message(self.starts)
+        if rest is not None:
+            self.abandon()
+            self.state = Framing.START
+        elif self.goes_on() and (rest := self._seeker.found()) is not None:
+            self.state = Framing.CHUNK_SIZE
+        else:
+            return
+        self._seeker = Seeker()
+        self._head.clear()
+        for one in rest:
+            if one.hole:
+                self.hole(one.t, one.hole)
+            else:
+                self.feed(one.t, one.data, one.called, one.first)
 
     def _take(self, t: int, n: int) -> None:
         self._left -= n
@@ -129,6 +190,7 @@ class MessageReader:
         lines = [line.rstrip(b"\r") for line in bytes(self._head[:end]).split(b"\n")][:-2]
         self._head.clear()
         framing, length = self.head(t, lines)
+        self.holed = self._broken = False
         if self.state is Framing.DEAD:
             return len(data)
         self.state, self._left = framing, length
@@ -156,6 +218,9 @@ class MessageReader:
             self._left = int(digits, 16)
             self._trailer = 0
             self.state = Framing.CHUNK if self._left else Framing.TRAILERS
+            if self._left and self._broken:
+                self._broken = False
+                self.body_resumes()
         elif self.state is Framing.CHUNK_END:
             if line:
                 raise Malformed
@@ -168,7 +233,8 @@ class MessageReader:
             self._end(t)
 
     def hole(self, t: int, size: int) -> bool:
-        """`size` bytes are missing here. False: they hid where the next message starts."""
+        """`size` bytes are missing here. False: they may have hidden where another message starts."""
+        self.holed = self._broken = True
         if self.state in (Framing.LENGTH, Framing.CHUNK) and size <= self._left:
             self.body_hole(size)
             self._take(t, size)
@@ -176,7 +242,19 @@ class MessageReader:
         if self.state is Framing.CLOSE:
             self.body_hole(size)
             return True
-        return self.state is Framing.DEAD
+        if self.state in (Framing.CHUNK, Framing.CHUNK_END, Framing.CHUNK_SIZE, Framing.TRAILERS):
+            beyond = size - self._left if self.state is Framing.CHUNK else size
+        elif self.state is Framing.SEEK:
+            beyond = size
+        else:
+            return self.state is Framing.DEAD
+        if self.hides_message(beyond):
+            return False
+        self.body_hole(size)
+        if self.state is Framing.SEEK:
+            self._seek(Piece(t, self.called, b"", size, False))
+        self.state = Framing.SEEK
+        return True
 
     def closed(self, t: int) -> None:
         """The connection has ended: so has a message that lasts until then."""

@@ -4,7 +4,7 @@
 (responses), in order, in any fragmentation, each with the time of the call that moved them. It yields one
 `Exchange` a request: when the request arrived, when each chunk with *content* was written, when the response
 ended. Keep-alive, pipelining, chunked bodies, 1xx responses and bodies that end with the connection are
-understood; so are holes, since the kernel part copies a bounded prefix of every call: a hole inside a body
+understood; so are holes, since the kernel part copies a bounded part of every call: a hole inside a body
 costs what it hid, a hole elsewhere costs the requests in flight, and both make `Exchange.complete` false.
 
 Content is what a model generated (`dialects`). Messages are cut by `framing`, events by `sse`.
@@ -16,16 +16,30 @@ constants of these modules, and the result does not depend on where the bytes we
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from probes.requests.dialects import content_of, error_of, is_echo, read_prompt, read_stream_flag, usage_of
+from probes.requests.dialects import (
+    bears_tokens,
+    content_of,
+    error_of,
+    is_echo,
+    read_prompt,
+    read_stream_flag,
+    token_ids_of,
+    usage_of,
+)
 from probes.requests.exchange import MAX_BODY, MAX_CHUNKS, MAX_PENDING, Exchange
 from probes.requests.framing import Framing, Malformed, MessageReader, content_length, header_fields
 from probes.requests.sse import EventStream
 
 METHODS: Final = (b"POST", b"GET", b"PUT", b"HEAD", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE")
+_REQUEST: Final = re.compile(rb"(?:" + b"|".join(METHODS) + rb") [^ \r\n]+ HTTP/1\.[01]\r\n")
+_RESPONSE: Final = re.compile(rb"HTTP/1\.[01] [1-5][0-9][0-9][ \r]")
+MIN_RESPONSE: Final = 24
+"""Bytes from the end of a chunked body to that of another response's start line, at least."""
 
 
 class _Requests(MessageReader):
@@ -36,7 +50,7 @@ class _Requests(MessageReader):
         self._body: bytearray | None = None
 
     def start(self, t: int) -> None:
-        exchange = self._exchange = Exchange(t_arrival=t, t_read=self._owner.called)
+        exchange = self._exchange = Exchange(t_arrival=t, t_read=self.called)
         self._owner.pending.append(exchange)
         if len(self._owner.pending) > MAX_PENDING:
             raise Malformed
@@ -78,6 +92,22 @@ class _Requests(MessageReader):
         if exchange is not None and body:
             read_prompt(exchange, bytes(body))
 
+    def body_resumes(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        self._exchange = self._body = None
+
+    def hides_message(self, size: int) -> bool:
+        # A client that does not pipeline sends no other request before it has its response.
+        return not self.goes_on()
+
+    def goes_on(self) -> bool:
+        return self._exchange is not None and self._exchange in self._owner.pending
+
+    def starts(self, data: bytes) -> bool:
+        return _REQUEST.match(data) is not None
+
     def resumes(self, data: bytes) -> bool:
         return data.startswith(tuple(method + b" " for method in METHODS))
 
@@ -89,6 +119,7 @@ class _Responses(MessageReader):
         self._exchange: Exchange | None = None
         self._events: EventStream | None = None
         self._interim = False
+        self._resuming = False
 
     def start(self, t: int) -> None:
         pass
@@ -135,7 +166,13 @@ class _Responses(MessageReader):
 
     def body(self, t: int, data: bytes) -> None:
         if self._events is not None:
+            if self._resuming and data:
+                self._events.resume(data)
+            self._resuming = False
             self._events.feed(t, data)
+
+    def body_resumes(self) -> None:
+        self._resuming = True
 
     def body_hole(self, size: int) -> None:
         if self._events is not None and self._exchange is not None:
@@ -160,6 +197,9 @@ class _Responses(MessageReader):
             self._owner.count("events_unread")
             return
         exchange.error = exchange.error or error_of(event)
+        ids = token_ids_of(event)
+        bears = bears_tokens(event, exchange.completion_tokens, ids)
+        exchange.token_ids += ids
         usage = usage_of(event)
         if usage[0] is not None:
             exchange.prompt_tokens = usage[0]
@@ -170,10 +210,10 @@ class _Responses(MessageReader):
             tail, exchange.text = exchange.text, f"{len(text)} {text[-64:]}"
             if tail == exchange.text:
                 return
-        if not text or is_echo(exchange, text):
+        if is_echo(exchange, text) if text else not bears:
             return
         if exchange.t_first is None:
-            exchange.t_first, exchange.t_write = t, self._owner.called
+            exchange.t_first, exchange.t_write = t, self.called
         if len(exchange.chunks) < MAX_CHUNKS:
             exchange.chunks.append(t)
         else:
@@ -191,6 +231,23 @@ class _Responses(MessageReader):
             exchange.t_end = t
             exchange.complete = exchange.whole
             self._owner.finish(exchange)
+
+    def abandon(self) -> None:
+        exchange, self._exchange, self._events = self._exchange, None, None
+        if exchange is not None and self._owner.pending and self._owner.pending[0] is exchange:
+            self._owner.pending.popleft()
+            exchange.complete = False
+            self._owner.finish(exchange)
+
+    def hides_message(self, size: int) -> bool:
+        return len(self._owner.pending) > 1 and size >= MIN_RESPONSE
+
+    def goes_on(self) -> bool:
+        return True
+
+    def starts(self, data: bytes) -> bool:
+        # Of three, one may have been answered in the hole.
+        return len(self._owner.pending) == 2 and _RESPONSE.match(data) is not None
 
     def resumes(self, data: bytes) -> bool:
         return bool(self._owner.pending) and data.startswith(b"HTTP/1.")
@@ -211,17 +268,17 @@ class HttpStream:
         self.pending: deque[Exchange] = deque()
         self._requests = _Requests(self)
         self._responses = _Responses(self)
-        self.called: int | None = None
 
-    def received(self, t: int, data: bytes, hole: int = 0, called: int | None = None) -> None:
-        """`data`, then `hole` bytes not copied, arrived at `t`; the server had read them at `called`."""
-        self.called = called
-        self._feed(self._requests, t, data, hole)
+    def received(
+        self, t: int, data: bytes, hole: int = 0, called: int | None = None, first: bool = True
+    ) -> None:
+        """`data`, then `hole` bytes not copied, arrived at `t`; the server had read them at `called`.
+        `first`: they are the first of their call."""
+        self._feed(self._requests, t, data, hole, called, first)
 
-    def sent(self, t: int, data: bytes, hole: int = 0, called: int | None = None) -> None:
+    def sent(self, t: int, data: bytes, hole: int = 0, called: int | None = None, first: bool = True) -> None:
         """`data`, then `hole` bytes not copied, left at `t`; the server began to write them at `called`."""
-        self.called = called
-        self._feed(self._responses, t, data, hole)
+        self._feed(self._responses, t, data, hole, called, first)
 
     def close(self, t: int | None) -> None:
         """The connection was closed at `t`, or (None) is no longer watched. What is open is given up."""
@@ -251,19 +308,32 @@ class HttpStream:
             exchange.complete = False
             self.finish(exchange)
 
-    def _feed(self, half: MessageReader, t: int, data: bytes, hole: int) -> None:
+    def _feed(
+        self, half: MessageReader, t: int, data: bytes, hole: int, called: int | None, first: bool
+    ) -> None:
         try:
             if data:
-                if half is self._requests and half.state is Framing.LOST and half.resumes(data):
+                if half is self._requests and half.state is Framing.LOST and first and half.resumes(data):
                     half = self._reset()
-                half.feed(t, data)
+                half.feed(t, data, called, first)
             if hole > 0 and half.state is not Framing.LOST and not half.hole(t, hole):
-                self.count("desyncs")
-                self._flush()
-                self._reset().state = Framing.LOST
+                self._lose(half)
         except Malformed:
-            self.count("malformed")
-            self.tunnel()
+            if half.holed:
+                self._lose(half)  # what was taken for the framing was none
+            else:
+                self.count("malformed")
+                self.tunnel()
+
+    def _lose(self, half: MessageReader) -> None:
+        """A hole may have hidden the start of a message: give up what is open, wait for the next one."""
+        self.count("desyncs")
+        self._flush()
+        if half is self._requests:
+            self._reset().state = Framing.LOST
+        else:
+            self._responses = _Responses(self)
+            self._responses.state = Framing.LOST
 
     def _reset(self) -> _Requests:
         """Forget both halves' messages. The responses go on with the one to the next request."""

@@ -14,6 +14,8 @@ ERROR: Final = b'{"error":true}'
 """Data of an event that is an error by its name, or by llama-server's field ``error:``; what it says is no
 content and need not be JSON."""
 
+_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
+
 
 class _Lines:
     """Cuts a text stream into lines ended by LF, CRLF or CR, as SSE wants; a line is bounded by
@@ -59,6 +61,10 @@ class _Lines:
         self._part.clear()
         self._skip = True
         self._after_cr = False
+
+    def resume(self) -> None:
+        """What comes next is the start of a line."""
+        self._skip = False
 
     def end(self, t: int) -> None:
         if self._part and not self._skip:
@@ -109,6 +115,12 @@ class EventStream:
     def _hole(self) -> None:
         self._data, self._size = [], 0
         self._lines.hole()
+
+    def resume(self, data: bytes) -> None:
+        """Behind a hole, `data` is the start of a chunk. Servers mostly begin an event there: then the chunk
+        is not part of the line that the hole fell into."""
+        if data.startswith(_FIELDS if self._sse else b"{"):
+            self._lines.resume()
 
     def end(self, t: int) -> None:
         """The stream is over at `t`, ns: a last line without its end is one, too."""

@@ -4,7 +4,7 @@
 proxy and without the program's help, and delivers one `events.RequestTiming` a request. What a request and
 a content chunk are is said by `http1`.
 
-Method. The kernel part (bpf/wire.c) copies a bounded prefix of what the process reads from and writes to
+Method. The kernel part (bpf/wire.c) copies a bounded part of what the process reads from and writes to
 its HTTP connections. A read is dated by the arrival of its first byte at the socket, so that a server that is
 slow to read does not look fast, and a write by when its last byte was sent. Mostly that is the start of the
 call; but what the kernel keeps back, because Nagle's algorithm waits for an acknowledgement (a server without
@@ -14,12 +14,28 @@ both in the tracepoints of `_SOCKET_TIME` (Linux 6.3) where it has BTF: `WireTra
 a request's `t_read_ns` and `t_write_ns` in any case. Data kept back by TCP_CORK and let go by the program are
 dated by the write; Unix sockets are dated by the calls.
 
-Limits. TLS, HTTP/2 and io_uring are out of scope: connections that do not begin with an HTTP/1 method are
-counted, TLS and HTTP/2 by their names, and never guessed at; traffic through io_uring makes no syscall and
-is not seen at all. A connection that was open before the tracer is picked up at its next request; a read in
-which a thread already waited when the tracer attached is not seen, so a thread-per-connection server may
-miss the first request of each such connection. Connections closed by close_range or replaced by dup2 are
-noticed when their fd is accepted again. Without root, or with tracefs unmounted and unmountable, there is a
+Which bytes. A connection is known by the kernel's socket, so duplicated descriptors (dup, dup2, fcntl) and
+those of other watched processes (fork, SCM_RIGHTS, pidfd_getfd) are the same one; only a socket can be one.
+
+    served      read, readv, preadv2, recv, recvfrom, recvmsg, recvmmsg; write, writev, pwritev2, send,
+                sendto, sendmsg, sendmmsg, with any number of buffers; bytes that were looked at (MSG_PEEK)
+                count once
+    counted     sendfile, splice, and MSG_TRUNC (wire_kernel_bytes): the stream goes on behind them, what they
+                moved was not read; io_uring (wire_io_uring_bytes); any other way, also of processes that are
+                not watched (wire_unseen_bytes)
+
+The last two need the tracepoints of `_SOCKET_TIME`. Of one call 64 KiB are copied if it reads and 256 KiB
+if it writes, and its last 4 KiB. A hole in a body costs that part of the body (`framing`).
+
+Limits. TLS and HTTP/2 are out of scope: connections that do not begin with an HTTP/1 method are counted,
+TLS and HTTP/2 by their names, and never guessed at. A server whose first read takes less than four bytes
+is counted as unsupported. A server that reads through io_uring is not followed. A connection that was
+open before the tracer is picked up at its next request; a read in which a thread already waited when the
+tracer attached is not seen, so a thread-per-connection server may miss the first request of each such
+connection. A process that is forked for one connection is seen from when it is watched. Where the kernel
+has no BTF, a connection is known by its process and descriptor: what goes through a duplicate is not
+seen, and whether a descriptor is a socket is looked up by the tracer. Where bcc loads the programs, 96
+buffers of a call are copied. Without root, or with tracefs unmounted and unmountable, there is a
 `WireError` that says what is missing.
 
 Overhead. While attached, every traced syscall of every process on the machine runs a BPF program that looks
@@ -33,6 +49,10 @@ Losses, as delivered to `on_loss` and published as ``Losses(source="wire")``:
     wire_connections_lost   connections not followed, too many at once
     wire_unreadable_bytes   bytes that the kernel could not copy (paged out)
     wire_truncated_bytes    bytes beyond the copy limit of a call; a request's long prompt mostly
+    wire_kernel_bytes       bytes that never were in the program's memory (sendfile, splice), or that it threw
+                            away (MSG_TRUNC)
+    wire_io_uring_bytes     bytes that a watched process moved through io_uring, by any socket
+    wire_unseen_bytes       bytes of followed connections that moved in no followed way
     wire_tls                accepted connections that begin with a TLS handshake
     wire_http2              accepted connections that begin with HTTP/2's preface
     wire_unsupported        accepted connections that do not speak HTTP/1 otherwise
@@ -65,30 +85,17 @@ from probes.placing.attach import AttachError, Probe, RawTracepoint, Tracepoint
 from probes.placing.btf import member_offsets
 from probes.placing.loader import Kind, Loaded
 from probes.placing.maps import Map, Ring
-from probes.requests.connection import OUT, TOLD, Connection, Slice
+from probes.requests.connection import OUT, TOLD, Connection, Followed, Slice
 from probes.requests.exchange import Exchange
 from probes.requests.http1 import HttpStream
 from probes.requests.join import Other
+from probes.requests.kernel import CALLS, file_offsets, is_open, is_socket
 from probes.requests.unanswered import open_requests
 
 TRACEFS: Final = Path("/sys/kernel/tracing")
 RING_PAGES: Final = 1024
 MAX_PATH_CHARS: Final = 256
 
-# (syscall, function at entry, function at exit); the transfers first.
-_CALLS: Final = (
-    ("read", "enter_read", "exit_transfer"),
-    ("recvfrom", "enter_read", "exit_transfer"),
-    ("readv", "enter_readv", "exit_transfer"),
-    ("recvmsg", "enter_recvmsg", "exit_transfer"),
-    ("write", "enter_write", "exit_transfer"),
-    ("sendto", "enter_write", "exit_transfer"),
-    ("writev", "enter_writev", "exit_transfer"),
-    ("sendmsg", "enter_sendmsg", "exit_transfer"),
-    ("accept", None, "exit_accept"),
-    ("accept4", None, "exit_accept"),
-    ("close", "enter_close", None),
-)
 _SOCKET_TIME: Final = (
     "sock/sk_data_ready",
     "sock/sock_recv_length",
@@ -104,7 +111,10 @@ _STREAM_LOSSES: Final = ("upgraded", "desyncs", "malformed", "opaque_streams", "
 _REPORT_S: Final = 1.0
 
 
-_DATA, _CLOSE, _SENT = map(TOLD.constant, ("KIND_DATA", "KIND_CLOSE", "KIND_SENT"))
+_OPEN, _DATA, _CLOSE, _SENT, _CLOSED_RANGE = map(
+    TOLD.constant, ("KIND_OPEN", "KIND_DATA", "KIND_CLOSE", "KIND_SENT", "KIND_CLOSED_RANGE")
+)
+NO_FD: Final = 0xFFFFFFFF
 _FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PIDINITINO in linux/proc_ns.h
 
 
@@ -179,13 +189,13 @@ class WireTracer(Closeable):
         self._ready: list[events.RequestTiming] = []
         self._counts: dict[str, int] = dict.fromkeys(_STREAM_LOSSES, 0)
         self._cut = 0
-        self._connections: dict[tuple[int, int], tuple[int, Connection]] = {}
+        self._connections: dict[int, Followed] = {}
         self._watched: dict[int, tuple[int, str]] = {}
         self._exits = select.poll()
         self._failure: BaseException | None = None
         self._next_report = 0.0
         self._late = 0
-        self._waiting: set[tuple[int, int]] = set()
+        self._waiting: set[int] = set()
         self.dating: Literal["socket", "call"]
         self._probes: list[Probe] = []
         self._loaded: Loaded | None = self._load(ring_pages)
@@ -193,6 +203,7 @@ class WireTracer(Closeable):
         self._targets = Map(self._loaded.map("targets"), ctypes.c_uint32, ctypes.c_uint8)
         self._calls = Map(self._loaded.map("calls"), number, call)
         self._kernel_connections = Map(self._loaded.map("connections"), number, TOLD.struct("connection"))
+        self._descriptors = Map(self._loaded.map("descriptors"), number, TOLD.struct("descriptor"))
         self._losses = Map(self._loaded.map("losses"), ctypes.c_uint32, number, per_cpu=True)
         self._ring = Ring(self._loaded.map("records"), self._record)
         try:
@@ -206,7 +217,7 @@ class WireTracer(Closeable):
         if os.geteuid() != 0:
             raise WireError("tracing sockets needs root. Type the same command behind sudo")
         folder = ensure_tracefs() / "events"
-        calls = [call for call in _CALLS if (folder / "syscalls" / f"sys_exit_{call[0]}").is_dir()]
+        calls = [call for call in CALLS if (folder / "syscalls" / f"sys_exit_{call[0]}").is_dir()]
         missing = {"read", "write", "recvfrom", "sendto"} - {call for call, _, _ in calls}
         if missing:
             raise WireError(
@@ -222,7 +233,9 @@ class WireTracer(Closeable):
         namespace = os.stat("/proc/self/ns/pid")
         if namespace.st_ino != _FIRST_PID_NAMESPACE:
             options |= {"pidns_dev": namespace.st_dev, "pidns_ino": namespace.st_ino}
+        files = file_offsets()
         macros = {} if offsets is None else {"SOCKET_TIME": 1} | offsets
+        macros |= {} if files is None else {"FILES": 1} | files
         request = loader.Request(loader.WIRE, programs, options, ring="records", macros=macros)
         try:
             loaded = loader.load(request)
@@ -269,28 +282,42 @@ class WireTracer(Closeable):
                 del self._watched[fd]
 
     def _give_up(self, pid: int) -> None:
-        for key in [key for key in self._connections if key[0] == pid]:
+        gone = {key for key, followed in self._connections.items() if followed.pid == pid}
+        for key in gone:
             self._end(key, None)
+        for key, value in self._kernel_connections.items():
+            if value.id in gone or (value.tgid == pid and value.id not in self._connections):
+                self._kernel_connections.delete(key)
         # A thread that was killed inside a call leaves the call behind as well.
-        for table in (self._kernel_connections, self._calls):
+        for table in (self._descriptors, self._calls):
             for key in table:
                 if key.value >> 32 == pid:
                     table.delete(key)
 
+    def _closed_range(self, pid: int, first: int, last: int, t: int) -> None:
+        """A process closed its descriptors `first` to `last`, as far as they were open."""
+        for key in self._descriptors:
+            if key.value >> 32 == pid and first <= key.value & 0xFFFFFFFF <= last:
+                self._descriptors.delete(key)
+        for number, followed in list(self._connections.items()):
+            if followed.pid == pid and first <= followed.fd <= last and not is_open(pid, followed.fd):
+                self._end(number, t)
+
     def open_requests(self) -> list[Other]:
         """The requests that are running: arrived, and not yet answered in full."""
         return [
-            Other(pid, exchange.t_arrival, exchange.t_write)
-            for (pid, _), (_, connection) in self._connections.items()
-            for exchange in connection.stream.pending
+            Other(followed.pid, exchange.t_arrival, exchange.t_write)
+            for followed in self._connections.values()
+            for exchange in followed.connection.stream.pending
         ]
 
     def unanswered(self, t_ns: int) -> Iterator[events.OpenRequests]:
         """What runs in each watched process, those without any request included. `t_ns`: a time before the
         last `poll`."""
         running: dict[int, list[tuple[int, Exchange]]] = {pid: [] for pid in self.pids}
-        for (pid, fd), (_, connection) in self._connections.items():
-            running.setdefault(pid, []).extend((fd, one) for one in connection.stream.pending if one.method)
+        for followed in self._connections.values():
+            open_here = running.setdefault(followed.pid, [])
+            open_here += [(followed.fd, one) for one in followed.connection.stream.pending if one.method]
         for pid, exchanges in running.items():
             yield open_requests(t_ns, pid, comm_of(pid), exchanges)
 
@@ -307,7 +334,7 @@ class WireTracer(Closeable):
             self.remove(self._watched[fd][0])
         now = time.monotonic_ns()
         for key in list(self._waiting):
-            if key not in self._connections or not self._connections[key][1].expire(now):
+            if key not in self._connections or not self._connections[key].connection.expire(now):
                 self._waiting.discard(key)
         self._raise()
         done = self._deliver(before)
@@ -336,43 +363,46 @@ class WireTracer(Closeable):
 
     def _take(self, address: int, size: int) -> None:
         record = _Record.from_address(address)
-        key = (record.tgid, record.fd)
-        known = self._connections.get(key)
-        if record.kind == _SENT:
-            if known is not None and known[0] == record.connection:
-                known[1].sent(record.t, record.sent)
+        number = record.connection
+        if record.kind == _CLOSED_RANGE:
+            self._closed_range(record.tgid, record.offset, record.span, record.t)
             return
-        if known is not None and known[0] != record.connection:
-            # Its close was lost, or seen as the next one's opening.
-            self._end(key, None)
-            known = None
+        known = self._connections.get(number)
+        if record.kind == _SENT:
+            if known is not None:
+                known.connection.sent(record.t, record.sent)
+            return
         if record.kind == _CLOSE:
             if known is not None:
-                self._end(key, record.t)
+                self._end(number, record.t)
             return
         if known is None:
-            known = self._connections[key] = (record.connection, self._connect(*key))
+            socket = record.kind != _OPEN or record.socket or is_socket(record.tgid, record.fd)
+            known = self._connections[number] = self._follow(record.tgid, record.fd, bool(socket))
         if record.kind == _DATA:
+            if record.fd != NO_FD:
+                known.pid, known.fd = record.tgid, record.fd
             length = min(record.length, size - ctypes.sizeof(_Record))
             data = ctypes.string_at(address + ctypes.sizeof(_Record), length)
-            part = Slice(record.t, record.called, record.offset, record.span, data)
-            known[1].data(record.direction, part, record.sent, record.kept)
+            part = Slice(record.t, record.called, record.offset, record.span, data, bool(record.first))
+            known.connection.data(record.direction, part, record.sent, record.kept)
             if record.direction == OUT and record.sent < part.end:
-                self._waiting.add(key)
+                self._waiting.add(number)
 
-    def _end(self, key: tuple[int, int], t: int | None) -> None:
-        _, connection = self._connections.pop(key)
+    def _end(self, number: int, t: int | None) -> None:
+        connection = self._connections.pop(number).connection
         connection.close(t)
         self._late += connection.late
 
-    def _connect(self, pid: int, fd: int) -> Connection:
-        comm = next((comm for watched, comm in self._watched.values() if watched == pid), "")
-
+    def _follow(self, pid: int, fd: int, socket: bool) -> Followed:
         def finished(exchange: Exchange) -> None:
-            self._cut += exchange.t_end is None
-            self._ready.append(timing(pid, comm, fd, exchange))
+            if socket:
+                self._cut += exchange.t_end is None
+                comm = next((comm for watched, comm in self._watched.values() if watched == followed.pid), "")
+                self._ready.append(timing(followed.pid, comm, followed.fd, exchange))
 
-        return Connection(HttpStream(finished, self._counts))
+        followed = Followed(pid, fd, Connection(HttpStream(finished, self._counts if socket else {})))
+        return followed
 
     # Losses.
 
@@ -384,7 +414,7 @@ class WireTracer(Closeable):
             for index, name in enumerate(_KERNEL_LOSSES)
         }
         counts |= {f"wire_{name}": self._counts[name] for name in _STREAM_LOSSES}
-        late = self._late + sum(connection.late for _, connection in self._connections.values())
+        late = self._late + sum(followed.connection.late for followed in self._connections.values())
         return counts | {"wire_departures_unknown": late, "wire_cut_requests": self._cut}
 
     def _tell_losses(self) -> None:
@@ -424,6 +454,8 @@ def timing(pid: int, comm: str, fd: int, exchange: Exchange) -> events.RequestTi
     """The published form of an exchange."""
     source: Literal["usage", "chunks"] | None = "usage"
     tokens = exchange.completion_tokens
+    if tokens is None:
+        tokens = exchange.token_ids or None
     if tokens is None:
         tokens = len(exchange.chunks) or None
         source = None if tokens is None else "chunks"

@@ -7,6 +7,7 @@ from streams import IN, LAST, OUT, PROMPT, SSE, Recorder, chunk, event, request,
 
 from probes.requests.dialects import content_of, error_of
 from probes.requests.exchange import MAX_BODY
+from probes.requests.wire import timing
 
 
 def test_echoed_prompt_in_the_first_chunk() -> None:
@@ -233,3 +234,34 @@ def test_whether_a_stream_is_asked_for_by_a_body_that_is_not_kept() -> None:
     r = Recorder()
     r.put(IN, whole[:-100], hole=100)
     assert r.stream.pending[0].wants_stream is True
+
+
+def test_empty_chunks_with_token_ids_are_tokens() -> None:
+    """vLLM holds text back while a character is not whole, but tells the tokens."""
+
+    def part(text: str, ids: list[int]) -> dict[str, object]:
+        return {"choices": [{"index": 0, "delta": {"content": text}, "token_ids": ids}]}
+
+    role = {
+        "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}],
+        "prompt_token_ids": [1, 2],
+    }
+    x = run_events(role, part("", [5]), part("", [6]), part("é", [7, 8]), part("", []))
+    assert (len(x.chunks), x.t_first, x.token_ids, x.complete) == (3, 3, 4, True)
+    told = timing(1, "x", 3, x)
+    assert (told.tokens, told.tokens_from) == (4, "usage")
+
+
+def test_empty_chunks_whose_usage_grows_are_tokens_and_its_summary_is_none() -> None:
+    def part(text: str, known: int) -> dict[str, object]:
+        usage = {"prompt_tokens": 9, "completion_tokens": known}
+        return {"choices": [{"index": 0, "delta": {"content": text}}], "usage": usage}
+
+    end = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 4}}
+    x = run_events(part("", 0), part("", 1), part("a", 2), part("", 2), part("b", 4), end)
+    assert (len(x.chunks), x.t_first, x.completion_tokens, x.prompt_tokens) == (3, 3, 4, 9)
+
+
+def test_triton_s_generate_stream() -> None:
+    x = run_events(*({"model_name": "m", "text_output": text} for text in ("a", "", "b")))
+    assert len(x.chunks) == 2
