@@ -39,6 +39,7 @@ class Seeker:
         self._pieces: list[tuple[int, Piece]] = []
 
     def add(self, piece: Piece) -> None:
+        """What comes next. What was kept is dropped where it would be too much."""
         size = len(piece.data) + piece.hole
         if len(self._data) + size > MAX_KEPT:
             self._data.clear()

@@ -377,16 +377,19 @@ time.sleep(30)
     finally:
         process.kill()
         process.wait(120)
-    held = 0
+    held = behind = 0
     for request, first in zip(got, firsts, strict=True):
         assert request.complete
         assert request.t_first_ns is not None
         assert request.t_write_ns is not None
         assert len(request.chunk_ns) == 2
         assert request.t_write_ns <= request.t_first_ns <= first
-        assert first - request.t_first_ns < 15_000_000  # far below the 40 ms of a delayed acknowledgement
-        held = max(held, request.t_first_ns - request.t_write_ns)
+        if request.t_first_ns - request.t_write_ns > held:
+            held = request.t_first_ns - request.t_write_ns
+            behind = first - request.t_first_ns
     assert held > 20_000_000, "nothing was kept back"
+    # The client had it when it was sent, and not when it was written, whatever the host's pace.
+    assert behind < held
 
 
 @pytest.mark.ebpf
