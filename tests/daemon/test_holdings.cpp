@@ -173,15 +173,23 @@ TEST_CASE("communicators and binaries are bounded") {
 }
 
 TEST_CASE("a program is told what it may still have") {
-    daemon::Limits l = limits(HeldKind::streams, {50, 20, 10});
-    Limited d(l);
+    HeldKind kind = HeldKind::streams;
+    api::FnId question = api::FN_aclrtGetStreamAvailableNum;
+    int32_t (Client::*make)() = &Client::stream;
+    SUBCASE("of streams") {}
+    SUBCASE("of events") {
+        kind = HeldKind::events;
+        question = api::FN_aclrtGetEventAvailNum;
+        make = &Client::event;
+    }
+    Limited d(limits(kind, {50, 20, 10}));
     Client one(d.path()), two(d.path());
-    CHECK(one.left(api::FN_aclrtGetStreamAvailableNum) == 10);
-    REQUIRE(one.stream() == 0);
-    CHECK(one.left(api::FN_aclrtGetStreamAvailableNum) == 9);
-    for (int i = 0; i < 10; i++) CHECK(two.stream() == 0);
-    CHECK(one.left(api::FN_aclrtGetStreamAvailableNum) == 9);
+    CHECK(one.left(question) == 10);
+    REQUIRE((one.*make)() == 0);
+    CHECK(one.left(question) == 9);
+    for (int i = 0; i < 10; i++) CHECK((two.*make)() == 0);
+    CHECK(one.left(question) == 9);
     // What one user may have is what both may have together.
-    for (int i = 0; i < 9; i++) CHECK(one.stream() == 0);
-    CHECK(one.left(api::FN_aclrtGetStreamAvailableNum) == 0);
+    for (int i = 0; i < 9; i++) CHECK((one.*make)() == 0);
+    CHECK(one.left(question) == 0);
 }

@@ -52,9 +52,11 @@ void Dispatcher::forward(Session& s, Payload p, const Reply& reply) {
                             int32_t(in[1]) == acl::ATTR_TOTAL_GLOBAL_MEM_SIZE;
         if (const uint64_t quota = s.account->quota(); memory && quota && written > 0)
             out[0] = std::min(out[0], quota);
-        // The same of streams: what is left is what the session may still have.
+        // The same of streams and events: what is left is what the session may still have.
         if (f.function == api::FN_aclrtGetStreamAvailableNum && written > 0)
             out[0] = std::min(out[0], s.holder->left(HeldKind::streams));
+        if (f.function == api::FN_aclrtGetEventAvailNum && written > 0)
+            out[0] = std::min(out[0], s.holder->left(HeldKind::events));
         return reply.send(0, "", out, written);
     }
     const char* text = vendor_.aclGetRecentErrMsg();
