@@ -32,9 +32,10 @@ constexpr const char* kStopped = "FlexNPU: the daemon was stopped";
 
 }  // namespace
 
-Acceptor::Acceptor(Dispatcher& dispatcher, Vendor& vendor, int32_t device, std::string path, std::string soc,
-                   Access access, Limits limits)
-    : dispatcher_(dispatcher),
+Acceptor::Acceptor(Inbox& inbox, Sessions& sessions, Vendor& vendor, int32_t device, std::string path,
+                   std::string soc, Access access, Limits limits)
+    : inbox_(inbox),
+      sessions_(sessions),
       vendor_(vendor),
       device_(device),
       path_(std::move(path)),
@@ -45,7 +46,7 @@ Acceptor::Acceptor(Dispatcher& dispatcher, Vendor& vendor, int32_t device, std::
       pins_(std::make_shared<Pins>(vendor, limits_)) {
     // A session whose rings cannot be trusted is hung up on: its client gets an error, and the hang-up frees
     // what it held.
-    dispatcher_.on_broken = [](Session& s) { shutdown(s.socket.get(), SHUT_RDWR); };
+    sessions_.on_broken = [](Session& s) { shutdown(s.socket.get(), SHUT_RDWR); };
 }
 
 Acceptor::~Acceptor() { stop(); }
@@ -223,7 +224,7 @@ void Acceptor::close(uint64_t key) {
             epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, s->process.get(), nullptr);
         shutdown(client.socket.get(), SHUT_RDWR);
         // Behind the call that adds it, if that has just begun.
-        dispatcher_.post([&d = dispatcher_, id = s->id] { d.remove_session(id); });
+        inbox_.post([&all = sessions_, id = s->id] { all.remove(id); });
     }
     clients_.erase(it);
 }

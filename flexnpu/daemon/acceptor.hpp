@@ -12,9 +12,9 @@
 #include <thread>
 #include <vector>
 
-#include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/daemon/limits.hpp"
 #include "flexnpu/daemon/pins.hpp"
+#include "flexnpu/daemon/sessions.hpp"
 
 namespace flexnpu::daemon {
 
@@ -30,8 +30,8 @@ struct Access {
 class Acceptor {
 public:
     // Owns the socket file at `path` from here on.
-    Acceptor(Dispatcher& dispatcher, Vendor& vendor, int32_t device, std::string path, std::string soc,
-             Access access, Limits limits);
+    Acceptor(Inbox& inbox, Sessions& sessions, Vendor& vendor, int32_t device, std::string path,
+             std::string soc, Access access, Limits limits);
     ~Acceptor();
 
     // A listening data socket (mode 0666: the peer's credentials decide). Throws std::runtime_error.
@@ -56,7 +56,7 @@ private:
     void free_ring(Client& client, uint32_t number);
     void host_memory(Client& client, uint64_t bytes);
     void free_host_memory(Client& client, uint32_t region);
-    // Runs f(dispatcher, args...) on the dispatching thread, then finish(client, outcome) on this one, unless
+    // Runs f(sessions, args...) on the dispatching thread, then finish(client, outcome) on this one, unless
     // the client has gone by then. `held` lives until then: calls keep only a weak pointer to what a client
     // that goes takes along.
     template <class Finish, class F, class... A>
@@ -67,7 +67,8 @@ private:
     void answer(Client& client, int32_t status, const std::string& message, uint32_t number = 0,
                 std::vector<int> fds = {});
 
-    Dispatcher& dispatcher_;
+    Inbox& inbox_;  // of the dispatching thread, whose the sessions are
+    Sessions& sessions_;
     Vendor& vendor_;
     const int32_t device_;
     std::string path_, soc_;

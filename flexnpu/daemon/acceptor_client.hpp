@@ -50,7 +50,7 @@ void Acceptor::call(Client& client, std::shared_ptr<void> held, Finish finish, F
         [[maybe_unused]] ssize_t n = write(wake_.get(), &one, sizeof(one));
     };
     client.held = std::move(held);
-    client.pending = dispatcher_.inbox().submit(std::move(done), dispatcher_, f, std::move(args)...);
+    client.pending = inbox_.submit(std::move(done), sessions_, f, std::move(args)...);
     if (client.pending) return read_from(client, false);
     client.held.reset();
     answer(client, acl::RT_INTERNAL, "FlexNPU: the daemon is stopping");

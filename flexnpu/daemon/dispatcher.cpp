@@ -5,8 +5,6 @@
 
 #include <algorithm>
 
-#include "flexnpu/daemon/graphs.hpp"
-#include "flexnpu/daemon/kernels.hpp"
 #include "flexnpu/wire/futex.hpp"
 #include "flexnpu/wire/merge.hpp"
 
@@ -28,10 +26,12 @@ constexpr uint64_t kMaxQueued = 1 << 16;
 constexpr uint64_t kMaxQueuedCalling = 8 * kMaxQueued;
 // When the daemon stops, all streams together get this long.
 constexpr uint64_t kStopMs = 3000;
-// Sessions that are torn down at one time.
-constexpr size_t kTeardowns = 32;
 // How often the system is asked again for threads that it has refused.
 constexpr uint64_t kRetryThreadsNs = 100'000'000;
+
+bool readable(const Session& s) {
+    return !s.broken && s.queued + s.host_backlog.size() <= (s.host_open ? kMaxQueuedCalling : kMaxQueued);
+}
 
 }  // namespace
 
@@ -39,7 +39,7 @@ Dispatcher::Dispatcher(Vendor& vendor, int32_t device, const Limits& limits)
     : vendor_(vendor),
       device_(device),
       limits_(limits.resolved()),
-      allow_kernels_(limits.allow_kernels != 0),
+      payload_(wire::kMaxRecord),
       spares_(vendor),
       workers_(vendor, device, size_t(limits_.threads)),
       timed_(timers_, failures_),
@@ -53,8 +53,14 @@ Dispatcher::Dispatcher(Vendor& vendor, int32_t device, const Limits& limits)
                  copy_engine_, failures_}),
       aborts_({vendor, inbox_, lent_, markers_, lanes_, host_calls_, dispatch_, failures_}),
       syncs_(vendor, inbox_, workers_, lanes_),
-      payload_(wire::kMaxRecord),
-      holdings_(limits_) {
+      releases_(vendor, inbox_, workers_, spares_, markers_, lanes_),
+      address_space_(vendor),
+      teardown_({vendor, inbox_, workers_, spares_, markers_, captures_, address_space_}),
+      sessions_({vendor, inbox_, board_, lanes_, exports_, teardown_}, limits_),
+      records_({vendor, inbox_, workers_, lanes_, failures_},
+               {gate_, spares_, lent_, markers_, timed_, first_calls_, captures_, copy_engine_, aborts_,
+                syncs_, releases_, exports_, address_space_, sessions_},
+               device, limits_.allow_kernels != 0) {
     markers_.on_reached = [this](uint32_t lane, const Completions::Marker& m, double us) {
         reached(lane, m, us);
     };
@@ -65,9 +71,7 @@ Dispatcher::~Dispatcher() { stop(); }
 
 void Dispatcher::start() {
     workers_.start();
-    teardown_share_ = std::make_shared<Threads::Group>(kTeardowns, nullptr);
-    reaper_ = std::make_unique<Worker>(workers_.threads(), teardown_share_);
-    running_ = true;
+    teardown_.start();
     inbox_.take_calls(true);
     publish();
     thread_ = start_thread("flexnpu-plane", [this] { loop(); });
@@ -76,22 +80,13 @@ void Dispatcher::start() {
 void Dispatcher::stop() {
     if (!thread_.joinable()) return;
     inbox_.take_calls(false);
-    post([this] { stop_ = true; });
+    inbox_.post([this] { stop_ = true; });
     thread_.join();
-    running_ = false;
-    end_by_ns_ = now_ns() + kStopMs * 1'000'000;
-    for (auto& s : sessions_) {
-        s->removed = true;
-        const auto orphans = orphans_of(*s);
-        s->each_lane([this](const std::shared_ptr<Lane>& lane) { lanes_.drop(*lane); });
-        for (const auto& mark : orphans) mark->waiters.clear();  // they hold the mark
-        end_session(s);
-    }
-    sessions_.clear();
+    teardown_.hurry(now_ns() + kStopMs * 1'000'000);
+    sessions_.end_all();
     syncs_.clear();
     timers_.clear();
-    ranked_teardowns_.clear();
-    reaper_.reset();
+    teardown_.stop();
     workers_.stop();
     vendor_.enter(device_);
     run_posted();  // what markers have brought back
@@ -102,20 +97,11 @@ void Dispatcher::run_posted() {
     for (auto& job : inbox_.take()) guard(nullptr, "a posted job", job);
 }
 
-// Its rings are not read any more, and its client is hung up on.
-void Dispatcher::sever(Session& s) {
-    if (s.broken) return;
-    s.broken = true;
-    count_.sessions_broken++;
-    s.refused++;
-    if (on_broken) on_broken(s);
-}
-
 template <class F>
 void Dispatcher::guard(Session* session, const char* where, F f) {
     turn_.serving = session;
     if (!guarded(where, f)) {
-        if (Session* s = session ? session : turn_.serving) guarded(where, [&] { sever(*s); });
+        if (Session* s = session ? session : turn_.serving) guarded(where, [&] { sessions_.sever(*s); });
     }
     turn_.serving = nullptr;
 }
@@ -133,7 +119,7 @@ void Dispatcher::turn() {
     run_posted();
     if (stop_) return;  // not after another sleep
     bool worked = drain();
-    for (size_t i = 0; i < sessions_.size(); i++) worked |= host_calls_.poll(*std::shared_ptr(sessions_[i]));
+    for (const auto& s : sessions_.all()) worked |= host_calls_.poll(*s);
     if (!worked) turn_.now = now_ns();
     const uint64_t now = turn_.now;
     guard(nullptr, "a timer", [&] { timers_.run(now); });
@@ -144,7 +130,7 @@ void Dispatcher::turn() {
         return;
     }
     if (lent_.due(now)) {
-        for (auto& s : sessions_) {
+        for (auto& s : sessions_.all()) {
             s->each_lane([this](const std::shared_ptr<Lane>& lane) { lent_.reclaim(*lane, false); });
         }
     }
@@ -157,25 +143,12 @@ void Dispatcher::turn() {
         for (int i = 0; i < 8; i++) wire::cpu_relax();
         return;
     }
-    uint64_t until = std::min(
-        {gate_.wake_at(now), timers_.next(), syncs_.next_poll(), board_.due_at(), now + kLongestSleepNs});
-    if (lent_.any()) until = std::min(until, now + LentBuffers::kReclaimNs);
-    if (workers_.threads().wanted()) {
-        workers_.threads().retry();
-        until = std::min(until, now + kRetryThreadsNs);
-    }
-    for (auto& s : sessions_) {
-        if (!s->host_backlog.empty())
-            until = std::min(until, now + HostCalls::kTellNs);  // the client takes its time
-    }
-    if (nap) {
-        until = std::min(until, now + kNapNs);
-        count_.naps++;
-        set_doze(wire::kNapping);
-    } else {
-        count_.sleeps++;
-        set_doze(wire::kAsleep);
-    }
+    if (nap)
+        naps_++;
+    else
+        sleeps_++;
+    const uint64_t until = next_turn(nap);
+    set_doze(nap ? wire::kNapping : wire::kAsleep);
     // Store `doze`, then load `head`; the client stores `head`, then loads `doze`. All four are seq_cst,
     // so one of us sees the other.
     if (inbox_.empty() && rings_empty()) sleep(until);
@@ -183,17 +156,29 @@ void Dispatcher::turn() {
     turn_.now = now_ns();
 }
 
-void Dispatcher::set_doze(wire::Doze doze) {
-    inbox_.set_doze(doze);
-    for (auto& s : sessions_) s->page->doze.store(doze, std::memory_order_seq_cst);
+uint64_t Dispatcher::next_turn(bool nap) {
+    const uint64_t now = turn_.now;
+    uint64_t until = std::min(
+        {gate_.wake_at(now), timers_.next(), syncs_.next_poll(), board_.due_at(), now + kLongestSleepNs});
+    if (lent_.any()) until = std::min(until, now + LentBuffers::kReclaimNs);
+    if (workers_.threads().wanted()) {
+        workers_.threads().retry();
+        until = std::min(until, now + kRetryThreadsNs);
+    }
+    for (auto& s : sessions_.all()) {
+        // The client takes its time.
+        if (!s->host_backlog.empty()) until = std::min(until, now + HostCalls::kTellNs);
+    }
+    return nap ? std::min(until, now + kNapNs) : until;
 }
 
-bool Dispatcher::readable(const Session& s) {
-    return !s.broken && s.queued + s.host_backlog.size() <= (s.host_open ? kMaxQueuedCalling : kMaxQueued);
+void Dispatcher::set_doze(wire::Doze doze) {
+    inbox_.set_doze(doze);
+    for (auto& s : sessions_.all()) s->page->doze.store(doze, std::memory_order_seq_cst);
 }
 
 bool Dispatcher::rings_empty() const {
-    for (auto& s : sessions_) {
+    for (auto& s : sessions_.all()) {
         if (host_calls_.answered(*s)) return false;
         if (!readable(*s)) continue;
         for (auto& r : s->rings) {
@@ -209,7 +194,7 @@ void Dispatcher::sleep(uint64_t until) {
     polling_.slept();
     std::vector<pollfd> fds;
     fds.push_back({inbox_.wake_fd(), POLLIN, 0});
-    for (auto& s : sessions_) fds.push_back({s->doorbell.get(), POLLIN, 0});
+    for (auto& s : sessions_.all()) fds.push_back({s->doorbell.get(), POLLIN, 0});
     const timespec t{time_t((until - now) / 1'000'000'000ull), long((until - now) % 1'000'000'000ull)};
     if (ppoll(fds.data(), fds.size(), &t, nullptr) <= 0) return;
     for (const pollfd& f : fds) {
@@ -222,8 +207,8 @@ void Dispatcher::sleep(uint64_t until) {
 bool Dispatcher::drain() {
     bool worked = false;
     // By index: what has been posted may add and remove sessions.
-    for (size_t i = 0; i < sessions_.size(); i++) {
-        const std::shared_ptr<Session> s = sessions_[i];
+    for (size_t i = 0; i < sessions_.all().size(); i++) {
+        const std::shared_ptr<Session> s = sessions_.all()[i];
         for (const auto& ring : s->given_back) {
             if (!ring->worker) std::erase(s->rings, ring);
         }
@@ -232,7 +217,7 @@ bool Dispatcher::drain() {
             const wire::Merged m = wire::next(s->rings);
             if (m.look == wire::Look::empty) break;
             if (m.look == wire::Look::broken) {
-                sever(*s);
+                sessions_.sever(*s);
                 break;
             }
             // What happened before this record was published (a synchronise answered by a worker) is reported
@@ -244,12 +229,14 @@ bool Dispatcher::drain() {
             ring->consumer.pop(m.record);
             ring->has_head = false;
             worked = true;
-            count_.records++;
+            records_seen_++;
             s->calls++;
             turn_.now = now_ns();
             guard(s.get(), "a message", [&] {
                 polling_.taken(ring, m.record, turn_.now);
-                handle(*s, ring, m.record);
+                records_.handle(
+                    *s, ring, m.record,
+                    std::span<const uint8_t>(payload_.data(), m.record.size - sizeof(wire::Record)));
             });
             pump();
         }

@@ -44,6 +44,10 @@ void Markers::add(Lane& lane, const Completions::Marker& m) {
     workers_.completions().add(lane.markers, m);
 }
 
+void Markers::close(Lane& lane) {
+    if (lane.markers) workers_.completions().close(lane.markers);
+}
+
 void Markers::reached(uint32_t lane, const Completions::Marker& m, double us) {
     spares_.give_event(m.end);
     if (m.start) spares_.give_event(m.start);

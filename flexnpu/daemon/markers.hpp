@@ -23,6 +23,8 @@ public:
 
     // The stream is to tell when it reaches the marker, whose events have been recorded there.
     void add(Lane& lane, const Completions::Marker& marker);
+    // Reports the lane's markers that are left, and returns when nobody looks at them any more. Any thread.
+    void close(Lane& lane);
     // Something has been given to the vendor's stream.
     void fence(Lane& lane) {
         if (++lane.given % kFenceEvery == 0) record_fence(lane);

@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 
+#include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/wire/futex.hpp"
 
 namespace flexnpu::daemon {
@@ -47,8 +48,8 @@ void Plane::start() {
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
-    auto acceptor =
-        std::make_unique<Acceptor>(*dispatcher, *vendor_, device_, socket_path_, soc_, access_, limits_);
+    auto acceptor = std::make_unique<Acceptor>(dispatcher->inbox(), dispatcher->sessions(), *vendor_, device_,
+                                               socket_path_, soc_, access_, limits_);
     acceptor->start(std::move(listener_));
     dispatcher_ = std::move(dispatcher);
     acceptor_ = std::move(acceptor);

@@ -12,6 +12,8 @@
 
 namespace flexnpu::daemon {
 
+class Dispatcher;
+
 // The dispatching thread did not do what it was asked to within Limits::call_ms, and will not do it later.
 struct PlaneTimeout : std::runtime_error {
     using std::runtime_error::runtime_error;

@@ -60,8 +60,7 @@ void Acceptor::hello(Client& client, const Request& request) {
                       "FlexNPU: a quota of " + std::to_string(request.bytes) + " bytes is more than the " +
                           std::to_string(quota) + " that this daemon gives a session; see flexnpud --quota");
     }
-    if (const std::string why = usage_.take_session(client.peer.uid, dispatcher_.live_sessions());
-        !why.empty())
+    if (const std::string why = usage_.take_session(client.peer.uid, sessions_.live()); !why.empty())
         return turn_away(client, why);
     client.amounts.sessions = 1;
     // What a session that comes to nothing has taken goes back.
@@ -85,7 +84,7 @@ void Acceptor::hello(Client& client, const Request& request) {
         return refuse(client, acl::RT_MEMORY_ALLOCATION,
                       std::string("FlexNPU: no memory for a session: ") + strerror(errno));
     auto s = std::make_shared<Session>();
-    s->live = dispatcher_.count_session();
+    s->live = sessions_.count_live();
     s->page = static_cast<wire::SessionPage*>(area);
     s->staging = static_cast<uint8_t*>(area) + wire::kSessionPageBytes;
     s->staging_pin = pins_->pin(client.peer.uid, s->staging, wire::kBlocks * wire::kBlockBytes);
@@ -123,7 +122,7 @@ void Acceptor::hello(Client& client, const Request& request) {
             }
             answer(c, 0, "", opened->id, {memory->get(), opened->doorbell.get()});
         },
-        &Dispatcher::open_session, std::weak_ptr<Session>(s));
+        &Sessions::open, std::weak_ptr<Session>(s));
     if (!client.pending) {
         client.opening.reset();
         silent_++;
@@ -157,7 +156,7 @@ void Acceptor::new_ring(Client& client) {
             c.rings[number] = ring;
             answer(c, 0, "", number, {file->get()});
         },
-        &Dispatcher::add_ring, client.session, std::weak_ptr<Ring>(ring));
+        &Sessions::add_ring, client.session, std::weak_ptr<Ring>(ring));
 }
 
 // A ring that its client could not map: nobody has written to it, so nothing of it is under way.
@@ -168,7 +167,7 @@ void Acceptor::free_ring(Client& client, uint32_t number) {
         malformed_++;
         return answer(client, acl::INVALID_PARAM, "FlexNPU: no unused ring of this number");
     }
-    dispatcher_.post([s = client.session, ring] { s->given_back.push_back(ring); });
+    inbox_.post([s = client.session, ring] { s->given_back.push_back(ring); });
     client.rings.erase(it);
     client.amounts.rings--;
     usage_.give(client.peer.uid, {.rings = 1});
@@ -205,7 +204,7 @@ void Acceptor::host_memory(Client& client, uint64_t bytes) {
             usage_.give(c.peer.uid, {.host_bytes = bytes});
             answer(c, acl::RT_MEMORY_ALLOCATION, kFailed);
         },
-        &Dispatcher::add_host, client.session, number, std::weak_ptr<HostMemory>(region));
+        &Sessions::add_host, client.session, number, std::weak_ptr<HostMemory>(region));
 }
 
 void Acceptor::free_host_memory(Client& client, uint32_t number) {
@@ -219,7 +218,7 @@ void Acceptor::free_host_memory(Client& client, uint32_t number) {
             region.reset();
             answer(c, 0, "");
         },
-        &Dispatcher::retire_host, client.session, number);
+        &Sessions::retire_host, client.session, number);
 }
 
 }  // namespace flexnpu::daemon

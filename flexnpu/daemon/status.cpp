@@ -14,26 +14,15 @@ std::shared_ptr<const Snapshot> Dispatcher::snapshot(std::chrono::milliseconds w
 
 void Dispatcher::publish() {
     board_.publish(now_ns(), [this](Snapshot& s) {
-        s.sessions = session_infos();
+        s.sessions = sessions_.infos();
         s.lanes = lane_infos();
         s.counters = counters();
     });
 }
 
-std::vector<SessionInfo> Dispatcher::session_infos() const {
-    std::vector<SessionInfo> out;
-    for (auto& s : sessions_) {
-        uint64_t lanes = s->streams.size() + (s->default_lane ? 1 : 0);
-        out.push_back({s->id, s->pid, s->comm, s->uid, s->account->used(), s->account->quota(),
-                       s->rings.size(), lanes, s->calls, s->refused.load(), s->page->ring_full.load(),
-                       s->page->launches.load(), s->page->steps.load()});
-    }
-    return out;
-}
-
 std::vector<LaneInfo> Dispatcher::lane_infos() const {
     std::vector<LaneInfo> out;
-    for (auto& s : sessions_) {
+    for (auto& s : sessions_.all()) {
         s->each_lane([&](const std::shared_ptr<Lane>& lane) {
             const auto g = gate_.stats(lane->id).value_or(gate::LaneStats{});
             out.push_back({lane->id, s->id, s->pid, s->comm, lane->handle, g.phase,
@@ -51,13 +40,9 @@ std::vector<LaneInfo> Dispatcher::lane_infos() const {
 std::map<std::string, uint64_t> Dispatcher::counters() const {
     const gate::Counters g = gate_.counters();
     std::map<std::string, uint64_t> out{
-        {"records", count_.records},
-        {"sessions_opened", count_.sessions},
-        {"sessions_broken", count_.sessions_broken},
-        {"naps", count_.naps},
-        {"sleeps", count_.sleeps},
-        {"shapes_defined", count_.shapes},
-        {"graphs_captured", count_.graphs},
+        {"records", records_seen_},
+        {"naps", naps_},
+        {"sleeps", sleeps_},
         {"gate_decisions", g.decisions},
         {"gate_held", g.held},
         {"gate_forced", g.forced},
@@ -79,7 +64,8 @@ std::map<std::string, uint64_t> Dispatcher::counters() const {
     copy_engine_.counters(&out);
     dispatch_.counters(&out);
     aborts_.counters(&out);
-    holdings_.counters(&out);
+    sessions_.counters(&out);
+    records_.counters(&out);
     return out;
 }
 

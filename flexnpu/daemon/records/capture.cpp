@@ -1,12 +1,10 @@
-// Captures, and the groups of operators in them that can be given new arguments.
-#include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/records/capture.hpp"
+
 #include "flexnpu/daemon/graphs.hpp"
-#include "flexnpu/daemon/heads.hpp"
-#include "flexnpu/daemon/payload.hpp"
 
 namespace flexnpu::daemon {
 
-void Dispatcher::capture_begin(Session& s, Payload p, const Reply& reply) {
+void CaptureRecords::begin(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclmdlRICaptureBegin")) return;
     if (o.stream == 0)
@@ -23,7 +21,7 @@ void Dispatcher::capture_begin(Session& s, Payload p, const Reply& reply) {
     Failure failure;
     auto graph = std::make_shared<Graph>(vendor_, next_graph_++);
     if (!s.holder->take(HeldKind::graphs, "aclmdlRICaptureBegin", &graph->place, &failure))
-        return refuse(s, reply, failure.code, std::move(failure.message));
+        return refuse(s, reply, failure.code, failure.message);
     graph->handle = s.graphs.add(graph);
     if (!graph->handle)
         return refuse(s, reply, acl::RT_MEMORY_ALLOCATION, "aclmdlRICaptureBegin: too many graphs");
@@ -41,7 +39,7 @@ void Dispatcher::capture_begin(Session& s, Payload p, const Reply& reply) {
             return reply.fail(failure);
         }
         graph->begun = true;
-        count_.graphs++;
+        graphs_++;
         aclmdlRICaptureStatus status = acl::CAPTURE_NONE;
         void* model = nullptr;
         uint32_t id = uint32_t(graph->serial);
@@ -51,7 +49,7 @@ void Dispatcher::capture_begin(Session& s, Payload p, const Reply& reply) {
     });
 }
 
-void Dispatcher::capture_end(Session& s, Payload p, const Reply& reply) {
+void CaptureRecords::end(Session& s, Payload p, const Reply& reply) {
     wire::CaptureEnd o;
     if (!taken(s, p, &o, reply, "aclmdlRICaptureEnd")) return;
     Lane* lane = lane_at(s, o.stream, reply, "aclmdlRICaptureEnd");
@@ -86,15 +84,15 @@ void Dispatcher::capture_end(Session& s, Payload p, const Reply& reply) {
                 failure = {acl::RT_CAPTURE_INVALIDATED, "aclmdlRICaptureEnd: the capture has become invalid"};
             graph->closed = true;
             post([this, s, graph, failure, reply] {
-                if (!s->removed) capture_ended(*s, graph, failure, reply);
+                if (!s->removed) ended(*s, graph, failure, reply);
             });
         });
     });
 }
 
 // On the dispatching thread again.
-void Dispatcher::capture_ended(Session& s, const std::shared_ptr<Graph>& graph, Failure failure,
-                               const Reply& reply) {
+void CaptureRecords::ended(Session& s, const std::shared_ptr<Graph>& graph, Failure failure,
+                           const Reply& reply) {
     // What could not be captured is why the vendor finds fault, if it does.
     if (graph->failure.code) failure = graph->failure;
     if (failure.code == 0) {
@@ -110,7 +108,7 @@ void Dispatcher::capture_ended(Session& s, const std::shared_ptr<Graph>& graph, 
     });
 }
 
-void Dispatcher::capture_info(Session& s, Payload p, const Reply& reply) {
+void CaptureRecords::info(Session& s, Payload p, const Reply& reply) {
     wire::GraphOp o;
     if (!taken(s, p, &o, reply, "aclmdlRICaptureGetInfo")) return;
     Graph* graph = s.graphs.find(o.graph);
@@ -128,7 +126,7 @@ void Dispatcher::capture_info(Session& s, Payload p, const Reply& reply) {
     reply.ok(uint64_t(uint32_t(status)));
 }
 
-void Dispatcher::group_begin(Session& s, Payload p, const Reply& reply) {
+void CaptureRecords::group_begin(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclmdlRICaptureTaskGrpBegin")) return;
     Lane* lane = lane_at(s, o.stream, reply, "aclmdlRICaptureTaskGrpBegin");
@@ -153,7 +151,7 @@ void Dispatcher::group_begin(Session& s, Payload p, const Reply& reply) {
     });
 }
 
-void Dispatcher::group_end(Session& s, Payload p, const Reply& reply) {
+void CaptureRecords::group_end(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclmdlRICaptureTaskGrpEnd")) return;
     Lane* lane = lane_at(s, o.stream, reply, "aclmdlRICaptureTaskGrpEnd");
@@ -178,7 +176,7 @@ void Dispatcher::group_end(Session& s, Payload p, const Reply& reply) {
 // Updates are not waited for: a decode step makes one a layer. What is wrong with one is told at the stream's
 // next synchronise, and what it would have updated is left alone: nothing of it is run as an operator of its
 // own.
-void Dispatcher::update_begin(Session& s, Payload p) {
+void CaptureRecords::update_begin(Session& s, Payload p) {
     wire::GraphOp o;
     Lane* lane = taken(s, p, &o);
     if (!lane) return;
@@ -203,7 +201,7 @@ void Dispatcher::update_begin(Session& s, Payload p) {
     push(*lane, std::move(item));
 }
 
-void Dispatcher::update_end(Session& s, Payload p) {
+void CaptureRecords::update_end(Session& s, Payload p) {
     wire::StreamOp o;
     Lane* lane = taken(s, p, &o);
     if (!lane) return;

@@ -1,14 +1,11 @@
-// Hccl*: what other ranks may keep waiting is called by workers; the rest is an operation of its lane that
-// the gate never holds.
+#include "flexnpu/daemon/records/collectives.hpp"
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
 
 #include "flexnpu/api/hccl_types.hpp"
 #include "flexnpu/daemon/communicators.hpp"
-#include "flexnpu/daemon/dispatcher.hpp"
-#include "flexnpu/daemon/heads.hpp"
-#include "flexnpu/daemon/payload.hpp"
 
 namespace flexnpu::daemon {
 
@@ -198,7 +195,7 @@ const char* collective_name(uint32_t of) { return kNames[of]; }
 
 bool may_block(const CollectiveItem& c) { return !c.communicator->known.contains(c.connections); }
 
-void Dispatcher::collective(Session& s, Payload p) {
+void CollectiveRecords::collective(Session& s, Payload p) {
     wire::Collective c;
     Payload rest;
     if (!take(p, &c, &rest) || rest.size() != size_t(c.words) * 8 || c.of >= Of::count_) {

@@ -1,12 +1,10 @@
-// Communicators: made, asked about, ended.
+#include "flexnpu/daemon/records/communicators.hpp"
+
 #include <algorithm>
 #include <cstring>
 
 #include "flexnpu/api/hccl_types.hpp"
 #include "flexnpu/daemon/communicators.hpp"
-#include "flexnpu/daemon/dispatcher.hpp"
-#include "flexnpu/daemon/heads.hpp"
-#include "flexnpu/daemon/payload.hpp"
 
 namespace flexnpu::daemon {
 
@@ -42,7 +40,7 @@ void Communicators::abandon() {
     for (const auto& c : leaving) c->dropped = true;
 }
 
-void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
+void CommunicatorRecords::call(Session& s, Payload p, const Reply& reply) {
     using Call = wire::Communicator;
     Call c;
     Payload rest;
@@ -72,7 +70,7 @@ void Dispatcher::communicator(Session& s, Payload p, const Reply& reply) {
     auto crowded = [&](const char* function) {
         Failure failure;
         if (s.holder->take(HeldKind::communicators, function, place.get(), &failure)) return false;
-        refuse(s, reply, failure.code, std::move(failure.message));
+        refuse(s, reply, failure.code, failure.message);
         return true;
     };
     switch (c.call) {

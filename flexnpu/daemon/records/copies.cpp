@@ -1,18 +1,16 @@
-// Copies between host and device.
+#include "flexnpu/daemon/records/copies.hpp"
+
 #include <algorithm>
 #include <cstring>
 
-#include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/daemon/graphs.hpp"
-#include "flexnpu/daemon/heads.hpp"
-#include "flexnpu/daemon/payload.hpp"
 #include "flexnpu/wire/futex.hpp"
 
 namespace flexnpu::daemon {
 
 using wire::Place;
 
-void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
+void CopyRecords::copy(Session& s, Payload p, const Reply& reply) {
     wire::Copy c;
     Payload data;
     if (!take(p, &c, &data)) {
@@ -22,7 +20,7 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
     const bool staged = c.to_place == Place::staging || c.from_place == Place::staging;
     auto bad = [&](int32_t code, std::string message) {
         if (staged && c.block < wire::kBlocks) s.give_block(int32_t(c.block), c.ticket);
-        if (reply.request) return refuse(s, reply, code, std::move(message));
+        if (reply.request) return refuse(s, reply, code, message);
         refuse_later(s, c.now ? nullptr : lane_of(s, c.stream), code, std::move(message));
     };
     const auto odd = [&] {
@@ -170,7 +168,7 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
     };
     // The chunks of one copy, and the copies of one thread, stay in order. A thread that has nobody else's
     // work to dispatch makes larger ones itself.
-    const bool quick = c.bytes <= kLargeCopy || (c.bytes <= wire::kBlockBytes && nothing_queued());
+    const bool quick = c.bytes <= kLargeCopy || (c.bytes <= wire::kBlockBytes && sessions_.nothing_queued());
     if (quick && reply.ring->copying.load(std::memory_order_acquire) == 0 && !copy_engine_.slow()) {
         make(false);
         return;
@@ -182,10 +180,6 @@ void Dispatcher::copy(Session& s, Payload p, const Reply& reply) {
         make(true);
         if (large) copy_engine_.end_large();
     });
-}
-
-bool Dispatcher::nothing_queued() const {
-    return std::all_of(sessions_.begin(), sessions_.end(), [](const auto& s) { return s->queued == 0; });
 }
 
 }  // namespace flexnpu::daemon

@@ -1,12 +1,10 @@
-// Events: made, recorded, waited for, asked about.
+#include "flexnpu/daemon/records/events.hpp"
+
 #include <algorithm>
 #include <bit>
 
 #include "flexnpu/daemon/deadline.hpp"
-#include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/daemon/graphs.hpp"
-#include "flexnpu/daemon/heads.hpp"
-#include "flexnpu/daemon/payload.hpp"
 #include "flexnpu/wire/futex.hpp"
 
 namespace flexnpu::daemon {
@@ -35,11 +33,25 @@ bool waits_pending(Event& e) {
     return !e.earlier.empty();
 }
 
+// Why a handle names no event of the session.
+Failure no_event(const Session& s, const char* function, uint64_t handle) {
+    if (const auto bad = s.bad_events.find(handle); bad != s.bad_events.end()) return bad->second;
+    return {acl::RT_INVALID_HANDLE, std::string(function) + ": " + hex(handle) + " is not an event"};
+}
+
+// Runs `job` once the last record of that event has been dispatched: now, if nothing is outstanding.
+void when_recorded(const std::shared_ptr<Mark>& mark, std::function<void()> job) {
+    if (mark->pending)
+        mark->waiters.push_back(std::move(job));
+    else
+        job();
+}
+
 }  // namespace
 
 // The client chooses the handle, so that it need not wait: it asks once for each kind of event, and an event
 // that then cannot be made is one that its records and waits do not find.
-void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
+void EventRecords::create(Session& s, Payload p, const Reply& reply) {
     wire::CreateEvent c;
     if (!taken(s, p, &c, reply, "aclrtCreateEvent")) return;
     void* event = nullptr;
@@ -66,7 +78,7 @@ void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
         // Nobody waits, most often: who uses it is told.
         if (s.bad_events.size() >= kMaxBadEvents) s.bad_events.clear();
         if (!reply.request) s.bad_events[c.handle] = failure;
-        return refuse(s, reply, failure.code, std::move(failure.message));
+        return refuse(s, reply, failure.code, failure.message);
     }
     s.bad_events.erase(c.handle);
     made->flags = c.flags;
@@ -80,14 +92,25 @@ void Dispatcher::create_event(Session& s, Payload p, const Reply& reply) {
     reply.ok();
 }
 
-Failure Dispatcher::no_event(const Session& s, const char* function, uint64_t handle) {
-    if (const auto bad = s.bad_events.find(handle); bad != s.bad_events.end()) return bad->second;
-    return {acl::RT_INVALID_HANDLE, std::string(function) + ": " + hex(handle) + " is not an event"};
+void EventRecords::destroy(Session& s, Payload p, const Reply& reply) {
+    wire::EventOp o;
+    if (!taken(s, p, &o, reply, "aclrtDestroyEvent")) return;
+    if (!s.events.remove(o.event))
+        return refuse(s, reply, acl::RT_INVALID_HANDLE, hex(o.event) + " is not an event");
+    reply.ok();
+}
+
+Event* EventRecords::event_at(Session& s, uint64_t handle, const Reply& reply, const char* function) {
+    Event* e = s.events.find(handle);
+    if (e) return e;
+    Failure failure = no_event(s, function, handle);
+    refuse(s, reply, failure.code, failure.message);
+    return nullptr;
 }
 
 // An event's record, wait or reset in a lane: what it means to a capture. True when that is all that it
 // means.
-bool Dispatcher::capture_event(Session& s, Lane& lane, Event& event, ItemType type) {
+bool EventRecords::capture(Session& s, Lane& lane, Event& event, ItemType type) {
     if (!event.real()) {
         // Waiting for an event of a capture joins it.
         const auto of = event.mark->capture.lock();
@@ -110,7 +133,7 @@ bool Dispatcher::capture_event(Session& s, Lane& lane, Event& event, ItemType ty
 
 // A real event outside of a capture: operations on it are dispatched in the order of the program, whatever
 // the lane.
-void Dispatcher::use_real_event(Lane& lane, Event& event, ItemType type, int64_t deadline_ns) {
+void EventRecords::use_real(Lane& lane, Event& event, ItemType type, int64_t deadline_ns) {
     auto item = std::make_unique<Item>(event_work(type, deadline_ns));
     if (type == ItemType::record) {
         if (event.mark->queued_waits) event.earlier.push_back(event.mark);
@@ -126,7 +149,7 @@ void Dispatcher::use_real_event(Lane& lane, Event& event, ItemType type, int64_t
     push(lane, std::move(item));
 }
 
-void Dispatcher::record_event(Session& s, Payload p) {
+void EventRecords::record(Session& s, Payload p) {
     wire::EventOp o;
     if (!take(p, &o)) {
         return malformed(s);
@@ -137,8 +160,8 @@ void Dispatcher::record_event(Session& s, Payload p) {
         Failure failure = no_event(s, "aclrtRecordEvent", o.event);
         return refuse_later(s, lane, failure.code, std::move(failure.message));
     }
-    if (capture_event(s, *lane, *e, ItemType::record)) return;
-    if (e->real()) return use_real_event(*lane, *e, ItemType::record, -1);
+    if (capture(s, *lane, *e, ItemType::record)) return;
+    if (e->real()) return use_real(*lane, *e, ItemType::record, -1);
     if (e->mark.use_count() > 1) {
         // Operators that have yet to be dispatched mean the earlier record.
         void* fresh = nullptr;
@@ -159,7 +182,7 @@ void Dispatcher::record_event(Session& s, Payload p) {
 }
 
 // A wait or a reset: takes its place in the lane, and means the event's record of now.
-void Dispatcher::order_event(Session& s, Payload p, ItemType type, const char* function) {
+void EventRecords::order(Session& s, Payload p, ItemType type, const char* function) {
     wire::EventOp o;
     if (!take(p, &o)) {
         return malformed(s);
@@ -170,15 +193,15 @@ void Dispatcher::order_event(Session& s, Payload p, ItemType type, const char* f
         Failure failure = no_event(s, function, o.event);
         return refuse_later(s, lane, failure.code, std::move(failure.message));
     }
-    if (capture_event(s, *lane, *e, type)) return;
-    if (e->real()) return use_real_event(*lane, *e, type, o.deadline_ns);
+    if (capture(s, *lane, *e, type)) return;
+    if (e->real()) return use_real(*lane, *e, type, o.deadline_ns);
     auto item = std::make_unique<Item>(event_work(type, o.deadline_ns));
     item->mark = e->mark;
     if (type == ItemType::wait) e->mark->queued_waits += item->as<WaitItem>().counted = e->mark->recorded;
     push(*lane, std::move(item));
 }
 
-void Dispatcher::sync_event(Session& s, Payload p, const Reply& reply) {
+void EventRecords::synchronise(Session& s, Payload p, const Reply& reply) {
     wire::EventOp o;
     if (!taken(s, p, &o, reply, "aclrtSynchronizeEvent")) return;
     Event* e = event_at(s, o.event, reply, "aclrtSynchronizeEvent");
@@ -208,22 +231,14 @@ void Dispatcher::sync_event(Session& s, Payload p, const Reply& reply) {
 }
 
 // For an event in another session's stream: that stream may run on when the session that waits has ended.
-int32_t Dispatcher::wait_between_sessions(const Mark& mark, const Ring& ring) const {
+int32_t EventRecords::wait_between_sessions(const Mark& mark, const Ring& ring) const {
     int32_t e = acl::RT_WAIT_TIMEOUT;
     while (e == acl::RT_WAIT_TIMEOUT && !ring.closed)
         e = vendor_.aclrtSynchronizeEventWithTimeout(mark.event, kEventSliceMs);
     return e;
 }
 
-// Runs `job` once the last record of that event has been dispatched: now, if nothing is outstanding.
-void Dispatcher::when_recorded(const std::shared_ptr<Mark>& mark, std::function<void()> job) {
-    if (mark->pending)
-        mark->waiters.push_back(std::move(job));
-    else
-        job();
-}
-
-void Dispatcher::query_event(Session& s, Payload p, const Reply& reply) {
+void EventRecords::query(Session& s, Payload p, const Reply& reply) {
     wire::EventOp o;
     if (!take(p, &o) || o.stream > 2) {
         return malformed(s, reply, "aclrtQueryEvent");
@@ -249,15 +264,19 @@ void Dispatcher::query_event(Session& s, Payload p, const Reply& reply) {
     reply.ok(uint64_t(uint32_t(status)));
 }
 
-void Dispatcher::timestamp(const Event& e, const Reply& reply) const {
-    if (e.mark->pending) return reply.fail(not_reached("aclrtEventGetTimestamp"));
+void EventRecords::timestamp(Session& s, Payload p, const Reply& reply) {
+    wire::EventOp o;
+    if (!taken(s, p, &o, reply, "aclrtEventGetTimestamp")) return;
+    Event* e = event_at(s, o.event, reply, "aclrtEventGetTimestamp");
+    if (!e) return;
+    if (e->mark->pending) return reply.fail(not_reached("aclrtEventGetTimestamp"));
     uint64_t t = 0;
-    if (int32_t err = vendor_.aclrtEventGetTimestamp(e.mark->event, &t))
+    if (int32_t err = vendor_.aclrtEventGetTimestamp(e->mark->event, &t))
         return reply.fail({err, vendor_.message("aclrtEventGetTimestamp", err)});
     reply.ok(t);
 }
 
-void Dispatcher::elapsed(Session& s, Payload p, const Reply& reply) {
+void EventRecords::elapsed(Session& s, Payload p, const Reply& reply) {
     wire::EventPair o;
     if (!taken(s, p, &o, reply, "aclrtEventElapsedTime")) return;
     Event *a = s.events.find(o.start), *b = s.events.find(o.end);

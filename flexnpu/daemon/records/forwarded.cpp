@@ -1,28 +1,26 @@
-// Questions that are passed on to the vendor as they are, and texts.
+#include "flexnpu/daemon/records/forwarded.hpp"
+
 #include <algorithm>
 #include <cstring>
 
 #include "flexnpu/api/forward.hpp"
-#include "flexnpu/daemon/dispatcher.hpp"
-#include "flexnpu/daemon/heads.hpp"
-#include "flexnpu/daemon/payload.hpp"
 
 namespace flexnpu::daemon {
 
-struct Dispatcher::Context final : api::ForwardContext {
-    Context(Dispatcher& d, Session& s) : dispatcher(d), session(s) {}
+struct ForwardedRecords::Context final : api::ForwardContext {
+    Context(ForwardedRecords& f, Session& s) : family(f), session(s) {}
     bool stream(uint64_t handle, void** out) override {
-        Lane* lane = dispatcher.lane_of(session, handle);
+        Lane* lane = family.lane_of(session, handle);
         if (!lane) return false;
         *out = lane->stream;
         return true;
     }
-    void* vendor(api::FnId fn) override { return dispatcher.vendor_.function(fn); }
-    Dispatcher& dispatcher;
+    void* vendor(api::FnId fn) override { return family.vendor_.function(fn); }
+    ForwardedRecords& family;
     Session& session;
 };
 
-void Dispatcher::forward(Session& s, Payload p, const Reply& reply) {
+void ForwardedRecords::forward(Session& s, Payload p, const Reply& reply) {
     wire::Forward f;
     Payload rest;
     if (!take(p, &f, &rest) || f.function >= api::FN_COUNT || f.words > rest.size() / 8 ||
@@ -65,7 +63,7 @@ void Dispatcher::forward(Session& s, Payload p, const Reply& reply) {
                        : std::string(api::kFnNames[f.function]) + " failed with error " + std::to_string(e)});
 }
 
-void Dispatcher::text(Session& s, Payload p, const Reply& reply) {
+void ForwardedRecords::text(Session& s, Payload p, const Reply& reply) {
     wire::Text t;
     Payload rest;
     if (!take(p, &t, &rest) || rest.size() != wire::round8(t.bytes)) {

@@ -1,4 +1,5 @@
-// Graphs: run, described, ended; and values that streams write and wait for.
+#include "flexnpu/daemon/records/graphs.hpp"
+
 #include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -6,14 +7,11 @@
 #include <algorithm>
 #include <cstring>
 
-#include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/daemon/graphs.hpp"
-#include "flexnpu/daemon/heads.hpp"
-#include "flexnpu/daemon/payload.hpp"
 
 namespace flexnpu::daemon {
 
-void Dispatcher::value_op(Session& s, Payload p) {
+void GraphRecords::value(Session& s, Payload p) {
     wire::ValueOp o;
     if (!take(p, &o) || o.wait > 1) {
         return malformed(s);
@@ -30,7 +28,7 @@ void Dispatcher::value_op(Session& s, Payload p) {
     push(*lane, std::make_unique<Item>(ValueItem{o.address, o.value, o.flag, o.wait != 0}));
 }
 
-void Dispatcher::launch_graph(Session& s, Payload p) {
+void GraphRecords::launch(Session& s, Payload p) {
     wire::GraphOp o;
     Lane* lane = taken(s, p, &o);
     if (!lane) return;
@@ -70,7 +68,7 @@ void Dispatcher::launch_graph(Session& s, Payload p) {
     push(*lane, std::move(item));
 }
 
-void Dispatcher::destroy_graph(Session& s, Payload p, const Reply& reply) {
+void GraphRecords::destroy(Session& s, Payload p, const Reply& reply) {
     wire::GraphOp o;
     if (!taken(s, p, &o, reply, "aclmdlRIDestroy")) return;
     Graph* graph = s.graphs.find(o.graph);
@@ -105,7 +103,7 @@ void Dispatcher::destroy_graph(Session& s, Payload p, const Reply& reply) {
     });
 }
 
-void Dispatcher::graph_text(Session& s, Payload p, const Reply& reply) {
+void GraphRecords::text(Session& s, Payload p, const Reply& reply) {
     wire::GraphText o;
     if (!taken(s, p, &o, reply, "aclmdlRIDebugJsonPrint")) return;
     Graph* graph = s.graphs.find(o.graph);
@@ -144,7 +142,7 @@ void Dispatcher::graph_text(Session& s, Payload p, const Reply& reply) {
     });
 }
 
-void Dispatcher::control_graph(Session& s, Payload p, const Reply& reply) {
+void GraphRecords::control(Session& s, Payload p, const Reply& reply) {
     wire::ControlGraph o;
     if (!take(p, &o) || o.what < wire::kAbortGraph || o.what > wire::kPrintGraph) {
         return malformed(s, reply, "question about a graph");

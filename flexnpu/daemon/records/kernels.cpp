@@ -1,15 +1,10 @@
-// aclrtBinary* and aclrtLaunchKernel*, where the daemon was told to serve them: a kernel's own code checks no
-// address, so it can read and write every program's memory on the device. What can be checked is: handles,
-// sizes, the place of arguments in device memory.
-#include "flexnpu/daemon/kernels.hpp"
+#include "flexnpu/daemon/records/kernels.hpp"
 
 #include <cstring>
 
 #include "flexnpu/api/kernel_types.hpp"
-#include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/daemon/graphs.hpp"
-#include "flexnpu/daemon/heads.hpp"
-#include "flexnpu/daemon/payload.hpp"
+#include "flexnpu/daemon/kernels.hpp"
 
 namespace flexnpu::daemon {
 
@@ -48,13 +43,13 @@ Binary::~Binary() {
     if (handle) Vendor::call(vendor.aclrtBinaryUnLoad, handle);
 }
 
-void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
+void KernelRecords::call(Session& s, Payload p, const Reply& reply) {
     using Call = wire::Kernel;
     wire::Kernel k;
     Payload rest;
     const auto bad = [&] { malformed(s, reply, "call about a kernel"); };
     if (!take(p, &k, &rest)) return bad();
-    if (!allow_kernels_) return refuse(s, reply, acl::API_NOT_SUPPORTED, kForbidden);
+    if (!allowed_) return refuse(s, reply, acl::API_NOT_SUPPORTED, kForbidden);
     if (!s.kernels) {
         s.kernels = std::make_shared<Kernels>();
         s.kernels->binaries.set_tag(wire::device_tag(s.device));
@@ -94,7 +89,7 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
             Holding place;
             Failure failure;
             if (!s.holder->take(HeldKind::binaries, "aclrtBinaryLoad", &place, &failure))
-                return refuse(s, reply, failure.code, std::move(failure.message));
+                return refuse(s, reply, failure.code, failure.message);
             auto options = read<aclrtBinaryLoadOption>(rest, k.count);
             auto binary = std::make_shared<Binary>(vendor_, std::move(*arriving), kernels.bytes);
             binary->place = std::move(place);
@@ -124,7 +119,7 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
             for (const auto& [name, function] : binary->functions) kernels.functions.remove(function);
             // The device may still run it: it goes when what the program has launched is over; if that takes
             // too long, with the session.
-            return when_unused(
+            return releases_.when_unused(
                 s, reply, {},
                 [this, s = s.shared_from_this(), binary, reply](bool over, const MemoryMap::Range&) mutable {
                     if (!over) {
@@ -206,7 +201,7 @@ void Dispatcher::kernel(Session& s, Payload p, const Reply& reply) {
     }
 }
 
-void Dispatcher::launch_kernel(Session& s, Payload p) {
+void KernelRecords::launch(Session& s, Payload p) {
     wire::LaunchKernel l;
     Payload rest;
     const auto bad = [&] { malformed(s); };
@@ -222,8 +217,8 @@ void Dispatcher::launch_kernel(Session& s, Payload p) {
     const std::shared_ptr<Function> function = s.kernels ? s.kernels->functions.share(l.function) : nullptr;
     if (!function)
         return refuse_later(s, lane, acl::RT_INVALID_HANDLE,
-                            allow_kernels_ ? "aclrtLaunchKernel: " + hex(l.function) + " is not a function"
-                                           : std::string(kForbidden));
+                            allowed_ ? "aclrtLaunchKernel: " + hex(l.function) + " is not a function"
+                                     : std::string(kForbidden));
     auto launch = std::make_shared<KernelLaunch>();
     launch->function = function;
     launch->blocks = l.blocks;

@@ -1,22 +1,13 @@
-// Device memory: given, taken back when nothing uses it any more, and set.
+#include "flexnpu/daemon/records/memory.hpp"
+
 #include <algorithm>
 
-#include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/daemon/graphs.hpp"
-#include "flexnpu/daemon/heads.hpp"
-#include "flexnpu/daemon/payload.hpp"
 #include "flexnpu/wire/futex.hpp"
 
 namespace flexnpu::daemon {
 
-namespace {
-
-// How long a free waits for the operators that may use the memory.
-constexpr int32_t kLongestUseMs = 10'000;
-
-}  // namespace
-
-void Dispatcher::allocate(Session& s, Payload p, const Reply& reply) {
+void MemoryRecords::allocate(Session& s, Payload p, const Reply& reply) {
     wire::Malloc m;
     if (!taken(s, p, &m, reply, "aclrtMalloc")) return;
     if (m.bytes == 0) return refuse(s, reply, acl::INVALID_PARAM, "aclrtMalloc: size is 0");
@@ -36,7 +27,7 @@ void Dispatcher::allocate(Session& s, Payload p, const Reply& reply) {
     });
 }
 
-void Dispatcher::release(Session& s, Payload p, const Reply& reply) {
+void MemoryRecords::release(Session& s, Payload p, const Reply& reply) {
     wire::Free f;
     if (!taken(s, p, &f, reply, "aclrtFree")) return;
     auto range = s.memory.take(f.address, MemoryMap::Kind::own);
@@ -45,7 +36,7 @@ void Dispatcher::release(Session& s, Payload p, const Reply& reply) {
                       "aclrtFree: " + hex(f.address) + " was not allocated by this process");
     }
     exports_.forget(s.id, range->held->allocation().get());
-    when_unused(s, reply, std::move(*range), [&s, reply](bool over, MemoryMap::Range range) {
+    releases_.when_unused(s, reply, std::move(*range), [&s, reply](bool over, MemoryMap::Range range) {
         if (!over) {
             // Stuck: it is kept, and stays charged, until the session ends.
             std::lock_guard lock(s.leaving_mutex);
@@ -57,75 +48,18 @@ void Dispatcher::release(Session& s, Payload p, const Reply& reply) {
     });
 }
 
-// Memory may go, or be unmapped, when nothing that the session has launched can touch it any more: not
-// dispatched only, but over. Otherwise a late operator would write into what the next owner of the memory has
-// there. Until then the session owns it: if it ends before, the memory goes with it.
-void Dispatcher::when_unused(Session& s, const Reply& reply, MemoryMap::Range range,
-                             std::function<void(bool over, MemoryMap::Range)> job) {
-    std::list<MemoryMap::Range>::iterator at;
-    {
-        std::lock_guard lock(s.leaving_mutex);
-        at = s.leaving.insert(s.leaving.end(), std::move(range));
-    }
-    // Other threads of the program may be amid a copy of it.
-    after(Lanes::all_of(s), false, [this, &s, at, reply, uses = s.uses, job = std::move(job)]() mutable {
-        // Events now, not the streams themselves later: those may be capturing by then, and must not be
-        // asked.
-        std::vector<void*> ours, all;
-        std::vector<std::shared_ptr<Lane>> streams;
-        s.each_lane([&](const std::shared_ptr<Lane>& lane) {
-            if (lane->in_capture)
-                return all.push_back(lane->before_capture);  // what came before is all that runs there
-            markers_.progress(*lane);
-            if (lane->given == lane->over && !lane->in_flight_since_sync) return;
-            void* e = lane->in_update ? nullptr : spares_.event();
-            if (e && vendor_.aclrtRecordEvent(e, lane->stream) != 0)
-                spares_.give_event(std::exchange(e, nullptr));
-            if (!e) return streams.push_back(lane);
-            ours.push_back(e);
-            all.push_back(e);
-        });
-        std::erase(all, nullptr);
-        worker_of(*reply.ring)
-            .post([this, &s, at, reply, uses = std::move(uses), ours = std::move(ours), all = std::move(all),
-                   streams = std::move(streams), job = std::move(job)]() mutable {
-                // A session that has ended is torn down behind this: nothing is waited for.
-                const uint64_t within_ms = reply.ring->closed ? 0 : uint64_t(kLongestUseMs);
-                const uint64_t deadline = wire::now_ns() + within_ms * 1'000'000;
-                const auto left = [deadline] {
-                    return int32_t(
-                        std::max<int64_t>((int64_t(deadline) - int64_t(wire::now_ns())) / 1'000'000, 1));
-                };
-                bool over = true;
-                for (void* e : all)
-                    over =
-                        over && vendor_.aclrtSynchronizeEventWithTimeout(e, left()) != acl::RT_WAIT_TIMEOUT;
-                for (auto& lane : streams)
-                    over = over && vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, left()) !=
-                                       acl::RT_WAIT_TIMEOUT;
-                // An event that has not been reached yet may serve again: recording it anew is what it is
-                // for.
-                if (!ours.empty())
-                    post([this, ours = std::move(ours)] {
-                        for (void* e : ours) spares_.give_event(e);
-                    });
-                for (const auto& use : uses) {
-                    while (!use.expired() && wire::now_ns() < deadline)
-                        std::this_thread::sleep_for(std::chrono::microseconds(100));
-                    over = over && use.expired();
-                }
-                MemoryMap::Range range;
-                {
-                    std::lock_guard lock(s.leaving_mutex);
-                    range = std::move(*at);
-                    s.leaving.erase(at);
-                }
-                job(over, std::move(range));
-            });
-    });
+void MemoryRecords::info(Session& s, Payload p, const Reply& reply) {
+    wire::MemInfo m;
+    if (!taken(s, p, &m, reply, "aclrtGetMemInfo")) return;
+    size_t free = 0, total = 0;
+    if (int32_t e = vendor_.aclrtGetMemInfo(m.attribute, &free, &total))
+        return reply.fail({e, vendor_.message("aclrtGetMemInfo", e)});
+    // A kind of memory that the device lacks has 0 bytes, whatever the quota.
+    if (const uint64_t quota = s.account->quota()) total = std::min<uint64_t>(total, quota);
+    reply.ok(std::min<uint64_t>(free, s.account->left()), total);
 }
 
-void Dispatcher::memset(Session& s, Payload p, const Reply& reply) {
+void MemoryRecords::memset(Session& s, Payload p, const Reply& reply) {
     wire::Memset m;
     if (!taken(s, p, &m, reply, "memset")) return;
     Lane* lane = m.now ? nullptr : lane_of(s, m.stream);
@@ -135,7 +69,7 @@ void Dispatcher::memset(Session& s, Payload p, const Reply& reply) {
     if (m.bytes > m.room || !s.memory.holds(m.to, m.bytes)) {
         std::string message = "aclrtMemset: " + hex(m.to) + " (" + std::to_string(m.bytes) +
                               " bytes) is not in device memory of this process";
-        if (reply.request) return refuse(s, reply, acl::RT_PARAM_INVALID, std::move(message));
+        if (reply.request) return refuse(s, reply, acl::RT_PARAM_INVALID, message);
         return refuse_later(s, lane, acl::RT_PARAM_INVALID, std::move(message));
     }
     if (m.now) {
@@ -151,6 +85,20 @@ void Dispatcher::memset(Session& s, Payload p, const Reply& reply) {
     if (Footprint* f = footprint_of(*lane)) f->add(s.memory, m.to, m.bytes);
     push(*lane, std::make_unique<Item>(MemsetItem{m.to, m.bytes, m.value}));
     reply.ok();
+}
+
+// The cache is to fetch, write back or forget a range of memory.
+void MemoryRecords::cache_hint(Session& s, Payload p) {
+    wire::CacheHint h;
+    Lane* lane = taken(s, p, &h);
+    if (!lane) return;
+    // Forgetting what is in the cache would lose what was written there: the range must be the program's to
+    // the byte.
+    if (h.bytes == 0 || !s.memory.holds(h.address, h.bytes)) {
+        return refuse_later(s, lane, acl::RT_PARAM_INVALID,
+                            "aclrtCmoAsync: " + hex(h.address) + " is not in memory of this process");
+    }
+    push(*lane, std::make_unique<Item>(HintItem{h.address, h.bytes, int32_t(h.type)}));
 }
 
 }  // namespace flexnpu::daemon

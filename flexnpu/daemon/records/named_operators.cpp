@@ -1,14 +1,7 @@
-// Operators named by type (aclopCompileAndExecute).
-//
-// The vendor compiles such an operator when it is first met, which takes seconds, so the call is made by a
-// worker; the lane holds what follows, in its queue here, until it has returned. The program waits for that,
-// as it would for the vendor's own call. Only formats whose size follows from the dimensions are accepted:
-// others could reach beyond their buffer.
+#include "flexnpu/daemon/records/named_operators.hpp"
+
 #include <algorithm>
 
-#include "flexnpu/daemon/dispatcher.hpp"
-#include "flexnpu/daemon/heads.hpp"
-#include "flexnpu/daemon/payload.hpp"
 #include "flexnpu/wire/operation.hpp"
 
 namespace flexnpu::daemon {
@@ -168,7 +161,7 @@ private:
 
 }  // namespace
 
-void Dispatcher::run_op(Session& s, Payload p, const Reply& reply) {
+void NamedOperatorRecords::run(Session& s, Payload p, const Reply& reply) {
     wire::RunOp head;
     Payload rest;
     auto o = std::make_shared<wire::Operation>();
@@ -232,20 +225,6 @@ void Dispatcher::run_op(Session& s, Payload p, const Reply& reply) {
             });
     };
     push(*lane, std::move(item));
-}
-
-// aclrtCmoAsync: the cache is to fetch, write back or forget a range of memory.
-void Dispatcher::cache_hint(Session& s, Payload p) {
-    wire::CacheHint h;
-    Lane* lane = taken(s, p, &h);
-    if (!lane) return;
-    // Forgetting what is in the cache would lose what was written there: the range must be the program's to
-    // the byte.
-    if (h.bytes == 0 || !s.memory.holds(h.address, h.bytes)) {
-        return refuse_later(s, lane, acl::RT_PARAM_INVALID,
-                            "aclrtCmoAsync: " + hex(h.address) + " is not in memory of this process");
-    }
-    push(*lane, std::make_unique<Item>(HintItem{h.address, h.bytes, int32_t(h.type)}));
 }
 
 }  // namespace flexnpu::daemon

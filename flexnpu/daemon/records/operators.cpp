@@ -1,11 +1,9 @@
-// Shapes of operators, and their launches.
+#include "flexnpu/daemon/records/operators.hpp"
+
 #include <algorithm>
 #include <cstring>
 
-#include "flexnpu/daemon/dispatcher.hpp"
 #include "flexnpu/daemon/graphs.hpp"
-#include "flexnpu/daemon/heads.hpp"
-#include "flexnpu/daemon/payload.hpp"
 #include "flexnpu/wire/futex.hpp"
 
 namespace flexnpu::daemon {
@@ -21,7 +19,7 @@ constexpr size_t kMaxBadShapes = 1024;
 
 }  // namespace
 
-void Dispatcher::define_shape(Session& s, Payload p, const Reply& reply) {
+void OperatorRecords::define_shape(Session& s, Payload p, const Reply& reply) {
     wire::DefineShape d;
     Payload rest;
     if (!take(p, &d, &rest) || rest.size() != size_t(d.addresses) * 8 + d.meta_bytes ||
@@ -39,7 +37,7 @@ void Dispatcher::define_shape(Session& s, Payload p, const Reply& reply) {
         s.bad_shapes[d.shape] = {error, std::move(message)};
         return;
     }
-    if (!shape) return refuse(s, reply, error, std::move(message));
+    if (!shape) return refuse(s, reply, error, message);
     std::vector<uint64_t> addresses(d.addresses);
     if (d.addresses) std::memcpy(addresses.data(), rest.data(), addresses.size() * 8);
     const size_t foreign = s.memory.first_foreign(
@@ -73,16 +71,16 @@ void Dispatcher::define_shape(Session& s, Payload p, const Reply& reply) {
 }
 
 // Under the client's number for it, whose index has been checked.
-void Dispatcher::keep_shape(Session& s, uint64_t number, std::shared_ptr<Shape> shape) {
+void OperatorRecords::keep_shape(Session& s, uint64_t number, std::shared_ptr<Shape> shape) {
     const uint32_t index = uint32_t(number);
     shape->number = number;
     if (s.shapes.size() <= index)
         s.shapes.resize(std::max<size_t>(index + 1, std::min<size_t>(kMaxShapeNumbers, s.shapes.size() * 2)));
     s.shapes[index] = std::move(shape);
-    count_.shapes++;
+    shapes_++;
 }
 
-void Dispatcher::launch(Session& s, Payload p) {
+void OperatorRecords::launch(Session& s, Payload p) {
     wire::Launch l;
     Payload rest;
     if (!take(p, &l, &rest) || rest.size() != size_t(l.count) * 8) {
@@ -135,6 +133,25 @@ void Dispatcher::launch(Session& s, Payload p) {
     }
     item->shape = std::move(shape);
     push(*lane, std::move(item));
+}
+
+void OperatorRecords::drop_shape(Session& s, Payload p, const Reply& reply) {
+    wire::DropShape d;
+    if (!taken(s, p, &d, reply, "end of an operator's shape")) return;
+    const uint32_t index = uint32_t(d.shape);
+    if (index < s.shapes.size() && s.shapes[index] && s.shapes[index]->number == d.shape)
+        s.shapes[index].reset();
+}
+
+void OperatorRecords::late_dims(Session& s, Payload p, const Reply& reply) {
+    wire::LateDims l;
+    if (!taken(s, p, &l, reply, "question about outputs")) return;
+    auto it =
+        std::find_if(s.late.begin(), s.late.end(), [&](const auto& entry) { return entry.first == l.late; });
+    if (it == s.late.end()) return refuse(s, reply, acl::INVALID_PARAM, "FlexNPU: no such launch");
+    const std::vector<uint64_t> dims = it->second->output_dims(wire::kReplyWords);
+    s.late.erase(it);
+    reply.send(0, "", dims.data(), dims.size());
 }
 
 }  // namespace flexnpu::daemon

@@ -1,9 +1,7 @@
-// Memory that sessions export to and import from each other.
+#include "flexnpu/daemon/records/sharing.hpp"
+
 #include <charconv>
 #include <cstring>
-
-#include "flexnpu/daemon/dispatcher.hpp"
-#include "flexnpu/daemon/heads.hpp"
 
 namespace flexnpu::daemon {
 
@@ -34,7 +32,7 @@ Failure refusal(const char* function, Exports::Answer answer, int32_t process) {
 
 }  // namespace
 
-void Dispatcher::share(Session& s, Payload p, const Reply& reply) {
+void SharingRecords::share(Session& s, Payload p, const Reply& reply) {
     wire::Share w;
     if (p.size() != sizeof(w) || (std::memcpy(&w, p.data(), sizeof(w)), w.count > wire::Share::kProcesses)) {
         return malformed(s, reply, "call for shared memory");
@@ -78,7 +76,7 @@ void Dispatcher::share(Session& s, Payload p, const Reply& reply) {
             if (auto answer = exports_.look_up(s.id, s.pid, Exports::Kind::memory, key, &e, &allocation);
                 answer != Exports::Answer::granted) {
                 Failure f = refusal("aclrtIpcMemImportByKey", answer, s.pid);
-                return refuse(s, reply, f.code, std::move(f.message));
+                return refuse(s, reply, f.code, f.message);
             }
             if (s.memory.overlaps(e.address, e.bytes)) {
                 return refuse(
@@ -107,16 +105,17 @@ void Dispatcher::share(Session& s, Payload p, const Reply& reply) {
             auto range = s.memory.take(at->second.address, MemoryMap::Kind::imported);
             s.imports.erase(at);
             if (!range) return reply.ok(0);
-            when_unused(s, reply, std::move(*range), [&s, reply](bool over, MemoryMap::Range range) {
-                const uint64_t address = range.address;
-                if (!over) {
-                    std::lock_guard lock(s.leaving_mutex);
-                    s.leaving.push_back(std::move(range));
-                    return reply.ok(address);
-                }
-                range.held.reset();
-                reply.ok(address);
-            });
+            releases_.when_unused(s, reply, std::move(*range),
+                                  [&s, reply](bool over, MemoryMap::Range range) {
+                                      const uint64_t address = range.address;
+                                      if (!over) {
+                                          std::lock_guard lock(s.leaving_mutex);
+                                          s.leaving.push_back(std::move(range));
+                                          return reply.ok(address);
+                                      }
+                                      range.held.reset();
+                                      reply.ok(address);
+                                  });
             return;
         }
         case Call::export_physical:
@@ -150,7 +149,7 @@ void Dispatcher::share(Session& s, Payload p, const Reply& reply) {
                     exports_.look_up(s.id, s.pid, Exports::Kind::physical, hex16(w.handle), &e, &allocation);
                 answer != Exports::Answer::granted) {
                 Failure f = refusal("aclrtMemImportFromShareableHandle", answer, s.pid);
-                return refuse(s, reply, f.code, std::move(f.message));
+                return refuse(s, reply, f.code, f.message);
             }
             if (s.account->quota() && s.account->used() > s.account->quota()) {
                 failures_.count_quota();
@@ -173,7 +172,8 @@ void Dispatcher::share(Session& s, Payload p, const Reply& reply) {
 
 // An opened event is the exporter's own object under a handle of the opener: a record by either is seen by
 // both.
-void Dispatcher::share_event(Session& s, const wire::Share& w, const std::string& key, const Reply& reply) {
+void SharingRecords::share_event(Session& s, const wire::Share& w, const std::string& key,
+                                 const Reply& reply) {
     if (w.call == Call::export_event) {
         const std::shared_ptr<Event> event = s.events.share(w.handle);
         if (!event || !event->ipc) {

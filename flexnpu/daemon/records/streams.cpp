@@ -1,18 +1,16 @@
-// Streams and synchronises.
-#include "flexnpu/daemon/dispatcher.hpp"
+#include "flexnpu/daemon/records/streams.hpp"
+
 #include "flexnpu/daemon/graphs.hpp"
-#include "flexnpu/daemon/heads.hpp"
-#include "flexnpu/daemon/payload.hpp"
 #include "flexnpu/wire/futex.hpp"
 
 namespace flexnpu::daemon {
 
-void Dispatcher::create_stream(Session& s, Payload p, const Reply& reply) {
+void StreamRecords::create(Session& s, Payload p, const Reply& reply) {
     wire::CreateStream c;
     if (!taken(s, p, &c, reply, "aclrtCreateStream")) return;
     Failure failure;
     auto lane = Lanes::make(s, "aclrtCreateStream", &failure);
-    if (!lane) return refuse(s, reply, failure.code, std::move(failure.message));
+    if (!lane) return refuse(s, reply, failure.code, failure.message);
     worker_of(*reply.ring).post([this, s = s.shared_from_this(), lane, c, reply] {
         const Failure failure = lanes_.make_stream(*lane, c.priority, c.flags);
         if (failure.code) return reply.fail(failure);
@@ -28,65 +26,77 @@ void Dispatcher::create_stream(Session& s, Payload p, const Reply& reply) {
     });
 }
 
-void Dispatcher::destroy_stream(Session& s, Payload p, const Reply& reply) {
+void StreamRecords::destroy(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclrtDestroyStream")) return;
-    if (!s.streams.find(o.stream))
-        return refuse(s, reply, acl::RT_INVALID_HANDLE,
-                      "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
-    Session* session = &s;
-    if (o.deadline_ns == 0) {
-        // By force: what has not run is dropped first. A vendor that cannot abort drains it.
-        aborts_.abort(s.streams.find(o.stream)->shared_from_this(), worker_of(*reply.ring),
-                      [this, keep = s.shared_from_this(), o, reply](const Failure&) {
-                          if (keep->removed) return;
-                          const wire::StreamOp plain{o.stream, -1};
-                          destroy_stream(*keep, {reinterpret_cast<const uint8_t*>(&plain), sizeof(plain)},
-                                         reply);
-                      });
-        return;
-    }
+    Lane* lane = s.streams.find(o.stream);
+    if (!lane || o.deadline_ns != 0) return destroy(s, o.stream, reply);
+    // By force: what has not run is dropped first. A vendor that cannot abort drains it.
+    aborts_.abort(lane->shared_from_this(), worker_of(*reply.ring),
+                  [this, keep = s.shared_from_this(), stream = o.stream, reply](const Failure&) {
+                      if (!keep->removed) destroy(*keep, stream, reply);
+                  });
+}
+
+void StreamRecords::destroy(Session& s, uint64_t stream, const Reply& reply) {
+    const auto gone = [this, stream, reply](Session& s) {
+        refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtDestroyStream: " + hex(stream) + " is not a stream");
+    };
+    if (!s.streams.find(stream)) return gone(s);
     // Found again when the lane has drained: a second destroy on the way finds nothing.
-    after({s.streams.find(o.stream)}, false, [this, session, o, reply] {
-        const Lane* found = session->streams.find(o.stream);
+    after({s.streams.find(stream)}, false, [this, session = &s, stream, gone, reply] {
+        const Lane* found = session->streams.find(stream);
         if (found && (found->capture || found->ending))
             return refuse(*session, reply, acl::RT_STREAM_CAPTURED,
                           "aclrtDestroyStream: the stream is being captured");
-        std::shared_ptr<Lane> lane = session->streams.remove(o.stream);
-        if (!lane)
-            return refuse(*session, reply, acl::RT_INVALID_HANDLE,
-                          "aclrtDestroyStream: " + hex(o.stream) + " is not a stream");
+        std::shared_ptr<Lane> lane = session->streams.remove(stream);
+        if (!lane) return gone(*session);
         if (!lane->idle())
             aborts_.empty(*lane);  // what other threads launched meanwhile: nobody may hang on it
         lanes_.drop(*lane);
         std::erase_if(session->leaving_lanes, [](const auto& one) { return one.expired(); });
         session->leaving_lanes.push_back(lane);
-        // The lane names its session, which may end meanwhile.
-        worker_of(*reply.ring).post([this, lane, keep = session->shared_from_this(), reply]() mutable {
-            const int32_t e = vendor_.aclrtSynchronizeStream(lane->stream);
-            const Failure failure = e ? Failure{e, vendor_.message("aclrtDestroyStream", e)} : Failure{};
-            if (lane->markers) workers_.completions().close(lane->markers);
-            lane->workspace.reset();
-            lane->old_workspaces.clear();
-            for (const Lane::Fence& f : lane->fences) vendor_.aclrtDestroyEvent(f.event);
-            lane->ends_with = &vendor_;
-            post([this, lane = std::move(lane), keep = std::move(keep), reply, failure]() mutable {
-                lent_.take_back(*lane);
-                // The vendor may take its time over the stream's end.
-                worker_of(*reply.ring)
-                    .post([lane = std::move(lane), keep = std::move(keep), reply, failure]() mutable {
-                        lane.reset();
-                        if (failure.code)
-                            reply.fail(failure);
-                        else
-                            reply.ok();
-                    });
-            });
+        end(lane, reply);
+    });
+}
+
+void StreamRecords::end(const std::shared_ptr<Lane>& lane, const Reply& reply) {
+    // The lane names its session, which may end meanwhile.
+    worker_of(*reply.ring).post([this, lane, keep = lane->session->shared_from_this(), reply]() mutable {
+        const int32_t e = vendor_.aclrtSynchronizeStream(lane->stream);
+        const Failure failure = e ? Failure{e, vendor_.message("aclrtDestroyStream", e)} : Failure{};
+        markers_.close(*lane);
+        lane->workspace.reset();
+        lane->old_workspaces.clear();
+        for (const Lane::Fence& f : lane->fences) vendor_.aclrtDestroyEvent(f.event);
+        lane->ends_with = &vendor_;
+        post([this, lane = std::move(lane), keep = std::move(keep), reply, failure]() mutable {
+            lent_.take_back(*lane);
+            // The vendor may take its time over the stream's end.
+            worker_of(*reply.ring)
+                .post([lane = std::move(lane), keep = std::move(keep), reply, failure]() mutable {
+                    lane.reset();
+                    if (failure.code)
+                        reply.fail(failure);
+                    else
+                        reply.ok();
+                });
         });
     });
 }
 
-void Dispatcher::sync_stream(Session& s, Payload p, const Reply& reply) {
+void StreamRecords::id(Session& s, Payload p, const Reply& reply) {
+    wire::StreamOp o;
+    if (!taken(s, p, &o, reply, "aclrtStreamGetId")) return;
+    Lane* lane = lane_at(s, o.stream, reply, "aclrtStreamGetId");
+    if (!lane) return;
+    int32_t id = 0;
+    if (int32_t e = vendor_.aclrtStreamGetId(lane->stream, &id))
+        return reply.fail({e, vendor_.message("aclrtStreamGetId", e)});
+    reply.ok(uint64_t(uint32_t(id)));
+}
+
+void StreamRecords::synchronise(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclrtSynchronizeStream")) return;
     Lane* lane = lane_at(s, o.stream, reply, "aclrtSynchronizeStream");
@@ -99,7 +109,7 @@ void Dispatcher::sync_stream(Session& s, Payload p, const Reply& reply) {
     });
 }
 
-void Dispatcher::sync_device(Session& s, Payload p, const Reply& reply) {
+void StreamRecords::synchronise_device(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclrtSynchronizeDevice")) return;
     Session* session = &s;
@@ -112,7 +122,7 @@ void Dispatcher::sync_device(Session& s, Payload p, const Reply& reply) {
     });
 }
 
-void Dispatcher::query_stream(Session& s, Payload p, const Reply& reply) {
+void StreamRecords::query(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclrtStreamQuery")) return;
     Lane* lane = lane_at(s, o.stream, reply, "aclrtStreamQuery");
@@ -126,7 +136,7 @@ void Dispatcher::query_stream(Session& s, Payload p, const Reply& reply) {
     reply.ok(uint64_t(uint32_t(status)));
 }
 
-void Dispatcher::abort_stream(Session& s, Payload p, const Reply& reply) {
+void StreamRecords::abort(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclrtStreamAbort")) return;
     Lane* lane = o.stream ? s.streams.find(o.stream) : nullptr;
@@ -143,7 +153,7 @@ void Dispatcher::abort_stream(Session& s, Payload p, const Reply& reply) {
 
 // The device's tasks, as far as they are this session's: the vendor's function of that name would abort
 // everybody's.
-void Dispatcher::abort_device(Session& s, Payload p, const Reply& reply) {
+void StreamRecords::abort_device(Session& s, Payload p, const Reply& reply) {
     wire::StreamOp o;
     if (!taken(s, p, &o, reply, "aclrtDeviceTaskAbort")) return;
     auto left = std::make_shared<size_t>(1);
@@ -163,7 +173,7 @@ void Dispatcher::abort_device(Session& s, Payload p, const Reply& reply) {
     arrive({});
 }
 
-void Dispatcher::host_func(Session& s, Payload p) {
+void StreamRecords::host_function(Session& s, Payload p) {
     wire::HostFunc h;
     Lane* lane = taken(s, p, &h);
     if (!lane) return;

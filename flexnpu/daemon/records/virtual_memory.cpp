@@ -1,9 +1,6 @@
-// Virtual memory calls: a session reserves addresses, holds physical memory, and maps its own into its own.
-// Operators may touch what is mapped.
-#include <cstring>
+#include "flexnpu/daemon/records/virtual_memory.hpp"
 
-#include "flexnpu/daemon/dispatcher.hpp"
-#include "flexnpu/daemon/heads.hpp"
+#include <cstring>
 
 namespace flexnpu::daemon {
 
@@ -11,17 +8,16 @@ namespace {
 
 using Call = wire::VirtualMemory::Call;
 
-// Addresses are cheap, but they are this process's: one session may take many, not all.
-constexpr uint64_t kMaxReservedPerSession = uint64_t(1) << 44, kMaxReserved = uint64_t(1) << 46;
-// So are mappings, of which the host's kernel allows a process 65530 unless told otherwise.
-constexpr uint64_t kMaxPiecesPerSession = 1 << 14, kMaxPieces = 40'000;
+// One session may take many of this process's addresses and mappings, not all.
+constexpr uint64_t kMaxReservedPerSession = uint64_t(1) << 44;
+constexpr uint64_t kMaxPiecesPerSession = 1 << 14;
 constexpr uint64_t kMaxReservations = 4096;
 
 void* pointer(uint64_t v) { return reinterpret_cast<void*>(v); }
 
 }  // namespace
 
-void Dispatcher::virtual_memory(Session& s, Payload p, const Reply& reply) {
+void VirtualMemoryRecords::call(Session& s, Payload p, const Reply& reply) {
     wire::VirtualMemory v;
     if (p.size() != sizeof(v)) {
         return malformed(s, reply, "virtual memory call");
@@ -57,7 +53,7 @@ void Dispatcher::virtual_memory(Session& s, Payload p, const Reply& reply) {
                     return reply.fail({e, vendor_.message("aclrtReleaseMemAddress", e)});
                 }
                 s.virtual_memory.reserved_bytes -= at->second;
-                reserved_bytes_ -= at->second;
+                space_.release(at->second);
                 s.virtual_memory.reserved.erase(at);
                 reply.ok();
             });
@@ -116,7 +112,7 @@ void Dispatcher::virtual_memory(Session& s, Payload p, const Reply& reply) {
 }
 
 // The hint is dropped: where the daemon's addresses are free is not the program's to know.
-void Dispatcher::reserve(Session& s, const wire::VirtualMemory& v, const Reply& reply) {
+void VirtualMemoryRecords::reserve(Session& s, const wire::VirtualMemory& v, const Reply& reply) {
     VirtualMemory& m = s.virtual_memory;
     std::lock_guard lock(m.mutex);
     auto too_much = [&] {
@@ -127,13 +123,10 @@ void Dispatcher::reserve(Session& s, const wire::VirtualMemory& v, const Reply& 
     if (v.bytes == 0 || v.bytes > kMaxReservedPerSession - m.reserved_bytes ||
         m.reserved.size() >= kMaxReservations)
         return too_much();
-    if (reserved_bytes_.fetch_add(v.bytes) + v.bytes > kMaxReserved) {
-        reserved_bytes_ -= v.bytes;
-        return too_much();
-    }
+    if (!space_.reserve(v.bytes)) return too_much();
     void* p = nullptr;
     if (int32_t e = vendor_.aclrtReserveMemAddress(&p, v.bytes, 0, nullptr, v.flags)) {
-        reserved_bytes_ -= v.bytes;
+        space_.release(v.bytes);
         return reply.fail({e, vendor_.message("aclrtReserveMemAddress", e)});
     }
     m.reserved[reinterpret_cast<uint64_t>(p)] = v.bytes;
@@ -141,7 +134,7 @@ void Dispatcher::reserve(Session& s, const wire::VirtualMemory& v, const Reply& 
     reply.ok(reinterpret_cast<uint64_t>(p));
 }
 
-void Dispatcher::map(Session& s, const wire::VirtualMemory& v, const Reply& reply) {
+void VirtualMemoryRecords::map(Session& s, const wire::VirtualMemory& v, const Reply& reply) {
     VirtualMemory& m = s.virtual_memory;
     std::lock_guard lock(m.mutex);
     if (!m.physical.find(v.handle)) {
@@ -165,7 +158,7 @@ void Dispatcher::map(Session& s, const wire::VirtualMemory& v, const Reply& repl
                                                       std::to_string(held->bytes()) +
                                                       " bytes, less than what is to be mapped"});
     }
-    if (m.pieces >= kMaxPiecesPerSession || pieces_.load() >= kMaxPieces) {
+    if (m.pieces >= kMaxPiecesPerSession || space_.full()) {
         return reply.fail(
             {acl::RT_MEMORY_ALLOCATION, "aclrtMapMem: too many mapped pieces: use larger ones"});
     }
@@ -174,57 +167,40 @@ void Dispatcher::map(Session& s, const wire::VirtualMemory& v, const Reply& repl
         return reply.fail({e, vendor_.message("aclrtMapMem", e)});
     }
     m.pieces++;
-    pieces_++;
+    space_.count_mapped();
     s.memory.add({v.address, v.bytes, MemoryMap::Kind::mapped, std::move(held)});
     reply.ok();
 }
 
 // From here on no call may name these addresses; the vendor unmaps them when the last operator that does is
 // over.
-void Dispatcher::unmap(Session& s, const wire::VirtualMemory& v, const Reply& reply) {
+void VirtualMemoryRecords::unmap(Session& s, const wire::VirtualMemory& v, const Reply& reply) {
     auto range = s.memory.take(v.address, MemoryMap::Kind::mapped);
     if (!range)
         return refuse(s, reply, acl::RT_PARAM_INVALID,
                       "aclrtUnmapMem: nothing of this process is mapped at " + hex(v.address));
     s.virtual_memory.unmapping++;
-    when_unused(s, reply, std::move(*range), [this, &s, v, reply](bool over, MemoryMap::Range range) {
-        VirtualMemory& m = s.virtual_memory;
-        std::lock_guard lock(m.mutex);
-        m.unmapping--;
-        if (!over) {
-            // Still in use after a long time: it stays mapped, and the program is told.
-            s.memory.add(std::move(range));
-            return reply.fail(
-                {acl::RT_WAIT_TIMEOUT, "aclrtUnmapMem: operators that were launched before still run"});
-        }
-        const int32_t e = vendor_.aclrtUnmapMem(pointer(v.address));
-        if (e) {
-            s.memory.add(std::move(range));
-            return reply.fail({e, vendor_.message("aclrtUnmapMem", e)});
-        }
-        m.pieces--;
-        pieces_--;
-        range.held.reset();
-        reply.ok();
-    });
-}
-
-// The session has ended, and nothing of it runs any more.
-void Dispatcher::give_back_virtual_memory(Session& s, std::vector<MemoryMap::Range> ranges) {
-    VirtualMemory& m = s.virtual_memory;
-    for (MemoryMap::Range& r : ranges) {
-        if (r.kind == MemoryMap::Kind::mapped) {
-            vendor_.aclrtUnmapMem(pointer(r.address));
-            pieces_--;
-        }
-        r.held.reset();
-    }
-    for (auto [address, bytes] : m.reserved) {
-        vendor_.aclrtReleaseMemAddress(pointer(address));
-        reserved_bytes_ -= bytes;
-    }
-    m.reserved.clear();
-    m.physical = Table<Held>(wire::HandleKind::physical);
+    releases_.when_unused(
+        s, reply, std::move(*range), [this, &s, v, reply](bool over, MemoryMap::Range range) {
+            VirtualMemory& m = s.virtual_memory;
+            std::lock_guard lock(m.mutex);
+            m.unmapping--;
+            if (!over) {
+                // Still in use after a long time: it stays mapped, and the program is told.
+                s.memory.add(std::move(range));
+                return reply.fail(
+                    {acl::RT_WAIT_TIMEOUT, "aclrtUnmapMem: operators that were launched before still run"});
+            }
+            const int32_t e = vendor_.aclrtUnmapMem(pointer(v.address));
+            if (e) {
+                s.memory.add(std::move(range));
+                return reply.fail({e, vendor_.message("aclrtUnmapMem", e)});
+            }
+            m.pieces--;
+            space_.count_unmapped();
+            range.held.reset();
+            reply.ok();
+        });
 }
 
 }  // namespace flexnpu::daemon
