@@ -235,6 +235,7 @@ class Live(Closeable):
 
     def _follow(self) -> None:
         attached = {target.pid: self._since[target.pid] for target in self.tracer.targets}
+        self._since = dict(attached)
         changes = self._finder.poll(attached)
         for pid in changes.ended:
             self.tracer.detach(pid)

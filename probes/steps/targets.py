@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from dataclasses import dataclass, field
 
 from probes.placing.attach import Probe
@@ -13,7 +12,7 @@ from probes.placing.plan import CLIENT, SITES, Plan, Role
 from probes.steps.layouts import Learned
 from probes.steps.operator_mix import Operators
 from probes.steps.waiting import Waiting
-from probes.steps.windows import Window
+from probes.steps.windows import MAX_LANES, Window
 
 
 @dataclass
@@ -84,6 +83,20 @@ class Lane:
     """Launches of the last model step of FlexNPU's client."""
 
 
+class Lanes(dict[tuple[int, int], Lane]):
+    """Lanes by (process, stream), each made when it is first asked for. Of more than `MAX_LANES` those that
+    were asked for last stay: a program may make a stream for each request."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Lane:
+        lane = self.pop(key, None)
+        if lane is None:
+            lane = Lane()
+            if len(self) >= MAX_LANES:
+                del self[next(iter(self))]
+        self[key] = lane  # behind all others
+        return lane
+
+
 DETACHED_S = 60.0
 """How long records of a process may still come after it was detached from."""
 
@@ -120,7 +133,7 @@ class Targets:
     """All attached processes with their lanes, and those that were detached lately."""
 
     by_pid: dict[int, Target] = field(default_factory=dict)
-    lanes: defaultdict[tuple[int, int], Lane] = field(default_factory=lambda: defaultdict(Lane))
+    lanes: Lanes = field(default_factory=Lanes)
     detached: Lately = field(default_factory=Lately)
 
     def forget_lanes(self, pid: int) -> None:

@@ -6,7 +6,7 @@ launches a step of each lane and phase has, and which operators they are.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from probes.feed.events import Phase
@@ -24,6 +24,9 @@ LONGEST_S = 1.0
 
 MIX_EVERY = 6
 """Every so many windows of a process tell its operators, too, which takes a probe on each of some hundred."""
+
+MAX_LANES = 8192
+"""Lanes of which something is remembered, several times as many as the kernel side knows at once."""
 
 _KEPT = 15
 
@@ -49,11 +52,15 @@ class Typical:
     """The median of the last counts, by lane and phase."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[int, int, Phase], deque[int]] = {}
+        self._counts: OrderedDict[tuple[int, int, Phase], deque[int]] = OrderedDict()
 
     def add(self, pid: int, stream: int, phase: Phase, launches: int) -> None:
         """Note the launches of a step of which every launch was counted."""
-        self._counts.setdefault((pid, stream, phase), deque(maxlen=_KEPT)).append(launches)
+        key = (pid, stream, phase)
+        self._counts.setdefault(key, deque(maxlen=_KEPT)).append(launches)
+        self._counts.move_to_end(key)
+        if len(self._counts) > MAX_LANES:
+            self._counts.popitem(last=False)
 
     def get(self, pid: int, stream: int, phase: Phase) -> int | None:
         """The lower median; None when none was counted."""

@@ -20,6 +20,7 @@ from probes.host.listening import listening_of
 from probes.host.registry import Registry
 from probes.host.services import MAX_NAME, Service, of_cgroups, of_environment, of_ports, service_of
 from probes.steps.targets import DETACHED_S, Targets
+from probes.steps.windows import MAX_LANES, Typical
 
 UID = "0f5e9c1a-2b3c-4d5e-8f90-a1b2c3d4e5f6"
 ID = "ab" * 32
@@ -242,6 +243,23 @@ def test_an_engine_has_the_port_of_the_server_above_it(
         (service,) = [services.of_ports(listening_of([os.getpid()])[os.getpid()].ports)]
         assert service is not None
         assert (told[-1].service, told[-1].service_from) == service
+
+
+def test_a_program_may_make_a_stream_for_each_request() -> None:
+    """Lanes that were not used for long go, those in use stay."""
+    targets, typical = Targets(), Typical()
+    targets.lanes[1, 0].delivered = 7
+    for stream in range(1, 10_000):
+        targets.lanes[1, stream].delivered = stream
+        typical.add(1, stream, "decode", 3)
+        typical.add(1, 0, "decode", 4)
+        assert targets.lanes[1, 0].delivered == 7
+    assert len(targets.lanes) == len(typical._counts) == MAX_LANES
+    assert targets.lanes[1, 9_999].delivered == 9_999
+    assert (typical.get(1, 0, "decode"), typical.get(1, 9_999, "decode")) == (4, 3)
+    assert (typical.get(1, 1, "decode"), targets.lanes[1, 1].delivered) == (None, -1)
+    targets.forget_lanes(1)
+    assert not targets.lanes
 
 
 def test_ten_thousand_processes_leave_nothing_in_the_tracer(monkeypatch: pytest.MonkeyPatch) -> None:
