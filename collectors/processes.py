@@ -84,7 +84,8 @@ class Processes:
             self._first.setdefault(state.pid, state.comm)
         if known is not None and (known.ended or known.labels[0] != (state.service or "")):
             del self._known[state.pid]
-        self.labels(state.pid, state.comm)
+        if _serves(state):
+            self.labels(state.pid, state.comm)
 
     def take_open(self, event: OpenRequests) -> None:
         """Take which requests run."""
@@ -99,8 +100,9 @@ class Processes:
     def forget(self) -> None:
         """Drop what has not been used for `KEEP_NS`, and look again at who is there."""
         for pid, state in self._states.items():
-            self.labels(pid, state.comm)
-            self._on_sight(self._known[pid].labels)
+            if _serves(state):
+                self.labels(pid, state.comm)
+                self._on_sight(self._known[pid].labels)
         horizon = self._now_ns - KEEP_NS
         self._known = {pid: known for pid, known in self._known.items() if known.at_ns > horizon}
         with self._lock:
@@ -120,6 +122,8 @@ class Processes:
         with self._lock:
             states, running, first = dict(self._states), dict(self._open), dict(self._first)
         for pid, state in states.items():
+            if not _serves(state):
+                continue
             yield Sample(metrics.process.INFO, (state.service or "", str(pid), state.comm), 1.0)
             labels = _of_gauge(pid, state, first[pid])
             values = [(metrics.process.PROBES, state.probes)]
@@ -145,6 +149,12 @@ class Processes:
         yield Sample(metrics.requests.OLDEST, labels, oldest / 1e9)
         yield Sample(metrics.requests.WAITING, labels, float(waiting))
         yield Sample(metrics.requests.OLDEST_WAITING, labels, longest / 1e9)
+
+
+def _serves(state: ProcessState) -> bool:
+    """Whether it uses an NPU or listens. The tracer also watches relatives of such processes, in case they
+    will: nothing is told of those before."""
+    return state.probes is not None or bool(state.listening)
 
 
 def _of_gauge(pid: int, state: ProcessState | None, comm: str) -> Labels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from probes.show.view import View
 
 
+BEAT_S = 1.0
+"""The feed is never silent for longer, whatever the interval."""
+
+
 class Output:
     """Where events go: the feed, and standard output as JSON or tables."""
 
@@ -30,6 +35,9 @@ class Output:
         self._gates: Gates | None = None
         self._since = time.monotonic()
         self._told: dict[str, dict[str, int]] = {}
+        self._losses = Losses(time.monotonic_ns(), "steps", {})
+        """As last published."""
+        self._beat_at = 0.0
 
     def start(self) -> None:
         """Everything is attached: show tables from here on."""
@@ -68,7 +76,12 @@ class Output:
         return losses.counts != before
 
     def poll(self) -> bool:
-        """Take what the user pressed; whether to go on."""
+        """Take what the user pressed; whether to go on. Also tells the feed's readers, who take silence for
+        death, that the tracer lives: intervals may be long."""
+        now = time.monotonic()
+        if self.feed is not None and now >= self._beat_at:
+            self._beat_at = now + BEAT_S
+            self.feed.publish(dataclasses.replace(self._losses, t_ns=time.monotonic_ns()))
         if self.display is None:
             return True
         self.display.poll()
@@ -79,6 +92,7 @@ class Output:
         if self.feed is not None:
             losses = Losses(losses.t_ns, losses.source, losses.counts | self.feed.counts)
             self.feed.publish(losses)
+            self._losses, self._beat_at = losses, time.monotonic() + BEAT_S
         if self._json:
             flush()
         if self.display is not None and self._view is not None and self._gates is not None:

@@ -303,6 +303,7 @@ class HostDelay(_Event):
 class Losses(_Event):
     """What a tracer could not deliver or decide, counted since it started.
 
+    It is published once a second at least, also when nothing was lost: readers take silence for death.
     Counters only grow; an absent key was not counted. Keys of ``source="steps"`` are listed in
     `tracer.COUNTERS`, those of ``source="wire"`` in `wire`; ``source="feed"`` has ``feed_dropped``, the
     lines that this subscriber of a feed was too slow for.

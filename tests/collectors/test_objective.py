@@ -228,3 +228,13 @@ def test_a_number_that_is_used_again_is_another_process() -> None:
     run.at(3 * S, process(3 * S, ended=True))
     run.at(4 * S, process(4 * S, comm="other"), step(1, 2, comm="other"))
     assert run.value(metrics.steps.STEPS, pid="1", comm="other", phase="decode") == 1
+
+
+def test_nothing_is_told_of_a_relative_that_neither_listens_nor_computes() -> None:
+    run = Run()
+    run.at(1 * S, process(1 * S, 7, "sh", probes=None, listening=0))
+    assert not [sample for one in run.sink.registry.collect() for sample in one.samples if sample.labels]
+    run.at(2 * S, process(2 * S, 7, "sh", service="port-80", probes=None, listening=1))
+    assert run.counted(service="port-80") == (0, 0, {})
+    assert run.value(metrics.requests.IN_FLIGHT, pid="7", service="port-80") == 0
+    assert run.value(metrics.process.PROBES, pid="7", service="port-80") is None
