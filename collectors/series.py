@@ -15,7 +15,7 @@ from collectors.sinks import Labels
 FORGET_S: Final = 3600.0
 """A service or process that gave no event for so many seconds is gone: no later export has a series of it."""
 
-MAX_PROCESSES: Final = 4096
+MAX_PROCESSES: Final = 1024
 """Services, and processes without one, whose series are kept at once. Beyond that the longest silent goes."""
 
 _SWEEPS: Final = 10
