@@ -22,8 +22,9 @@ KEEP_NS: Final = 120 * 10**9
 """A waiting request that was counted, and of whose end nothing is heard, is forgotten after this time, at the
 latest after twice of it."""
 
-Key = tuple[int, int, int]
-"""(process, descriptor, arrival) of a request. Requests that came in one piece share one."""
+Arrival = int
+"""By which a request is known again, ns: its connection may be handed to another process or descriptor.
+Requests that came in one piece share one."""
 
 
 @dataclass(slots=True)
@@ -38,7 +39,7 @@ class Objective:
     def __init__(self, add: Callable[[Metric, Labels, float], None], slo_ns: int) -> None:
         self._add = add
         self._slo_ns = slo_ns
-        self._missed: dict[Key, _Missed] = {}
+        self._missed: dict[Arrival, _Missed] = {}
 
     def __len__(self) -> int:
         """Requests that were counted and have not ended."""
@@ -53,11 +54,9 @@ class Objective:
 
     def open(self, event: OpenRequests, process: Labels) -> None:
         """Requests that wait: those that have waited too long are bad."""
-        late = Counter(
-            (event.pid, fd, arrival) for fd, arrival in event.waiting if event.t_ns - arrival > self._slo_ns
-        )
-        for key, count in late.items():
-            missed = self._missed.setdefault(key, _Missed())
+        late = Counter(arrival for _, arrival in event.waiting if event.t_ns - arrival > self._slo_ns)
+        for arrival, count in late.items():
+            missed = self._missed.setdefault(arrival, _Missed())
             missed.seen_ns = event.t_ns
             for _ in range(count - missed.count):
                 self._bad("waiting", process)
@@ -65,12 +64,11 @@ class Objective:
 
     def ended(self, request: RequestTiming, operation: str, process: Labels) -> None:
         """A request that has ended."""
-        key = (request.pid, request.fd, request.t_arrival_ns)
-        missed = self._missed.get(key)
+        missed = self._missed.get(request.t_arrival_ns)
         if missed is not None:
             missed.count -= 1
             if missed.count <= 0:
-                del self._missed[key]
+                del self._missed[request.t_arrival_ns]
             return
         if request.error is not None:
             # Told inside a response of status 200, perhaps after some content: it was not served.
@@ -91,7 +89,7 @@ class Objective:
     def forget(self, now_ns: int) -> None:
         """Drop what nothing was heard of for `KEEP_NS`."""
         horizon = now_ns - KEEP_NS
-        self._missed = {key: missed for key, missed in self._missed.items() if missed.seen_ns > horizon}
+        self._missed = {at: missed for at, missed in self._missed.items() if missed.seen_ns > horizon}
 
     def clear(self) -> None:
         """The tracer is gone: the next one knows none of these requests."""

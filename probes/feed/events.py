@@ -231,8 +231,9 @@ class OpenRequests(_Event):
     oldest_ns: _NonNegative | None
     """Arrival of the oldest; None when there are none."""
     waiting: list[tuple[_NonNegative, _NonNegative]]
-    """(descriptor, arrival) of those that asked for a stream and have no content yet, the oldest first. The
-    two are `RequestTiming.fd` and `RequestTiming.t_arrival_ns` of the request when it ends. Left out are
+    """(descriptor, arrival) of those that asked for a stream and have no content yet, the oldest first. By
+    `RequestTiming.t_arrival_ns` it is known again when it ends; a connection may be handed to another process
+    meanwhile. Left out are
     requests whose body did not show what they ask for, and streams that cannot be read."""
     unlisted: _NonNegative = 0
     """As `waiting`, beyond the number that is listed."""

@@ -77,6 +77,15 @@ def test_pipelined_requests_that_came_together_are_counted_each() -> None:
     assert run.counted(**CHAT) == (4, 0, {"waiting": 4})
 
 
+def test_a_connection_that_is_handed_to_another_process_is_the_same_request() -> None:
+    run = Run()
+    run.at(2 * S, waiting(2 * S, [0], pid=1, comm="chat", fd=9))
+    run.at(3 * S, waiting(3 * S, [], pid=1), waiting(3 * S, [0], pid=2, comm="worker", fd=4))
+    run.at(4 * S, request(0, [3 * S], 4 * S, pid=2, comm="worker", fd=4))
+    assert run.counted(**CHAT) == (1, 0, {"waiting": 1})
+    assert run.counted(pid="2", comm="worker") == (0, 0, {})
+
+
 def test_what_was_counted_is_forgotten_with_its_process_or_tracer() -> None:
     run = Run()
     run.at(2 * S, waiting(2 * S, [0]))
