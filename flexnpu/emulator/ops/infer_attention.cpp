@@ -349,6 +349,24 @@ OPERATOR("aclnnFusedInferAttentionScoreV3", [](Call& call) {
                                   .lse = 41,
                                   .out = 40});
 });
+OPERATOR("aclnnFusedInferAttentionScoreV4", [](Call& call) {
+    return infer_attention(call, {.lists = true,
+                                  .query_lengths = 5,
+                                  .key_lengths = 6,
+                                  .block_table = 14,
+                                  .refused = range(7, 13) + range(15, 22) + range(24, 28),
+                                  .heads = 29,
+                                  .scale = 30,
+                                  .before = 31,
+                                  .after = 32,
+                                  .layout = 33,
+                                  .kv_heads = 34,
+                                  .sparse = 35,
+                                  .block_size = 37,
+                                  .lse_flag = 39,
+                                  .lse = 44,
+                                  .out = 43});
+});
 
 }  // namespace
 }  // namespace flexnpu::ops

@@ -71,11 +71,13 @@ Job softmax_job(Call& call, const Tensor& self, int64_t dim_argument, const Tens
 }
 
 // y = x / sqrt(mean(x^2) + epsilon) * gamma, over gamma's dimensions; also the reciprocal root, where asked
-// for. `residual` is added first, and the sum is written to `sum`.
+// for. `residual` is added first, and the sum is written to `sum`; `bias` is added last.
 struct RmsNorm {
     Tensor x, gamma, y;
     bool has_residual = false, has_rstd = false, has_sum = false;
     Tensor residual, rstd, sum;
+    bool has_bias = false;
+    Tensor bias;
     double epsilon = 1e-6;
     double gamma_offset = 0;  // 1 in Gemma's variant
 
@@ -88,6 +90,11 @@ struct RmsNorm {
         const auto row = buffer<float>(n);
         const auto weight = buffer<float>(n);
         load_whole(gamma, weight.get());
+        const auto shift = buffer<float>(n);
+        std::fill(shift.get(), shift.get() + n, 0.0f);
+        if (has_bias) {
+            load_whole(bias, shift.get());
+        }
         const auto added = buffer<float>(has_residual ? n : 0);
         std::vector<Lined> operands{lined(y, dims), lined(x, dims)};
         const size_t residual_at = operands.size();
@@ -118,7 +125,7 @@ struct RmsNorm {
             const float scale =
                 1.0f / std::sqrt(squares / static_cast<float>(n) + static_cast<float>(epsilon));
             for (int64_t i = 0; i < n; i++) {
-                row[i] = row[i] * scale * (weight[i] + static_cast<float>(gamma_offset));
+                row[i] = row[i] * scale * (weight[i] + static_cast<float>(gamma_offset)) + shift[i];
             }
             lines[0].store(row.get());
             if (has_rstd) {
@@ -138,6 +145,10 @@ void check(Call& call, const RmsNorm& p) {
                      "gamma does not fit the input's last dimensions");
     }
     call.require_shape(p.y, p.x, "the output");
+    if (p.has_bias) {
+        call.require(is_floating(p.bias.dtype), "needs floating-point tensors");
+        call.require_shape(p.bias, p.gamma, "beta");
+    }
     if (p.has_residual) {
         call.require_shape(p.residual, p.x, "the residual");
     }
@@ -166,21 +177,27 @@ Job rms_norm(Call& call, double gamma_offset) {  // x, gamma, epsilon, y, rstd
     return [p] { return p.run(); };
 }
 
-Job add_rms_norm(Call& call) {  // x1, x2, gamma, epsilon, y, rstd, x
+// x1, x2, gamma, (beta,) epsilon, y, rstd, x
+Job add_rms_norm(Call& call, bool with_beta) {
+    const uint32_t epsilon = with_beta ? 4 : 3;
     RmsNorm p;
     p.x = call.tensor(0);
     p.has_residual = true;
     p.residual = call.tensor(1);
     p.gamma = call.tensor(2);
-    p.epsilon = call.real(3);
-    p.y = call.tensor(4);
-    p.has_rstd = call.has(5) && call.tensor(5).numel() > 0;
-    if (p.has_rstd) {
-        p.rstd = call.tensor(5);
+    p.has_bias = with_beta && call.has(3);
+    if (p.has_bias) {
+        p.bias = call.tensor(3);
     }
-    p.has_sum = call.has(6);
+    p.epsilon = call.real(epsilon);
+    p.y = call.tensor(epsilon + 1);
+    p.has_rstd = call.has(epsilon + 2) && call.tensor(epsilon + 2).numel() > 0;
+    if (p.has_rstd) {
+        p.rstd = call.tensor(epsilon + 2);
+    }
+    p.has_sum = call.has(epsilon + 3);
     if (p.has_sum) {
-        p.sum = call.tensor(6);
+        p.sum = call.tensor(epsilon + 3);
     }
     check(call, p);
     return [p] { return p.run(); };
@@ -312,7 +329,8 @@ OPERATOR("aclnnLogSoftmax",
          [](Call& call) { return softmax_job(call, call.tensor(0), call.integer(1), call.tensor(2), true); });
 OPERATOR("aclnnRmsNorm", [](Call& call) { return rms_norm(call, 0); });
 OPERATOR("aclnnGemmaRmsNorm", [](Call& call) { return rms_norm(call, 1); });
-OPERATOR("aclnnAddRmsNorm", add_rms_norm);
+OPERATOR("aclnnAddRmsNorm", [](Call& call) { return add_rms_norm(call, false); });
+OPERATOR("aclnnAddRmsNormBias", [](Call& call) { return add_rms_norm(call, true); });
 OPERATOR("aclnnLayerNorm", layer_norm);
 OPERATOR("aclnnSwiGlu", swiglu);
 OPERATOR("aclnnRotaryPositionEmbedding", [](Call& call) {  // x, cos, sin, mode, out

@@ -455,6 +455,79 @@ ATTENTION = [
 ]
 
 
+_SLOTS = "torch.tensor([5, -1, 30, 0, 17], dtype=torch.int32, device=k.device)"
+_TOP_P = (
+    "(lambda l, p, k: (lambda v, i: torch.empty_like(l).scatter_(-1, i, (lambda w: w.masked_fill("
+    "(torch.softmax(w, -1).cumsum(-1) <= 1 - p[:, None]) & (torch.arange(40) < 39), -torch.inf))("
+    "v.masked_fill(v < v.gather(1, 40 - k[:, None]), -torch.inf))))(*l.sort(-1)))"
+)
+#: What an inference engine adds: sampling, paged caches, quantisation.
+SERVING = [
+    case(
+        "top k and top p",
+        "torch_npu.npu_top_k_top_p(a, torch.tensor([0.9, 0.5, 0.05], dtype=a.dtype, device=a.device),"
+        " torch.tensor([7, 40, 3], dtype=torch.int32, device=a.device))",
+        ("float32",),
+        a="x 3 40",
+        reference=f"{_TOP_P}(a, torch.tensor([0.9, 0.5, 0.05]), torch.tensor([7, 40, 3]))",
+        layouts=("dense",),
+    ),
+    case(
+        "scatter into a paged cache",
+        f"(torch_npu.npu_scatter_pa_kv_cache(k, v, c, d, {_SLOTS}, cache_mode='Norm'), c, d)[1:]",
+        ("float16", "bfloat16"),
+        k="x 5 2 16",
+        v="x 5 2 16",
+        c="x 4 8 2 16",
+        d="x 4 8 2 16",
+        reference="tuple((lambda w: w.view(32, 2, 16).index_copy_(0, torch.tensor([5, 30, 0, 17]),"
+        " t[[0, 2, 3, 4]]).view(4, 8, 2, 16))(u.clone()) for t, u in ((k, c), (v, d)))",
+        layouts=("dense",),
+    ),
+    case(
+        "quantize",
+        "torch_npu.npu_quantize(a, torch.full((1,), 8.0, device=a.device),"
+        " torch.full((1,), 3.0, device=a.device), torch.qint8, -1, False)",
+        ("float32",),
+        a="x 5 32",
+        reference="(a * 8 + 3).round().clamp(-128, 127).to(torch.int8)",
+        layouts=("dense",),
+    ),
+    case(
+        "quantize by channel",
+        "torch_npu.npu_quantize(a, s, None, torch.qint8, -1, False)",
+        ("float32",),
+        a="x 5 32",
+        s="pos 32",
+        reference="(a.float() * s.float()).round().clamp(-128, 127).to(torch.int8)",
+        layouts=("dense",),
+    ),
+    case(
+        "dynamic quantize",
+        "torch_npu.npu_dynamic_quant(a)",
+        ("float16", "bfloat16"),
+        a="x 2 5 32",
+        reference="((lambda b: (b.float() / (b.abs().amax(-1, keepdim=True).float() / 127)).round()"
+        ".to(torch.int8))(a), a.abs().amax(-1).float() / 127)",
+        layouts=("dense",),
+        ulps=4,
+    ),
+    case(
+        "dynamic quantize, asymmetric",
+        "(lambda q, s, o: (q.float() - o[..., None]) * s[..., None])"
+        "(*torch_npu.npu_dynamic_quant_asymmetric(a))",
+        ("float16",),
+        a="x 2 5 32",
+        reference="(lambda a: (lambda s, o: ((a / s + o).round().clamp(-128, 127) - o) * s)("
+        "(a.amax(-1, keepdim=True) - a.amin(-1, keepdim=True)) / 255,"
+        " 127 - 255 * a.amax(-1, keepdim=True) / (a.amax(-1, keepdim=True) - a.amin(-1, keepdim=True))))"
+        "(a.float())",
+        layouts=("dense",),
+        ulps=100,
+    ),
+]
+
+
 #: The gradient of an expression in `a`, for an incoming gradient that is not constant.
 def _gradient(name: str, expression: str, **options: object) -> Case:
     def whole(expression: object) -> str:
@@ -632,6 +705,7 @@ CASES = [
     *ORDER,
     *INDEXING,
     *ATTENTION,
+    *SERVING,
     *TRAINING,
     *CORNERS,
 ]
