@@ -87,6 +87,7 @@ uint64_t MsprofGetHashId(const char* text, size_t n) {
         value = (value ^ uint8_t(c)) * 0x100000001b3;
     return value;
 }
+uint64_t MsprofStr2Id(const char* text, size_t n) { return MsprofGetHashId(text, n); }
 int32_t MsprofRegisterCallback(uint32_t, void* callback) {
     return callback ? int32_t(acl::SUCCESS) : invalid();
 }

@@ -27,7 +27,13 @@ _HOW = {
     "hand": "client library and daemon, by a record of its own",
     "local": "host object, in the program's own process",
     "operator": "operator: described once, launched by one record",
-    "graph engine": "in the program's own process",
+    "host library": "in the program's own process",
+}
+#: Why what has no row in the API table and a weak definition is refused, by the namespace in its name.
+_REFUSED = {
+    "2fe": "it tells a program's own kernels of the chip, and none is launched",
+    "3atb": "this operation of ATB is no aclnn operator that could stand for it",
+    "2ge": "the graph engine works on the device past AscendCL",
 }
 _UNKNOWN_OPERATOR = (
     "no signature in the API table: the look-up finds nothing, as in a CANN without this operator"
@@ -74,11 +80,10 @@ class Surface:
             operator = symbol.startswith("aclnn") and cls is None
             return Served(symbol, MISSING, cls, _UNKNOWN_OPERATOR if operator else _UNKNOWN)
         if cls is None and weak:
-            return Served(
-                symbol, REFUSED, None, "the graph engine works on the device past AscendCL", self.refusal
-            )
+            why = next((why for part, why in _REFUSED.items() if part in symbol), _REFUSED["2ge"])
+            return Served(symbol, REFUSED, None, why, self.refusal)
         if cls is None:
-            return Served(symbol, INTERPOSED, "graph engine", _HOW["graph engine"])
+            return Served(symbol, INTERPOSED, "host library", _HOW["host library"])
         # A weak stub answers for a function of class hand, too, as long as nobody has written its body.
         if cls in ("refuse", "hand", "local") and weak:
             return Served(symbol, REFUSED, cls, self._why(symbol), self.refusal)

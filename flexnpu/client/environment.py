@@ -10,6 +10,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CLIENT_HOME = PACKAGE / "client"
 EMULATOR_HOME = PACKAGE / "emulator"
 GUARD = CLIENT_HOME / "lib" / "libflexnpu_guard.so"
+#: pyACL, the module `acl`: CANN's set_env puts its own on PYTHONPATH.
+PYTHON_HOME = PACKAGE / "host" / "python"
 
 #: Programs look for more libraries below these: a stand-in for CANN's folder, so that they find none of the
 #: vendor's there.
@@ -40,6 +42,8 @@ def environment(home: Path, data_sockets: Sequence[Path], base: Mapping[str, str
     result["LD_PRELOAD"] = ":".join(preloads)
     if not preloads:
         del result["LD_PRELOAD"]
+    modules = [entry for entry in base.get("PYTHONPATH", "").split(":") if entry != str(PYTHON_HOME)]
+    result["PYTHONPATH"] = ":".join([str(PYTHON_HOME), *filter(None, modules)])
     for name, folder in _HOMES.items():
         result[name] = str(home / "lib" / "toolkit" / folder)
     result.pop("FLEXNPU_SOCKET", None)

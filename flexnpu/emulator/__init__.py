@@ -104,10 +104,12 @@ def environment(
         raise EmulatorError(f"missing {missing!r}: must be 'error' or 'time'")
     if not 1 <= devices <= 64:
         raise EmulatorError(f"devices {devices}: must be from 1 to 64")
-    lib, toolkit = lib_dir(), toolkit_dir()
+    lib, toolkit, python = lib_dir(), toolkit_dir(), str(_HERE.parent / "host" / "python")
+    modules = [python] + [p for p in os.environ.get("PYTHONPATH", "").split(":") if p and p != python]
     paths = [str(lib)] + [p for p in os.environ.get("LD_LIBRARY_PATH", "").split(":") if p and p != str(lib)]
     variables = {
         "LD_LIBRARY_PATH": ":".join(paths),
+        "PYTHONPATH": ":".join(modules),
         "ASCEND_HOME_PATH": str(toolkit),
         "ASCEND_TOOLKIT_HOME": str(toolkit),
         "ASCEND_OPP_PATH": str(toolkit / "opp"),

@@ -1,0 +1,1 @@
+// A library that programs name and of which they use nothing.
