@@ -10,10 +10,11 @@ PYTEST_ARGS ?=
 WORKERS ?= $(shell nproc)
 PYTEST := $(PYTHON) -m pytest --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help setup build demo test test-sanitized check lint format bench dashboards docs wheel install-units clean
+.PHONY: help setup vllm build demo test test-sanitized check lint format bench dashboards docs wheel install-units clean
 
 help:
 	@echo "make setup       install system packages (as root), a venv, the build and the commands; safe to repeat"
+	@echo "make vllm        a venv with unmodified vLLM-Ascend: 4.3 GB to download, 8 GB installed, shared by checkouts"
 	@echo "make build       compile the natives in place (after a change to C++)"
 	@echo "make demo        two LLM servers on one emulated NPU, traced and gated; writes demo-report.json"
 	@echo "make test        lint, unit tests and end-to-end tests (PYTEST_ARGS='-k gate' for a part)"
@@ -30,6 +31,9 @@ help:
 
 setup:
 	@scripts/setup test
+
+vllm:
+	@scripts/vllm
 
 build: $(PYTHON)
 	@scripts/build

@@ -30,7 +30,7 @@ _TAG = pytest.StashKey[str]()
 # What a machine on which everything is required may still lack: skips that say so are skips there too.
 _MAY_LACK = re.compile(
     r"this kernel|control groups|uprobe_multi|cross compiler|x86-64|systemd-analyze|unshare|the test before"
-    r"|node is not installed"
+    r"|node is not installed|no vLLM"
 )
 # Tests of these run programs on an emulated device, or trace programs.
 _MACHINE = ("clients/", "emulator/", "chaos/", "test_native.py")

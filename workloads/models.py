@@ -1,6 +1,6 @@
 """Tiny language models with random weights, made offline, for servers that nobody here wrote.
 
-The weights mean nothing; the computation is a real Llama's and a real Qwen2's. Two properties make the text
+The weights mean nothing; the computation is a real Llama's, Qwen2's or Qwen3's. Two properties make the text
 of such a model usable as a measuring instrument:
 
 - every vocabulary entry is printable ASCII, so each decoded token is at once a piece of text, and a server
@@ -12,6 +12,7 @@ of such a model usable as a measuring instrument:
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import shutil
 import string
@@ -49,7 +50,7 @@ def render(user_message: str) -> str:
 
 @dataclass(frozen=True)
 class TinyModel:
-    """The shape of a model; ``family`` is ``llama`` or ``qwen2``."""
+    """The shape of a model; ``family`` is ``llama``, ``qwen2`` or ``qwen3``."""
 
     family: str
     hidden: int = 64
@@ -119,9 +120,13 @@ def make_model(directory: Path, spec: TinyModel) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    architectures = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+    architectures = {
+        "llama": "LlamaForCausalLM",
+        "qwen2": "Qwen2ForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
+    }
     if spec.family not in architectures:
-        raise ValueError(f"unknown model family {spec.family!r}: {' or '.join(architectures)}")
+        raise ValueError(f"unknown model family {spec.family!r}: {', '.join(architectures)}")
     random = np.random.default_rng(spec.seed)
     head_dim = spec.hidden // spec.heads
     weights: dict[str, Any] = {}
@@ -138,6 +143,9 @@ def make_model(directory: Path, spec: TinyModel) -> None:
             if spec.family == "qwen2":
                 bias = random.normal(0.0, 0.1, heads * head_dim)
                 weights[f"{layer}.self_attn.{name}.bias"] = bias.astype(np.float32)
+        if spec.family == "qwen3":
+            for name in ("q_norm", "k_norm"):
+                weights[f"{layer}.self_attn.{name}.weight"] = np.ones(head_dim, np.float32)
         matrix(f"{layer}.self_attn.o_proj", spec.hidden, spec.heads * head_dim)
         matrix(f"{layer}.mlp.gate_proj", spec.intermediate, spec.hidden)
         matrix(f"{layer}.mlp.up_proj", spec.intermediate, spec.hidden)
@@ -149,6 +157,7 @@ def make_model(directory: Path, spec: TinyModel) -> None:
     weights["lm_head.weight"][: len(SPECIAL_TOKENS)] = 0
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
+    own: dict[str, Any] = {"head_dim": head_dim} if spec.family == "qwen3" else {}
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     _write_json(
         directory / "config.json",
@@ -167,6 +176,7 @@ def make_model(directory: Path, spec: TinyModel) -> None:
             "rope_theta": 10000.0,
             "tie_word_embeddings": False,
             "dtype": "float32",
+            **own,
             **special,
         },
     )
@@ -180,9 +190,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def ensure(spec: TinyModel, cache: Path | None = None) -> Path:
     """Return a directory with the model and tokenizer of ``spec``, made offline on first use."""
     cache = cache or paths.cache_dir() / "models"
-    name = f"{spec.family}-h{spec.hidden}-l{spec.layers}-v{spec.vocabulary}-s{spec.seed}"
-    directory = cache / name
     description = json.dumps({**asdict(spec), "format": _FORMAT}, sort_keys=True)
+    # Of all that it is made from: another shape must not take the place of a model that somebody serves.
+    digest = hashlib.sha256(description.encode()).hexdigest()[:8]
+    name = f"{spec.family}-h{spec.hidden}-l{spec.layers}-v{spec.vocabulary}-s{spec.seed}-{digest}"
+    directory = cache / name
     marker = directory / "flexnpu.json"
     if marker.is_file() and marker.read_text(encoding="utf-8") == description:
         return directory
@@ -206,7 +218,7 @@ def ensure(spec: TinyModel, cache: Path | None = None) -> Path:
 
 @click.command("models", cls=Program, context_settings=SETTINGS)
 @click.argument(
-    "families", nargs=-1, required=True, type=click.Choice(("llama", "qwen2")), metavar="FAMILY..."
+    "families", nargs=-1, required=True, type=click.Choice(("llama", "qwen2", "qwen3")), metavar="FAMILY..."
 )
 @click.option("--hidden", type=Whole(8, 1 << 16), default=TinyModel.hidden, show_default=True)
 @click.option("--layers", type=Whole(1, 1024), default=TinyModel.layers, show_default=True)
@@ -217,7 +229,7 @@ def ensure(spec: TinyModel, cache: Path | None = None) -> Path:
     help="Where they are kept.  [default: the user's cache]",
 )
 def main(families: tuple[str, ...], hidden: int, layers: int, intermediate: int, cache: Path | None) -> None:
-    """Make tiny models with random weights, of the families llama and qwen2, and print their folders."""
+    """Make tiny random models of the families llama, qwen2 and qwen3, and print their folders."""
     step = 2 * TinyModel.heads
     if hidden % step:
         raise click.BadParameter(f"{hidden} is not a multiple of {step}", param_hint="--hidden")

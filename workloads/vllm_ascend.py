@@ -1,0 +1,150 @@
+"""Unmodified vLLM-Ascend, as people run it: the venv that `make vllm` makes, and a server of a model."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+#: Nothing is fetched or reported. tvm-ffi, which the grammars use, would compile an addon at the first start.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1",
+}
+
+#: How the engine launches a model: one operator after the other, a graph a layer, a graph a decode step.
+MODES: dict[str, list[str]] = {
+    "eager": ["--enforce-eager"],
+    "piecewise": ["--compilation-config", '{"cudagraph_mode": "PIECEWISE"}'],
+    "full": ["--compilation-config", '{"cudagraph_mode": "FULL_DECODE_ONLY"}'],
+}
+
+
+class VllmError(Exception):
+    """vLLM is not there or does not serve; the message names the remedy, or what the server wrote last."""
+
+
+def home() -> Path:
+    """The folder that `make vllm` fills (scripts/vllm)."""
+    chosen = os.environ.get("FLEXNPU_VLLM_HOME")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(chosen).absolute() if chosen else cache / "flexnpu" / "vllm"
+
+
+def find() -> Path:
+    """The finished venv. Raises VllmError where there is none."""
+    venv = home() / "venv"
+    if not (venv / ".flexnpu").is_file():
+        raise VllmError(f"no vLLM in {venv}: make vllm")
+    return venv
+
+
+def command(venv: Path, model: Path, port: int, mode: str, *options: str) -> list[str]:
+    """`vllm serve` of a small model: little memory, short contexts, up to eight requests at once."""
+    return [
+        str(venv / "bin" / "vllm"),
+        "serve",
+        str(model),
+        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "model"),
+        *("--dtype", "float16", "--max-model-len", "512", "--block-size", "128", "--max-num-seqs", "8"),
+        *("--gpu-memory-utilization", "0.1", "--num-gpu-blocks-override", "64"),
+        *MODES[mode],
+        *options,
+    ]
+
+
+class Server:
+    """A server that runs until the block ends; its output is in `log`."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        port: int,
+        environment: Mapping[str, str],
+        log: Path,
+        prefix: Sequence[str] = (),
+    ) -> None:
+        self.port = port
+        self.log = log
+        self._output: IO[bytes] = log.open("wb")
+        # A group of its own: the engine is a child that outlives a killed server.
+        self.process = subprocess.Popen(
+            [*prefix, *arguments],
+            env={**environment, **ENVIRONMENT},
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def last_words(self, size: int = 4000) -> str:
+        """The end of what it wrote."""
+        return self.log.read_text(errors="replace")[-size:]
+
+    def wait(self, seconds: float = 240) -> None:
+        """Returns when it serves. Raises VllmError when it ends before, or not in time."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise VllmError(f"vLLM ended with {self.process.returncode}:\n{self.last_words()}")
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5):
+                    return
+            except (OSError, http.client.HTTPException):
+                time.sleep(0.25)
+        raise VllmError(f"vLLM did not serve within {seconds:.0f} s:\n{self.last_words()}")
+
+    def complete(self, prompt: Sequence[int], tokens: int, **options: Any) -> list[int]:
+        """The token ids that follow `prompt`, greedily unless the options say otherwise."""
+        body = {
+            "model": "model",
+            "prompt": list(prompt),
+            "max_tokens": tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_token_ids": True,
+            **options,
+        }
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/v1/completions",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=240) as answer:
+                content = json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise VllmError(f"{error.code}: {error.read().decode(errors='replace')[:2000]}") from None
+        except OSError as error:
+            raise VllmError(f"{error}:\n{self.last_words()}") from None
+        return [int(token) for token in content["choices"][0]["token_ids"]]
+
+    def stop(self) -> None:
+        """Ends the server and all that it started."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                print(f"vLLM did not end: killed; {self.log}", file=sys.stderr)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(60)
+        self._output.close()
