@@ -55,6 +55,9 @@ class Label:
     tokens: int
     batch: int
     kv_len: int | None = None
+    padded: int | None = None
+    graphs: int | None = None
+    device_us: float | None = None
 
 
 @dataclass
@@ -121,12 +124,18 @@ def score(labels: Sequence[Label], steps: Sequence[Step]) -> Score:
 
 
 class Program:
-    """`workloads.labelled.steps`, ready to run."""
+    """`workloads.labelled.steps`, or another module that speaks as it does, ready to run."""
 
-    def __init__(self, configuration: str, steps: int, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        configuration: str,
+        steps: int,
+        environment: dict[str, str],
+        module: str = "workloads.labelled.steps",
+    ) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "workloads.labelled.steps", configuration, "--steps", str(steps)],
+            [sys.executable, "-m", module, configuration, "--steps", str(steps)],
             env=environment | {"TOKENIZERS_PARALLELISM": "false", "FLEXNPU_EMU_MISSING": "time"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -164,15 +173,18 @@ class Program:
 
 
 @contextmanager
-def target(kind: str) -> Iterator[dict[str, str]]:
+def target(
+    kind: str, *, mode: str = "compute", slowdown: int = 1
+) -> Iterator[dict[str, str]]:
     """The environment of programs on one of the two targets: ``cann`` (emulated) or ``client``."""
     machine = f"classification-{os.getpid()}-{kind}"
+    slower = {"FLEXNPU_EMU_SLOWDOWN": str(slowdown)}
     if kind == "cann":
-        yield os.environ | emulator.environment(mode="compute", machine=machine)
+        yield os.environ | emulator.environment(mode=mode, machine=machine) | slower
         return
     with tempfile.TemporaryDirectory(prefix="flexnpu-bench-") as directory:
         # The daemon makes the operators' calls, so the choice for those without a body is its own.
-        daemon = Daemon(Path(directory), machine, "compute", FLEXNPU_EMU_MISSING="time")
+        daemon = Daemon(Path(directory), machine, mode, FLEXNPU_EMU_MISSING="time", **slower)
         try:
             yield client.environment(client.CLIENT_HOME, [paths.data_socket(0, Path(directory))], os.environ)
         finally:
@@ -192,7 +204,7 @@ def measure(configuration: str, steps: int, environment: dict[str, str]) -> tupl
         with Tracer(on_event) as tracer:
             tracer.attach(program.process.pid)
             program.go()
-            labels = _poll_until_end(program, tracer)
+            labels = poll_until_end(program, tracer)
             settle = time.monotonic() + 0.5
             while time.monotonic() < settle:
                 tracer.poll(0.05)
@@ -201,7 +213,8 @@ def measure(configuration: str, steps: int, environment: dict[str, str]) -> tupl
         program.close()
 
 
-def _poll_until_end(program: Program, tracer: Tracer) -> list[Label]:
+def poll_until_end(program: Program, tracer: Tracer) -> list[Label]:
+    """The labels of a program that runs, while `tracer` looks on."""
     result: list[list[Label]] = []
     failed: list[BaseException] = []
 

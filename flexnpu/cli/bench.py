@@ -15,6 +15,10 @@ BENCHMARKS = {
         "benchmarks.classification:main",
         "Phases, tokens and batches told by the tracer against labelled steps.",
     ),
+    "iterations": (
+        "benchmarks.iterations:main",
+        "Traced steps against the iterations of a serving engine, and their durations.",
+    ),
     "controller": (
         "benchmarks.controller_turn:main",
         "What a controller's turn costs, by the number of lanes.",

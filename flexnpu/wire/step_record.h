@@ -43,11 +43,12 @@ enum flexnpu_step_flags {
 enum flexnpu_step_role { FLEXNPU_STEP_NO_ROLE = 0, FLEXNPU_STEP_QUERY = 1, FLEXNPU_STEP_KV = 2 };
 
 // An array of positive integers that an attention operator was given: sequence lengths, or their running sum.
+// Zeros behind KV lengths stand for sequences that are padding; they are in none of the other fields.
 struct flexnpu_step_array {
     uint32_t n;
     uint32_t seen;    // values looked at
     uint32_t ones;    // differences between neighbours (of the first to 0) that are 1
-    uint32_t rising;  // bit 0: strictly; bits 8 and up: flexnpu_step_role
+    uint32_t rising;  // bit 0: strictly; bits 8 to 15: flexnpu_step_role; 16 and up: zeros behind the values
     int64_t first, last, max, sum;
 };
 

@@ -3,10 +3,15 @@
 //
 // A lane is a stream of a process. Its running step begins and ends as `probes/steps/phases.py` describes; in
 // short:
-//   - the second call of an embedding opens a step, and so does the launch of a whole captured graph;
-//   - a synchronise that ends the longest run of work so far is where the step is taken to end; it is not
-//     known to have ended before the next one opens, because a forward pass may synchronise in its middle;
-//   - a step opened by a graph or by an attention operator, and plain work, ends at the first synchronise.
+//   - the second call of an embedding opens a step, and so does the launch of a captured graph that holds one,
+//     or before which new input came. Other graphs are pieces of the step that runs;
+//   - a step ends at a point of its lane, behind its longest run of work: where somebody waits, or where its
+//     result is copied to the host. Points behind the next step's input are not its own. It is not known to
+//     have ended before the next one opens, because a forward pass may wait in its middle;
+//   - a wait says what is over: all that was launched before the record that it waits for, or before the call.
+//     A step whose launches are over is told when a wait says that it is over itself;
+//   - a stream that waits for events of a model's lane is a side lane: what is copied there is the model's;
+//   - a step opened by a whole graph or by an attention operator, and plain work, ends at the first wait.
 // A run is measured in launches where every launch is probed (`struct target`), else in time.
 //
 // A lane's totals only grow, and a step is the difference between two points of them, so a launch that races
@@ -30,6 +35,8 @@ BPF_HASH(processes, u64, struct process, 1024);
 LRU_HASH(evidences, u64, struct evidence, 16384);
 LRU_HASH(executors, struct handle_key, struct shape, 16384);
 LRU_HASH(models, struct handle_key, struct evidence, 4096);
+LRU_HASH(marks, struct handle_key, struct mark, 16384);
+LRU_HASH(pendings, struct lane_key, struct record, 1024);
 BPF_HASH(targets, u64, struct target, TARGETS);
 BPF_HASH(layouts, u64, struct layout, TARGETS);
 PERCPU_HASH(hits, u64, struct hits, TARGETS);
@@ -42,6 +49,7 @@ BPF_ARRAY(no_lane, struct lane, 1);
 BPF_ARRAY(no_thread, struct thread, 1);
 BPF_ARRAY(no_process, struct process, 1);
 BPF_ARRAY(no_evidence, struct evidence, 1);
+BPF_ARRAY(no_record, struct record, 1);
 
 #ifdef EVENTS_RING
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
@@ -155,27 +163,15 @@ static inline u64 wake_for(int opening, u64 size) {
 }
 #endif
 
-static inline void send(struct pt_regs* ctx, struct lane_key* key, struct lane* lane, u32 kind, u64 t_end,
+// The lane's running step as a record, which is zero.
+static inline void fill(struct record* r, struct lane_key* key, struct lane* lane, u32 kind, u64 t_end,
                         u32 ended_by, struct totals* end) {
     u64 id = lane->evidence;
     struct evidence* e = id ? evidences.lookup(&id) : of_graph(key, lane);
-#ifdef EVENTS_RING
-    struct record* r = events.ringbuf_reserve(sizeof(struct record));
-    if (!r) {
-        count(kind == BEGIN ? BEGINS_LOST : STEPS_LOST);
-        if (kind != BEGIN) add(LAUNCHES_LOST, end->launches - lane->base.launches);
-        return;
-    }
-#else
-    // Kernels without ring buffers run these programs with preemption off, so scratch memory is safe there.
-    int zero = 0;
-    struct record* r = scratch.lookup(&zero);
-    if (!r) return;
-#endif
-    __builtin_memset(r, 0, sizeof(*r));
     r->t_start = lane->t_open;
     r->t_end = t_end;
     r->t_base = lane->t_base;
+    r->t_counted = lane->t_counted;
     r->seq = lane->seq;
     r->key = *key;
     r->kind = kind;
@@ -187,66 +183,150 @@ static inline void send(struct pt_regs* ctx, struct lane_key* key, struct lane* 
     r->work.h2d_copies = end->h2d_copies - lane->base.h2d_copies;
     if (e) r->evidence = *e;
     if (lane->kind == GRAPH && !id) tell_graph(&r->evidence, lane, e != 0);
+}
+
+static inline void lost(u32 kind, u64 launches) {
+    count(kind == BEGIN ? BEGINS_LOST : STEPS_LOST);
+    if (kind != BEGIN) add(LAUNCHES_LOST, launches);
+}
+
+// Tells of the lane's running step or, with `kept`, what that record says.
+static inline void send(struct pt_regs* ctx, struct lane_key* key, struct lane* lane, u32 kind, u64 t_end,
+                        u32 ended_by, struct totals* end, struct record* kept) {
+    u64 launches = kept ? kept->work.launches : end->launches - lane->base.launches;
+#ifdef EVENTS_RING
+    struct record* r = events.ringbuf_reserve(sizeof(struct record));
+    if (!r) {
+        lost(kind, launches);
+        return;
+    }
+#else
+    // Kernels without ring buffers run these programs with preemption off, so scratch memory is safe there.
+    int zero = 0;
+    struct record* r = scratch.lookup(&zero);
+    if (!r) return;
+#endif
+    if (kept) {
+        *r = *kept;
+    } else {
+        __builtin_memset(r, 0, sizeof(*r));
+        fill(r, key, lane, kind, t_end, ended_by, end);
+    }
 #ifdef EVENTS_RING
     events.ringbuf_submit(r, wake_for(kind == BEGIN, sizeof(struct record)));
     if (kind != BEGIN) count(STEPS_SENT);
 #else
-    if (events.perf_submit(ctx, r, sizeof(*r))) {
-        count(kind == BEGIN ? BEGINS_LOST : STEPS_LOST);
-        if (kind != BEGIN) add(LAUNCHES_LOST, r->work.launches);
-    } else if (kind != BEGIN) {
+    if (events.perf_submit(ctx, r, sizeof(*r)))
+        lost(kind, launches);
+    else if (kind != BEGIN)
         count(STEPS_SENT);
-    }
 #endif
 }
 
 // BEGINS: the tracer wants to know of steps that open.
 static inline void send_begin(struct pt_regs* ctx, struct lane_key* key, struct lane* lane, u64 now) {
-    if (BEGINS) send(ctx, key, lane, BEGIN, now, FLEXNPU_STEP_NOT, &lane->base);
+    if (BEGINS) send(ctx, key, lane, BEGIN, now, FLEXNPU_STEP_NOT, &lane->base, 0);
+}
+
+// The step whose launches were over is over itself. `t_end` 0: nobody waited for it, and all that is known is
+// that it is over by `now`.
+static inline void settle_pending(struct pt_regs* ctx, struct lane_key* key, struct lane* lane, u64 t_end,
+                                  u64 now) {
+    if (!lane->pending_at) return;
+    lane->pending_at = 0;
+    struct record* kept = pendings.lookup(key);
+    if (!kept) return;
+    kept->t_end = t_end ? t_end : now;
+    kept->t_base = lane->t_base;
+    kept->ended_by = t_end ? FLEXNPU_STEP_BY_SYNC : FLEXNPU_STEP_BY_NEXT;
+    lane->t_base = kept->t_end;
+    send(ctx, key, lane, kept->kind, 0, 0, 0, kept);
+    pendings.delete(key);
+}
+
+// What a step has, and the next one begins without.
+static inline void reset(struct lane* lane) {
+    lane->cand_at = lane->cand_t = 0;
+    lane->later_at = lane->later_t = 0;
+    lane->input = 0;
+    lane->result = 0;
+    lane->run_longest = 0;
+}
+
+static inline void forget_step(struct lane* lane, u64 counted, struct totals* end) {
+    if (lane->evidence) {
+        u64 id = lane->evidence;
+        evidences.delete(&id);
+    }
+    lane->base = *end;
+    lane->t_counted = counted;
+    lane->seq += 1;
+    lane->kind = BETWEEN;
+    lane->evidence = 0;
+    lane->t_open = 0;
+    reset(lane);
 }
 
 // Ends the running step at `end`; what came after belongs to the next one.
 static inline void close_step(struct pt_regs* ctx, struct lane_key* key, struct lane* lane, u64 t_end,
                               u32 ended_by, struct totals* end) {
     u32 kind = lane->capturing ? CAPTURE : lane->kind == BETWEEN ? PLAIN : lane->kind;
-    send(ctx, key, lane, kind, t_end, ended_by, end);
-    if (lane->evidence) {
-        u64 id = lane->evidence;
-        evidences.delete(&id);
-    }
+    settle_pending(ctx, key, lane, 0, lane->t_open);
+    send(ctx, key, lane, kind, t_end, ended_by, end, 0);
     if (lane->kind == EMBEDDING && t_end > lane->t_open) lane->usual = t_end - lane->t_open;
-    lane->base = *end;
     lane->t_base = t_end;
-    lane->seq += 1;
-    lane->kind = BETWEEN;
-    lane->evidence = 0;
-    lane->cand_t = 0;
-    lane->t_open = 0;
-    lane->run_longest = 0;
+    forget_step(lane, lane->cand_at && lane->cand_at < t_end ? lane->cand_at : t_end, end);
+}
+
+// The running step's launches are over, and the device still has them: it is told when a wait says so.
+static inline void park(struct pt_regs* ctx, struct lane_key* key, struct lane* lane) {
+    settle_pending(ctx, key, lane, 0, lane->t_open);
+    int zero = 0;
+    struct record* none = no_record.lookup(&zero);
+    if (!none) return;
+    pendings.update(key, none);
+    struct record* kept = pendings.lookup(key);
+    struct totals end = lane->cand;
+    if (kept) {
+        fill(kept, key, lane, lane->kind, 0, FLEXNPU_STEP_BY_SYNC, &end);
+        lane->pending_at = lane->cand_at;
+    } else {
+        lost(lane->kind, end.launches - lane->base.launches);
+    }
+    if (lane->kind == EMBEDDING && lane->cand_at > lane->t_open) lane->usual = lane->cand_at - lane->t_open;
+    forget_step(lane, lane->cand_at, &end);
 }
 
 // Ends whatever runs on the lane because something new begins, at `now`.
 static inline void close_for_next(struct pt_regs* ctx, struct lane_key* key, struct lane* lane, u32 ended_by,
                                   u64 now) {
     if (lane->kind == BETWEEN) return;  // what was launched between steps counts in the step that now begins
-    if (lane->cand_t) {
-        struct totals end = lane->cand;
-        close_step(ctx, key, lane, lane->cand_t, FLEXNPU_STEP_BY_SYNC, &end);
-    } else {
-        // Without a synchronise its last launch ends it; where launches are not seen, all that is known is
-        // that it is over by now.
-        struct totals end = lane->now;
-        close_step(ctx, key, lane, is_counted(key->tgid) ? lane->t_last : now, ended_by, &end);
+    if (lane->cand_at && !lane->cand_t && !lane->capturing) {
+        park(ctx, key, lane);
+        return;
     }
+    // Without a synchronise its last launch ends it; where launches are not seen, all that is known is that it
+    // is over by now.
+    struct totals end = lane->cand_at ? lane->cand : lane->now;
+    u64 t_end = lane->cand_at ? lane->cand_t : is_counted(key->tgid) ? lane->t_last : now;
+    close_step(ctx, key, lane, t_end, lane->cand_at ? FLEXNPU_STEP_BY_SYNC : ended_by, &end);
 }
 
-static inline void open_step(struct lane* lane, u32 kind, u64 now, u64 evidence) {
+static inline u64 weight(struct totals* totals) { return totals->launches + GRAPH_WEIGHT * totals->graphs; }
+
+// `t_open`: its first call; `now`: the launch that opens it.
+static inline void open_step(struct lane* lane, u32 kind, u64 t_open, u64 now, u64 evidence) {
+    if (lane->t_input && now <= lane->t_input_last + INPUT_NS && lane->t_input < t_open)
+        t_open = lane->t_input;
     lane->kind = kind;
     lane->evidence = evidence;
-    lane->t_open = now;
-    lane->cand_t = 0;
-    lane->run_longest = 0;
-    lane->run_start = lane->now.launches + lane->now.graphs;
+    lane->t_open = t_open;
+    lane->t_opened = now;
+    lane->t_point = now;
+    lane->t_input = 0;
+    lane->side = 0;
+    reset(lane);
+    lane->run_start = weight(&lane->now);
 }
 
 static inline void add_work(struct pt_regs* ctx, struct lane_key* key, struct lane* lane, u64 now,

@@ -1,32 +1,51 @@
 // Programs for what is waited for, and ends steps: synchronises, and copies, which may wait as well.
 // Compiled behind common.h.
 
+// What is on the lane now, and what it waits for itself.
+static inline void mark_lane(struct mark* mark, u64 stream, struct lane* lane, u64 now)
+{
+    mark->stream = stream;
+    mark->t = now;
+    mark->at = lane->now;
+    mark->follows = lane->side && lane->follows_t;
+    mark->follows_stream = lane->main;
+    mark->follows_t = lane->follows_t;
+    mark->follows_at = lane->follows_at;
+}
+
 static inline int sync_enter(struct pt_regs* ctx, u64 id, u32 kind, u64 stream)
 {
     struct thread* t = this_thread(id);
     if (!t)
         return 0;
     t->sync_kind = kind;
-    t->sync_stream = stream;
     u64 tgid = id >> 32, now = bpf_ktime_get_ns();
-    if (kind == 1) {
-        t->stream = stream;
-        t->has_stream = 1;
-        struct lane_key key = {.tgid = tgid, .stream = stream};
-        struct lane* lane = this_lane(&key);
-        if (lane)
-            lane->t_sync_in = now;
-    } else if (kind == 2) {
+    t->t_wait = now;
+    if (kind == 2) {
         struct process* p = processes.lookup(&tgid);
         for (u32 i = 0; p && i < PROCESS_LANES; i++) {
             if (i >= p->lanes)
                 break;
             struct lane_key key = {.tgid = tgid, .stream = p->stream[i]};
             struct lane* lane = lanes.lookup(&key);
-            if (lane)
-                lane->t_sync_in = now;
+            if (!lane)
+                continue;
+            lane->t_sync_in = now;
+            lane->t_entered = now;
+            lane->entered = lane->now;
         }
+        return 0;
     }
+    struct lane_key key = {.tgid = tgid, .stream = stream};
+    if (kind == 1) {
+        t->stream = stream;
+        t->has_stream = 1;
+    }
+    struct lane* lane = this_lane(&key);
+    if (!lane)
+        return 0;
+    lane->t_sync_in = now;
+    mark_lane(&t->wait, stream, lane, now);
     return 0;
 }
 
@@ -40,65 +59,109 @@ static inline int is_idle(struct lane* lane, u64 run, u64 waited)
            run > lane->usual * 2 && waited * 8 < run;
 }
 
-static inline void sync_model(struct lane* lane, u64 run, u64 now, int idle)
+// The step may end at this point of its lane. `over`: it is known to be, now.
+static inline void propose(struct lane* lane, u64 t_at, struct totals* at, u64 run, u64 over)
 {
-    if (!idle && run * 4 >= lane->run_longest) {
-        lane->cand = lane->now;
-        lane->cand_t = now;
+    // A run that holds a graph is part of the body, however short it was.
+    if (run * 4 >= lane->run_longest || (lane->cand_at && at->graphs > lane->cand.graphs)) {
+        // What was launched behind the next step's input is the next step's.
+        if (lane->input && t_at > lane->input) {
+            lane->later = *at;
+            lane->later_at = t_at;
+            lane->later_t = over;
+        } else {
+            lane->cand = *at;
+            lane->cand_at = t_at;
+            lane->cand_t = over;
+            lane->later_at = 0;
+        }
     }
-    if (!idle && run > lane->run_longest)
+    if (run > lane->run_longest)
         lane->run_longest = run;
 }
 
-// The thread `t` has waited for `stream`.
-static inline int sync_lane(struct pt_regs* ctx, u64 tgid, u64 stream, struct thread* t, u64 now)
+static inline void reached_model(struct lane* lane, u64 t_at, struct totals* at, u64 t_wait, u64 now,
+                                 int counted)
 {
-    struct lane_key key = {.tgid = tgid, .stream = stream};
-    struct lane* lane = lanes.lookup(&key);
-    if (!lane)
+    if (lane->cand_at && !lane->cand_t && t_at >= lane->cand_at)
+        lane->cand_t = now;
+    if (lane->later_at && !lane->later_t && t_at >= lane->later_at)
+        lane->later_t = now;
+    u64 since = lane->t_point > lane->t_opened ? lane->t_point : lane->t_opened;
+    u64 run = now > since ? now - since : 0, waited = t_wait <= now ? now - t_wait : 0;
+    if (counted) {
+        u64 done = weight(at);
+        if (done <= lane->run_start)
+            return;  // nothing was waited for: the synchronise that precedes a copy, for one
+        run = done - lane->run_start;
+        lane->run_start = done;
+    } else {
+        if (t_at <= lane->cand_at || t_at <= lane->later_at)
+            return;
+        lane->t_point = now;
+        if (is_idle(lane, run, waited))
+            return;
+    }
+    propose(lane, t_at, at, run, now);
+}
+
+// All is over, now, that was on the lane at `t_at`, when the thread `t` called what it has waited in.
+// `others`: the wait was for other lanes too, and a model's was among them.
+static inline int reached(struct pt_regs* ctx, struct lane_key* key, struct lane* lane, u64 t_at,
+                          struct totals* at, struct thread* t, u64 now, int others)
+{
+    int counted = is_counted(key->tgid);
+    if (lane->pending_at && t_at >= lane->pending_at)
+        settle_pending(ctx, key, lane, now, now);
+    if (lane->t_sync_in <= t->t_wait)
+        lane->t_sync_out = now;
+    if (lane->capturing) {
+        lane->run_start = weight(at);
         return 0;
-    u64 since = lane->t_sync_out > lane->t_open ? lane->t_sync_out : lane->t_open;
-    u64 waited = lane->t_sync_in <= now ? now - lane->t_sync_in : 0;
-    u64 done = lane->now.launches + lane->now.graphs, launched = done - lane->run_start;
-    int counted = is_counted(tgid);
-    lane->t_sync_out = now;
-    lane->run_start = done;
-    if (lane->capturing)
-        return 0;
-    u64 eid = t->attention;
-    if (eid && eid == t->evidence && lane->kind == BETWEEN) {
-        struct evidence* e = evidences.lookup(&eid);
+    }
+    struct totals end = *at;
+    u64 eid = t->attention, done = weight(at);
+    struct evidence* e = 0;
+    if (eid && eid == t->evidence && lane->kind == BETWEEN && !lane->side) {
+        e = evidences.lookup(&eid);
         t->attention = 0;
         t->evidence = 0;
         t->updates = 0;
-        if (e) {
-            lane->kind = ATTENTION;
-            lane->evidence = eid;
-            if (!lane->t_open || lane->t_open > e->t_first)
-                lane->t_open = e->t_first;
-            struct totals end = lane->now;
-            close_step(ctx, &key, lane, now, FLEXNPU_STEP_BY_SYNC, &end);
+    }
+    if (e) {
+        lane->kind = ATTENTION;
+        lane->evidence = eid;
+        if (!lane->t_open || lane->t_open > e->t_first)
+            lane->t_open = e->t_first;
+    } else if (lane->kind != BETWEEN && t_at <= lane->t_opened) {
+        return 0;  // a wait for the steps before says nothing of the one that runs
+    } else if (lane->kind == EMBEDDING || (lane->kind == GRAPH && lane->pieces)) {
+        reached_model(lane, t_at, at, t->t_wait, now, counted);
+        return 0;
+    } else if (lane->kind == GRAPH) {
+        if (lane->cand_at && t_at < lane->cand_at)
+            return 0;  // in its middle
+        if (lane->cand_at)
+            end = lane->cand;
+    } else if (lane->side || lane->has_model) {
+        lane->run_start = done;
+        return 0;
+    } else if (counted) {
+        if (done <= lane->run_start)
+            return 0;
+    } else {
+        end = lane->now;
+        if (others || now < t->t_wait + PLAIN_WAIT_NS) {
+            lane->base = end;  // copies that load a model are no step's
+            lane->t_base = now;
+            lane->t_counted = now;
+            lane->run_start = done;
             return 0;
         }
+        lane->t_open = t->t_wait;
     }
-    if (counted && launched == 0)
-        return 0;  // nothing was waited for: the synchronise that precedes a copy, for one
-    if (lane->kind == EMBEDDING) {
-        u64 run = now - since;
-        sync_model(lane, counted ? launched : run, now, !counted && is_idle(lane, run, waited));
-    } else if (lane->kind == GRAPH || (counted && !lane->has_model)) {
-        struct totals end = lane->now;
-        close_step(ctx, &key, lane, now, FLEXNPU_STEP_BY_SYNC, &end);
-    } else if (!lane->has_model) {
-        if (waited >= PLAIN_WAIT_NS) {
-            lane->t_open = lane->t_sync_in;
-            struct totals end = lane->now;
-            close_step(ctx, &key, lane, now, FLEXNPU_STEP_BY_SYNC, &end);
-        } else {
-            lane->base = lane->now;  // copies that load a model are no step's
-            lane->t_base = now;
-        }
-    }
+    lane->run_start = done;
+    close_step(ctx, key, lane, now, FLEXNPU_STEP_BY_SYNC, &end);
     return 0;
 }
 
@@ -110,15 +173,30 @@ static inline int sync_leave(struct pt_regs* ctx, u64 id)
     u32 kind = t->sync_kind;
     t->sync_kind = 0;
     u64 now = bpf_ktime_get_ns(), tgid = id >> 32;
-    if (kind != 2) {
-        sync_lane(ctx, tgid, t->sync_stream, t, now);
-        return 0;
-    }
-    struct process* p = processes.lookup(&tgid);
+    struct lane_key key = {.tgid = tgid};
+    struct process* p = kind == 2 ? processes.lookup(&tgid) : 0;
+    // A device's synchronise is for all lanes, another one for its own and the one that this had waited for.
+    u64 n = kind == 2 ? (p ? p->lanes : 0) : t->wait.follows ? 2 : 1;
+    int others = 0;
+#pragma clang loop unroll(disable)
     for (u32 i = 0; p && i < PROCESS_LANES; i++) {
-        if (i >= p->lanes)
+        if (i >= n)
             break;
-        sync_lane(ctx, tgid, p->stream[i], t, now);
+        key.stream = p->stream[i];
+        struct lane* lane = lanes.lookup(&key);
+        others |= lane && lane->has_model;
+    }
+#pragma clang loop unroll(disable)
+    for (u32 i = 0; i < PROCESS_LANES; i++) {
+        if (i >= n)
+            break;
+        key.stream = p ? p->stream[i] : i ? t->wait.follows_stream : t->wait.stream;
+        struct lane* lane = lanes.lookup(&key);
+        if (!lane)
+            continue;
+        u64 t_at = p ? lane->t_entered : i ? t->wait.follows_t : t->wait.t;
+        struct totals* at = p ? &lane->entered : i ? &t->wait.follows_at : &t->wait.at;
+        reached(ctx, &key, lane, t_at, at, t, now, others);
     }
     return 0;
 }
@@ -139,13 +217,62 @@ PROBE int on_sync_device(struct pt_regs* ctx)
     return sync_enter(ctx, id, 2, 0);
 }
 
-// aclrtSynchronizeEvent(event), ...WithTimeout(event, ms): where the event was recorded is not known, since
-// recording is not probed. It is taken to be on any of the process's streams, as if all were waited for.
+// aclrtSynchronizeEvent(event), ...WithTimeout(event, ms): waits for what was on the stream of the event when
+// it was recorded. It may be recorded anew while it is waited for.
 PROBE int on_sync_event(struct pt_regs* ctx)
 {
     u64 id = pid_tgid();
     hit(id, HIT_SYNC);
-    return sync_enter(ctx, id, 2, 0);
+    struct handle_key event = {.tgid = id >> 32, .handle = PT_REGS_PARM1(ctx)};
+    struct mark* mark = marks.lookup(&event);
+    struct thread* t = mark ? this_thread(id) : 0;
+    if (!t)
+        return 0;  // recorded before the probes came
+    t->wait = *mark;
+    t->t_wait = bpf_ktime_get_ns();
+    t->sync_kind = 4;
+    return 0;
+}
+
+// aclrtRecordEvent(event, stream)
+PROBE int on_record_event(struct pt_regs* ctx)
+{
+    u64 id = pid_tgid();
+    hit(id, HIT_EVENT);
+    struct lane_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM2(ctx)};
+    struct lane* lane = lanes.lookup(&key);
+    if (!lane || lane->capturing)
+        return 0;
+    struct handle_key event = {.tgid = key.tgid, .handle = PT_REGS_PARM1(ctx)};
+    struct mark mark = {};
+    mark_lane(&mark, key.stream, lane, bpf_ktime_get_ns());
+    marks.update(&event, &mark);
+    return 0;
+}
+
+// aclrtStreamWaitEvent(stream, event), ...WithTimeout(stream, event, ms): who waits for a model's lane is
+// beside it.
+PROBE int on_wait_event(struct pt_regs* ctx)
+{
+    u64 id = pid_tgid();
+    hit(id, HIT_EVENT);
+    struct lane_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM1(ctx)};
+    struct handle_key event = {.tgid = key.tgid, .handle = PT_REGS_PARM2(ctx)};
+    struct mark* mark = marks.lookup(&event);
+    if (!mark || mark->stream == key.stream)
+        return 0;
+    struct lane_key of = {.tgid = key.tgid, .stream = mark->follows ? mark->follows_stream : mark->stream};
+    struct lane* main = lanes.lookup(&of);
+    if (!main || !main->has_model || of.stream == key.stream)
+        return 0;
+    struct lane* lane = this_lane(&key);
+    if (!lane || lane->has_model || lane->capturing)
+        return 0;
+    lane->side = 1;
+    lane->main = of.stream;
+    lane->follows_t = mark->follows ? mark->follows_t : mark->t;
+    lane->follows_at = mark->follows ? mark->follows_at : mark->at;
+    return 0;
 }
 
 PROBE int on_sync_return(struct pt_regs* ctx)
@@ -155,20 +282,72 @@ PROBE int on_sync_return(struct pt_regs* ctx)
     return sync_leave(ctx, id);
 }
 
-static inline void add_copy(struct lane* lane, u64 tgid, u64 bytes, u64 kind)
+// A copy to the host of what was on the lane at `t_at`. `waits`: the call returns when it is over.
+static inline void copied_out(struct lane* lane, u64 tgid, u64 bytes, u64 t_at, struct totals* at, int waits)
 {
+    u64 now = bpf_ktime_get_ns();
+    lane->result = 1;
+    // What was copied to the device before was the step's own business.
+    if (lane->later_at) {
+        lane->cand = lane->later;
+        lane->cand_at = lane->later_at;
+        lane->cand_t = lane->later_t;
+        lane->later_at = 0;
+    }
+    lane->input = 0;
+    lane->t_input = 0;
+    int counted = is_counted(tgid);
+    u64 since = lane->t_point > lane->t_opened ? lane->t_point : lane->t_opened;
+    if (lane->cand_t && lane->cand.launches == at->launches &&
+        (counted ? weight(at) <= lane->run_start : (now - lane->cand_t) * 4 < lane->run_longest)) {
+        // What is copied right after the synchronise that ended a step is its result.
+        lane->cand.d2h += bytes;
+        return;
+    }
+    if (waits || lane->kind == BETWEEN || lane->capturing || t_at <= lane->t_opened)
+        return;
+    u64 run = counted ? weight(at) - lane->run_start : now - since;
+    if (counted && weight(at) <= lane->run_start)
+        return;
+    lane->run_start = weight(at);
+    lane->t_point = now;
+    propose(lane, t_at, at, run, 0);
+}
+
+static inline void add_copy(struct lane* lane, u64 tgid, u64 bytes, u64 kind, int waits)
+{
+    u64 now = bpf_ktime_get_ns();
     if (kind == H2D) {
         __sync_fetch_and_add(&lane->now.h2d, bytes);
         __sync_fetch_and_add(&lane->now.h2d_copies, 1);
+        if (lane->result && !lane->input)
+            lane->input = now;
+        if (!lane->t_input || now > lane->t_input_last + INPUT_NS)
+            lane->t_input = now;
+        lane->t_input_last = now;
     } else if (kind == D2H) {
         __sync_fetch_and_add(&lane->now.d2h, bytes);
-        // What is copied right after the synchronise that ended a step is its result.
-        if (!lane->cand_t || lane->cand.launches != lane->now.launches)
-            return;
-        if (is_counted(tgid) ? lane->now.launches + lane->now.graphs == lane->run_start
-                             : (bpf_ktime_get_ns() - lane->cand_t) * 4 < lane->run_longest)
-            lane->cand.d2h += bytes;
+        struct totals at = lane->now;
+        copied_out(lane, tgid, bytes, now, &at, waits);
     }
+}
+
+// On a side lane: the model's step is as far as the copy waits for it.
+static inline void add_side_copy(struct lane* side, u64 tgid, u64 bytes, u64 kind, int waits)
+{
+    struct lane_key key = {.tgid = tgid, .stream = side->main};
+    struct lane* lane = lanes.lookup(&key);
+    if (!lane)
+        return;
+    if (kind == H2D) {
+        __sync_fetch_and_add(&lane->now.h2d, bytes);
+        return;
+    }
+    __sync_fetch_and_add(&lane->now.d2h, bytes);
+    struct totals at = side->follows_at;
+    at.d2h += bytes;
+    if (side->follows_t > lane->t_opened)
+        copied_out(lane, tgid, bytes, side->follows_t, &at, waits);
 }
 
 // aclrtMemcpy(dst, max, src, bytes, kind): names no stream; it belongs to the one that the thread used last,
@@ -191,12 +370,15 @@ static inline int copy_enter(struct pt_regs* ctx, u64 id, u64 bytes, u64 kind)
     struct lane* lane = lanes.lookup(&key);
     if (!lane)
         return 0;
-    add_copy(lane, tgid, bytes, kind);
+    if (lane->side)
+        add_side_copy(lane, tgid, bytes, kind, 1);
+    else
+        add_copy(lane, tgid, bytes, kind, 1);
     // A copy to the host waits for what was launched before it: for nothing, when a synchronise has ended the
     // step.
     if (kind != D2H)
         return 0;
-    if (is_counted(tgid) ? lane->now.launches + lane->now.graphs == lane->run_start
+    if (is_counted(tgid) ? weight(&lane->now) == lane->run_start && (lane->cand_t || !lane->cand_at)
                          : lane->kind == BETWEEN && lane->has_model && !(t && t->attention))
         return 0;
     sync_enter(ctx, id, 3, key.stream);
@@ -250,7 +432,11 @@ PROBE int on_copy_async(struct pt_regs* ctx)
         return 0;
     struct lane_key key = {.tgid = id >> 32, .stream = PT_REGS_PARM6(ctx)};
     struct lane* lane = this_lane(&key);
-    if (lane)
-        add_copy(lane, key.tgid, PT_REGS_PARM4(ctx), kind);
+    if (!lane)
+        return 0;
+    if (lane->side)
+        add_side_copy(lane, key.tgid, PT_REGS_PARM4(ctx), kind, 0);
+    else
+        add_copy(lane, key.tgid, PT_REGS_PARM4(ctx), kind, 0);
     return 0;
 }

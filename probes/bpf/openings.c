@@ -45,7 +45,7 @@ static inline int is_second_table(struct lane* lane, s64 rows, s64 columns, u64 
 {
     if (lane->kind != EMBEDDING || !rows || !lane->rows || (rows == lane->rows && columns == lane->columns))
         return 0;
-    return !lane->cand_t || (rows < lane->rows && (now - lane->t_open) * 4 < lane->usual);
+    return !lane->cand_at || (rows < lane->rows && (now - lane->t_open) * 4 < lane->usual);
 }
 
 // aclnnEmbedding(workspace, size, executor, stream)
@@ -92,7 +92,7 @@ PROBE int on_embedding_second(struct pt_regs* ctx)
     if (is_second_table(lane, rows, columns, now))
         return 0;
     close_for_next(ctx, &key, lane, FLEXNPU_STEP_BY_NEXT, t_open);
-    open_step(lane, EMBEDDING, t_open, eid);
+    open_step(lane, EMBEDDING, t_open, now, eid);
     lane->rows = rows;
     lane->columns = columns;
     lane->has_model = 1;
@@ -115,15 +115,16 @@ PROBE int on_graph(struct pt_regs* ctx)
     if (!lane || !t)
         return 0;
     struct evidence* learned = models.lookup(&model);
-    // A graph that holds its own embedding is a whole step. Of an unknown one, new input since the last
-    // synchronise says so; else it is a piece of the step that runs.
-    int whole = learned != 0;
-    if (lane->kind == EMBEDDING && lane->cand_t && lane->now.h2d_copies > lane->cand.h2d_copies)
-        whole = 1;
-    if (lane->kind == BETWEEN || whole) {
+    int known = learned && !(learned->flags & PIECE);
+    // A graph that holds its own embedding opens a step. Another one is a piece of the step that runs, unless
+    // new input has come since that step's result went, or it is the one that opened it.
+    int again = lane->kind == GRAPH && lane->pieces && lane->model == model.handle;
+    if (lane->kind == BETWEEN || known || lane->input || again) {
+        u32 pieces = known ? learned->flags & PIECES : 1;
         close_for_next(ctx, &key, lane, FLEXNPU_STEP_BY_GRAPH, now);
-        open_step(lane, GRAPH, now, 0);
+        open_step(lane, GRAPH, now, now, 0);
         lane->model = model.handle;
+        lane->pieces = pieces;
         lane->has_model = 1;
         t->evidence = 0;
         t->updates = 1;
@@ -165,6 +166,31 @@ PROBE int on_capture_end(struct pt_regs* ctx)
     return 0;
 }
 
+// A graph was captured, with an embedding that told `e`, or without one. Then it is a piece, and so is the last
+// one that had one.
+static inline void learn_graph(struct handle_key* model, struct evidence* e)
+{
+    u64 tgid = model->tgid;
+    struct process* p = processes.lookup(&tgid);
+    if (e) {
+        models.update(model, e);
+        if (p)
+            p->captured = model->handle;
+        return;
+    }
+    int zero = 0;
+    struct evidence* none = no_evidence.lookup(&zero);
+    if (none)
+        models.update(model, none);
+    struct evidence* piece = models.lookup(model);
+    if (piece)
+        piece->flags |= PIECE;
+    struct handle_key before = {.tgid = tgid, .handle = p ? p->captured : 0};
+    struct evidence* first = models.lookup(&before);
+    if (first)
+        first->flags |= PIECES;
+}
+
 PROBE int on_capture_end_return(struct pt_regs* ctx)
 {
     u64 id = pid_tgid();
@@ -183,8 +209,8 @@ PROBE int on_capture_end_return(struct pt_regs* ctx)
     struct evidence* e = eid ? evidences.lookup(&eid) : 0;
     if (failed)
         count(BAD_READS);
-    else if (PT_REGS_RC(ctx) == 0 && e && lane->kind == EMBEDDING)
-        models.update(&model, e);
+    else if (PT_REGS_RC(ctx) == 0)
+        learn_graph(&model, e && lane->kind == EMBEDDING ? e : 0);
     // Nothing captured has run: a record of its own, marked as what it is.
     struct totals end = lane->now;
     if (end.launches != lane->base.launches || lane->kind != BETWEEN)

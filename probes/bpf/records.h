@@ -15,8 +15,14 @@
 #define H2D 1
 #define D2H 2
 
-// Beyond flexnpu_step_flags: an executor that the program keeps, whose first call was seen once.
+// Beyond flexnpu_step_flags: an executor that the program keeps, whose first call was seen once; a graph behind
+// which graphs without an embedding were captured, its pieces; such a piece.
 #define REMEMBERED 32
+#define PIECES 64
+#define PIECE 128
+
+#define GRAPH_WEIGHT 64  // a graph's launch stands for so many operators
+#define INPUT_NS 20000000  // input of one step is copied within this time
 
 // Kinds of a record, and of the step that a lane is in.
 enum step_kind { BETWEEN = 0, EMBEDDING = 1, GRAPH = 2, PLAIN = 3, BEGIN = 4, CAPTURE = 5, ATTENTION = 6 };
@@ -45,6 +51,7 @@ enum hit {
     HIT_COPY,
     HIT_COPY_RETURN,
     HIT_COPY_ASYNC,
+    HIT_EVENT,
     HIT_ATTENTION,
     HIT_LAUNCH,
     HIT_OPERATOR,
@@ -76,25 +83,6 @@ struct evidence {
     char query_layout[FLEXNPU_STEP_LAYOUT];
 };
 
-struct thread {
-    u32 at;  // tensors made
-    u32 in_sync;
-    struct tensor tensor[TENSORS];
-    u64 evidence;    // id of the evidence that this thread's arrays belong to
-    u64 attention;   // the same id when an attention operator opened it
-    u64 first_call;  // executor** of a first call that has not returned
-    u64 stream;      // the last one that this thread synchronised or launched on
-    u64 sync_stream;
-    u64 capture_stream;
-    u64 capture_model;  // aclmdlRI* of a capture end that has not returned
-    u32 sync_kind;      // 1 stream, 2 device, 3 copy to the host
-    u32 has_stream;
-    u64 graph_stream;
-    u64 copying;  // address at which a copy was entered whose return will be probed
-    u32 updates;  // it launched a graph, on that stream: lengths that it passes now are of that step
-    u32 pad;
-};
-
 struct lane_key {
     u64 tgid;
     u64 stream;
@@ -104,24 +92,69 @@ struct totals {
     u64 launches, graphs, h2d, d2h, h2d_copies;
 };
 
+// What a wait waits for: what was on a stream at a time, and on the one that it had waited for itself.
+struct mark {
+    u64 stream, t;
+    struct totals at;
+    u64 follows;  // 0: none
+    u64 follows_stream, follows_t;
+    struct totals follows_at;
+};
+
+struct thread {
+    u32 at;  // tensors made
+    u32 in_sync;
+    struct tensor tensor[TENSORS];
+    u64 evidence;    // id of the evidence that this thread's arrays belong to
+    u64 attention;   // the same id when an attention operator opened it
+    u64 first_call;  // executor** of a first call that has not returned
+    u64 stream;      // the last one that this thread synchronised or launched on
+    struct mark wait;  // of the synchronise that runs
+    u64 t_wait;        // when it was called
+    u64 capture_stream;
+    u64 capture_model;  // aclmdlRI* of a capture end that has not returned
+    u32 sync_kind;      // 1 stream, 2 device, 3 copy to the host, 4 event
+    u32 has_stream;
+    u64 graph_stream;
+    u64 copying;  // address at which a copy was entered whose return will be probed
+    u32 updates;  // it launched a graph, on that stream: lengths that it passes now are of that step
+    u32 pad;
+};
+
 struct lane {
-    struct totals now;   // since the lane was first seen
-    struct totals base;  // at the running step's beginning
-    struct totals cand;  // at the synchronise that is taken to end it
-    u64 cand_t;
+    struct totals now;    // since the lane was first seen
+    struct totals base;   // at the running step's beginning
+    struct totals cand;   // at the point that is taken to end it
+    struct totals later;  // at a better one, if what was copied to the device before it was not the next step's
+    struct totals entered;  // when a device synchronise was called last
+    u64 cand_at, cand_t;    // when that point was passed by who launches, and when it was over; 0: not yet
+    u64 later_at, later_t;
+    u64 pending_at;  // of a step whose launches are over, and whose end is not (`pendings`); 0: none
     u64 t_open, t_last, t_sync_in, t_sync_out;
-    u64 t_base;       // when the counting of the running step began: the end of the one before
-    u64 run_start;    // launches + graphs at the last synchronise
-    u64 run_longest;  // launches, or ns
+    u64 t_opened;     // when what opens the step was launched; its first call may be earlier
+    u64 t_point;      // when a point was looked at last
+    u64 t_entered;    // when a device synchronise was called last
+    u64 t_base;       // the end of the step before
+    u64 t_counted;    // when the counting of the running step began
+    u64 run_start;    // weight at the last point
+    u64 run_longest;  // weight, or ns
     u64 usual;        // ns from opening to end of the last model step
     u64 seq;
     u64 evidence;       // id; 0 for a graph's as long as it is that of its capture
     u64 model;          // the graph that opened the step
     s64 rows, columns;  // the table that opened it
+    u64 input;          // when input came after the step's result; 0: none has
+    u64 t_input, t_input_last;
+    u64 main, follows_t;  // of a side lane: the model's stream, and up to where it has waited for it
+    struct totals follows_at;
     u32 kind;
     u32 has_model;
     u32 capturing;
     u32 joined;  // an embedding was seen
+    u32 pieces;  // the graph that opened the step may be one of several
+    u32 result;  // something of the step was copied to the host
+    u32 side;    // it waits for a model's lane, and has no steps of its own
+    u32 pad;
 };
 
 struct record {
@@ -130,11 +163,13 @@ struct record {
     u32 kind, ended_by;
     struct totals work;
     struct evidence evidence;
+    u64 t_counted;
 };
 
 struct process {
     u64 lanes;
     u64 stream[PROCESS_LANES];
+    u64 captured;  // the last graph that was captured with an embedding
 };
 
 struct handle_key {

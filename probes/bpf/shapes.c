@@ -28,6 +28,7 @@ static inline int add_array(struct evidence* e, const s64* values, u64 n, u32 ro
 {
     struct flexnpu_step_array a = {.n = n, .rising = 1};
     s64 before = 0;
+    u32 zeros = 0;
     for (u32 i = 0; i < ARRAY_VALUES; i++) {
         s64 value = 0;
         if (i >= n)
@@ -36,8 +37,12 @@ static inline int add_array(struct evidence* e, const s64* values, u64 n, u32 ro
             count(BAD_READS);
             return 0;
         }
-        if (value <= 0)
-            return 0;  // axes, permutations, paddings: not lengths
+        if (value == 0 && i > 0 && role == FLEXNPU_STEP_KV) {
+            zeros += 1;  // a sequence that is padding
+            continue;
+        }
+        if (value <= 0 || zeros)
+            return 0;  // axes, permutations: not lengths
         if (i == 0)
             a.first = value;
         if (value - before == 1)
@@ -51,7 +56,8 @@ static inline int add_array(struct evidence* e, const s64* values, u64 n, u32 ro
         before = value;
         a.seen += 1;
     }
-    a.rising |= role << 8;
+    a.n -= zeros;
+    a.rising |= role << 8 | zeros << 16;
     // Every layer passes the same arrays again.
     for (u32 i = 0; i < FLEXNPU_STEP_ARRAYS; i++) {
         struct flexnpu_step_array* old = &e->array[i];

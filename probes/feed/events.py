@@ -81,9 +81,11 @@ class Step(_Event):
     type: ClassVar[str] = "step"
 
     t_start_ns: _NonNegative
-    """First call that belongs to the step (its first copy, embedding or launch), CLOCK_MONOTONIC."""
+    """First call that belongs to the step (its first copy, embedding or launch), CLOCK_MONOTONIC. If the step
+    before was still running, its end: the device had not begun this one."""
     t_end_ns: _NonNegative
-    """Return of the synchronise that ended the step; for one ended otherwise, its last launch."""
+    """When the device was through with the step's last operator, as the return of a wait for it told; for one
+    that nobody waited for, its last launch."""
     pid: _NonNegative
     """The process's number."""
     comm: str
@@ -93,9 +95,11 @@ class Step(_Event):
     phase: Phase
     """``other``: no forward pass, or not known."""
     tokens: _NonNegative | None
-    """Tokens processed over all sequences, padding included; None when nothing showed them."""
+    """Tokens processed over all sequences, without padding as far as it is known (`padded`); None when nothing
+    showed them."""
     batch: _NonNegative | None
-    """Sequences in the step; None when nothing showed them."""
+    """Sequences in the step, without those that are padding as far as that is known; None when nothing showed
+    them."""
     launches: _NonNegative | None
     """Operator launches on the lane since its step before; None while launches are not probed."""
     graph_launches: _NonNegative
@@ -116,6 +120,11 @@ class Step(_Event):
     """``sync``, ``copy``, ``embedding`` (the next step began), ``graph``, ``gap``, or ``detach``."""
     launches_typical: _NonNegative | None = None
     """Median of `launches` over the last steps of the lane and phase that have it."""
+    padded: _NonNegative | None = None
+    """Tokens of padding that were computed beside `tokens`; None where it is not known whether there were any."""
+    since_last_us: _Microseconds | None = None
+    """From the end of the lane's step before to this one's end: the step's own time, and that of the host
+    between the two. None for a lane's first."""
 
     @property
     def duration_us(self) -> float:

@@ -80,8 +80,13 @@ executor, whose first call it leaves out: the shape is that of its first use.
 What cannot be told apart
 -------------------------
 
-A prompt of one token looks like a decode step, and the verification of several drafted tokens looks like
-a short prefill. Tokens include padding, since that is what the device computes.
+A prompt of one token looks like a decode step; so does the first step of a request whose prompt another
+instance has computed, which computes its last token again. The verification of several drafted tokens looks
+like a short prefill.
+
+Tokens of padding are left out where that can be seen, and `Verdict.padded` counts them: query lengths that
+end before the indices do, and sequences whose KV length is zero. Nothing shows it in a padded batch of [B,T],
+or in a graph's replay without lengths. Then tokens are what the device computes, and `padded` is None.
 """
 
 from __future__ import annotations
@@ -120,6 +125,8 @@ class Lengths:
     sum: int
     role: Literal["query", "kv"] | None = None
     """What an attention operator takes it for; None where it was seen at its making."""
+    padded: int = 0
+    """Zeros behind the values: sequences that are padding, not counted in `n`."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,8 @@ class Verdict:
     evidence: str
     confidence: float
     kv_len: int | None = None
+    padded: int | None = None
+    """Tokens of padding, which are not in `tokens`; None: not known whether there are any."""
 
     @property
     def unclassified(self) -> bool:
@@ -179,6 +188,20 @@ def _of_query_lengths(lengths: Lengths) -> tuple[Phase, int]:
     return ("prefill" if lengths.ones == 0 else "mixed"), lengths.last
 
 
+def _of_lengths(query: Lengths, kv: Lengths | None, text: str) -> tuple[Phase, str, int, int]:
+    """Phase, evidence, tokens and sequences by cumulative query lengths, without sequences that have no KV."""
+    phase, tokens = _of_query_lengths(query)
+    batch = query.n
+    if kv is not None and kv.padded and query.last % query.n == 0 and query.seen == query.n:
+        each = query.last // query.n
+        # Padding has as many tokens a sequence as the others. Where they differ, whose are whose is not known.
+        if each == query.first:
+            tokens, batch = each * kv.n, kv.n
+    padding = f" of {query.n}" if batch < query.n else ""
+    text += f" lengths[{query.first},..,{tokens}]*{batch}{padding}"
+    return phase, text, tokens, batch
+
+
 def _split_arrays(arrays: Sequence[Lengths], tokens: int | None) -> tuple[Lengths | None, Lengths | None]:
     """(cumulative query lengths, KV lengths) among `arrays`.
 
@@ -191,6 +214,8 @@ def _split_arrays(arrays: Sequence[Lengths], tokens: int | None) -> tuple[Length
         return named, next((array for array in arrays if array.role == "kv"), None)
     query: Lengths | None = None
     for array in arrays:
+        if array.role == "kv" and array.padded:
+            continue
         fits = array.last <= tokens if tokens is not None else array.last <= array.n * 4096
         if array.rising and fits and (query is None or array.last < query.last):
             query = array
@@ -198,7 +223,7 @@ def _split_arrays(arrays: Sequence[Lengths], tokens: int | None) -> tuple[Length
     for array in arrays:
         if (
             array is not query
-            and (query is None or array.n == query.n)
+            and (query is None or array.n + array.padded == query.n)
             and (kv is None or array.max > kv.max)
         ):
             kv = array
@@ -247,21 +272,27 @@ def _classify_indices(evidence: Evidence, indices: tuple[int, ...]) -> Verdict:
     tokens = indices[0] if indices else 1
     query, kv = _split_arrays(evidence.arrays, tokens)
     if query is not None:
-        phase, _ = _of_query_lengths(query)
-        text += f" lengths[{query.first},..,{query.last}]*{query.n}"
-        return Verdict(phase, tokens, query.n, text, 0.95, kv.max if kv else None)
+        phase, text, real, batch = _of_lengths(query, kv, text)
+        return Verdict(phase, real, batch, text, 0.95, kv.max if kv else None, tokens - real)
     of_query = _sequences(evidence)
-    if of_query is not None and of_query[0] * of_query[1] == tokens:
+    if of_query is not None:
         batch, length = of_query
-        text += f" {_query(evidence)}"
-        phase = "decode" if length == 1 else "prefill"
-        return Verdict(phase, tokens, batch, text, 0.9, _kv_len(evidence.arrays))
+        real = batch * length
+        # A graph is replayed for fewer tokens than it was captured for.
+        if real == tokens or (evidence.graph and real < tokens and kv is not None and kv.n == batch):
+            text += f" {_query(evidence)}"
+            phase = "decode" if length == 1 else "prefill"
+            padding = tokens - real
+            if kv is not None and kv.padded and kv.n + kv.padded == batch:
+                batch, real, padding = kv.n, kv.n * length, tokens - kv.n * length
+            known = padding if kv is not None else None
+            return Verdict(phase, real, batch, text, 0.9, _kv_len(evidence.arrays), known)
     if tokens == 1:
         return Verdict("decode", 1, 1, text, 0.9, kv.max if kv else None)
     if kv is not None and kv.n <= tokens and len(evidence.arrays) == 1:
         text += f" kv*{kv.n}"
-        if kv.n == tokens:
-            return Verdict("decode", tokens, kv.n, text, 0.8, kv.max)
+        if kv.n + kv.padded == tokens:
+            return Verdict("decode", kv.n, kv.n, text, 0.8, kv.max, kv.padded)
         return Verdict("prefill" if kv.n == 1 else "mixed", tokens, kv.n, text, 0.5, kv.max)
     return Verdict("other", tokens, None, text + " without sequence lengths", 0.0)
 
@@ -302,9 +333,9 @@ def _classify_attention(evidence: Evidence) -> Verdict:
     tokens = evidence.query[0] if _is_shape(evidence.query) and evidence.query else None
     query, kv = _split_arrays(evidence.arrays, tokens)
     if query is not None:
-        phase, _ = _of_query_lengths(query)
-        text += f" lengths[{query.first},..,{query.last}]*{query.n}"
-        return Verdict(phase, query.last, query.n, text, 0.8, kv.max if kv else kv_len)
+        phase, text, real, batch = _of_lengths(query, kv, text)
+        padding = tokens - real if tokens is not None else None
+        return Verdict(phase, real, batch, text, 0.8, kv.max if kv else kv_len, padding)
     if tokens is not None and kv is not None and kv.n == tokens:
         return Verdict("decode", tokens, kv.n, f"{text} kv*{kv.n}", 0.6, kv.max)
     return Verdict("other", tokens, None, text, 0.0, kv_len)
@@ -320,12 +351,13 @@ def _classify_graph(evidence: Evidence) -> Verdict:
             f"graph of {learned.evidence}",
             min(learned.confidence, 0.95),
             learned.kv_len,
+            learned.padded,
         )
     query, kv = _split_arrays(evidence.arrays, None)
     if query is not None:
-        phase, tokens = _of_query_lengths(query)
-        text = f"graph lengths[{query.first},..,{query.last}]*{query.n}"
-        return Verdict(phase, tokens, query.n, text, 0.9, kv.max if kv else None)
+        phase, text, tokens, batch = _of_lengths(query, kv, "graph")
+        padding = query.last - tokens if kv is not None else None
+        return Verdict(phase, tokens, batch, text, 0.9, kv.max if kv else None, padding)
     if evidence.h2d_copies == 1 and evidence.h2d_bytes and evidence.h2d_bytes % INDEX_BYTES == 0:
         tokens = evidence.h2d_bytes // INDEX_BYTES
         return Verdict("decode", tokens, tokens, f"graph h2d {evidence.h2d_bytes} B", 0.6)

@@ -124,11 +124,14 @@ class Publisher:
             self.typical.add(*at, launches)
             if target.window is not None:
                 target.window.steps += 1
-        target.account.steps_ns += max(0, record.t_end - record.t_start)
+        # Launched while the step before still ran, it began when that one was over.
+        t_end = max(record.t_end, record.t_start)
+        t_start = min(max(record.t_start, record.t_base), t_end)
+        target.account.steps_ns += t_end - t_start
         self.on_event(
             Step(
-                t_start_ns=record.t_start,
-                t_end_ns=max(record.t_end, record.t_start),
+                t_start_ns=t_start,
+                t_end_ns=t_end,
                 pid=record.pid,
                 comm=target.comm,
                 stream=record.stream,
@@ -145,6 +148,8 @@ class Publisher:
                 ended_by=record.ended_by,
                 gated_us=None if record.gated_ns is None else record.gated_ns / 1e3,
                 launches_typical=self.typical.get(*at),
+                padded=verdict.padded,
+                since_last_us=(t_end - record.t_base) / 1e3 if 0 < record.t_base <= t_end else None,
             )
         )
 
@@ -152,5 +157,5 @@ class Publisher:
         """Whether every launch of the step was probed: of that in `record`, from where its counting began."""
         if target.kind == "client" or target.is_counted(self._plan):
             return True
-        start = min(record.t_start, record.t_base or record.t_start)
+        start = min(record.t_start, record.t_counted or record.t_start)
         return target.window is not None and target.window.covers(start, record.t_end)

@@ -35,7 +35,16 @@ def lengths_of(arrays: Any, n: int) -> tuple[Lengths, ...]:
     """The first `n` of `arrays`, as many as there are."""
     return tuple(
         Lengths(
-            a.n, a.seen, a.ones, bool(a.rising & 1), a.first, a.last, a.max, a.sum, ROLES.get(a.rising >> 8)
+            a.n,
+            a.seen,
+            a.ones,
+            bool(a.rising & 1),
+            a.first,
+            a.last,
+            a.max,
+            a.sum,
+            ROLES.get(a.rising >> 8 & 0xFF),
+            a.rising >> 16,
         )
         for a in arrays[: min(n, ARRAYS)]
     )

@@ -45,7 +45,7 @@ class Record:
     t_start: int
     t_end: int
     t_base: int
-    """Since when its launches and copies were counted: the end of the lane's step before, 0 at its first."""
+    """The end of the lane's step before, which may come after `t_start`; 0 at its first."""
     seq: int
     pid: int
     stream: int
@@ -58,6 +58,8 @@ class Record:
     evidence: Evidence
     gated_ns: int | None = None
     """How long a daemon's gate held the lane meanwhile; None where there is none, or it did not say."""
+    t_counted: int = 0
+    """Since when its launches and copies were counted; 0 at the lane's first."""
 
     @property
     def lane(self) -> tuple[int, int]:
@@ -114,6 +116,7 @@ def decode(data: bytes) -> Record:
         h2d=raw.work.h2d,
         d2h=raw.work.d2h,
         evidence=evidence_of(kind, raw.evidence, raw.work),
+        t_counted=raw.t_counted,
     )
 
 
@@ -143,4 +146,5 @@ def of_client(step: client_steps.ClientStep) -> Record:
         d2h=step.d2h,
         evidence=step.evidence,
         gated_ns=step.gated_ns,
+        t_counted=step.t_base,
     )

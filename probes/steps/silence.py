@@ -41,7 +41,7 @@ class Silence:
             if raw.seq == self._targets.lanes[pid, stream].published:
                 continue
             silent = now - max(raw.t_last, raw.t_sync_out)
-            if raw.kind == EMBEDDING and raw.cand_t:
+            if raw.kind in (EMBEDDING, GRAPH) and raw.cand_at and raw.cand_t:
                 if silent > (IDLE_NS if self._looks_whole(target, stream, raw) else STALL_NS):
                     self._publish_running(target, stream, raw, "sync")
             elif raw.kind == BETWEEN and not raw.has_model and raw.t_open and silent > GAP_NS:
@@ -63,9 +63,9 @@ class Silence:
                 continue  # it ended between the two lines above, and what followed is after the detaching
             rest = raw.base
             if raw.kind != BETWEEN:
-                over = raw.cand_t and self._looks_whole(target, stream, raw)
+                over = raw.cand_at and raw.cand_t and self._looks_whole(target, stream, raw)
                 if not over:
-                    raw.cand_t = 0  # in the middle of the step
+                    raw.cand_at = 0  # in the middle of the step
                 if raw.seq != lane.published:
                     self._publish_running(target, stream, raw, "sync" if over else "detach")
                 rest = raw.cand if over else raw.now
@@ -116,7 +116,8 @@ class Silence:
         self._programs.drain()  # records of earlier steps come first, perhaps that of this one
         if raw.seq <= self._targets.lanes[target.pid, stream].delivered:
             return
-        end, t_end = (raw.cand, raw.cand_t) if raw.cand_t else (raw.now, raw.t_last)
+        over = raw.cand_at and raw.cand_t
+        end, t_end = (raw.cand, raw.cand_t) if over else (raw.now, raw.t_last)
         record = self._record_of(target.pid, stream, raw, raw.base, end, t_end, ended_by)
         self._publisher.publish_early(target, record)
 
@@ -148,4 +149,5 @@ class Silence:
             h2d=work.h2d,
             d2h=work.d2h,
             evidence=evidence,
+            t_counted=raw.t_counted,
         )

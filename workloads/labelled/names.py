@@ -23,3 +23,6 @@ CONFIGURATIONS = (
     *TOGETHER,
     *UNSEEN,
 )
+
+#: Iterations as vLLM-Ascend issues them (`workloads.labelled.engine`).
+ENGINES = ("eager", "pieces", "full", "eager-sync", "pieces-sync", "full-sync")

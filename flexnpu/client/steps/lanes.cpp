@@ -31,7 +31,9 @@ void Steps::leave() {
     if (!lock) return;
     for (Lane* lane : lanes_) {
         std::unique_lock held(lane->mutex_, std::try_to_lock);
-        if (held && lane->has_cand_) close_for_next(*lane, FLEXNPU_STEP_BY_GAP);
+        if (!held) continue;
+        if (lane->end_.here) close_for_next(*lane, FLEXNPU_STEP_BY_GAP);
+        settle_pending(*lane, 0, FLEXNPU_STEP_BY_GAP);
     }
 }
 
@@ -80,12 +82,17 @@ StepLane& Steps::make(uint64_t stream) {
     // The stream that had the place is gone.
     std::lock_guard held(lane->mutex_);
     close_for_next(*lane, FLEXNPU_STEP_BY_GAP);
+    settle_pending(*lane, 0, FLEXNPU_STEP_BY_GAP);
+    for (Lane* side : lane->sides_) side->main_.store(nullptr, relaxed);
+    lane->sides_.clear();
+    lane->main_.store(nullptr, relaxed);
+    lane->follows_ = nullptr;
     lane->base_ = totals(*lane);
     lane->has_model_ = lane->capturing_ = false;
     lane->may_gap_.store(true, relaxed);
     lane->ticks_.store(0, relaxed);
     lane->updating_.store(0, relaxed);
-    lane->run_start_ = lane->base_.launches + lane->base_.graphs;
+    lane->run_start_ = lane->base_.weight();
     lane->stream_.store(stream, relaxed);
     return *lane;
 }
@@ -138,7 +145,7 @@ void Steps::touch(Lane& lane) {
         const uint64_t last = lane.t_last_.load(relaxed);
         if (lane.may_gap_.load(relaxed) && lane.t_open_.load(relaxed) && now - last > kGapNs) {
             const Totals end = totals(lane);
-            lane.run_start_ = end.launches + end.graphs;
+            lane.run_start_ = end.weight();
             close(lane, last, FLEXNPU_STEP_BY_GAP, end);
         }
     }

@@ -39,13 +39,17 @@ bool is_index(const Tensor& t) { return t.dtype == kInt64 || t.dtype == kInt32; 
 void add_lengths(flexnpu_step_evidence* e, const uint8_t* values, uint32_t n, uint32_t role) {
     if (n == 0) return;
     flexnpu_step_array a{};
-    a.n = n;
     bool rising = true;
     int64_t before = 0;
+    uint32_t zeros = 0;
     for (uint32_t i = 0; i < n; i++) {
         int64_t v;
         std::memcpy(&v, values + 8 * size_t(i), 8);
-        if (v <= 0) return;  // paddings, perhaps: not lengths
+        if (v == 0 && i > 0 && role == FLEXNPU_STEP_KV) {
+            zeros++;
+            continue;
+        }
+        if (v <= 0 || zeros) return;  // not lengths
         if (a.seen++ == 0) a.first = v;
         a.ones += v - before == 1;
         rising = rising && v > before;
@@ -53,7 +57,8 @@ void add_lengths(flexnpu_step_evidence* e, const uint8_t* values, uint32_t n, ui
         a.sum += v;
         a.last = before = v;
     }
-    a.rising = uint32_t(rising) | role << 8;
+    a.n = n - zeros;
+    a.rising = uint32_t(rising) | role << 8 | std::min(zeros, 0xffffu) << 16;
     // Every layer is given the same arrays.
     for (uint32_t i = 0; i < e->arrays; i++) {
         const flexnpu_step_array& old = e->array[i];

@@ -18,7 +18,7 @@ flexnpu_step_record Steps::record_of(const Lane& lane, uint32_t kind, uint64_t t
     r.kind = kind;
     r.opening = lane.capturing_                 ? FLEXNPU_STEP_CAPTURE
                 : lane.kind_ == Kind::embedding ? FLEXNPU_STEP_EMBEDDING
-                : lane.kind_ == Kind::graph     ? FLEXNPU_STEP_GRAPH
+                : is_graph(lane.kind_)          ? FLEXNPU_STEP_GRAPH
                 : lane.kind_ == Kind::attention ? FLEXNPU_STEP_ATTENTION
                                                 : FLEXNPU_STEP_PLAIN;
     r.ended_by = ended_by;
@@ -28,7 +28,7 @@ flexnpu_step_record Steps::record_of(const Lane& lane, uint32_t kind, uint64_t t
     r.t_base = lane.t_base_;
     r.stream = lane.stream_.load(relaxed);
     r.seq = lane.seq_;
-    r.launches = end.launches - lane.base_.launches;
+    r.launches = end.launches - lane.base_.launches + side_launches(lane);
     r.graphs = end.graphs - lane.base_.graphs;
     r.h2d = end.h2d - lane.base_.h2d;
     r.d2h = end.d2h - lane.base_.d2h;
@@ -55,7 +55,7 @@ void Steps::show(Lane& lane) {
     if (!e || !listened()) return;
     std::atomic_ref begun(e->begun), done(e->done);
     begun.fetch_add(1);  // before what follows, whoever looks
-    e->record = record_of(lane, FLEXNPU_STEP_MAYBE, lane.cand_t_, FLEXNPU_STEP_BY_SYNC, lane.cand_);
+    e->record = record_of(lane, FLEXNPU_STEP_MAYBE, lane.end_.t, FLEXNPU_STEP_BY_SYNC, lane.end_.at);
     done.fetch_add(1, std::memory_order_release);
 }
 
@@ -67,30 +67,50 @@ void Steps::open(Lane& lane, Kind kind, uint64_t now, uint64_t began) {
     lane.has_model_ = true;
     lane.may_gap_.store(false, relaxed);
     lane.watch_.store(heard ? Lane::heard : Lane::unheard, relaxed);
+    lane.main_.store(nullptr, relaxed);
+    if (lane.t_input_ && now <= lane.t_input_last_ + kInputNs) began = std::min(began, lane.t_input_);
     lane.t_open_.store(began, relaxed);
     mark(lane, now);
-    lane.has_cand_ = false;
+    reset(lane);
+    const Totals t = totals(lane);
+    lane.opened_at_ = t.launches;
+    lane.opened_pos_ = t.position();
+    lane.run_start_ = t.weight();
+    lane.base_.gated = t.gated;
+}
+
+// What a step has, and the next one begins without.
+void Steps::reset(Lane& lane) {
+    lane.end_ = {};
+    lane.later_ = {};
+    lane.input_ = 0;
+    lane.t_input_ = 0;
+    lane.result_ = false;
     lane.attended_ = 0;
     lane.run_longest_ = 0;
-    lane.opened_at_ = lane.launches_.load(relaxed);
-    lane.run_start_ = lane.opened_at_ + lane.graphs_.load(relaxed);
-    lane.base_.gated = gated(lane);
 }
 
 // Ends the running step at `end`; what came after belongs to the next one.
 void Steps::close(Lane& lane, uint64_t t_end, uint32_t ended_by, const Totals& end) {
+    settle_pending(lane, 0, FLEXNPU_STEP_BY_NEXT);
     tell(lane, FLEXNPU_STEP_DONE, t_end, ended_by, end);
-    lane.base_ = end;
     lane.t_base_ = t_end;
+    forget_step(lane, end);
+}
+
+void Steps::forget_step(Lane& lane, const Totals& end) {
+    for (Lane* side : lane.sides_) side->side_taken_ = side->launches_.load(relaxed);
+    lane.base_ = end;
     lane.seq_++;
     lane.kind_ = Kind::between;
     lane.model_ = 0;
     lane.evidence_ = {};
-    lane.has_cand_ = false;
-    lane.attended_ = 0;
-    lane.run_longest_ = 0;
+    // What was copied for the next step has been copied for the next step.
+    const auto [t_input, t_input_last] = std::pair(lane.t_input_, lane.t_input_last_);
+    reset(lane);
+    lane.t_input_ = t_input, lane.t_input_last_ = t_input_last;
     lane.t_open_.store(0, relaxed);
-    lane.may_gap_.store(!lane.has_model_, relaxed);
+    lane.may_gap_.store(!lane.has_model_ && !lane.main_.load(relaxed), relaxed);
     lane.watch_.store(Lane::ask, relaxed);
 }
 
@@ -98,12 +118,42 @@ void Steps::close_for_next(Lane& lane, uint32_t ended_by) {
     if (lane.kind_ == Kind::between)
         return;  // what was launched between steps counts in the step that now begins
     settle(lane);
-    if (lane.has_cand_) {
-        const Totals end = lane.cand_;
-        close(lane, lane.cand_t_, FLEXNPU_STEP_BY_SYNC, end);
-    } else {
+    if (!lane.end_.here) {
         close(lane, lane.t_last_.load(relaxed), ended_by, totals(lane));
+    } else if (lane.end_.over) {
+        const Totals end = lane.end_.at;
+        close(lane, lane.end_.t, FLEXNPU_STEP_BY_SYNC, end);
+    } else {
+        park(lane);
     }
+}
+
+// The step's launches are over, and the device still has them: it is told when a wait says so.
+void Steps::park(Lane& lane) {
+    settle_pending(lane, 0, FLEXNPU_STEP_BY_NEXT);
+    const Totals end = lane.end_.at;
+    if (heard(lane)) {
+        lane.pending_ = {record_of(lane, FLEXNPU_STEP_DONE, 0, FLEXNPU_STEP_BY_SYNC, end), end.position(),
+                         lane.base_.gated, true};
+    } else {
+        lane.t_base_ = 0;
+    }
+    forget_step(lane, end);
+}
+
+// `t_end` 0: nobody waited for it, and all that is known is its last launch.
+void Steps::settle_pending(Lane& lane, uint64_t t_end, uint32_t ended_by) {
+    if (!lane.pending_.here) return;
+    lane.pending_.here = false;
+    flexnpu_step_record& r = lane.pending_.record;
+    const uint64_t now = gated(lane), then = lane.pending_.gated;
+    r.t_end = t_end ? t_end : r.t_last;
+    r.ended_by = ended_by;
+    r.t_base = lane.t_base_;
+    r.gated_ns = now == UINT64_MAX || now < then ? UINT64_MAX : now - then;
+    lane.t_base_ = r.t_end;
+    lane.base_.gated = now;
+    if (listened()) outside_.tell(&r);
 }
 
 // ---- what the program calls ----
@@ -137,7 +187,7 @@ void Steps::attention(Lane& lane, std::span<const uint8_t> key, StepRole role) {
         }
         if (replayed) {
             std::lock_guard lock(replayed->mutex_);
-            if (replayed->kind_ == Kind::graph && replayed->model_ == graph) {
+            if (is_graph(replayed->kind_) && replayed->model_ == graph) {
                 if (replayed->attended_ || !heard(*replayed)) return;
                 replayed->attended_ = kAttentions;
                 add_attention(&replayed->evidence_, key, role);
@@ -156,15 +206,18 @@ void Steps::attention(Lane& lane, std::span<const uint8_t> key, StepRole role) {
     }
     if (!heard(lane)) return;
     std::lock_guard lock(lane.mutex_);
+    if (lane.kind_ == Kind::attention && lane.input_) close_for_next(lane, FLEXNPU_STEP_BY_NEXT);
     if (lane.attended_ >= kAttentions) return;
     lane.attended_++;
     add_attention(&lane.evidence_, key, role);
-    if (lane.kind_ != Kind::between || lane.capturing_) return;
+    if (lane.kind_ != Kind::between || lane.capturing_ || lane.main_.load(relaxed)) return;
     // What was launched since the last step is part of this one.
     const uint64_t since = lane.t_open_.load(relaxed);
     lane.kind_ = Kind::attention;
     if (!since) lane.t_open_.store(outside_.now(), relaxed);
-    lane.base_.gated = gated(lane);
+    const Totals t = totals(lane);
+    lane.opened_pos_ = t.position();
+    lane.base_.gated = t.gated;
     begin(lane);
 }
 
@@ -180,20 +233,20 @@ void Steps::graph(uint64_t stream, uint64_t model) {
         known = m;
         m.updated = false;
     }
-    // A graph that holds its own embedding is a whole step. Of an unknown one, new input since the last
-    // synchronise says so; else it is a piece of the step that runs.
-    const bool whole =
-        known.whole || (l.kind_ == Kind::embedding && l.has_cand_ && l.now_.h2d_copies > l.cand_.h2d_copies);
-    if (l.kind_ != Kind::between && !whole) {
+    // A graph that holds its own embedding opens a step. Another one is a piece of the step that runs, unless
+    // new input has come since that step's result went, or it is the one that opened it.
+    const bool opens = known.opens || l.input_ || (l.kind_ == Kind::pieces && l.model_ == model);
+    if (l.kind_ != Kind::between && !opens) {
         if (heard(l)) mark(l, outside_.now());
         l.graphs_.fetch_add(1, relaxed);
         return;
     }
     close_for_next(l, FLEXNPU_STEP_BY_GRAPH);
     const uint64_t now = listened() ? outside_.now() : 0;
-    open(l, Kind::graph, now, now);
+    const bool alone = known.opens ? !known.pieces : !known.captured;
+    open(l, alone ? Kind::graph : Kind::pieces, now, now);
     l.model_ = model;
-    if (known.whole) {
+    if (known.opens) {
         l.evidence_ = known.evidence;
         l.evidence_.flags |= FLEXNPU_STEP_FROM_CAPTURE;
         take_lengths(&l.evidence_, {});  // those of the capture are not this step's
@@ -217,11 +270,17 @@ void Steps::capture_ended(uint64_t stream, uint64_t model) {
     Lane& l = lane(stream);
     std::lock_guard lock(l.mutex_);
     if (!l.capturing_) return;
-    if (model && l.kind_ == Kind::embedding) {
+    if (model) {
         std::lock_guard models(models_mutex_);
         Model& m = models_[model];
-        m.whole = true;
-        m.evidence = l.evidence_;
+        m.captured = true;
+        if (l.kind_ == Kind::embedding) {
+            m.opens = true;
+            m.evidence = l.evidence_;
+            captured_ = model;
+        } else if (const auto first = models_.find(captured_); first != models_.end()) {
+            first->second.pieces = true;
+        }
     }
     const Totals end = totals(l);
     settle(l);
@@ -233,111 +292,28 @@ void Steps::capture_ended(uint64_t stream, uint64_t model) {
 void Steps::graph_destroyed(uint64_t model) {
     std::lock_guard models(models_mutex_);
     models_.erase(model);
+    if (captured_ == model) captured_ = 0;
 }
 
 void Steps::updating(uint64_t stream, uint64_t graph) {
     Lane& l = lane(stream);
-    std::lock_guard lock(l.mutex_);
-    l.updating_.store(graph, relaxed);
-}
-
-void Steps::synchronised(Lane& lane, const Totals& then) {
-    const uint64_t done = then.launches + then.graphs;
-    if (done <= lane.run_start_)
-        return;  // nothing was waited for: the synchronise that precedes a copy, for one
-    publish(lane);
-    const uint64_t run = done - lane.run_start_;
-    lane.run_start_ = done;
-    if (lane.capturing_) return;
-    const bool listened = heard(lane);
-    settle(lane);
-    if (lane.kind_ == Kind::embedding) {
-        if (run * 4 >= lane.run_longest_) {
-            lane.cand_ = then;
-            lane.has_cand_ = true;
-            if (listened) {
-                lane.cand_t_ = outside_.now();
-                show(lane);
-            }
-        }
-        lane.run_longest_ = std::max(lane.run_longest_, run);
-    } else if (lane.kind_ != Kind::between || !lane.has_model_) {
-        close(lane, listened ? outside_.now() : 0, FLEXNPU_STEP_BY_SYNC, then);
+    Lane* replayed = nullptr;
+    if (graph) {
+        std::lock_guard models(models_mutex_);
+        if (const auto model = models_.find(graph); model != models_.end()) replayed = model->second.replayed;
     }
-}
-
-void Steps::synchronised(uint64_t stream) {
-    Lane& l = lane(stream);
-    step_lane_used = &l;
-    std::lock_guard lock(l.mutex_);
-    synchronised(l, totals(l));
-}
-
-void Steps::device_synchronised() {
-    std::lock_guard lock(mutex_);
-    for (Lane* l : lanes_) {
-        std::lock_guard held(l->mutex_);
-        synchronised(*l, totals(*l));
+    {
+        std::lock_guard lock(l.mutex_);
+        l.updating_.store(graph, relaxed);
     }
-}
-
-void Steps::event_recorded(uint64_t event, uint64_t stream) {
-    const uint32_t i = wire::handle_index(event);
-    auto& slot = events_[i / kEventChunk];
-    Mark* chunk = slot.load(std::memory_order_acquire);
-    if (!chunk) {
-        std::lock_guard lock(mutex_);
-        if (!(chunk = slot.load(relaxed)))
-            slot.store(chunk = new Mark[kEventChunk], std::memory_order_release);
-    }
-    const Lane& l = lane(stream);
-    Mark& mark = chunk[i % kEventChunk];
-    mark.launches.store(l.launches_.load(relaxed), relaxed);
-    mark.graphs.store(l.graphs_.load(relaxed), relaxed);
-    mark.stream.store(stream, relaxed);
-}
-
-// Who waits for an event has waited for what its stream held when it was recorded.
-void Steps::event_synchronised(uint64_t event) {
-    const uint32_t i = wire::handle_index(event);
-    Mark* chunk = events_[i / kEventChunk].load(std::memory_order_acquire);
-    if (!chunk) return;
-    const Mark& mark = chunk[i % kEventChunk];
-    Lane& l = lane(mark.stream.load(relaxed));
-    std::lock_guard lock(l.mutex_);
-    // If the record is of an earlier step, which has been closed without knowing its end, there is nothing
-    // new that was waited for.
-    Totals then = totals(l);
-    then.launches = std::min(then.launches, mark.launches.load(relaxed));
-    then.graphs = std::min(then.graphs, mark.graphs.load(relaxed));
-    synchronised(l, then);
-}
-
-void Steps::copied(uint64_t stream, bool waits, bool to_device, uint64_t bytes) {
-    Lane* l = waits ? copies_lane() : &lane(stream);
-    if (!l) return;
-    std::lock_guard lock(l->mutex_);
-    if (to_device) {
-        l->now_.h2d += bytes;
-        l->now_.h2d_copies++;
-        return;
-    }
-    l->now_.d2h += bytes;
-    const uint64_t launches = l->launches_.load(relaxed);
-    const bool more = launches + l->graphs_.load(relaxed) != l->run_start_;
-    // What is copied right after the synchronise that ended a step is its result.
-    if (l->has_cand_ && !more && l->cand_.launches == launches) {
-        l->cand_.d2h += bytes;
-        if (heard(*l)) show(*l);
-    }
-    // A copy to the host waits for what was launched before it.
-    if (waits && more) synchronised(*l, totals(*l));
+    if (replayed) make_side(l, replayed);
 }
 
 void Steps::stream_destroyed(uint64_t stream) {
     Lane& l = lane(stream);
     std::lock_guard lock(l.mutex_);
     close_for_next(l, FLEXNPU_STEP_BY_GAP);
+    settle_pending(l, 0, FLEXNPU_STEP_BY_GAP);
 }
 
 }  // namespace flexnpu::client

@@ -1,15 +1,22 @@
 // Folds the calls of a lane (a client stream) into steps, as `probes/steps/phases.py` describes them, for the
 // probe point flexnpu_step.
 //
-//   - the second call of an embedding opens a step, and so does the launch of a whole captured graph;
+//   - the second call of an embedding opens a step, and so does the launch of a captured graph that holds
+//     one. A graph without one is a piece of the step that runs, unless new input has come;
 //   - a second embedding with another table soon after (positions, token types) belongs to the same step;
-//   - a synchronise that ends the longest run of launches so far is where the step is taken to end; that it
-//   has ended is known when the next one
-//     opens, because a forward pass may synchronise in its middle. Until then it stands in a table that a
-//     reader may look at (MAYBE);
+//   - a step ends at a point of its lane: behind its body, where its result is copied to the host, or where
+//     somebody waits. Waits in its middle, and what is launched for the next step, are no ends of it;
+//   - a wait says what is over: all that was launched before the record that it waits for, or before the
+//   call.
+//     So a wait for the step before, on another thread, ends that step and not the one that is launched;
+//   - a step is told when the next one has opened and its own end is over, because a forward pass may wait in
+//     its middle. Until the next one opens it stands in a table that a reader may look at (MAYBE);
+//   - a stream that waits for events of a model's lane (copies, sampling) is a side lane. It has no steps of
+//     its own: what is done there belongs to the model's;
 //   - where no step runs, an attention operator opens one: the model's embedding is some other operator;
-//   - a step that a graph or an attention operator opened, or on a lane that never showed a model, ends at
-//   the first synchronise;
+//   - a step of a whole graph or of an attention operator, or on a lane that never showed a model, ends at
+//   the
+//     first wait;
 //   - what is launched between two steps counts in the later one.
 //
 // The counting never stops, so a reader that comes in the middle of a step is given the next whole one.
@@ -34,8 +41,17 @@ class StepLane;
 // The lane that the calling thread used last: a synchronous copy names none.
 extern constinit __attribute__((tls_model("initial-exec"))) thread_local StepLane* step_lane_used;
 
+// What a wait waits for: what was on a lane, and on the lane that it had waited for.
+struct StepMark {
+    StepLane* lane = nullptr;
+    uint64_t launches = 0, graphs = 0;
+    StepLane* follows = nullptr;
+    uint64_t follows_launches = 0, follows_graphs = 0;
+};
+
 class alignas(64) StepLane {
     friend class Steps;
+    static constexpr uint64_t kGraphWeight = 64;
     // All that a launch touches.
     std::atomic<uint64_t> launches_{0};
     std::atomic<uint64_t> stream_{0};
@@ -54,25 +70,49 @@ class alignas(64) StepLane {
 
     struct Totals {
         uint64_t launches = 0, graphs = 0, h2d = 0, d2h = 0, h2d_copies = 0, gated = 0;
+        uint64_t position() const { return launches + graphs; }  // in the lane's order
+        // What a run of launches weighs. A graph's launch stands for many operators.
+        uint64_t weight() const { return launches + kGraphWeight * graphs; }
     };
-    enum class Kind : uint8_t { between, embedding, graph, attention };
+    // A point of the lane, and when all before it was over.
+    struct Point {
+        Totals at;
+        bool here = false, over = false;
+        uint64_t t = 0;
+    };
+    // A step whose launches are over, and whose end is not.
+    struct Pending {
+        flexnpu_step_record record;
+        uint64_t position = 0, gated = 0;
+        bool here = false;
+    };
+    enum class Kind : uint8_t { between, embedding, graph, pieces, attention };
 
     std::mutex mutex_;
     Totals now_;   // but launches and graphs, which are above, and gated time, which is the daemon's to say
     Totals base_;  // at the running step's beginning
-    Totals cand_;  // at the synchronise that is taken to end it
-    bool has_cand_ = false;
-    uint64_t cand_t_ = 0;
+    Point end_;    // which is taken to end it
+    Point later_;  // a better one, if what was copied to the device before it was not the next step's input
+    Pending pending_;
     flexnpu_step_entry* waiting_ = nullptr;  // its place in the table
-    uint64_t run_start_ = 0;                 // launches + graphs at the last synchronise
+    uint64_t run_start_ = 0;                 // weight at the last point that was looked at
     uint64_t run_longest_ = 0;
-    uint64_t opened_at_ = 0;  // launches when the step opened
+    uint64_t opened_at_ = 0;   // launches when the step opened
+    uint64_t opened_pos_ = 0;  // position then
+    uint64_t input_ = 0;       // position + 1 where input came after a result; 0: none has
+    uint64_t t_input_ = 0, t_input_last_ = 0;
+    bool result_ = false;  // something of the step was copied to the host
     uint64_t seq_ = 0;
     uint64_t model_ = 0;
     Kind kind_ = Kind::between;
-    uint64_t t_base_ = 0;    // the end of the step before
+    uint64_t t_base_ = 0;    // the end of the step before, as far as it is known
     uint32_t attended_ = 0;  // attention operators looked at
     bool has_model_ = false, capturing_ = false;
+    std::atomic<StepLane*> main_{nullptr};  // of a side lane: the model's
+    StepLane* follows_ = nullptr;           // up to where its last wait for an event made it wait
+    uint64_t follows_launches_ = 0, follows_graphs_ = 0;
+    uint64_t side_taken_ = 0;            // of a side lane: launches that the main one's steps have counted
+    std::vector<StepLane*> sides_;       // of a main lane
     std::atomic<uint64_t> updating_{0};  // the graph whose task group launches now give new arguments
     flexnpu_step_evidence evidence_{};
 };
@@ -141,10 +181,19 @@ public:
     // Launches of the stream give new arguments to a task group of this graph; 0: no longer.
     void updating(uint64_t stream, uint64_t graph);
 
+    // A wait: `mark()` before it, `reached()` when it has returned. Without a mark of an event's there is
+    // nothing to reach.
+    StepMark mark(uint64_t stream);
+    StepMark mark_of_event(uint64_t event);
+    std::vector<StepMark> marks();  // of all lanes
+    void reached(const StepMark& mark);
+    // In one, where nobody else launches meanwhile.
     void synchronised(uint64_t stream);
     void device_synchronised();
     void event_recorded(uint64_t event, uint64_t stream);
     void event_synchronised(uint64_t event);
+    // The stream waits for an event.
+    void event_awaited(uint64_t event, uint64_t stream);
     // A copy between host and device of the stream; `waits`: of none (aclrtMemcpy), and the call returns when
     // it is over.
     void copied(uint64_t stream, bool waits, bool to_device, uint64_t bytes);
@@ -157,6 +206,8 @@ public:
     // Attention operators of a step that are looked at: there is one kernel for prompts and one for tokens.
     static constexpr uint32_t kAttentions = 2;
     static constexpr uint32_t kPublishEvery = 64;
+    // Input of one step is copied within this time, ns; what came earlier is not the beginning of the step.
+    static constexpr uint64_t kInputNs = 20'000'000;
 
 private:
     using Lane = StepLane;
@@ -165,16 +216,20 @@ private:
     static constexpr uint32_t kChunk = 1024;
     static constexpr uint32_t kEventChunk = 1024;
     struct Mark {
-        std::atomic<uint64_t> stream{0}, launches{0}, graphs{0};
+        std::atomic<StepLane*> lane{nullptr}, follows{nullptr};
+        std::atomic<uint64_t> launches{0}, graphs{0}, follows_launches{0}, follows_graphs{0};
     };
     struct Model {
-        bool whole = false;  // it holds an embedding
+        bool captured = false;
+        bool opens = false;   // it holds an embedding
+        bool pieces = false;  // and graphs without one were captured behind it, before the next one with
         flexnpu_step_evidence evidence{};
         StepLane* replayed = nullptr;  // on which it was launched last
         bool updated = false;          // arrays for its next launch
         flexnpu_step_evidence lengths{};
     };
 
+    static bool is_graph(Kind kind) { return kind == Kind::graph || kind == Kind::pieces; }
     Lane& default_lane() {
         if (__builtin_expect(default_ready_.load(std::memory_order_acquire), 1)) return default_;
         return make(0);
@@ -197,7 +252,17 @@ private:
     void take_entry(Lane& lane);
     void close(Lane& lane, uint64_t t_end, uint32_t ended_by, const Totals& end);
     void close_for_next(Lane& lane, uint32_t ended_by);
-    void synchronised(Lane& lane, const Totals& then);
+    void reset(Lane& lane);
+    void forget_step(Lane& lane, const Totals& end);
+    void propose(Lane& lane, const Totals& then, bool over);
+    void reached(Lane& lane, uint64_t launches, uint64_t graphs);
+    void reached_model(Lane& lane, const Totals& then);
+    void park(Lane& lane);
+    void settle_pending(Lane& lane, uint64_t t_end, uint32_t ended_by);
+    void result(Lane& lane, const Totals& then, uint64_t bytes, bool over);
+    void input(Lane& lane, uint64_t bytes);
+    uint64_t side_launches(const Lane& lane) const;
+    void make_side(Lane& lane, Lane* main);
 
     Outside outside_;
     std::atomic<bool> default_ready_{false};
@@ -209,6 +274,7 @@ private:
     static std::atomic<bool> entry_taken_[kFlexnpuStepEntries];
     std::mutex models_mutex_;  // the innermost
     std::map<uint64_t, Model> models_;
+    uint64_t captured_ = 0;  // the last graph captured with an embedding
 };
 
 }  // namespace flexnpu::client

@@ -12,6 +12,7 @@ namespace wire = flexnpu::wire;
 using flexnpu::client::Channel;
 using flexnpu::client::fail;
 using flexnpu::client::Session;
+using flexnpu::client::StepMark;
 using wire::Kind;
 
 namespace {
@@ -78,11 +79,13 @@ aclError sync_stream(const char* function, aclrtStream s, int32_t timeout_ms) {
     CHECK(flexnpu::client::check_timeout(function, timeout_ms));
     CHECK(check_stream(*c, function, s));
     end_step(c->session());
+    // What other threads launch while this one waits is not waited for.
+    const StepMark mark = c->session().steps.mark(number(s));
     if (int32_t e = c->call_until(Kind::sync_stream, wire::StreamOp{number(s), deadline})) {
         c->session().graphs.doubt(number(s));
         return e;
     }
-    c->session().steps.synchronised(number(s));
+    c->session().steps.reached(mark);
     c->session().settle(*c, number(s), false);
     return 0;
 }
@@ -92,8 +95,9 @@ aclError sync_device(const char* function, int32_t timeout_ms) {
     CHANNEL(c);
     CHECK(flexnpu::client::check_timeout(function, timeout_ms));
     end_step(c->session());
+    const auto marks = c->session().steps.marks();
     CHECK(c->call_until(Kind::sync_device, wire::StreamOp{0, deadline}));
-    c->session().steps.device_synchronised();
+    for (const StepMark& mark : marks) c->session().steps.reached(mark);
     c->session().settle(*c, 0, true);
     return 0;
 }
@@ -145,6 +149,7 @@ aclError post_event(Kind kind, const char* function, aclrtEvent e, aclrtStream s
         if (kind == Kind::wait_event) c->session().graphs.waited(number(s), number(e));
     }
     if (kind == Kind::record_event) c->session().steps.event_recorded(number(e), number(s));
+    if (kind == Kind::wait_event) c->session().steps.event_awaited(number(e), number(s));
     return c->post(kind, wire::EventOp{number(e), number(s), deadline});
 }
 
@@ -153,8 +158,13 @@ aclError query_event(const char* function, aclrtEvent e, uint64_t form, int32_t*
     if (!status) return fail(acl::INVALID_PARAM, "%s: status is null", function);
     EVENT_CHANNEL(c, e);
     CHECK(check_event(*c, function, e));
+    const StepMark mark = c->session().steps.mark_of_event(number(e));
     CHECK(c->call(Kind::query_event, wire::EventOp{number(e), form, -1}));
     *status = int32_t(c->words()[0]);
+    // Who asks until it is so has waited.
+    if ((form == 0 && *status == acl::EVENT_COMPLETE) ||
+        (form == 1 && *status == acl::EVENT_RECORDED_COMPLETE))
+        c->session().steps.reached(mark);
     return 0;
 }
 
@@ -252,8 +262,9 @@ aclError aclrtSynchronizeEventWithTimeout(aclrtEvent e, int32_t ms) {
     EVENT_CHANNEL(c, e);
     CHECK(flexnpu::client::check_timeout("aclrtSynchronizeEventWithTimeout", ms));
     CHECK(check_event(*c, "aclrtSynchronizeEvent", e));
+    const StepMark mark = c->session().steps.mark_of_event(number(e));  // it may be recorded anew meanwhile
     CHECK(c->call_until(Kind::sync_event, wire::EventOp{number(e), 0, deadline}));
-    c->session().steps.event_synchronised(number(e));
+    c->session().steps.reached(mark);
     return 0;
 }
 aclError aclrtSynchronizeEvent(aclrtEvent e) { return aclrtSynchronizeEventWithTimeout(e, -1); }
