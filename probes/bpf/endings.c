@@ -379,7 +379,9 @@ static inline int copy_enter(struct pt_regs* ctx, u64 id, u64 bytes, u64 kind)
     if (kind != D2H)
         return 0;
     if (is_counted(tgid) ? weight(&lane->now) == lane->run_start && (lane->cand_t || !lane->cand_at)
-                         : lane->kind == BETWEEN && lane->has_model && !(t && t->attention))
+                         : (lane->kind == BETWEEN && lane->has_model && !(t && t->attention)) ||
+                               (lane->kind == GRAPH && lane->cand_at && lane->cand_t &&
+                                lane->now.graphs == lane->cand.graphs))
         return 0;
     sync_enter(ctx, id, 3, key.stream);
     lane->t_sync_in = bpf_ktime_get_ns();

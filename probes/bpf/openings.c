@@ -117,9 +117,12 @@ PROBE int on_graph(struct pt_regs* ctx)
     struct evidence* learned = models.lookup(&model);
     int known = learned && !(learned->flags & PIECE);
     // A graph that holds its own embedding opens a step. Another one is a piece of the step that runs, unless
-    // new input has come since that step's result went, or it is the one that opened it.
+    // new input has come since that step's result went (of an unknown graph: since a wait that may have ended
+    // the step), or it is the one that opened the step.
     int again = lane->kind == GRAPH && lane->pieces && lane->model == model.handle;
-    if (lane->kind == BETWEEN || known || lane->input || again) {
+    int input = lane->input || (!learned && lane->kind == EMBEDDING && lane->cand_at && lane->cand_t &&
+                                lane->now.h2d_copies > lane->cand.h2d_copies);
+    if (lane->kind == BETWEEN || known || input || again) {
         u32 pieces = known ? learned->flags & PIECES : 1;
         close_for_next(ctx, &key, lane, FLEXNPU_STEP_BY_GRAPH, now);
         open_step(lane, GRAPH, now, now, 0);

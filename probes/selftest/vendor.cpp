@@ -24,6 +24,11 @@ volatile u64 sink;  // so that no body is empty and no argument unused
         sink = sink + a + b;     \
         return 0;                \
     }
+#define IGNORE3(name)                   \
+    API int name(u64 a, u64 b, u64 c) { \
+        sink = sink + a + b + c;        \
+        return 0;                       \
+    }
 #define IGNORE4(name)                          \
     API int name(u64 a, u64 b, u64 c, u64 d) { \
         sink = sink + a + b + c + d;           \
@@ -44,6 +49,8 @@ IGNORE1(aclrtSynchronizeDeviceWithTimeout)
 IGNORE1(aclrtSynchronizeEvent)
 IGNORE2(aclrtSynchronizeEventWithTimeout)
 IGNORE2(aclrtRecordEvent)
+IGNORE2(aclrtStreamWaitEvent)
+IGNORE3(aclrtStreamWaitEventWithTimeout)
 IGNORE6(aclrtMemcpy)
 IGNORE6(aclrtMemcpyAsync)
 IGNORE2(aclmdlRICaptureBegin)

@@ -235,7 +235,10 @@ void Steps::graph(uint64_t stream, uint64_t model) {
     }
     // A graph that holds its own embedding opens a step. Another one is a piece of the step that runs, unless
     // new input has come since that step's result went, or it is the one that opened it.
-    const bool opens = known.opens || l.input_ || (l.kind_ == Kind::pieces && l.model_ == model);
+    // Of an unknown graph: since a wait that may have ended the step.
+    const bool input = l.input_ || (!known.captured && l.kind_ == Kind::embedding && l.end_.over &&
+                                    l.now_.h2d_copies > l.end_.at.h2d_copies);
+    const bool opens = known.opens || input || (l.kind_ == Kind::pieces && l.model_ == model);
     if (l.kind_ != Kind::between && !opens) {
         if (heard(l)) mark(l, outside_.now());
         l.graphs_.fetch_add(1, relaxed);
