@@ -173,9 +173,7 @@ class Program:
 
 
 @contextmanager
-def target(
-    kind: str, *, mode: str = "compute", slowdown: int = 1
-) -> Iterator[dict[str, str]]:
+def target(kind: str, *, mode: str = "compute", slowdown: int = 1) -> Iterator[dict[str, str]]:
     """The environment of programs on one of the two targets: ``cann`` (emulated) or ``client``."""
     machine = f"classification-{os.getpid()}-{kind}"
     slower = {"FLEXNPU_EMU_SLOWDOWN": str(slowdown)}

@@ -2,9 +2,10 @@
 
 `workloads.labelled.engine` issues iterations as vLLM-Ascend does, with asynchronous scheduling or without,
 eager, in pieces of graphs, or as whole padded graphs, on the emulated CANN directly and under FlexNPU. An
-iteration is *right* when exactly one model step was traced between its first call and the next one's, with the
-same phase, tokens (padding left out) and sequences. Every other step of the process is *spurious*, model step
-or not. Durations are held against the device's own time between two events. Needs root. Prints one JSON object.
+iteration is *right* when exactly one model step was traced between its first call and the next one's, with
+the same phase, tokens (padding left out) and sequences. Every other step of the process is *spurious*, model
+step or not. Durations are held against the device's own time between two events. Needs root. Prints one JSON
+object.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Score:
     spurious: int = 0
     graphs_right: int = 0
     padding_told: int = 0
+    padding_wrong: int = 0
+    """Told as a number that it was not."""
     wrong: Counter[str] = field(default_factory=Counter)
     durations: list[float] = field(default_factory=list)
     """Traced over true duration, of the right ones."""
@@ -47,7 +50,15 @@ class Score:
     def report(self) -> dict[str, Any]:
         found: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("iterations", "right", "missing", "spurious", "graphs_right", "padding_told")
+            for name in (
+                "iterations",
+                "right",
+                "missing",
+                "spurious",
+                "graphs_right",
+                "padding_told",
+                "padding_wrong",
+            )
         }
         found["accuracy"] = round(self.right / max(1, self.iterations + self.spurious), 5)
         found["duration_ratio"] = {
@@ -87,7 +98,8 @@ def score(labels: list[Label], steps: list[Step]) -> Score:
             continue
         result.right += 1
         result.graphs_right += told.graph_launches == label.graphs
-        result.padding_told += getattr(told, "padded", None) == label.padded
+        result.padding_told += told.padded == label.padded
+        result.padding_wrong += told.padded not in (None, label.padded)
         if label.device_us:
             result.durations.append(told.duration_us / label.device_us)
     return result

@@ -13,7 +13,7 @@ from collectors import metrics
 from collectors.series import FORGET_S
 from collectors.sinks import Sample
 from flexnpu.control.client import BusyError, ControlClient, ControlError
-from flexnpu.control.messages import DaemonStatus, KnownStatus
+from flexnpu.control.messages import DOUBTING, DaemonStatus, KnownStatus
 
 
 def known_samples(status: KnownStatus) -> Iterator[Sample]:
@@ -29,7 +29,10 @@ def known_samples(status: KnownStatus) -> Iterator[Sample]:
     if gate.owner is not None:
         yield Sample(metrics.gate.OWNER, (device, str(gate.owner.pid), gate.owner.comm), 1.0)
         for kind, count in gate.owner.counts.items():
-            yield Sample(metrics.controller.EVENTS, (device, kind), float(count))
+            if kind != DOUBTING:
+                yield Sample(metrics.controller.EVENTS, (device, kind), float(count))
+        if gate.owner.doubt is not None:
+            yield Sample(metrics.controller.DOUBT, (device, gate.owner.doubt), 1.0)
     if gate.policy != "transparent":
         yield Sample(metrics.gate.WINDOW, (device,), gate.window_us / 1e6)
         yield Sample(metrics.gate.LEASE, (device,), gate.lease_left_s)

@@ -32,7 +32,7 @@ from controllers.state import ControllerState
 from flexnpu.console import output
 from flexnpu.console.text import json_text
 from flexnpu.control.client import BusyError, ControlClient, ControlError, OwnedError
-from flexnpu.control.messages import GateStatus, SetGate
+from flexnpu.control.messages import DOUBTING, DOUBTS, Doubt, GateStatus, SetGate
 from probes.feed.follow import Feed, FeedFollower
 
 TROUBLE_LINES = 20
@@ -51,6 +51,8 @@ class Counts:
     """Requests that the daemon did not answer, or refused."""
     feed_losses: int = 0
     """Times that the feed ended or could not be read."""
+    doubtful: int = 0
+    """Turns in which nothing was set, since what the steps say does not add up (`controllers.doubts`)."""
     owned: int = 0
     """Turns in which the gate was another controller's."""
 
@@ -79,6 +81,8 @@ class Loop:
         self.log_failed = False
         self.state = ControllerState()
         self.counts = Counts()
+        self.doubts = dict.fromkeys(DOUBTS, 0)
+        self.doubting: Doubt | None = None
         self._stopping = False
         self.holder = GateHolder(
             self.gate_client or self.client,
@@ -125,6 +129,8 @@ class Loop:
         """What is counted, by name: for the log, and for the daemon, whose status tells it."""
         return {
             **vars(self.counts),
+            **{f"doubt_{kind.replace('-', '_')}": turns for kind, turns in self.doubts.items()},
+            DOUBTING: DOUBTS.index(self.doubting) + 1 if self.doubting is not None else 0,
             "renewals": self.holder.renewals,
             "steps": self.state.steps,
             "unmapped": self.state.unmapped,
@@ -173,6 +179,10 @@ class Loop:
     def act(self, decision: Decision) -> None:
         """Send what was decided, and log it when it is news."""
         gate = decision.gate
+        self.doubting = decision.doubt
+        if decision.doubt is not None:
+            self.counts.doubtful += 1
+            self.doubts[decision.doubt] += 1
         reply: GateStatus | None = None
         try:
             if gate is not None:
@@ -195,7 +205,7 @@ class Loop:
         if self._trouble and not self._busy:
             self._trouble = ""
             self.log("daemon-answers")
-        news: tuple[object, ...] = (decision.why,)
+        news: tuple[object, ...] = (decision.doubt or decision.why,)
         if gate is not None:
             news = (gate.policy, gate.window_us, gate.decode_target_us, tuple(sorted(gate.lanes.items())))
         if news == self._last:

@@ -42,6 +42,8 @@ BURST = 3.0
 SOLO_STEPS = 256
 STALE_S = 120.0
 """A prefill that began this long ago, without any news of it, is taken to have ended."""
+ACCOUNTS = 16
+"""Answers of the daemon over which a lane's sums are compared."""
 _SLACK_NS = 10**9
 """How much later than its end a step may arrive, after steps that ended later."""
 
@@ -80,14 +82,31 @@ class Window:
         """0 when there is none."""
         return self._ordered[-1] if self._ordered else 0
 
+    def quantile(self, q: float) -> int | None:
+        """The `q` quantile; None when there is nothing."""
+        return self._ordered[rank(len(self._ordered), q)] if self._ordered else None
+
     def quantile_us(self, q: float) -> float | None:
         """The `q` quantile of the durations, us; None when there are none."""
-        return self._ordered[rank(len(self._ordered), q)] / 1e3 if self._ordered else None
+        found = self.quantile(q)
+        return None if found is None else found / 1e3
 
     def _remove_oldest(self) -> None:
         _, duration_ns = self._arrived.popleft()
         del self._ordered[bisect_left(self._ordered, duration_ns)]
         self.total_ns -= duration_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What the daemon and the steps say of a lane, summed up since each began."""
+
+    device_us: float
+    launched: int
+    stepped_ns: int
+    counted: int
+    uncounted: int
+    last_step_ns: int
 
 
 @dataclass(slots=True)
@@ -103,6 +122,20 @@ class LaneState:
     """Decode steps beside which no other lane's prefill ran; they outlive `MEMORY_S`, for under a lasting
     flood there are no new ones.
     """
+    beside: Window = field(default_factory=lambda: Window(SOLO_STEPS))
+    """The latest decode steps beside which another lane's prefill ran."""
+    eager: Window = field(default_factory=lambda: Window(SOLO_STEPS))
+    """Launches of the latest decode steps without graphs, where they were counted."""
+    replayed: Window = field(default_factory=lambda: Window(SOLO_STEPS))
+    """And of those with graphs, their launches among them."""
+    accounts: deque[Account] = field(default_factory=lambda: deque(maxlen=ACCOUNTS))
+    """The lane's sums at the daemon's last answers, oldest first."""
+    stepped_ns: int = 0
+    """Durations of all steps so far, ns."""
+    counted: int = 0
+    """Launches of all steps so far, graphs among them."""
+    uncounted: int = 0
+    """Steps whose launches were not counted."""
     least_slowed_us: float | None = None
     """The least 0.1 quantile of decode steps that the lane ever had (kept by the policy)."""
     prefill_since_ns: int | None = None
@@ -115,14 +148,22 @@ class LaneState:
     def add(self, step: Step) -> None:
         self.last_step_ns = step.t_end_ns
         self.prefill_since_ns = None
+        self.stepped_ns += step.t_end_ns - step.t_start_ns
+        if step.launches is None:
+            self.uncounted += 1
+        else:
+            self.counted += step.launches + step.graph_launches
         window = {"prefill": self.prefill, "decode": self.decode, "mixed": self.mixed}.get(step.phase)
         if window is not None:
             window.add(step.t_end_ns, step.t_end_ns - step.t_start_ns)
         if step.phase == "decode":
             self.unsettled.append((step.t_start_ns, step.t_end_ns))
+            if step.launches is not None:
+                window = self.replayed if step.graph_launches else self.eager
+                window.add(step.t_end_ns, step.launches + step.graph_launches)
 
     def forget(self, before_ns: int) -> None:
-        for window in (self.prefill, self.decode, self.mixed):
+        for window in (self.prefill, self.decode, self.mixed, self.beside, self.eager, self.replayed):
             window.forget(before_ns)
 
     def longest_prefill_ns(self) -> int:
@@ -216,8 +257,20 @@ class ControllerState:
 
     def update(self, lanes: Iterable[LaneStatus]) -> None:
         """Take over which lanes there are."""
-        self.numbers = {(lane.pid, lane.stream): lane.lane for lane in lanes}
-        self.lanes = {key: self.lanes.get(key) or LaneState(key) for key in self.numbers}
+        told = {(lane.pid, lane.stream): lane for lane in lanes}
+        self.numbers = {key: lane.lane for key, lane in told.items()}
+        self.lanes = {key: self.lanes.get(key) or LaneState(key) for key in told}
+        for key, lane in self.lanes.items():
+            lane.accounts.append(
+                Account(
+                    told[key].device_us,
+                    told[key].launched,
+                    lane.stepped_ns,
+                    lane.counted,
+                    lane.uncounted,
+                    lane.last_step_ns,
+                )
+            )
 
     def take(self, event: Event) -> None:
         """Fold an event of the feed in; one of no use here changes nothing."""
@@ -287,8 +340,8 @@ class ControllerState:
             settled_until = now_ns - int(1.5 * (longest.of(lane.key) or 0))
             while lane.unsettled and lane.unsettled[0][1] <= settled_until:
                 start, end = lane.unsettled.popleft()
-                if not prefills.beside(lane.key, start, end):
-                    lane.solo.add(end, end - start)
+                window = lane.beside if prefills.beside(lane.key, start, end) else lane.solo
+                window.add(end, end - start)
 
     def _prefills_after(self, start_ns: int, now_ns: int) -> _Prefills:
         """Those that ended after `start_ns`, or run."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from controllers.state import ControllerState
-from flexnpu.control.messages import SetGate
+from flexnpu.control.messages import Doubt, SetGate
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Decision:
     evidence: dict[str, object] = field(default_factory=dict)
     details: Callable[[], dict[str, object]] = dict
     """More evidence, which costs too much to work out for a decision that is no news."""
+    doubt: Doubt | None = None
+    """What spoke against acting."""
 
 
 class Policy(Protocol):

@@ -4,12 +4,16 @@ Acts while a decode lane has had steps in the last `MEMORY_S` and there is a pre
 is given, or `factor` times the median of decode steps that ran beside no prefill; while none was
 seen, `factor` times the lowest 0.1 quantile of decode steps so far (they were all slowed, so the least
 slowed are the best guess), and with too few steps for that it is left to the gate.
+
+A target from steps is acted on only while nothing speaks against the steps (`controllers.doubts`). Else
+nothing is set: a gate that follows wrong steps does harm.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controllers.doubts import doubt
 from controllers.policies import Decision
 from controllers.state import MEMORY_S, MIN_STEPS, ControllerState, LaneState
 from flexnpu.common.quantiles import quantile
@@ -42,6 +46,8 @@ class ProtectDecode:
             return Decision(None, "no decode lane with recent steps")
         if not prefill:
             return Decision(None, "no prefill lane beside decode")
+        if self.target_us is None and (found := doubt(live)) is not None:
+            return Decision(None, f"not acted on: {found.text}", {"doubt": found.kind}, doubt=found.kind)
         target, source = self._target(live)
         roles: dict[int, Phase] = {
             state.numbers[lane.key]: lane.role for lane in state.lanes.values() if lane.role != "unknown"

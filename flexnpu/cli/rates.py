@@ -102,7 +102,7 @@ def between(before: DaemonStatus | None, now: DaemonStatus) -> Rates:
         return max(0.0, value(new) - value(old)) / (seconds * scale)
 
     lanes = []
-    for lane in now.lanes:
+    for lane in filter(lambda one: one.used, now.lanes):
         old = old_lanes.get(lane.lane)
         lanes.append(
             LaneRates(
@@ -122,7 +122,7 @@ def between(before: DaemonStatus | None, now: DaemonStatus) -> Rates:
             )
         )
     sessions = []
-    for session in now.sessions:
+    for session in filter(lambda one: one.used, now.sessions):
         past = old_sessions.get(session.session)
         own = [lane for lane in lanes if lane.session == session.session]
         sessions.append(

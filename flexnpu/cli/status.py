@@ -38,6 +38,15 @@ _TROUBLES = (
 )
 
 
+#: Why a controller sets nothing, in plain words.
+_DOUBTS = {
+    "launches": "decode steps launch now more, now less than they should",
+    "contradiction": "decode steps are shorter beside a prefill than alone",
+    "device-time": "the device's time and that of the steps do not agree",
+    "missing": "most launches are in no step",
+}
+
+
 def describe_us(value: float) -> str:
     """A time in us, in the unit that keeps it short."""
     for limit, unit, scale in ((1e3, "us", 1.0), (1e6, "ms", 1e3)):
@@ -64,7 +73,9 @@ def describe_gate(gate: GateStatus) -> str:
         expired = f", owned by {safe(one.comm)} (pid {one.pid}, user {one.uid}){expired}"
     if gate.policy == "transparent":
         lease = f", lease {gate.owner.lease_left_s:.1f} s" if gate.owner is not None else ""
-        return f"transparent{lease}{expired}"
+        doubt = gate.owner.doubt if gate.owner is not None else None
+        why = f"; it does not act, since {_DOUBTS[doubt]}" if doubt is not None else ""
+        return f"transparent{lease}{expired}{why}"
     target = describe_us(gate.decode_target_us) if gate.decode_target_us else "its own"
     return (
         f"{gate.policy}, window {describe_us(gate.window_us)}, decode target {target}, "
@@ -87,7 +98,7 @@ def _session_table(status: DaemonStatus) -> Table:
         "ring full",
     ):
         table.add_column(name, justify="left" if name == "command" else "right", no_wrap=True)
-    for s in status.sessions:
+    for s in filter(lambda one: one.used, status.sessions):
         memory = describe_bytes(s.memory_bytes)
         quota = "-" if s.memory_quota_bytes is None else describe_bytes(s.memory_quota_bytes)
         row = (s.session, s.pid, s.comm, s.uid, memory, quota, s.rings, s.calls, s.refused, s.ring_full)
@@ -99,7 +110,7 @@ def _lane_table(status: DaemonStatus) -> Table:
     table = Table(title="lanes", title_justify="left", box=None, pad_edge=False)
     for name in ("lane", "pid", "stream", "phase", "queued", "in flight", "launched", "device", "gated"):
         table.add_column(name, justify="left" if name == "phase" else "right", no_wrap=True)
-    for lane in status.lanes:
+    for lane in filter(lambda one: one.used, status.lanes):
         table.add_row(
             str(lane.lane),
             str(lane.pid),
@@ -137,11 +148,11 @@ def show(status: KnownStatus, console: Console) -> None:
     if any(lost.values()):
         told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in lost.items() if count)
         console.print(cell(told, "red"))
-    if not status.sessions:
+    if not any(session.used for session in status.sessions):
         console.print("no sessions")
         return
     console.print(_session_table(status))
-    if status.lanes:
+    if any(lane.used for lane in status.lanes):
         console.print(_lane_table(status))
 
 
@@ -150,6 +161,8 @@ def show(status: KnownStatus, console: Console) -> None:
 @click.option("--json", "as_json", is_flag=True, help="A JSON array, one object a daemon.")
 def status(device: int | None, as_json: bool) -> None:
     """Show every daemon's sessions, lanes (one a client stream) and gate.
+
+    Sessions that never called, and lanes on which nothing was ever launched, are left out; --json has them.
 
     \b
     EXAMPLES

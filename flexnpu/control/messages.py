@@ -25,6 +25,11 @@ MAX_REPLY_BYTES = 1 << 23
 MAX_LEASE_S = 60.0
 
 Phase = Literal["unknown", "prefill", "decode"]
+Doubt = Literal["launches", "contradiction", "device-time", "missing"]
+"""Why a controller does not act on what the steps say (`controllers.doubts`)."""
+DOUBTS: tuple[Doubt, ...] = ("launches", "contradiction", "device-time", "missing")
+DOUBTING = "doubting"
+"""In `GateOwner.counts`: for which of `DOUBTS`, from 1, nothing is set now; 0: for none."""
 Policy = Literal["transparent", "protect-decode"]
 
 _Microseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -73,6 +78,11 @@ class LaneStatus(_Reply):
     """Sum of the times for which the gate held the lane's head, us."""
     held_now: bool
 
+    @property
+    def used(self) -> bool:
+        """Whether anything was ever put on it."""
+        return bool(self.launched or self.completed or self.queued or self.in_flight or self.device_us)
+
 
 class SessionStatus(_Reply):
     """One client process's connection."""
@@ -93,6 +103,11 @@ class SessionStatus(_Reply):
     ring_full: NonNegativeInt
     """Times a thread of the client had to wait for room in its ring."""
 
+    @property
+    def used(self) -> bool:
+        """Whether it ever called, or has anything."""
+        return bool(self.calls or self.memory_bytes or self.refused)
+
 
 class GateOwner(_Reply):
     """The controller whose lease on the gate runs. Nobody else may set the gate meanwhile."""
@@ -106,7 +121,13 @@ class GateOwner(_Reply):
     lease_left_s: float
     """On CLOCK_MONOTONIC: a step of the wall clock changes nothing."""
     counts: dict[str, int] = Field(default_factory=dict)
-    """What the controller counted since its start, as it last said."""
+    """What the controller counted since its start, as it last said; and `DOUBTING`."""
+
+    @property
+    def doubt(self) -> Doubt | None:
+        """Why the controller sets nothing, though prefill and decode share the device; None: no doubt."""
+        number = self.counts.get(DOUBTING, 0)
+        return DOUBTS[number - 1] if 0 < number <= len(DOUBTS) else None
 
 
 class GateStatus(_Reply):

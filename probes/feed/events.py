@@ -95,8 +95,8 @@ class Step(_Event):
     phase: Phase
     """``other``: no forward pass, or not known."""
     tokens: _NonNegative | None
-    """Tokens processed over all sequences, without padding as far as it is known (`padded`); None when nothing
-    showed them."""
+    """Tokens processed over all sequences, without padding as far as it is known (`padded`); None when
+    nothing showed them."""
     batch: _NonNegative | None
     """Sequences in the step, without those that are padding as far as that is known; None when nothing showed
     them."""
@@ -121,7 +121,8 @@ class Step(_Event):
     launches_typical: _NonNegative | None = None
     """Median of `launches` over the last steps of the lane and phase that have it."""
     padded: _NonNegative | None = None
-    """Tokens of padding that were computed beside `tokens`; None where it is not known whether there were any."""
+    """Tokens of padding that were computed beside `tokens`; None where it is not known whether there were
+    any."""
     since_last_us: _Microseconds | None = None
     """From the end of the lane's step before to this one's end: the step's own time, and that of the host
     between the two. None for a lane's first."""

@@ -13,22 +13,42 @@ What is one step
 
 A model's forward pass begins with its token embedding, so the second call ``aclnnEmbedding(..., stream)``
 opens a step on its stream. Its first call, usually on another thread, gave the shape; the two are joined
-by the executor. The launch of a captured graph opens a step in the same way.
+by the executor. The launch of a captured graph that holds an embedding opens a step in the same way. Another
+graph is a piece of the step that runs, unless that step's result has gone to the host and new input has come
+since, or the same graph has opened the step.
 
-A step is *known* to be over when the next one opens on the lane. Where it *ended* is another matter, for two
-reasons. A forward pass may synchronise in its middle: transformers asks whether the attention mask is all
-ones, which copies one byte to the host after about nine operators. And a program synchronises between
-steps: generation looks at stop conditions, and every copy to the device synchronises first. So of all the
-synchronises between two openings the step ends at the last one whose run (since the synchronise before) is
-at least a quarter of the longest run in the step. The model's body is that run; stop conditions and masks
-are much shorter, and layers of a mixture-of-experts that synchronise each count as parts of one body.
+A step is *known* to be over when the next one opens on the lane. Where it *ended* is another matter, for
+three reasons. A forward pass may wait in its middle: transformers asks whether the attention mask is all
+ones, which copies one byte to the host after about nine operators, and vLLM-Ascend synchronises before each
+piece of a graph. A program waits between steps: generation looks at stop conditions, and every copy to the
+device synchronises first. And it need not wait on the thread that launches: with asynchronous scheduling
+another thread waits for the step before, while this one is launched.
+
+So a step ends at a *point* of its lane. Points are where somebody waits, and where something is copied to the
+host without waiting. Of all the points between two openings the step ends at the last one whose run (since
+the point before) is at least a quarter of the longest run in the step. The model's body is that run; stop
+conditions and masks are much shorter, and layers of a mixture-of-experts that synchronise each count as parts
+of one body. A run that holds a graph is part of the body, too. A point behind the first copy to the device
+that follows a copy to the host is no end: it is the next step's input that was copied.
+
+When the device has come to that point, a wait says: the first to return that waits for it. A stream's
+synchronise waits for what was launched before the call, an event's for what was before its record. So a wait
+for the step before says nothing of the one that runs. A step whose launches are over, and
+whose end is not, is told when it is.
+
+A stream that waits for an event of a model's lane (to copy the result back, to sample) is a *side lane*. It
+has no steps; copies and launches there are the model's step's.
+
+A step begins with its first copy to the device, embedding or launch, or when the step before ends on the
+device, whichever is later. So steps of one lane do not overlap, and the duration is the device's time from
+the first operator to the last one, as closely as a host can see it.
 
 A run is measured in time, since launches are mostly not probed. Then a program that waits for its next
 request would seem to have one long run; so a synchronise that hardly waited does not count when the step
 had already come to half of the last one's length, and has been silent for twice that. Where every
 launch is probed (the plan ``detail``), runs are measured in launches, and none of that is needed.
 
-Without any synchronise, the last launch ends the step, or the next opening where launches are not seen.
+Without any wait, the last launch ends the step, or the next opening where launches are not seen.
 Launches between a step's end and the next opening (sampling, stop conditions, preparing inputs) are counted
 in the step that follows, so that the sum over steps is the sum over launches.
 
@@ -189,12 +209,12 @@ def _of_query_lengths(lengths: Lengths) -> tuple[Phase, int]:
 
 
 def _of_lengths(query: Lengths, kv: Lengths | None, text: str) -> tuple[Phase, str, int, int]:
-    """Phase, evidence, tokens and sequences by cumulative query lengths, without sequences that have no KV."""
+    """Phase, evidence, tokens and sequences by cumulative query lengths; sequences without KV are padding."""
     phase, tokens = _of_query_lengths(query)
     batch = query.n
     if kv is not None and kv.padded and query.last % query.n == 0 and query.seen == query.n:
         each = query.last // query.n
-        # Padding has as many tokens a sequence as the others. Where they differ, whose are whose is not known.
+        # Padding has as many tokens a sequence as the others. Where those differ, it cannot be told.
         if each == query.first:
             tokens, batch = each * kv.n, kv.n
     padding = f" of {query.n}" if batch < query.n else ""
@@ -356,7 +376,8 @@ def _classify_graph(evidence: Evidence) -> Verdict:
     query, kv = _split_arrays(evidence.arrays, None)
     if query is not None:
         phase, text, tokens, batch = _of_lengths(query, kv, "graph")
-        padding = query.last - tokens if kv is not None else None
+        # How many tokens the graph was captured for is not known.
+        padding = query.last - tokens if kv is not None and kv.padded else None
         return Verdict(phase, tokens, batch, text, 0.9, kv.max if kv else None, padding)
     if evidence.h2d_copies == 1 and evidence.h2d_bytes and evidence.h2d_bytes % INDEX_BYTES == 0:
         tokens = evidence.h2d_bytes // INDEX_BYTES

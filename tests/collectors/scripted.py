@@ -198,7 +198,7 @@ def status(t: float = 1.0, *, policy: str = "protect-decode") -> DaemonStatus:
                 comm="flexnpu-control",
                 instance="a",
                 lease_left_s=1.5,
-                counts={"steps": int(40 * t), "unmapped": 0},
+                counts={"steps": int(40 * t), "unmapped": 0, "doubting": 1},
             ),
         ),
         device_busy_us=4e5 * t,
