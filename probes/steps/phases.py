@@ -293,7 +293,10 @@ def _classify_indices(evidence: Evidence, indices: tuple[int, ...]) -> Verdict:
     query, kv = _split_arrays(evidence.arrays, tokens)
     if query is not None:
         phase, text, real, batch = _of_lengths(query, kv, text)
-        return Verdict(phase, real, batch, text, 0.95, kv.max if kv else None, tokens - real)
+        kv_len = kv.max if kv else None
+        if query.role is None:  # it may be something else that rises
+            return Verdict(phase, tokens, batch, text, 0.95, kv_len)
+        return Verdict(phase, real, batch, text, 0.95, kv_len, tokens - real)
     of_query = _sequences(evidence)
     if of_query is not None:
         batch, length = of_query

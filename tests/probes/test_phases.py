@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -15,7 +16,9 @@ CASES = yaml.safe_load((Path(__file__).parent / "phase_cases.yaml").read_text())
 
 
 def reduce(values: list[int]) -> Lengths:
-    """What the kernel side keeps of an integer array."""
+    """What the kernel side keeps of an integer array, without zeros behind it."""
+    padded = len(values) - len([value for value in values if value])
+    values = values[: len(values) - padded]
     differences = [b - a for a, b in pairwise([0, *values])]
     return Lengths(
         n=len(values),
@@ -26,6 +29,7 @@ def reduce(values: list[int]) -> Lengths:
         last=values[-1],
         max=max(values),
         sum=sum(values),
+        padded=padded,
     )
 
 
@@ -35,6 +39,11 @@ def test_case(case: dict[str, Any]) -> None:
     if "indices" in raw:
         raw["indices"] = tuple(raw["indices"])
     raw["arrays"] = [reduce(values) for values in raw.get("arrays", [])]
+    # As an attention operator names them.
+    roles: tuple[tuple[str, Literal["query", "kv"]], ...] = (("queries", "query"), ("keys", "kv"))
+    for name, role in roles:
+        if name in raw:
+            raw["arrays"].append(replace(reduce(raw.pop(name)), role=role))
     verdict = classify(Evidence(**raw))
     assert {name: getattr(verdict, name) for name in case["want"]} == case["want"]
 
