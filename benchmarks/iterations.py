@@ -48,6 +48,7 @@ class Score:
     """Traced over true duration, of the right ones."""
 
     def report(self) -> dict[str, Any]:
+        """Counts, the share that is right, and how durations compare."""
         found: dict[str, Any] = {
             name: getattr(self, name)
             for name in (
