@@ -1,8 +1,8 @@
 """Steps of unmodified vLLM-Ascend against its own log, `--enable-logging-iteration-details`.
 
 Runs where the venv of vLLM is (`FLEXNPU_VLLM_HOME`, else ~/.cache/flexnpu/vllm) and the libraries have what
-it links. An iteration without tokens launches nothing and is no step. A context request of one token is a decode
-step for the device.
+it links. An iteration without tokens launches nothing and is no step. A context request of one token is a
+decode step for the device.
 """
 
 from __future__ import annotations
