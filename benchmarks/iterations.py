@@ -63,7 +63,9 @@ class Score:
         }
         found["accuracy"] = round(self.right / max(1, self.iterations + self.spurious), 5)
         found["duration_ratio"] = {
-            f"p{q}": round(quantile(self.durations, q / 100), 4) for q in (1, 50, 99) if self.durations
+            f"p{q}": round(found_q, 4)
+            for q in (1, 50, 99)
+            if (found_q := quantile(self.durations, q / 100)) is not None
         }
         found["wrong"] = dict(self.wrong.most_common(5))
         return found

@@ -3,12 +3,14 @@
 //
 // A lane is a stream of a process. Its running step begins and ends as `probes/steps/phases.py` describes; in
 // short:
-//   - the second call of an embedding opens a step, and so does the launch of a captured graph that holds one,
+//   - the second call of an embedding opens a step, and so does the launch of a captured graph that holds
+//   one,
 //     or before which new input came. Other graphs are pieces of the step that runs;
 //   - a step ends at a point of its lane, behind its longest run of work: where somebody waits, or where its
 //     result is copied to the host. Points behind the next step's input are not its own. It is not known to
 //     have ended before the next one opens, because a forward pass may wait in its middle;
-//   - a wait says what is over: all that was launched before the record that it waits for, or before the call.
+//   - a wait says what is over: all that was launched before the record that it waits for, or before the
+//   call.
 //     A step whose launches are over is told when a wait says that it is over itself;
 //   - a stream that waits for events of a model's lane is a side lane: what is copied there is the model's;
 //   - a step opened by a whole graph or by an attention operator, and plain work, ends at the first wait.
@@ -305,8 +307,8 @@ static inline void close_for_next(struct pt_regs* ctx, struct lane_key* key, str
         park(ctx, key, lane);
         return;
     }
-    // Without a synchronise its last launch ends it; where launches are not seen, all that is known is that it
-    // is over by now.
+    // Without a synchronise its last launch ends it; where launches are not seen, all that is known is that
+    // it is over by now.
     struct totals end = lane->cand_at ? lane->cand : lane->now;
     u64 t_end = lane->cand_at ? lane->cand_t : is_counted(key->tgid) ? lane->t_last : now;
     close_step(ctx, key, lane, t_end, lane->cand_at ? FLEXNPU_STEP_BY_SYNC : ended_by, &end);

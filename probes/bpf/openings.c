@@ -169,8 +169,8 @@ PROBE int on_capture_end(struct pt_regs* ctx)
     return 0;
 }
 
-// A graph was captured, with an embedding that told `e`, or without one. Then it is a piece, and so is the last
-// one that had one.
+// A graph was captured, with an embedding that told `e`, or without one. Then it is a piece, and so is the
+// last one that had one.
 static inline void learn_graph(struct handle_key* model, struct evidence* e)
 {
     u64 tgid = model->tgid;

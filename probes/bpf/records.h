@@ -15,13 +15,13 @@
 #define H2D 1
 #define D2H 2
 
-// Beyond flexnpu_step_flags: an executor that the program keeps, whose first call was seen once; a graph behind
-// which graphs without an embedding were captured, its pieces; such a piece.
+// Beyond flexnpu_step_flags: an executor that the program keeps, whose first call was seen once; a graph
+// behind which graphs without an embedding were captured, its pieces; such a piece.
 #define REMEMBERED 32
 #define PIECES 64
 #define PIECE 128
 
-#define GRAPH_WEIGHT 64  // a graph's launch stands for so many operators
+#define GRAPH_WEIGHT 64    // a graph's launch stands for so many operators
 #define INPUT_NS 20000000  // input of one step is copied within this time
 
 // Kinds of a record, and of the step that a lane is in.
@@ -105,10 +105,10 @@ struct thread {
     u32 at;  // tensors made
     u32 in_sync;
     struct tensor tensor[TENSORS];
-    u64 evidence;    // id of the evidence that this thread's arrays belong to
-    u64 attention;   // the same id when an attention operator opened it
-    u64 first_call;  // executor** of a first call that has not returned
-    u64 stream;      // the last one that this thread synchronised or launched on
+    u64 evidence;      // id of the evidence that this thread's arrays belong to
+    u64 attention;     // the same id when an attention operator opened it
+    u64 first_call;    // executor** of a first call that has not returned
+    u64 stream;        // the last one that this thread synchronised or launched on
     struct mark wait;  // of the synchronise that runs
     u64 t_wait;        // when it was called
     u64 capture_stream;
@@ -122,10 +122,11 @@ struct thread {
 };
 
 struct lane {
-    struct totals now;    // since the lane was first seen
-    struct totals base;   // at the running step's beginning
-    struct totals cand;   // at the point that is taken to end it
-    struct totals later;  // at a better one, if what was copied to the device before it was not the next step's
+    struct totals now;   // since the lane was first seen
+    struct totals base;  // at the running step's beginning
+    struct totals cand;  // at the point that is taken to end it
+    struct totals
+        later;  // at a better one, if what was copied to the device before it was not the next step's
     struct totals entered;  // when a device synchronise was called last
     u64 cand_at, cand_t;    // when that point was passed by who launches, and when it was over; 0: not yet
     u64 later_at, later_t;

@@ -68,8 +68,8 @@ aclTensor* Descriptors::tensor(const atb::Tensor& t, const std::vector<int64_t>&
     for (int64_t size : dims) {
         whole *= size;
     }
-    return keep<aclTensor>(aclCreateTensor(dims.data(), dims.size(), t.desc.dtype, steps.data(), 0,
-                                           acl::ND, &whole, 1, t.device),
+    return keep<aclTensor>(aclCreateTensor(dims.data(), dims.size(), t.desc.dtype, steps.data(), 0, acl::ND,
+                                           &whole, 1, t.device),
                            aclDestroyTensor);
 }
 

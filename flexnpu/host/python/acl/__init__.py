@@ -6,7 +6,7 @@ vLLM-Ascend calls. Another name of pyACL raises AttributeError, which says so.
 
 from __future__ import annotations
 
-from acl import rt
+from . import rt
 
 __all__ = ["rt"]
 
