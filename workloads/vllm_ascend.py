@@ -98,7 +98,7 @@ class Server:
         """The end of what it wrote."""
         return self.log.read_text(errors="replace")[-size:]
 
-    def wait(self, seconds: float = 240) -> None:
+    def wait(self, seconds: float = 900) -> None:
         """Returns when it serves. Raises VllmError when it ends before, or not in time."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -128,7 +128,7 @@ class Server:
             headers={"Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=240) as answer:
+            with urllib.request.urlopen(request, timeout=600) as answer:
                 content = json.load(answer)
         except urllib.error.HTTPError as error:
             raise VllmError(f"{error.code}: {error.read().decode(errors='replace')[:2000]}") from None

@@ -19,7 +19,7 @@ from tests.vllm.conftest import EVERYTHING
 from workloads import vllm_ascend
 from workloads.models import TinyModel, ensure
 
-pytestmark = [pytest.mark.torch_npu, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.torch_npu, pytest.mark.timeout(1800)]
 
 REFERENCE = Path(__file__).parent / "programs" / "reference.py"
 RUN = [str(Path(sys.executable).with_name("flexnpu")), "run", "--"]
