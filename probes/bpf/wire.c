@@ -36,6 +36,7 @@ BPF_HASH(connections, u64, struct connection, 65536);
 // By process and descriptor. One that was dropped is looked up in the kernel's table again.
 LRU_HASH(descriptors, u64, struct descriptor, 65536);
 BPF_PERCPU_ARRAY(losses, u64, N_LOSSES);
+BPF_ARRAY(uring_used, u32, 1);  // whether a target was seen to use io_uring
 BPF_PERCPU_ARRAY(scratch, struct record, 1);
 BPF_PERCPU_ARRAY(walks, struct walk, 1);
 BPF_PERCPU_ARRAY(bursts, u64, 1);  // bytes recorded since the last wake-up
@@ -376,6 +377,10 @@ SYSCALL int enter_uring(struct enter_ctx* ctx)
     u64 id = pid_tgid();
     if (!is_target(id))
         return 0;
+    int zero = 0;
+    u32* used = uring_used.lookup(&zero);
+    if (used)
+        *used = 1;
     struct call call = {};
     call.shape = URING;
     if (calls.update(&id, &call))

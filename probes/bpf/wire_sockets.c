@@ -66,6 +66,13 @@ static __always_inline void unseen(u64 id, struct call* call, struct connection*
         lose(WIRE_LOST, 1);
 }
 
+static __always_inline int is_uring_used(void)
+{
+    int zero = 0;
+    u32* used = uring_used.lookup(&zero);
+    return used && *used;
+}
+
 // Whether the call moves bytes of the socket. Without FILES that is not known, and taken for granted.
 static __always_inline int moves(struct call* call, u64 sock, u8 direction)
 {
@@ -84,25 +91,30 @@ RAW int on_sock_recv_length(struct bpf_raw_tracepoint_args* ctx)
     int bytes = ctx->args[1];
     if (bytes <= 0 || ctx->args[2] & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE))
         return 0;
-    u64 id = pid_tgid();
-    struct call* call = calls.lookup(&id);
-    if (!moves(call, sock, IN)) {
+    u64* oldest = ready.lookup(&sock);
+    u64 arrived = oldest ? *oldest : 0;
 #ifdef FILES
-        struct connection* c = connections.lookup(&sock);
-        if (c && c->state == HTTP)
-            unseen(id, call, c, bytes, IN);
-        else if (call && call->shape == URING)
-            lose(WIRE_IO_URING_BYTES, bytes);
-#endif
-        ready.delete(&sock);
+    struct connection* c = connections.lookup(&sock);
+    if (!c && !arrived && !is_uring_used())
         return 0;
-    }
-    u64* arrived = ready.lookup(&sock);
+#else
     if (!arrived)
         return 0;
-    if (!call->arrived)
-        call->arrived = *arrived;
-    ready.delete(&sock);
+#endif
+    u64 id = pid_tgid();
+    struct call* call = calls.lookup(&id);
+    if (moves(call, sock, IN)) {
+        if (!call->arrived)
+            call->arrived = arrived;
+#ifdef FILES
+    } else if (c && c->state == HTTP) {
+        unseen(id, call, c, bytes, IN);
+    } else if (call && call->shape == URING) {
+        lose(WIRE_IO_URING_BYTES, bytes);
+#endif
+    }
+    if (arrived)
+        ready.delete(&sock);
     return 0;
 }
 
@@ -125,18 +137,22 @@ RAW int on_tcp_destroy_sock(struct bpf_raw_tracepoint_args* ctx)
 
 RAW int on_sock_send_length(struct bpf_raw_tracepoint_args* ctx)
 {
-    u64 id = pid_tgid();
     u32 written = 0, next = 0;
     u64 sock = ctx->args[0];
     int bytes = ctx->args[1];
     if (bytes <= 0)
         return 0;
+#ifdef FILES
+    struct connection* c = connections.lookup(&sock);
+    if (!c && !is_uring_used())
+        return 0;
+#endif
+    u64 id = pid_tgid();
     struct call* call = calls.lookup(&id);
     if (!moves(call, sock, OUT)) {
 #ifdef FILES
-        struct connection* other = connections.lookup(&sock);
-        if (other && other->state == HTTP)
-            unseen(id, call, other, bytes, OUT);
+        if (c && c->state == HTTP)
+            unseen(id, call, c, bytes, OUT);
         else if (call && call->shape == URING)
             lose(WIRE_IO_URING_BYTES, bytes);
 #endif
@@ -153,7 +169,9 @@ RAW int on_sock_send_length(struct bpf_raw_tracepoint_args* ctx)
         holdings.delete(&sock);
         return 0;
     }
+#ifndef FILES
     struct connection* c = connections.lookup(&call->connection);
+#endif
     if (!c)
         return 0;
     struct holding h = {};
