@@ -304,7 +304,7 @@ static __always_inline void set_descriptor(u64 id, struct call* call, u32 state)
         d->state = state;
 }
 
-static __always_inline int finish(u64 id, struct call* call, u64 total)
+static __always_inline int finish(u64 id, struct call* call, u64 total, int may_be_short)
 {
     struct connection* c = connections.lookup(&call->connection);
     if (!c || c->state == FRESH) {
@@ -329,7 +329,7 @@ static __always_inline int finish(u64 id, struct call* call, u64 total)
         set_descriptor(id, call, LIVE);
     // A write is dated by its start, since its data leave during the call.
     u64 t = call->direction == OUT ? call->start : call->arrived ? call->arrived : bpf_ktime_get_ns();
-    emit_data(id, call, c, t, total);
+    emit_data(id, call, c, t, total, may_be_short);
     return 0;
 }
 
@@ -343,7 +343,7 @@ SYSCALL int exit_transfer(struct exit_ctx* ctx)
     calls.delete(&id);
     if (ctx->ret <= 0)
         return 0;
-    return finish(id, &call, ctx->ret);
+    return finish(id, &call, ctx->ret, 1);
 }
 
 SYSCALL int exit_messages(struct exit_ctx* ctx)
@@ -368,7 +368,7 @@ SYSCALL int exit_messages(struct exit_ctx* ctx)
         total += length;
     }
     call.count = ctx->ret;
-    return total ? finish(id, &call, total) : 0;
+    return total ? finish(id, &call, total, 0) : 0;
 }
 
 // A thread that lets io_uring work: what moves meanwhile is counted (wire_sockets.c).
