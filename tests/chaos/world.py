@@ -191,6 +191,7 @@ class World:
     def _direct(self, seed: int) -> list[str]:
         """The digests of a run straight on the emulated device."""
         environment = self.environment | self.emulated | {"FLEXNPU_EMU_MACHINE": f"direct-{os.getpid()}"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(CLIENT_PROGRAMS), self.emulated["PYTHONPATH"]])
         command = [sys.executable, str(WORKER), str(seed), str(PERIOD)]
         out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
         return [line.split()[2] for line in out.splitlines() if line.startswith("round")]
