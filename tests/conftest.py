@@ -84,6 +84,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     )
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """pytest-xdist tells groups by what it appends to a test's name. Without that they run beside each other."""
+    if _worker(session.config) is None:
+        return
+    for item in session.items:
+        if (group := _group(item)) and not item.nodeid.endswith(f"@{group}"):
+            raise pytest.UsageError(
+                f"{item.nodeid} is not in its group {group}: pytest and pytest-xdist disagree"
+            )
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["flexnpu_tag"] = node.config.stash[_TAG]
