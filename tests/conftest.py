@@ -86,7 +86,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """pytest-xdist tells groups by what it appends to a test's name. Without that they run beside each other."""
+    """pytest-xdist knows groups by what it appends to names. Without that they run beside each other."""
     if _worker(session.config) is None:
         return
     for item in session.items:
