@@ -161,7 +161,6 @@ def show(status: KnownStatus, console: Console) -> None:
 @click.option("--json", "as_json", is_flag=True, help="A JSON array, one object a daemon.")
 def status(device: int | None, as_json: bool) -> None:
     """Show every daemon's sessions, lanes (one a client stream) and gate.
-
     Sessions that never called, and lanes on which nothing was ever launched, are left out; --json has them.
 
     \b

@@ -225,7 +225,7 @@ READS: dict[str, tuple[int, ...]] = {
     "on_capture_end": (0, 1),
     "on_sync_stream": (0,),
     "on_sync_device": (),
-    "on_sync_event": (),
+    "on_sync_event": (0,),
     "on_copy": (3, 4),
     "on_copy_session": (3, 4),
     "on_copy_async": (3, 4, 5),

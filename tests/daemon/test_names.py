@@ -20,6 +20,7 @@ libc = ctypes.CDLL(None)
 assert libc.prctl(15, b"\\x1b[31m\\xff\\xfe[red]", 0, 0, 0) == 0  # PR_SET_NAME
 acl = ctypes.CDLL("libascendcl.so")
 assert acl.aclInit(None) == 0 and acl.aclrtSetDevice(0) == 0
+assert acl.aclrtMalloc(ctypes.byref(ctypes.c_void_p()), ctypes.c_size_t(64), 0) == 0
 print("ready", flush=True)
 sys.stdin.readline()
 """
