@@ -100,7 +100,7 @@ class Plan:
     lead_s: float = 6.0
     """The first seconds of each flooded phase, in which the controller learns what a step takes; no figure
     counts them."""
-    drain_s: float = 20.0
+    drain_s: float = 120.0
     window_us: float = 300.0
     max_hold_ms: float = 10.0
     idle_ms: float = 20.0
