@@ -33,6 +33,7 @@ from flexnpu import emulator
 from flexnpu.client import environment as client
 from probes.feed.events import Step
 from probes.steps.tracer import Tracer
+from workloads import vllm_ascend
 from workloads.models import TinyModel, ensure
 
 pytestmark = [pytest.mark.ebpf, pytest.mark.torch_npu, pytest.mark.timeout(900)]
@@ -59,12 +60,10 @@ REQUESTS = 24
 
 def vllm() -> str:
     """The command; skips where there is none."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = Path(os.environ.get("FLEXNPU_VLLM_HOME") or cache / "flexnpu" / "vllm")
-    command = home / "venv" / "bin" / "vllm"
-    if not command.is_file():
-        pytest.skip(f"there is no vLLM: {command}")
-    return str(command)
+    try:
+        return str(vllm_ascend.find() / "bin" / "vllm")
+    except vllm_ascend.VllmError as error:
+        pytest.skip(str(error))
 
 
 @dataclass
