@@ -14,9 +14,10 @@ from controllers.loop import Loop
 from controllers.policies import Decision
 from controllers.policies.protect_decode import ProtectDecode
 from controllers.state import ControllerState
-from flexnpu.control.messages import DOUBTS, GateOwner, LaneStatus
+from flexnpu.control.messages import DOUBTS, GateOwner
 from probes.feed.events import Step
 from tests.collectors.scripted import MS, step
+from tests.controllers.lanes import lane
 
 D, P = (100, 0x10), (200, 0x20)
 
@@ -40,25 +41,6 @@ def flood(start_ms: float, count: int, ms: float = 80) -> list[Step]:
         step(int(at * MS), int((at + ms) * MS), "prefill", pid=pid, stream=stream, tokens=1000, launches=87)
         for at in starts
     ]
-
-
-def lane(number: int, key: tuple[int, int], device_us: float, launched: int) -> LaneStatus:
-    return LaneStatus(
-        lane=number,
-        session=number,
-        pid=key[0],
-        comm="vllm",
-        stream=key[1],
-        phase="unknown",
-        queued=0,
-        in_flight=0,
-        in_flight_us=0,
-        launched=launched,
-        completed=launched,
-        device_us=device_us,
-        gated_us=0,
-        held_now=False,
-    )
 
 
 def decided(

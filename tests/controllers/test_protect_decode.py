@@ -8,31 +8,13 @@ import pytest
 
 from controllers.policies.protect_decode import ProtectDecode
 from controllers.state import MEMORY_S, ControllerState
-from flexnpu.control.messages import LaneStatus, SetGate
+from flexnpu.control.messages import SetGate
 from probes.feed.events import Phase, Step, StepBegin
 from tests.collectors import scripted
+from tests.controllers.lanes import lane
 
 MS = 1_000_000
 CHAT, FLOOD = (100, 0x10), (200, 0x20)
-
-
-def lane(number: int, key: tuple[int, int]) -> LaneStatus:
-    return LaneStatus(
-        lane=number,
-        session=number,
-        pid=key[0],
-        comm="python3",
-        stream=key[1],
-        phase="unknown",
-        queued=0,
-        in_flight=0,
-        in_flight_us=0,
-        launched=0,
-        completed=0,
-        device_us=0,
-        gated_us=0,
-        held_now=False,
-    )
 
 
 def step(key: tuple[int, int], phase: Phase, start_ms: float, ms: float, tokens: int = 1) -> Step:
