@@ -206,7 +206,7 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while text not in self.output:
             assert select.select([self.master], [], [], deadline - time.monotonic())[0], self.output[-500:]
-            self.output += os.read(self.master, 65536).decode()
+            self.output += os.read(self.master, 65536).decode(errors="replace")
         self.output = self.output[self.output.index(text) + len(text) :]
 
     def type(self, key: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -179,6 +180,7 @@ class Terminal:
         self._slave = slave
         self.before = termios.tcgetattr(slave)
         self.seen = ""
+        self._text = codecs.getincrementaldecoder("utf-8")()
         environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
         self.process = subprocess.Popen(
             [*mockset.python(), "-m", "probes.cli", *arguments],
@@ -194,16 +196,17 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if select.select([self._master], [], [], 0.05)[0]:
-                self.seen += os.read(self._master, 65536).decode()
+                self.seen += self._text.decode(os.read(self._master, 65536))
             if done(self.picture):
                 return self.picture
         raise AssertionError(self.picture)
 
     @property
     def picture(self) -> str:
-        """What was drawn since the cursor was last at the top."""
-        last = self.seen.rpartition("\x1b[H")[2]
-        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", last)
+        """The last picture that is there to its last line: a terminal is read in pieces."""
+        pictures = self.seen.split("\x1b[H")
+        whole = next((one for one in reversed(pictures) if KEYS in one), "")
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", whole)
 
     def press(self, keys: str) -> None:
         os.write(self._master, keys.encode())
