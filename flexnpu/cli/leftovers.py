@@ -12,6 +12,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from flexnpu.common.processes import folder_of
+
 #: A process started under a run inherits this variable, and is found by its value.
 TAG_VARIABLE = "FLEXNPU_RUN_TAG"
 
@@ -31,12 +33,12 @@ def tagged_processes(tag: str) -> dict[int, str]:
         if pid == os.getpid():
             continue
         try:
-            if wanted not in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if wanted not in Path(f"{folder_of(pid)}/environ").read_bytes().split(b"\0"):
                 continue
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            command = Path(f"{folder_of(pid)}/cmdline").read_bytes().replace(b"\0", b" ")
         except OSError:
             continue
-        found[pid] = command.strip()
+        found[pid] = command.decode(errors="replace").strip()
     return found
 
 
@@ -44,9 +46,9 @@ def _held_shared_memory() -> set[str]:
     held: set[str] = set()
     for pid in _processes():
         try:
-            maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+            maps = Path(f"{folder_of(pid)}/maps").read_text(errors="replace")
             held.update(line.split(maxsplit=5)[5] for line in maps.splitlines() if " /dev/shm/" in line)
-            for entry in os.scandir(f"/proc/{pid}/fd"):
+            for entry in os.scandir(f"{folder_of(pid)}/fd"):
                 held.add(os.readlink(entry.path))
         except OSError:
             continue

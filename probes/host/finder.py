@@ -13,12 +13,12 @@ Without the kernel's events, /proc is listed every `SCAN_S` instead.
 from __future__ import annotations
 
 import heapq
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flexnpu.common.closeable import Closeable
+from flexnpu.common.processes import folder_of, thread_of
 from probes.host.process_events import EventsUnavailable, ProcessEvent, ProcessEvents
 from probes.host.selection import Selection
 from probes.placing import symbols
@@ -105,7 +105,7 @@ class Finder(Closeable):
                 self._lost = self._events.lost
                 self._next_scan = now
         for pid, until in list(self._ending.items()):
-            if not _threads_remain(pid):
+            if thread_of(pid) is None:
                 ended.append(pid)
             elif now < until:
                 continue
@@ -123,7 +123,8 @@ class Finder(Closeable):
 
     def _take(self, event: ProcessEvent, attached: Mapping[int, int], ended: list[int], now: float) -> None:
         if event.kind in ("exit", "exec"):
-            self._candidates.pop(event.pid, None)
+            if event.kind == "exec" or thread_of(event.pid) is None:
+                self._candidates.pop(event.pid, None)
             if event.t_ns < attached.get(event.pid, event.t_ns + 1):
                 pass
             elif event.kind == "exec":
@@ -190,26 +191,23 @@ class Finder(Closeable):
             self._events.close()
 
 
-def _threads_remain(pid: int) -> bool:
-    """Whether more than the first thread of a process is there."""
-    try:
-        return len(os.listdir(f"/proc/{pid}/task")) > 1
-    except OSError:
-        return False
-
-
 def _size(pid: int) -> int:
     """Pages of the address space; 0 for kernel threads and zombies. Raises `ProcessGone`."""
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[0])
+        size = _pages(f"/proc/{pid}")
+        return size or _pages(folder_of(pid))  # its first thread may have ended
     except (FileNotFoundError, ProcessLookupError, IndexError):
         raise symbols.ProcessGone(f"no process {pid}") from None
 
 
+def _pages(folder: str) -> int:
+    with open(f"{folder}/statm", "rb") as file:
+        return int(file.read().split()[0])
+
+
 def _is_kernel_thread(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
+        with open(f"{folder_of(pid)}/cmdline", "rb") as file:
             if file.read(1):
                 return False
         with open(f"/proc/{pid}/stat", "rb") as stat:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flexnpu.common.processes import comm_of
 from probes.host import memory
-from probes.host.processes import comm_of
 from probes.placing import symbols
 from probes.placing.plan import CLIENT, FUNNELS, SITES, Role
 from probes.placing.sites import Choice, HitCost, choose_for

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from flexnpu.common.processes import folder_of
+
 _LISTEN: Final = "0A"
 _CONNECTED: Final = ("01", "08")  # established; closed by the client, with bytes that may be unread
 
@@ -46,7 +48,7 @@ def listening_of(pids: Iterable[int]) -> dict[int, Listening]:
     found = {}
     for pid in pids:
         try:
-            namespace = os.stat(f"/proc/{pid}/ns/net").st_ino
+            namespace = os.stat(f"{folder_of(pid)}/ns/net").st_ino
             own = _sockets(pid)
         except OSError:
             continue
@@ -82,9 +84,10 @@ class _Table:
 def _sockets(pid: int) -> set[str]:
     """Inodes of the sockets that a process holds. Raises OSError."""
     found = set()
-    for fd in os.listdir(f"/proc/{pid}/fd"):
+    folder = f"{folder_of(pid)}/fd"
+    for fd in os.listdir(folder):
         with contextlib.suppress(OSError):  # closed meanwhile
-            target = os.readlink(f"/proc/{pid}/fd/{fd}")
+            target = os.readlink(f"{folder}/{fd}")
             if target.startswith("socket:["):
                 found.add(target[8:-1])
     return found
@@ -93,7 +96,7 @@ def _sockets(pid: int) -> set[str]:
 def _rows(pid: int) -> Iterator[_Row]:
     for name in ("tcp", "tcp6"):
         try:
-            lines = Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+            lines = Path(f"{folder_of(pid)}/net/{name}").read_text().splitlines()[1:]
         except OSError:
             continue
         for line in lines:

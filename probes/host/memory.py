@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 
+from flexnpu.common.processes import folder_of, thread_of
 from probes.placing import symbols
 
 
@@ -15,7 +16,7 @@ def address_of(pid: int, library: symbols.Mapped, offset: int, size: int) -> int
     Of data that the program writes to that is its private copy. Raises OSError.
     """
     inode = f" {library.inode} "
-    with open(f"/proc/{pid}/maps", errors="surrogateescape") as maps:
+    with open(f"{folder_of(pid)}/maps", errors="surrogateescape") as maps:
         for line in maps:
             fields = line.split(maxsplit=5)
             if len(fields) < 6 or inode not in f" {fields[4]} ":
@@ -51,7 +52,7 @@ def read(pid: int, at: int, size: int) -> bytes:
     # Not /proc/PID/mem, whose owner alone may open it: CAP_SYS_PTRACE would not do.
     data = ctypes.create_string_buffer(size)
     here, there = _Span(ctypes.addressof(data), size), _Span(at, size)
-    got = _read(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+    got = _read(thread_of(pid) or pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
     if got != size:
         error = ctypes.get_errno() if got < 0 else errno.EFAULT
         raise OSError(error, f"{os.strerror(error)}: process {pid}, {size} bytes at {at:#x}")

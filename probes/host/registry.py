@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
+from flexnpu.common.processes import comm_of, start_time_of
 from probes.feed.events import ProcessState
 from probes.host import services
 from probes.host.families import ProcessFamilies
 from probes.host.listening import Listening, listening_of
-from probes.host.processes import comm_of, start_time_of
 from probes.host.services import Service
 
 LOOK_S: Final = 5.0

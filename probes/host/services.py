@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote
 
+from flexnpu.common.processes import folder_of
 from flexnpu.console.text import safe
 from probes.host.selection import cgroups_of, containers_of
 
@@ -76,7 +77,7 @@ def of_ports(ports: Iterable[int]) -> Service | None:
 def service_of(pid: int, ports: Iterable[int] = ()) -> Service | None:
     """The service of `pid`, which listens on `ports`; None when nothing tells it."""
     try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
+        environ = Path(f"{folder_of(pid)}/environ").read_bytes()
     except OSError:
         environ = b""
     return of_environment(environ) or of_cgroups(cgroups_of(pid)) or of_ports(ports)

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from flexnpu.common.closeable import Closeable
+from flexnpu.common.processes import comm_of
 from probes.feed.events import HostDelay
-from probes.host.processes import comm_of
 
 _SWITCH = Path("/proc/sys/kernel/task_delayacct")
 _MAX_THREADS = 8

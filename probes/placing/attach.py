@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from flexnpu.common.processes import thread_of
+
 _UNIT = Path("/sys/bus/event_source/devices/uprobe")
 _PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 _BPF = {"x86_64": 321, "aarch64": 280}
@@ -160,6 +162,12 @@ class MultiUprobe:
         on_return: bool = False,
         session: bool = False,
     ) -> None:
+        if thread_of(pid) not in (pid, None):
+            # The kernel would take the link and place nothing: it asks the first thread for its memory.
+            raise AttachError(
+                f"process {pid} goes on without its first thread, by which this kernel finds where to place "
+                "probes: attach before that thread ends"
+            )
         words = ctypes.c_uint64 * len(points)
         name = ctypes.create_string_buffer(os.fsencode(path))
         offsets = words(*(point.offset for point in points))
@@ -239,7 +247,7 @@ class Uprobe:
         fd = _libc.syscall(
             ctypes.c_long(_PERF_EVENT_OPEN[platform.machine()]),
             ctypes.byref(attr),
-            ctypes.c_int(pid),
+            ctypes.c_int(thread_of(pid) or pid),
             ctypes.c_int(-1),
             ctypes.c_int(-1),
             ctypes.c_ulong(_FLAG_FD_CLOEXEC),

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexnpu.common.processes import folder_of
 from probes.placing.elf import Elf, ElfError
 
 _CODE = 1024
@@ -74,7 +75,7 @@ def mapped_paths(pid: int) -> frozenset[str]:
 def _executable(pid: int) -> dict[str, list[str]]:
     """The first executable mapping of each file, as the fields of its line in /proc/PID/maps."""
     try:
-        text = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")
+        text = Path(f"{folder_of(pid)}/maps").read_text(errors="surrogateescape")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(f"no process {pid}") from None
     found: dict[str, list[str]] = {}
@@ -92,8 +93,9 @@ def _reachable(pid: int, path: str, span: str) -> str | None:
     map_files link always leads to the file that is mapped, so it decides, and serves when the path no
     longer leads there.
     """
-    by_path = f"/proc/{pid}/root{path}"
-    by_map = f"/proc/{pid}/map_files/{span}"
+    folder = folder_of(pid)
+    by_path = f"{folder}/root{path}"
+    by_map = f"{folder}/map_files/{span}"
     try:
         mapped = os.stat(by_map)
     except OSError:

@@ -6,6 +6,7 @@ import os
 import stat
 from typing import Final
 
+from flexnpu.common.processes import folder_of
 from probes.placing.btf import member_offsets
 
 CALLS: Final = (
@@ -62,11 +63,11 @@ def file_offsets() -> dict[str, int] | None:
 def is_socket(pid: int, fd: int) -> bool:
     """Asked where the kernel part cannot know. What is closed by now is not believed to be one."""
     try:
-        return stat.S_ISSOCK(os.stat(f"/proc/{pid}/fd/{fd}").st_mode)
+        return stat.S_ISSOCK(os.stat(f"{folder_of(pid)}/fd/{fd}").st_mode)
     except OSError:
         return False
 
 
 def is_open(pid: int, fd: int) -> bool:
     """Whether a process has a descriptor `fd`."""
-    return os.path.lexists(f"/proc/{pid}/fd/{fd}")
+    return os.path.lexists(f"{folder_of(pid)}/fd/{fd}")

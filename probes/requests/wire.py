@@ -78,8 +78,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from flexnpu.common.closeable import Closeable
+from flexnpu.common.processes import comm_of
 from probes.feed import events
-from probes.host.processes import comm_of
 from probes.placing import attach, loader
 from probes.placing.attach import AttachError, Probe, RawTracepoint, Tracepoint
 from probes.placing.btf import member_offsets

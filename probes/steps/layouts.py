@@ -32,6 +32,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flexnpu.common.processes import folder_of
+
 if TYPE_CHECKING:
     from probes.placing.symbols import Mapped
 
@@ -330,7 +332,7 @@ def _whose(pid: int, reals: list[str]) -> _Identity | str:
     if uid != 0:
         return _Identity(uid, gid)
     readable = all(os.stat(real).st_mode & 0o004 for real in reals)
-    if not readable and os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
+    if not readable and os.readlink(f"{folder_of(pid)}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
         return _Identity(0, gid)  # without capabilities; the file is the machine's own
     return _Identity(_NOBODY, _NOBODY)
 

@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable, Collection, Iterator
 
 from flexnpu.common.closeable import Closeable
+from flexnpu.common.processes import comm_of, start_time_of
 from probes.feed.events import Event, Losses
-from probes.host.processes import comm_of, start_time_of
 from probes.placing import attach, budget, capabilities, groups, symbols
 from probes.placing.attach import AttachError, Probe
 from probes.placing.loader import Loaded, LoadError

@@ -14,6 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "common"))
+
+import exit_thread
+
 
 class KernelCost(ctypes.Structure):
     """`flexnpu::emulator::KernelCost`."""
@@ -131,6 +135,12 @@ def hold(size: float, launch_us: float) -> None:
     time.sleep(60)
 
 
+def leave(size: float, launch_us: float) -> None:
+    """As `hold`, in a process whose first thread has ended."""
+    threading.Thread(target=hold, args=(size, launch_us)).start()
+    exit_thread.leave_process_to_others()
+
+
 def idle(seconds: float) -> None:
     """Reports what the threads of an open, idle device do: the share of looks that find one of them runnable,
     and how often they wake up.
@@ -156,7 +166,7 @@ def _wakeups(tasks: list[Path]) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches:"))
 
 
-ROLES: dict[str, Callable[..., None]] = {"contend": contend, "hold": hold, "idle": idle}
+ROLES: dict[str, Callable[..., None]] = {"contend": contend, "hold": hold, "leave": leave, "idle": idle}
 
 if __name__ == "__main__":
     ROLES[sys.argv[1]](*map(float, sys.argv[2:]))

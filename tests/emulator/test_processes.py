@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from flexnpu import emulator
+from tests.common.exit_thread import wait_for_zombie
 
 HERE = Path(__file__).resolve().parent
 GIB = 1 << 30
@@ -108,6 +109,22 @@ def test_memory_is_counted_over_processes_and_comes_back_from_a_killed_one(
     holder = Child(environment, "hold", 3 * GIB // 4, 0)
     children.append(holder)
     holder.read()
+    second = Child(environment, "hold", GIB // 2, 0)  # the profile has 1 GiB
+    children.append(second)
+    assert second.process.wait(120) != 0
+    holder.kill()
+    third = Child(environment, "hold", GIB // 2, 0)
+    children.append(third)
+    assert third.read() == {"held": GIB // 2}
+
+
+def test_what_a_process_holds_stays_its_own_when_its_first_thread_ends(
+    environment: dict[str, str], children: list[Child]
+) -> None:
+    holder = Child(environment, "leave", 3 * GIB // 4, 0)
+    children.append(holder)
+    holder.read()
+    wait_for_zombie(holder.process.pid)
     second = Child(environment, "hold", GIB // 2, 0)  # the profile has 1 GiB
     children.append(second)
     assert second.process.wait(120) != 0

@@ -15,7 +15,9 @@ from probes.host.finder import Changes, Finder
 from probes.host.process_events import ProcessEvents
 from probes.host.selection import Selection, SelectionError, cgroups_of, containers_of
 from probes.steps.tracer import uses_npu
+from tests.common.exit_thread import wait_for_zombie
 
+ROOT = Path(__file__).resolve().parents[2]
 ALL = Selection(everything=True)
 SOURCES = pytest.mark.parametrize("source", [ProcessEvents, None], ids=["events", "scanning"])
 ID = "0123456789abcdef" * 4
@@ -124,6 +126,33 @@ def test_an_end_and_another_program_are_noticed_without_a_scan(
         finally:
             shell.kill()
             shell.wait()
+
+
+@SOURCES
+def test_a_process_is_found_whose_first_thread_has_ended(
+    mock_driver: Path, source: type[ProcessEvents] | None
+) -> None:
+    """Also when that happened while it was watched, and it loads the library later."""
+    code = (
+        "import ctypes, os, sys, threading; from tests.common import exit_thread\n"
+        "def stay():\n"
+        f"    sys.stdin.readline(); library = ctypes.CDLL({str(mock_driver.parent / 'libacl_rt.so')!r})\n"
+        "    sys.stdin.readline(); os._exit(0)\n"
+        "threading.Thread(target=stay).start(); exit_thread.leave_process_to_others()\n"
+    )
+    with Finder(ALL, uses_npu, source=source) as finder:
+        attached = dict.fromkeys(finder.poll({}).appeared, 0)
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, text=True, cwd=ROOT
+        ) as child:
+            assert child.stdin is not None
+            wait_for_zombie(child.pid)
+            assert child.pid not in finder.poll(attached).appeared
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert appears(finder, child.pid, attached)
+            child.stdin.write("\n")
+            child.stdin.close()
 
 
 def test_criteria_of_one_kind_are_joined_and_of_different_kinds_intersected(

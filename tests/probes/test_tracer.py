@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from probes.feed.events import Step, StepBegin
 from probes.placing.attach import AttachError
 from probes.steps.records import RECORD_SIZE, RecordError, decode
+from tests.common.exit_thread import wait_for_zombie
 
 ebpf = pytest.mark.ebpf
 both = pytest.mark.usefixtures("each_loader")
@@ -308,6 +309,32 @@ def test_a_process_that_ends_gives_up_its_last_step(driver: mockset.Driver, trac
     run.poll(1.5)
     assert summary(run.steps) == [("prefill", 37, 1, 218)]
     assert run.tracer.targets == []
+
+
+@ebpf
+@both
+def test_a_process_goes_on_without_its_first_thread(driver: mockset.Driver, tracing: Make) -> None:
+    run = tracing(driver.pid)
+    driver.run(f"step {S1} 1 37 218", "leave")
+    wait_for_zombie(driver.pid)
+    driver.run(f"step {S1} 1 1 214")
+    run.poll(2.5)  # the tracer looks at its targets every second
+    assert [target.pid for target in run.tracer.targets] == [driver.pid]
+    driver.run(f"step {S1} 1 1 215")
+    assert summary(run.finish()) == [("prefill", 37, 1, 218), ("decode", 1, 1, 214), ("decode", 1, 1, 215)]
+
+
+@ebpf
+def test_whoever_comes_after_the_first_thread_is_told_or_traced(
+    driver: mockset.Driver, tracing: Make
+) -> None:
+    driver.run(f"step {S1} 1 1 214", "leave")
+    wait_for_zombie(driver.pid)
+    with pytest.raises(AttachError, match="goes on without its first thread"):
+        tracing(driver.pid, multi=True)
+    run = tracing(driver.pid, multi=False)
+    driver.run(f"step {S1} 1 1 215")
+    assert summary(run.finish()) == [("decode", 1, 1, 215)]
 
 
 @ebpf

@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -76,7 +77,7 @@ int find_memfd(const std::string& name) {
         if (process->d_name[0] < '0' || process->d_name[0] > '9') {
             continue;
         }
-        std::string folder = std::string("/proc/") + process->d_name + "/fd";
+        std::string folder = process_folder(std::atoi(process->d_name)) + "/fd";
         struct stat owner{};
         if (stat(folder.c_str(), &owner) != 0 || owner.st_uid != self) {
             continue;

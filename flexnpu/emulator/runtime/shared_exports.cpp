@@ -37,7 +37,7 @@ std::string random_key(size_t bytes) {
 
 // The memory file with this inode, opened from the process that has it; -1 if it cannot be reached.
 int open_inode(int32_t pid, uint64_t inode) {
-    std::string folder = "/proc/" + std::to_string(pid) + "/fd";
+    std::string folder = process_folder(pid) + "/fd";
     Directory files(opendir(folder.c_str()));
     while (dirent* file = files ? readdir(files.get()) : nullptr) {
         struct stat status{};

@@ -1,16 +1,25 @@
-// Drives the mock libraries by a script on standard input, one command a line:
+// Drives the mock libraries by a script on standard input, one command a line. Prints "ok" a line.
+// First calls are made by the thread that reads, second calls by another one, as torch_npu does.
+// clang-format off
 //   step STREAM B T LAUNCHES      a forward pass: embedding of [B,T], LAUNCHES operators in all, mask check
-//   after 5 flat STREAM N LAUNCHES LEN... a forward pass over N flattened tokens with cumulative query
-//   lengths launch STREAM N               N operators sync STREAM | syncdev         synchronise h2d STREAM
-//   BYTES | d2h BYTES | h2dsync BYTES capture STREAM B T LAUNCHES   capture a graph of such a forward pass;
-//   replay STREAM runs the last captured one graph STREAM MODEL            replay a graph with a handle of
-//   one's own wpe STREAM B T                a second embedding, of positions again STREAM LAUNCHES         a
-//   forward pass whose embedding has the last one's executor, without a first call flood STREAM N EVERY N
-//   operators by this thread alone, as fast as it can, synchronised every EVERY attend STREAM B T LAUNCHES a
-//   forward pass of a model whose embedding is no aclnnEmbedding lengths Q... K...             an attention
-//   operator is given new lengths, for a graph that runs sleep MS | threads N | pid | quit
-// First calls are made by the main thread, second calls by a second one, as torch_npu does. Prints "ok" a
-// line.
+//                                 after 5
+//   flat STREAM N LAUNCHES LEN... a forward pass over N flattened tokens with cumulative query lengths
+//   again STREAM LAUNCHES         a forward pass whose embedding has the last one's executor, without a
+//                                 first call
+//   attend STREAM B T LAUNCHES    a forward pass of a model whose embedding is no aclnnEmbedding
+//   embed STREAM B T              an embedding alone
+//   wpe STREAM B T                a second embedding, of positions
+//   lengths Q... K...             an attention operator is given new lengths, for a graph that runs
+//   launch STREAM N               N operators
+//   flood STREAM N EVERY          N operators by this thread alone, as fast as it can, synchronised every EVERY
+//   sync STREAM | syncdev         synchronise a stream, the device
+//   h2d STREAM BYTES | h2dsync STREAM BYTES | d2h BYTES   copies
+//   capture STREAM B T LAUNCHES   capture a graph of such a forward pass
+//   replay STREAM                 runs the last captured one
+//   graph STREAM MODEL            replay a graph with a handle of one's own
+//   leave                         the calling thread ends, and another one reads on
+//   sleep MS | quit
+// clang-format on
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -163,14 +172,12 @@ static void step(void* stream, int64_t batch, int64_t length, int launches)
     aclrtMemcpy(0, 8 * batch, 0, 8 * batch, 2);
 }
 
-int main(void)
+static void* model;
+
+static void* commands(void* unused)
 {
     static char line[4096];
-    void* model = 0;
-    pthread_t thread;
-    pthread_create(&thread, 0, dequeue, 0);
-    printf("%d\n", getpid());
-    fflush(stdout);
+    (void)unused;
     while (fgets(line, sizeof(line), stdin)) {
         char* word = strtok(line, " \n");
         int64_t a[64] = {0};
@@ -244,15 +251,30 @@ int main(void)
         } else if (!strcmp(word, "sleep")) {
             struct timespec t = {a[0] / 1000, a[0] % 1000 * 1000000};
             nanosleep(&t, 0);
+        } else if (!strcmp(word, "leave")) {
+            pthread_t next;
+            printf("ok\n");
+            fflush(stdout);
+            pthread_create(&next, 0, commands, 0);
+            pthread_exit(0);
         } else if (!strcmp(word, "quit")) {
             break;
         } else {
             fprintf(stderr, "unknown command %s\n", word);
-            return 2;
+            exit(2);
         }
         printf("ok\n");
         fflush(stdout);
     }
     drain();
-    return 0;
+    exit(0);
+}
+
+int main(void)
+{
+    pthread_t thread;
+    pthread_create(&thread, 0, dequeue, 0);
+    printf("%d\n", getpid());
+    fflush(stdout);
+    commands(0);
 }
