@@ -224,6 +224,7 @@ class Loop:
         )
 
     def log(self, event: str, **fields: object) -> None:
+        """Write one JSON object a line; an output that takes nothing does not end the controller."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = json_text({"time": now, "event": event, **fields}, default=str)
         try:

@@ -67,6 +67,7 @@ class Window:
         return iter(self._ordered)
 
     def add(self, at_ns: int, duration_ns: int) -> None:
+        """Take a duration that ended at `at_ns`, CLOCK_MONOTONIC; the oldest goes when there is no room."""
         if len(self._ordered) == self._most:
             self._remove_oldest()
         self._arrived.append((at_ns, duration_ns))
@@ -146,6 +147,7 @@ class LaneState:
     """(start, end) of decode steps of which it is not settled whether they were alone, ns."""
 
     def add(self, step: Step) -> None:
+        """Take a step of this lane."""
         self.last_step_ns = step.t_end_ns
         self.prefill_since_ns = None
         self.stepped_ns += step.t_end_ns - step.t_start_ns
@@ -163,10 +165,12 @@ class LaneState:
                 window.add(step.t_end_ns, step.launches + step.graph_launches)
 
     def forget(self, before_ns: int) -> None:
+        """Drop the steps that ended before `before_ns`."""
         for window in (self.prefill, self.decode, self.mixed, self.beside, self.eager, self.replayed):
             window.forget(before_ns)
 
     def longest_prefill_ns(self) -> int:
+        """Of the prefill and mixed steps that are remembered; 0 when there are none."""
         return max(self.prefill.longest_ns(), self.mixed.longest_ns())
 
     def odds(self) -> float | None:
@@ -356,4 +360,5 @@ class ControllerState:
         return _Prefills(spans)
 
     def with_role(self, role: Role) -> list[LaneState]:
+        """The lanes that do `role`, in the order in which they appeared."""
         return [lane for lane in self.lanes.values() if lane.role == role]

@@ -29,4 +29,6 @@ class Policy(Protocol):
 
     name: str
 
-    def decide(self, state: ControllerState, now_ns: int) -> Decision: ...
+    def decide(self, state: ControllerState, now_ns: int) -> Decision:
+        """What to set now, and why. Must not wait: it is called at every turn of the controller."""
+        ...

@@ -39,6 +39,7 @@ class ProtectDecode:
         self._last_target: float | None = None
 
     def decide(self, state: ControllerState, now_ns: int) -> Decision:
+        """A target for decode steps, as long as prefill and decode share the device; else no policy."""
         decode, prefill = state.with_role("decode"), state.with_role("prefill")
         horizon = now_ns - int(MEMORY_S * 1e9)
         live = [lane for lane in decode if lane.last_step_ns > horizon]

@@ -11,7 +11,7 @@
 //   wpe STREAM B T                a second embedding, of positions
 //   lengths Q... K...             an attention operator is given new lengths, for a graph that runs
 //   launch STREAM N               N operators
-//   flood STREAM N EVERY          N operators by this thread alone, as fast as it can, synchronised every EVERY
+//   flood STREAM N EVERY          N operators by this thread alone, synchronised every EVERY of them
 //   sync STREAM | syncdev         synchronise a stream, the device
 //   h2d STREAM BYTES | h2dsync STREAM BYTES | d2h BYTES   copies
 //   capture STREAM B T LAUNCHES   capture a graph of such a forward pass
