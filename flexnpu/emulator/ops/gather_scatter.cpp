@@ -142,7 +142,6 @@ Job index_update(Call& call, const Tensor& self, int64_t dim_argument, const Ten
     }
     call.require_shape(out, self, "the output");
     call.require_numeric(self);
-    call.require(alpha.real == 1 || !add, "only alpha = 1 is emulated");
     const char* name = call.name();
     return [=] {
         if (out.data != self.data) {
@@ -155,7 +154,7 @@ Job index_update(Call& call, const Tensor& self, int64_t dim_argument, const Ten
                 return out_of_range(name, at, out.dims[dim]);
             }
             const Tensor to = out.selected(dim, at), from = source.selected(dim, static_cast<int64_t>(i));
-            add ? add_to(to, from) : copy_tensor(to, from);
+            add ? add_to(to, from, alpha) : copy_tensor(to, from);
         }
         return 0;
     };

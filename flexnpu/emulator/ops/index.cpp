@@ -35,14 +35,14 @@ bool wrap(int64_t& index, int64_t size) {
     return index >= 0 && index < size;
 }
 
-void add_to(const Tensor& to, const Tensor& from) {
+void add_to(const Tensor& to, const Tensor& from, const Scalar& alpha) {
     const Loop loop = make_loop({&to, &from});
     with_compute(compute_of({to.dtype}), [&]<class T>() {
         T x[kChunk], y[kChunk];
         for_each_chunk(loop, [&](char* const p[], const int64_t stride[], int64_t n) {
             kernels().rows<T>().load(x, p[0], to.dtype, stride[0], n);
             kernels().rows<T>().load(y, p[1], from.dtype, stride[1], n);
-            kernels().rows<T>().binary[static_cast<int>(Binary::Add)](x, x, y, n, 1);
+            kernels().rows<T>().binary[static_cast<int>(Binary::Add)](x, x, y, n, alpha.as<T>());
             kernels().rows<T>().store(x, p[0], to.dtype, stride[0], n);
         });
     });

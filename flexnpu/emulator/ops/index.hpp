@@ -18,7 +18,7 @@ void require_index(const Call& call, const Tensor& index);
 std::vector<int64_t> values_of(const Tensor& t);
 // Negative indices count from the end. False when out of range.
 bool wrap(int64_t& index, int64_t size);
-// Adds in the tensor's own compute type.
-void add_to(const Tensor& to, const Tensor& from);
+// to += alpha * from, in the tensor's own compute type.
+void add_to(const Tensor& to, const Tensor& from, const Scalar& alpha = {acl::INT64, 1, 1});
 
 }  // namespace flexnpu::ops

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "index.hpp"
 #include "iterate.hpp"
 #include "registry.hpp"
 
@@ -201,14 +202,21 @@ Job is_in_tensor_scalar(Call& call) {  // elements, test element, assume unique,
 Job search_sorted(Call& call) {  // sorted sequence, self, int32 output, right, sorter, out
     const Tensor sequence = call.tensor(0), self = call.tensor(1), out = call.tensor(5);
     const bool right = call.boolean(3);
-    call.require(!call.has(4), "a sorter is not emulated");
+    const bool sorted = !call.has(4);
+    const Tensor sorter = sorted ? Tensor{} : call.tensor(4);
     call.require_numeric(sequence);
     call.require_numeric(self);
     call.require(sequence.rank == 1 || (sequence.rank == self.rank && self.rank >= 1),
                  "the sequence does not fit");
     call.require_shape(out, self, "the output");
+    if (!sorted) {
+        call.require_shape(sorter, sequence, "the sorter");
+        call.require(sorter.dtype == acl::INT64, "the sorter must hold int64");
+    }
+    const char* name = call.name();
     return [=] {
         const Compute compute = compute_of({sequence.dtype, self.dtype});
+        int error = 0;
         with_compute(compute, [&]<class T>() {
             const int64_t n = sequence.dim(-1);
             const auto bounds = buffer<T>(n);
@@ -219,15 +227,31 @@ Job search_sorted(Call& call) {  // sorted sequence, self, int32 output, right, 
                 return static_cast<int64_t>(at - first);
             };
             const bool shared = sequence.rank == 1;
-            Tensor lines_of = sequence;
+            Tensor lines_of = sequence, order_of = sorted ? sequence : sorter;
             if (shared && self.rank) {
                 Tensor shape = self;
                 shape.dims[self.rank - 1] = n;
-                lines_of = sequence.expanded(shape);
+                lines_of = lines_of.expanded(shape);
+                order_of = order_of.expanded(shape);
             }
+            const auto unordered = buffer<T>(sorted ? 0 : n);
+            const auto order = buffer<int64_t>(sorted ? 0 : n);
             const int rank = self.rank ? 1 : 0;
-            for_each_line({Lined{out, rank}, Lined{self, rank}, Lined{lines_of, 1}}, [&](const Line lines[]) {
-                lines[2].load(bounds.get());
+            const std::vector<Lined> operands{{out, rank}, {self, rank}, {lines_of, 1}, {order_of, 1}};
+            for_each_line(operands, [&](const Line lines[]) {
+                if (sorted) {
+                    lines[2].load(bounds.get());
+                } else {
+                    lines[2].load(unordered.get());
+                    lines[3].load(order.get());
+                    for (int64_t i = 0; i < n; i++) {
+                        if (order[i] < 0 || order[i] >= n) {
+                            error = error != 0 ? error : out_of_range(name, order[i], n);
+                            order[i] = 0;
+                        }
+                        bounds[i] = unordered[order[i]];
+                    }
+                }
                 const auto row = buffer<T>(lines[1].size);
                 const auto found = buffer<int64_t>(lines[1].size);
                 lines[1].load(row.get());
@@ -237,7 +261,7 @@ Job search_sorted(Call& call) {  // sorted sequence, self, int32 output, right, 
                 lines[0].store(found.get());
             });
         });
-        return 0;
+        return error;
     };
 }
 

@@ -198,6 +198,10 @@ COPIES = [
     case("chunk", "a.chunk(2, -1)", a="x 2 8"),
     case("flip", "a.flip((0, 2))", ALL, a="x 2 3 5"),
     case("roll", "a.roll(2, 1)", ALL, a="x 2 7"),
+    case("roll over several dimensions", "a.roll((-3, 9, 1), (1, 2, 0))", ALL, a="x 2 8 7 4"),
+    case("roll over one dimension twice", "a.roll((3, -5), (1, 1))", a="x 3 7"),
+    case("roll of the flat tensor", "a.roll(-5)", ALL, a="x 2 3 7"),
+    case("roll of nothing", "a.roll((1, 2), (0, 1))", a="x 0 7"),
     case("triu", "a.triu(1)", ALL, a="x 2 5 7"),
     case("tril", "a.tril(-1)", ALL, a="x 2 7 5"),
     case("tril all kept", "a.tril(9)", a="x 5 7"),
@@ -286,6 +290,18 @@ ORDER = [
     case("topk smallest", "a.topk(5, -1, largest=False)[0]", a="x 3 40"),
     case("topk values", "a.topk(7, -1)[0]", ALL, a="x 3 40"),
     case("searchsorted", "torch.searchsorted(a.sort(-1)[0], b)", ("float32",), a="x 3 40", b="x 3 5"),
+    case(
+        "searchsorted by a sorter",
+        "torch.searchsorted(a, b, sorter=a.argsort(-1), right=True)",
+        ("float32",),
+        **{"a": "x 3 40", "b": "x 3 5"},
+    ),
+    case(
+        "searchsorted by one sorter",
+        "torch.searchsorted(a, b, sorter=a.argsort(-1))",
+        ("float32",),
+        **{"a": "x 40", "b": "x 3 5"},
+    ),
 ]
 
 INDEXING = [
@@ -336,6 +352,12 @@ INDEXING = [
     ),
     case("index copy", "a.index_copy_(2, i, b)", a="x 2 3 9 4", i="perm9 9", b="x 2 3 9 4"),
     case("index add", "a.index_add_(0, i, b)", ("float32",), a="x 11 3", i="idx11 20", b="x 20 3", ulps=4),
+    case(
+        "index add, scaled",
+        "a.index_add_(1, i, b, alpha=-2)",
+        ("float32", "int64"),
+        **{"a": "x 3 11", "i": "idx11 4", "b": "x 3 4", "ulps": 4},
+    ),
     case("index fill", "a.index_fill_(1, i, 2)", ALL, a="x 3 11", i="idx11 4"),
     case("one hot", "F.one_hot(i, 11)", ("float32",), i="idx11 3 4"),
     case("masked scatter", "a.masked_scatter_(m, b)", ("float32",), a="x 4 9", m="b 4 9", b="x 40"),
