@@ -7,8 +7,6 @@ namespace flexnpu::daemon {
 
 namespace {
 
-using Call = wire::Share::Call;
-
 std::string hex16(uint64_t v) {
     char text[24];
     snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(v));
@@ -49,7 +47,7 @@ void SharingRecords::share(Session& s, Payload p, const Reply& reply) {
         reply.send(0, "", words, std::size(words));
     };
     switch (w.call) {
-        case Call::export_memory: {
+        case wire::Share::export_memory: {
             const auto range = s.memory.find(w.address);
             if (!range || range->kind != MemoryMap::Kind::own || w.bytes == 0 ||
                 w.bytes > range->bytes - (w.address - range->address)) {
@@ -62,11 +60,11 @@ void SharingRecords::share(Session& s, Payload p, const Reply& reply) {
                     {Exports::Kind::memory, s.id, range->held->allocation(), w.address, w.bytes, any, {}}),
                 "aclrtIpcMemGetExportKey");
         }
-        case Call::allow_memory:
+        case wire::Share::allow_memory:
             if (exports_.allow(s.id, Exports::Kind::memory, key, processes)) return reply.ok();
             return refuse(s, reply, acl::RT_PARAM_INVALID,
                           "aclrtIpcMemSetImportPid: the key is not of an export of this process");
-        case Call::import_memory: {
+        case wire::Share::import_memory: {
             if (auto at = s.imports.find(key); at != s.imports.end()) {
                 at->second.times++;
                 return reply.ok(at->second.address, at->second.bytes);
@@ -94,7 +92,7 @@ void SharingRecords::share(Session& s, Payload p, const Reply& reply) {
             s.imports[key] = {e.address, e.bytes, 1};
             return reply.ok(e.address, e.bytes);
         }
-        case Call::close_memory: {
+        case wire::Share::close_memory: {
             auto at = s.imports.find(key);
             if (at == s.imports.end()) {
                 if (exports_.remove(s.id, key)) return reply.ok(0);
@@ -118,7 +116,7 @@ void SharingRecords::share(Session& s, Payload p, const Reply& reply) {
                                   });
             return;
         }
-        case Call::export_physical:
+        case wire::Share::export_physical:
             return worker_of(*reply.ring).post([this, &s, w, any, reply] {
                 std::lock_guard lock(s.virtual_memory.mutex);
                 Held* held = s.virtual_memory.physical.find(w.handle);
@@ -136,13 +134,13 @@ void SharingRecords::share(Session& s, Payload p, const Reply& reply) {
                 std::from_chars(made.data(), made.data() + made.size(), number, 16);
                 reply.ok(number);
             });
-        case Call::allow_physical:
+        case wire::Share::allow_physical:
             if (exports_.allow(s.id, Exports::Kind::physical, hex16(w.handle), processes)) return reply.ok();
             return refuse(s, reply, acl::RT_PARAM_INVALID,
                           "aclrtMemSetPidToShareableHandle: the handle is not of an export of this process");
-        case Call::export_event:
-        case Call::open_event: return share_event(s, w, key, reply);
-        case Call::import_physical: {
+        case wire::Share::export_event:
+        case wire::Share::open_event: return share_event(s, w, key, reply);
+        case wire::Share::import_physical: {
             Exports::Export e;
             std::shared_ptr<Allocation> allocation;
             if (auto answer =
@@ -174,7 +172,7 @@ void SharingRecords::share(Session& s, Payload p, const Reply& reply) {
 // both.
 void SharingRecords::share_event(Session& s, const wire::Share& w, const std::string& key,
                                  const Reply& reply) {
-    if (w.call == Call::export_event) {
+    if (w.call == wire::Share::export_event) {
         const std::shared_ptr<Event> event = s.events.share(w.handle);
         if (!event || !event->ipc) {
             return refuse(s, reply, event ? acl::RT_PARAM_INVALID : acl::RT_INVALID_HANDLE,

@@ -6,8 +6,6 @@ namespace flexnpu::daemon {
 
 namespace {
 
-using Call = wire::VirtualMemory::Call;
-
 // One session may take many of this process's addresses and mappings, not all.
 constexpr uint64_t kMaxReservedPerSession = uint64_t(1) << 44;
 constexpr uint64_t kMaxPiecesPerSession = 1 << 14;
@@ -35,8 +33,8 @@ void VirtualMemoryRecords::call(Session& s, Payload p, const Reply& reply) {
     properties.location = {uint32_t(device_), acl::LOCATION_DEVICE};
     Worker& worker = worker_of(*reply.ring);
     switch (v.call) {
-        case Call::reserve: return worker.post([this, &s, v, reply] { reserve(s, v, reply); });
-        case Call::release:
+        case wire::VirtualMemory::reserve: return worker.post([this, &s, v, reply] { reserve(s, v, reply); });
+        case wire::VirtualMemory::release:
             return worker.post([this, &s, v, reply] {
                 std::lock_guard lock(s.virtual_memory.mutex);
                 auto at = s.virtual_memory.reserved.find(v.address);
@@ -57,7 +55,7 @@ void VirtualMemoryRecords::call(Session& s, Payload p, const Reply& reply) {
                 s.virtual_memory.reserved.erase(at);
                 reply.ok();
             });
-        case Call::allocate:
+        case wire::VirtualMemory::allocate:
             if (v.bytes == 0 || v.flags != 0)
                 return refuse(s, reply, acl::RT_PARAM_INVALID, "aclrtMallocPhysical: size 0, or flags");
             return worker.post([this, &s, v, properties, reply] {
@@ -75,7 +73,7 @@ void VirtualMemoryRecords::call(Session& s, Payload p, const Reply& reply) {
                 if (!handle) return reply.fail({acl::RT_INTERNAL, "aclrtMallocPhysical: too many handles"});
                 reply.ok(handle);
             });
-        case Call::free:
+        case wire::VirtualMemory::free:
             return worker.post([this, &s, v, reply] {
                 std::shared_ptr<Held> held;
                 {
@@ -96,9 +94,9 @@ void VirtualMemoryRecords::call(Session& s, Payload p, const Reply& reply) {
                 held.reset();
                 reply.ok();
             });
-        case Call::map: return worker.post([this, &s, v, reply] { map(s, v, reply); });
-        case Call::unmap: return unmap(s, v, reply);
-        case Call::granularity:
+        case wire::VirtualMemory::map: return worker.post([this, &s, v, reply] { map(s, v, reply); });
+        case wire::VirtualMemory::unmap: return unmap(s, v, reply);
+        case wire::VirtualMemory::granularity:
             return worker.post([this, v, properties, reply]() mutable {
                 size_t bytes = 0;
                 const int32_t e = vendor_.aclrtMemGetAllocationGranularity(&properties, v.option, &bytes);
