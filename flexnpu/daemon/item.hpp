@@ -142,6 +142,7 @@ struct Item {
     bool behind = false;               // the end of a capture, which the vendor comes to first
     bool as_it_is = false;  // a real event in a capture: waits for nothing now, and is not recorded now
     bool step_end = false;
+    bool step_begin = false;
     // Of real events: what it waits for or resets, and what it records.
     std::vector<std::shared_ptr<Mark>> uses, makes;
 };

@@ -185,6 +185,7 @@ inline void Lanes::enqueue(Lane& lane, const Item& item) {
     g.costed = ((type == ItemType::launch || type == ItemType::kernel) && !item.capturing) ||
                type == ItemType::replay;
     g.step_end = item.step_end;
+    g.step_begin = item.step_begin && g.costed;
     if (item.shape) g.key = item.shape->key();
     if (const auto* replay = std::get_if<ReplayItem>(&item.work))
         g.key = gate::graph_key(replay->graph->serial, replay->graph->us);

@@ -87,11 +87,12 @@ NB_MODULE(_gate, m) {
         .def(
             "enqueue",
             [](Gate& self, uint64_t now_ns, uint32_t lane, uint64_t ticket, uint32_t op, uint64_t bucket,
-               bool costed, bool step_end) {
-                return self.enqueue(now_ns, lane, Item{OpKey{op, bucket}, ticket, costed, step_end});
+               bool costed, bool step_end, bool step_begin) {
+                return self.enqueue(now_ns, lane,
+                                    Item{OpKey{op, bucket}, ticket, costed, step_end, step_begin});
             },
             "now_ns"_a, "lane"_a, "ticket"_a, "op"_a = 0, "bucket"_a = 0, "costed"_a = true,
-            "step_end"_a = false)
+            "step_end"_a = false, "step_begin"_a = false)
         .def("next", &Gate::next, "now_ns"_a)
         .def("wake_at", &Gate::wake_at, "now_ns"_a)
         .def("completed", &Gate::completed, "now_ns"_a, "lane"_a, "ticket"_a, "measured_us"_a = -1.0)

@@ -136,18 +136,24 @@ bool Gate::enqueue(uint64_t now_ns, uint32_t id, const Item& item) {
     if (lane == nullptr) {
         return false;
     }
-    Step& step = lane->step;
-    if (step.open && lane->queue.empty() && lane->flight_us <= 0 &&
-        since_us(now_ns, step.last_ns) > settings_.decode_idle_us) {
+    if (Step& step = lane->step; step.open && lane->queue.empty() && lane->flight_us <= 0 &&
+                                 since_us(now_ns, step.last_ns) > settings_.decode_idle_us) {
         step.open = false;  // its end was never said: what it looked like is not worth learning
+        lane->coming.clear();
     }
-    if (!step.open) {
-        step = Step{};
-        step.open = true;
-        step.start_ns = now_ns;
-        step.beside_us = prefill_in_flight_us_;
+    if (!lane->step.open) {
+        lane->step = Step{};
+        lane->step.open = true;
+        lane->step.start_ns = now_ns;
+        lane->step.beside_us = prefill_in_flight_us_;
     }
-    step.last_ns = now_ns;
+    lane->step.last_ns = now_ns;
+    const bool begins = item.step_begin && lane->newest().ops > 0;
+    if (begins) {
+        lane->newest().closing = true;
+        lane->coming.emplace_back();
+    }
+    Step& step = lane->newest();
     const double est_us = item.costed ? costs_.estimate(item.key) : 0;
     if (item.costed) {
         ++step.ops;
@@ -156,13 +162,16 @@ bool Gate::enqueue(uint64_t now_ns, uint32_t id, const Item& item) {
     step.closing = step.closing || item.step_end;
     ++lane->stats.enqueued;
 
-    lane->queue.push_back({item, arrivals_++, est_us});
+    lane->queue.push_back({item, arrivals_++, est_us, begins});
     if (lane->queue.size() == 1) {
         lane->head_since_ns = now_ns;
         insert_head(*lane);
     }
     return true;
 }
+
+// Whether all that the lane has in flight is followed, and not only what is measured.
+bool Gate::tracks(const Lane& lane) const { return on_ && lane.phase != Phase::Unknown; }
 
 Decision Gate::dispatch(Lane& lane, uint64_t now_ns) {
     const Lane::Queued queued = lane.queue.front();
@@ -187,15 +196,18 @@ Decision Gate::dispatch(Lane& lane, uint64_t now_ns) {
     }
     lane.stats.device_us += queued.est_us;
 
+    const bool track = tracks(lane);
+    if (queued.begins && (!track || lane.flight.empty())) {
+        next_step(lane, now_ns);  // where completions are not followed, going there is being there
+    }
     if (queued.item.costed) {
         d.timed = costs_.wants_sample(queued.item.key);
         d.mark = d.timed;
-        const bool track = on_ && lane.phase != Phase::Unknown;
         if (track && !d.mark) {
             lane.unmarked_us += queued.est_us;
             ++lane.unmarked_ops;
-            d.mark = lane.phase == Phase::Prefill || lane.unmarked_us >= kMarkEveryUs ||
-                     lane.unmarked_ops >= kMarkEveryOps || lane.step.closing;
+            d.mark = lane.phase == Phase::Prefill || queued.begins || lane.unmarked_us >= kMarkEveryUs ||
+                     lane.unmarked_ops >= kMarkEveryOps || lane.newest().closing;
         }
         if (d.mark) {
             lane.unmarked_us = 0;
@@ -206,8 +218,9 @@ Decision Gate::dispatch(Lane& lane, uint64_t now_ns) {
             if (lane.flight.empty()) {
                 lane.front_since_ns = now_ns;
             }
+            const bool begins = track && queued.begins && !lane.flight.empty();
             lane.flight.push_back(
-                {queued.item.ticket, queued.item.key, queued.est_us, now_ns, d.mark, false});
+                {queued.item.ticket, queued.item.key, queued.est_us, now_ns, d.mark, begins, false});
             lane.flight_us += queued.est_us;
             if (lane.phase == Phase::Prefill) {
                 prefill_in_flight_us_ += queued.est_us;

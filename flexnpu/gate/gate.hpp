@@ -19,6 +19,10 @@
 // ("forced", counted), so that a decode lane that never has slack gives up at most (c + W) / (B + c + W) of
 // the device.
 //
+// A step ends where the lane is synchronised. A host that runs ahead does not synchronise the step that it
+// launches, but the one before, so its own word counts as well: the first operator of a step ends the step
+// before, once the device comes to it.
+//
 // What a decode lane waits for is protected as well, or the gate would hold the step that it protects. The
 // caller knows dependencies and names them (inherit); what a lane has queued up to there is not held.
 #pragma once
@@ -81,9 +85,10 @@ OpKey kernel_key(uint64_t serial, uint32_t blocks);
 
 struct Item {
     OpKey key;
-    uint64_t ticket = 0;    // the caller's name for it, unique within the lane
-    bool costed = true;     // false: order only (event record or wait, callback, copy): never held as head
-    bool step_end = false;  // a synchronise of the lane: its host launches nothing more in this step
+    uint64_t ticket = 0;      // the caller's name for it, unique within the lane
+    bool costed = true;       // false: order only (event record or wait, callback, copy): never held as head
+    bool step_end = false;    // a synchronise of the lane: its host launches nothing more in this step
+    bool step_begin = false;  // the first operator of a step, as far as the host knows its steps
 };
 
 struct Decision {
@@ -256,6 +261,8 @@ private:
     void retire(Lane& lane, size_t n, uint64_t now_ns);
     void drop_stale(uint64_t now_ns);
     void learn_step(Lane& lane, uint64_t now_ns);
+    void next_step(Lane& lane, uint64_t now_ns);
+    bool tracks(const Lane& lane) const;
 
     Settings settings_;
     bool on_ = false;  // the policy is active and there is a decode lane to protect

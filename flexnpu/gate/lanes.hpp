@@ -79,6 +79,7 @@ struct Gate::Lane {
         Item item;
         uint64_t arrival;
         double est_us;
+        bool begins;  // the first operator of a step in `coming`
     };
     struct InFlight {
         uint64_t ticket;
@@ -86,6 +87,7 @@ struct Gate::Lane {
         double est_us;
         uint64_t dispatched_ns;
         bool mark;
+        bool begins;
         bool drained;  // known to be complete by a synchronise; kept only for the measurement to come
     };
 
@@ -108,7 +110,8 @@ struct Gate::Lane {
     double unmarked_us = 0;
     uint32_t unmarked_ops = 0;
 
-    Step step;
+    Step step;                // that the device is at
+    std::deque<Step> coming;  // that the host has begun since
     std::array<Kind, kKinds> kinds{};
     std::array<uint8_t, kStepHistory> history{};
     uint64_t steps = 0;
@@ -121,6 +124,8 @@ struct Gate::Lane {
         seed.emplace(0, this);
         node = seed.extract(seed.begin());
     }
+
+    Step& newest() { return coming.empty() ? step : coming.back(); }
 
     void leave() {
         if (in != nullptr) {

@@ -9,6 +9,9 @@ namespace flexnpu::gate {
 void Gate::retire(Lane& lane, size_t n, uint64_t now_ns) {
     for (; n > 0; --n) {
         const Lane::InFlight& op = lane.flight.front();
+        if (op.begins) {
+            next_step(lane, now_ns);
+        }
         if (!op.drained) {
             lane.flight_us -= op.est_us;
             lane.step.done_us += op.est_us;
@@ -18,6 +21,10 @@ void Gate::retire(Lane& lane, size_t n, uint64_t now_ns) {
             }
         }
         lane.flight.pop_front();
+    }
+    if (!lane.flight.empty() && lane.flight.front().begins) {
+        lane.flight.front().begins = false;
+        next_step(lane, now_ns);
     }
     lane.front_since_ns = now_ns;
     if (lane.flight.empty()) {
@@ -54,9 +61,10 @@ void Gate::step_end(uint64_t now_ns, uint32_t id) {
     if (lane == nullptr) {
         return;
     }
-    if (lane->step.open) {
+    if (lane->step.open && lane->coming.empty() && lane->queue.empty()) {
         learn_step(*lane, now_ns);
     }
+    lane->coming.clear();
     // All is complete; what is to be measured is still in the caller's hands.
     for (Lane::InFlight& op : lane->flight) {
         if (!op.drained) {
@@ -68,6 +76,7 @@ void Gate::step_end(uint64_t now_ns, uint32_t id) {
             }
             op.est_us = 0;
         }
+        op.begins = false;
     }
     std::erase_if(lane->flight, [](const Lane::InFlight& op) { return !op.mark; });
     lane->flight_us = 0;
@@ -78,7 +87,8 @@ void Gate::step_end(uint64_t now_ns, uint32_t id) {
     if (!lane->queue.empty()) {  // another thread's, already
         lane->step.open = true;
         lane->step.start_ns = now_ns;
-        for (const Lane::Queued& queued : lane->queue) {
+        for (Lane::Queued& queued : lane->queue) {
+            queued.begins = false;
             lane->step.ops += queued.item.costed ? 1 : 0;
             lane->step.enqueued_us += queued.est_us;
             lane->step.closing = lane->step.closing || queued.item.step_end;
@@ -86,9 +96,25 @@ void Gate::step_end(uint64_t now_ns, uint32_t id) {
     }
 }
 
+// The device has come to the first operator of the next step.
+void Gate::next_step(Lane& lane, uint64_t now_ns) {
+    if (lane.coming.empty()) {
+        return;
+    }
+    if (lane.step.open) {
+        learn_step(lane, now_ns);
+    }
+    lane.step = lane.coming.front();
+    lane.coming.pop_front();
+    lane.step.open = true;
+    lane.step.start_ns = now_ns;
+    lane.step.last_ns = now_ns;
+    lane.step.beside_us = prefill_in_flight_us_;
+}
+
 void Gate::learn_step(Lane& lane, uint64_t now_ns) {
     const Step& step = lane.step;
-    if (step.ops == 0 || !lane.queue.empty()) {
+    if (step.ops == 0) {
         return;
     }
     const double wall_us = since_us(now_ns, step.start_ns);

@@ -170,12 +170,13 @@ enum class Kind : uint16_t {
 struct Record {
     uint32_t size;  // of the whole record, a multiple of 8
     Kind kind;
-    uint16_t reserved;
+    uint16_t flags;    // kBeginsStep
     uint32_t request;  // nonzero: the client waits for this number in RingHeader::reply
     uint32_t reserved2;
     uint64_t sequence;
 };
 static_assert(sizeof(Record) == 24);
+inline constexpr uint16_t kBeginsStep = 1;  // of a launch: the first operator of a step
 
 struct Launch {
     uint64_t stream;

@@ -79,9 +79,12 @@ TEST_CASE("random events: order is kept and nothing is lost") {
                 }
                 default:
                     now += upto(100'000);
-                    if (gate.enqueue(
-                            now, lane,
-                            Item{{lane, bucket(upto(256), upto(50))}, ticket, upto(4) != 0, upto(10) == 0})) {
+                    if (gate.enqueue(now, lane,
+                                     Item{{lane, bucket(upto(256), upto(50))},
+                                          ticket,
+                                          upto(4) != 0,
+                                          upto(10) == 0,
+                                          upto(8) == 0})) {
                         queued[lane].push_back(ticket);
                     }
                     ++ticket;

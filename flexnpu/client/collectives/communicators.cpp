@@ -22,13 +22,12 @@ namespace hccl = flexnpu::hccl;
 namespace wire = flexnpu::wire;
 using flexnpu::client::Channel;
 using flexnpu::client::KnownCommunicator;
+using flexnpu::client::number;
 using flexnpu::client::refuse;
 using flexnpu::client::Session;
 using wire::Kind;
 
 namespace {
-
-uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
 
 // The daemon answers with an HcclResult where the vendor gave one, else with an ACL error.
 int32_t as_result(int32_t status) { return status < 100 ? status : int32_t(hccl::E_RUNTIME); }

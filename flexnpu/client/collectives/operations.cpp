@@ -13,6 +13,7 @@
 namespace hccl = flexnpu::hccl;
 namespace wire = flexnpu::wire;
 using flexnpu::client::Channel;
+using flexnpu::client::number;
 using flexnpu::client::refuse;
 using flexnpu::client::Session;
 using wire::Collective;
@@ -20,7 +21,6 @@ using wire::Kind;
 
 namespace {
 
-uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
 uint64_t address(const void* p) { return wire::untagged(number(p)); }
 
 // The calls of a thread between HcclGroupStart and HcclGroupEnd.

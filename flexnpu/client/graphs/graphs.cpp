@@ -17,6 +17,7 @@ namespace wire = flexnpu::wire;
 using flexnpu::client::Capture;
 using flexnpu::client::Channel;
 using flexnpu::client::fail;
+using flexnpu::client::number;
 using flexnpu::client::Session;
 using wire::Kind;
 
@@ -148,7 +149,6 @@ void Graphs::doubt(uint64_t stream) {
 
 namespace {
 
-uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
 void* handle(uint64_t h) { return reinterpret_cast<void*>(h); }
 
 #define CHANNEL(c)                   \
@@ -310,10 +310,10 @@ aclError aclmdlRIExecuteAsync(aclmdlRI g, aclrtStream s) {
     // As an operator's launch: the first of a step is not kept waiting.
     const bool opens = !session.step_open.load(std::memory_order_relaxed);
     if (opens) session.step_open.store(true, std::memory_order_relaxed);
-    c->close(sizeof(replay), Kind::launch_graph, opens);
+    const bool begins = session.steps.graph(number(s), number(g));
+    c->close(sizeof(replay), Kind::launch_graph, opens, begins ? wire::kBeginsStep : 0);
     session.replayed.store(number(g), std::memory_order_relaxed);
     session.page().launches.fetch_add(1, std::memory_order_relaxed);
-    session.steps.graph(number(s), number(g));
     return 0;
 }
 aclError aclmdlRIExecute(aclmdlRI g, int32_t timeout_ms) {

@@ -13,6 +13,7 @@ using flexnpu::client::Channel;
 using flexnpu::client::DeviceRange;
 using flexnpu::client::fail;
 using flexnpu::client::HostRegion;
+using flexnpu::client::number;
 using flexnpu::client::Session;
 using wire::Kind;
 using wire::Place;
@@ -27,7 +28,6 @@ struct aclrtPtrAttributes {
 
 namespace {
 
-uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
 // A device address as the daemon knows it; one of another device becomes what no daemon knows.
 uint64_t on_wire(const Session& s, const void* p) { return number(p) ^ s.tag(); }
 bool elsewhere(const Session& s, const void* p) { return wire::tagged_device(on_wire(s, p)) != 0; }

@@ -9,8 +9,6 @@
 
 namespace flexnpu::client {
 
-inline uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
-
 // Asks by `channel` (nullptr: the error is recorded already). The answer's words stay in the channel.
 template <wire::Plain Message>
 int32_t question(Channel* channel, wire::Kind kind, Message message, typename Message::Call call) {

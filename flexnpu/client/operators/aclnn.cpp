@@ -150,17 +150,12 @@ const std::vector<StepRole> step_roles = [] {
     return roles;
 }();
 
-// Counts a launch in its lane's step.
-inline void count_launch(Session& session, uint64_t stream, aclOpExecutor* e) {
-    StepLane& lane = session.step_lane(stream);
-    if (__builtin_expect(e->role != StepRole::none, 0)) {
-        const std::span<const uint8_t> meta = std::span<const uint8_t>(e->shape->key).subspan(8);
-        if (e->role == StepRole::embedding)
-            session.steps.embedding(lane, meta, std::exchange(e->first_ns, 0));
-        else
-            session.steps.attention(lane, meta, e->role);
-    }
-    session.steps.launched(lane);
+// What an operator says of its lane's step, before it is launched; whether it begins one.
+inline bool begins_step(Session& session, StepLane& lane, aclOpExecutor* e) {
+    if (__builtin_expect(e->role == StepRole::none, 1)) return false;
+    const std::span<const uint8_t> meta = std::span<const uint8_t>(e->shape->key).subspan(8);
+    return e->role == StepRole::embedding ? session.steps.embedding(lane, meta, std::exchange(e->first_ns, 0))
+                                          : session.steps.attention(lane, meta, e->role);
 }
 
 bool live(const aclOpExecutor* e) { return e && e->magic == kExecutorMagic; }
@@ -346,8 +341,10 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void* workspace, uint64_t workspac
     // A step's first operator is not kept waiting: the device has nothing else of ours to do.
     const bool opens = !session.step_open.load(std::memory_order_relaxed);
     if (opens) session.step_open.store(true, std::memory_order_relaxed);
-    c->close(payload, Kind::launch, opens);
-    count_launch(session, reinterpret_cast<uint64_t>(stream), e);
+    StepLane& lane = session.step_lane(reinterpret_cast<uint64_t>(stream));
+    const bool begins = begins_step(session, lane, e);
+    c->close(payload, Kind::launch, opens, begins ? wire::kBeginsStep : 0);
+    session.steps.launched(lane);
     if (!e->repeatable) let_go(*c, operators(&session), e);
     return 0;
 }

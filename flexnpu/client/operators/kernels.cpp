@@ -21,6 +21,7 @@ namespace kernel = flexnpu::kernel;
 namespace wire = flexnpu::wire;
 using flexnpu::client::Channel;
 using flexnpu::client::fail;
+using flexnpu::client::number;
 using flexnpu::client::Session;
 using Call = wire::Kernel::Call;
 
@@ -32,8 +33,6 @@ struct ProgramBinary {
 namespace {
 
 constexpr size_t kPiece = 48 << 10;
-
-uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
 
 std::mutex& created_mutex() {
     static auto* mutex = new std::mutex;

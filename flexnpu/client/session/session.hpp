@@ -30,6 +30,9 @@ namespace flexnpu::client {
 
 class HostCalls;
 
+// An address or a handle, as it travels.
+inline uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
+
 // How long a thread spins for a staging block before it sleeps, ns.
 inline constexpr uint64_t kBlockSpinNs = 40'000;
 

@@ -158,7 +158,7 @@ void Steps::settle_pending(Lane& lane, uint64_t t_end, uint32_t ended_by) {
 
 // ---- what the program calls ----
 
-void Steps::embedding(Lane& lane, std::span<const uint8_t> key, uint64_t t_first) {
+bool Steps::embedding(Lane& lane, std::span<const uint8_t> key, uint64_t t_first) {
     const flexnpu_step_evidence e = of_embedding(key);
     std::lock_guard lock(lane.mutex_);
     const flexnpu_step_evidence& old = lane.evidence_;
@@ -167,50 +167,52 @@ void Steps::embedding(Lane& lane, std::span<const uint8_t> key, uint64_t t_first
     if (lane.kind_ == Kind::embedding && (e.flags & old.flags & FLEXNPU_STEP_HAS_TABLE) &&
         (e.rows != old.rows || e.columns != old.columns) &&
         lane.launches_.load(relaxed) - lane.opened_at_ < kTableWindow) {
-        return;
+        return false;
     }
     close_for_next(lane, FLEXNPU_STEP_BY_NEXT);
     const uint64_t now = listened() ? outside_.now() : 0;
     open(lane, Kind::embedding, now, t_first && t_first < now ? t_first : now);
     lane.evidence_ = e;
-    if (!lane.capturing_) begin(lane);
+    if (lane.capturing_) return false;
+    begin(lane);
+    return true;
 }
 
-void Steps::attention(Lane& lane, std::span<const uint8_t> key, StepRole role) {
+bool Steps::attention(Lane& lane, std::span<const uint8_t> key, StepRole role) {
     if (const uint64_t graph = lane.updating_.load(relaxed)) {
         Lane* replayed = nullptr;
         {
             std::lock_guard lock(models_mutex_);
             const Model& model = models_[graph];
-            if (model.updated) return;  // every layer is given the same arrays
+            if (model.updated) return false;  // every layer is given the same arrays
             replayed = model.replayed;
         }
         if (replayed) {
             std::lock_guard lock(replayed->mutex_);
             if (is_graph(replayed->kind_) && replayed->model_ == graph) {
-                if (replayed->attended_ || !heard(*replayed)) return;
+                if (replayed->attended_ || !heard(*replayed)) return false;
                 replayed->attended_ = kAttentions;
                 add_attention(&replayed->evidence_, key, role);
-                return;
+                return false;
             }
         }
         // For the graph's next launch.
-        if (!listened()) return;
+        if (!listened()) return false;
         flexnpu_step_evidence e{};
         add_attention(&e, key, role);
         std::lock_guard lock(models_mutex_);
         Model& model = models_[graph];
         model.lengths = e;
         model.updated = true;
-        return;
+        return false;
     }
-    if (!heard(lane)) return;
+    if (!heard(lane)) return false;
     std::lock_guard lock(lane.mutex_);
     if (lane.kind_ == Kind::attention && lane.input_) close_for_next(lane, FLEXNPU_STEP_BY_NEXT);
-    if (lane.attended_ >= kAttentions) return;
+    if (lane.attended_ >= kAttentions) return false;
     lane.attended_++;
     add_attention(&lane.evidence_, key, role);
-    if (lane.kind_ != Kind::between || lane.capturing_ || lane.main_.load(relaxed)) return;
+    if (lane.kind_ != Kind::between || lane.capturing_ || lane.main_.load(relaxed)) return false;
     // What was launched since the last step is part of this one.
     const uint64_t since = lane.t_open_.load(relaxed);
     lane.kind_ = Kind::attention;
@@ -219,9 +221,10 @@ void Steps::attention(Lane& lane, std::span<const uint8_t> key, StepRole role) {
     lane.opened_pos_ = t.position();
     lane.base_.gated = t.gated;
     begin(lane);
+    return true;
 }
 
-void Steps::graph(uint64_t stream, uint64_t model) {
+bool Steps::graph(uint64_t stream, uint64_t model) {
     Lane& l = lane(stream);
     step_lane_used = &l;
     std::lock_guard lock(l.mutex_);
@@ -242,7 +245,7 @@ void Steps::graph(uint64_t stream, uint64_t model) {
     if (l.kind_ != Kind::between && !opens) {
         if (heard(l)) mark(l, outside_.now());
         l.graphs_.fetch_add(1, relaxed);
-        return;
+        return false;
     }
     close_for_next(l, FLEXNPU_STEP_BY_GRAPH);
     const uint64_t now = listened() ? outside_.now() : 0;
@@ -260,6 +263,7 @@ void Steps::graph(uint64_t stream, uint64_t model) {
     }
     l.graphs_.fetch_add(1, relaxed);
     begin(l);
+    return true;
 }
 
 void Steps::capture_begun(uint64_t stream) {

@@ -171,10 +171,11 @@ public:
     }
     // `key`: the metadata of the operator's first call behind the operator's number (wire/meta.hpp);
     // `t_first`: when that was, 0: not known.
-    void embedding(StepLane& lane, std::span<const uint8_t> key, uint64_t t_first);
-    void attention(StepLane& lane, std::span<const uint8_t> key, StepRole role);
+    // All three come before the launch, and say whether it begins a step (none of a capture does).
+    bool embedding(StepLane& lane, std::span<const uint8_t> key, uint64_t t_first);
+    bool attention(StepLane& lane, std::span<const uint8_t> key, StepRole role);
 
-    void graph(uint64_t stream, uint64_t model);
+    bool graph(uint64_t stream, uint64_t model);
     void capture_begun(uint64_t stream);
     void capture_ended(uint64_t stream, uint64_t model);  // model 0: it failed
     void graph_destroyed(uint64_t model);

@@ -330,8 +330,6 @@ using namespace flexnpu::client;
 
 namespace {
 
-uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
-
 // The session of a stream that may be named here; nullptr with the error recorded.
 Session* session_of(const char* function, aclrtStream s) {
     Channel* c = Session::channel();

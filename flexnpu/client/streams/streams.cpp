@@ -11,13 +11,13 @@ namespace acl = flexnpu::acl;
 namespace wire = flexnpu::wire;
 using flexnpu::client::Channel;
 using flexnpu::client::fail;
+using flexnpu::client::number;
 using flexnpu::client::Session;
 using flexnpu::client::StepMark;
 using wire::Kind;
 
 namespace {
 
-uint64_t number(const void* p) { return reinterpret_cast<uint64_t>(p); }
 void* handle(uint64_t h) { return reinterpret_cast<void*>(h); }
 
 aclError check_stream(Channel& c, const char* function, aclrtStream s) {

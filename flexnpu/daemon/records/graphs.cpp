@@ -28,7 +28,7 @@ void GraphRecords::value(Session& s, Payload p) {
     push(*lane, std::make_unique<Item>(ValueItem{o.address, o.value, o.flag, o.wait != 0}));
 }
 
-void GraphRecords::launch(Session& s, Payload p) {
+void GraphRecords::launch(Session& s, Payload p, bool begins_step) {
     wire::GraphOp o;
     Lane* lane = taken(s, p, &o);
     if (!lane) return;
@@ -56,6 +56,7 @@ void GraphRecords::launch(Session& s, Payload p) {
         graph->checked = removals;
     }
     auto item = std::make_unique<Item>(ReplayItem{graph->shared_from_this()});
+    item->step_begin = begins_step;
     for (const auto& e : graph->uses) {
         e->mark->users++;
         item->uses.push_back(e->mark);

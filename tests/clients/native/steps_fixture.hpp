@@ -29,6 +29,7 @@ inline uint64_t read_clock() {
 }
 
 struct StepsFixture {
+    int begun = 0;  // steps that an operator said it begins
     std::atomic<uint64_t> launched{0};
     std::atomic<uint64_t> gated[8] = {};
     flexnpu_step_entry entries[3] = {};
@@ -58,7 +59,7 @@ struct StepsFixture {
     void embed(std::vector<int64_t> indices, uint64_t stream = kStream, int64_t rows = 1000,
                uint64_t t_first = 0) {
         StepLane& l = steps.lane(stream);
-        steps.embedding(l, embedding(std::move(indices), rows).bytes(), t_first);
+        begun += steps.embedding(l, embedding(std::move(indices), rows).bytes(), t_first);
         steps.launched(l);
     }
     void launch(int n, uint64_t stream = kStream) {
@@ -72,7 +73,7 @@ struct StepsFixture {
         w.array('I', kv.data(), uint32_t(kv.size()), 8);
         w.array('s', "TND", 3, 1);
         StepLane& l = steps.lane(stream);
-        steps.attention(l, w.bytes(), client::StepRole::attention_query_kv);
+        begun += steps.attention(l, w.bytes(), client::StepRole::attention_query_kv);
         steps.launched(l);
     }
     void sync(uint64_t stream = kStream) { steps.synchronised(stream); }

@@ -150,7 +150,7 @@ struct Engine : StepsFixture {
             }
         } else if (word == "piece") {
             rest >> n;
-            steps.graph(kMain, graph_of(n));
+            begun += steps.graph(kMain, graph_of(n));
         } else {
             FAIL("unknown word: ", word);
         }
@@ -173,6 +173,7 @@ TEST_CASE("iterations of engines are steps, whoever waits for what, and when") {
         Engine engine;
         engine.play(pattern.setup);
         constexpr int kIterations = 7;
+        const int before = engine.begun;
         std::vector<uint64_t> began;
         for (int i = 0; i < kIterations; i++) {
             began.push_back(clock_ns);
@@ -180,6 +181,7 @@ TEST_CASE("iterations of engines are steps, whoever waits for what, and when") {
             clock_ns += 1000;
         }
         engine.steps.leave();
+        CHECK(engine.begun - before == kIterations);  // as the gate is told
         std::vector<flexnpu_step_record> steps;
         for (const auto& r : StepsFixture::done()) {
             if (r.opening == FLEXNPU_STEP_CAPTURE) continue;

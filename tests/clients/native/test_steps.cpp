@@ -43,6 +43,7 @@ TEST_CASE_FIXTURE(Fixture, "a step ends at the synchronise behind its body, not 
         CHECK(r.gated_ns == 0);
     }
     CHECK(of(FLEXNPU_STEP_BEGIN).size() == 4);
+    CHECK(begun == 4);
     // The last one is known as it is so far, its result included.
     const auto last = entries[0].record;
     CHECK(last.kind == FLEXNPU_STEP_MAYBE);
@@ -72,6 +73,7 @@ TEST_CASE_FIXTURE(Fixture, "positions and token types are no steps of their own"
         sync();
     }
     embed({1, 11}, kStream, 512);  // far from the other: a step
+    CHECK(begun == 4);
     REQUIRE(done().size() == 3);
     for (const auto& r : done()) {
         CHECK(r.launches == 74);
@@ -91,6 +93,7 @@ TEST_CASE_FIXTURE(
     sync();
     CHECK(clock_ns == before);
     launch(2);
+    CHECK(begun == 1);  // the gate is told all the same
     CHECK(told.empty());
     embed({1, 1});
     launch(30);
