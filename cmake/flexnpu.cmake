@@ -41,6 +41,7 @@ function(flexnpu_python_module target package_dir)
   nanobind_add_module(${target} NB_STATIC ${ARGN})
   # nanobind's own sources are not held to our warnings.
   target_compile_options(nanobind-static PRIVATE -w)
+  set_target_properties(nanobind-static PROPERTIES UNITY_BUILD ${FLEXNPU_UNITY} UNITY_BUILD_BATCH_SIZE 0)
   flexnpu_output_dir(dir ${package_dir})
   set_target_properties(${target} PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${dir})
   install(TARGETS ${target} LIBRARY DESTINATION ${package_dir})
