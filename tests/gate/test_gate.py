@@ -9,40 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-_gate = pytest.importorskip("flexnpu.gate._gate", reason="run make build")
-Phase = _gate.Phase
-
-MS = 1_000_000
-LONG = 10**15
-
-
-def bucket(quarter_octaves: int, salt: int = 0) -> int:
-    """A bucket whose guessed cost is 4 us + 2^(q/4) bytes over 1 TB/s: 40 is 4 us, 108 is 138 us, 114 is
-    384 us.
-    """
-    return salt << 8 | quarter_octaves
-
-
-def protecting(**changes: float) -> object:
-    return _gate.Settings(**{"enabled": True, "lease_until_ns": LONG, **changes})
-
-
-def drain(gate: object, now: int) -> list[object]:
-    out = []
-    while (decision := gate.next(now)) is not None:  # type: ignore[attr-defined]
-        out.append(decision)
-    return out
-
-
-def pair(target_us: float = 0, **changes: float) -> object:
-    """A gate with prefill lane 1 and decode lane 2, protecting."""
-    gate = _gate.Gate()
-    for lane in (1, 2):
-        assert gate.add_lane(lane)
-    gate.set_phase(1, Phase.Prefill)
-    gate.set_phase(2, Phase.Decode, target_us)
-    gate.set_settings(0, protecting(**changes))
-    return gate
+from tests.gate.gates import LONG, MS, Phase, _gate, bucket, drain, pair, protecting
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 1000)), max_size=200))
@@ -86,71 +53,6 @@ def test_a_withdrawn_policy_is_no_expired_lease() -> None:
     gate.set_settings(MS, _gate.Settings(enabled=False))
     gate.next(2 * LONG)
     assert gate.counters().expired_leases == 0
-
-
-class RunsAhead:
-    """A decode lane whose host launches one step ahead of the device and never synchronises it, as
-    asynchronous scheduling does; its device runs one operator at a time, each for `US`."""
-
-    US, OPERATORS = 138, 20
-
-    def __init__(self, gate: object, *, told: bool = True) -> None:
-        self.gate, self.told, self.now, self.ticket = gate, told, 1000, 0
-        self.running: deque[tuple[int, bool]] = deque()
-
-    def launch_step(self) -> None:
-        for i in range(self.OPERATORS):
-            begins = self.told and i == 0
-            self.gate.enqueue(  # type: ignore[attr-defined]
-                self.now, 2, self.ticket, bucket=bucket(108), step_begin=begins
-            )
-            self.ticket += 1
-        self.running += [(d.ticket, d.mark) for d in drain(self.gate, self.now) if d.lane == 2]
-
-    def run(self, operators: int) -> None:
-        for _ in range(operators):
-            self.now += self.US * 1000
-            ticket, mark = self.running.popleft()
-            if mark:
-                self.gate.completed(self.now, 2, ticket, self.US)  # type: ignore[attr-defined]
-
-    def steps(self, n: int) -> None:
-        for _ in range(n):
-            self.launch_step()
-            self.run(self.OPERATORS)
-
-
-@pytest.mark.parametrize("protected", [True, False])
-def test_a_step_that_the_host_begins_ends_the_one_before(protected: bool) -> None:
-    gate = pair(decode_idle_us=1e9) if protected else _gate.Gate()
-    gate.add_lane(2)
-    lane = RunsAhead(gate)
-    lane.launch_step()  # from here on the host is one step ahead
-    lane.steps(30)
-    stats = gate.stats(2)
-    assert stats.steps >= 29
-    assert stats.step_ops == lane.OPERATORS
-    assert stats.step_solo_us == pytest.approx(lane.OPERATORS * lane.US, rel=0.06)
-
-
-def test_a_host_that_runs_ahead_leaves_its_slack_to_prefill() -> None:
-    """Of a target of 5 ms a step takes 2.8: a prefill operator goes at once, after however many steps."""
-    held = {}
-    for told in (True, False):
-        gate = pair(target_us=5000, max_hold_us=1e9, decode_idle_us=1e9)
-        lane = RunsAhead(gate, told=told)
-        lane.launch_step()
-        for step in range(50):
-            lane.launch_step()
-            lane.run(lane.OPERATORS // 4)
-            gate.enqueue(lane.now, 1, step, bucket=bucket(108))
-            gone = drain(gate, lane.now)
-            for decision in gone:
-                gate.completed(lane.now, 1, decision.ticket, lane.US)
-            lane.run(lane.OPERATORS - lane.OPERATORS // 4)
-        held[told] = gate.counters().held
-    assert held[True] == 0
-    assert held[False] > 0  # as one step that never ends
 
 
 def test_without_a_decode_lane_nothing_is_held() -> None:
