@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
 }
 
 #: How the engine launches a model: one operator after the other, a graph a layer, a graph a decode step.
@@ -49,6 +51,13 @@ def find() -> Path:
     if not (venv / ".flexnpu").is_file():
         raise VllmError(f"no vLLM in {venv}: make vllm")
     return venv
+
+
+def free_port() -> int:
+    """A port of the loopback on which nobody listens."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def command(venv: Path, model: Path, port: int, mode: str, *options: str) -> list[str]:
@@ -93,6 +102,17 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def engine(self) -> int:
+        """The process that launches the model's operators. Raises VllmError when there is none."""
+        for entry in Path("/proc").glob("[0-9]*"):
+            pid = int(entry.name)
+            try:
+                if os.getsid(pid) == self.process.pid and b"EngineCore" in (entry / "cmdline").read_bytes():
+                    return pid
+            except OSError:
+                continue
+        raise VllmError(f"no engine among the server's processes:\n{self.last_words()}")
 
     def last_words(self, size: int = 4000) -> str:
         """The end of what it wrote."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -60,19 +59,13 @@ def reference(family: str) -> list[list[int]]:
     return answers
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 @pytest.mark.parametrize(("family", "mode", "way"), ALL if EVERYTHING else SOME)
 def test_greedy_tokens_are_those_of_transformers(
     vllm: Path, request: pytest.FixtureRequest, tmp_path: Path, family: str, mode: str, way: str
 ) -> None:
     expected = reference(family)
     assert len({token for answer in expected for token in answer}) > 8
-    port = free_port()
+    port = vllm_ascend.free_port()
     # Prompts in pieces of 128 tokens: one of them takes two steps, beside others' decode steps.
     arguments = vllm_ascend.command(
         vllm, model(family), port, mode, "--max-num-batched-tokens", "128", "--no-enable-prefix-caching"
