@@ -23,6 +23,10 @@ BENCHMARKS = {
         "benchmarks.controller_turn:main",
         "What a controller's turn costs, by the number of lanes.",
     ),
+    "samples": (
+        "benchmarks.samples:main",
+        "Arguments of torch's operators that the emulated device takes, against the CPU.",
+    ),
     "gate": ("benchmarks.gate_sim:main", "The gate on a modelled device, in simulation."),
     "probe": ("benchmarks.probe_cost:main", "What tracing costs: ours, bpftrace's and funclatency's."),
     "attach": ("benchmarks.attach_cost:main", "CPU and memory of attaching, by both loaders side by side."),

@@ -1,9 +1,9 @@
-"""Every OpInfo sample of torch's operators, on the CPU and on the device: torch's own table of their arguments.
+"""Every OpInfo sample of torch's operators, on the CPU and on the device.
 
-Runs unmodified torch_npu in a process of its own, whose environment chooses the libraries. In: one JSON object a
-line, ``{"operator": name, "dtype": name}``; the first line ``{}`` asks for all operators. Out: for an operator the
-numbers of samples that are ``right``, ``refused`` by the device with the reasons, ``wrong`` with what was wrong, and
-``elsewhere``: what torch_npu itself refuses or computes on the CPU.
+OpInfo is torch's own table of its operators' arguments. This runs unmodified torch_npu in a process of its
+own, whose environment chooses the libraries. In: one JSON object a line, `{"operator": name, "dtype": name}`;
+`{}` asks for all operators. Out: how many samples are `right`, `refused` by the device, `wrong`, and
+`elsewhere` (what torch_npu itself refuses or computes on the CPU), with reasons.
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ import torch_npu  # noqa: F401
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_map
 
-from tests.emulator.ops.worker import compare, flatten
+from workloads.numerics import compare, flatten
 
+#: Their results are random, or what was in the memory before.
+RANDOM = re.compile(
+    r"^(_?normal|uniform|bernoulli|multinomial|cauchy|exponential|geometric|log_normal|rand|empty|new_empty|"
+    r"nn\.functional\.(.*dropout|rrelu|fractional)|svd_lowrank|pca_lowrank)"
+)
 #: How torch_npu reports that a function of the device's libraries has failed.
 REFUSAL = re.compile(r"call (aclnn\w+) failed")
 #: Errors allowed, in units of the type's rounding error: samples differ in size, so there is one for all.
@@ -30,17 +35,17 @@ ULPS = 64.0
 FALLBACK = "fall back to run on the CPU"
 
 
-def to(device: str, values: Any) -> Any:
+def _to(device: str, values: Any) -> Any:
     return tree_map(lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, values)
 
 
-def wide(values: Any) -> Any:
+def _wide(values: Any) -> Any:
     return tree_map(
         lambda v: v.double() if isinstance(v, torch.Tensor) and v.dtype.is_floating_point else v, values
     )
 
 
-def tensors(value: Any) -> list[torch.Tensor]:
+def _tensors(value: Any) -> list[torch.Tensor]:
     return [t for t in flatten(value) if isinstance(t, torch.Tensor)] if value is not None else []
 
 
@@ -53,17 +58,17 @@ def judge(operator: Any, sample: Any) -> tuple[str, str]:
         return operator.op(first, *rest, **named)
 
     try:
-        plain = tensors(call(tree_map(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, arguments)))
+        plain = _tensors(call(tree_map(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, arguments)))
     except Exception:
         return "elsewhere", "not on the CPU either"
     try:
-        exact = tensors(call(wide(arguments)))
+        exact = _tensors(call(_wide(arguments)))
     except Exception:
         exact = plain
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            actual = [t.cpu() for t in tensors(call(to("npu", arguments)))]
+            actual = [t.cpu() for t in _tensors(call(_to("npu", arguments)))]
         except Exception as error:
             text = str(error)
             return ("refused" if REFUSAL.search(text) else "elsewhere"), text
@@ -80,8 +85,9 @@ def judge(operator: Any, sample: Any) -> tuple[str, str]:
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one request."""
     if not request:
-        return {"operators": sorted({one.name for one in op_db})}
+        return {"operators": sorted({one.name for one in op_db if not RANDOM.search(one.name)})}
     dtype = getattr(torch, request["dtype"])
     counts: collections.Counter[str] = collections.Counter()
     reasons: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -99,6 +105,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Answer requests until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_num_threads(1)
