@@ -50,7 +50,8 @@ class Samples:
                 stdout=subprocess.PIPE,
                 stderr=self._log.open("a"),
                 text=True,
-                env=os.environ | emulator.environment() | {"OMP_NUM_THREADS": "1"},
+                # Once a launch has failed on torch_npu's own thread, it drops all later ones without a word.
+                env=os.environ | emulator.environment() | {"OMP_NUM_THREADS": "1", "TASK_QUEUE_ENABLE": "0"},
             )
         return self._process
 
