@@ -95,9 +95,9 @@ class MessageReader:
         """Whether the body that has a hole may still go on."""
         raise NotImplementedError
 
-    def starts(self, data: bytes) -> bool:
+    def starts(self, data: bytes) -> bool | None:
         """Whether these bytes from the start of a call start a message, the body before having ended in a
-        hole."""
+        hole. None: they may, when more of them are there."""
         raise NotImplementedError
 
     def resumes(self, data: bytes) -> bool:
@@ -140,8 +140,10 @@ class MessageReader:
                 at = size
 
     def _seek(self, piece: Piece) -> None:
-        """Look for the body's framing, or the next message."""
-        self._seeker.add(piece)
+        """Look for the body's framing, or the next message. Raises `Malformed` when neither was found for
+        long."""
+        if not self._seeker.add(piece):
+            raise Malformed
         if piece.hole:
             return
         rest = self._seeker.message(self.starts)

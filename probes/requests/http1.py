@@ -37,9 +37,22 @@ from probes.requests.sse import EventStream
 
 METHODS: Final = (b"POST", b"GET", b"PUT", b"HEAD", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE")
 _REQUEST: Final = re.compile(rb"(?:" + b"|".join(METHODS) + rb") [^ \r\n]+ HTTP/1\.[01]\r\n")
+_VERSIONS: Final = (b"HTTP/1.0\r\n", b"HTTP/1.1\r\n")
 _RESPONSE: Final = re.compile(rb"HTTP/1\.[01] [1-5][0-9][0-9][ \r]")
+_RESPONSE_BYTES: Final = len(b"HTTP/1.1 200 ")
+"""Bytes in which `_RESPONSE` is decided."""
 MIN_RESPONSE: Final = 24
 """Bytes from the end of a chunked body to that of another response's start line, at least."""
+
+
+def _may_start(data: bytes) -> bool:
+    """Whether these bytes are the first part of a request's start line."""
+    method, *rest = data.split(b" ", 2)
+    if not rest:
+        return any(one.startswith(method) for one in METHODS)
+    if method not in METHODS or b"\r" in rest[0] or b"\n" in rest[0]:
+        return False
+    return len(rest) == 1 or (rest[0] != b"" and any(one.startswith(rest[1]) for one in _VERSIONS))
 
 
 class _Requests(MessageReader):
@@ -105,8 +118,8 @@ class _Requests(MessageReader):
     def goes_on(self) -> bool:
         return self._exchange is not None and self._exchange in self._owner.pending
 
-    def starts(self, data: bytes) -> bool:
-        return _REQUEST.match(data) is not None
+    def starts(self, data: bytes) -> bool | None:
+        return True if _REQUEST.match(data) else (None if _may_start(data) else False)
 
     def resumes(self, data: bytes) -> bool:
         return data.startswith(tuple(method + b" " for method in METHODS))
@@ -245,9 +258,11 @@ class _Responses(MessageReader):
     def goes_on(self) -> bool:
         return True
 
-    def starts(self, data: bytes) -> bool:
-        # Of three, one may have been answered in the hole.
-        return len(self._owner.pending) == 2 and _RESPONSE.match(data) is not None
+    def starts(self, data: bytes) -> bool | None:
+        if _RESPONSE.match(data):
+            # Of three, one may have been answered in the hole.
+            return len(self._owner.pending) == 2
+        return None if len(data) < _RESPONSE_BYTES else False
 
     def resumes(self, data: bytes) -> bool:
         return bool(self._owner.pending) and data.startswith(b"HTTP/1.")
