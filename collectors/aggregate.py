@@ -156,6 +156,11 @@ class Aggregator:
             self._add(metrics.steps.LATE_PREFILLS, (), self._interference.late - self._late)
             self._late = self._interference.late
 
+    def connect(self, now_ns: int) -> None:
+        """There is a feed, since `now_ns`, CLOCK_MONOTONIC."""
+        self._now_ns = self._heard_ns = now_ns
+        self.connected = True
+
     def finish(self) -> None:
         """Decide what is undecided: nothing will come any more."""
         self._interference.flush()

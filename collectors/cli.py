@@ -232,7 +232,7 @@ def _read(path: Path, aggregator: Aggregator, stop: _Stop) -> None:
         say(f"{why}; trying again")
 
     def connected() -> None:
-        aggregator.connected = True
+        aggregator.connect(time.monotonic_ns())
 
     with FeedFollower(
         lambda: FeedClient(path, begins=True),

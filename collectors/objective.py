@@ -19,8 +19,8 @@ from probes.feed.events import OpenRequests, RequestTiming
 GENERATION: Final = ("chat", "text_completion")
 """Operations of which every request is to have a first token."""
 KEEP_NS: Final = 120 * 10**9
-"""A waiting request that was counted, and of whose end nothing is heard, is forgotten after this time, at the
-latest after twice of it."""
+"""A request that was counted while it waited, and of whose end nothing is heard, is forgotten after this time, at
+the latest after twice of it. The time begins when no request is told of that is as old."""
 
 Arrival = int
 """By which a request is known again, ns: its connection may be handed to another process or descriptor.
@@ -40,6 +40,8 @@ class Objective:
         self._add = add
         self._slo_ns = slo_ns
         self._missed: dict[Arrival, _Missed] = {}
+        self._oldest: dict[int, tuple[int, Arrival]] = {}
+        """By process, when it was last told what runs in it, ns, and the oldest of that."""
 
     def __len__(self) -> int:
         """Requests that were counted and have not ended."""
@@ -54,6 +56,10 @@ class Objective:
 
     def open(self, event: OpenRequests, process: Labels) -> None:
         """Requests that wait: those that have waited too long are bad."""
+        if event.oldest_ns is None:
+            self._oldest.pop(event.pid, None)
+        else:
+            self._oldest[event.pid] = (event.t_ns, event.oldest_ns)
         late = Counter(arrival for _, arrival in event.waiting if event.t_ns - arrival > self._slo_ns)
         for arrival, count in late.items():
             missed = self._missed.setdefault(arrival, _Missed())
@@ -64,17 +70,13 @@ class Objective:
 
     def ended(self, request: RequestTiming, operation: str, process: Labels) -> None:
         """A request that has ended."""
-        missed = self._missed.get(request.t_arrival_ns)
-        if missed is not None:
-            missed.count -= 1
-            if missed.count <= 0:
-                del self._missed[request.t_arrival_ns]
+        if self._was_counted(request):
             return
         if request.error is not None:
             # Told inside a response of status 200, perhaps after some content: it was not served.
             self._bad("error", process)
         elif request.t_first_ns is not None:
-            if request.t_first_ns - request.t_arrival_ns <= self._slo_ns:
+            if self._in_time(request):
                 self._add(requests.SLO_REQUESTS, process, 1.0)
                 self._add(requests.SLO_GOOD, process, 1.0)
             else:
@@ -86,14 +88,34 @@ class Objective:
             elif not request.complete:
                 self._bad("cut", process)
 
+    def _in_time(self, request: RequestTiming) -> bool:
+        first_ns = request.t_first_ns
+        return first_ns is not None and first_ns - request.t_arrival_ns <= self._slo_ns
+
+    def _was_counted(self, request: RequestTiming) -> bool:
+        """Whether it was counted while it waited. One that was answered in time was not: another that came
+        with it was."""
+        missed = self._missed.get(request.t_arrival_ns)
+        if missed is None or self._in_time(request):
+            return False
+        missed.count -= 1
+        if missed.count <= 0:
+            del self._missed[request.t_arrival_ns]
+        return True
+
     def forget(self, now_ns: int) -> None:
-        """Drop what nothing was heard of for `KEEP_NS`."""
+        """Drop what nothing was heard of for `KEEP_NS`, unless a request that is as old still runs."""
         horizon = now_ns - KEEP_NS
-        self._missed = {at: missed for at, missed in self._missed.items() if missed.seen_ns > horizon}
+        self._oldest = {pid: told for pid, told in self._oldest.items() if told[0] > horizon}
+        oldest = min((arrival for _, arrival in self._oldest.values()), default=now_ns)
+        self._missed = {
+            at: missed for at, missed in self._missed.items() if missed.seen_ns > horizon or at >= oldest
+        }
 
     def clear(self) -> None:
         """The tracer is gone: the next one knows none of these requests."""
         self._missed = {}
+        self._oldest = {}
 
     def _bad(self, reason: str, process: Labels) -> None:
         self._add(requests.SLO_REQUESTS, process, 1.0)

@@ -8,7 +8,7 @@ from collectors import metrics
 from collectors.aggregate import FORGET_NS, Aggregator
 from collectors.metrics.requests import BAD_REASONS
 from collectors.prometheus import PrometheusSink
-from probes.feed.events import Event
+from probes.feed.events import Event, OpenRequests
 from tests.collectors.scripted import MS, S, process, request, step, waiting
 
 CHAT = {"pid": "1", "comm": "chat"}
@@ -75,6 +75,27 @@ def test_pipelined_requests_that_came_together_are_counted_each() -> None:
     run.at(3 * S, *(request(0, [2500 * MS], 3 * S, fd=9) for _ in range(3)))
     run.at(3 * S, waiting(3 * S, [0]))
     assert run.counted(**CHAT) == (4, 0, {"waiting": 4})
+
+
+def test_a_request_that_is_answered_late_and_for_long_is_counted_once() -> None:
+    run = Run()
+    run.at(2 * S, waiting(2 * S, [0]))
+    for now in range(3, 400):
+        # Its first token has come: it runs and does not wait.
+        run.at(now * S, OpenRequests(now * S, 1, "chat", 1, 0, []))
+    run.at(400 * S, request(0, [3 * S, 399 * S], 400 * S), waiting(400 * S, []))
+    assert run.counted(**CHAT) == (1, 0, {"waiting": 1})
+    assert len(run.of._objective) == 0
+
+
+def test_requests_that_came_together_are_told_apart_by_their_first_token() -> None:
+    run = Run()
+    run.at(2 * S, waiting(2 * S, [0]))
+    run.at(3 * S, request(0, [500 * MS], 3 * S))
+    assert run.counted(**CHAT) == (2, 1, {"waiting": 1})
+    run.at(4 * S, request(0, [3 * S], 4 * S))
+    assert run.counted(**CHAT) == (2, 1, {"waiting": 1})
+    assert len(run.of._objective) == 0
 
 
 def test_a_connection_that_is_handed_to_another_process_is_the_same_request() -> None:
@@ -218,8 +239,10 @@ def test_a_service_that_becomes_known_is_used_from_then_on() -> None:
 
 def test_the_tracers_silence_is_told_while_it_is_connected() -> None:
     run = Run()
+    run.at(9 * S)
     assert run.value(metrics.collector.TRACER_SILENCE) is None
-    run.of.connected = True
+    run.of.connect(10 * S)
+    assert run.value(metrics.collector.TRACER_SILENCE) == 0
     run.at(10 * S)
     run.at(10 * S, step(1, 2))
     run.at(75 * S)
