@@ -1,9 +1,9 @@
 // aclrtStreamAbort and aclrtDeviceTaskAbort: the vendor's stream is aborted, and what its lane holds here is
 // dropped.
 //
-// Nobody may hang on what was dropped: events whose records were are recorded on the empty stream, and a
-// synchronise that waits in the lane is answered with the abort's error, as is a synchronise of such an
-// event.
+// Nobody may hang on what was dropped. An event whose record was dropped is recorded on the stream, which is
+// empty then. A synchronise that waits in the lane is answered with the abort's error. So is a synchronise of
+// such an event.
 //
 // Owns the count of aborts. Calls the vendor, the lanes and what holds something for a lane. The dispatching
 // thread's.

@@ -1,8 +1,8 @@
 // Calls to the dispatching thread from other threads.
 //
-// A call owns all its data: its function captures nothing, and its arguments
-// are copied. So the caller may give up at any time and nothing dangles. A caller that gives up cancels the
-// call: it is then never run. A result must be looked at, since a call that was not run has none.
+// A call owns all its data: its function captures nothing, and its arguments are copied. So the caller may
+// give up at any time and nothing dangles. A caller that gives up cancels the call: it is then never run. A
+// result must be looked at, since a call that was not run has none.
 #pragma once
 
 #include <atomic>

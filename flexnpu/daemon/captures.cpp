@@ -14,10 +14,11 @@ constexpr int32_t kLastReplayMs = 2'000;
 // A free that comes amid the capture waits for what the stream was given before, and cannot ask the stream.
 void Captures::begin(Lane& lane) {
     lane.in_capture = true;
-    lane.before_capture = spares_.event();
-    if (lane.before_capture && vendor_.aclrtRecordEvent(lane.before_capture, lane.stream) != 0) {
-        spares_.give_event(std::exchange(lane.before_capture, nullptr));
-    }
+    void* event = spares_.event();
+    if (event && vendor_.aclrtRecordEvent(event, lane.stream) != 0)
+        spares_.give_event(std::exchange(event, nullptr));
+    // A free that waits for it may outlast the capture.
+    if (event) lane.before_capture = {event, [this](void* e) { vendor_.aclrtDestroyEvent(e); }};
 }
 
 void Captures::forget(Session& s, const std::shared_ptr<Graph>& graph) {
@@ -30,7 +31,7 @@ void Captures::forget(Session& s, const std::shared_ptr<Graph>& graph) {
         }
         lane->ending.reset();
         lane->in_capture = false;
-        if (lane->before_capture) spares_.give_event(std::exchange(lane->before_capture, nullptr));
+        lane->before_capture.reset();
         lanes_.flow(*lane);
     }
     if (graph->over) return;
@@ -47,7 +48,7 @@ void Captures::tear_down(Session& s) {
         lane->ending.reset();
         lane->group.reset();
         lane->update.reset();
-        if (lane->before_capture) vendor_.aclrtDestroyEvent(std::exchange(lane->before_capture, nullptr));
+        lane->before_capture.reset();
         if (vendor_.aclrtSynchronizeStreamWithTimeout(lane->stream, kLastReplayMs) != acl::RT_WAIT_TIMEOUT)
             return;
         // It waits for what its program will not do any more.

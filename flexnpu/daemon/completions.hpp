@@ -28,7 +28,7 @@ public:
         void* end;
         void* start;        // with `start`, the device time between the two is measured
         uint64_t ticket;    // 0: a fence of the lane, not an operator
-        bool call = false;  // the lane's next host function
+        bool call = false;  // the host function with this ticket
     };
     // Called on any thread, one marker of a lane after the other, with the time in us, or -1.
     using Done = std::function<void(const Marker&, double us)>;

@@ -48,7 +48,14 @@ void Dispatch::dispatch(Lane& lane, const gate::Decision& d) {
     const ItemType type = item->type();
     // What would have been updated is left alone. Its events stay: others wait for them.
     const bool orders = type == ItemType::record || type == ItemType::wait || type == ItemType::reset;
-    if (lane.update_failed && item->capturing && type != ItemType::update_end && !orders) return;
+    if (lane.update_failed && item->capturing && type != ItemType::update_end && !orders) {
+        if (start) spares_.give_event(start);
+        if (type == ItemType::call) item->as<CallItem>().dropped();
+        if (type == ItemType::host_func) host_calls_.drop(lane, *item);
+        lent_.give_back(lane, *item);
+        lanes_.release(*item);
+        return lanes_.call_over(lane.id, d.ticket);  // nothing that follows waits for it
+    }
     {
         Failures::Dispatching of(failures_, *item);
         call_vendor(lane, *item, of);
@@ -166,6 +173,7 @@ void Dispatch::copy(Lane& lane, Item& item) {
     if (!c.buffer && c.block < 0) return;
     void* event = e == 0 ? spares_.event() : nullptr;
     if (event && vendor_.aclrtRecordEvent(event, lane.stream) == 0) return lent_.lend(lane, event, c);
+    if (event) spares_.give_event(event);
     if (e == 0) vendor_.aclrtSynchronizeStream(lane.stream);
     lent_.give_back(lane, c);
 }

@@ -119,7 +119,8 @@ void Dispatcher::turn() {
     run_posted();
     if (stop_) return;  // not after another sleep
     bool worked = drain();
-    for (const auto& s : sessions_.all()) worked |= host_calls_.poll(*s);
+    for (const auto& s : sessions_.all())
+        guard(s.get(), "a host function's end", [&] { worked |= host_calls_.poll(*s); });
     if (!worked) turn_.now = now_ns();
     const uint64_t now = turn_.now;
     guard(nullptr, "a timer", [&] { timers_.run(now); });
@@ -131,7 +132,9 @@ void Dispatcher::turn() {
     }
     if (lent_.due(now)) {
         for (auto& s : sessions_.all()) {
-            s->each_lane([this](const std::shared_ptr<Lane>& lane) { lent_.reclaim(*lane, false); });
+            guard(s.get(), "a buffer's return", [&] {
+                s->each_lane([this](const std::shared_ptr<Lane>& lane) { lent_.reclaim(*lane, false); });
+            });
         }
     }
     if (syncs_.poll(now)) {
@@ -256,8 +259,8 @@ void Dispatcher::pump() {
 void Dispatcher::reached(uint32_t id, const Completions::Marker& m, double us) {
     Lane* lane = lanes_.find(id);
     if (!lane) return;
+    if (m.call) return host_calls_.reached(*lane, m.ticket);
     if (m.ticket != 0) return gate_.completed(now_ns(), id, m.ticket, us);
-    if (m.call) return host_calls_.reached(*lane);
     lanes_.not_full(*lane);
 }
 

@@ -13,21 +13,21 @@ void HostCalls::dispatch(Lane& lane, const Item& item) {
     int32_t status = acl::STREAM_NOT_READY;
     if (lane.calls.size() == 1 && vendor_.aclrtStreamQuery(lane.stream, &status) == 0 &&
         status == acl::STREAM_COMPLETE)
-        return reached(lane);
+        return reached(lane, item.ticket);
     void* event = spares_.event();
     if (event && vendor_.aclrtRecordEvent(event, lane.stream) == 0)
-        return markers_.add(lane, {event, nullptr, 0, true});
+        return markers_.add(lane, {event, nullptr, item.ticket, true});
     // When the stream reaches it cannot be told: it does not run, rather than too early.
     if (event) spares_.give_event(event);
     lane.session->host_backlog.push_back({lane.id, lane.calls.back(), true});
     lane.calls.pop_back();
-    lane.calling = lane.calling && lane.call != item.ticket;
     failures_.fail(lane, acl::RT_INTERNAL, "FlexNPU: no event for a host function");
     tell(*lane.session);
+    lanes_.call_over(lane.id, item.ticket);
 }
 
-void HostCalls::reached(Lane& lane) {
-    if (lane.calls.empty()) return;  // dropped meanwhile
+void HostCalls::reached(Lane& lane, uint64_t ticket) {
+    if (lane.calls.empty() || lane.calls.front().ticket != ticket) return;  // dropped meanwhile
     const Lane::Call call = lane.calls.front();
     lane.calls.pop_front();
     lane.session->host_backlog.push_back({lane.id, call, false});

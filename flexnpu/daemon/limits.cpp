@@ -6,8 +6,7 @@ namespace flexnpu::daemon {
 
 namespace {
 
-// Connections beyond a user's sessions: of programs that learn that they are
-// refused.
+// Connections beyond a user's sessions: of programs that learn that they are refused.
 constexpr uint64_t kSpareConnections = 32;
 
 std::string user(uint32_t uid) { return "user " + std::to_string(uid); }

@@ -6,6 +6,28 @@
 
 namespace flexnpu::daemon {
 
+namespace {
+
+// From so many earlier records on, those whose waits are over are looked for.
+constexpr size_t kMostEarlier = 8;
+
+}  // namespace
+
+void Event::renew(std::shared_ptr<Mark> fresh) {
+    if (mark->queued_waits) earlier.push_back(mark);
+    mark = std::move(fresh);
+    if (earlier.size() > kMostEarlier) waits_pending();
+}
+
+bool Event::waits_pending() {
+    std::erase_if(earlier, [](const std::shared_ptr<Mark>& m) {
+        int32_t status = acl::EVENT_WAIT_NOT_READY;
+        return m->queued_waits == 0 && (m->vendor.aclrtQueryEventWaitStatus(m->event, &status) != 0 ||
+                                        status == acl::EVENT_WAIT_COMPLETE);
+    });
+    return !earlier.empty();
+}
+
 Mark* Lanes::obstacle(const Item& item) {
     if ((item.type() == ItemType::wait || item.type() == ItemType::reset) && item.mark->pending &&
         !item.as_it_is)

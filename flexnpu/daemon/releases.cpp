@@ -28,9 +28,18 @@ void Releases::when_unused(Session& s, const Reply& reply, MemoryMap::Range rang
             // asked.
             std::vector<void*> ours, all;
             std::vector<std::shared_ptr<Lane>> streams;
+            // What the program has destroyed runs on, and is in nobody's table: its end is waited for.
+            std::copy_if(s.leaving_lanes.begin(), s.leaving_lanes.end(), std::back_inserter(uses),
+                         [](const auto& lane) { return !lane.expired(); });
+            bool known = true;
+            std::vector<std::shared_ptr<void>>
+                captures;  // others' events, which must not serve again meanwhile
             s.each_lane([&](const std::shared_ptr<Lane>& lane) {
-                if (lane->in_capture)
-                    return all.push_back(lane->before_capture);  // what came before is all that runs there
+                if (lane->in_capture) {  // what came before is all that runs there
+                    known = known && lane->before_capture;
+                    captures.push_back(lane->before_capture);
+                    return all.push_back(lane->before_capture.get());
+                }
                 markers_.progress(*lane);
                 if (lane->given == lane->over && !lane->in_flight_since_sync) return;
                 void* e = lane->in_update ? nullptr : spares_.event();
@@ -43,7 +52,8 @@ void Releases::when_unused(Session& s, const Reply& reply, MemoryMap::Range rang
             std::erase(all, nullptr);
             workers_.of(*reply.ring)
                 .post([this, &s, at, reply, uses = std::move(uses), ours = std::move(ours),
-                       all = std::move(all), streams = std::move(streams), job = std::move(job)]() mutable {
+                       all = std::move(all), streams = std::move(streams), captures = std::move(captures),
+                       known, job = std::move(job)]() mutable {
                     // A session that has ended is torn down behind this: nothing is waited for.
                     const uint64_t within_ms = reply.ring->closed ? 0 : uint64_t(kLongestUseMs);
                     const uint64_t deadline = wire::now_ns() + within_ms * 1'000'000;
@@ -51,7 +61,7 @@ void Releases::when_unused(Session& s, const Reply& reply, MemoryMap::Range rang
                         return int32_t(
                             std::max<int64_t>((int64_t(deadline) - int64_t(wire::now_ns())) / 1'000'000, 1));
                     };
-                    bool over = true;
+                    bool over = known;
                     for (void* e : all)
                         over = over &&
                                vendor_.aclrtSynchronizeEventWithTimeout(e, left()) != acl::RT_WAIT_TIMEOUT;

@@ -121,7 +121,12 @@ struct Event : std::enable_shared_from_this<Event> {
     Holding place;     // among the events of who made it
     std::shared_ptr<Mark> mark;
     std::vector<std::shared_ptr<Mark>>
-        earlier;  // that waits may still mean; kept for aclrtQueryEventWaitStatus
+        earlier;          // that waits may still mean; kept for aclrtQueryEventWaitStatus
+    std::string ipc_key;  // by which others open it; empty: not exported
+    // The record of now is `fresh`: waits that were there before keep the mark that they mean.
+    void renew(std::shared_ptr<Mark> fresh);
+    // Whether waits for earlier records are under way. Forgets those that are over.
+    bool waits_pending();
 };
 
 // A resource that a dispatched copy still reads.
@@ -198,8 +203,9 @@ struct Lane : std::enable_shared_from_this<Lane> {
     bool update_failed = false;   // the same, as of the last item dispatched
     // As of the last item dispatched:
     bool in_capture = false, in_update = false;
-    void* before_capture = nullptr;  // an event behind what the vendor's stream held when it began to capture
-    Graph* graph() const;            // that the lane captures or updates, or nullptr
+    // An event behind what the vendor's stream held when it began to capture.
+    std::shared_ptr<void> before_capture;
+    Graph* graph() const;  // that the lane captures or updates, or nullptr
     bool idle() const { return backlog.empty() && queue.empty() && !calling; }
     bool held() const { return blocked || full || calling || aborting || first_call; }
 };
@@ -264,7 +270,7 @@ struct Session : std::enable_shared_from_this<Session> {
         uint32_t times;
     };
     std::map<std::string, Import> imports;
-    std::vector<uint64_t> ipc_events;  // handles of events that it has exported or opened
+    std::set<uint64_t> ipc_events;  // handles of events that it has exported or opened
     // Memory that the program gave back and that what it launched before may still touch.
     std::mutex leaving_mutex;
     std::list<MemoryMap::Range> leaving;
@@ -312,6 +318,11 @@ struct Session : std::enable_shared_from_this<Session> {
     void each_lane(F f) const {
         if (default_lane) f(default_lane);
         streams.each(f);
+    }
+    // Whether a stream that the program has destroyed is not over.
+    bool lanes_leave() const {
+        return std::any_of(leaving_lanes.begin(), leaving_lanes.end(),
+                           [](const auto& one) { return !one.expired(); });
     }
     // To be kept for as long as a call on a worker touches device memory.
     std::shared_ptr<void> use() {

@@ -62,7 +62,7 @@ std::shared_ptr<HostMemory> Sessions::retire_host(const std::shared_ptr<Session>
     Session& s = *session;
     auto it = s.host.find(number);
     if (it == s.host.end()) return nullptr;
-    bool quiet = s.queued == 0 &&
+    bool quiet = s.queued == 0 && !s.lanes_leave() &&
                  std::all_of(s.uses.begin(), s.uses.end(), [](const auto& use) { return use.expired(); });
     s.each_lane([&](const std::shared_ptr<Lane>& lane) {
         int32_t status = acl::STREAM_NOT_READY;

@@ -70,7 +70,7 @@ int vsnprintf_s(char* to, size_t room, size_t most, const char* format, va_list 
         to[0] = 0;
         return -1;
     }
-    if (static_cast<size_t>(n) > most) return -1;  // cut, as asked for
+    if (static_cast<size_t>(n) > most && most < room) return -1;  // cut, as asked for
     if (static_cast<size_t>(n) >= room) {
         to[0] = 0;
         return -1;

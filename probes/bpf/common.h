@@ -4,14 +4,12 @@
 // A lane is a stream of a process. Its running step begins and ends as `probes/steps/phases.py` describes; in
 // short:
 //   - the second call of an embedding opens a step, and so does the launch of a captured graph that holds
-//   one,
-//     or before which new input came. Other graphs are pieces of the step that runs;
+//     one, or before which new input came. Other graphs are pieces of the step that runs;
 //   - a step ends at a point of its lane, behind its longest run of work: where somebody waits, or where its
 //     result is copied to the host. Points behind the next step's input are not its own. It is not known to
 //     have ended before the next one opens, because a forward pass may wait in its middle;
 //   - a wait says what is over: all that was launched before the record that it waits for, or before the
-//   call.
-//     A step whose launches are over is told when a wait says that it is over itself;
+//     call. A step whose launches are over is told when a wait says that it is over itself;
 //   - a stream that waits for events of a model's lane is a side lane: what is copied there is the model's;
 //   - a step opened by a whole graph or by an attention operator, and plain work, ends at the first wait.
 // A run is measured in launches where every launch is probed (`struct target`), else in time.

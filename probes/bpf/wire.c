@@ -1,10 +1,11 @@
 // The traffic of HTTP connections of chosen processes, from syscall tracepoints.
 //
 // A connection is a socket that a target accepted, or on which a read of a target began with an HTTP method.
-// It is known by the kernel's socket, whichever descriptor of whichever target it is used by; all other
-// descriptors cost two map look-ups a call and nothing in user space. Of each call a bounded part is copied
-// to the ring buffer, in slices, each with its offset in the direction's byte stream: whoever reads the
-// slices sees every hole, be it a copy limit, a full ring, or bytes that the program never had in its hands.
+// It is known by the kernel's socket, whichever descriptor of whichever target it is used by. Files and pipes
+// cost two map look-ups a call. So do other sockets, and each of their reads a look at its first bytes as
+// well. Nothing of them comes to user space. Of each call a bounded part is copied to the ring buffer, in
+// slices, each with its offset in the direction's byte stream: whoever reads the slices sees every hole, be
+// it a copy limit, a full ring, or bytes that the program never had in its hands.
 #include "wire_options.h"
 
 #include "pid.h"

@@ -414,3 +414,51 @@ TEST_CASE("memory that is given back is nobody's until the copies of other threa
     for (int i = 0; i < 1000 && mock.mock_held().memory > 0; i++) usleep(2000);
     CHECK(mock.mock_held().memory == 0);
 }
+
+TEST_CASE("a short answer bears nothing of the daemon's memory") {
+    Running running;
+    RawClient c(running.path());
+    c.open();
+    const Objects o = furnish(c);
+    REQUIRE(c.call(Kind::memset, wire::Memset{o.stream, o.memory, 8, 8, 0x5a, 1}) == 0);
+    for (int i = 0; i < 3; i++) {
+        const wire::Copy out{0, 0, o.memory, 1, Place::inline_data, Place::device, 0, 0, 0, 1};
+        REQUIRE(c.call(Kind::copy, out) == 0);
+        CHECK(c.word() == 0x5a);
+    }
+}
+
+TEST_CASE("an event that is exported again and again is exported once, and leaves room for others'") {
+    Running running;
+    RawClient greedy(running.path()), other(running.path());
+    const auto exported = [](RawClient& c, uint64_t event) {
+        wire::Share w{};
+        w.call = wire::Share::export_event;
+        w.handle = event;
+        Bytes p;
+        append(p, w);
+        return c.call(Kind::share, p);
+    };
+    const auto make = [](RawClient& c, uint32_t index) {
+        const uint64_t event = wire::make_handle(wire::HandleKind::event, index, 1);
+        REQUIRE(c.call(Kind::create_event, wire::CreateEvent{event, acl::EVENT_IPC, 0}) == 0);
+        return event;
+    };
+    greedy.open();
+    other.open();
+    const uint64_t event = make(greedy, 1);
+    REQUIRE(exported(greedy, event) == 0);
+    const uint64_t key = greedy.word();
+    for (int i = 0; i < 20'000; i++) {
+        if (exported(greedy, event) != 0 || greedy.word() != key) FAIL("another key, or none");
+    }
+    // And with events of its own it does not get further than its own limit.
+    int refused = 0;
+    for (uint32_t i = 2; i < 2200; i++) refused += exported(greedy, make(greedy, i)) != 0;
+    CHECK(refused > 0);
+    CHECK(exported(other, make(other, 1)) == 0);
+    CHECK(other.word() != key);
+    // What has been destroyed counts no more.
+    CHECK(greedy.call(Kind::destroy_event, wire::EventOp{event, 0, 0}) == 0);
+    CHECK(exported(greedy, make(greedy, 5000)) == 0);
+}

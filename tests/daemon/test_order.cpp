@@ -391,6 +391,31 @@ TEST_CASE("a wait means the record before it, across re-records, resets and dest
     CHECK(memsets_since(from) == 1);
 }
 
+TEST_CASE("memory is not given back while a stream that was destroyed still uses it") {
+    aclrtStream s = nullptr;
+    void* p = nullptr;
+    REQUIRE(client().aclrtCreateStream(&s) == 0);
+    REQUIRE(client().aclrtMalloc(&p, 4096, 0) == 0);
+    const int64_t streams = mock().mock_held().streams;
+    mock().mock_hold(1);
+    REQUIRE(client().aclrtMemsetAsync(p, 4096, 1, 4096, s) == 0);
+    const uint64_t from = mock().count();
+    std::thread destroys([&] { CHECK(client().aclrtDestroyStream(s) == 0); });
+    usleep(100'000);  // by now it has left the table of streams, and waits for the memset
+    std::atomic<bool> freed{false};
+    std::thread frees([&] {
+        CHECK(client().aclrtFree(p) == 0);
+        freed = true;
+    });
+    usleep(100'000);
+    CHECK(!freed);
+    for (const MockCall& c : mock().since(from)) CHECK(c.a != reinterpret_cast<uint64_t>(p));
+    mock().mock_hold(0);
+    destroys.join();
+    frees.join();
+    CHECK(mock().mock_held().streams == streams - 1);
+}
+
 TEST_CASE("a thread's errors are its own") {
     CHECK(client().aclrtSynchronizeStream(&client()) == acl::RT_INVALID_HANDLE);
     std::thread([&] {

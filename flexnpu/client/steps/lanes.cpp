@@ -83,7 +83,10 @@ StepLane& Steps::make(uint64_t stream) {
     std::lock_guard held(lane->mutex_);
     close_for_next(*lane, FLEXNPU_STEP_BY_GAP);
     settle_pending(*lane, 0, FLEXNPU_STEP_BY_GAP);
-    for (Lane* side : lane->sides_) side->main_.store(nullptr, relaxed);
+    for (Lane* side : lane->sides_) {
+        Lane* ours = lane;  // one that follows another lane by now keeps to that
+        side->main_.compare_exchange_strong(ours, nullptr, relaxed);
+    }
     lane->sides_.clear();
     lane->main_.store(nullptr, relaxed);
     lane->follows_ = nullptr;

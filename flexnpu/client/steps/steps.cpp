@@ -99,7 +99,10 @@ void Steps::close(Lane& lane, uint64_t t_end, uint32_t ended_by, const Totals& e
 }
 
 void Steps::forget_step(Lane& lane, const Totals& end) {
-    for (Lane* side : lane.sides_) side->side_taken_ = side->launches_.load(relaxed);
+    for (Lane* side : lane.sides_) {
+        if (side->main_.load(relaxed) == &lane)
+            side->side_taken_.store(side->launches_.load(relaxed), relaxed);
+    }
     lane.base_ = end;
     lane.seq_++;
     lane.kind_ = Kind::between;

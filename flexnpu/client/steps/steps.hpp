@@ -7,16 +7,15 @@
 //   - a step ends at a point of its lane: behind its body, where its result is copied to the host, or where
 //     somebody waits. Waits in its middle, and what is launched for the next step, are no ends of it;
 //   - a wait says what is over: all that was launched before the record that it waits for, or before the
-//   call.
-//     So a wait for the step before, on another thread, ends that step and not the one that is launched;
+//     call. So a wait for the step before, on another thread, ends that step and not the one that is
+//     launched;
 //   - a step is told when the next one has opened and its own end is over, because a forward pass may wait in
 //     its middle. Until the next one opens it stands in a table that a reader may look at (MAYBE);
 //   - a stream that waits for events of a model's lane (copies, sampling) is a side lane. It has no steps of
 //     its own: what is done there belongs to the model's;
 //   - where no step runs, an attention operator opens one: the model's embedding is some other operator;
 //   - a step of a whole graph or of an attention operator, or on a lane that never showed a model, ends at
-//   the
-//     first wait;
+//     the first wait;
 //   - what is launched between two steps counts in the later one.
 //
 // The counting never stops, so a reader that comes in the middle of a step is given the next whole one.
@@ -111,9 +110,9 @@ class alignas(64) StepLane {
     std::atomic<StepLane*> main_{nullptr};  // of a side lane: the model's
     StepLane* follows_ = nullptr;           // up to where its last wait for an event made it wait
     uint64_t follows_launches_ = 0, follows_graphs_ = 0;
-    uint64_t side_taken_ = 0;            // of a side lane: launches that the main one's steps have counted
-    std::vector<StepLane*> sides_;       // of a main lane
-    std::atomic<uint64_t> updating_{0};  // the graph whose task group launches now give new arguments
+    std::atomic<uint64_t> side_taken_{0};  // of a side lane: launches that the main one's steps have counted
+    std::vector<StepLane*> sides_;         // of a main lane
+    std::atomic<uint64_t> updating_{0};    // the graph whose task group launches now give new arguments
     flexnpu_step_evidence evidence_{};
 };
 
@@ -171,7 +170,8 @@ public:
     }
     // `key`: the metadata of the operator's first call behind the operator's number (wire/meta.hpp);
     // `t_first`: when that was, 0: not known.
-    // All three come before the launch, and say whether it begins a step (none of a capture does).
+    // All three come before the launch, and say whether it begins a step. None of a capture does, nor an
+    // attention operator while nobody listens: it is not looked at then.
     bool embedding(StepLane& lane, std::span<const uint8_t> key, uint64_t t_first);
     bool attention(StepLane& lane, std::span<const uint8_t> key, StepRole role);
 
@@ -188,11 +188,7 @@ public:
     StepMark mark_of_event(uint64_t event);
     std::vector<StepMark> marks();  // of all lanes
     void reached(const StepMark& mark);
-    // In one, where nobody else launches meanwhile.
-    void synchronised(uint64_t stream);
-    void device_synchronised();
     void event_recorded(uint64_t event, uint64_t stream);
-    void event_synchronised(uint64_t event);
     // The stream waits for an event.
     void event_awaited(uint64_t event, uint64_t stream);
     // A copy between host and device of the stream; `waits`: of none (aclrtMemcpy), and the call returns when

@@ -108,7 +108,7 @@ void Steps::make_side(Lane& lane, Lane* main) {
         lane.t_open_.store(0, relaxed);
     }
     std::lock_guard lock(main->mutex_);
-    lane.side_taken_ = lane.launches_.load(relaxed);
+    lane.side_taken_.store(lane.launches_.load(relaxed), relaxed);
     if (std::find(main->sides_.begin(), main->sides_.end(), &lane) == main->sides_.end())
         main->sides_.push_back(&lane);
 }
@@ -117,7 +117,8 @@ void Steps::make_side(Lane& lane, Lane* main) {
 uint64_t Steps::side_launches(const Lane& lane) const {
     uint64_t sum = 0;
     for (const Lane* side : lane.sides_) {
-        if (side->main_.load(relaxed) == &lane) sum += side->launches_.load(relaxed) - side->side_taken_;
+        if (side->main_.load(relaxed) == &lane)
+            sum += side->launches_.load(relaxed) - side->side_taken_.load(relaxed);
     }
     return sum;
 }
@@ -154,12 +155,6 @@ void Steps::reached(const StepMark& mark) {
     }
 }
 
-void Steps::synchronised(uint64_t stream) { reached(mark(stream)); }
-
-void Steps::device_synchronised() {
-    for (const StepMark& m : marks()) reached(m);
-}
-
 void Steps::event_recorded(uint64_t event, uint64_t stream) {
     const uint32_t i = wire::handle_index(event);
     auto& slot = events_[i / kEventChunk];
@@ -188,8 +183,6 @@ StepMark Steps::mark_of_event(uint64_t event) {
         kept.lane.load(relaxed),    kept.launches.load(relaxed),         kept.graphs.load(relaxed),
         kept.follows.load(relaxed), kept.follows_launches.load(relaxed), kept.follows_graphs.load(relaxed)};
 }
-
-void Steps::event_synchronised(uint64_t event) { reached(mark_of_event(event)); }
 
 void Steps::event_awaited(uint64_t event, uint64_t stream) {
     StepMark m = mark_of_event(event);

@@ -174,8 +174,7 @@ void CaptureRecords::group_end(Session& s, Payload p, const Reply& reply) {
 }
 
 // Updates are not waited for: a decode step makes one a layer. What is wrong with one is told at the stream's
-// next synchronise, and what it would have updated is left alone: nothing of it is run as an operator of its
-// own.
+// next synchronise, and what it would have updated is left alone: no operator or kernel of it runs by itself.
 void CaptureRecords::update_begin(Session& s, Payload p) {
     wire::GraphOp o;
     Lane* lane = taken(s, p, &o);

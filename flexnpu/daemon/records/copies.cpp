@@ -130,7 +130,7 @@ void CopyRecords::copy(Session& s, Payload p, const Reply& reply) {
     }
     if (to_inline && copy_engine_.slow()) {
         worker_of(*reply.ring).post([this, use = s.use(), from, kind, n = c.bytes, reply] {
-            uint64_t words[wire::kReplyWords];
+            uint64_t words[wire::kReplyWords] = {};  // what is sent is rounded up
             const int32_t e = vendor_.aclrtMemcpy(words, n, reinterpret_cast<const void*>(from), n, kind);
             if (e)
                 reply.fail({e, vendor_.message("aclrtMemcpy", e)});
@@ -146,7 +146,7 @@ void CopyRecords::copy(Session& s, Payload p, const Reply& reply) {
         return reply.ok();
     }
     if (to_inline) {
-        uint64_t words[wire::kReplyWords];
+        uint64_t words[wire::kReplyWords] = {};  // what is sent is rounded up
         const int32_t e =
             vendor_.aclrtMemcpy(words, c.bytes, reinterpret_cast<const void*>(from), c.bytes, kind);
         if (e) return reply.fail({e, vendor_.message("aclrtMemcpy", e)});

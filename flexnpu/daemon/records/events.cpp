@@ -12,7 +12,6 @@ namespace flexnpu::daemon {
 namespace {
 
 // An event's earlier records are looked at when there are more than these.
-constexpr size_t kMostEarlier = 8;
 // How often a wait for another session's stream looks whether its own session has ended.
 constexpr int32_t kEventSliceMs = 500;
 // Events that could not be made, kept for what names them.
@@ -24,15 +23,6 @@ Failure not_reached(const char* function) {
 }
 
 // Whether waits for earlier records of the event are outstanding. Forgets records for which none are.
-bool waits_pending(Event& e) {
-    std::erase_if(e.earlier, [](const std::shared_ptr<Mark>& m) {
-        int32_t status = acl::EVENT_WAIT_NOT_READY;
-        return m->queued_waits == 0 && (m->vendor.aclrtQueryEventWaitStatus(m->event, &status) != 0 ||
-                                        status == acl::EVENT_WAIT_COMPLETE);
-    });
-    return !e.earlier.empty();
-}
-
 // Why a handle names no event of the session.
 Failure no_event(const Session& s, const char* function, uint64_t handle) {
     if (const auto bad = s.bad_events.find(handle); bad != s.bad_events.end()) return bad->second;
@@ -97,6 +87,7 @@ void EventRecords::destroy(Session& s, Payload p, const Reply& reply) {
     if (!taken(s, p, &o, reply, "aclrtDestroyEvent")) return;
     if (!s.events.remove(o.event))
         return refuse(s, reply, acl::RT_INVALID_HANDLE, hex(o.event) + " is not an event");
+    s.ipc_events.erase(o.event);
     reply.ok();
 }
 
@@ -136,8 +127,7 @@ bool EventRecords::capture(Session& s, Lane& lane, Event& event, ItemType type) 
 void EventRecords::use_real(Lane& lane, Event& event, ItemType type, int64_t deadline_ns) {
     auto item = std::make_unique<Item>(event_work(type, deadline_ns));
     if (type == ItemType::record) {
-        if (event.mark->queued_waits) event.earlier.push_back(event.mark);
-        event.mark = std::make_shared<Mark>(event.mark);
+        event.renew(std::make_shared<Mark>(event.mark));
         event.mark->pending = event.mark->recorded = true;
         item->makes.push_back(event.mark);
     } else {
@@ -168,11 +158,9 @@ void EventRecords::record(Session& s, Payload p) {
         const int32_t err = e->ex ? vendor_.aclrtCreateEventExWithFlag(&fresh, e->flags)
                                   : vendor_.aclrtCreateEventWithFlag(&fresh, e->flags);
         if (err) return failures_.fail(*lane, err, vendor_.message("aclrtRecordEvent", err));
-        if (e->mark->queued_waits) e->earlier.push_back(e->mark);
-        e->mark = std::make_shared<Mark>(vendor_, fresh);
+        e->renew(std::make_shared<Mark>(vendor_, fresh));
         e->mark->between_sessions = e->ipc;
     }
-    if (e->earlier.size() > kMostEarlier) waits_pending(*e);
     e->mark->pending = e->mark->recorded = true;
     e->mark->error = 0;
     e->mark->capture = lane->capture;
@@ -248,7 +236,7 @@ void EventRecords::query(Session& s, Payload p, const Reply& reply) {
     // The three functions name the same two states by different numbers.
     if (o.stream == 2) {
         int32_t status = acl::EVENT_WAIT_NOT_READY;
-        if (!waits_pending(*e) && e->mark->queued_waits == 0) {
+        if (!e->waits_pending() && e->mark->queued_waits == 0) {
             if (int32_t err = vendor_.aclrtQueryEventWaitStatus(e->mark->event, &status))
                 return reply.fail({err, vendor_.message("aclrtQueryEventWaitStatus", err)});
         }

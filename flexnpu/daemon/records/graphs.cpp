@@ -62,7 +62,7 @@ void GraphRecords::launch(Session& s, Payload p, bool begins_step) {
         item->uses.push_back(e->mark);
     }
     for (const auto& e : graph->records) {
-        e->mark = std::make_shared<Mark>(e->mark);
+        e->renew(std::make_shared<Mark>(e->mark));
         e->mark->pending = e->mark->recorded = true;
         item->makes.push_back(e->mark);
     }

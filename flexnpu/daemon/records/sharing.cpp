@@ -14,6 +14,7 @@ std::string hex16(uint64_t v) {
 }
 
 constexpr size_t kMaxIpcEvents = 1 << 14;
+constexpr size_t kMaxIpcEventsPerSession = 1 << 11;
 
 Failure refusal(const char* function, Exports::Answer answer, int32_t process) {
     switch (answer) {
@@ -178,12 +179,19 @@ void SharingRecords::share_event(Session& s, const wire::Share& w, const std::st
             return refuse(s, reply, event ? acl::RT_PARAM_INVALID : acl::RT_INVALID_HANDLE,
                           "aclrtIpcGetEventHandle: not an event that was created with the IPC flag");
         }
-        std::erase_if(ipc_events_, [](const auto& e) { return e.second.expired(); });
-        if (ipc_events_.size() >= kMaxIpcEvents)
-            return refuse(s, reply, acl::RT_INTERNAL, "aclrtIpcGetEventHandle: too many events are exported");
-        const std::string made = Exports::random_key();
-        ipc_events_[made] = event;
-        s.ipc_events.push_back(w.handle);
+        std::string& made = event->ipc_key;
+        if (made.empty()) {
+            if (ipc_events_.size() >= kMaxIpcEvents)
+                std::erase_if(ipc_events_, [](const auto& e) { return e.second.expired(); });
+            if (s.ipc_events.size() >= kMaxIpcEventsPerSession || ipc_events_.size() >= kMaxIpcEvents)
+                return refuse(s, reply, acl::RT_INTERNAL,
+                              "aclrtIpcGetEventHandle: " + std::to_string(kMaxIpcEventsPerSession) +
+                                  " events of a program, and " + std::to_string(kMaxIpcEvents) +
+                                  " of all, can be shared with others");
+            made = Exports::random_key();
+            ipc_events_[made] = event;
+            s.ipc_events.insert(w.handle);
+        }
         uint64_t words[Exports::kKeyBytes / 8] = {};
         std::memcpy(words, made.data(), made.size());
         return reply.send(0, "", words, std::size(words));
@@ -195,7 +203,7 @@ void SharingRecords::share_event(Session& s, const wire::Share& w, const std::st
                       "aclrtIpcOpenEventHandle: no such event, or its owner has destroyed it or has ended");
     if (!s.events.add_at(w.handle, std::move(event)))
         return refuse(s, reply, acl::RT_INVALID_HANDLE, "aclrtIpcOpenEventHandle: the handle is not free");
-    s.ipc_events.push_back(w.handle);
+    s.ipc_events.insert(w.handle);
     reply.ok();
 }
 

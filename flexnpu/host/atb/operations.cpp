@@ -102,6 +102,10 @@ atb::Status rope(const atb::infer::RopeParam& p, atb::Operation** to) {
         to, {"RopeOperation", 5, 2, {0, 1}},
         [](const atb::VariantPack& pack, Prepared& made) {
             const auto& in = pack.inputs;
+            for (int i : {0, 1, 2, 3}) {
+                if (in[i].desc.shape.count == 0 || elements(in[i]) == 0)
+                    return complain(atb::kWrongShape, "Rope: an input without elements");
+            }
             const int64_t tokens = rows(in[2]), width = last(in[2]);
             for (int i : {0, 1}) {
                 if (pack.outputs[i].device != in[i].device) {

@@ -76,7 +76,12 @@ struct StepsFixture {
         begun += steps.attention(l, w.bytes(), client::StepRole::attention_query_kv);
         steps.launched(l);
     }
-    void sync(uint64_t stream = kStream) { steps.synchronised(stream); }
+    // A synchronise, as the client makes one: what is over is noted before it waits.
+    void sync(uint64_t stream = kStream) { steps.reached(steps.mark(stream)); }
+    void sync_device() {
+        for (const client::StepMark& m : steps.marks()) steps.reached(m);
+    }
+    void sync_event(uint64_t event) { steps.reached(steps.mark_of_event(event)); }
     static std::vector<flexnpu_step_record> of(uint32_t kind) {
         std::vector<flexnpu_step_record> out;
         for (const auto& r : told) {

@@ -145,7 +145,7 @@ TEST_CASE_FIXTURE(
     embed({3, 1}, kOther);
     launch(30);
     launch(40, kOther);
-    steps.device_synchronised();
+    sync_device();
     embed({1, 1});
     embed({3, 1}, kOther);
     CHECK(done().size() == 2);
@@ -153,15 +153,15 @@ TEST_CASE_FIXTURE(
     launch(10);
     steps.event_recorded(event, kStream);
     launch(2);  // of the next step already
-    steps.event_synchronised(event);
+    sync_event(event);
     embed({1, 1});
     REQUIRE(done().size() == 3);
     CHECK(done()[2].launches == 11);
     CHECK(done()[2].ended_by == FLEXNPU_STEP_BY_SYNC);
     // A record of a step that is over says nothing of the one that runs.
-    steps.event_synchronised(event);
+    sync_event(event);
     CHECK(entries[0].record.seq == 1);
-    steps.event_synchronised(event + 1);
+    sync_event(event + 1);
 }
 
 TEST_CASE_FIXTURE(Fixture, "time that the gate held belongs to the step amid which it grew") {

@@ -129,7 +129,7 @@ struct Engine : StepsFixture {
             steps.event_awaited(events[b], streams[a]);
         } else if (word == "wait-event") {
             rest >> a;
-            if (events.contains(a)) steps.event_synchronised(events[a]);
+            if (events.contains(a)) sync_event(events[a]);
         } else if (word == "side-out") {
             record("chosen", "main");
             steps.event_awaited(events["chosen"], kOther);
@@ -138,7 +138,7 @@ struct Engine : StepsFixture {
             arrived.push_back(events["arrived"]);
         } else if (word == "others-wait") {
             // Another thread waits for the last copy back: amid an iteration that of the one before.
-            if (!arrived.empty()) std::thread([&] { steps.event_synchronised(arrived.back()); }).join();
+            if (!arrived.empty()) std::thread([&] { sync_event(arrived.back()); }).join();
         } else if (word == "capture-pieces") {
             rest >> n;
             const uint64_t stream = wire::make_handle(wire::HandleKind::stream, 6, 1);
