@@ -19,8 +19,8 @@ from probes.feed.events import OpenRequests, RequestTiming
 GENERATION: Final = ("chat", "text_completion")
 """Operations of which every request is to have a first token."""
 KEEP_NS: Final = 120 * 10**9
-"""A request that was counted while it waited, and of whose end nothing is heard, is forgotten after this time, at
-the latest after twice of it. The time begins when no request is told of that is as old."""
+"""A request that was counted while it waited, and of whose end nothing is heard, is forgotten after this
+time, at the latest after twice of it. The time begins when no request is told of that is as old."""
 
 Arrival = int
 """By which a request is known again, ns: its connection may be handed to another process or descriptor.

@@ -19,7 +19,7 @@ _NAMES: Final = (
     "sh bash dash zsh fish busybox systemd init tini dumb-init docker-init supervisord s6-svscan runsvdir",
     "containerd-shim conmon runc crun podman dockerd screen sshd login su sudo kubelet slurmstepd make",
 )
-_STRANGERS: Final = frozenset(name for line in _NAMES for name in line.split())
+STRANGERS: Final = frozenset(name for line in _NAMES for name in line.split())
 """Programs that start anything: their children have nothing to do with one another."""
 
 
@@ -76,7 +76,7 @@ class ProcessFamilies:
                 break
             pid = entry.parent
             parent = self._look(pid)
-            if parent is None or parent.name in _STRANGERS or parent.name.startswith("tmux"):
+            if parent is None or parent.name in STRANGERS or parent.name.startswith("tmux"):
                 break
             found.append(pid)
         return found

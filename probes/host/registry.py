@@ -52,23 +52,43 @@ class Registry:
             if pid not in probes or (looks and start_time_of(pid) not in (None, self._started[pid])):
                 self._end(pid)
         wanted = [pid for pid in probes if looks or pid not in self._told]
-        # A machine's table of sockets may be long: it is read for who is watched there, or has no name yet.
-        asked = [pid for pid in wanted if pid in wired or not self._named(pid)]
+        names = {pid: self._name_of(pid) for pid in wanted}
+        nameless = [pid for pid, name in names.items() if name is None or not services.is_final(name)]
+        # An engine's work is its server's, which is above it.
+        above = {pid: self._families.ancestors(pid) for pid in nameless}
+        # A machine's table of sockets may be long: it is read once, for who is watched there or has no name.
+        own = {pid for pid in wanted if pid in wired}.union(nameless)
+        asked = own.union(*above.values())
         found = listening_of(asked) if asked else {}
+        for pid in nameless:
+            ports = {port for one in (pid, *above[pid]) if one in found for port in found[one].ports}
+            names[pid] = self._better(names[pid], services.of_ports(ports))
         for pid in wanted:
-            self._tell(pid, probes[pid], pid in wired, found.get(pid))
+            sockets = found.get(pid) if pid in own else None
+            self._tell(pid, names[pid], probes[pid], pid in wired, sockets)
 
-    def _named(self, pid: int) -> bool:
-        state = self._told.get(pid)
-        return state is not None and state.service is not None
+    def _name_of(self, pid: int) -> Service | None:
+        """The service of `pid` as it was told, or else by what needs no sockets."""
+        known = self._told.get(pid)
+        if known is not None and known.service is not None and known.service_from is not None:
+            return Service(known.service, known.service_from)
+        return services.of_process(pid)
+
+    @staticmethod
+    def _better(known: Service | None, found: Service | None) -> Service | None:
+        """What is counted under one name must not move to another, but from one that a restart changes."""
+        if known is None or (found is not None and services.is_final(found)):
+            return found
+        return known
 
     def _end(self, pid: int) -> None:
         del self._started[pid]
         self._on_event(dataclasses.replace(self._told.pop(pid), t_ns=time.monotonic_ns(), ended=True))
 
-    def _tell(self, pid: int, probes: int | None, wire: bool, sockets: Listening | None) -> None:
+    def _tell(
+        self, pid: int, service: Service | None, probes: int | None, wire: bool, sockets: Listening | None
+    ) -> None:
         known = self._told.get(pid)
-        service = self._service(pid, sockets)
         state = ProcessState(
             t_ns=time.monotonic_ns(),
             pid=pid,
@@ -86,15 +106,3 @@ class Registry:
             if known is None:
                 self._started[pid] = start_time_of(pid)
             self._on_event(state)
-
-    def _service(self, pid: int, sockets: Listening | None) -> Service | None:
-        """Once it is known it stays: what is counted under one name must not move to another."""
-        known = self._told.get(pid)
-        if known is not None and known.service is not None and known.service_from is not None:
-            return Service(known.service, known.service_from)
-        ports = sockets.ports if sockets is not None else ()
-        if not ports:
-            # An engine's work is its server's, which is above it.
-            above = listening_of(self._families.ancestors(pid))
-            ports = next((one.ports for one in above.values() if one.ports), ())
-        return services.service_of(pid, ports)

@@ -36,6 +36,11 @@ def containers_of(cgroups: Sequence[str]) -> set[str]:
     return {found for path in cgroups for part in path.split("/") for found in _CONTAINER.findall(part)}
 
 
+def container_of(cgroup: str) -> str | None:
+    """The id of the innermost container in a control group's path: containers may stand in containers."""
+    return next(reversed(_CONTAINER.findall(cgroup)), None)
+
+
 @dataclass(frozen=True)
 class Selection:
     """Processes that `matches`. Within one kind of criterion any may fit; of different kinds, all must.

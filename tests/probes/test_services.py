@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,9 +16,9 @@ import pytest
 from probes.feed.events import ProcessState
 from probes.host import services
 from probes.host.families import ProcessFamilies
-from probes.host.listening import listening_of
+from probes.host.listening import Listening, listening_of
 from probes.host.registry import Registry
-from probes.host.services import MAX_NAME, Service, of_cgroups, of_environment, of_ports, service_of
+from probes.host.services import MAX_NAME, Service, of_cgroups, of_environment, of_ports, of_process
 from probes.steps.targets import DETACHED_S, Targets
 from probes.steps.windows import MAX_LANES, Typical
 
@@ -61,7 +61,12 @@ def test_an_environment_without_a_name(environ: bytes) -> None:
         (f"/system.slice/docker-{ID}.scope", ("container-" + "ab" * 6, "container")),
         (f"/docker/{ID}", ("container-" + "ab" * 6, "container")),
         (f"/machine.slice/libpod-{ID}.scope/container", ("container-" + "ab" * 6, "container")),
+        (f"/docker/{'ff' * 32}/docker/{ID}", ("container-" + "ab" * 6, "container")),
+        (f"/docker/{'11' * 32}/docker/{ID}", ("container-" + "ab" * 6, "container")),
+        (f"/kubepods/pod{'ee' * 16}/{'ff' * 32}/kubepods/pod{UID}/{ID}", (f"pod-{UID}", "pod")),
+        (f"/system.slice/docker.service/docker/{ID}", ("container-" + "ab" * 6, "container")),
         ("/system.slice/vllm.service", ("vllm.service", "unit")),
+        ("/system.slice/supervisor.service/chat.service", ("chat.service", "unit")),
         ("/system.slice/system-vllm.slice/vllm@8000.service", ("vllm@8000.service", "unit")),
         ("/user.slice/user-1000.slice/user@1000.service/app.slice/chat.service", ("chat.service", "unit")),
     ],
@@ -78,9 +83,20 @@ def test_the_control_groups_name(path: str, service: tuple[str, str]) -> None:
         "/user.slice/user-0.slice/session-1.scope",
         "/user.slice/user@0.service/run-u3.scope",
         "/init.scope",
+        "/system.slice/ssh.service",
+        "/system.slice/system-sshd.slice/sshd@12-10.0.0.1:22-10.0.0.2:40000.service",
+        "/system.slice/supervisor.service",
+        "/system.slice/supervisord.service",
+        "/system.slice/cron.service",
+        "/system.slice/jupyterhub.service",
+        "/system.slice/kubelet.service",
+        "/system.slice/slurmd.service",
+        "/system.slice/containerd.service",
+        "/system.slice/systemd-nspawn@box.service",
+        "/system.slice/actions.runner.us.machine.service",
     ],
 )
-def test_a_login_is_no_service(path: str) -> None:
+def test_what_starts_anything_is_no_service(path: str) -> None:
     assert of_cgroups([path]) is None
 
 
@@ -95,12 +111,11 @@ def test_the_ports_name_is_that_of_the_lowest_that_somebody_chose(monkeypatch: p
 def test_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     with _child({"OTEL_SERVICE_NAME": "named"}) as child:
         monkeypatch.setattr(services, "cgroups_of", lambda pid: ("/system.slice/vllm.service",))
-        assert service_of(child.pid, [8000]) == ("named", "environment")
+        assert of_process(child.pid) == ("named", "environment")
     with _child({}) as child:
-        assert service_of(child.pid, [8000]) == ("vllm.service", "unit")
+        assert of_process(child.pid) == ("vllm.service", "unit")
         monkeypatch.setattr(services, "cgroups_of", lambda pid: ("/",))
-        assert service_of(child.pid, [8000]) == ("port-8000", "port")
-        assert service_of(child.pid) is None
+        assert of_process(child.pid) is None
 
 
 @contextmanager
@@ -245,6 +260,68 @@ def test_an_engine_has_the_port_of_the_server_above_it(
         assert (told[-1].service, told[-1].service_from) == service
 
 
+class _Above(ProcessFamilies):
+    """Process 1 and its children 2 and 3."""
+
+    def ancestors(self, pid: int) -> list[int]:
+        return [1] if pid > 1 else []
+
+
+class _Sockets:
+    """In the place of `listening_of`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ports: dict[int, tuple[int, ...]] = {}
+        self.looks: list[set[int]] = []
+        monkeypatch.setattr("probes.host.registry.listening_of", self.look)
+        monkeypatch.setattr("probes.host.registry.start_time_of", lambda pid: pid)
+        monkeypatch.setattr(services, "_ephemeral", lambda: (32768, 60999))
+        monkeypatch.setattr(services, "of_process", lambda pid: None)
+
+    def look(self, pids: Iterable[int]) -> dict[int, Listening]:
+        self.looks.append(set(pids))
+        return {pid: Listening(self.ports.get(pid, ())) for pid in pids}
+
+
+def test_an_engines_own_port_of_the_moment_is_not_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    sockets, told = _Sockets(monkeypatch), dict[int, str | None]()
+    registry = Registry(lambda state: told.__setitem__(state.pid, state.service), _Above())
+
+    def look(**ports: tuple[int, ...]) -> None:
+        sockets.ports = {int(name[1:]): some for name, some in ports.items()}
+        registry._next_look = 0.0
+        registry.poll({2: 7}, [])
+
+    look(p2=(40_000,), p1=(8000,))
+    assert told == {2: "port-8000"}
+    look(p2=(80,))
+    assert told == {2: "port-8000"}
+    registry.poll({}, [])
+    # The server begins to listen later. Until then one port that the kernel chose is as good as the next.
+    look(p2=(40_001,))
+    look(p2=(40_000, 40_001))
+    assert told == {2: "port-40001"}
+    look(p2=(40_001,), p1=(8000,))
+    assert told == {2: "port-8000"}
+    look(p2=(40_001,), p1=(40_002,))
+    assert told == {2: "port-8000"}
+
+
+def test_one_look_at_sockets_serves_all_and_not_who_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    sockets = _Sockets(monkeypatch)
+    registry = Registry(lambda state: None, _Above())
+    registry.poll({2: 7, 3: 7}, [])
+    assert sockets.looks == [{1, 2, 3}]
+    monkeypatch.setattr(services, "of_process", lambda pid: Service("chat", "environment"))
+    for _ in range(2):
+        registry._next_look = 0.0
+        registry.poll({2: 7, 3: 7}, [])
+    assert sockets.looks == [{1, 2, 3}]
+    registry._next_look = 0.0
+    registry.poll({2: 7, 3: 7}, [3])
+    assert sockets.looks == [{1, 2, 3}, {3}]
+
+
 def test_a_program_may_make_a_stream_for_each_request() -> None:
     """Lanes that were not used for long go, those in use stay."""
     targets, typical = Targets(), Typical()
@@ -265,7 +342,7 @@ def test_a_program_may_make_a_stream_for_each_request() -> None:
 def test_ten_thousand_processes_leave_nothing_in_the_tracer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("probes.host.registry.listening_of", lambda pids: {})
     monkeypatch.setattr("probes.host.registry.start_time_of", lambda pid: pid)
-    monkeypatch.setattr("probes.host.registry.services.service_of", lambda pid, ports: None)
+    monkeypatch.setattr("probes.host.registry.services.of_process", lambda pid: None)
     now = [0.0]
     monkeypatch.setattr("probes.steps.targets.time.monotonic", lambda: now[0])
     told = 0
@@ -288,6 +365,8 @@ def test_ten_thousand_processes_leave_nothing_in_the_tracer(monkeypatch: pytest.
     assert not registry._told
     assert not registry._started
     assert not registry._failed
+    # One is remembered for `DETACHED_S`, and they came twice a second.
     assert len(targets.detached) <= 2 * DETACHED_S + 1
+    assert 9_999 in targets.detached
     targets.detached.discard(9_999)
     assert 9_999 not in targets.detached
