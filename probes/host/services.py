@@ -32,11 +32,12 @@ MAX_NAME: Final = 128
 _POD = re.compile(r"pod([0-9a-f]{8}([-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})")
 _LOGIN = re.compile(r"user@\d+\.service")
 _UNITS: Final = (
-    "ssh dropbear cron crond anacron atd at fcron supervisor docker containerd podman cri-docker crio snapd",
-    "k3s k3s-agent kubelite rke2-server rke2-agent nomad consul jupyter jupyterlab jupyter-lab jupyterhub",
-    "jupyter-notebook notebook rstudio-server code-server slurm slurmd slurmctld pbs pbs_mom torque",
-    "sge_execd lsfd condor munge gitlab-runner jenkins jenkins-agent buildkite-agent rc-local display-manager gdm",
-    "gdm3 lightdm sddm getty serial-getty console-getty container-getty emergency rescue runit s6 init cockpit",
+    "ssh dropbear cron crond anacron atd at fcron supervisor docker containerd podman cri-docker",
+    "crio snapd k3s k3s-agent kubelite rke2-server rke2-agent nomad consul jupyter jupyterlab",
+    "jupyter-lab jupyterhub jupyter-notebook notebook rstudio-server code-server slurm slurmd",
+    "slurmctld pbs pbs_mom torque sge_execd lsfd condor munge gitlab-runner jenkins jenkins-agent",
+    "buildkite-agent rc-local display-manager gdm gdm3 lightdm sddm getty serial-getty console-getty",
+    "container-getty emergency rescue runit s6 init cockpit",
 )
 _STRANGE_UNITS: Final = STRANGERS.union(*(line.split() for line in _UNITS))
 """Units, without what follows on "@" or ".service", of programs that start anything."""
