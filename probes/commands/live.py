@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from flexnpu.common.closeable import Closeable
 from flexnpu.console.output import say
 from probes.commands.common import Stop
-from probes.feed.events import Event, Losses, RequestTiming, Step
+from probes.feed.events import Event, Losses, OpenRequests, RequestTiming, Step
 from probes.feed.recording import Overhead
 from probes.host.families import ProcessFamilies
 from probes.host.finder import Finder
@@ -64,7 +64,8 @@ class Live(Closeable):
         self._joiner: Joiner | None = None
         self._families = ProcessFamilies()
         self._registry = Registry(on_event, self._families)
-        self._answering: set[int] = set()
+        self._answering: dict[int, str] = {}
+        """Names of the watched processes of which it was told that requests run."""
         """Processes of which it was told that they have requests."""
         self._stack = contextlib.ExitStack()
         with self._stack:
@@ -198,6 +199,7 @@ class Live(Closeable):
                 self._wire.poll(0)
                 # The poll above took every step that was over when it began, however long it lasted.
                 self._joiner.advance(round(now * 1e9))
+                self._tell_gone(self._wire, round(now * 1e9))
                 if now >= next_open:
                     next_open = now + _OPEN_S
                     self._tell_open(self._wire, round(now * 1e9))
@@ -221,11 +223,18 @@ class Live(Closeable):
 
     def _tell_open(self, wire: WireTracer, t_ns: int) -> None:
         """Publish the requests that run: of each server that has some, and once when it has none any more."""
+        watched = set(wire.pids)
         for event in wire.unanswered(t_ns):
             if event.in_flight or event.pid in self._answering:
                 self._on_event(event)
-            (self._answering.add if event.in_flight else self._answering.discard)(event.pid)
-        self._answering.intersection_update(wire.pids)
+            self._answering.pop(event.pid, None)
+            if event.in_flight and event.pid in watched:
+                self._answering[event.pid] = event.comm
+
+    def _tell_gone(self, wire: WireTracer, t_ns: int) -> None:
+        """Publish that nothing runs any more in servers that are not watched any more: they have ended."""
+        for pid in self._answering.keys() - wire.pids:
+            self._on_event(OpenRequests(t_ns, pid, self._answering.pop(pid), 0, None, []))
 
     def _sample(self) -> None:
         """Publish what the host made the processes wait for in the interval."""
