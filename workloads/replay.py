@@ -156,12 +156,19 @@ def _clip(value: float, limits: tuple[int, int]) -> int:
 
 
 class PromptMaker:
-    """Makes prompts of a wanted length in tokens, different from each other, the same for the same seed."""
+    """Makes prompts of a wanted length in tokens, different from each other, the same for the same seed.
+
+    Raises ValueError for a `model_dir` without a tokenizer.json that can be read.
+    """
 
     def __init__(self, model_dir: Path, seed: int = 0) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+        file = model_dir / "tokenizer.json"
+        try:
+            self._tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises nothing more special
+            raise ValueError(f"{file}: {error}") from error
         self._random = random.Random(seed)
         self._words = list(WORDS)
 
@@ -346,7 +353,12 @@ def main(
     """Replay a request trace at the server of URL, as http://127.0.0.1:8000, and print one JSON object."""
     scaling = Scaling(rate, prompt_scale=prompt_scale, output_scale=output_scale)
     arrivals = load_arrivals(TRACES[trace], duration, scaling, skip)
-    maker = PromptMaker(model_dir)
+    try:
+        maker = PromptMaker(model_dir)
+    except ValueError as error:
+        raise click.ClickException(
+            f"{error}: give the folder of the model that the server has with --model-dir"
+        ) from None
     prompts = [maker.make(arrival.prompt_tokens) for arrival in arrivals]
     records = asyncio.run(replay([Target("server", url, arrivals, prompts)], duration))
     result = summarise(records, duration)

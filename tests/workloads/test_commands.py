@@ -21,6 +21,23 @@ def test_a_model_of_no_possible_size_is_refused(wrong: str, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("content", [None, "", "{}"])
+def test_a_replay_says_that_a_folder_has_no_tokenizer(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    done = subprocess.run(
+        [sys.executable, "-m", "workloads.replay", "http://127.0.0.1:9", "--model-dir", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{tmp_path}/tokenizer.json" in done.stderr
+    assert "--model-dir" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def _refused(module: str, *arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=120, check=False
