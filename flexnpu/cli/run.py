@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from flexnpu.client.environment import CLIENT_HOME, EMULATOR_HOME, environment
+from flexnpu.client.environment import CLIENT_HOME, EMULATOR_HOME, environment, no_guard
 from flexnpu.console.numbers import DEVICE, SIZE
 from flexnpu.console.output import say
 from flexnpu.console.program import NotPermitted
@@ -123,6 +123,8 @@ def run(
         raise click.ClickException(f"no libascendcl.so in {home / 'lib'}: build it with: make build")
     data_sockets = [] if emulated else [find_daemon(one) for one in devices or (device,)]
     env = environment(home, data_sockets, os.environ)
+    if home == CLIENT_HOME and (why := no_guard()) is not None:
+        say(f"a program that sources CANN's set_env.sh gets the vendor's libraries: {why}")
     if quota is not None:
         env["FLEXNPU_QUOTA"] = str(quota)
     program = shutil.which(command[0])

@@ -18,13 +18,22 @@ PYTHON_HOME = PACKAGE / "host" / "python"
 _HOMES = {"ASCEND_HOME_PATH": "", "ASCEND_TOOLKIT_HOME": "", "ASCEND_OPP_PATH": "opp"}
 
 
+def no_guard() -> str | None:
+    """Why ``guard.cpp`` cannot be preloaded, and the remedy; None where it can be."""
+    if re.search("[: ]", str(GUARD)):
+        return f"{GUARD} has a space or colon, which ends a name in LD_PRELOAD: put FlexNPU elsewhere"
+    if not GUARD.exists():
+        return f"{GUARD} is not there: build it with: make build"
+    return None
+
+
 def environment(home: Path, data_sockets: Sequence[Path], base: Mapping[str, str]) -> dict[str, str]:
     """`base` changed so that programs load the libraries in `home`/lib. lib/toolkit there is laid out as the
     vendor's installation, as far as programs look into it. The program's devices are those behind
     `data_sockets`, in that order.
 
     With the client's libraries, ``guard.cpp`` is preloaded: it keeps a program on them that sources the
-    vendor's set_env.sh.
+    vendor's set_env.sh. Where `no_guard` says why not, it is left out.
     """
     result = dict(base)
     ours = {CLIENT_HOME / "lib", EMULATOR_HOME / "lib"}
@@ -35,9 +44,7 @@ def environment(home: Path, data_sockets: Sequence[Path], base: Mapping[str, str
     preloads = [
         entry for entry in re.split("[: ]", base.get("LD_PRELOAD", "")) if entry and entry != str(GUARD)
     ]
-    if (
-        home == CLIENT_HOME and GUARD.exists() and not re.search("[: ]", str(GUARD))
-    ):  # which would end the name
+    if home == CLIENT_HOME and no_guard() is None:
         preloads.append(str(GUARD))
     result["LD_PRELOAD"] = ":".join(preloads)
     if not preloads:
