@@ -48,6 +48,7 @@ demo:
 
 test: setup
 	@scripts/lint fast
+	@if [ "$${FLEXNPU_VLLM:-}" = 1 ]; then scripts/vllm; fi
 	@$(PYTEST) -n $(WORKERS) $(PYTEST_ARGS)
 
 test-sanitized: $(PYTHON)

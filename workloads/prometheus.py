@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from dashboards.promql import duration
+from flexnpu.common.ports import free_port
 
 _START_S: Final = 30.0
 
@@ -100,7 +100,7 @@ class PrometheusServer:
         tied = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         log = folder / "log"
         for _ in range(3):
-            port = _free_port()
+            port = free_port()
             self.url = f"http://127.0.0.1:{port}"
             with log.open("wb") as output:
                 self._process = subprocess.Popen(
@@ -169,10 +169,3 @@ class PrometheusServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,9 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+#: What `make vllm` runs.
+_MAKER = Path(__file__).resolve().parents[1] / "scripts" / "vllm"
 
 #: Nothing is fetched or reported. tvm-ffi, which the grammars use, would compile an addon at the first start.
 ENVIRONMENT = {
@@ -38,26 +40,14 @@ class VllmError(Exception):
     """vLLM is not there or does not serve; the message names the remedy, or what the server wrote last."""
 
 
-def home() -> Path:
-    """The folder that `make vllm` fills (scripts/vllm)."""
-    chosen = os.environ.get("FLEXNPU_VLLM_HOME")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(chosen).absolute() if chosen else cache / "flexnpu" / "vllm"
-
-
 def find() -> Path:
-    """The finished venv. Raises VllmError where there is none."""
-    venv = home() / "venv"
-    if not (venv / ".flexnpu").is_file():
-        raise VllmError(f"no vLLM in {venv}: make vllm")
-    return venv
-
-
-def free_port() -> int:
-    """A port of the loopback on which nobody listens."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """The finished venv of the versions that this checkout names: scripts/vllm knows both. Raises VllmError
+    where there is none."""
+    command = [sys.executable, str(_MAKER), "where"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if asked.returncode != 0:
+        raise VllmError(asked.stderr.strip().removeprefix("vllm: "))
+    return Path(asked.stdout.rstrip("\n"))
 
 
 def command(venv: Path, model: Path, port: int, mode: str, *options: str) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flexnpu.cli import leftovers
-from flexnpu.cli.demo.processes import DemoError, Supervisor, free_port
+from flexnpu.cli.demo.processes import DemoError, Supervisor
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(120)"]
 DEAF = [
@@ -137,8 +137,3 @@ def test_dead_sockets_are_found(tmp_path: Path) -> None:
         assert leftovers.dead_sockets([tmp_path]) == []
     assert leftovers.dead_sockets([tmp_path]) == [str(path)]
     assert leftovers.dead_sockets([tmp_path / "nowhere"]) == []
-
-
-def test_free_ports_are_free() -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", free_port()))

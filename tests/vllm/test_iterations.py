@@ -22,10 +22,11 @@ import pytest
 from benchmarks.classification import target
 from flexnpu import emulator
 from flexnpu.client import environment as client
+from flexnpu.common.ports import free_port
 from probes.feed.events import Step
 from probes.steps.tracer import Tracer
 from workloads.models import TinyModel, ensure
-from workloads.vllm_ascend import Server, command, free_port
+from workloads.vllm_ascend import Server, command
 
 pytestmark = [pytest.mark.ebpf, pytest.mark.torch_npu, pytest.mark.timeout(900)]
 

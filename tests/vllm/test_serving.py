@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flexnpu import emulator
+from flexnpu.common.ports import free_port
 from tests.clients.conftest import Daemon
 from tests.vllm.conftest import EVERYTHING
 from workloads import vllm_ascend
@@ -65,7 +66,7 @@ def test_greedy_tokens_are_those_of_transformers(
 ) -> None:
     expected = reference(family)
     assert len({token for answer in expected for token in answer}) > 8
-    port = vllm_ascend.free_port()
+    port = free_port()
     # Prompts in pieces of 128 tokens: one of them takes two steps, beside others' decode steps.
     arguments = vllm_ascend.command(
         vllm, model(family), port, mode, "--max-num-batched-tokens", "128", "--no-enable-prefix-caching"

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from dashboards import alerts
 from flexnpu.cli.demo.plan import Plan
-from flexnpu.cli.demo.processes import DemoError, Supervisor, free_port
+from flexnpu.cli.demo.processes import DemoError, Supervisor
+from flexnpu.common.ports import free_port
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient, ControlError
 from flexnpu.control.messages import DaemonStatus
