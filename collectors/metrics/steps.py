@@ -19,8 +19,8 @@ STEPS: Final = Metric(
 TOKENS: Final = Metric(
     "flexnpu_step_tokens_total",
     "counter",
-    "Tokens processed by steps over all their sequences, padding included; steps of unknown size are "
-    "left out.",
+    "Tokens processed by steps over all their sequences, without padding as far as that is known; steps of "
+    "unknown size are left out.",
     (*PROCESS, "phase"),
     "flexnpu.step.tokens",
     "{token}",
@@ -53,7 +53,8 @@ COUNTED: Final = Metric(
 DURATION: Final = Metric(
     "flexnpu_step_duration_seconds",
     "histogram",
-    "Step time: from a step's first call to the return of the synchronise that ended it.",
+    "Step time on the device, as far as the host can see it: from a step's first operator, or from the end "
+    "of the step before if the device was still busy with that, until its last operator is over.",
     (*PROCESS, "phase"),
     "flexnpu.step.duration",
     "s",
