@@ -149,7 +149,8 @@ def show(status: KnownStatus, console: Console) -> None:
         told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in lost.items() if count)
         console.print(cell(told, "red"))
     if not any(session.used for session in status.sessions):
-        console.print("no sessions")
+        connected = len(status.sessions)
+        console.print(f"no session has called yet ({connected} connected)" if connected else "no sessions")
         return
     console.print(_session_table(status))
     if any(lane.used for lane in status.lanes):
