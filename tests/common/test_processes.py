@@ -70,7 +70,7 @@ def test_a_process_without_its_first_thread_shows_all_that_it_has(
     assert any(os.path.basename(one.real).startswith("libc") for one in symbols.mapped_files(child.pid))
     assert memory.read(child.pid, at, 4) == b"held"
     assert listening_of([child.pid])[child.pid].ports == (port,)
-    assert services.service_of(child.pid) == services.Service("left", "environment")
+    assert services.of_process(child.pid) == services.Service("left", "environment")
     assert is_socket(child.pid, fd)
     assert not is_open(child.pid, 999)
 

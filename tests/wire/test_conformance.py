@@ -30,7 +30,7 @@ from probes.feed.events import RequestTiming
 from probes.requests.wire import WireTracer
 
 SERVERS = Path(__file__).with_name("conformance_servers.py")
-CHUNKED_END, MAX_WAIT_S = b"\r\n0\r\n\r\n", 20
+CHUNKED_END, MAX_WAIT_S = b"\r\n0\r\n\r\n", 60
 _numbers = itertools.count(1)
 
 

@@ -47,7 +47,7 @@ class Watched:
                 self.tracer.remove(pid)
 
     def until(self, requests: int) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(self.got) < requests and time.monotonic() < deadline:
             self.tracer.poll(20)
         self.tracer.poll(20)
@@ -84,7 +84,7 @@ def running(*command: str) -> Iterator[tuple[int, int]]:
 
 def ask(port: int, requests: int = 2) -> None:
     with socket.create_connection(("127.0.0.1", port)) as client:
-        client.settimeout(20)
+        client.settimeout(60)
         for _ in range(requests):
             client.sendall(REQUEST)
             seen = b""
@@ -213,7 +213,7 @@ time.sleep(30)
 """
     with running("-c", PRELUDE + script) as (pid, port), watched.on(pid):
         with socket.create_connection(("127.0.0.1", port)) as client:
-            client.settimeout(20)
+            client.settimeout(60)
             client.sendall(REQUEST)
             while client.recv(65536):
                 pass
@@ -252,7 +252,7 @@ time.sleep(30)
 """
     with running("-c", PRELUDE + script) as (pid, port), watched.on(pid):
         with socket.create_connection(("127.0.0.1", port)) as client:
-            client.settimeout(20)
+            client.settimeout(60)
             assert client.recv(4) == b"done"
         watched.tracer.poll(50)
         losses = watched.losses
