@@ -273,8 +273,9 @@ class HttpStream:
 
     `on_exchange` is called once for each request whose head was read, when its response ended or the
     connection was lost, in the order of the requests. `counts` collects what could not be read: ``desyncs``
-    (holes that hid the start of a message), ``malformed`` (connections given up), ``opaque_streams``
-    (compressed event streams), ``events_unread`` (events that are too long or not JSON).
+    (holes that hid the start of a message, or behind which nothing was found), ``malformed`` (connections
+    given up), ``opaque_streams`` (compressed event streams), ``events_unread`` (events that are too long or
+    not JSON).
     """
 
     def __init__(self, on_exchange: Callable[[Exchange], None], counts: dict[str, int] | None = None) -> None:

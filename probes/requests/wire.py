@@ -57,7 +57,8 @@ Losses, as delivered to `on_loss` and published as ``Losses(source="wire")``:
     wire_http2              accepted connections that begin with HTTP/2's preface
     wire_unsupported        accepted connections that do not speak HTTP/1 otherwise
     wire_upgraded           connections that left HTTP/1 after an upgrade (WebSocket, HTTP/2)
-    wire_desyncs            holes that hid the start of a message; the connection's open requests are cut
+    wire_desyncs            holes that hid the start of a message, or behind which no framing was found for
+                            long; the connection's open requests are cut
     wire_malformed          connections given up because they did not follow HTTP
     wire_opaque_streams     event streams not read because they were compressed
     wire_events_unread      events not read, too long or not JSON
