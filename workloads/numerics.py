@@ -44,6 +44,6 @@ def compare(actual: torch.Tensor, exact: torch.Tensor, plain: torch.Tensor | Non
     excess = (a - e).abs() - tolerance * (e.abs() + 0.05 * e.abs().max()) - 1e-7
     if (excess > 0).any():
         at = excess.argmax()
-        differing = f"{(excess > 0).sum().item()} of {a.numel()} elements"
-        return f"{a[at].item()!r} instead of {e[at].item()!r} ({differing})"
+        many = f"{(excess > 0).sum().item()} of {a.numel()} elements"
+        return f"{a[at].item()!r} instead of {e[at].item()!r} ({many})"
     return ""
