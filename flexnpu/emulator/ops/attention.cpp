@@ -4,8 +4,7 @@
 //
 // softmax(scale * Q K^T + bias, masked) V in float32, a block of query rows at a time, rounded once.
 //
-// A row whose keys are all masked gives zeros. Quantised inputs, dropout, prefixes and rope inputs are
-// refused.
+// A row whose keys are all masked gives zeros. Quantised inputs, prefixes and rope inputs are refused.
 #include <cmath>
 #include <limits>
 
@@ -124,6 +123,12 @@ int attend(const Options& o, const Sequence& s) {
                     }
                     kernels().scale(row, last, 1 / total);
                 }
+                if (o.has_dropout) {
+                    const int64_t first = ((s.batch * heads + h) * rows + i0 + i) * keys;
+                    for (int64_t j = 0; j < last; j++) {
+                        row[j] *= static_cast<float>(o.dropout(first + j));
+                    }
+                }
                 if (s.has_max || s.has_sum) {
                     for (int64_t c = 0; c < 8; c++) {
                         if (s.has_max) {
@@ -214,6 +219,18 @@ void take_bias(Call& call, uint32_t i, Options& o) {
         require_type(call, o.bias);
         call.require(o.bias.rank >= 2 && o.bias.rank <= 4, "the position bias has %d dimensions",
                      o.bias.rank);
+    }
+}
+
+void take_dropout(Call& call, uint32_t i, double keep, int64_t weights, Options& o) {
+    call.require(keep > 0 && keep <= 1, "the probability to keep is not in (0, 1]");
+    o.keep = keep;
+    o.has_dropout = keep < 1;
+    if (o.has_dropout) {
+        o.kept = call.tensor(i);
+        call.require(
+            acl::element_size(o.kept.dtype) == 1 && o.kept.contiguous() && o.kept.numel() * 8 >= weights,
+            "the dropout mask is too small");
     }
 }
 

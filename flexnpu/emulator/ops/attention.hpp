@@ -16,12 +16,18 @@ struct Options {
     double scale = 1;
     int64_t before = kUnlimited, after = kUnlimited;
     int64_t sparse = kDefaultMask;
-    bool has_mask = false, has_bias = false, has_sink = false;
+    bool has_mask = false, has_bias = false, has_sink = false, has_dropout = false;
     Tensor mask;  // true: hidden. Compressed to a triangle, which is not read, in the causal and band modes
     Tensor bias;  // added to the scaled scores
     Tensor sink;  // one logit a head that takes part in the softmax's sum
+    double keep = 1;  // the probability that dropout keeps a weight
+    Tensor kept;      // a bit for each of [batch, head, row, key], least significant first: 1 keeps
 
     bool dense_mask() const { return has_mask && sparse <= kAllMask; }
+    // What dropout multiplies the weight with this number by.
+    double dropout(int64_t number) const {
+        return kept.data[number / 8] >> (number % 8) & 1 ? 1 / keep : 0.0;
+    }
 };
 
 // The keys that row i of a sequence may see: [first, last).
@@ -40,6 +46,8 @@ Tensor as_bnsd(Call& call, const Tensor& t, const std::string& layout, int64_t h
 void require_type(Call& call, const Tensor& t);
 void take_mask(Call& call, uint32_t i, Options& o);
 void take_bias(Call& call, uint32_t i, Options& o);
+// For tensors of fixed length. `weights`: how many there are.
+void take_dropout(Call& call, uint32_t i, double keep, int64_t weights, Options& o);
 
 // Masks and biases are read at [i, j] for every query row and key.
 void require_covers(Call& call, const Tensor& t, int64_t batch, int64_t heads, int64_t rows, int64_t keys,

@@ -3,8 +3,8 @@
 // With P = softmax(scale * Q K^T + bias, masked), Y = P V and D = dY V^T: dV = P^T dY, dS = P * (D - rowsum(P
 // * D)), dQ = scale * dS K, dK = scale * dS^T Q, dbias = dS (Dao et al., FlashAttention, arXiv 2205.14135,
 // appendix B.2). P is computed anew; the softmax's statistics and the forward result, which the chip reads
-// instead, are not looked at. In doubles, rounded once. Lengths of several sequences in one batch (TND),
-// dropout and prefixes are refused.
+// instead, are not looked at. In doubles, rounded once. Lengths of several sequences in one batch (TND)
+// and prefixes are refused. Dropout multiplies P by M: dV = (P M)^T dY, and D = (dY V^T) M.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -46,7 +46,8 @@ struct Problem {
 
     // One head; adds to its key's and value's gradients.
     void one(int64_t b, int64_t h, const Values& ks, const Values& vs, Values& dks, Values& dvs) const {
-        const int64_t rows = q.dims[2], keys = k.dims[2], width = q.dims[3], out_width = v.dims[3];
+        const int64_t heads = q.dims[1], rows = q.dims[2], keys = k.dims[2], width = q.dims[3],
+                      out_width = v.dims[3];
         const Values qs = values(q.selected(0, b).selected(0, h)),
                      grad = values(dy.selected(0, b).selected(0, h));
         Values dqs(qs.size()), dss(want_dbias ? size_t(rows * keys) : 0), p(static_cast<size_t>(keys)),
@@ -96,9 +97,10 @@ struct Problem {
             const double* dyr = grad.data() + i * out_width;
             for (int64_t j = 0; j < keys; j++) {
                 p[size_t(j)] /= total;
-                d[size_t(j)] = dot(dyr, vs.data() + j * out_width, out_width);
+                const double m = o.has_dropout ? o.dropout(((b * heads + h) * rows + i) * keys + j) : 1;
+                d[size_t(j)] = m * dot(dyr, vs.data() + j * out_width, out_width);
                 mean += p[size_t(j)] * d[size_t(j)];
-                add(p[size_t(j)], dyr, dvs.data() + j * out_width, out_width);
+                add(m * p[size_t(j)], dyr, dvs.data() + j * out_width, out_width);
             }
             for (int64_t j = 0; j < keys; j++) {
                 const double ds = p[size_t(j)] * (d[size_t(j)] - mean);
@@ -129,7 +131,6 @@ Job attention_gradient(Call& call, const Positions& at) {
     p.o.sparse = call.integer(at.sparse);
     call.require(p.o.sparse >= 0 && p.o.sparse <= 4, "sparse mode %lld is not emulated",
                  static_cast<long long>(p.o.sparse));
-    call.require(call.real(at.keep) >= 1, "dropout is not emulated");
     take_bias(call, 4, p.o);
     take_mask(call, 7, p.o);
     const Tensor query = call.tensor(0), key = call.tensor(1);
@@ -160,6 +161,7 @@ Job attention_gradient(Call& call, const Positions& at) {
     call.require_shape(p.dq, p.q, "the query's gradient");
     call.require_shape(p.dk, p.k, "the key's gradient");
     call.require_shape(p.dv, p.v, "the value's gradient");
+    take_dropout(call, 5, call.real(at.keep), p.q.dims[0] * heads * p.q.dims[2] * p.k.dims[2], p.o);
     if (p.o.dense_mask()) {
         require_covers(call, p.o.mask, p.q.dims[0], heads, p.q.dims[2], p.k.dims[2], "the mask");
     }

@@ -10,7 +10,40 @@
 namespace flexnpu::ops {
 namespace {
 
+bool is_complex(const Tensor& t) { return t.dtype == acl::COMPLEX64 || t.dtype == acl::COMPLEX128; }
+
+// The real (0) or the imaginary (1) parts of complex numbers.
+Tensor part_of(const Tensor& t, int which) {
+    Tensor part = t;
+    part.dtype = t.dtype == acl::COMPLEX64 ? acl::FLOAT : acl::DOUBLE;
+    part.data += which * part.element();
+    for (int d = 0; d < part.rank; d++) {
+        part.strides[d] *= 2;
+    }
+    return part;
+}
+
+void zero(const Tensor& out);
+
+// From or to complex numbers: a real number has no imaginary part, and of a complex one the real part stays.
+Job complex_copy_job(Call& call, const Tensor& out, const Tensor& in) {
+    const Tensor from = is_complex(in) ? part_of(in, 0) : in, to = is_complex(out) ? part_of(out, 0) : out;
+    call.require_numeric(from);
+    call.require_numeric(to);
+    call.require_broadcast(out, {&in});
+    return [=] {
+        copy_tensor(to, from);
+        if (is_complex(out)) {
+            is_complex(in) ? copy_tensor(part_of(out, 1), part_of(in, 1)) : zero(part_of(out, 1));
+        }
+        return 0;
+    };
+}
+
 Job copy_job(Call& call, const Tensor& out, const Tensor& in) {
+    if (out.dtype != in.dtype && (is_complex(out) || is_complex(in))) {
+        return complex_copy_job(call, out, in);
+    }
     if (out.dtype != in.dtype) {
         call.require_numeric(out);
         call.require_numeric(in);
@@ -265,63 +298,16 @@ Job flip(Call& call) {  // self, dims, out
     const Tensor self = call.tensor(0), out = call.tensor(2);
     call.require_shape(out, self, "the output");
     Tensor reversed = self;
-    for (int d : call.dimensions(call.ints(1), self)) {
+    const std::vector<int64_t> dims = call.ints(1);
+    for (int d : dims.empty() ? std::vector<int>{} : call.dimensions(dims, self)) {
         reversed.data += (self.dims[d] - 1) * self.strides[d] * self.element();
         reversed.strides[d] = -self.strides[d];
     }
     return copy_job(call, out, reversed);
 }
 
-// Each dimension from `dim` on falls into what stays in order and what wraps around.
-void roll_from(const Tensor& self, const Tensor& out, const std::array<int64_t, kMaxRank>& by, int dim) {
-    while (dim < self.rank && by[dim] % self.dims[dim] == 0) {
-        dim++;
-    }
-    if (dim == self.rank) {
-        copy_tensor(out, self);
-        return;
-    }
-    const int64_t n = self.dims[dim], shift = (by[dim] % n + n) % n;
-    roll_from(self.narrowed(dim, 0, n - shift), out.narrowed(dim, shift, n - shift), by, dim + 1);
-    roll_from(self.narrowed(dim, n - shift, shift), out.narrowed(dim, 0, shift), by, dim + 1);
-}
-
-int roll_flat(const Tensor& self, const Tensor& out, int64_t shift) {
-    const int64_t n = self.numel();
-    const auto lines = std::make_unique<char[]>(static_cast<size_t>(2 * n * self.element()));
-    char* const rolled = lines.get() + n * self.element();
-    copy_tensor(dense_like(self, lines.get(), self.dtype), self);
-    if (n != 0) {
-        roll_from(dense(lines.get(), self.dtype, {n}), dense(rolled, self.dtype, {n}), {shift}, 0);
-    }
-    copy_tensor(out, dense_like(self, rolled, self.dtype));
-    return 0;
-}
-
-Job roll(Call& call) {  // self, shifts, dims, out
-    Tensor self = call.tensor(0), out = call.tensor(3);
-    const std::vector<int64_t> shifts = call.ints(1), dims = call.ints(2);
-    call.require_shape(out, self, "the output");
-    if (dims.empty()) {
-        call.require(shifts.size() == 1, "%zu shifts for the flat tensor, which takes one", shifts.size());
-        return [=] { return roll_flat(self, out, shifts[0]); };
-    }
-    call.require(dims.size() == shifts.size(), "%zu shifts for %zu dimensions", shifts.size(), dims.size());
-    std::array<int64_t, kMaxRank> by{};
-    for (size_t i = 0; i < dims.size(); i++) {
-        const int dim = call.dimension(dims[i], self);
-        by[dim] += shifts[i];  // a dimension may be named twice
-    }
-    return [=] {
-        if (self.numel() != 0) {
-            roll_from(self, out, by, 0);
-        }
-        return 0;
-    };
-}
-
 Job pad(Call& call) {  // self, pads (last dimension first), value, out
-    const Tensor self = call.tensor(0), out = call.tensor(3);
+    const Tensor self = call.tensor_of_any_type(0), out = call.tensor_of_any_type(3);
     const std::vector<int64_t> pads = call.ints(1);
     const Scalar value = call.scalar(2);
     call.require(
@@ -337,6 +323,15 @@ Job pad(Call& call) {  // self, pads (last dimension first), value, out
                      "the output's shape does not fit");
         from = from.narrowed(d, start, length);
         to = to.narrowed(d, std::max<int64_t>(before, 0), length);
+    }
+    if (is_complex(out)) {
+        call.require(self.dtype == out.dtype, "input and output types differ");
+        return [=] {
+            fill(part_of(out, 0), value);
+            zero(part_of(out, 1));
+            copy_tensor(to, from);
+            return 0;
+        };
     }
     call.require_numeric(self);
     call.require_numeric(out);
@@ -468,7 +463,6 @@ OPERATOR("aclnnTriu", triangle_row(true, false));
 OPERATOR("aclnnInplaceTril", triangle_row(false, true));
 OPERATOR("aclnnInplaceTriu", triangle_row(true, true));
 OPERATOR("aclnnFlip", flip);
-OPERATOR("aclnnRoll", roll);
 OPERATOR("aclnnConstantPadNd", pad);
 OPERATOR("aclnnEye", eye);
 OPERATOR("aclnnPermute", permute);

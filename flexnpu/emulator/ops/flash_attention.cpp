@@ -27,7 +27,6 @@ Job flash_attention(Call& call, const FlashPositions& at) {
     o.sparse = call.integer(at.sparse);
     call.require(o.sparse >= 0 && o.sparse <= 4, "sparse mode %lld is not emulated",
                  static_cast<long long>(o.sparse));
-    call.require(call.real(at.keep) >= 1, "dropout is not emulated");
     take_bias(call, 3, o);
     take_mask(call, 6, o);
     if (at.sink && call.has(at.sink)) {
@@ -71,6 +70,8 @@ Job flash_attention(Call& call, const FlashPositions& at) {
                      "softmax statistics do not fit");
         return true;
     };
+    call.require(call.real(at.keep) >= 1 || layout != "TND", "dropout in layout TND is not emulated");
+    take_dropout(call, 4, call.real(at.keep), q.dims[0] * heads * q.dims[2] * k.dims[2], o);
     Tensor maximum, sum;
     const bool has_max = statistic(at.maximum, maximum), has_sum = statistic(at.sum, sum);
 

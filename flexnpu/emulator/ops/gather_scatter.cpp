@@ -8,21 +8,10 @@ namespace flexnpu::ops {
 namespace {
 
 // For every position of `index`: f(element of along at index[position] of dim, element of same at the
-// position).
+// position). None of them is 0-dim.
 template <class F>
 int for_each_indexed(const char* name, const Tensor& along, int dim, const Tensor& index, const Tensor& same,
                      F&& f) {
-    const int rank = index.rank;
-    if (rank == 0) {
-        int64_t at;
-        kernels().i64.load(&at, index.data, index.dtype, 0, 1);
-        const int64_t size = along.rank ? along.dims[dim] : 1;
-        if (!wrap(at, size)) {
-            return out_of_range(name, at, size);
-        }
-        f(along.data + (along.rank ? at * along.strides[dim] * along.element() : 0), same.data);
-        return 0;
-    }
     // Views of the index's shape; along the dimension the position is taken from the index.
     Tensor base = along, other = same;
     base.dims = index.dims;
@@ -52,8 +41,12 @@ int for_each_indexed(const char* name, const Tensor& along, int dim, const Tenso
     return error;
 }
 
+// An index without elements fits anything.
 void require_index_fits(Call& call, const Tensor& along, int dim, const Tensor& index) {
     require_index(call, index);
+    if (index.numel() == 0) {
+        return;
+    }
     call.require(index.rank == along.rank, "the index has %d dimensions, self %d", index.rank, along.rank);
     for (int d = 0; d < index.rank; d++) {
         call.require(d == dim || index.dims[d] <= along.dims[d],
@@ -62,7 +55,8 @@ void require_index_fits(Call& call, const Tensor& along, int dim, const Tensor& 
 }
 
 Job gather(Call& call) {  // self, dim, index, out
-    const Tensor self = call.tensor(0), index = call.tensor(2), out = call.tensor(3);
+    const Tensor self = call.tensor(0).at_least_1d(), index = call.tensor(2).at_least_1d(),
+                 out = call.tensor(3).at_least_1d();
     const int dim = call.dimension(call.integer(1), self);
     require_index_fits(call, self, dim, index);
     call.require_shape(out, index, "the output");
@@ -72,19 +66,23 @@ Job gather(Call& call) {  // self, dim, index, out
     const char* name = call.name();
     const auto element = static_cast<size_t>(out.element());
     return [=] {
-        return for_each_indexed(name, self, dim, index, out,
-                                [&](char* in, char* to) { std::memcpy(to, in, element); });
+        return index.numel() == 0 ? 0
+                                  : for_each_indexed(name, self, dim, index, out, [&](char* in, char* to) {
+                                        std::memcpy(to, in, element);
+                                    });
     };
 }
 
 // reduction: 0 replace, 1 add, 2 multiply (and so aclnnScatter counts them)
-Job scatter_job(Call& call, const Tensor& self, int64_t dim_argument, const Tensor& index,
-                const Tensor& source, int64_t reduction, const Tensor& out) {
+Job scatter_job(Call& call, const Tensor& given_self, int64_t dim_argument, const Tensor& given_index,
+                const Tensor& given_source, int64_t reduction, const Tensor& given_out) {
+    const Tensor self = given_self.at_least_1d(), index = given_index.at_least_1d(),
+                 source = given_source.at_least_1d(), out = given_out.at_least_1d();
     const int dim = call.dimension(dim_argument, self);
     require_index_fits(call, self, dim, index);
-    call.require(source.rank == index.rank, "the source has %d dimensions, the index %d", source.rank,
-                 index.rank);
-    for (int d = 0; d < index.rank; d++) {
+    call.require(source.rank == index.rank || index.numel() == 0,
+                 "the source has %d dimensions, the index %d", source.rank, index.rank);
+    for (int d = 0; d < index.rank && index.numel() != 0; d++) {
         call.require(index.dims[d] <= source.dims[d], "the index is larger than the source in dimension %d",
                      d);
     }
@@ -98,6 +96,9 @@ Job scatter_job(Call& call, const Tensor& self, int64_t dim_argument, const Tens
     return [=] {
         if (out.data != self.data) {
             copy_tensor(out, self);
+        }
+        if (index.numel() == 0) {
+            return 0;
         }
         return with_compute(compute_of({self.dtype, source.dtype}), [&]<class T>() {
             const auto& k = kernels().rows<T>();
@@ -131,12 +132,14 @@ Job scatter_value(Call& call, const Tensor& self, int64_t dim, const Tensor& ind
 }
 
 // self[..., index[i], ...] op= source[..., i, ...] along dim.
-Job index_update(Call& call, const Tensor& self, int64_t dim_argument, const Tensor& index,
-                 const Tensor& source, const Tensor& out, bool add, Scalar alpha) {
+Job index_update(Call& call, const Tensor& given_self, int64_t dim_argument, const Tensor& index,
+                 const Tensor& given_source, const Tensor& given_out, bool add, Scalar alpha) {
+    const Tensor self = given_self.at_least_1d(), source = given_source.at_least_1d(),
+                 out = given_out.at_least_1d();
     const int dim = call.dimension(dim_argument, self);
     require_index(call, index);
-    call.require(index.rank <= 1 && self.rank >= 1 && source.rank == self.rank,
-                 "the index must have one dimension");
+    call.require(index.rank <= 1, "the index must have one dimension");
+    call.require(source.rank == self.rank, "the source does not fit");
     for (int d = 0; d < self.rank; d++) {
         call.require(source.dims[d] == (d == dim ? index.numel() : self.dims[d]), "the source does not fit");
     }
@@ -160,10 +163,10 @@ Job index_update(Call& call, const Tensor& self, int64_t dim_argument, const Ten
     };
 }
 
-Job index_fill(Call& call, const Tensor& self, int64_t dim_argument, const std::vector<int64_t>* fixed,
-               const Tensor* index, Scalar value, const Tensor& out) {
+Job index_fill(Call& call, const Tensor& given_self, int64_t dim_argument, const std::vector<int64_t>* fixed,
+               const Tensor* index, Scalar value, const Tensor& given_out) {
+    const Tensor self = given_self.at_least_1d(), out = given_out.at_least_1d();
     const int dim = call.dimension(dim_argument, self);
-    call.require(self.rank >= 1, "needs at least one dimension");
     call.require_numeric(self);
     call.require_shape(out, self, "the output");
     const std::vector<int64_t> given = fixed ? *fixed : std::vector<int64_t>{};

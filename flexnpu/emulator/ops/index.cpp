@@ -52,12 +52,12 @@ namespace {
 
 // out[..., i, ...] = self[..., index[i], ...] along dim. Slices are moved as tensors, which is a memcpy when
 // contiguous.
-Job select_job(Call& call, const Tensor& self, int dim, const Tensor& index, const Tensor& out) {
+Job select_job(Call& call, const Tensor& given_self, int dim, const Tensor& index, const Tensor& given_out) {
+    const Tensor self = given_self.at_least_1d(), out = given_out.at_least_1d();
     require_index(call, index);
     call.require(index.rank <= 1, "the index must have one dimension");
     call.require(self.dtype == out.dtype, "input and output types differ");
-    call.require(self.rank == out.rank && (self.rank == 0 || out.dims[dim] == index.numel()),
-                 "the output does not fit");
+    call.require(self.rank == out.rank && out.dims[dim] == index.numel(), "the output does not fit");
     for (int d = 0; d < self.rank; d++) {
         call.require(d == dim || self.dims[d] == out.dims[d], "the output does not fit outside dimension %d",
                      dim);
@@ -69,14 +69,10 @@ Job select_job(Call& call, const Tensor& self, int dim, const Tensor& index, con
         const std::vector<int64_t> indices = values_of(index);
         for (size_t i = 0; i < indices.size(); i++) {
             int64_t at = indices[i];
-            if (!wrap(at, self.rank ? self.dims[dim] : 1)) {
-                return out_of_range(name, at, self.rank ? self.dims[dim] : 1);
+            if (!wrap(at, self.dims[dim])) {
+                return out_of_range(name, at, self.dims[dim]);
             }
-            if (self.rank == 0) {
-                copy_tensor(out, self);
-            } else {
-                copy_tensor(out.selected(dim, static_cast<int64_t>(i)), self.selected(dim, at));
-            }
+            copy_tensor(out.selected(dim, static_cast<int64_t>(i)), self.selected(dim, at));
         }
         return 0;
     };
@@ -133,13 +129,14 @@ struct AdvancedIndex {
     int result_at = 0;  // where the indices' dimensions stand in the result
 
     // torch_npu gives an empty 1-dim tensor of self's type for an absent index. Where that could as well be
-    // an index without elements, `wanted`, the shape that the caller expects, decides.
+    // an index without elements, `wanted`, the shape that the caller expects, decides; and one index at least
+    // is there.
     static AdvancedIndex make(Call& call, const Tensor& self, const std::vector<Tensor>& list,
                               const Tensor& wanted) {
         AdvancedIndex a = make(call, self, list, true);
-        if (!a.result_shape.same_shape(wanted) && is_integral(self.dtype)) {
+        if ((a.dims.empty() || !a.result_shape.same_shape(wanted)) && is_integral(self.dtype)) {
             AdvancedIndex other = make(call, self, list, false);
-            if (other.result_shape.same_shape(wanted)) {
+            if (a.dims.empty() || other.result_shape.same_shape(wanted)) {
                 return other;
             }
         }

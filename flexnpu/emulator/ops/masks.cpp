@@ -40,8 +40,11 @@ Job nonzero(Call& call, bool by_dimension) {  // self, out [n, rank], or [rank, 
                  "the output must be int64, contiguous and large enough for every element");
     return [=] {
         std::vector<int64_t> found;
-        for_each_true(self, [&](const int64_t* at) { found.insert(found.end(), at, at + self.rank); });
-        const int64_t n = self.rank ? static_cast<int64_t>(found.size()) / self.rank : 0;
+        int64_t n = 0;  // of a 0-dim tensor too, whose positions have no numbers
+        for_each_true(self, [&](const int64_t* at) {
+            found.insert(found.end(), at, at + self.rank);
+            n++;
+        });
         auto* to = reinterpret_cast<int64_t*>(out.data);
         for (int64_t i = 0; i < n; i++) {
             for (int d = 0; d < self.rank; d++) {

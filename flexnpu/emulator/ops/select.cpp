@@ -31,12 +31,21 @@ Job ternary_job(Call& call, const Tensor& out, const Tensor& a, const Tensor& b,
     };
 }
 
-Job clamp_tensor(Call& call) {
-    return ternary_job(call, call.tensor(3), call.tensor(0), call.tensor(1), call.tensor(2),
-                       [](auto* out, const auto* x, const auto* low, const auto* high, int64_t n) {
+// NaN in the value or in a bound gives NaN, as in torch.
+Job clamp_tensor(Call& call) {  // self, lower bound, upper bound, out
+    const Tensor self = call.tensor(0), out = call.tensor(3);
+    call.require(call.has(1) || call.has(2), "needs a lower or an upper bound");
+    if (!call.has(1)) {
+        return binary_job(call, Binary::Minimum, self, call.tensor(2), out, {acl::INT64, 1, 1}, false);
+    }
+    if (!call.has(2)) {
+        return binary_job(call, Binary::Maximum, self, call.tensor(1), out, {acl::INT64, 1, 1}, false);
+    }
+    return ternary_job(call, out, self, call.tensor(1), call.tensor(2),
+                       [](auto* to, const auto* x, const auto* low, const auto* high, int64_t n) {
                            for (int64_t i = 0; i < n; i++) {
-                               const auto v = x[i] < low[i] ? low[i] : x[i];
-                               out[i] = v > high[i] ? high[i] : v;
+                               const auto v = x[i] < low[i] || low[i] != low[i] ? low[i] : x[i];
+                               to[i] = v > high[i] || (high[i] != high[i] && x[i] == x[i]) ? high[i] : v;
                            }
                        });
 }

@@ -26,6 +26,9 @@ const char* dtype_name(int32_t dtype) {
 }
 
 bool Tensor::contiguous() const {
+    if (numel() == 0) {
+        return true;
+    }
     int64_t expected = 1;
     for (int i = rank - 1; i >= 0; i--) {
         if (dims[i] != 1 && strides[i] != expected) {

@@ -68,6 +68,8 @@ struct Tensor {
     Tensor permuted_last(const std::vector<int>& last) const;  // these dimensions moved to the end, in order
     Tensor without(const std::vector<int>& dims_to_drop) const;  // at index 0 of each
     Tensor unsqueezed(int at) const;                             // a dimension of size 1 put in before `at`
+    // A 0-dim tensor as one of 1 dimension: what operators along a dimension make of it.
+    Tensor at_least_1d() const { return rank == 0 ? unsqueezed(0) : *this; }
     Tensor narrowed(int dim, int64_t start, int64_t length, int64_t step = 1) const;
     Tensor selected(int dim, int64_t index) const;  // narrowed and dropped
 };
