@@ -1,12 +1,13 @@
 """Which arguments of torch's operators the emulated device takes, after torch's own table of them (OpInfo).
 
 Every sample of every operator is computed by unmodified torch_npu on the emulated device and on the CPU.
-*Right*: the results agree. *Refused*: a function of the emulated CANN says that it cannot. *Wrong*: they
-differ, or the process dies. What torch_npu itself refuses or computes on the CPU is left out, and so is an
-operator of which the device refuses every sample: it has no body. Random results are not compared. Prints a
-table, or one JSON object.
+*Right*: the results agree. *Refused*: a function of the emulated CANN says that it cannot. *Missing*: the
+function has no body. *Wrong*: the results differ, or the process dies. What torch_npu itself refuses or
+computes on the CPU is left out, and so are random results, and operators of which all samples are missing or
+left out. Prints a table, or one JSON object.
 
-EXAMPLES:
+\b
+EXAMPLES
   flexnpu bench samples                         all operators, in float32
   flexnpu bench samples --dtype int64 roll add  two, in int64
 """
@@ -20,17 +21,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from flexnpu import emulator
+from flexnpu.console.tables import Console, Table
 
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "bool")
+WORDS = ("right", "refused", "missing", "wrong")
 TIMEOUT_S = 600.0
 """For one operator, on any host."""
 
@@ -73,12 +74,22 @@ class Samples:
         except BrokenPipeError:
             pass
         if not line.startswith("{"):
-            process.kill()
-            status = process.wait()
-            said = self._log.read_text(errors="replace")[-300:]
-            return {"wrong": 1, "reasons": [["wrong", f"the process ended with {status}: {said}", 1]]}
+            return {"wrong": 1, "reasons": [["wrong", self._last_words(process), 1]]}
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _last_words(self, process: subprocess.Popen[str]) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)  # its output may end a little before itself
+        process.kill()
+        return f"the process ended with {process.wait()}: {self._log.read_text(errors='replace')[-300:]}"
+
+    def operators(self) -> list[str]:
+        """The names in torch's table."""
+        answer = self.ask({})
+        if "operators" not in answer:
+            raise click.ClickException(f"cannot read torch's table of operators: {answer['reasons'][0][1]}")
+        return list(answer["operators"])
 
     def close(self) -> None:
         """End the process."""
@@ -98,27 +109,38 @@ def samples() -> Iterator[Samples]:
             made.close()
 
 
-def rows(of: Samples, dtypes: Iterable[str], names: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """A row an operator and type in which the device takes at least one sample, or gives a wrong result."""
-    known = of.ask({})["operators"]
+def rows(
+    of: Samples, dtypes: Iterable[str], names: Iterable[str] = (), most: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """A row an operator and type of which a sample got as far as a body. `most`: samples an operator."""
+    known = of.operators()
     for name in names or known:
         if name not in known:
             raise click.UsageError(f"no operator {name!r} in torch's table")
         for dtype in dtypes:
-            answer = of.ask({"operator": name, "dtype": dtype})
-            if answer.get("right") or answer.get("wrong"):
-                counts = {word: answer.get(word, 0) for word in ("right", "refused", "wrong")}
+            answer = of.ask({"operator": name, "dtype": dtype, "most": most})
+            if answer.get("right") or answer.get("refused") or answer.get("wrong"):
                 reasons = [reason for reason in answer["reasons"] if reason[0] != "elsewhere"]
+                counts = {word: answer.get(word, 0) for word in WORDS}
                 yield {"operator": name, "dtype": dtype, **counts, "reasons": reasons}
 
 
 def total(of: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Right, refused and wrong samples of all rows."""
-    sums = {"right": 0, "refused": 0, "wrong": 0}
+    """Samples of all rows, by word."""
+    sums = dict.fromkeys(WORDS, 0)
     for row in of:
-        for word in sums:
+        for word in WORDS:
             sums[word] += row[word]
     return sums
+
+
+def table(of: Iterable[dict[str, Any]]) -> Table:
+    """The rows, for people."""
+    made = Table("operator", "type", *WORDS, "why")
+    for row in of:
+        why = "; ".join(f"{n} x {text[:100]}" for _, text, n in row["reasons"][:2])
+        made.add_row(row["operator"], row["dtype"], *(str(row[word]) for word in WORDS), why)
+    return made
 
 
 @click.command(help=__doc__)
@@ -140,14 +162,9 @@ def main(operators: tuple[str, ...], dtypes: tuple[str, ...], as_json: bool) -> 
     if as_json:
         click.echo(json.dumps({"benchmark": "samples", "total": total(found), "rows": found}))
         return
-    table = Table("operator", "type", "right", "refused", "wrong", "why")
-    for row in found:
-        why = "; ".join(f"{n} x {text[:100]}" for _, text, n in row["reasons"][:2])
-        counts = (str(row[word]) for word in ("right", "refused", "wrong"))
-        table.add_row(row["operator"], row["dtype"], *counts, why)
     console = Console()
-    console.print(table)
-    console.print(total(found))
+    console.print(table(found))
+    console.print(", ".join(f"{n} {word}" for word, n in total(found).items()))
 
 
 if __name__ == "__main__":
