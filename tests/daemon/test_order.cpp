@@ -409,7 +409,8 @@ TEST_CASE("memory is not given back while a stream that was destroyed still uses
     });
     usleep(100'000);
     CHECK(!freed);
-    for (const MockCall& c : mock().since(from)) CHECK((c.what != 'f' || c.a != reinterpret_cast<uint64_t>(p)));
+    for (const MockCall& c : mock().since(from))
+        CHECK((c.what != 'f' || c.a != reinterpret_cast<uint64_t>(p)));
     mock().mock_hold(0);
     destroys.join();
     frees.join();
