@@ -15,13 +15,10 @@ EXAMPLES
 from __future__ import annotations
 
 import json
-import os
-import select
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ import click
 
 from flexnpu import emulator
 from flexnpu.console.tables import Console, Table
+from workloads.json_child import JsonChild
 
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "bool")
 WORDS = ("right", "refused", "missing", "wrong")
@@ -37,52 +35,19 @@ TIMEOUT_S = 600.0
 
 
 class Samples:
-    """The process that computes; started anew after a crash."""
+    """The process that computes."""
 
     def __init__(self, log: Path) -> None:
-        self._log = log
-        self._process: subprocess.Popen[str] | None = None
-
-    def _running(self) -> subprocess.Popen[str]:
-        if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "workloads.samples"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log.open("a"),
-                text=True,
-                # Once a launch has failed on torch_npu's own thread, it drops all later ones without a word.
-                env=os.environ | emulator.environment() | {"OMP_NUM_THREADS": "1", "TASK_QUEUE_ENABLE": "0"},
-            )
-        return self._process
+        # Once a launch has failed on torch_npu's own thread, it drops all later ones without a word.
+        environment = emulator.environment() | {"OMP_NUM_THREADS": "1", "TASK_QUEUE_ENABLE": "0"}
+        command = [sys.executable, "-m", "workloads.samples"]
+        self._child = JsonChild(command, environment, log, TIMEOUT_S)
+        self.close = self._child.close
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The program's answer; one sample that is wrong when it dies or hangs."""
-        process = self._running()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        line = ""
-        try:
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            while not line.startswith("{"):
-                if not select.select([process.stdout], [], [], TIMEOUT_S)[0]:
-                    break
-                line = process.stdout.readline()
-                if not line:
-                    break
-        except BrokenPipeError:
-            pass
-        if not line.startswith("{"):
-            return {"wrong": 1, "reasons": [["wrong", self._last_words(process), 1]]}
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def _last_words(self, process: subprocess.Popen[str]) -> str:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(10)  # its output may end a little before itself
-        process.kill()
-        return f"the process ended with {process.wait()}: {self._log.read_text(errors='replace')[-300:]}"
+        answer = self._child.ask(request)
+        return answer or {"wrong": 1, "reasons": [["wrong", self._child.last_words(300), 1]]}
 
     def operators(self) -> list[str]:
         """The names in torch's table."""
@@ -90,12 +55,6 @@ class Samples:
         if "operators" not in answer:
             raise click.ClickException(f"cannot read torch's table of operators: {answer['reasons'][0][1]}")
         return list(answer["operators"])
-
-    def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
 
 
 @contextmanager

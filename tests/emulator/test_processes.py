@@ -103,28 +103,15 @@ def test_two_processes_share_one_engine(environment: dict[str, str], children: l
     assert sum(both.done) * 1e-3 <= both.seconds + 0.01
 
 
+@pytest.mark.parametrize("role", ["hold", "leave"])  # with its first thread, and without
 def test_memory_is_counted_over_processes_and_comes_back_from_a_killed_one(
-    environment: dict[str, str], children: list[Child]
+    environment: dict[str, str], children: list[Child], role: str
 ) -> None:
-    holder = Child(environment, "hold", 3 * GIB // 4, 0)
+    holder = Child(environment, role, 3 * GIB // 4, 0)
     children.append(holder)
     holder.read()
-    second = Child(environment, "hold", GIB // 2, 0)  # the profile has 1 GiB
-    children.append(second)
-    assert second.process.wait(120) != 0
-    holder.kill()
-    third = Child(environment, "hold", GIB // 2, 0)
-    children.append(third)
-    assert third.read() == {"held": GIB // 2}
-
-
-def test_what_a_process_holds_stays_its_own_when_its_first_thread_ends(
-    environment: dict[str, str], children: list[Child]
-) -> None:
-    holder = Child(environment, "leave", 3 * GIB // 4, 0)
-    children.append(holder)
-    holder.read()
-    wait_for_zombie(holder.process.pid)
+    if role == "leave":
+        wait_for_zombie(holder.process.pid)
     second = Child(environment, "hold", GIB // 2, 0)  # the profile has 1 GiB
     children.append(second)
     assert second.process.wait(120) != 0
