@@ -42,7 +42,7 @@ void Aborts::empty(Lane& lane) {
     lent_.reclaim(lane, false);  // a copy that had begun may still be reading
     markers_.progress(lane);
     for (auto& item : dropped) {
-        lent_.give_back(lane, *item);
+        dispatch_.forgo(lane, *item);
         Lanes::detach(lane, *item);
         drop(lane, *item);
         lanes_.release(*item);
@@ -62,8 +62,6 @@ void Aborts::drop(Lane& lane, Item& item) {
             break;
         }
         case ItemType::wait: item.mark->queued_waits -= item.as<WaitItem>().counted; break;
-        case ItemType::host_func: host_calls_.drop(lane, item); break;
-        case ItemType::call: item.as<CallItem>().dropped(); break;
         // An update that has begun ends, and of one whose begin is dropped nothing is run.
         case ItemType::update_begin: lane.update_failed = true; break;
         case ItemType::update_end:

@@ -50,9 +50,7 @@ void Dispatch::dispatch(Lane& lane, const gate::Decision& d) {
     const bool orders = type == ItemType::record || type == ItemType::wait || type == ItemType::reset;
     if (lane.update_failed && item->capturing && type != ItemType::update_end && !orders) {
         if (start) spares_.give_event(start);
-        if (type == ItemType::call) item->as<CallItem>().dropped();
-        if (type == ItemType::host_func) host_calls_.drop(lane, *item);
-        lent_.give_back(lane, *item);
+        forgo(lane, *item);
         lanes_.release(*item);
         return lanes_.call_over(lane.id, d.ticket);  // nothing that follows waits for it
     }
@@ -78,6 +76,12 @@ void Dispatch::dispatch(Lane& lane, const gate::Decision& d) {
             gate_.completed(now_ns(), lane.id, d.ticket, -1);
         }
     }
+}
+
+void Dispatch::forgo(Lane& lane, Item& item) {
+    lent_.give_back(lane, item);
+    if (item.type() == ItemType::call) item.as<CallItem>().dropped();
+    if (item.type() == ItemType::host_func) host_calls_.drop(lane, item);
 }
 
 inline void Dispatch::call_vendor(Lane& lane, Item& item, Failures::Dispatching& of) {

@@ -33,6 +33,8 @@ public:
 
     // Gives the vendor the lane's item that the gate has decided for, if it is still there.
     void dispatch(Lane& lane, const gate::Decision& decision);
+    // Of an item that is not run: gives back what it holds, and tells those who wait for its call.
+    void forgo(Lane& lane, Item& item);
     // Begins or ends the vendor's update of a task group.
     void update(Lane& lane, Item& item);
     void counters(std::map<std::string, uint64_t>* out) const;

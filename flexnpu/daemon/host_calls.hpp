@@ -26,7 +26,7 @@ public:
 
     // The lane has come to a function: the client is told when the vendor's stream does.
     void dispatch(Lane& lane, const Item& item);
-    // The vendor's stream has reached the lane's oldest function.
+    // The vendor's stream has reached the function with this ticket; nothing happens if that was dropped.
     void reached(Lane& lane, uint64_t ticket);
     // The lane's functions that the vendor's stream has yet to reach are dropped, and this one that has not
     // been dispatched. tell() says so to the client.

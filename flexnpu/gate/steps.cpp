@@ -1,5 +1,6 @@
 // What is in flight, what is complete, and what steps teach.
 #include <bit>
+#include <utility>
 
 #include "flexnpu/gate/lanes.hpp"
 
@@ -9,9 +10,6 @@ namespace flexnpu::gate {
 void Gate::retire(Lane& lane, size_t n, uint64_t now_ns) {
     for (; n > 0; --n) {
         const Lane::InFlight& op = lane.flight.front();
-        if (op.begins) {
-            next_step(lane, now_ns);
-        }
         if (!op.drained) {
             lane.flight_us -= op.est_us;
             lane.step.done_us += op.est_us;
@@ -21,10 +19,9 @@ void Gate::retire(Lane& lane, size_t n, uint64_t now_ns) {
             }
         }
         lane.flight.pop_front();
-    }
-    if (!lane.flight.empty() && lane.flight.front().begins) {
-        lane.flight.front().begins = false;
-        next_step(lane, now_ns);
+        if (!lane.flight.empty() && std::exchange(lane.flight.front().begins, false)) {
+            next_step(lane, now_ns);
+        }
     }
     lane.front_since_ns = now_ns;
     if (lane.flight.empty()) {

@@ -11,7 +11,6 @@ namespace flexnpu::daemon {
 
 namespace {
 
-// An event's earlier records are looked at when there are more than these.
 // How often a wait for another session's stream looks whether its own session has ended.
 constexpr int32_t kEventSliceMs = 500;
 // Events that could not be made, kept for what names them.
@@ -22,7 +21,6 @@ Failure not_reached(const char* function) {
             std::string(function) + ": an event is not recorded or not reached yet"};
 }
 
-// Whether waits for earlier records of the event are outstanding. Forgets records for which none are.
 // Why a handle names no event of the session.
 Failure no_event(const Session& s, const char* function, uint64_t handle) {
     if (const auto bad = s.bad_events.find(handle); bad != s.bad_events.end()) return bad->second;
