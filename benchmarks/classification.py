@@ -151,8 +151,10 @@ class Program:
         self.process.stdin.write("\n")
 
     def until(self, word: str) -> list[Label]:
-        """The labels that it prints before the line `word`. Raises
-        click.ClickException when it ends first."""
+        """The labels that it prints before the line `word`.
+
+        Raises click.ClickException when it ends first.
+        """
         assert self.process.stdout is not None
         labels = []
         for line in self.process.stdout:

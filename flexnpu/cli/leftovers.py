@@ -32,10 +32,11 @@ def tagged_processes(tag: str) -> dict[int, str]:
     for pid in _processes():
         if pid == os.getpid():
             continue
+        folder = folder_of(pid)
         try:
-            if wanted not in Path(f"{folder_of(pid)}/environ").read_bytes().split(b"\0"):
+            if wanted not in Path(f"{folder}/environ").read_bytes().split(b"\0"):
                 continue
-            command = Path(f"{folder_of(pid)}/cmdline").read_bytes().replace(b"\0", b" ")
+            command = Path(f"{folder}/cmdline").read_bytes().replace(b"\0", b" ")
         except OSError:
             continue
         found[pid] = command.decode(errors="replace").strip()
@@ -45,10 +46,11 @@ def tagged_processes(tag: str) -> dict[int, str]:
 def _held_shared_memory() -> set[str]:
     held: set[str] = set()
     for pid in _processes():
+        folder = folder_of(pid)
         try:
-            maps = Path(f"{folder_of(pid)}/maps").read_text(errors="replace")
+            maps = Path(f"{folder}/maps").read_text(errors="replace")
             held.update(line.split(maxsplit=5)[5] for line in maps.splitlines() if " /dev/shm/" in line)
-            for entry in os.scandir(f"{folder_of(pid)}/fd"):
+            for entry in os.scandir(f"{folder}/fd"):
                 held.add(os.readlink(entry.path))
         except OSError:
             continue

@@ -28,8 +28,10 @@ def _has_ended(fields: list[str]) -> bool:
 def thread_of(pid: int) -> int | None:
     """A thread of process `pid` that runs: the first one, unless it has ended. None when none is left."""
     fields = _fields(pid)
-    if fields is None or not _has_ended(fields):
-        return None if fields is None else pid
+    if fields is None:
+        return None
+    if not _has_ended(fields):
+        return pid
     try:
         threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
     except OSError:

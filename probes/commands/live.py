@@ -66,7 +66,6 @@ class Live(Closeable):
         self._registry = Registry(on_event, self._families)
         self._answering: dict[int, str] = {}
         """Names of the watched processes of which it was told that requests run."""
-        """Processes of which it was told that they have requests."""
         self._stack = contextlib.ExitStack()
         with self._stack:
             selection.check(symbols.processes())

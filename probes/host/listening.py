@@ -48,12 +48,13 @@ def listening_of(pids: Iterable[int]) -> dict[int, Listening]:
     found = {}
     for pid in pids:
         try:
-            namespace = os.stat(f"{folder_of(pid)}/ns/net").st_ino
-            own = _sockets(pid)
+            folder = folder_of(pid)
+            namespace = os.stat(f"{folder}/ns/net").st_ino
+            own = _sockets(folder)
         except OSError:
             continue
         if namespace not in tables:
-            tables[namespace] = _Table(_rows(pid))
+            tables[namespace] = _Table(_rows(folder))
         found[pid] = tables[namespace].of(own)
     return found
 
@@ -81,22 +82,21 @@ class _Table:
         )
 
 
-def _sockets(pid: int) -> set[str]:
-    """Inodes of the sockets that a process holds. Raises OSError."""
+def _sockets(folder: str) -> set[str]:
+    """Inodes of the sockets that a process holds, by its folder in /proc. Raises OSError."""
     found = set()
-    folder = f"{folder_of(pid)}/fd"
-    for fd in os.listdir(folder):
+    for fd in os.listdir(f"{folder}/fd"):
         with contextlib.suppress(OSError):  # closed meanwhile
-            target = os.readlink(f"{folder}/{fd}")
+            target = os.readlink(f"{folder}/fd/{fd}")
             if target.startswith("socket:["):
                 found.add(target[8:-1])
     return found
 
 
-def _rows(pid: int) -> Iterator[_Row]:
+def _rows(folder: str) -> Iterator[_Row]:
     for name in ("tcp", "tcp6"):
         try:
-            lines = Path(f"{folder_of(pid)}/net/{name}").read_text().splitlines()[1:]
+            lines = Path(f"{folder}/net/{name}").read_text().splitlines()[1:]
         except OSError:
             continue
         for line in lines:
