@@ -30,6 +30,20 @@ function(flexnpu_unity target)
   set_source_files_properties(${sources} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 endfunction()
 
+# flexnpu_unity_by_folder(TARGET): the same, with the files of a folder as one. For rooms whose folders use a helper's
+# name each for itself.
+function(flexnpu_unity_by_folder target)
+  flexnpu_unity(${target})
+  set_target_properties(${target} PROPERTIES UNITY_BUILD_MODE GROUP)
+  get_target_property(sources ${target} SOURCES)
+  foreach(source ${sources})
+    get_filename_component(folder ${source} DIRECTORY)
+    if(folder AND NOT source MATCHES "[.]gen[.]cpp$")
+      set_source_files_properties(${source} PROPERTIES UNITY_GROUP ${folder})
+    endif()
+  endforeach()
+endfunction()
+
 # flexnpu_python_module(TARGET PACKAGE_DIR sources...): a nanobind extension module in PACKAGE_DIR. Not part of
 # flexnpu_runtime by itself: benchmarks and tests have modules too.
 function(flexnpu_python_module target package_dir)

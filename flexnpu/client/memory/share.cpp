@@ -11,13 +11,12 @@ using flexnpu::client::DeviceRange;
 using flexnpu::client::fail;
 using flexnpu::client::number;
 using flexnpu::client::Session;
-using Call = wire::Share::Call;
 
 namespace {
 
 // Asks; the answer's words stay in the channel. Whose the address or the handle `named` is, the same answers
 // for it; without one, and for keys, the thread's device does.
-aclError ask(const wire::Share& w, Call call, Channel** channel, uint64_t named = 0) {
+aclError ask(const wire::Share& w, wire::Share::Call call, Channel** channel, uint64_t named = 0) {
     Session* holder = named ? Session::holder(named) : nullptr;
     *channel = holder ? holder->mine() : Session::channel();
     return flexnpu::client::question(*channel, wire::Kind::share, w, call);
@@ -32,7 +31,8 @@ aclError take_key(const char* function, const char* key, wire::Share* w) {
 }
 
 // In as many messages as the list needs.
-aclError allow(const char* function, wire::Share w, Call call, const int32_t* processes, size_t n) {
+aclError allow(const char* function, wire::Share w, wire::Share::Call call, const int32_t* processes,
+               size_t n) {
     if (!processes || n == 0)
         return fail(acl::INVALID_PARAM, "%s: the list of processes is null or empty", function);
     for (size_t done = 0; done < n; done += w.count) {
@@ -50,7 +50,7 @@ aclError export_physical(const char* function, aclrtDrvMemHandle handle, uint64_
     w.handle = number(handle);
     w.flags = flags;
     Channel* c = nullptr;
-    if (aclError e = ask(w, Call::export_physical, &c, w.handle)) return e;
+    if (aclError e = ask(w, wire::Share::Call::export_physical, &c, w.handle)) return e;
     *out = c->words()[0];
     return 0;
 }
@@ -60,7 +60,7 @@ aclError import_physical(const char* function, uint64_t shareable, aclrtDrvMemHa
     wire::Share w{};
     w.handle = shareable;
     Channel* c = nullptr;
-    if (aclError e = ask(w, Call::import_physical, &c)) return e;
+    if (aclError e = ask(w, wire::Share::Call::import_physical, &c)) return e;
     *out = reinterpret_cast<aclrtDrvMemHandle>(c->words()[0]);
     return 0;
 }
@@ -87,7 +87,7 @@ aclError aclrtIpcMemGetExportKey(void* p, size_t bytes, char* key, size_t room, 
     w.bytes = bytes;
     w.flags = flags;
     Channel* c = nullptr;
-    if (aclError e = ask(w, Call::export_memory, &c, w.address)) return e;
+    if (aclError e = ask(w, wire::Share::Call::export_memory, &c, w.address)) return e;
     std::memcpy(key, c->words(), sizeof(w.key));
     key[sizeof(w.key)] = '\0';
     return 0;
@@ -95,7 +95,7 @@ aclError aclrtIpcMemGetExportKey(void* p, size_t bytes, char* key, size_t room, 
 aclError aclrtIpcMemSetImportPid(const char* key, int32_t* processes, size_t n) {
     wire::Share w{};
     if (aclError e = take_key("aclrtIpcMemSetImportPid", key, &w)) return e;
-    return allow("aclrtIpcMemSetImportPid", w, Call::allow_memory, processes, n);
+    return allow("aclrtIpcMemSetImportPid", w, wire::Share::Call::allow_memory, processes, n);
 }
 aclError aclrtIpcMemImportByKey(void** p, const char* key, uint64_t) {
     if (!p) return fail(acl::INVALID_PARAM, "aclrtIpcMemImportByKey: the output is null");
@@ -103,7 +103,7 @@ aclError aclrtIpcMemImportByKey(void** p, const char* key, uint64_t) {
     wire::Share w{};
     if (aclError e = take_key("aclrtIpcMemImportByKey", key, &w)) return e;
     Channel* c = nullptr;
-    if (aclError e = ask(w, Call::import_memory, &c)) return e;
+    if (aclError e = ask(w, wire::Share::Call::import_memory, &c)) return e;
     const DeviceRange range{c->words()[0] | c->session().tag(), c->words()[1]};
     DeviceRange known;
     if (!c->session().memory.find(range.address, &known)) c->session().memory.add(range);
@@ -114,7 +114,7 @@ aclError aclrtIpcMemClose(const char* key) {
     wire::Share w{};
     if (aclError e = take_key("aclrtIpcMemClose", key, &w)) return e;
     Channel* c = nullptr;
-    if (aclError e = ask(w, Call::close_memory, &c)) return e;
+    if (aclError e = ask(w, wire::Share::Call::close_memory, &c)) return e;
     DeviceRange range;
     if (const uint64_t address = c->words()[0])
         c->session().memory.remove(address | c->session().tag(), &range);
@@ -134,14 +134,14 @@ aclError aclrtMemExportToShareableHandleV2(aclrtDrvMemHandle handle, uint64_t fl
 aclError aclrtMemSetPidToShareableHandle(uint64_t shareable, int32_t* processes, size_t n) {
     wire::Share w{};
     w.handle = shareable;
-    return allow("aclrtMemSetPidToShareableHandle", w, Call::allow_physical, processes, n);
+    return allow("aclrtMemSetPidToShareableHandle", w, wire::Share::Call::allow_physical, processes, n);
 }
 aclError aclrtMemSetPidToShareableHandleV2(void* shareable, aclrtMemSharedHandleType type, int32_t* processes,
                                            size_t n) {
     if (aclError e = check_type("aclrtMemSetPidToShareableHandleV2", type, shareable)) return e;
     wire::Share w{};
     w.handle = *static_cast<uint64_t*>(shareable);
-    return allow("aclrtMemSetPidToShareableHandleV2", w, Call::allow_physical, processes, n);
+    return allow("aclrtMemSetPidToShareableHandleV2", w, wire::Share::Call::allow_physical, processes, n);
 }
 aclError aclrtMemImportFromShareableHandle(uint64_t shareable, int32_t, aclrtDrvMemHandle* handle) {
     return import_physical("aclrtMemImportFromShareableHandle", shareable, handle);
@@ -158,7 +158,7 @@ aclError aclrtIpcGetEventHandle(aclrtEvent event, aclrtIpcEventHandle* handle) {
     wire::Share w{};
     w.handle = number(event);
     Channel* c = nullptr;
-    if (aclError e = ask(w, Call::export_event, &c, w.handle)) return e;
+    if (aclError e = ask(w, wire::Share::Call::export_event, &c, w.handle)) return e;
     std::memcpy(handle->bytes, c->words(), sizeof(handle->bytes));
     return 0;
 }
@@ -172,7 +172,7 @@ aclError aclrtIpcOpenEventHandle(aclrtIpcEventHandle handle, aclrtEvent* event) 
     std::memcpy(w.key, handle.bytes, sizeof(w.key));
     w.handle = s.event_numbers.take();
     if (!w.handle) return fail(acl::RT_MEMORY_ALLOCATION, "aclrtIpcOpenEventHandle: too many events");
-    if (aclError e = ask(w, Call::open_event, &c)) {
+    if (aclError e = ask(w, wire::Share::Call::open_event, &c)) {
         s.event_numbers.give_back(w.handle);
         return e;
     }

@@ -10,15 +10,14 @@ using flexnpu::client::DeviceRange;
 using flexnpu::client::fail;
 using flexnpu::client::number;
 using flexnpu::client::Session;
-using Call = wire::VirtualMemory::Call;
 
 namespace {
 
 // Asks; the answer's word goes to *out, and whom it asked to *asked. Whose an address or a handle is, the
 // same answers for it; without one the thread's device does, or any: torch_npu tries whether addresses can be
 // reserved before it chooses a device. `at` if a device was named instead.
-aclError ask(const wire::VirtualMemory& v, Call call, uint64_t* out = nullptr, Session** asked = nullptr,
-             Session* at = nullptr) {
+aclError ask(const wire::VirtualMemory& v, wire::VirtualMemory::Call call, uint64_t* out = nullptr,
+             Session** asked = nullptr, Session* at = nullptr) {
     const uint64_t named = v.address ? v.address : v.handle;
     Session* holder = at ? at : named ? Session::holder(named) : Session::any();
     Channel* c = holder ? holder->mine() : Session::any_channel();
@@ -51,7 +50,7 @@ aclError reserve(const char* function, void** p, size_t bytes, size_t alignment,
     v.flags = flags;
     uint64_t address = 0;
     Session* asked = nullptr;
-    if (aclError e = ask(v, Call::reserve, &address, &asked)) return e;
+    if (aclError e = ask(v, wire::VirtualMemory::Call::reserve, &address, &asked)) return e;
     *p = reinterpret_cast<void*>(address | asked->tag());
     return 0;
 }
@@ -69,7 +68,7 @@ aclError aclrtReserveMemAddressNoUCMemory(void** p, size_t bytes, size_t alignme
 aclError aclrtReleaseMemAddress(void* p) {
     wire::VirtualMemory v{};
     v.address = number(p);
-    return ask(v, Call::release);
+    return ask(v, wire::VirtualMemory::Call::release);
 }
 
 aclError aclrtMallocPhysical(aclrtDrvMemHandle* handle, size_t bytes, const aclrtPhysicalMemProp* properties,
@@ -91,14 +90,14 @@ aclError aclrtMallocPhysical(aclrtDrvMemHandle* handle, size_t bytes, const aclr
     Session* at = Session::of(int(device));
     if (!at) return flexnpu::client::last_error();
     uint64_t out = 0;
-    if (aclError e = ask(v, Call::allocate, &out, nullptr, at)) return e;
+    if (aclError e = ask(v, wire::VirtualMemory::Call::allocate, &out, nullptr, at)) return e;
     *handle = reinterpret_cast<aclrtDrvMemHandle>(out);
     return 0;
 }
 aclError aclrtFreePhysical(aclrtDrvMemHandle handle) {
     wire::VirtualMemory v{};
     v.handle = number(handle);
-    return ask(v, Call::free);
+    return ask(v, wire::VirtualMemory::Call::free);
 }
 
 aclError aclrtMapMem(void* p, size_t bytes, size_t offset, aclrtDrvMemHandle handle, uint64_t flags) {
@@ -109,7 +108,7 @@ aclError aclrtMapMem(void* p, size_t bytes, size_t offset, aclrtDrvMemHandle han
     v.handle = number(handle);
     v.flags = flags;
     Session* asked = nullptr;
-    if (aclError e = ask(v, Call::map, nullptr, &asked)) return e;
+    if (aclError e = ask(v, wire::VirtualMemory::Call::map, nullptr, &asked)) return e;
     asked->memory.add({number(p), bytes});
     return 0;
 }
@@ -120,7 +119,7 @@ aclError aclrtUnmapMem(void* p) {
     Session* holder = Session::holder(number(p));
     DeviceRange range;
     const bool known = holder && holder->memory.remove(number(p), &range);
-    const aclError e = ask(v, Call::unmap);
+    const aclError e = ask(v, wire::VirtualMemory::Call::unmap);
     if (e && known) holder->memory.add(range);
     return e;
 }
@@ -132,7 +131,7 @@ aclError aclrtMemGetAllocationGranularity(aclrtPhysicalMemProp* properties, aclr
     if (aclError e = check("aclrtMemGetAllocationGranularity", properties, &v)) return e;
     v.option = option;
     uint64_t out = 0;
-    if (aclError e = ask(v, Call::granularity, &out)) return e;
+    if (aclError e = ask(v, wire::VirtualMemory::Call::granularity, &out)) return e;
     *granularity = out;
     return 0;
 }

@@ -5,10 +5,6 @@ namespace flexnpu::client {
 
 constinit thread_local StepLane* step_lane_used = nullptr;
 
-namespace {
-constexpr auto relaxed = std::memory_order_relaxed;
-}  // namespace
-
 std::atomic<bool> Steps::entry_taken_[kFlexnpuStepEntries];
 
 Steps::~Steps() {

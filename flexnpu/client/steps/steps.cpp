@@ -4,10 +4,6 @@
 
 namespace flexnpu::client {
 
-namespace {
-constexpr auto relaxed = std::memory_order_relaxed;
-}  // namespace
-
 // ---- steps; all with the lane's lock held ----
 
 flexnpu_step_record Steps::record_of(const Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by,

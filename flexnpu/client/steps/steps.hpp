@@ -35,6 +35,8 @@
 
 namespace flexnpu::client {
 
+inline constexpr auto relaxed = std::memory_order_relaxed;
+
 class Steps;
 class StepLane;
 // The lane that the calling thread used last: a synchronous copy names none.
@@ -154,7 +156,7 @@ public:
         auto* chunk = chunks_[i / kChunk].load(std::memory_order_acquire);
         if (__builtin_expect(chunk != nullptr, 1)) {
             StepLane* l = chunk[i % kChunk].load(std::memory_order_acquire);
-            if (__builtin_expect(l && l->stream_.load(std::memory_order_relaxed) == stream, 1)) return *l;
+            if (__builtin_expect(l && l->stream_.load(relaxed) == stream, 1)) return *l;
         }
         return make(stream);
     }
@@ -162,9 +164,8 @@ public:
 
     // An operator has been launched on the lane; its embedding() or attention() comes before.
     void launched(StepLane& lane) {
-        if (__builtin_expect(lane.watch_.load(std::memory_order_relaxed) != StepLane::unheard, 0))
-            touch(lane);
-        const uint64_t n = lane.launches_.fetch_add(1, std::memory_order_relaxed) + 1;
+        if (__builtin_expect(lane.watch_.load(relaxed) != StepLane::unheard, 0)) touch(lane);
+        const uint64_t n = lane.launches_.fetch_add(1, relaxed) + 1;
         if (__builtin_expect(n % kPublishEvery == 0, 0)) publish(lane);
         step_lane_used = &lane;
     }

@@ -6,10 +6,6 @@
 
 namespace flexnpu::client {
 
-namespace {
-constexpr auto relaxed = std::memory_order_relaxed;
-}  // namespace
-
 // ---- points of a lane; all with its lock held ----
 
 // The step may end here: it does so behind its longest runs of launches. `over`: it is known to be.
