@@ -16,6 +16,7 @@ from collectors.daemons import Daemons
 from collectors.otlp import OtlpSink
 from collectors.prometheus import PrometheusSink, serve
 from collectors.sinks import Sink
+from flexnpu.common import descriptors
 from flexnpu.console.numbers import DAY_S, DURATION, Duration, Number
 from flexnpu.console.output import out, say
 from flexnpu.console.program import SETTINGS, Program
@@ -168,6 +169,7 @@ def main(
     except paths.NoRunDirError as error:
         raise click.ClickException(str(error)) from None
     stop = _Stop(duration)
+    descriptors.allow_many()
     daemons = Daemons(
         (lambda: controls) if controls else paths.control_sockets, interval_s=poll_interval, on_trouble=say
     )

@@ -16,6 +16,7 @@ from controllers.loop import Loop
 from controllers.policies import Policy
 from controllers.policies.protect_decode import ProtectDecode
 from flexnpu import __version__
+from flexnpu.common import descriptors
 from flexnpu.console.numbers import Duration, Number
 from flexnpu.console.output import say
 from flexnpu.console.program import FAILED, SETTINGS, NotPermitted, Program
@@ -109,6 +110,7 @@ def main(
     controller, this one ends with an error, unless --wait or --take-over say otherwise.
     """
     stop = _Stop()
+    descriptors.allow_many()
     try:
         feed = feed or paths.probe_socket()
         ctl = ctl or _only_daemon(stop)

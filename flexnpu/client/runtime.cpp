@@ -95,7 +95,9 @@ const char* aclrtGetSocName() {
 
 aclError aclrtDeviceGetBareTgid(int32_t* pid) {
     if (!pid) return fail(acl::INVALID_PARAM, "aclrtDeviceGetBareTgid: pid is null");
-    *pid = getpid();
+    // In a container, not its own number: other programs know it by the daemon's.
+    Session* s = Session::any();
+    *pid = s ? s->page().process : getpid();
     return 0;
 }
 

@@ -140,6 +140,7 @@ struct Item {
     std::shared_ptr<Graph> capturing;
     std::shared_ptr<TaskGroup> group;  // of an update, or of an operator that can be updated
     bool behind = false;               // the end of a capture, which the vendor comes to first
+    bool of_refused_update = false;
     bool as_it_is = false;  // a real event in a capture: waits for nothing now, and is not recorded now
     bool step_end = false;
     bool step_begin = false;

@@ -136,11 +136,14 @@ void Lanes::keep_item(std::unique_ptr<Item> item) {
 }
 
 void Lanes::push(Lane& lane, std::unique_ptr<Item> item) {
-    if (item->type() != ItemType::sync && (lane.capture || lane.update)) {
-        item->capturing = lane.update ? lane.update->graph.lock() : lane.capture;
-        item->group = lane.update ? lane.update : lane.group;
+    if (item->type() != ItemType::sync) {
+        if (lane.capture || lane.update) {
+            item->capturing = lane.update ? lane.update->graph.lock() : lane.capture;
+            item->group = lane.update ? lane.update : lane.group;
+        }
+        item->behind = lane.ending != nullptr;
+        item->of_refused_update = lane.update_refused;
     }
-    item->behind = lane.ending && item->type() != ItemType::sync;
     item->ticket = ++lane.last_ticket;
     if (item->type() == ItemType::record) item->mark->recorded_by(lane.id, item->ticket);
     for (const auto& m : item->makes) m->recorded_by(lane.id, item->ticket);

@@ -3,13 +3,13 @@
 #include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstring>
 #include <fstream>
 
 #include "flexnpu/daemon/acceptor_client.hpp"
+#include "flexnpu/daemon/peer.hpp"
 #include "flexnpu/wire/futex.hpp"
 
 namespace flexnpu::daemon {
@@ -90,7 +90,8 @@ void Acceptor::hello(Client& client, const Request& request) {
     s->staging_pin = pins_->pin(client.peer.uid, s->staging, wire::kBlocks * wire::kBlockBytes);
     s->id = next_session_++;
     s->set_device(int32_t(request.region));
-    s->pid = client.peer.pid;
+    PeerProcess process = peer_process(client.socket.get(), client.peer, s->id);
+    s->pid = process.number;
     s->uid = client.peer.uid;
     s->comm = read_comm(client.peer.pid);
     s->end_ms = limits_.end_ms;
@@ -98,10 +99,11 @@ void Acceptor::hello(Client& client, const Request& request) {
     s->page->magic = wire::kMagic;
     s->page->version = wire::kVersion;
     s->page->session = s->id;
+    s->page->process = s->pid;
     s->doorbell = std::move(bell);
     s->socket = Fd(fcntl(client.socket.get(), F_DUPFD_CLOEXEC, 3));
     // The socket's hang-up is missed while a child that forked still holds it; the process's end is not.
-    s->process = Fd(int(syscall(SYS_pidfd_open, client.peer.pid, 0)));
+    s->process = std::move(process.pidfd);
     if (s->socket.get() < 0)
         return refuse(client, acl::RT_INTERNAL, std::string("FlexNPU: no session: ") + strerror(errno));
     client.opening = s;

@@ -199,7 +199,7 @@ struct Lane : std::enable_shared_from_this<Lane> {
     // The capture that the program has ended and the vendor has not: what comes behind is none of it, and
     // waits.
     std::shared_ptr<Graph> ending;
-    bool update_refused = false;  // and what is launched until its end, too
+    bool update_refused = false;  // and what comes until its end is left alone, too
     bool update_failed = false;   // the same, as of the last item dispatched
     // As of the last item dispatched:
     bool in_capture = false, in_update = false;

@@ -62,6 +62,7 @@ struct SessionPage {
     uint32_t version;
     uint32_t session;
     int32_t device;
+    int32_t process;  // the client, as the daemon and its other clients name it
     // Program order over the client's threads, see merge.hpp.
     alignas(64) std::atomic<uint64_t> sequence;
     alignas(64) std::atomic<uint32_t> doze;

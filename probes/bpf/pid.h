@@ -1,11 +1,73 @@
 // Which thread runs a program, as the tracer's process namespace names it.
 #pragma once
 
-static inline u64 pid_tgid(void) {
-    if (PIDNS_INO) {
-        struct bpf_pidns_info ns = {};
-        if (bpf_get_ns_current_pid_tgid(PIDNS_DEV, PIDNS_INO, &ns, sizeof(ns)) == 0)
-            return ((u64)ns.tgid << 32) | ns.pid;
+#ifdef FLEXNPU_CORE
+// Other sources declare other members of task_struct: libbpf leaves out what stands behind "___".
+struct ns_common___pid {
+    u32 inum;
+} RELOCATED;
+struct pid_namespace___pid {
+    struct ns_common___pid ns;
+} RELOCATED;
+struct pid___pid {
+    u32 level;
+    struct {
+    } numbers[0];
+} RELOCATED;
+struct task_struct___pid {
+    struct pid___pid* thread_pid;
+    struct task_struct___pid* group_leader;
+} RELOCATED;
+#define TASK_PID OFFSET_OF(task_struct___pid, thread_pid)
+#define TASK_LEADER OFFSET_OF(task_struct___pid, group_leader)
+#define PID_LEVEL OFFSET_OF(pid___pid, level)
+#define PID_NUMBERS OFFSET_OF(pid___pid, numbers)
+#define PIDNS_INUM OFFSET_OF(pid_namespace___pid, ns.inum)
+#define PID_NUMBERS_KNOWN
+#endif
+
+#ifdef PID_NUMBERS_KNOWN
+#define PIDNS_LEVELS 33  // MAX_PID_NS_LEVEL and the first namespace
+
+// struct upid
+struct pid_number {
+    s32 number;
+    u64 ns;
+};
+
+// The number that a task has in the tracer's namespace; 0 when it has none there.
+static SHARED u32 number_of(u64 task) {
+    u64 pid = 0;
+    u32 level = 0;
+    if (bpf_probe_read_kernel(&pid, sizeof(pid), (void*)(task + TASK_PID)) || !pid ||
+        bpf_probe_read_kernel(&level, sizeof(level), (void*)(pid + PID_LEVEL)))
+        return 0;
+    for (u32 i = 0; i < PIDNS_LEVELS; i++) {
+        struct pid_number one = {};
+        u32 inum = 0;
+        if (i > level) break;
+        if (bpf_probe_read_kernel(&one, sizeof(one), (void*)(pid + PID_NUMBERS + i * sizeof(one))) ||
+            bpf_probe_read_kernel(&inum, sizeof(inum), (void*)(one.ns + PIDNS_INUM)))
+            return 0;
+        if (inum == PIDNS_INO) return one.number;
     }
-    return bpf_get_current_pid_tgid();
+    return 0;
+}
+#endif
+
+// Process and thread; 0 for those that the tracer's namespace does not show: their numbers in another one may
+// be those of processes that it does.
+static inline u64 pid_tgid(void) {
+    if (!PIDNS_INO) return bpf_get_current_pid_tgid();
+    // The helper knows the namespace that a task lives in, and no outer one.
+    struct bpf_pidns_info ns = {};
+    if (bpf_get_ns_current_pid_tgid(PIDNS_DEV, PIDNS_INO, &ns, sizeof(ns)) == 0)
+        return ((u64)ns.tgid << 32) | ns.pid;
+#ifdef PID_NUMBERS_KNOWN
+    u64 task = bpf_get_current_task(), leader = 0;
+    if (bpf_probe_read_kernel(&leader, sizeof(leader), (void*)(task + TASK_LEADER)) || !leader) return 0;
+    return ((u64)number_of(leader) << 32) | number_of(task);
+#else
+    return 0;
+#endif
 }

@@ -16,6 +16,7 @@
 #define PROBE
 #define SYSCALL
 #define RAW
+#define SHARED inline  // bcc has no functions that several programs call
 #define LRU_HASH(name, K, V, n) BPF_TABLE("lru_hash", K, V, name, n)
 #define PERCPU_HASH(name, K, V, n) BPF_TABLE("percpu_hash", K, V, name, n)
 static u64 (*attach_cookie)(void* ctx) = (void*)174;  // BPF_FUNC_get_attach_cookie
@@ -35,6 +36,7 @@ typedef s64 int64_t;
 
 #define SEC(name) __attribute__((section(name), used))
 #define inline inline __attribute__((always_inline))
+#define SHARED __attribute__((noinline))
 #ifndef __always_inline
 #define __always_inline inline
 #endif
@@ -48,6 +50,11 @@ char LICENSE[] SEC("license") = "GPL";
 struct bpf_pidns_info {
     u32 pid, tgid;
 };
+
+// Structures of the kernel whose members' places libbpf fills in. bcc is told them (-DSOCK_FAMILY=...).
+#define RELOCATED __attribute__((preserve_access_index))
+#define OFFSET_OF(type, member) __builtin_preserve_field_info(((struct type*)0)->member, 0)
+#define EXISTS(type, member) __builtin_preserve_field_info(((struct type*)0)->member, 2)
 
 // The processor's registers at a probe.
 #if defined(__TARGET_ARCH_x86)

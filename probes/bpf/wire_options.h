@@ -14,8 +14,6 @@ volatile const struct options options SEC(".rodata.options");
 #define PIDNS_DEV options.pidns_dev
 #define PIDNS_INO options.pidns_ino
 
-// Members of the kernel's structures, whose places libbpf fills in. bcc is told them (-DSOCK_FAMILY=...).
-#define RELOCATED __attribute__((preserve_access_index))
 struct sock_common {
     u16 skc_family;
 } RELOCATED;
@@ -51,8 +49,6 @@ struct files_struct {
 struct task_struct {
     struct files_struct* files;
 } RELOCATED;
-#define OFFSET_OF(type, member) __builtin_preserve_field_info(((struct type*)0)->member, 0)
-#define EXISTS(type, member) __builtin_preserve_field_info(((struct type*)0)->member, 2)
 #define SOCK_FAMILY OFFSET_OF(sock, __sk_common.skc_family)
 #define SOCK_PROTOCOL OFFSET_OF(sock, sk_protocol)
 #define TCP_SND_NXT OFFSET_OF(tcp_sock, snd_nxt)

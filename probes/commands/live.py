@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from flexnpu.common import descriptors
 from flexnpu.common.closeable import Closeable
 from flexnpu.console.output import say
 from probes.commands.common import Stop
@@ -23,11 +24,13 @@ from probes.placing import symbols
 from probes.placing.attach import AttachError
 from probes.placing.plan import FUNNELS, Plan
 from probes.requests.join import Joiner, Other
+from probes.steps.targets import Target
 from probes.steps.tracer import Tracer, check, uses_npu
 
 if TYPE_CHECKING:
     from probes.requests.wire import WireTracer
 
+_SPARE_DESCRIPTORS = 64
 _POLL_S = 0.05
 _OPEN_S = 1.0
 """How often it is told which requests run."""
@@ -56,6 +59,7 @@ class Live(Closeable):
         budget_percent: float | None = 1.0,
     ) -> None:
         check()
+        descriptors.allow_many()
         self._selection = selection
         self._only = only
         self._say = say
@@ -66,6 +70,8 @@ class Live(Closeable):
         self._registry = Registry(on_event, self._families)
         self._answering: dict[int, str] = {}
         """Names of the watched processes of which it was told that requests run."""
+        self._untimed: set[int] = set()
+        """Processes of which it was told that their requests are not timed."""
         self._stack = contextlib.ExitStack()
         with self._stack:
             selection.check(symbols.processes())
@@ -136,26 +142,40 @@ class Live(Closeable):
 
         return WireTracer((), on_request=on_request, on_loss=on_loss)
 
-    def _add_fronts(self, wire: WireTracer, pid: int) -> None:
-        """Watch the sockets of the processes that may serve HTTP for `pid`."""
-        for front in self._families.fronts(pid):
-            with contextlib.suppress(ProcessLookupError):
-                wire.add(front)
+    def _add_to_wire(self, wire: WireTracer, pid: int) -> None:
+        """Watch the sockets of `pid`, and of the processes that may serve HTTP for it."""
+        for server in (pid, *self._families.fronts(pid)):
+            try:
+                wire.add(server)
+            except ProcessLookupError:
+                pass  # the finder notices its end
+            except OSError as error:
+                if server not in self._untimed:
+                    self._say(f"requests of process {server} are not timed: {error.strerror}")
+                self._untimed.add(server)
+
+    def _place(self, pid: int) -> Target:
+        """Attach to a process, if that leaves descriptors for the rest. Raises `AttachError`, `OSError`."""
+        if (left := descriptors.left()) < _SPARE_DESCRIPTORS:
+            raise AttachError(
+                f"process {pid} is left out: {left} more files may be opened, and {_SPARE_DESCRIPTORS} are "
+                "kept for other work; raise the limit (ulimit -Hn, systemd: LimitNOFILE=)"
+            )
+        return self.tracer.attach(pid)
 
     def _attach(self, pid: int, *, required: bool) -> None:
         self._since[pid] = time.monotonic_ns()
         try:
-            target = self.tracer.attach(pid)
-            if self._wire is not None:
-                self._wire.add(pid)
-                self._add_fronts(self._wire, pid)
-        except (AttachError, ProcessLookupError) as error:
+            target = self._place(pid)
+        except (AttachError, OSError) as error:
             if required:
                 raise AttachError(str(error)) from None
             self._say(str(error))
             self._finder.forget(pid)
             self._registry.failed(pid)
             return
+        if self._wire is not None:
+            self._add_to_wire(self._wire, pid)
         libraries = sorted({os.path.basename(placed.library) for placed in target.placed})
         kind = "FlexNPU's client" if target.kind == "client" else "CANN"
         where = f"{len(target.placed)} probes in {', '.join(libraries)}"
@@ -205,7 +225,7 @@ class Live(Closeable):
                 if now >= next_fronts:
                     next_fronts = now + _FRONTS_S
                     for target in self.tracer.targets:
-                        self._add_fronts(self._wire, target.pid)
+                        self._add_to_wire(self._wire, target.pid)
             self._follow()
             self._register()
             if on_poll is not None and on_poll() is False:

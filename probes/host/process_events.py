@@ -28,13 +28,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flexnpu.common.closeable import Closeable
+from probes.placing import namespaces
 
 # linux/cn_proc.h, as in pyroute2's module of that name.
 PROC_EVENT_NONE, PROC_EVENT_FORK, PROC_EVENT_EXEC, PROC_EVENT_EXIT = 0, 1, 2, 0x80000000
 
 _ANSWER_S = 1.0
 _BUFFER = 1 << 20
-_INIT_PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 
@@ -116,7 +116,7 @@ class ProcessEvents(Closeable):
     def __init__(self) -> None:
         self.lost = 0
         try:
-            if os.stat("/proc/self/ns/pid").st_ino != _INIT_PIDNS:
+            if not namespaces.in_first():
                 raise EventsUnavailable("the kernel names processes by ids of another process namespace")
         except OSError as error:
             raise EventsUnavailable(f"/proc is not readable: {error}") from None

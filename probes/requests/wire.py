@@ -81,7 +81,7 @@ from typing import Any, Final, Literal
 from flexnpu.common.closeable import Closeable
 from flexnpu.common.processes import comm_of
 from probes.feed import events
-from probes.placing import attach, loader
+from probes.placing import attach, loader, namespaces
 from probes.placing.attach import AttachError, Probe, RawTracepoint, Tracepoint
 from probes.placing.btf import member_offsets
 from probes.placing.loader import Kind, Loaded
@@ -116,7 +116,6 @@ _OPEN, _DATA, _CLOSE, _SENT, _CLOSED_RANGE = map(
     TOLD.constant, ("KIND_OPEN", "KIND_DATA", "KIND_CLOSE", "KIND_SENT", "KIND_CLOSED_RANGE")
 )
 NO_FD: Final = 0xFFFFFFFF
-_FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PIDINITINO in linux/proc_ns.h
 
 
 class WireError(RuntimeError):
@@ -230,13 +229,11 @@ class WireTracer(Closeable):
         sockets = () if offsets is None else tuple(name.partition("/")[2] for name in _SOCKET_TIME)
         programs = {name: Kind.SYSCALL for _, *names in calls for name in names if name}
         programs |= {f"on_{name}": Kind.RAW for name in sockets}
-        options = {"ring_pages": ring_pages}
-        namespace = os.stat("/proc/self/ns/pid")
-        if namespace.st_ino != _FIRST_PID_NAMESPACE:
-            options |= {"pidns_dev": namespace.st_dev, "pidns_ino": namespace.st_ino}
+        options = {"ring_pages": ring_pages} | namespaces.options()
         files = file_offsets()
         macros = {} if offsets is None else {"SOCKET_TIME": 1} | offsets
         macros |= {} if files is None else {"FILES": 1} | files
+        macros |= namespaces.macros()
         request = loader.Request(loader.WIRE, programs, options, ring="records", macros=macros)
         try:
             loaded = loader.load(request)
@@ -263,13 +260,20 @@ class WireTracer(Closeable):
         return [pid for pid, _ in self._watched.values()]
 
     def add(self, pid: int) -> None:
-        """Watch a process, by its thread group. Raises `ProcessLookupError` when there is none."""
+        """Watch a process, by its thread group.
+
+        Raises `ProcessLookupError` when there is none, `OSError` when there are too many.
+        """
         if pid in self.pids:
             return
         fd = os.pidfd_open(pid)
+        try:
+            self._targets.set(pid, self._targets.value(1))
+        except OSError:
+            os.close(fd)
+            raise
         self._watched[fd] = (pid, comm_of(pid))
         self._exits.register(fd, select.POLLIN)
-        self._targets.set(pid, self._targets.value(1))
 
     def remove(self, pid: int) -> None:
         """Stop watching a process. Its open requests are delivered as incomplete."""

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from flexnpu.common.closeable import Closeable
-from probes.placing import loader
+from probes.placing import loader, namespaces
 from probes.placing.loader import Kind
 from probes.placing.maps import Map, PerfRing, Ring
 from probes.placing.plan import HITS, SITES
 from probes.steps import layouts
 from probes.steps.raw import TOLD
 from probes.steps.records import COUNTERS
-
-_INIT_PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel
 
 # Map -> what its keys and values are; "/": a value a CPU.
 _MAPS = {
@@ -70,11 +67,10 @@ class Programs(Closeable):
         ring_pages: int,
     ) -> None:
         options = {"gap_ns": gap_ns, "ring_pages": ring_pages, "begins": begins, "has_cookies": multi}
-        namespace = os.stat("/proc/self/ns/pid")
-        if namespace.st_ino != _INIT_PIDNS:
-            options |= {"pidns_dev": namespace.st_dev, "pidns_ino": namespace.st_ino}
+        options |= namespaces.options()
         wanted = _programs(multi=multi, sessions=sessions)
-        self.loaded = loader.load(loader.Request(loader.STEPS, wanted, options))
+        macros = namespaces.macros()
+        self.loaded = loader.load(loader.Request(loader.STEPS, wanted, options, macros=macros))
         self.fds = {name: self.loaded.program(name) for name in sorted(wanted)}
         """The programs' file descriptors."""
         self._take = take

@@ -97,13 +97,20 @@ TEST_CASE("a graph does not go while a stream updates it, and one that goes is n
     const uint32_t destruction = ++c.request;
     c.say(Kind::destroy_graph, wire::GraphOp{graph, 0}, destruction);
     c.say(Kind::update_begin, wire::GraphOp{group, updater});
+    c.say(Kind::memset, wire::Memset{updater, c.objects.memory, 64, 64, 4, 0});
     c.say(Kind::update_end, wire::StreamOp{updater, 0});
+    c.say(Kind::memset, wire::Memset{updater, c.objects.memory, 64, 64, 5, 0});
     CHECK(c.call(Kind::sync_stream, wire::StreamOp{updater, soon()}) == acl::RT_INVALID_HANDLE);
     c.release();
     REQUIRE(c.answered(destruction, 5'000'000'000));
     CHECK(c.ring.header().status == 0);
     CHECK(c.call(Kind::destroy_graph, wire::GraphOp{graph, 0}) == acl::RT_INVALID_HANDLE);
-    for (const MockCall& call : mock().since(from)) CHECK(call.what != 'u');
+    std::vector<uint64_t> memsets;
+    for (const MockCall& call : mock().since(from)) {
+        CHECK(call.what != 'u');
+        if (call.what == 'm') memsets.push_back(call.b);
+    }
+    CHECK(memsets == std::vector<uint64_t>{5});
 }
 
 TEST_CASE("a communicator that goes is not found by what comes behind") {

@@ -246,7 +246,6 @@ void KernelRecords::launch(Session& s, Payload p) {
             s, lane, acl::RT_PARAM_INVALID,
             "aclrtLaunchKernel: the arguments at " + hex(l.arguments) + " are not in memory of this process");
     }
-    if (lane->update_refused) return refuse_later(s, lane, acl::RT_TASK_GROUP_STATUS, "");
     if (Footprint* f = footprint_of(*lane)) {
         if (l.arguments) f->add(s.memory, l.arguments, l.bytes);
         lane->graph()->binaries.insert(function->binary);

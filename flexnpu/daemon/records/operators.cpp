@@ -126,7 +126,6 @@ void OperatorRecords::launch(Session& s, Payload p, bool begins_step) {
                                 hex(ws ? l.workspace : item->addresses[foreign]) +
                                 " is not in memory of this process");
     }
-    if (lane->update_refused) return refuse_later(s, lane, acl::RT_TASK_GROUP_STATUS, "");
     if (Footprint* f = footprint_of(*lane)) {
         for (size_t i = 0; i < l.count; i++) f->add(s.memory, item->addresses[i], shape->extent(i));
         f->add(s.memory, l.workspace, l.workspace_size);

@@ -65,6 +65,14 @@ private:
     int fd_;
 };
 
+// Numbers of processes stand in the page. They mean something to processes of one PID namespace only, so each
+// namespace has devices of its own.
+bool in_our_pid_namespace(const std::string& process) {
+    struct stat ours{}, theirs{};
+    return stat("/proc/self/ns/pid", &ours) == 0 && stat((process + "/ns/pid").c_str(), &theirs) == 0 &&
+           ours.st_ino == theirs.st_ino;
+}
+
 // An open descriptor of the memfd `name` that another process of this user holds, or -1.
 int find_memfd(const std::string& name) {
     std::string target = "/memfd:" + name + " (deleted)";
@@ -77,7 +85,8 @@ int find_memfd(const std::string& name) {
         if (process->d_name[0] < '0' || process->d_name[0] > '9') {
             continue;
         }
-        std::string folder = process_folder(std::atoi(process->d_name)) + "/fd";
+        const std::string of_process = process_folder(std::atoi(process->d_name));
+        const std::string folder = of_process + "/fd";
         struct stat owner{};
         if (stat(folder.c_str(), &owner) != 0 || owner.st_uid != self) {
             continue;
@@ -89,7 +98,8 @@ int find_memfd(const std::string& name) {
         while (dirent* file = readdir(files.get())) {
             char link[256];
             ssize_t length = readlinkat(dirfd(files.get()), file->d_name, link, sizeof(link));
-            if (length < 0 || std::string_view(link, size_t(length)) != target) {
+            if (length < 0 || std::string_view(link, size_t(length)) != target ||
+                !in_our_pid_namespace(of_process)) {
                 continue;
             }
             int fd = openat(dirfd(files.get()), file->d_name, O_RDWR | O_CLOEXEC);
