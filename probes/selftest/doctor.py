@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from probes.host.inventory import Inventory, take
-from probes.placing import attach, capabilities, cost, headers, libbpf, loader, loader_bcc, symbols
+from probes.placing import (
+    attach,
+    capabilities,
+    cost,
+    headers,
+    kernel_faults,
+    libbpf,
+    loader,
+    loader_bcc,
+    symbols,
+)
 from probes.placing.sites import HitCost
 from probes.steps import layouts
 
@@ -114,6 +124,7 @@ def kernel() -> Iterator[Check]:
             "Linux 6.13 or newer makes tracing of captured graphs cheaper",
             otherwise=Status.INFO,
         )
+        yield from _faults(group)
     else:
         yield Check(group, "uprobe_multi", Status.INFO, "not known: it cannot be asked without CAP_BPF")
     ring = _ring_buffer()
@@ -152,6 +163,26 @@ def kernel() -> Iterator[Check]:
             group, "seccomp", Status.INFO, "a filter is active: it may forbid bpf and perf_event_open"
         )
     yield _tracefs(group)
+
+
+def _faults(group: str) -> Iterator[Check]:
+    """What some kernels do wrong, tried on a thread and a child of our own."""
+    yield _either(
+        group,
+        "calls of other threads",
+        not kernel_faults.hides_threads(),
+        "a link for a process sees those of all its threads",
+        "a link for a process leaves out those of all threads but the first: perf's uprobes are used instead",
+        "Linux 6.10 or newer needs no CAP_SYS_ADMIN for this, and shows the operator mix",
+    )
+    yield _either(
+        group,
+        "returns under seccomp",
+        not kernel_faults.ends_confined_programs(),
+        "a probed return does not end a process under a seccomp filter",
+        "a probed return ends a process under a seccomp filter: such processes are not attached to",
+        "Linux 6.14 or newer, or 6.10 and older; FlexNPU's client needs no probed returns",
+    )
 
 
 def _ring_buffer() -> bool:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection, Iterator
 from flexnpu.common.closeable import Closeable
 from flexnpu.common.processes import comm_of, start_time_of
 from probes.feed.events import Event, Losses
-from probes.placing import attach, budget, capabilities, groups, symbols
+from probes.placing import attach, budget, capabilities, groups, kernel_faults, symbols
 from probes.placing.attach import AttachError, Probe
 from probes.placing.loader import Loaded, LoadError
 from probes.placing.plan import CLIENT, FUNNELS, SITES, Plan, Site, sites
@@ -98,6 +98,16 @@ def is_daemon(pid: int) -> bool:
     return any("/flexnpu/daemon/_plane." in path for path in symbols.mapped_paths(pid))
 
 
+def _check_confined(target: Target) -> None:
+    """Raises `AttachError` where the probes of returns would end the process."""
+    if kernel_faults.is_confined(target.pid) and kernel_faults.ends_confined_programs():
+        raise AttachError(
+            f"process {target.pid} ({target.comm}) is under seccomp, and this kernel would end it where a "
+            "function returns that is probed (Linux 6.11 to 6.13): use another kernel, trace it through "
+            "FlexNPU's client (flexnpu run), or take the filter away"
+        )
+
+
 @contextlib.contextmanager
 def _reading_map(pid: int) -> Iterator[None]:
     try:
@@ -136,7 +146,7 @@ class Tracer(Closeable):
         self._plan: Plan = plan
         self._rotate = windows and plan == "default"
         self._note = on_note or _to_stderr
-        self._multi = capabilities.uprobe_multi() if multi is None else multi
+        self._multi = kernel_faults.links_work() if multi is None else multi
         self._sessions = self._multi and capabilities.uprobe_session()
         self._begins = begins
         self._only = only
@@ -294,6 +304,8 @@ class Tracer(Closeable):
             for site in sites(self._plan, client=client, objects=objects, begins=self._begins)
             if not any(site.role in budget.ROLES[evidence] for evidence in target.account.without)
         ]
+        if any(site.on_return for site in wanted):
+            _check_confined(target)
         self._put(target, wanted, found)
         if start_time_of(target.pid) != target.start_time:
             raise AttachError(f"process {target.pid} ended while it was being attached to")

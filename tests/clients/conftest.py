@@ -20,6 +20,8 @@ from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import DaemonStatus
 
 PROGRAMS = Path(__file__).parent / "programs"
+CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""What a command is behind that shall have a PID namespace of its own."""
 sys.path.insert(0, str(PROGRAMS.parent))  # for ordering_model, which is a helper and no test
 
 
@@ -31,13 +33,20 @@ class Daemon:
     """flexnpud for an emulated device, in the run directory `directory`."""
 
     def __init__(
-        self, directory: Path, *options: str, device: int = 0, variables: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        *options: str,
+        device: int = 0,
+        variables: Mapping[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
+        self.contained = bool(prefix)
         self.directory = directory
         self.device = device
         self.environment = os.environ | {"FLEXNPU_RUN_DIR": str(directory), "PYTHONUNBUFFERED": "1"}
         self.environment |= variables or {}
         command = [
+            *prefix,
             str(_installed("flexnpud")),
             "--device",
             str(device),
@@ -86,7 +95,9 @@ class Daemon:
 
     def stop(self) -> None:
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            pid = self.process.pid
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            os.kill(int(children[0]) if self.contained else pid, signal.SIGTERM)
         _, errors = self.process.communicate(timeout=120)
         assert self.process.returncode in (0, -signal.SIGKILL), errors
 
@@ -112,13 +123,14 @@ class Machine:
         return os.environ | {"FLEXNPU_RUN_DIR": str(self.directory)}
 
     @contextmanager
-    def daemons(self) -> Iterator[list[Daemon]]:
+    def daemons(self, *prefix: str) -> Iterator[list[Daemon]]:
+        """Those of all devices, behind `prefix`."""
         names = ("FLEXNPU_EMU", "HCCL")
         variables = {k: v for k, v in self.variables.items() if k.startswith(names)}
         with ExitStack() as stack:
             daemons = []
             for device in range(self.devices):
-                daemons.append(Daemon(self.directory, device=device, variables=variables))
+                daemons.append(Daemon(self.directory, device=device, variables=variables, prefix=prefix))
                 stack.callback(daemons[-1].stop)
             yield daemons
 
@@ -126,10 +138,12 @@ class Machine:
         command = [sys.executable, str(PROGRAMS / program), *arguments]
         return _output(command, os.environ | self.variables, timeout)
 
-    def interposed(self, program: str, *arguments: str, timeout: float = 120) -> str:
-        """Needs the daemons."""
-        command = [*self.prefix, sys.executable, str(PROGRAMS / program), *arguments]
-        return _output(command, self.environment, timeout)
+    def interposed(
+        self, program: str, *arguments: str, timeout: float = 120, prefix: tuple[str, ...] = ()
+    ) -> str:
+        """Needs the daemons. `prefix`: of the whole command, and of the programs that it starts."""
+        command = [*prefix, *self.prefix, sys.executable, str(PROGRAMS / program), *arguments]
+        return _output(command, self.environment | {"FLEXNPU_TEST_PREFIX": " ".join(prefix)}, timeout)
 
 
 def _output(command: list[str], environment: dict[str, str], timeout: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Machine
+from conftest import CONTAINER, Machine
 
 MIB = 1 << 20
 QUOTA = 256 * MIB
@@ -113,6 +114,24 @@ def test_expandable_segments(
     assert saw["left"] == 0
     assert saw["too much"] == "refused"
     assert json.loads(daemon.run("torch_expandable.py")) == saw
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces")
+@pytest.mark.parametrize(
+    ("daemon_in", "programs_in"),
+    [((), CONTAINER), (CONTAINER, ()), (CONTAINER, CONTAINER)],
+    ids=["programs-in-containers", "daemon-in-a-container", "each-in-its-own"],
+)
+def test_memory_is_shared_between_containers(
+    daemon_in: tuple[str, ...], programs_in: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A process's number (aclrtDeviceGetBareTgid) means the same to all programs and to the daemon, whatever
+    PID namespaces lie between them."""
+    machine = Machine(tmp_path, 1)
+    saw = json.loads(machine.direct("ipc.py", "exporter", "0"))
+    with machine.daemons(*daemon_in) as (daemon,):
+        assert json.loads(machine.interposed("ipc.py", "exporter", "0", prefix=programs_in)) == saw
+        daemon.wait_for(lambda s: not s.sessions)
 
 
 @pytest.mark.parametrize("device", [0, 1])

@@ -151,7 +151,8 @@ def run(name: str, *arguments: Any) -> Any:
 
 class Importer:
     def __init__(self, device: int) -> None:
-        command = [sys.executable, __file__, "importer", str(device)]
+        prefix = os.environ.get("FLEXNPU_TEST_PREFIX", "").split()
+        command = [*prefix, sys.executable, __file__, "importer", str(device)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = int(self.answer())
 
@@ -177,7 +178,9 @@ class Importer:
 
 def importer(device: int) -> None:
     start(device)
-    print(os.getpid(), flush=True)
+    pid = c_int32()
+    call("aclrtDeviceGetBareTgid", byref(pid))
+    print(pid.value, flush=True)
     for line in sys.stdin:
         print(json.dumps(run(*json.loads(line))), flush=True)
 
