@@ -48,8 +48,8 @@ void Dispatch::dispatch(Lane& lane, const gate::Decision& d) {
     const ItemType type = item->type();
     // What would have been updated is left alone. Its events stay: others wait for them.
     const bool orders = type == ItemType::record || type == ItemType::wait || type == ItemType::reset;
-    const bool of_no_update = item->of_refused_update ||
-                              (lane.update_failed && item->capturing && type != ItemType::update_end);
+    const bool of_no_update =
+        item->of_refused_update || (lane.update_failed && item->capturing && type != ItemType::update_end);
     if (of_no_update && !orders) {
         if (start) spares_.give_event(start);
         forgo(lane, *item);
