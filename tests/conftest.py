@@ -63,7 +63,7 @@ def _group(item: pytest.Item) -> str | None:
 def _is_unit(item: pytest.Item) -> bool:
     """Whether a test needs neither root, torch, a device nor long: those of `make check`."""
     file = item.path.relative_to(_TESTS).as_posix()
-    if any(item.get_closest_marker(name) for name in ("ebpf", "e2e", "torch_npu")):
+    if any(item.get_closest_marker(name) for name in ("ebpf", "e2e", "torch_npu", "slow")):
         return False
     return not file.startswith(_MACHINE) and not _MACHINE_FIXTURES & set(getattr(item, "fixturenames", ()))
 

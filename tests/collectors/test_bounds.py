@@ -53,6 +53,7 @@ def life(at: int, pid: int, service: str | None) -> list[Event]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("services", [1, PROCESSES, 0], ids=["one service", "a service each", "no service"])
 def test_ten_thousand_processes_come_and_go(clock: Callable[[float], None], services: int) -> None:
     prometheus, otlp = PrometheusSink(), Series()

@@ -174,6 +174,7 @@ def test_duration_ends_it(tmp_path: Path) -> None:
         assert run.process.wait(120) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [False, True], ids=["nobody listens", "nobody answers"])
 def test_an_endpoint_that_takes_nothing_is_told_once_and_holds_up_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool

@@ -20,9 +20,12 @@ from tests.collectors.stand import collector, daemon
 from workloads import panels
 from workloads.prometheus import PrometheusError, PrometheusServer
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="prometheus is missing: apt-get install prometheus"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("prometheus") is None, reason="prometheus is missing: apt-get install prometheus"
+    ),
+]
 
 EVERY_S = 0.25
 # The shipped page rule, with windows that a test can wait for.

@@ -39,6 +39,7 @@ def test_rules_are_valid(tmp_path: Path, windows: list[Window]) -> None:
     promtool("check", "rules", "rules.yml", cwd=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_rules_do_what_the_script_says(tmp_path: Path, script: Path) -> None:
     rules = alerts.rules()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import resource
 import subprocess
@@ -19,7 +18,7 @@ COMMAND = [*mockset.python(), "-m", "probes.cli", "attach", "--all", "--wire", "
 ROOT = Path(__file__).parents[2]
 PROCESSES = 40
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="places probes")
+pytestmark = pytest.mark.ebpf
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from probes.placing.attach import AttachError
 from probes.selftest import run
 from probes.steps.tracer import Tracer
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="places probes")
+pytestmark = pytest.mark.ebpf
 _GETPPID = 110
 
 

@@ -15,7 +15,7 @@ from probes.placing import loader
 PROGRAM = Path(__file__).parent / "programs" / "nested.py"
 CONTAINER = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces")
+pytestmark = pytest.mark.ebpf
 
 
 @pytest.mark.parametrize(
