@@ -218,6 +218,39 @@ def gunicorn() -> None:
     Program().run()
 
 
+def granian() -> None:
+    """Rust's hyper, on threads of its own."""
+    from granian.constants import Interfaces
+    from granian.server.embed import Server
+
+    from flexnpu.common.ports import free_port
+
+    ports = [free_port(), free_port()]
+    places: list[dict[str, Any]] = [
+        {"address": "127.0.0.1", "port": ports[0]},
+        {"address": "::1", "port": ports[1]},
+        {"uds": FOLDER / "sock"},
+    ]
+
+    async def listening() -> None:
+        for address in (("127.0.0.1", ports[0]), ("::1", ports[1])):
+            while True:
+                try:
+                    socket.create_connection(address).close()
+                    break
+                except ConnectionRefusedError:
+                    await asyncio.sleep(0.02)
+        while not (FOLDER / "sock").exists():
+            await asyncio.sleep(0.02)
+        ready(ports)
+
+    async def run() -> None:
+        servers = [Server(asgi, interface=Interfaces.ASGI, log_enabled=False, **place) for place in places]
+        await asyncio.gather(*(server.serve() for server in servers), listening())
+
+    asyncio.run(run())
+
+
 NODE = r"""
 const fs = require("fs"), http = require("http"), zlib = require("zlib");
 const [folder, shapes] = [process.argv[1], JSON.parse(fs.readFileSync(0))];
@@ -271,6 +304,7 @@ SERVERS = {
     "hypercorn": hypercorn,
     "aiohttp": aiohttp,
     "gunicorn": gunicorn,
+    "granian": granian,
     "node": node,
 }
 NEEDED = {
@@ -279,6 +313,7 @@ NEEDED = {
     "hypercorn": ("hypercorn",),
     "aiohttp": ("aiohttp",),
     "gunicorn": ("gunicorn",),
+    "granian": ("granian",),
     "node": (),
 }
 
