@@ -137,3 +137,22 @@ def test_the_programs_own_preloads_stay() -> None:
     direct = environment.environment(environment.EMULATOR_HOME, [], base)
     assert direct["LD_PRELOAD"] == "/a.so:/b.so"
     assert "LD_PRELOAD" not in environment.environment(environment.EMULATOR_HOME, [], {})
+
+
+@pytest.mark.parametrize("how", ["direct", "interposed"])
+def test_a_fork_copies_no_pinned_memory(daemon: Any, direct: Callable[..., str], how: str) -> None:
+    run = direct if how == "direct" else daemon.run
+    saw = json.loads(run("guest_ways.py", "forks"))
+    assert saw["more in a child, MiB"] < 64  # of 1,024 that are pinned
+    assert saw["read there"] == ord("p")
+
+
+@pytest.mark.parametrize("how", ["direct", "interposed"])
+def test_spawning_beside_launches(daemon: Any, direct: Callable[..., str], how: str) -> None:
+    run = direct if how == "direct" else daemon.run
+    assert json.loads(run("guest_ways.py", "spawns")) == {"ends": [0], "memory": "aaaa"}
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the filter's numbers are those of x86-64")
+def test_the_client_needs_no_call_that_containers_forbid(daemon: Any) -> None:
+    assert json.loads(daemon.run("guest_ways.py", "confined")) == {"told": ["hello"] * 3}
