@@ -39,6 +39,12 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
 #: Of what `ensure` writes; a cache of another one is made anew.
 _FORMAT = 2
 
@@ -61,6 +67,8 @@ class TinyModel:
     vocabulary: int = 512
     max_positions: int = 4096
     seed: int = 0
+    weights: bool = True
+    """Without, only the shape is written, for engines that make weights up: ``--load-format dummy``."""
 
     @property
     def parameters(self) -> int:
@@ -117,16 +125,40 @@ def make_model(directory: Path, spec: TinyModel) -> None:
 
     Done without transformers: it would import the NPU backend, and making a model needs no NPU.
     """
+    if spec.family not in ARCHITECTURES:
+        raise ValueError(f"unknown model family {spec.family!r}: {', '.join(ARCHITECTURES)}")
+    if spec.weights:
+        _make_weights(directory, spec)
+    own: dict[str, Any] = {"head_dim": spec.hidden // spec.heads} if spec.family == "qwen3" else {}
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    _write_json(
+        directory / "config.json",
+        {
+            "architectures": [ARCHITECTURES[spec.family]],
+            "model_type": spec.family,
+            "hidden_size": spec.hidden,
+            "intermediate_size": spec.intermediate,
+            "num_hidden_layers": spec.layers,
+            "num_attention_heads": spec.heads,
+            "num_key_value_heads": spec.kv_heads,
+            "vocab_size": spec.vocabulary,
+            "max_position_embeddings": spec.max_positions,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": False,
+            "dtype": "float32",
+            **own,
+            **special,
+        },
+    )
+    _write_json(directory / "generation_config.json", {"do_sample": False, **special})
+
+
+def _make_weights(directory: Path, spec: TinyModel) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    architectures = {
-        "llama": "LlamaForCausalLM",
-        "qwen2": "Qwen2ForCausalLM",
-        "qwen3": "Qwen3ForCausalLM",
-    }
-    if spec.family not in architectures:
-        raise ValueError(f"unknown model family {spec.family!r}: {', '.join(architectures)}")
     random = np.random.default_rng(spec.seed)
     head_dim = spec.hidden // spec.heads
     weights: dict[str, Any] = {}
@@ -156,31 +188,6 @@ def make_model(directory: Path, spec: TinyModel) -> None:
     matrix("lm_head", spec.vocabulary, spec.hidden)
     weights["lm_head.weight"][: len(SPECIAL_TOKENS)] = 0
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-
-    own: dict[str, Any] = {"head_dim": head_dim} if spec.family == "qwen3" else {}
-    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-    _write_json(
-        directory / "config.json",
-        {
-            "architectures": [architectures[spec.family]],
-            "model_type": spec.family,
-            "hidden_size": spec.hidden,
-            "intermediate_size": spec.intermediate,
-            "num_hidden_layers": spec.layers,
-            "num_attention_heads": spec.heads,
-            "num_key_value_heads": spec.kv_heads,
-            "vocab_size": spec.vocabulary,
-            "max_position_embeddings": spec.max_positions,
-            "hidden_act": "silu",
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": False,
-            "dtype": "float32",
-            **own,
-            **special,
-        },
-    )
-    _write_json(directory / "generation_config.json", {"do_sample": False, **special})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -50,15 +50,19 @@ def find() -> Path:
     return Path(asked.stdout.rstrip("\n"))
 
 
-def command(venv: Path, model: Path, port: int, mode: str, *options: str) -> list[str]:
-    """`vllm serve` of a small model: little memory, short contexts, up to eight requests at once."""
+def command(
+    venv: Path, model: Path, port: int, mode: str, *options: str, max_tokens: int = 512, blocks: int = 64
+) -> list[str]:
+    """`vllm serve` of a small model: little memory, contexts of `max_tokens`, up to eight requests at once,
+    `blocks` of 128 tokens in the cache."""
     return [
         str(venv / "bin" / "vllm"),
         "serve",
         str(model),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "model"),
-        *("--dtype", "float16", "--max-model-len", "512", "--block-size", "128", "--max-num-seqs", "8"),
-        *("--gpu-memory-utilization", "0.1", "--num-gpu-blocks-override", "64"),
+        *("--dtype", "float16", "--max-model-len", str(max_tokens), "--block-size", "128"),
+        *("--max-num-seqs", "8", "--gpu-memory-utilization", "0.1"),
+        *("--num-gpu-blocks-override", str(blocks)),
         *MODES[mode],
         *options,
     ]

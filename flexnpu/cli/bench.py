@@ -27,6 +27,10 @@ BENCHMARKS = {
         "benchmarks.samples:main",
         "Arguments of torch's operators that the emulated device takes, against the CPU.",
     ),
+    "vllm-share": (
+        "benchmarks.vllm_share:main",
+        "Two vLLM-Ascend servers on one NPU: decode under a flood of prompts, gated or not.",
+    ),
     "gate": ("benchmarks.gate_sim:main", "The gate on a modelled device, in simulation."),
     "probe": ("benchmarks.probe_cost:main", "What tracing costs: ours, bpftrace's and funclatency's."),
     "attach": ("benchmarks.attach_cost:main", "CPU and memory of attaching, by both loaders side by side."),

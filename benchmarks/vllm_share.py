@@ -1,0 +1,312 @@
+"""Two unmodified vLLM-Ascend servers on one emulated NPU: what a flood of prefill costs decode, gated or not.
+
+One server, D, decodes: some streams at once, each begun anew when it ends. The other, P, is flooded with long
+prompts of which it makes one token each. Both have the shapes of Qwen2.5-7B and weights that are made up; the
+device takes the modelled time and computes nothing. Its chip is slowed (--slowdown), so that the device and
+not the host is what is contended. In turns: D alone; P flooded beside it; the same with the controller.
+
+TPOT and TTFT are by the client's clock, ms: TPOT of each answer is from its first to its last token, over the
+tokens between. `kept` is TPOT with the policy over TPOT alone; `flood_kept` P's prompts a second with the
+policy over those without. Needs root, for the probes, and the venv of `make vllm`. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+
+from flexnpu import emulator
+from flexnpu.common.ports import free_port
+from flexnpu.common.quantiles import quantile
+from flexnpu.console.numbers import Duration, Number, Whole
+from flexnpu.console.output import out_json, say
+from flexnpu.console.program import SETTINGS, Program
+from flexnpu.control import paths
+from workloads import vllm_ascend
+from workloads.models import TinyModel, ensure
+
+SEVEN_B = TinyModel("qwen2", hidden=3584, layers=28, heads=28, kv_heads=4, intermediate=18944, weights=False)
+PHASES = ("alone", "flooded", "policy")
+SETTLE_S = 6.0
+"""At the start of a phase, not measured: batches fill, and the controller learns."""
+MAX_TOKENS = 2048
+
+
+@dataclass
+class Answer:
+    """What a client saw of one request, CLOCK_MONOTONIC ns."""
+
+    sent_ns: int
+    token_ns: list[int] = field(default_factory=list)
+    end_ns: int = 0
+
+    @property
+    def ttft_ms(self) -> float:
+        """From sending to the first token."""
+        return (self.token_ns[0] - self.sent_ns) / 1e6
+
+    @property
+    def tpot_ms(self) -> float:
+        """Mean time between its tokens."""
+        return (self.token_ns[-1] - self.token_ns[0]) / (len(self.token_ns) - 1) / 1e6
+
+
+async def ask(client: httpx.AsyncClient, port: int, prompt: Sequence[int], tokens: int) -> Answer:
+    """Stream one completion. Raises VllmError for an answer that is none."""
+    body = {
+        "model": "model",
+        "prompt": list(prompt),
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "return_token_ids": True,
+    }
+    answer = Answer(time.monotonic_ns())
+    async with client.stream("POST", f"http://127.0.0.1:{port}/v1/completions", json=body) as response:
+        if response.status_code != 200:
+            detail = (await response.aread()).decode(errors="replace")[:300]
+            raise vllm_ascend.VllmError(f"HTTP {response.status_code}: {detail}")
+        async for line in response.aiter_lines():
+            now = time.monotonic_ns()
+            data = line.removeprefix("data:").strip()
+            if not data or data == "[DONE]":
+                continue
+            for choice in json.loads(data).get("choices", ()):
+                answer.token_ns += [now] * len(choice.get("token_ids") or ())
+    answer.end_ns = time.monotonic_ns()
+    return answer
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one phase asks of the servers."""
+
+    streams: int
+    decode_tokens: int
+    flood: int
+    prompt_tokens: int
+
+
+async def phase(ports: tuple[int, int], load: Load, flooded: bool, seconds: float) -> dict[str, Any]:
+    """Closed loops at both servers for `seconds` after the settling; the figures of what ended in them."""
+    decode_port, prefill_port = ports
+    begin = time.monotonic() + SETTLE_S
+    end = begin + seconds
+    answers: dict[int, list[Answer]] = {decode_port: [], prefill_port: []}
+    async with httpx.AsyncClient(timeout=httpx.Timeout(None, connect=10.0)) as client:
+
+        async def loop(number: int, port: int, prompt_tokens: int, tokens: int) -> None:
+            turn = 0
+            while time.monotonic() < end:
+                turn += 1
+                # Different each time: a prompt's cache must not be found.
+                prompt = [(7 * i + 31 * turn + 101 * number) % 500 + 5 for i in range(prompt_tokens)]
+                answer = await ask(client, port, prompt, tokens)
+                if answer.end_ns > begin * 1e9:
+                    answers[port].append(answer)
+
+        loops = [loop(n, decode_port, 40 + n, load.decode_tokens) for n in range(load.streams)]
+        if flooded:
+            loops += [loop(n, prefill_port, load.prompt_tokens, 1) for n in range(load.flood)]
+        await asyncio.gather(*loops)
+    decoded = [answer for answer in answers[decode_port] if len(answer.token_ns) > 1]
+    tokens = [t for answer in decoded for t in answer.token_ns if begin * 1e9 <= t < end * 1e9]
+    prompts = [answer for answer in answers[prefill_port] if answer.end_ns < end * 1e9]
+    return {
+        "answers": len(decoded),
+        "tpot_ms": spread([answer.tpot_ms for answer in decoded]),
+        "ttft_ms": spread([answer.ttft_ms for answer in decoded]),
+        "tokens_per_s": round(len(tokens) / seconds, 2),
+        "flood_ttft_ms": spread([answer.ttft_ms for answer in prompts]),
+        "flood_prompts_per_s": round(len(prompts) / seconds, 3),
+    }
+
+
+def spread(values: list[float]) -> dict[str, float | None]:
+    """p50, p90 and p99."""
+    found = {q: quantile(values, q / 100) for q in (50, 90, 99)}
+    return {f"p{q}": None if value is None else round(value, 2) for q, value in found.items()}
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str], environment: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program, ended by SIGTERM when the block ends."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(60)
+
+
+def program(name: str) -> str:
+    """One of ours, of this venv."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until `path` is there. Raises ClickException when the program ends before."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise click.ClickException(f"no {path}: {log.read_text(errors='replace')[-2000:]}")
+        time.sleep(0.05)
+
+
+def measure(
+    venv: Path, mode: str, load: Load, seconds: float, rounds: int, slowdown: float, folder: Path
+) -> dict[str, Any]:
+    """All phases in turns, `rounds` times, on servers started at once."""
+    environment = os.environ | {"FLEXNPU_RUN_DIR": str(folder), "PYTHONUNBUFFERED": "1"}
+    device = emulator.environment("time", machine=f"share-{os.getpid()}", slowdown=slowdown)
+    device = {name: value for name, value in device.items() if name.startswith("FLEXNPU_EMU")}
+    model = ensure(SEVEN_B)
+    ports = (free_port(), free_port())
+    with contextlib.ExitStack() as stack:
+        daemon = [program("flexnpud"), "--device", "0", "--emulated", "--run-dir", str(folder)]
+        process = stack.enter_context(running(daemon, environment | device, folder / "daemon.log"))
+        wait_for(paths.control_socket(0, folder), process, folder / "daemon.log")
+        options = ("--load-format", "dummy", "--no-enable-prefix-caching")
+        servers = []
+        for name, port in zip("DP", ports, strict=True):
+            command = vllm_ascend.command(
+                venv, model, port, mode, *options, max_tokens=MAX_TOKENS, blocks=256
+            )
+            prefix = [program("flexnpu"), "run", "--quota", "28GiB", "--"]
+            server = vllm_ascend.Server(command, port, environment, folder / f"{name}.log", prefix)
+            servers.append(stack.enter_context(server))
+        for server in servers:
+            server.wait()
+        say(f"{mode}: both servers answer")
+        probe = [program("flexnpu-probe"), "attach", "--all", "--feed", "--quiet"]
+        process = stack.enter_context(running(probe, environment, folder / "probe.log"))
+        wait_for(folder / "probe.sock", process, folder / "probe.log")
+        results: dict[str, list[dict[str, Any]]] = {name: [] for name in PHASES}
+        for turn in range(rounds):
+            for name in PHASES:
+                with contextlib.ExitStack() as inner:
+                    if name == "policy":
+                        log = folder / f"controller-{turn}.log"
+                        inner.enter_context(running([program("flexnpu-controller")], environment, log))
+                    told = asyncio.run(phase(ports, load, name != "alone", seconds))
+                if name == "policy":
+                    told["decisions"] = decisions(log)
+                results[name].append(told)
+                say(f"{mode}, {name}: TPOT {told['tpot_ms']}, {told['flood_prompts_per_s']} prompts/s")
+    return results | summary(results)
+
+
+def decisions(log: Path) -> dict[str, Any]:
+    """What a controller has decided: how often, its last target in ms, and why it did nothing."""
+    targets: list[float] = []
+    doubts: dict[str, int] = {}
+    for line in log.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if row.get("event") != "decision":
+                continue
+            if row["what"] is None:
+                doubts[row["why"]] = doubts.get(row["why"], 0) + 1
+            elif row["what"]["decode_target_us"]:
+                targets.append(row["what"]["decode_target_us"] / 1e3)
+    return {"targets_ms": [round(target, 1) for target in targets[-5:]], "doubts": doubts}
+
+
+def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """How the phases compare: medians over the turns."""
+
+    def middle(name: str, *keys: str) -> float:
+        values = []
+        for told in results[name]:
+            value: Any = told
+            for key in keys:
+                value = value[key]
+            values.append(value)
+        return quantile([value for value in values if value is not None], 0.5) or 0.0
+
+    alone = middle("alone", "tpot_ms", "p50")
+    flood = middle("flooded", "flood_prompts_per_s")
+    return {
+        "kept": round(middle("policy", "tpot_ms", "p50") / alone, 3) if alone else None,
+        "without": round(middle("flooded", "tpot_ms", "p50") / alone, 3) if alone else None,
+        "flood_kept": round(middle("policy", "flood_prompts_per_s") / flood, 3) if flood else None,
+    }
+
+
+@click.command("vllm-share", cls=Program, context_settings=SETTINGS)
+@click.option(
+    "--mode",
+    "modes",
+    type=click.Choice(list(vllm_ascend.MODES)),
+    multiple=True,
+    default=("eager",),
+    show_default=True,
+    help="How the engines launch; may be given more than once.",
+)
+@click.option("--seconds", type=Duration(1, 3600), default=25.0, show_default=True, help="Of a phase.")
+@click.option("--rounds", type=Whole(1, 100), default=1, show_default=True, help="How often all phases run.")
+@click.option("--streams", type=Whole(1, 8), default=4, show_default=True, help="At D, at once.")
+@click.option("--flood", type=Whole(1, 8), default=4, show_default=True, help="Prompts at P, at once.")
+@click.option("--prompt-tokens", type=Whole(1, MAX_TOKENS - 64), default=900, show_default=True)
+@click.option(
+    "--slowdown", type=Number(0.001, 1000), default=4.0, show_default=True, help="Of the modelled chip."
+)
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Where logs are kept.")
+def main(
+    modes: tuple[str, ...],
+    seconds: float,
+    rounds: int,
+    streams: int,
+    flood: int,
+    prompt_tokens: int,
+    slowdown: float,
+    keep: Path | None,
+) -> None:
+    """Measure what a flood of prompts at one vLLM-Ascend server does to decode at another on the same NPU."""
+    try:
+        venv = vllm_ascend.find()
+    except vllm_ascend.VllmError as error:
+        raise click.ClickException(str(error)) from None
+    load = Load(streams, 60, flood, prompt_tokens)
+    report: dict[str, Any] = {
+        "load_average": os.getloadavg()[0],
+        "cpus": os.cpu_count(),
+        "slowdown": slowdown,
+        "load": vars(load),
+        "seconds": seconds,
+    }
+    with tempfile.TemporaryDirectory(prefix="flexnpu-vllm-share-") as temporary:
+        for mode in modes:
+            folder = (keep or Path(temporary)) / mode
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                report[mode] = measure(venv, mode, load, seconds, rounds, slowdown, folder)
+            except vllm_ascend.VllmError as error:
+                raise click.ClickException(str(error)) from None
+    out_json(report, indent=2)
+
+
+if __name__ == "__main__":
+    main()
