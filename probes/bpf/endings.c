@@ -165,6 +165,42 @@ static inline int reached(struct pt_regs* ctx, struct lane_key* key, struct lane
     return 0;
 }
 
+#define REACHED_OWN 0       // what the thread waited for
+#define REACHED_FOLLOWED 1  // what that had waited for
+#define REACHED_ENTERED 2   // all that was on the lane when the thread began to wait for the device
+
+// The thread `id` has waited, until `now`, for what was on one of its process's lanes.
+static inline int reached_on(struct pt_regs* ctx, u64 id, u64 stream, u64 what, u64 now)
+{
+    struct thread* t = threads.lookup(&id);
+    struct lane_key key = {.tgid = id >> 32, .stream = stream};
+    struct lane* lane = lanes.lookup(&key);
+    if (!t || !lane)
+        return 0;
+    u64 t_at = t->wait.t;
+    struct totals* at = &t->wait.at;
+    if (what == REACHED_ENTERED) {
+        t_at = lane->t_entered;
+        at = &lane->entered;
+    } else if (what == REACHED_FOLLOWED) {
+        t_at = t->wait.follows_t;
+        at = &t->wait.follows_at;
+    }
+    return reached(ctx, &key, lane, t_at, at, t, now, what == REACHED_ENTERED && t->waits_for_model);
+}
+
+#ifdef FLEXNPU_CORE
+// A function of its own is verified once, and not anew for each of a process's lanes: that took 3 s of CPU at
+// each start.
+int reached_lane(u64 id, u64 stream, u64 what, u64 now)
+{
+    return reached_on(0, id, stream, what, now);
+}
+#define REACHED(ctx, ...) reached_lane(__VA_ARGS__)
+#else
+#define REACHED reached_on
+#endif
+
 static inline int sync_leave(struct pt_regs* ctx, u64 id)
 {
     struct thread* t = threads.lookup(&id);
@@ -173,30 +209,32 @@ static inline int sync_leave(struct pt_regs* ctx, u64 id)
     u32 kind = t->sync_kind;
     t->sync_kind = 0;
     u64 now = bpf_ktime_get_ns(), tgid = id >> 32;
+    if (kind != 2) {
+        REACHED(ctx, id, t->wait.stream, REACHED_OWN, now);
+        if (t->wait.follows)
+            REACHED(ctx, id, t->wait.follows_stream, REACHED_FOLLOWED, now);
+        return 0;
+    }
+    // A device's synchronise is for all lanes.
+    struct process* p = processes.lookup(&tgid);
+    if (!p)
+        return 0;
     struct lane_key key = {.tgid = tgid};
-    struct process* p = kind == 2 ? processes.lookup(&tgid) : 0;
-    // A device's synchronise is for all lanes, another one for its own and the one that this had waited for.
-    u64 n = kind == 2 ? (p ? p->lanes : 0) : t->wait.follows ? 2 : 1;
-    int others = 0;
+    t->waits_for_model = 0;
 #pragma clang loop unroll(disable)
-    for (u32 i = 0; p && i < PROCESS_LANES; i++) {
-        if (i >= n)
+    for (u32 i = 0; i < PROCESS_LANES; i++) {
+        if (i >= p->lanes)
             break;
         key.stream = p->stream[i];
         struct lane* lane = lanes.lookup(&key);
-        others |= lane && lane->has_model;
+        if (lane && lane->has_model)
+            t->waits_for_model = 1;
     }
 #pragma clang loop unroll(disable)
     for (u32 i = 0; i < PROCESS_LANES; i++) {
-        if (i >= n)
+        if (i >= p->lanes)
             break;
-        key.stream = p ? p->stream[i] : i ? t->wait.follows_stream : t->wait.stream;
-        struct lane* lane = lanes.lookup(&key);
-        if (!lane)
-            continue;
-        u64 t_at = p ? lane->t_entered : i ? t->wait.follows_t : t->wait.t;
-        struct totals* at = p ? &lane->entered : i ? &t->wait.follows_at : &t->wait.at;
-        reached(ctx, &key, lane, t_at, at, t, now, others);
+        REACHED(ctx, id, p->stream[i], REACHED_ENTERED, now);
     }
     return 0;
 }

@@ -1,32 +1,8 @@
 // Which thread runs a program, as the tracer's process namespace names it.
 #pragma once
 
-#ifdef FLEXNPU_CORE
-// Other sources declare other members of task_struct: libbpf leaves out what stands behind "___".
-struct ns_common___pid {
-    u32 inum;
-} RELOCATED;
-struct pid_namespace___pid {
-    struct ns_common___pid ns;
-} RELOCATED;
-struct pid___pid {
-    u32 level;
-    struct {
-    } numbers[0];
-} RELOCATED;
-struct task_struct___pid {
-    struct pid___pid* thread_pid;
-    struct task_struct___pid* group_leader;
-} RELOCATED;
-#define TASK_PID OFFSET_OF(task_struct___pid, thread_pid)
-#define TASK_LEADER OFFSET_OF(task_struct___pid, group_leader)
-#define PID_LEVEL OFFSET_OF(pid___pid, level)
-#define PID_NUMBERS OFFSET_OF(pid___pid, numbers)
-#define PIDNS_INUM OFFSET_OF(pid_namespace___pid, ns.inum)
-#define PID_NUMBERS_KNOWN
-#endif
-
-#ifdef PID_NUMBERS_KNOWN
+// Offsets in the kernel's structures are told where they are needed. Relocations of an object would cost each
+// start the reading of all of the kernel's types, some 3 s of CPU.
 #define PIDNS_LEVELS 33  // MAX_PID_NS_LEVEL and the first namespace
 
 // struct upid
@@ -53,7 +29,6 @@ static SHARED u32 number_of(u64 task) {
     }
     return 0;
 }
-#endif
 
 // Process and thread; 0 for those that the tracer's namespace does not show: their numbers in another one may
 // be those of processes that it does.
@@ -63,11 +38,8 @@ static inline u64 pid_tgid(void) {
     struct bpf_pidns_info ns = {};
     if (bpf_get_ns_current_pid_tgid(PIDNS_DEV, PIDNS_INO, &ns, sizeof(ns)) == 0)
         return ((u64)ns.tgid << 32) | ns.pid;
-#ifdef PID_NUMBERS_KNOWN
+    if (!PID_NUMBERS) return 0;
     u64 task = bpf_get_current_task(), leader = 0;
     if (bpf_probe_read_kernel(&leader, sizeof(leader), (void*)(task + TASK_LEADER)) || !leader) return 0;
     return ((u64)number_of(leader) << 32) | number_of(task);
-#else
-    return 0;
-#endif
 }

@@ -28,7 +28,7 @@ static inline int add_array(struct evidence* e, const s64* values, u64 n, u32 ro
 {
     struct flexnpu_step_array a = {.n = n, .rising = 1};
     s64 before = 0;
-    u32 zeros = 0;
+    int padded = 0;
     for (u32 i = 0; i < ARRAY_VALUES; i++) {
         s64 value = 0;
         if (i >= n)
@@ -38,10 +38,10 @@ static inline int add_array(struct evidence* e, const s64* values, u64 n, u32 ro
             return 0;
         }
         if (value == 0 && i > 0 && role == FLEXNPU_STEP_KV) {
-            zeros += 1;  // a sequence that is padding
-            continue;
+            padded = 1;
+            break;
         }
-        if (value <= 0 || zeros)
+        if (value <= 0)
             return 0;  // axes, permutations: not lengths
         if (i == 0)
             a.first = value;
@@ -55,6 +55,21 @@ static inline int add_array(struct evidence* e, const s64* values, u64 n, u32 ro
         a.last = value;
         before = value;
         a.seen += 1;
+    }
+    // Sequences that are padding stand at the end. Counted by themselves: the verifier would follow each
+    // number of zeros through the loop above.
+    u32 zeros = 0;
+    for (u32 i = 0; padded && i < ARRAY_VALUES; i++) {
+        s64 value = 0;
+        if (a.seen + i >= n)
+            break;
+        if (bpf_probe_read_user(&value, sizeof(value), values + a.seen + i)) {
+            count(BAD_READS);
+            return 0;
+        }
+        if (value)
+            return 0;
+        zeros += 1;
     }
     a.n -= zeros;
     a.rising |= role << 8 | zeros << 16;
@@ -262,17 +277,31 @@ static inline u64 argument(struct arguments* a, u32 n)
     return value;
 }
 
-static inline void add_lengths(struct layout* l, struct evidence* e, u64 object, u32 role)
+// The array of lengths `object`, as evidence `eid` of a step of process `tgid`.
+static inline int lengths_of(u64 tgid, u64 eid, u64 object, u32 role)
 {
     u64 values = 0;
     u32 n = 0;
-    if (!object)
-        return;
+    struct layout* l = layouts.lookup(&tgid);
+    struct evidence* e = evidences.lookup(&eid);
+    if (!object || !l || !e)
+        return 0;
     if (find_vector(&l->ints, object, &values, &n))
         count(BAD_READS);
     else if (n)
         add_array(e, (const s64*)values, n, role);
+    return 0;
 }
+
+#ifdef FLEXNPU_CORE
+// Verified once: see reached_lane.
+int add_lengths(u64 tgid, u64 eid, u64 object, u32 role)
+{
+    return lengths_of(tgid, eid, object, role);
+}
+#else
+#define add_lengths lengths_of
+#endif
 
 // The first call of an attention operator: (query, ...), with arrays of sequence lengths and the name of the
 // query's layout where the cookie says: bits 0-7, 8-15 and 16-23 are the arguments' numbers, 0 for none. All
@@ -324,9 +353,9 @@ PROBE int on_attention_first(struct pt_regs* ctx)
     }
     if (l->has_int_array) {
         if (lengths)
-            add_lengths(l, e, argument(&a, lengths), FLEXNPU_STEP_QUERY);
+            add_lengths(tgid, t->evidence, argument(&a, lengths), FLEXNPU_STEP_QUERY);
         if (keys)
-            add_lengths(l, e, argument(&a, keys), FLEXNPU_STEP_KV);
+            add_lengths(tgid, t->evidence, argument(&a, keys), FLEXNPU_STEP_KV);
     }
     return 0;
 }

@@ -8,11 +8,19 @@ struct options {
     u64 ring_pages;  // size of the ring
     u64 pidns_dev;   // the tracer's process namespace, 0 where it is the first one
     u64 pidns_ino;
+    // Offsets of task_struct's thread_pid and group_leader, of struct pid's level and numbers, and of a
+    // namespace's inode; 0 where they are not needed or not known.
+    u64 task_pid, task_leader, pid_level, pid_numbers, pidns_inum;
 };
 volatile const struct options options SEC(".rodata.options");
 #define RING_PAGES options.ring_pages
 #define PIDNS_DEV options.pidns_dev
 #define PIDNS_INO options.pidns_ino
+#define TASK_PID options.task_pid
+#define TASK_LEADER options.task_leader
+#define PID_LEVEL options.pid_level
+#define PID_NUMBERS options.pid_numbers
+#define PIDNS_INUM options.pidns_inum
 
 struct sock_common {
     u16 skc_family;

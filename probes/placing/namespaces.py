@@ -17,32 +17,24 @@ def in_first() -> bool:
     return os.stat("/proc/self/ns/pid").st_ino == FIRST
 
 
-def options() -> dict[str, int]:
-    """What the programs are told: ``pidns_dev`` and ``pidns_ino``; empty in the first namespace."""
-    if in_first():
-        return {}
-    namespace = os.stat("/proc/self/ns/pid")
-    return {"pidns_dev": namespace.st_dev, "pidns_ino": namespace.st_ino}
-
-
 @cache
-def macros() -> dict[str, int]:
-    """What bcc is told of the kernel's structures, so that processes in namespaces within the tracer's are
-    known too. Empty in the first namespace, where the kernel's own number is the right one, and on a kernel
-    without BTF."""
+def options() -> dict[str, int]:
+    """What the programs are told; nothing in the first namespace, where the kernel's own number is the right
+    one. On a kernel without BTF processes in namespaces within the tracer's are not known."""
     if in_first():
         return {}
+    own = os.stat("/proc/self/ns/pid")
+    told = {"pidns_dev": own.st_dev, "pidns_ino": own.st_ino}
     task = member_offsets("task_struct", ("thread_pid", "group_leader"))
     pid = member_offsets("pid", ("level", "numbers"))
     namespace = member_offsets("pid_namespace", ("ns",))
     common = member_offsets("ns_common", ("inum",))
-    if not (task and pid and namespace and common):
-        return {}
-    return {
-        "PID_NUMBERS_KNOWN": 1,
-        "TASK_PID": task["thread_pid"],
-        "TASK_LEADER": task["group_leader"],
-        "PID_LEVEL": pid["level"],
-        "PID_NUMBERS": pid["numbers"],
-        "PIDNS_INUM": namespace["ns"] + common["inum"],
-    }
+    if task and pid and namespace and common:
+        told |= {
+            "task_pid": task["thread_pid"],
+            "task_leader": task["group_leader"],
+            "pid_level": pid["level"],
+            "pid_numbers": pid["numbers"],
+            "pidns_inum": namespace["ns"] + common["inum"],
+        }
+    return told

@@ -233,7 +233,6 @@ class WireTracer(Closeable):
         files = file_offsets()
         macros = {} if offsets is None else {"SOCKET_TIME": 1} | offsets
         macros |= {} if files is None else {"FILES": 1} | files
-        macros |= namespaces.macros()
         request = loader.Request(loader.WIRE, programs, options, ring="records", macros=macros)
         try:
             loaded = loader.load(request)

@@ -69,8 +69,7 @@ class Programs(Closeable):
         options = {"gap_ns": gap_ns, "ring_pages": ring_pages, "begins": begins, "has_cookies": multi}
         options |= namespaces.options()
         wanted = _programs(multi=multi, sessions=sessions)
-        macros = namespaces.macros()
-        self.loaded = loader.load(loader.Request(loader.STEPS, wanted, options, macros=macros))
+        self.loaded = loader.load(loader.Request(loader.STEPS, wanted, options))
         self.fds = {name: self.loaded.program(name) for name in sorted(wanted)}
         """The programs' file descriptors."""
         self._take = take

@@ -18,7 +18,7 @@ namespace {
 
 daemon::Limits limits() {
     daemon::Limits l = Running::limits();
-    l.call_ms = 50;
+    l.call_ms = 300;
     return l;
 }
 
@@ -54,9 +54,10 @@ void acceptor_serves(const Running& r) {
 
 // A client's question keeps the dispatching thread from its first moment to its last.
 struct Stall {
+    Running& running;
     RawClient client;
     uint32_t question = 0;
-    explicit Stall(const Running& r) : client(r.path()) {
+    explicit Stall(Running& r) : running(r), client(r.path()) {
         client.open();
         mock().mock_close_memory(1);
         question = ++client.request;
@@ -70,6 +71,13 @@ struct Stall {
         mock().mock_close_memory(0);
         REQUIRE(client.answered(question, 20'000'000'000));
         CHECK(client.ring.header().status == 0);
+        until("the dispatching thread does not come round", [&] {
+            try {
+                return !running.plane.sessions().empty();
+            } catch (const daemon::PlaneTimeout&) {
+                return false;
+            }
+        });
     }
     ~Stall() { mock().mock_close_memory(0); }
 };

@@ -12,6 +12,7 @@ import pytest
 
 from probes.placing import capabilities, loader, loader_bcc
 from probes.placing.loader import Kind, LoadError, Request, Source, Unfit
+from probes.steps.programs import _programs
 
 needs_objects = pytest.mark.skipif(not loader.STEPS.object.is_file(), reason="the BPF objects are not built")
 OPTIONS = {"gap_ns": 10**9, "ring_pages": 16}
@@ -57,6 +58,25 @@ def test_programs_and_maps_have_descriptors(each_loader: str) -> None:
         with pytest.raises(KeyError):
             loaded.program("on_copy")
     loaded.close()
+
+
+@pytest.mark.ebpf
+@needs_objects
+def test_the_kernel_has_little_to_verify(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each start. The kernel follows some million instructions a second, and no program of more than one
+    million: a loop over many branches comes there soon."""
+    monkeypatch.setenv(loader.ENVIRONMENT, "core")
+    multi = capabilities.uprobe_multi()
+    wanted = _programs(multi=multi, sessions=multi and capabilities.uprobe_session())
+    with loader.load(Request(loader.STEPS, wanted, OPTIONS)) as loaded:
+        verified = {}
+        for name in wanted:
+            about = Path(f"/proc/self/fdinfo/{loaded.program(name)}").read_text().split()
+            if "verified_insns:" not in about:
+                pytest.skip("this kernel does not tell what it has verified")
+            verified[name] = int(about[about.index("verified_insns:") + 1])
+    assert max(verified.values()) < 100_000, verified
+    assert sum(verified.values()) < 300_000, verified
 
 
 @pytest.mark.ebpf

@@ -21,7 +21,8 @@ namespace acl = flexnpu::acl;
 // it has captured, spoils the capture.
 struct Model {
     uint32_t id;
-    bool invalid = false, aborted = false;
+    std::atomic<bool> invalid{false};  // also by those who only ask
+    bool aborted = false;
     uint64_t nodes = 0;
     int open_groups = 0;
 };
