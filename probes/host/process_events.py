@@ -4,10 +4,10 @@
         for event in events.read():
             ...
 
-The socket is pyroute2's `ProcEventSocket`, imported when it is needed, for it takes 13 MiB and a quarter of a
-second. A filter in the kernel lets through what concerns processes and drops what concerns threads, so a
-server that starts threads all the time costs nothing here; what remains is decoded by `decode`, since
-pyroute2's general decoder takes 0.1 to 0.3 ms a message.
+The socket is pyroute2's `ProcEventSocket`, imported when it is needed and without the rest of pyroute2
+(`probes.host.netlink`). A filter in the kernel lets through what concerns processes and drops what concerns
+threads, so a server that starts threads all the time costs nothing here; what remains is decoded by `decode`,
+since pyroute2's general decoder takes 0.1 to 0.3 ms a message.
 
 Where it works: in the machine's first network namespace (the kernel listens nowhere else) and its first
 process namespace (the ids in the messages are that one's). A kernel older than 6.6 asks for CAP_NET_ADMIN
@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flexnpu.common.closeable import Closeable
+from probes.host import netlink
 from probes.placing import namespaces
 
 # linux/cn_proc.h, as in pyroute2's module of that name.
@@ -120,6 +121,7 @@ class ProcessEvents(Closeable):
                 raise EventsUnavailable("the kernel names processes by ids of another process namespace")
         except OSError as error:
             raise EventsUnavailable(f"/proc is not readable: {error}") from None
+        netlink.prepare()
         from pyroute2.netlink.connector.cn_proc import ProcEventSocket
 
         self._library: Any = None

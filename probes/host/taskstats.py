@@ -30,6 +30,7 @@ from typing import Any
 from flexnpu.common.closeable import Closeable
 from flexnpu.common.processes import comm_of
 from probes.feed.events import HostDelay
+from probes.host import netlink
 
 _SWITCH = Path("/proc/sys/kernel/task_delayacct")
 _MAX_THREADS = 8
@@ -58,6 +59,7 @@ class _TaskStats:
     """The kernel's task statistics over netlink. Raises OSError when they cannot be had."""
 
     def __init__(self) -> None:
+        netlink.prepare()
         from pyroute2.netlink import NLM_F_REQUEST
         from pyroute2.netlink.exceptions import NetlinkError
         from pyroute2.netlink.taskstats import TASKSTATS_CMD_GET, TaskStats, tcmd
