@@ -27,11 +27,19 @@ struct EventOf {
     ~EventOf() { CHECK(client().aclrtDestroyEvent(e) == 0); }
 };
 
+bool eventually(const std::function<bool()>& f) {
+    for (int i = 0; i < 2000; i++) {
+        if (f()) return true;
+        std::this_thread::sleep_for(milliseconds(2));
+    }
+    return false;
+}
+
 // A host function that waits until it is let go.
 struct Gatekeeper {
     std::atomic<int> entered{0}, left{0};
     std::atomic<bool> open{false};
-    std::thread::id thread;
+    std::atomic<std::thread::id> thread;
     static void run(void* p) {
         auto& g = *static_cast<Gatekeeper*>(p);
         g.thread = std::this_thread::get_id();
@@ -39,17 +47,13 @@ struct Gatekeeper {
         while (!g.open) std::this_thread::sleep_for(milliseconds(1));
         g.left++;
     }
+    // None of them looks at what is gone.
+    ~Gatekeeper() {
+        eventually([this] { return left == entered; });
+    }
 };
 auto hold(aclrtStream s, Gatekeeper& g) {
     return client().aclrtLaunchHostFunc(s, reinterpret_cast<aclrtHostFunc>(&Gatekeeper::run), &g);
-}
-
-bool eventually(const std::function<bool()>& f) {
-    for (int i = 0; i < 2000; i++) {
-        if (f()) return true;
-        std::this_thread::sleep_for(milliseconds(2));
-    }
-    return false;
 }
 
 int memsets_since(uint64_t from) {

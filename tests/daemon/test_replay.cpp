@@ -5,6 +5,7 @@
 #include <fstream>
 #include <sstream>
 #include <thread>
+#include <tuple>
 
 #include "flexnpu/wire/futex.hpp"
 #include "graphs_fixture.hpp"
@@ -89,12 +90,13 @@ TEST_CASE(
     mock().mock_fail_update(0);
 
     // The begin is dropped, what comes after the abort is not.
-    std::atomic<bool> entered{false}, open{false};
-    std::pair flags{&entered, &open};
+    std::atomic<bool> entered{false}, open{false}, left{false};
+    std::tuple flags{&entered, &open, &left};
     const auto hold = +[](void* p) {
-        auto [in, out] = *static_cast<decltype(flags)*>(p);
+        auto [in, out, over] = *static_cast<decltype(flags)*>(p);
         *in = true;
         while (!*out) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        *over = true;
     };
     REQUIRE(client().aclrtLaunchHostFunc(updates.s, reinterpret_cast<aclrtHostFunc>(hold), &flags) == 0);
     REQUIRE(eventually([&] { return entered.load(); }));
@@ -111,6 +113,7 @@ TEST_CASE(
     REQUIRE(client().aclmdlRICaptureTaskUpdateEnd(updates.s) == 0);
     CHECK(client().aclrtSynchronizeStream(updates.s) == 0);
     CHECK(updated() == "ulU");
+    CHECK(eventually([&] { return left.load(); }));
 }
 
 TEST_CASE("a replay of operators whose memory is gone is refused by name") {

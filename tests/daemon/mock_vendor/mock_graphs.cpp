@@ -58,7 +58,7 @@ aclError aclmdlRICaptureTaskGrpEnd(aclrtStream s, aclrtTaskGrp* out) {
     if (!stream->capture || !stream->in_group) return fail(acl::RT_TASK_GROUP_STATUS, "no group is open");
     stream->in_group = false;
     log({'G', 0, s, 0, 0, 0});
-    auto* group = new Group{stream->capture};
+    auto* group = new Group{stream->capture.load()};
     all_groups.push_back(group);
     *out = group;
     return 0;

@@ -31,17 +31,18 @@ struct Group {
 };
 struct Stream {
     int id;
-    Model* capture = nullptr;
-    bool origin = false;
-    Model* update = nullptr;
-    bool in_group = false;
-    Model* stuck = nullptr;
-    bool stopped = false;
+    // Those who only ask look without a lock.
+    std::atomic<Model*> capture{nullptr};
+    std::atomic<bool> origin{false};
+    std::atomic<Model*> update{nullptr};
+    std::atomic<bool> in_group{false};
+    std::atomic<Model*> stuck{nullptr};
+    std::atomic<bool> stopped{false};
 };
 struct Event {
     uint32_t flags = 0;
     uint64_t at = 0;  // number of the record, 0: never recorded
-    Model* capture = nullptr;
+    std::atomic<Model*> capture{nullptr};
 };
 
 inline std::mutex mutex;
@@ -68,7 +69,7 @@ inline thread_local char message[256];
 
 inline void log_locked(MockCall call) {
     if (auto* s = static_cast<Stream*>(call.stream); s && !call.model)
-        call.model = s->capture ? s->capture : s->update;
+        call.model = s->capture ? s->capture.load() : s->update.load();
     if (call.model && strchr("lcmvV", call.what) && !static_cast<Stream*>(call.stream)->update)
         static_cast<Model*>(call.model)->nodes++;
     if (logging) calls.push_back(call);

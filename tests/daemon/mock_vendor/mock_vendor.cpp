@@ -252,11 +252,11 @@ aclError aclrtStreamWaitEvent(aclrtStream s, aclrtEvent e) {
     auto* stream = static_cast<Stream*>(s);
     auto* event = static_cast<Event*>(e);
     if (!(event->flags & acl::EVENT_EXTERNAL)) {
-        if (stream->capture && event->capture != stream->capture) {
-            stream->capture->invalid = true;
+        if (stream->capture && event->capture.load() != stream->capture.load()) {
+            stream->capture.load()->invalid = true;
             return fail(acl::RT_CAPTURE_DEPENDENCY, "the event has not been recorded in the capture");
         }
-        if (event->capture) stream->capture = event->capture;
+        if (event->capture) stream->capture = event->capture.load();
     }
     log_locked({'w', 0, s, reinterpret_cast<uint64_t>(e), event->at, 0});
     return 0;
@@ -282,7 +282,7 @@ aclError aclrtRecordEvent(aclrtEvent e, aclrtStream s) {
     std::lock_guard lock(mutex);
     log_locked({'r', 0, s, reinterpret_cast<uint64_t>(e), 0, 0});
     auto* event = static_cast<Event*>(e);
-    auto* capture = static_cast<Stream*>(s)->capture;
+    Model* capture = static_cast<Stream*>(s)->capture;
     if (event->flags & acl::EVENT_EXTERNAL && capture) return 0;  // is recorded when the graph is replayed
     event->at = logging ? calls.size() : 1;
     event->capture = capture;
