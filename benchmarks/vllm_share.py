@@ -188,7 +188,7 @@ def measure(
         daemon = [program("flexnpud"), "--device", "0", "--emulated", "--run-dir", str(folder)]
         process = stack.enter_context(running(daemon, environment | device, folder / "daemon.log"))
         wait_for(paths.control_socket(0, folder), process, folder / "daemon.log")
-        options = ("--load-format", "dummy", "--no-enable-prefix-caching")
+        options = ("--load-format", "dummy", "--no-enable-prefix-caching", "--gpu-memory-utilization", "0.9")
         servers = []
         for name, port in zip("DP", ports, strict=True):
             command = vllm_ascend.command(
