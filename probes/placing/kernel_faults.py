@@ -22,6 +22,7 @@ from probes.placing import attach, capabilities, cost
 from probes.placing.attach import TRACE_UPROBE_MULTI, Point
 
 _CALLS = 31
+_CHILD_S = 10
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
 _KILL_PROCESS, _ALLOW = 0x80000000, 0x7FFF0000
 _URETPROBE = 335
@@ -95,9 +96,9 @@ def _seen_from_a_thread(pid: int) -> int | None:
     if not capabilities.uprobe_multi() or (code := _code()) is None:
         return None
     counting = attach.enable_run_times()
-    if counting < 0:
-        return None
     try:
+        if counting < 0:
+            return None
         with _probed(pid, code, on_return=False) as program:
             thread = threading.Thread(target=code.call, args=(_CALLS,), name="calls")
             thread.start()
@@ -106,7 +107,9 @@ def _seen_from_a_thread(pid: int) -> int | None:
     except attach.AttachError:
         return None
     finally:
-        os.close(counting)
+        code.close()
+        if counting >= 0:
+            os.close(counting)
 
 
 def _survives(number: int, act: Callable[[cost.Code], object] = lambda code: code.call(1)) -> bool:
@@ -116,8 +119,10 @@ def _survives(number: int, act: Callable[[cost.Code], object] = lambda code: cod
     told, go = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        # No Python between fork and _exit that could need another thread's lock.
         try:
+            # Should it need a lock that another thread had when it was forked, it ends all the same.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(_CHILD_S)
             os.close(go[1])
             _confine(number)
             os.write(told[1], b".")
@@ -135,6 +140,7 @@ def _survives(number: int, act: Callable[[cost.Code], object] = lambda code: cod
                 return _ended_by(child) != signal.SIGSYS
         return True
     finally:
+        code.close()
         os.close(told[0])
         os.close(go[1])
         with contextlib.suppress(ChildProcessError):
