@@ -147,8 +147,9 @@ class Live(Closeable):
         for server in (pid, *self._families.fronts(pid)):
             try:
                 wire.add(server)
+                self._untimed.discard(server)
             except ProcessLookupError:
-                pass  # the finder notices its end
+                self._untimed.discard(server)  # the finder notices its end
             except OSError as error:
                 if server not in self._untimed:
                     self._say(f"requests of process {server} are not timed: {error.strerror}")
@@ -266,6 +267,7 @@ class Live(Closeable):
         self._since = dict(attached)
         changes = self._finder.poll(attached)
         for pid in changes.ended:
+            self._untimed.discard(pid)
             self.tracer.detach(pid)
             if self._wire is not None:
                 self._wire.remove(pid)

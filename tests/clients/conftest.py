@@ -96,8 +96,9 @@ class Daemon:
     def stop(self) -> None:
         if self.process.poll() is None:
             pid = self.process.pid
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            os.kill(int(children[0]) if self.contained else pid, signal.SIGTERM)
+            if self.contained:
+                pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+            os.kill(pid, signal.SIGTERM)
         _, errors = self.process.communicate(timeout=120)
         assert self.process.returncode in (0, -signal.SIGKILL), errors
 

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +117,41 @@ def ports_of(listeners: list[socket.socket]) -> list[int]:
     return [one.getsockname()[1] for one in listeners[:2]]
 
 
-def uvicorn_on(loop: str, http: str) -> None:
+def starlette() -> Any:
+    """What llama-cpp-python's server is made of: Starlette's routes and sse-starlette's responses."""
+    from sse_starlette.sse import EventSourceResponse
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response, StreamingResponse
+    from starlette.routing import Route
+
+    async def handle(request: Request) -> Response:
+        shape, number = wanted(request.url.path, request.url.query)
+        await request.body()
+        stamps = Stamps(number)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            try:
+                for piece in bodies(shape):
+                    stamps.take()
+                    yield piece
+                    await asyncio.sleep(GAP_S)
+            finally:
+                stamps.write()
+
+        events = shape.kind == "text/event-stream"
+        return (EventSourceResponse if events else StreamingResponse)(pieces(), headers=head_of(shape))
+
+    return Starlette(routes=[Route("/{path:path}", handle, methods=["GET", "POST"])])
+
+
+def uvicorn_on(loop: str, http: str, app: Any = asgi) -> None:
     import uvicorn
 
     listeners = sockets()
 
     async def run() -> None:
-        config = uvicorn.Config(asgi, log_level="warning", http=http, timeout_keep_alive=60)
+        config = uvicorn.Config(app, log_level="warning", http=http, timeout_keep_alive=60)
         servers = [uvicorn.Server(config) for _ in listeners]
         ready(ports_of(listeners))
         await asyncio.gather(
@@ -137,10 +165,11 @@ def uvicorn_on(loop: str, http: str) -> None:
         from uvicorn.server import ServerState
 
         state = ServerState()
-        await asyncio.get_running_loop().create_unix_server(
+        server = await asyncio.get_running_loop().create_unix_server(
             lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),
             sock=listener,
         )
+        await server.serve_forever()
 
     if loop == "uvloop":
         import uvloop
@@ -301,6 +330,7 @@ def node() -> None:
 SERVERS = {
     "uvicorn-h11": lambda: uvicorn_on("asyncio", "h11"),
     "uvicorn-uvloop": lambda: uvicorn_on("uvloop", "httptools"),
+    "starlette": lambda: uvicorn_on("uvloop", "httptools", starlette()),
     "hypercorn": hypercorn,
     "aiohttp": aiohttp,
     "gunicorn": gunicorn,
@@ -310,6 +340,7 @@ SERVERS = {
 NEEDED = {
     "uvicorn-h11": ("uvicorn", "h11"),
     "uvicorn-uvloop": ("uvicorn", "uvloop", "httptools"),
+    "starlette": ("uvicorn", "uvloop", "httptools", "starlette", "sse_starlette"),
     "hypercorn": ("hypercorn",),
     "aiohttp": ("aiohttp",),
     "gunicorn": ("gunicorn",),
