@@ -52,8 +52,9 @@ def ends_confined_programs() -> bool:
 
 def is_confined(pid: int) -> bool:
     """Whether a seccomp filter decides what a process may ask of the kernel."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as status:
-        return any(line.split() == ["Seccomp:", "2"] for line in status)
+    # As bytes: the file also has the process's name, which may be anything.
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb") as status:
+        return any(line.split() == [b"Seccomp:", b"2"] for line in status)
     return False
 
 
