@@ -155,7 +155,7 @@ def clear_capabilities() -> None:
 def capabilities(pid: int | None = None) -> dict[str, int]:
     """The capability sets of a process, by /proc's names, that are not empty."""
     found = {}
-    for line in Path(f"/proc/{pid or 'self'}/status").read_text().splitlines():
+    for line in Path(f"/proc/{pid or 'self'}/status").read_text(errors="surrogateescape").splitlines():
         key, _, value = line.partition(":")
         if key in ("CapInh", "CapPrm", "CapEff", "CapAmb") and int(value, 16):
             found[key] = int(value, 16)

@@ -66,7 +66,7 @@ class Missing:
 
 def held(pid: int | str = "self") -> frozenset[str]:
     """The capabilities of `NUMBERS` that a process may use at this moment (its effective set)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/status").read_text(errors="surrogateescape").splitlines():
         if line.startswith("CapEff:"):
             bits = int(line.split()[1], 16)
             return frozenset(name for name, number in NUMBERS.items() if bits >> number & 1)
