@@ -11,6 +11,7 @@
 // pageable memory, which nobody can read at replay, it takes the bytes of the time of the call.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -67,7 +68,7 @@ struct Graph : std::enable_shared_from_this<Graph> {
     std::vector<std::weak_ptr<Lane>> lanes;  // that capture
     bool begun = false;                      // the vendor captures
     bool ending = false;                     // the program has asked for the end
-    bool closed = false;                     // the vendor does not capture any more
+    std::atomic<bool> closed{false};         // the vendor does not capture any more; a worker says so
     bool over = false;                       // the graph can be replayed
     bool dying = false;
     Failure failure;  // the first of what was to be captured: the end of the capture reports it
