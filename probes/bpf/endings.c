@@ -169,8 +169,8 @@ static inline int reached(struct pt_regs* ctx, struct lane_key* key, struct lane
 #define REACHED_FOLLOWED 1  // what that had waited for
 #define REACHED_ENTERED 2   // all that was on the lane when the thread began to wait for the device
 
-// The thread `id` has waited, until `now`, for what was on one of its process's lanes.
-static inline int reached_on(struct pt_regs* ctx, u64 id, u64 stream, u64 what, u64 now)
+// The thread `id` has waited, until `now`, for what was on one of its process's lanes. `others`: see reached.
+static inline int reached_on(struct pt_regs* ctx, u64 id, u64 stream, u64 what, u64 now, u64 others)
 {
     struct thread* t = threads.lookup(&id);
     struct lane_key key = {.tgid = id >> 32, .stream = stream};
@@ -186,15 +186,15 @@ static inline int reached_on(struct pt_regs* ctx, u64 id, u64 stream, u64 what, 
         t_at = t->wait.follows_t;
         at = &t->wait.follows_at;
     }
-    return reached(ctx, &key, lane, t_at, at, t, now, what == REACHED_ENTERED && t->waits_for_model);
+    return reached(ctx, &key, lane, t_at, at, t, now, others);
 }
 
 #ifdef FLEXNPU_CORE
 // A function of its own is verified once, and not anew for each of a process's lanes: that took 3 s of CPU at
 // each start.
-int reached_lane(u64 id, u64 stream, u64 what, u64 now)
+int reached_lane(u64 id, u64 stream, u64 what, u64 now, u64 others)
 {
-    return reached_on(0, id, stream, what, now);
+    return reached_on(0, id, stream, what, now, others);
 }
 #define REACHED(ctx, ...) reached_lane(__VA_ARGS__)
 #else
@@ -210,9 +210,9 @@ static inline int sync_leave(struct pt_regs* ctx, u64 id)
     t->sync_kind = 0;
     u64 now = bpf_ktime_get_ns(), tgid = id >> 32;
     if (kind != 2) {
-        REACHED(ctx, id, t->wait.stream, REACHED_OWN, now);
+        REACHED(ctx, id, t->wait.stream, REACHED_OWN, now, 0);
         if (t->wait.follows)
-            REACHED(ctx, id, t->wait.follows_stream, REACHED_FOLLOWED, now);
+            REACHED(ctx, id, t->wait.follows_stream, REACHED_FOLLOWED, now, 0);
         return 0;
     }
     // A device's synchronise is for all lanes.
@@ -220,21 +220,20 @@ static inline int sync_leave(struct pt_regs* ctx, u64 id)
     if (!p)
         return 0;
     struct lane_key key = {.tgid = tgid};
-    t->waits_for_model = 0;
+    u64 others = 0;
 #pragma clang loop unroll(disable)
     for (u32 i = 0; i < PROCESS_LANES; i++) {
         if (i >= p->lanes)
             break;
         key.stream = p->stream[i];
         struct lane* lane = lanes.lookup(&key);
-        if (lane && lane->has_model)
-            t->waits_for_model = 1;
+        others |= lane && lane->has_model;
     }
 #pragma clang loop unroll(disable)
     for (u32 i = 0; i < PROCESS_LANES; i++) {
         if (i >= p->lanes)
             break;
-        REACHED(ctx, id, p->stream[i], REACHED_ENTERED, now);
+        REACHED(ctx, id, p->stream[i], REACHED_ENTERED, now, others);
     }
     return 0;
 }

@@ -3,6 +3,15 @@
 
 // Offsets in the kernel's structures are told where they are needed. Relocations of an object would cost each
 // start the reading of all of the kernel's types, some 3 s of CPU.
+#ifdef FLEXNPU_CORE
+#define PIDNS_DEV options.pidns_dev
+#define PIDNS_INO options.pidns_ino
+#define TASK_PID options.task_pid
+#define TASK_LEADER options.task_leader
+#define PID_LEVEL options.pid_level
+#define PID_NUMBERS options.pid_numbers
+#define PIDNS_INUM options.pidns_inum
+#endif
 #define PIDNS_LEVELS 33  // MAX_PID_NS_LEVEL and the first namespace
 
 // struct upid

@@ -116,9 +116,9 @@ struct thread {
     u32 sync_kind;      // 1 stream, 2 device, 3 copy to the host, 4 event
     u32 has_stream;
     u64 graph_stream;
-    u64 copying;          // address at which a copy was entered whose return will be probed
-    u32 updates;          // it launched a graph, on that stream: lengths that it passes now are of that step
-    u32 waits_for_model;  // a device synchronise that ends is for a model's lane, too
+    u64 copying;  // address at which a copy was entered whose return will be probed
+    u32 updates;  // it launched a graph, on that stream: lengths that it passes now are of that step
+    u32 pad;
 };
 
 struct lane {

@@ -14,13 +14,6 @@ struct options {
 };
 volatile const struct options options SEC(".rodata.options");
 #define RING_PAGES options.ring_pages
-#define PIDNS_DEV options.pidns_dev
-#define PIDNS_INO options.pidns_ino
-#define TASK_PID options.task_pid
-#define TASK_LEADER options.task_leader
-#define PID_LEVEL options.pid_level
-#define PID_NUMBERS options.pid_numbers
-#define PIDNS_INUM options.pidns_inum
 
 struct sock_common {
     u16 skc_family;
