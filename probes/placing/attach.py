@@ -149,6 +149,13 @@ def enable_run_times() -> int:
         return -1
 
 
+def told_of(fd: int) -> dict[str, str]:
+    """What the kernel tells of a program, link or map of ours, by name: /proc/self/fdinfo."""
+    with open(f"/proc/self/fdinfo/{fd}") as file:
+        pairs = (line.split(":", 1) for line in file if ":" in line)
+        return {name: value.strip() for name, value in pairs}
+
+
 class MultiUprobe:
     """A program on several instructions of the file `path` for process `pid` alone: one link."""
 

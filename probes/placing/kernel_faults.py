@@ -84,14 +84,6 @@ def _code() -> cost.Code | None:
     return cost.Code(machine, cost.INSTRUCTIONS[machine][cost.CHEAP[machine]][0])
 
 
-def _runs(program: int) -> int | None:
-    with open(f"/proc/self/fdinfo/{program}") as file:
-        for line in file:
-            if line.startswith("run_cnt:"):
-                return int(line.split()[1])
-    return None
-
-
 def _seen_from_a_thread(pid: int) -> int | None:
     """How many of `_CALLS` calls by another thread a link for process `pid` sees; None if nobody can tell."""
     if not capabilities.uprobe_multi() or (code := _code()) is None:
@@ -104,7 +96,8 @@ def _seen_from_a_thread(pid: int) -> int | None:
             thread = threading.Thread(target=code.call, args=(_CALLS,), name="calls")
             thread.start()
             thread.join()
-            return _runs(program)
+            count = attach.told_of(program).get("run_cnt")
+            return None if count is None else int(count)
     except attach.AttachError:
         return None
     finally:
