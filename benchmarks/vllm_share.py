@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from flexnpu.console.program import SETTINGS, Program
 from flexnpu.control import paths
 from workloads import vllm_ascend
 from workloads.models import TinyModel, ensure
+from workloads.replay import Record
 
 SEVEN_B = TinyModel("qwen2", hidden=3584, layers=28, heads=28, kv_heads=4, intermediate=18944, weights=False)
 PHASES = ("alone", "flooded", "policy")
@@ -46,37 +47,10 @@ SETTLE_S = 6.0
 MAX_TOKENS = 2048
 
 
-@dataclass
-class Answer:
-    """What a client saw of one request, CLOCK_MONOTONIC ns."""
-
-    sent_ns: int
-    token_ns: list[int] = field(default_factory=list)
-    end_ns: int = 0
-
-    @property
-    def ttft_ms(self) -> float:
-        """From sending to the first token."""
-        return (self.token_ns[0] - self.sent_ns) / 1e6
-
-    @property
-    def tpot_ms(self) -> float:
-        """Mean time between its tokens."""
-        return (self.token_ns[-1] - self.token_ns[0]) / (len(self.token_ns) - 1) / 1e6
-
-
-async def ask(client: httpx.AsyncClient, port: int, prompt: Sequence[int], tokens: int) -> Answer:
-    """Stream one completion. Raises VllmError for an answer that is none."""
-    body = {
-        "model": "model",
-        "prompt": list(prompt),
-        "max_tokens": tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "return_token_ids": True,
-    }
-    answer = Answer(time.monotonic_ns())
+async def ask(client: httpx.AsyncClient, port: int, prompt: Sequence[int], tokens: int) -> Record:
+    """Stream one completion; a time for each token. Raises VllmError for an answer that is none."""
+    body = vllm_ascend.completion(prompt, tokens, stream=True)
+    record = Record(str(port), time.monotonic_ns())
     async with client.stream("POST", f"http://127.0.0.1:{port}/v1/completions", json=body) as response:
         if response.status_code != 200:
             detail = (await response.aread()).decode(errors="replace")[:300]
@@ -87,9 +61,9 @@ async def ask(client: httpx.AsyncClient, port: int, prompt: Sequence[int], token
             if not data or data == "[DONE]":
                 continue
             for choice in json.loads(data).get("choices", ()):
-                answer.token_ns += [now] * len(choice.get("token_ids") or ())
-    answer.end_ns = time.monotonic_ns()
-    return answer
+                record.chunk_ns += [now] * len(choice.get("token_ids") or ())
+    record.end_ns = time.monotonic_ns()
+    return record
 
 
 @dataclass(frozen=True)
@@ -107,7 +81,7 @@ async def phase(ports: tuple[int, int], load: Load, flooded: bool, seconds: floa
     decode_port, prefill_port = ports
     begin = time.monotonic() + SETTLE_S
     end = begin + seconds
-    answers: dict[int, list[Answer]] = {decode_port: [], prefill_port: []}
+    answers: dict[int, list[Record]] = {decode_port: [], prefill_port: []}
     async with httpx.AsyncClient(timeout=httpx.Timeout(None, connect=10.0)) as client:
 
         async def loop(number: int, port: int, prompt_tokens: int, tokens: int) -> None:
@@ -117,16 +91,16 @@ async def phase(ports: tuple[int, int], load: Load, flooded: bool, seconds: floa
                 # Different each time: a prompt's cache must not be found.
                 prompt = [(7 * i + 31 * turn + 101 * number) % 500 + 5 for i in range(prompt_tokens)]
                 answer = await ask(client, port, prompt, tokens)
-                if answer.end_ns > begin * 1e9:
+                if answer.end_ns is not None and answer.end_ns > begin * 1e9:
                     answers[port].append(answer)
 
         loops = [loop(n, decode_port, 40 + n, load.decode_tokens) for n in range(load.streams)]
         if flooded:
             loops += [loop(n, prefill_port, load.prompt_tokens, 1) for n in range(load.flood)]
         await asyncio.gather(*loops)
-    decoded = [answer for answer in answers[decode_port] if len(answer.token_ns) > 1]
-    tokens = [t for answer in decoded for t in answer.token_ns if begin * 1e9 <= t < end * 1e9]
-    prompts = [answer for answer in answers[prefill_port] if answer.end_ns < end * 1e9]
+    decoded = [answer for answer in answers[decode_port] if len(answer.chunk_ns) > 1]
+    tokens = [t for answer in decoded for t in answer.chunk_ns if begin * 1e9 <= t < end * 1e9]
+    prompts = [answer for answer in answers[prefill_port] if (answer.end_ns or 0) < end * 1e9]
     return {
         "answers": len(decoded),
         "tpot_ms": spread([answer.tpot_ms for answer in decoded]),
@@ -137,9 +111,10 @@ async def phase(ports: tuple[int, int], load: Load, flooded: bool, seconds: floa
     }
 
 
-def spread(values: list[float]) -> dict[str, float | None]:
-    """p50, p90 and p99."""
-    found = {q: quantile(values, q / 100) for q in (50, 90, 99)}
+def spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    """p50, p90 and p99 of those that are known."""
+    known = [value for value in values if value is not None]
+    found = {q: quantile(known, q / 100) for q in (50, 90, 99)}
     return {f"p{q}": None if value is None else round(value, 2) for q, value in found.items()}
 
 

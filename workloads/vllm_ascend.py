@@ -68,6 +68,19 @@ def command(
     ]
 
 
+def completion(prompt: Sequence[int], tokens: int, **options: Any) -> dict[str, Any]:
+    """The body of a request for token ids after `prompt`, greedily unless the options say otherwise."""
+    return {
+        "model": "model",
+        "prompt": list(prompt),
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        **options,
+    }
+
+
 class Server:
     """A server that runs until the block ends; its output is in `log`."""
 
@@ -127,18 +140,9 @@ class Server:
 
     def complete(self, prompt: Sequence[int], tokens: int, **options: Any) -> list[int]:
         """The token ids that follow `prompt`, greedily unless the options say otherwise."""
-        body = {
-            "model": "model",
-            "prompt": list(prompt),
-            "max_tokens": tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "return_token_ids": True,
-            **options,
-        }
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v1/completions",
-            data=json.dumps(body).encode(),
+            data=json.dumps(completion(prompt, tokens, **options)).encode(),
             headers={"Content-Type": "application/json"},
         )
         try:
