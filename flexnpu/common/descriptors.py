@@ -7,8 +7,8 @@ import os
 import resource
 
 
-def allow_many() -> int:
-    """Raise this process's limit as far as it may be raised without a right; what it is now.
+def allow_many() -> None:
+    """Raise this process's limit as far as it may be raised without a right.
 
     Most systems start programs with a soft limit of 1,024, for programs that still call select(2). One that
     watches hundreds of processes, with a descriptor or more for each, needs more.
@@ -16,7 +16,6 @@ def allow_many() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def left() -> int:

@@ -18,10 +18,9 @@ from flexnpu import emulator
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient
 from flexnpu.control.messages import DaemonStatus
+from tests.containers import child_of
 
 PROGRAMS = Path(__file__).parent / "programs"
-CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-"""What a command is behind that shall have a PID namespace of its own."""
 sys.path.insert(0, str(PROGRAMS.parent))  # for ordering_model, which is a helper and no test
 
 
@@ -95,10 +94,7 @@ class Daemon:
 
     def stop(self) -> None:
         if self.process.poll() is None:
-            pid = self.process.pid
-            if self.contained:
-                pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
-            os.kill(pid, signal.SIGTERM)
+            os.kill(child_of(self.process.pid) if self.contained else self.process.pid, signal.SIGTERM)
         _, errors = self.process.communicate(timeout=120)
         assert self.process.returncode in (0, -signal.SIGKILL), errors
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONTAINER, Machine
+from conftest import Machine
+
+from tests.containers import CONTAINER
 
 MIB = 1 << 20
 QUOTA = 256 * MIB

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from probes.placing import loader
+from tests.containers import CONTAINER
 
 PROGRAM = Path(__file__).parent / "programs" / "nested.py"
-CONTAINER = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 pytestmark = pytest.mark.ebpf
 

@@ -9,17 +9,10 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from probes.selftest import run
-
-DEEPER = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-
-
-def child_of(pid: int) -> int:
-    """The one child of a process."""
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+from tests.containers import CONTAINER, child_of
 
 
 def main() -> None:
@@ -29,7 +22,7 @@ def main() -> None:
     class Nested(run._Program):
         def __init__(self, kind: run.Kind) -> None:
             def popen(command: list[str], **how: Any) -> subprocess.Popen[str]:
-                return start(DEEPER * deeper + command, **how)
+                return start([*CONTAINER * deeper, *command], **how)
 
             subprocess.Popen = popen  # type: ignore[misc, assignment]
             super().__init__(kind)
