@@ -101,55 +101,7 @@ static __always_inline void emit_mark(u64 id, u32 fd, struct connection* c, u8 k
 
 #include "wire_copy.c"
 
-// What bytes begin like: 0 an HTTP/1 request, else what they are counted as.
-static __always_inline int looks_like(struct call* call, u64 total)
-{
-    u64 at = call->addr, left = total, entry = call->addr, entries = call->count;
-    if (call->shape == MESSAGES) {
-        struct user_msg m = {};
-        if (bpf_probe_read_user(&m, sizeof(m), (void*)at))
-            return WIRE_UNSUPPORTED;
-        entry = m.iov;
-        entries = m.iov_len;
-    }
-    if (call->shape != BUFFER)
-        left = 0;
-    if (total < 4 || call->shape == OPAQUE)
-        return WIRE_UNSUPPORTED;
-    char b[4] = {};
-    u32 have = 0;
-    for (int i = 0; i < 12 && have < 4; i++) {
-        if (!left) {
-            struct user_iovec v = {};
-            if (!entries || bpf_probe_read_user(&v, sizeof(v), (void*)entry))
-                return WIRE_UNSUPPORTED;
-            entries--;
-            entry += sizeof(v);
-            at = v.base;
-            left = v.len;
-            continue;
-        }
-        char one = 0;
-        if (bpf_probe_read_user(&one, 1, (void*)at))
-            return WIRE_UNSUPPORTED;
-        b[have & 3] = one;
-        have++;
-        at++;
-        left--;
-    }
-    if (b[0] == 0x16 && b[1] == 3)
-        return WIRE_TLS;
-    if (b[0] == 'P' && b[1] == 'R' && b[2] == 'I' && b[3] == ' ')
-        return WIRE_HTTP2;
-    int request = (b[0] == 'P' && b[1] == 'O' && b[2] == 'S' && b[3] == 'T') ||
-                  (b[0] == 'G' && b[1] == 'E' && b[2] == 'T' && b[3] == ' ') ||
-                  (b[0] == 'P' && b[1] == 'U' && b[2] == 'T' && b[3] == ' ') ||
-                  (b[0] == 'H' && b[1] == 'E' && b[2] == 'A' && b[3] == 'D') ||
-                  (b[0] == 'D' && b[1] == 'E' && b[2] == 'L' && b[3] == 'E') ||
-                  (b[0] == 'O' && b[1] == 'P' && b[2] == 'T' && b[3] == 'I') ||
-                  (b[0] == 'P' && b[1] == 'A' && b[2] == 'T' && b[3] == 'C');
-    return request ? 0 : WIRE_UNSUPPORTED;
-}
+#include "wire_first.c"
 
 // A descriptor that is used for the first time, or for the first time in long.
 static __always_inline struct descriptor* know(u64 key)
@@ -167,6 +119,23 @@ static __always_inline struct descriptor* know(u64 key)
         fresh.state = LIVE;
     descriptors.update(&key, &fresh);
     return descriptors.lookup(&key);
+}
+
+// A thread keeps its entry: writing into it costs less than adding and removing one for each call.
+static __always_inline void begin(u64 id, struct call* call)
+{
+    struct call* kept = calls.lookup(&id);
+    if (kept)
+        *kept = *call;
+    else if (calls.update(&id, call))
+        lose(WIRE_CALLS_LOST, 1);
+}
+
+// The call that the thread is in, or 0.
+static __always_inline struct call* call_of(u64 id)
+{
+    struct call* call = calls.lookup(&id);
+    return call && call->shape != NO_CALL ? call : 0;
 }
 
 static __always_inline int enter(struct enter_ctx* ctx, u32 fd, u8 direction, u8 shape, u64 addr, u64 count)
@@ -189,8 +158,7 @@ static __always_inline int enter(struct enter_ctx* ctx, u32 fd, u8 direction, u8
     call.fd = fd;
     call.shape = shape;
     call.direction = direction;
-    if (calls.update(&id, &call))
-        lose(WIRE_CALLS_LOST, 1);
+    begin(id, &call);
     return 1;
 }
 
@@ -337,11 +305,11 @@ static __always_inline int finish(u64 id, struct call* call, u64 total, int may_
 SYSCALL int exit_transfer(struct exit_ctx* ctx)
 {
     u64 id = pid_tgid();
-    struct call* saved = calls.lookup(&id);
+    struct call* saved = call_of(id);
     if (!saved)
         return 0;
     struct call call = *saved;
-    calls.delete(&id);
+    saved->shape = NO_CALL;
     if (ctx->ret <= 0)
         return 0;
     return finish(id, &call, ctx->ret, 1);
@@ -350,11 +318,11 @@ SYSCALL int exit_transfer(struct exit_ctx* ctx)
 SYSCALL int exit_messages(struct exit_ctx* ctx)
 {
     u64 id = pid_tgid();
-    struct call* saved = calls.lookup(&id);
+    struct call* saved = call_of(id);
     if (!saved)
         return 0;
     struct call call = *saved;
-    calls.delete(&id);
+    saved->shape = NO_CALL;
     u64 total = 0;
     struct user_mmsg* messages = (struct user_mmsg*)call.addr;
     if (ctx->ret <= 0)
@@ -384,8 +352,7 @@ SYSCALL int enter_uring(struct enter_ctx* ctx)
         *used = 1;
     struct call call = {};
     call.shape = URING;
-    if (calls.update(&id, &call))
-        lose(WIRE_CALLS_LOST, 1);
+    begin(id, &call);
     return 0;
 }
 SYSCALL int exit_uring(struct exit_ctx* ctx)
@@ -393,6 +360,15 @@ SYSCALL int exit_uring(struct exit_ctx* ctx)
     u64 id = pid_tgid();
     struct call* call = calls.lookup(&id);
     if (call && call->shape == URING)
+        call->shape = NO_CALL;
+    return 0;
+}
+
+// A thread ends. One that is killed leaves its entry until its process ends.
+SYSCALL int enter_exit(struct enter_ctx* ctx)
+{
+    u64 id = pid_tgid();
+    if (is_target(id))
         calls.delete(&id);
     return 0;
 }

@@ -36,8 +36,9 @@ enum wire_state { FRESH, HTTP };
 // Of a descriptor. NOT_FOLLOWED: no socket, or one that speaks something else. A SOCKET may begin to speak
 // HTTP.
 enum wire_descriptor { NOT_FOLLOWED, SOCKET, LIVE };
-// How a call names its bytes. OPAQUE: not at all, they do not pass through the program's memory.
-enum wire_shape { BUFFER, VECTOR, MESSAGES, OPAQUE, URING };
+// How a call names its bytes. OPAQUE: not at all, they do not pass through the program's memory. NO_CALL: the
+// thread is in none.
+enum wire_shape { BUFFER, VECTOR, MESSAGES, OPAQUE, URING, NO_CALL };
 enum wire_loss {
     WIRE_LOST,
     WIRE_CALLS_LOST,

@@ -102,7 +102,7 @@ RAW int on_sock_recv_length(struct bpf_raw_tracepoint_args* ctx)
         return 0;
 #endif
     u64 id = pid_tgid();
-    struct call* call = calls.lookup(&id);
+    struct call* call = call_of(id);
     if (moves(call, sock, IN)) {
         if (!call->arrived)
             call->arrived = arrived;
@@ -148,7 +148,7 @@ RAW int on_sock_send_length(struct bpf_raw_tracepoint_args* ctx)
         return 0;
 #endif
     u64 id = pid_tgid();
-    struct call* call = calls.lookup(&id);
+    struct call* call = call_of(id);
     if (!moves(call, sock, OUT)) {
 #ifdef FILES
         if (c && c->state == HTTP)

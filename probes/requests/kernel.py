@@ -31,6 +31,7 @@ CALLS: Final = (
     ("close_range", "enter_close_range", None),
     ("dup2", "enter_dup2", None),
     ("dup3", "enter_dup2", None),
+    ("exit", "enter_exit", None),
 )
 """(system call, program at its entry, program at its exit). What a kernel does not have is left out."""
 

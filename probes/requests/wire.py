@@ -45,7 +45,7 @@ connections also the copy. User space pays for each copied record.
 Losses, as delivered to `on_loss` and published as ``Losses(source="wire")``:
 
     wire_lost               records that found the ring full
-    wire_calls_lost         calls not followed, too many threads inside one at once
+    wire_calls_lost         calls not followed, too many threads at once
     wire_connections_lost   connections not followed, too many at once
     wire_unreadable_bytes   bytes that the kernel could not copy (paged out)
     wire_truncated_bytes    bytes beyond the copy limit of a call; a request's long prompt mostly
