@@ -32,7 +32,6 @@ from flexnpu.console.numbers import DAY_S, Duration, Number
 
 PREFILL, DECODE = 1, 2
 DISPATCH_US = 2.0  # of the dispatcher, an operator
-COMPLETION_US = 40.0  # from an operator's end until the dispatcher has heard of it
 ANSWER_US = 25.0  # from a step's end until the client's synchronise returns
 
 
@@ -45,6 +44,8 @@ class Workload:
     gap_us: float
     jitter: float = 0.0
     """Spread of the launch interval: the sigma of a lognormal around `launch_us`."""
+    contended: float = 1.0
+    """Factor of the launch interval while another lane's host launches, too: they share cores."""
     tails: tuple[int, ...] = ()
     """Short synchronised runs of so many operators after each step, as sampling does."""
 
@@ -56,6 +57,10 @@ class Scenario:
     about: str
     decode: Workload
     prefill: Workload
+    completion_us: float = 40.0
+    """From an operator's end until the dispatcher has heard of it."""
+    wake_us: float = 0.0
+    """How late the dispatcher wakes at most, where it sleeps until a time."""
 
 
 def _even(n: int, cost: float) -> Callable[[random.Random], list[float]]:
@@ -96,6 +101,18 @@ SCENARIOS = {
         "prefill operators of 5 to 60 us",
         Workload(_even(200, 10), 30, 3000),
         Workload(_spread(2000, 5, 60), 8, 1000),
+    ),
+    "contended": Scenario(
+        "decode's host is 1.4 times slower while prefill's works: its target is out of reach",
+        Workload(_even(400, 40), 110, 3000, contended=1.4),
+        Workload(_spread(200, 400, 4000), 20, 1000),
+    ),
+    "late": Scenario(
+        "a busy host: ends and wake-ups are up to 0.5 ms late, and prefill operators take 0.4 to 4 ms",
+        Workload(_even(400, 40), 110, 3000),
+        Workload(_spread(200, 400, 4000), 20, 1000),
+        completion_us=500.0,
+        wake_us=500.0,
     ),
 }
 
@@ -186,6 +203,9 @@ class Simulation:
 
     def __init__(self, scenario: Scenario, order: str, seed: int = 7) -> None:
         self.now = 0.0
+        self.completion_us = scenario.completion_us
+        self.wake_us = scenario.wake_us
+        self.rng = random.Random(seed + 2)
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.serial = itertools.count()
         self.tickets = itertools.count(1)
@@ -200,6 +220,7 @@ class Simulation:
         for lane in self.hosts:
             self.gate.add_lane(lane)
         self.dispatcher_free = 0.0
+        self.begun = 0
 
     def at(self, when: float, what: Callable[[], None]) -> None:
         """Call `what` at `when`, us of simulated time."""
@@ -235,6 +256,8 @@ class Simulation:
             self.gate.enqueue(self._ns(), lane, next(self.tickets), costed=False, step_end=True)
         else:
             spread = host.rng.lognormvariate(0, host.workload.jitter) if host.workload.jitter else 1.0
+            if self.begun > 1:
+                spread *= host.workload.contended
             self.at(self.now + host.workload.launch_us * spread, lambda: self.issue(lane))
         self.pump()
 
@@ -251,7 +274,7 @@ class Simulation:
         wake = self.gate.wake_at(self._ns())
         if wake != _gate.NEVER and wake / 1e3 < self.wake:
             self.wake = wake / 1e3
-            self.at(self.wake, self.woken)
+            self.at(self.wake + self.rng.uniform(0, self.wake_us), self.woken)
 
     def submit(self, op: _Op) -> None:
         """The dispatcher's call has reached the device."""
@@ -268,7 +291,7 @@ class Simulation:
         if op.mark:
             # What two events around it see: whatever another stream ran before it is in there too.
             measured = now - op.ready if op.timed else -1.0
-            self.at(now + COMPLETION_US, lambda: self.complete(op, measured))
+            self.at(now + self.completion_us, lambda: self.complete(op, measured))
         if op.last:
             self.at(now + ANSWER_US, lambda: self.answer(op.lane))
 
@@ -310,9 +333,9 @@ def measure(
         sim.gate.set_phase(DECODE, _gate.Phase.Decode, target_us)
         sim.gate.set_phase(PREFILL, _gate.Phase.Prefill)
         sim.gate.set_settings(0, _gate.Settings(enabled=True, lease_until_ns=int(1e15), **settings))
-    sim.begin(DECODE)
-    if not alone:
-        sim.begin(PREFILL)
+    for lane in (DECODE,) if alone else (DECODE, PREFILL):
+        sim.begun += 1
+        sim.begin(lane)
     sim.run(5e5)
     for host in sim.hosts.values():
         host.steps.clear()

@@ -36,6 +36,8 @@ from flexnpu.console.numbers import Duration, Number, Whole
 from flexnpu.console.output import out_json, say
 from flexnpu.console.program import SETTINGS, Program
 from flexnpu.control import paths
+from flexnpu.control.client import ControlClient
+from flexnpu.control.messages import DaemonStatus
 from workloads import vllm_ascend
 from workloads.models import TinyModel, ensure
 from workloads.replay import Record
@@ -175,6 +177,8 @@ def measure(
         for server in servers:
             server.wait()
         say(f"{mode}: both servers answer")
+        engines = {name: server.engine() for name, server in zip("DP", servers, strict=True)}
+        client = stack.enter_context(ControlClient(paths.control_socket(0, folder)))
         probe = [program("flexnpu-probe"), "attach", "--all", "--feed", "--quiet"]
         process = stack.enter_context(running(probe, environment, folder / "probe.log"))
         wait_for(folder / "probe.sock", process, folder / "probe.log")
@@ -185,12 +189,39 @@ def measure(
                     if name == "policy":
                         log = folder / f"controller-{turn}.log"
                         inner.enter_context(running([program("flexnpu-controller")], environment, log))
+                    before = client.status()
                     told = asyncio.run(phase(ports, load, name != "alone", seconds))
+                    told["device"] = device_use(before, client.status(), engines)
                 if name == "policy":
                     told["decisions"] = decisions(log)
                 results[name].append(told)
-                say(f"{mode}, {name}: TPOT {told['tpot_ms']}, {told['flood_prompts_per_s']} prompts/s")
+                say(
+                    f"{mode}, {name}: TPOT {told['tpot_ms']}, {told['flood_prompts_per_s']} prompts/s, {told['device']}"
+                )
     return results | summary(results)
+
+
+def device_use(before: DaemonStatus, after: DaemonStatus, engines: dict[str, int]) -> dict[str, Any]:
+    """How busy the device was between two answers of the daemon, each engine's part of it by the daemon's
+    estimates, and what the gate did. `engines`: pid by name."""
+    seconds = after.uptime_s - before.uptime_s
+    busy = ((after.device_busy_us or 0) - (before.device_busy_us or 0)) / 1e6 / seconds
+    used = {lane.lane: lane.device_us for lane in before.lanes}
+    parts = {
+        name: sum(lane.device_us - used.get(lane.lane, 0.0) for lane in after.lanes if lane.pid == pid)
+        for name, pid in engines.items()
+    }
+    total = sum(parts.values()) or 1.0
+    counted = {
+        name: after.counters.get(name, 0) - before.counters.get(name, 0)
+        for name in ("gate_held", "gate_forced", "gate_oversize")
+    }
+    return {
+        "busy": round(busy, 3),
+        **{name: round(busy * part / total, 3) for name, part in parts.items()},
+        **counted,
+        "gate_lag_us": after.counters.get("gate_lag_us", 0),
+    }
 
 
 def decisions(log: Path) -> dict[str, Any]:

@@ -20,7 +20,8 @@ double Gate::target_us(const Lane& lane) const {
 
 // What a decode lane amid a step can still spare. Which kind of step it is shows only as it grows, so the
 // tightest of the kinds that it can still become counts; a short one (a synchronise for one scalar) gets a
-// share of the target in proportion.
+// share of the target in proportion. What the host still has to launch takes its time whatever the device
+// does: a step that its host makes late is not made earlier by holding prefill.
 double Gate::slack_us(const Lane& lane, uint64_t now_ns) const {
     const Step& step = lane.step;
     const double target = target_us(lane);
@@ -41,7 +42,9 @@ double Gate::slack_us(const Lane& lane, uint64_t now_ns) const {
         const double share = std::min(1.0, std::max(kind.ops / std::max(main.ops, 1.0),
                                                     kind.device_us / std::max(main.device_us, 1e-3)));
         const double remaining = step.closing ? known : std::max(known, kind.device_us - step.done_us);
-        slack = std::min(slack, target * share - elapsed - remaining);
+        const double to_launch =
+            step.closing ? 0 : kind.launch_us * at_least_zero(1 - step.ops / std::max(kind.ops, 1.0));
+        slack = std::min(slack, std::max(target * share - elapsed, to_launch) - remaining);
     }
     return slack < kInf ? slack : target - elapsed - known;
 }
@@ -84,10 +87,14 @@ Gate::View Gate::look(uint64_t now_ns) const {
 }
 
 double Gate::room_us(const View& v, double cost) const {
+    double room = v.idle ? settings_.window_us : std::min(kPipelineUs, settings_.window_us);
     if (cost <= v.window) {
-        return v.window - cost;
+        room = v.window - cost;
     }
-    return v.idle ? settings_.window_us : std::min(kPipelineUs, settings_.window_us);
+    // Where ends are heard of late, the next operator must already be there when one ends, or the device
+    // idles meanwhile. A step that has time to spare does not feel it.
+    const double spare = v.slack < kInf ? v.slack * kLagShare : settings_.window_us;
+    return std::max(room, std::min(lag_us_, spare));
 }
 
 Gate::Verdict Gate::judge(const View& v, const Lane& lane, uint64_t now_ns) const {

@@ -76,6 +76,8 @@ NB_MODULE(_gate, m) {
         .def(nb::init<>())
         .def_ro_static("LEND_WINDOWS", &Gate::kLendWindows)
         .def_ro_static("PIPELINE_US", &Gate::kPipelineUs)
+        .def_ro_static("LAG_MOST_US", &Gate::kLagMostUs)
+        .def_ro_static("LAG_SHARE", &Gate::kLagShare)
         .def_ro_static("HOLD_COSTS", &Gate::kHoldCosts)
         .def("add_lane", &Gate::add_lane, "lane"_a)
         .def("remove_lane", &Gate::remove_lane, "lane"_a)
@@ -104,6 +106,7 @@ NB_MODULE(_gate, m) {
         .def("stats", &Gate::stats, "lane"_a)
         .def("counters", &Gate::counters)
         .def("window_used_us", &Gate::window_used_us)
+        .def("lag_us", &Gate::lag_us)
         .def("overlap_slowdown", &Gate::overlap_slowdown);
 
     m.def(

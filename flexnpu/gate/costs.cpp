@@ -127,7 +127,10 @@ bool CostModel::moved(Cost& cost, float measured_us) {
     const float before_us = cost.us;
     const bool known = cost.samples >= kFirstSamples;
     const bool is_long = known && far_above(measured_us, before_us);
-    cost.doubted = is_long || (known && far_above(before_us, measured_us));
+    // A short one is true, and the estimate may not have followed it all the way: it is the second shortest.
+    cost.settling =
+        known && far_above(before_us, measured_us) ? kDoubts : cost.settling - (cost.settling > 0);
+    cost.doubted = is_long || cost.settling > 0;
     if (cost.doubted) {
         cost.uses_until_sample = std::min(cost.uses_until_sample, kDoubtEvery);
     }

@@ -156,6 +156,8 @@ bool Gate::enqueue(uint64_t now_ns, uint32_t id, const Item& item) {
     Step& step = lane->newest();
     const double est_us = item.costed ? costs_.estimate(item.key) : 0;
     if (item.costed) {
+        step.host_start_ns = step.ops == 0 ? now_ns : step.host_start_ns;
+        step.host_last_ns = now_ns;
         ++step.ops;
         step.enqueued_us += est_us;
     }
@@ -168,6 +170,12 @@ bool Gate::enqueue(uint64_t now_ns, uint32_t id, const Item& item) {
         insert_head(*lane);
     }
     return true;
+}
+
+// As far as completions are heard of.
+bool Gate::device_is_free() const {
+    return prefill_in_flight_us_ <= 0 &&
+           std::ranges::all_of(decode_, [](const Lane* lane) { return lane->flight_us <= 0; });
 }
 
 // Whether all that the lane has in flight is followed, and not only what is measured.
@@ -219,8 +227,9 @@ Decision Gate::dispatch(Lane& lane, uint64_t now_ns) {
                 lane.front_since_ns = now_ns;
             }
             const bool begins = track && queued.begins && !lane.flight.empty();
+            const bool lone = track && d.mark && lane.phase == Phase::Prefill && device_is_free();
             lane.flight.push_back(
-                {queued.item.ticket, queued.item.key, queued.est_us, now_ns, d.mark, begins, false});
+                {queued.item.ticket, queued.item.key, queued.est_us, now_ns, d.mark, begins, lone, false});
             lane.flight_us += queued.est_us;
             if (lane.phase == Phase::Prefill) {
                 prefill_in_flight_us_ += queued.est_us;

@@ -8,11 +8,14 @@
 // dispatched.
 //
 // The policy protects decode. With T a decode lane's step target, a prefill head of estimated cost c goes if
-//     k * (in flight + c) <= s,   s = T - elapsed - remaining device work of the step,     for every decode
-// lane amid a step, and
+//     k * (in flight + c) <= s,   s = max(T - elapsed, H) - remaining device work of the step,
+// for every decode lane amid a step, and
 //     in flight + c <= W          (prefill work in flight, us)
-// An operator larger than W goes alone. A decode lane between two steps lends its share within W; one idle
-// for decode_idle_us lends all (kLendWindows * W, which is enough to keep a device busy).
+// H is what the decode lane's host still needs to launch the step, by the fastest of the last ones.
+// An operator larger than W goes alone. Whatever W is, the next operator may be with the device as early as
+// the caller hears late of ends (lag_us), while a step has time to spare. A decode lane between two steps
+// lends its share within W; one idle for decode_idle_us lends all (kLendWindows * W, which is enough to keep
+// a device busy).
 //
 // Prefill always progresses: a head is held at most B = max(max_hold_us, kHoldCosts * c) by the slack rule,
 // plus the time that the work in flight needs to drain. Then it goes, with up to W us of what follows it
@@ -139,7 +142,8 @@ struct Counters {
 //
 // Samples of a key get rarer. One that lies far from the estimate is followed by more, kDoubtEvery uses
 // apart. Work beside an operator makes some of them long, a slower clock makes all of them long: kDoubts in a
-// row and what was known before is forgotten. Two short ones make the estimate short by themselves. When an
+// row and what was known before is forgotten. Two short ones make the estimate short by themselves: kDoubts
+// more follow a short one. When an
 // estimate has moved so, every other key is measured at its next use. So after a change of all times by a
 // factor a key is right after kSampleRarest uses of any one key, and (kDoubts + 1) * kDoubtEvery of its own.
 class CostModel {
@@ -166,6 +170,7 @@ private:
         uint32_t uses_until_sample = 0;
         uint32_t moves_seen = 0;  // of moves_
         uint32_t long_ones = 0;   // of the last samples, in a row
+        uint32_t settling = 0;    // samples still to be taken soon after one that was short
         float shortest_long = 0;  // the shortest of those
         bool doubted = false;     // the last sample was far from the estimate
         bool told = false;        // it was asked for because another key's estimate moved
@@ -189,11 +194,35 @@ private:
     uint64_t evicted_ = 0;
 };
 
+// The last few values of something.
+struct Recent {
+    static constexpr size_t kSize = 15;
+    std::array<float, kSize> values{};
+    uint32_t n = 0;
+
+    void add(double v) { values[n++ % kSize] = static_cast<float>(v); }
+    double least() const {
+        const size_t size = std::min<size_t>(n, kSize);
+        return size == 0 ? 0 : *std::min_element(values.begin(), values.begin() + size);
+    }
+    double median() const {
+        const size_t size = std::min<size_t>(n, kSize);
+        if (size == 0) {
+            return 0;
+        }
+        std::array<float, kSize> sorted = values;
+        std::nth_element(sorted.begin(), sorted.begin() + size / 2, sorted.begin() + size);
+        return sorted[size / 2];
+    }
+};
+
 class Gate {
 public:
     static constexpr double kLendWindows = 4;  // window of an idle decode phase, in W
     static constexpr double kHoldCosts = 4;    // longest hold of a head, in its own costs
     static constexpr double kPipelineUs = 60;  // an oversize operator may queue behind so much work in flight
+    static constexpr double kLagShare = 0.125;  // of a step's slack, at most, as work that covers the lag
+    static constexpr double kLagMostUs = 1000;
     static constexpr uint64_t kMarkTimeoutNs = 2'000'000'000;  // a completion so late is taken for lost
 
     Gate();
@@ -233,6 +262,7 @@ public:
     Counters counters() const;
     // Prefill work in flight, us by estimate, and the k in use.
     double window_used_us() const { return prefill_in_flight_us_; }
+    double lag_us() const { return lag_us_; }
     double overlap_slowdown() const;
 
 private:
@@ -263,6 +293,7 @@ private:
     void learn_step(Lane& lane, uint64_t now_ns);
     void next_step(Lane& lane, uint64_t now_ns);
     bool tracks(const Lane& lane) const;
+    bool device_is_free() const;
 
     Settings settings_;
     bool on_ = false;  // the policy is active and there is a decode lane to protect
@@ -276,6 +307,10 @@ private:
     double prefill_in_flight_us_ = 0;
     double credit_us_ = 0;  // what may still follow a forced operator
     double learned_k_ = 1;
+    // From a decision until the device has the operator, and from its end until the gate hears of it: how
+    // much longer than themselves prefill operators took that went to a device without work.
+    Recent lag_seen_;
+    double lag_us_ = 0;
     CostModel costs_;
     Counters counters_;
 };

@@ -14,9 +14,9 @@ namespace flexnpu::gate {
 
 inline constexpr double kInf = std::numeric_limits<double>::infinity();
 inline constexpr size_t kKinds = 16;        // kinds of step, by octave of their operator count
-inline constexpr size_t kKindHistory = 15;  // steps remembered of each kind
 inline constexpr size_t kStepHistory = 64;  // steps over which a kind must have been seen kKindMin times
 inline constexpr uint32_t kKindMin = 2;
+inline constexpr uint32_t kLagMin = 5;  // ends heard of late, before it counts as the rule
 inline constexpr double kMarkEveryUs =
     100;  // decode lanes: a completion marker at least every so much device time
 inline constexpr uint32_t kMarkEveryOps = 16;  // or operators
@@ -40,26 +40,10 @@ inline double at_least_zero(double v) {
     return v > 0 ? v : 0;  // NaN becomes 0 too
 }
 
-// The last kKindHistory values of something, and their median.
-struct Recent {
-    std::array<float, kKindHistory> values{};
-    uint32_t n = 0;
-
-    void add(double v) { values[n++ % kKindHistory] = static_cast<float>(v); }
-    double median() const {
-        const size_t size = std::min<size_t>(n, kKindHistory);
-        if (size == 0) {
-            return 0;
-        }
-        std::array<float, kKindHistory> sorted = values;
-        std::nth_element(sorted.begin(), sorted.begin() + size / 2, sorted.begin() + size);
-        return sorted[size / 2];
-    }
-};
-
 struct Kind {
-    Recent ops_seen, device_seen, solo_seen;
+    Recent ops_seen, device_seen, solo_seen, launch_seen;
     double ops = 0, device_us = 0, solo_us = 0;  // medians
+    double launch_us = 0;                        // the host's, from the first operator to the last; the least
     uint32_t recent = 0;                         // of the last kStepHistory steps
 };
 
@@ -67,11 +51,12 @@ struct Gate::Step {
     bool open = false;
     bool closing = false;  // the host has asked to synchronise: no more operators will come
     uint64_t start_ns = 0;
-    uint64_t last_ns = 0;    // last sign of life of the lane's host or device
-    uint32_t ops = 0;        // enqueued so far
-    double enqueued_us = 0;  // their device time
-    double done_us = 0;      // and of those known to be complete
-    double beside_us = 0;    // prefill work that ran, or was in flight, beside it
+    uint64_t last_ns = 0;                          // last sign of life of the lane's host or device
+    uint64_t host_start_ns = 0, host_last_ns = 0;  // when the host launched its first and its last so far
+    uint32_t ops = 0;                              // enqueued so far
+    double enqueued_us = 0;                        // their device time
+    double done_us = 0;                            // and of those known to be complete
+    double beside_us = 0;                          // prefill work that ran, or was in flight, beside it
 };
 
 struct Gate::Lane {
@@ -88,6 +73,7 @@ struct Gate::Lane {
         uint64_t dispatched_ns;
         bool mark;
         bool begins;
+        bool lone;     // prefill, and no other prefill work was in flight
         bool drained;  // known to be complete by a synchronise; kept only for the measurement to come
     };
 

@@ -49,6 +49,11 @@ void Gate::completed(uint64_t now_ns, uint32_t id, uint64_t ticket, double measu
     if (measured_us >= 0) {
         costs_.learn(it->key, measured_us);
     }
+    if (it->lone) {
+        const double ran_us = measured_us >= 0 ? measured_us : it->est_us;
+        lag_seen_.add(std::clamp(since_us(now_ns, it->dispatched_ns) - ran_us, 0.0, kLagMostUs));
+        lag_us_ = lag_seen_.n >= kLagMin ? lag_seen_.median() : 0;
+    }
     lane->step.last_ns = std::max(lane->step.last_ns, now_ns);
     retire(*lane, static_cast<size_t>(it - lane->flight.begin()) + 1, now_ns);
 }
@@ -121,6 +126,9 @@ void Gate::learn_step(Lane& lane, uint64_t now_ns) {
     kind.device_seen.add(step.enqueued_us);
     kind.ops = kind.ops_seen.median();
     kind.device_us = kind.device_seen.median();
+    // A host that waits for the device amid a step takes longer beside prefill: the least is its own.
+    kind.launch_seen.add(since_us(step.host_last_ns, step.host_start_ns));
+    kind.launch_us = kind.launch_seen.least();
     if (step.beside_us <= 0.01 * wall_us) {
         kind.solo_seen.add(wall_us);
         kind.solo_us = kind.solo_seen.median();

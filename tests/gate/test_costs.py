@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 _gate = pytest.importorskip("flexnpu.gate._gate", reason="run make build")
@@ -54,6 +54,7 @@ def often(times: int, share: float) -> Callable[[], float]:
     uses=st.integers(50, 12_000),
     beside=st.sampled_from([(2, 0.0), (2, 0.15), (3, 2.0)]),
 )
+@example(cost=500.0, factors=[0.5, 0.75], uses=50, beside=(2, 0.15))
 @settings(max_examples=25, deadline=None)
 def test_an_operator_is_right_again_after_a_change_of_the_clock(
     cost: float, factors: list[float], uses: int, beside: tuple[int, float]

@@ -27,3 +27,13 @@ def test_alone_the_policy_costs_nothing() -> None:
     without = measure(scenario, "ready", 1.0, protect=False, alone=True)
     with_policy = measure(scenario, "ready", 1.0, protect=True, alone=True)
     assert with_policy["decode_step_p50_us"] == pytest.approx(without["decode_step_p50_us"], rel=0.001)
+
+
+def test_a_target_that_the_host_cannot_meet_does_not_hold_prefill() -> None:
+    """Decode's host is 1.4 times slower beside prefill's. A target of 1.1 is out of reach, and the gate must
+    not pay for it with an idle device."""
+    scenario = SCENARIOS["contended"]
+    alone = measure(scenario, "ready", 1.0, protect=False, alone=True)
+    gated = measure(scenario, "ready", 1.0, protect=True, target_us=1.1 * alone["decode_step_p50_us"])
+    assert gated["device_busy"] > 0.9
+    assert gated["decode_step_p99_us"] < 1.15 * 1.4 * alone["decode_step_p50_us"]
