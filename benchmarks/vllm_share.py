@@ -195,9 +195,8 @@ def measure(
                 if name == "policy":
                     told["decisions"] = decisions(log)
                 results[name].append(told)
-                say(
-                    f"{mode}, {name}: TPOT {told['tpot_ms']}, {told['flood_prompts_per_s']} prompts/s, {told['device']}"
-                )
+                prompts, device = told["flood_prompts_per_s"], told["device"]
+                say(f"{mode}, {name}: TPOT {told['tpot_ms']}, {prompts} prompts/s, {device}")
     return results | summary(results)
 
 

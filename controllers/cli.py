@@ -74,7 +74,7 @@ from probes.feed.socket import FeedClient
 @click.option(
     "--factor",
     type=Number(1, 100, unit="a factor"),
-    default=1.3,
+    default=1.1,
     show_default=True,
     help="Without --target-ms: target = factor x the decode step alone.",
 )

@@ -110,15 +110,21 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def processes(self) -> list[int]:
+        """The pids of all that live of it."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.getsid(int(entry.name)) == self.process.pid:
+                    found.append(int(entry.name))
+        return found
+
     def engine(self) -> int:
         """The process that launches the model's operators. Raises VllmError when there is none."""
-        for entry in Path("/proc").glob("[0-9]*"):
-            pid = int(entry.name)
-            try:
-                if os.getsid(pid) == self.process.pid and b"EngineCore" in (entry / "cmdline").read_bytes():
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     return pid
-            except OSError:
-                continue
         raise VllmError(f"no engine among the server's processes:\n{self.last_words()}")
 
     def last_words(self, size: int = 4000) -> str:

@@ -29,7 +29,7 @@ class ProtectDecode:
     lease_s: float
     window_us: float = 300.0
     target_us: float | None = None
-    factor: float = 1.3
+    factor: float = 1.1
     slowdown: float | None = 1.0
     max_hold_us: float | None = None
     decode_idle_us: float | None = None

@@ -27,6 +27,10 @@ BENCHMARKS = {
         "benchmarks.samples:main",
         "Arguments of torch's operators that the emulated device takes, against the CPU.",
     ),
+    "vllm": (
+        "benchmarks.vllm_price:main",
+        "The price of interposition on vLLM-Ascend, in each way of launching.",
+    ),
     "vllm-share": (
         "benchmarks.vllm_share:main",
         "Two vLLM-Ascend servers on one NPU: decode under a flood of prompts, gated or not.",

@@ -78,7 +78,7 @@ def test_steps_that_add_up_are_acted_on() -> None:
     decision = decided(alone_and_flooded(lambda at: [decode(at, 43)], lambda at: [decode(at, 90)]))
     assert decision.doubt is None
     assert decision.gate is not None
-    assert decision.gate.decode_target_us == pytest.approx(43_000 * 1.3)
+    assert decision.gate.decode_target_us == pytest.approx(43_000 * 1.1)
 
 
 @pytest.mark.parametrize(
