@@ -14,9 +14,6 @@ using wire::now_ns;
 
 namespace {
 
-// While a client is busy, look into the rings this often without being woken: an asynchronous call then costs
-// its caller no system call, and us one timer for several calls.
-constexpr uint64_t kNapNs = 50'000;
 constexpr uint64_t kLongestSleepNs = 1'000'000'000;
 // Records taken from one session before the next is looked at.
 constexpr int kBatch = 32;
@@ -172,7 +169,7 @@ uint64_t Dispatcher::next_turn(bool nap) {
         // The client takes its time.
         if (!s->host_backlog.empty()) until = std::min(until, now + HostCalls::kTellNs);
     }
-    return nap ? std::min(until, now + kNapNs) : until;
+    return nap ? std::min(until, now + polling_.nap_ns(records_seen_)) : until;
 }
 
 void Dispatcher::set_doze(wire::Doze doze) {

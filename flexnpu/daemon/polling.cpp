@@ -14,6 +14,12 @@ using wire::Kind;
 constexpr uint64_t kMostSpinNs = 80'000;
 // By how much a record that woke us was there earlier than we saw it.
 constexpr uint64_t kWokenNs = 30'000;
+// While a client is busy, look into the rings this often without being woken: an asynchronous call then costs
+// its caller no system call, and us one timer for several calls.
+constexpr uint64_t kShortNapNs = 50'000;
+constexpr uint64_t kLongNapNs = 200'000;
+// So many records a nap are a row of operators.
+constexpr uint64_t kRow = 4;
 // This long after the last asynchronous record, sleep until somebody rings: naps cost more than the caller's
 // system call then.
 constexpr uint64_t kNapForNs = 400'000;
@@ -68,6 +74,17 @@ bool Polling::expecting(uint64_t now, bool* nap) {
         return over;
     });
     return spin;
+}
+
+uint64_t Polling::nap_ns(uint64_t records) {
+    const uint64_t found = records - records_;
+    records_ = records;
+    if (found >= kRow)
+        nap_ns_ = kShortNapNs;
+    else if (found == 0)
+        nap_ns_ *= 2;
+    nap_ns_ = std::clamp(nap_ns_, kShortNapNs, kLongNapNs);
+    return nap_ns_;
 }
 
 }  // namespace flexnpu::daemon

@@ -34,12 +34,17 @@ public:
     void taken(const std::shared_ptr<Ring>& ring, const wire::Record& record, uint64_t now);
     // Whether a record is likely to come at once. `nap`: asynchronous ones are likely to come before long.
     bool expecting(uint64_t now, bool* nap);
+    // How long to nap, ns, for who has taken so many records so far. Operators that come one by one, as from
+    // an interpreter, are waited for longer: naps that find nothing cost more than they save.
+    uint64_t nap_ns(uint64_t records);
     // The thread has slept since the last record was taken.
     void slept() { slept_ = true; }
 
 private:
     std::vector<std::shared_ptr<Ring>> lively_;  // rings with a record lately
     bool slept_ = false;
+    uint64_t nap_ns_ = 0;
+    uint64_t records_ = 0;  // before the last nap
 };
 
 }  // namespace flexnpu::daemon

@@ -34,7 +34,7 @@ inline constexpr size_t kSessionBytes = kSessionPageBytes + kBlocks * kBlockByte
 // How deep the dispatcher sleeps, which says who must ring the session's doorbell (an eventfd).
 enum Doze : uint32_t {
     kAwake = 0,    // polls the rings: nobody
-    kNapping = 1,  // looks again within some tens of microseconds by itself: only who waits for an answer
+    kNapping = 1,  // looks again within a fifth of a millisecond by itself: only who waits for an answer
     kAsleep = 2,   // everybody
 };
 
