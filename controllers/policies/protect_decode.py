@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controllers.doubts import doubt
+from controllers.doubts import ENOUGH, doubt
 from controllers.policies import Decision
 from controllers.state import MEMORY_S, MIN_STEPS, ControllerState, LaneState
 from flexnpu.common.quantiles import quantile
@@ -101,6 +101,7 @@ class ProtectDecode:
         return target, source
 
     def _guess(self, lane: LaneState) -> float | None:
-        if len(lane.decode) >= MIN_STEPS and (low := lane.decode.quantile_us(0.1)) is not None:
+        # Of few steps, the least may be one that was cut.
+        if len(lane.decode) >= ENOUGH and (low := lane.decode.quantile_us(0.1)) is not None:
             lane.least_slowed_us = min(low, lane.least_slowed_us or low)
         return lane.least_slowed_us

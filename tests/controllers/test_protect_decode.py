@@ -191,6 +191,15 @@ def test_without_steps_alone_the_least_slowed_are_the_guess() -> None:
     assert decision.gate.decode_target_us == pytest.approx(60_000, rel=0.05)
 
 
+def test_few_steps_are_no_guess() -> None:
+    """The least of a handful may be a step that was cut when its process was found."""
+    made, now = settled(step(CHAT, "decode", 0, 2), *chat(10, 1, outputs=8, ms=40), *flood(0, 20))
+    decision = ProtectDecode(lease_s=2).decide(made, now)
+    assert decision.gate is not None
+    assert decision.evidence["target_from"] == "left to the gate"
+    assert decision.gate.decode_target_us is None
+
+
 def test_a_target_is_kept_while_it_hardly_changes() -> None:
     policy = ProtectDecode(lease_s=2)
     targets = set()
