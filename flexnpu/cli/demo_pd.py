@@ -38,6 +38,8 @@ PASSED, FAILED, CANNOT_START, TOO_SLOW = 0, 1, 2, 3
 PHASES = {"alone": "chats alone", "flooded": "P flooded, no policy", "policy": "P flooded, protect-decode"}
 #: How much longer the device takes for a decode step than the host: then the device is what is contended.
 _DEVICE_OVER_HOST = 1.5
+#: Of the chip while its own times are read: so slow that the host adds little to them.
+_TRIAL = 8.0
 #: Slower than this a phase has too few answers to say anything.
 _MOST_SLOWDOWN = 40.0
 _MAX_TOKENS = 2048
@@ -152,18 +154,18 @@ class PairDemo:
         # On a chip that takes no time a token costs what the host does; on a slow one what the device does.
         self.clock.set(0.01)
         host = self.ask(False, 4.0, 3.0)["tpot_ms"]["p50"]
-        trial = 8.0
-        self.clock.set(trial)
-        before = self.busy_us()
-        told = asyncio.run(phase((self.proxy_port, self.ports["P"]), self.plan.chats, False, 4.0, 0.0))
-        tokens = told["tokens_per_s"] * 4.0
+        self.clock.set(_TRIAL)
+        before, chats = self.busy_us(), self.plan.chats
+        told = asyncio.run(phase((self.proxy_port, self.ports["P"]), chats, False, 4.0, 0.0))
         busy_ms = (self.busy_us() - before) / 1e3
-        if host is None or tokens <= 0 or busy_ms <= 0:
+        if host is None or not told["answers"] or busy_ms <= 0:
             raise DemoError("no tokens came to measure this host by")
-        # Streams decode together: a step makes one token of each.
-        device = busy_ms / trial / (tokens / self.plan.chats.streams)
+        # Streams decode together: a step makes one token of each. P's step for a short prompt reads the same
+        # weights as one of D's.
+        steps = told["answers"] * (chats.decode_tokens / chats.streams + 1)
+        device = busy_ms / _TRIAL / steps
         self.measured = {"host_ms": host, "device_ms": round(device, 3)}
-        factor = max(1.0, math.ceil(2 * _DEVICE_OVER_HOST * host / device) / 2)
+        factor = max(1.0, math.ceil(2 * _DEVICE_OVER_HOST * float(host) / device) / 2)
         self.tell(
             f"a decode step: {host:.0f} ms of this host ({load_average()}), {device:.1f} ms of the modelled "
             f"chip; the chip runs {factor:g} times slower, so that the device is what is contended"

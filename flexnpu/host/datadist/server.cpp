@@ -85,6 +85,7 @@ bool Server::read(Client& client) {
     const ssize_t n = recv(client.fd.get(), bytes, sizeof(bytes), 0);
     if (n == 0) return false;
     if (n < 0) return errno == EAGAIN || errno == EINTR;
+    if (client.closing) return true;
     client.in.append(bytes, size_t(n));
     size_t done = 0;
     while (done < client.in.size() && !client.closing) {
@@ -107,12 +108,19 @@ bool Server::write(Client& client) {
     const ssize_t n = send(client.fd.get(), client.out.data(), client.out.size(), MSG_NOSIGNAL);
     if (n < 0) return errno == EAGAIN || errno == EINTR;
     client.out.erase(0, size_t(n));
-    return !client.out.empty() || !client.closing;
+    if (client.out.empty() && client.closing) shutdown(client.fd.get(), SHUT_WR);
+    return true;
 }
 
 void Server::refuse(Client& client, const std::string& why) {
     client.out += encode(Kind::refused, why.substr(0, kMostText));
+    registry_.end_transfers(client.running);
+    client.running = 0;
+    // What it still sends is read away for a while: a socket that is closed over it would take the answer
+    // along.
     client.closing = true;
+    client.known = false;
+    client.due = std::chrono::steady_clock::now() + kHello;
 }
 
 void Server::answer(Client& client, const Message& message) {
