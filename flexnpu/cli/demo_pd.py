@@ -169,7 +169,7 @@ class PairDemo:
         # Streams decode together: a step makes one token of each. P's step for a short prompt reads the same
         # weights as one of D's.
         steps = told["answers"] * (chats.decode_tokens / chats.streams + 1)
-        device = busy_ms / _TRIAL / steps
+        device = float(busy_ms / _TRIAL / steps)
         self.measured = {"host_ms": host, "device_ms": round(device, 3)}
         factor = max(1.0, math.ceil(2 * _DEVICE_OVER_HOST * float(host) / device) / 2)
         self.tell(
