@@ -10,13 +10,14 @@ PYTEST_ARGS ?=
 WORKERS ?= $(shell nproc)
 PYTEST := $(PYTHON) -m pytest --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help setup vllm build demo test test-sanitized check lint format bench dashboards docs wheel install-units clean
+.PHONY: help setup vllm build demo demo-pd test test-sanitized check lint format bench dashboards docs wheel install-units clean
 
 help:
 	@echo "make setup       install system packages (as root), a venv, the build and the commands; safe to repeat"
 	@echo "make vllm        a venv with unmodified vLLM-Ascend: 4.3 GB to download, 8 GB installed, shared by checkouts"
 	@echo "make build       compile the natives in place (after a change to C++)"
 	@echo "make demo        two LLM servers on one emulated NPU, traced and gated; writes demo-report.json"
+	@echo "make demo-pd     vLLM-Ascend's prefill and decode on one emulated NPU (after make vllm); demo-pd-report.json"
 	@echo "make test        lint, unit tests and end-to-end tests (PYTEST_ARGS='-k gate' for a part)"
 	@echo "make check       the fast inner loop: lint, types, and tests that need neither root, torch nor a device"
 	@echo "make lint        ruff, clang-format, mypy, clang-tidy"
@@ -45,6 +46,11 @@ $(PYTHON):
 demo:
 	@scripts/setup demo
 	@$(VENV)/bin/flexnpu demo
+
+demo-pd:
+	@scripts/vllm where >/dev/null
+	@scripts/setup demo
+	@$(VENV)/bin/flexnpu demo-pd
 
 test: setup
 	@scripts/lint fast
@@ -86,5 +92,5 @@ install-units:
 	@echo "next: systemd-sysusers && systemctl daemon-reload && systemctl enable --now flexnpud@0"
 
 clean:
-	@rm -rf build dist dashboards/out demo-report.json flexnpu/client/lib flexnpu/emulator/lib
+	@rm -rf build dist dashboards/out demo-report.json demo-pd-report.json flexnpu/client/lib flexnpu/emulator/lib
 	@find flexnpu probes collectors controllers -name '*.so' -delete

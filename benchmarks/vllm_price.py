@@ -33,7 +33,7 @@ import click
 import httpx
 
 from benchmarks.pairs import BenchmarkError, Comparison, Daemon, cpu_seconds
-from benchmarks.vllm_share import SEVEN_B, ask, program
+from benchmarks.vllm_share import program
 from flexnpu import emulator
 from flexnpu.common.ports import free_port
 from flexnpu.common.quantiles import quantile
@@ -42,6 +42,7 @@ from flexnpu.console.output import out_json, say
 from flexnpu.console.program import SETTINGS, Program
 from workloads import vllm_ascend
 from workloads.models import TinyModel, ensure
+from workloads.vllm_load import SEVEN_B, ask
 
 SIZES = {
     "tiny": TinyModel("qwen2", hidden=256, heads=4, kv_heads=2, intermediate=512),

@@ -46,7 +46,7 @@ ARCHITECTURES = {
 }
 
 #: Of what `ensure` writes; a cache of another one is made anew.
-_FORMAT = 2
+_FORMAT = 3
 
 
 def render(user_message: str) -> str:
@@ -129,7 +129,6 @@ def make_model(directory: Path, spec: TinyModel) -> None:
         raise ValueError(f"unknown model family {spec.family!r}: {', '.join(ARCHITECTURES)}")
     if spec.weights:
         _make_weights(directory, spec)
-    own: dict[str, Any] = {"head_dim": spec.hidden // spec.heads} if spec.family == "qwen3" else {}
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     _write_json(
         directory / "config.json",
@@ -148,7 +147,8 @@ def make_model(directory: Path, spec: TinyModel) -> None:
             "rope_theta": 10000.0,
             "tie_word_embeddings": False,
             "dtype": "float32",
-            **own,
+            # Qwen2's own configurations leave it out, and vLLM-Ascend's connectors read it.
+            "head_dim": spec.hidden // spec.heads,
             **special,
         },
     )

@@ -131,14 +131,14 @@ class Server:
         """The end of what it wrote."""
         return self.log.read_text(errors="replace")[-size:]
 
-    def wait(self, seconds: float = 900) -> None:
-        """Returns when it serves. Raises VllmError when it ends before, or not in time."""
+    def wait(self, seconds: float = 900, path: str = "/health") -> None:
+        """Returns when it serves `path`. Raises VllmError when it ends before, or not in time."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise VllmError(f"vLLM ended with {self.process.returncode}:\n{self.last_words()}")
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5):
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5):
                     return
             except (OSError, http.client.HTTPException):
                 time.sleep(0.25)

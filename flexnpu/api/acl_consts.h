@@ -162,6 +162,7 @@ enum DeviceAttr : int32_t {
 enum MemLocation : int32_t { LOCATION_HOST = 0, LOCATION_DEVICE = 1, LOCATION_UNREGISTERED = 2 };
 enum MemGranularity : int32_t { GRANULARITY_MINIMUM = 0, GRANULARITY_RECOMMENDED = 1 };
 enum MemHandleType : int32_t { HANDLE_NONE = 0, HANDLE_POSIX = 2 };
+enum MemAccess : int32_t { ACCESS_NONE = 0, ACCESS_READ = 1, ACCESS_READ_WRITE = 3 };
 enum MemSharedHandleType : int32_t { SHARE_DEFAULT = 1, SHARE_FABRIC = 2 };
 enum MemExportFlag : uint64_t {
     EXPORT_ANY_PID = 1
@@ -189,6 +190,13 @@ struct aclrtPhysicalMemProp {
     int32_t memory;  // aclrtMemAttr
     aclrtMemLocation location;
     uint64_t reserved;
+};
+
+// What a device or the host may do with mapped memory.
+struct aclrtMemAccessDesc {
+    int32_t access;  // flexnpu::acl::MemAccess
+    aclrtMemLocation location;
+    uint8_t reserved[12];
 };
 
 struct aclrtIpcEventHandle {

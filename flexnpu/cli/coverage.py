@@ -33,6 +33,7 @@ _HOW = {
 _REFUSED = {
     "2fe": "it tells a program's own kernels of the chip, and none is launched",
     "3atb": "this operation of ATB is no aclnn operator that could stand for it",
+    "4adxl": "memory is shared within one host",
     "2ge": "the graph engine works on the device past AscendCL",
 }
 _UNKNOWN_OPERATOR = (

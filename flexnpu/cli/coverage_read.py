@@ -23,9 +23,9 @@ from elftools.elf.sections import SymbolTableSection
 #: C functions of AscendCL, by their prefixes.
 _C_NAME = re.compile(r"(?:acl[a-z]*[A-Z]|acl[a-z]+[A-Z]|Hccl[A-Z]|Msprof[A-Z])\w+\Z")
 #: What objects link besides: the runtime below AscendCL, bounded string functions, and the C++ of the graph
-#: engine, of the chip's properties and of ATB.
+#: engine, of the chip's properties, of ATB and of transfers between engines.
 _LINKED_NAME = re.compile(
-    r"(?:rt|mm)[A-Z]\w+\Z|(?:strcpy|memcpy|vsnprintf)_s\Z|_ZT?[NIVS]?[KTVS]*N?K?(?:2ge|2fe|3atb)\d"
+    r"(?:rt|mm)[A-Z]\w+\Z|(?:strcpy|memcpy|vsnprintf)_s\Z|_ZT?[NIVS]?[KTVS]*N?K?(?:2ge|2fe|3atb|4adxl)\d"
 )
 _OPERATOR = re.compile(r"(aclnn\w+?)Get(?:Max)?WorkspaceSize\Z")
 _LAST_WORD = re.compile(rb"[A-Za-z_][A-Za-z0-9_]{3,120}\Z")

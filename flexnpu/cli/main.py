@@ -18,6 +18,10 @@ _COMMANDS = {
         "Show which AscendCL functions of a program are interposed.",
     ),
     "demo": ("flexnpu.cli.demo.command:demo", "Run the whole chain here, on an emulated NPU."),
+    "demo-pd": (
+        "flexnpu.cli.demo_pd:demo_pd",
+        "Run vLLM-Ascend's prefill and decode here, on one emulated NPU.",
+    ),
     "bench": ("flexnpu.cli.bench:bench", "Measure what FlexNPU costs on this machine."),
 }
 

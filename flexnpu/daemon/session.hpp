@@ -218,6 +218,13 @@ struct VirtualMemory {
     uint64_t pieces = 0;                 // mapped
     std::atomic<uint32_t> unmapping{0};  // no longer to be named, not yet unmapped
     Table<Held> physical{wire::HandleKind::physical};
+
+    // How many handles there are of this memory.
+    size_t handles_of(const Allocation* allocation) const {
+        size_t n = 0;
+        physical.each([&](const std::shared_ptr<Held>& one) { n += one->allocation().get() == allocation; });
+        return n;
+    }
 };
 
 // Host memory shared with the client.

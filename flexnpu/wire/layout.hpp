@@ -289,6 +289,8 @@ struct VirtualMemory {
         map,          // address, bytes, offset, handle, flags
         unmap,        // address
         granularity,  // option, memory, types -> bytes
+        retain,       // address -> handle, one more of what is mapped there
+        mapped,       // address, bytes: whether all of it is; bytes are not 0
     };
     uint32_t call;
     int32_t option;

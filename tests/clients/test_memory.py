@@ -96,6 +96,10 @@ def test_virtual_memory_is_the_same_directly_and_interposed(daemon: Any, direct:
     assert saw.pop("held") == 8 * MIB
     assert saw.pop("left") == 0
     assert saw.pop("at both addresses") == "twice"
+    assert saw.pop("by another handle") == "still there"
+    assert saw.pop("access") == [3, 0, 0]
+    for what in ("for reading only", "of another device", "of the host"):
+        assert saw.pop(f"access {what}") == 200001
     right = ("over a border", "filled", "a part")
     assert all(saw.pop(name) for name in right)
     assert set(saw.values()) == {107000, 107017}, saw

@@ -34,7 +34,9 @@ def commands_in(text: str) -> Iterator[list[str]]:
             continue
         while words and (words[0] in PREFIXES or re.fullmatch(r"[A-Z_]+=\S*", words[0])):
             del words[0]
-        if words and (words[0] in SCRIPTS or words[0] == "make" or words[0].endswith("python")):
+        # `$V/bin/python` is of vLLM's venv, whose modules are not ours.
+        python = bool(words) and words[0].endswith("python") and not words[0].startswith("$")
+        if words and (words[0] in SCRIPTS or words[0] == "make" or python):
             yield words
 
 

@@ -43,6 +43,8 @@ def test_they_answer_or_fail_by_name(way: str, request: pytest.FixtureRequest) -
             "profapi",
             "platform",
             "atb",
+            "metadef",
+            "llm_datadist",
         ]
     )
     assert result["strcpy_s"] == [[0, "abc"], [0, "1234567"], [162, ""], [34, ""], [150, ""]]

@@ -28,7 +28,7 @@ from workloads.prometheus import PrometheusError, PrometheusServer
 DEVICE = 0
 
 #: The emulated device stands for silicon, which does not wait for a CPU of the host.
-_SILICON = -10
+SILICON = -10
 
 #: Bound on the start of a part; most of it is Python's imports, which a busy host makes ten times as long.
 _START_S = 150.0
@@ -113,7 +113,7 @@ class Chain:
             # An emulated machine of its own: no other program on this one uses the same device.
             {"FLEXNPU_EMU_MACHINE": self.directory.name, "FLEXNPU_EMU_SLOWDOWN": self.clock.path},
             [self.clock.fd],
-            nice=_SILICON,
+            nice=SILICON,
         )
         return self.supervisor.wait_until("flexnpud answers", lambda: self.status() is not None, _START_S)
 

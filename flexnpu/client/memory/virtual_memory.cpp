@@ -55,6 +55,18 @@ aclError reserve(const char* function, void** p, size_t bytes, size_t alignment,
     return 0;
 }
 
+// Whether all of it is virtual memory with something behind; *holder is whose.
+aclError check_mapped(const void* p, size_t bytes, Session** holder) {
+    wire::VirtualMemory v{};
+    v.address = number(p);
+    v.bytes = bytes;
+    return ask(v, wire::VirtualMemory::Call::mapped, nullptr, holder);
+}
+
+bool is_of(const aclrtMemLocation& location, const Session& s) {
+    return location.type == acl::LOCATION_DEVICE && location.id == uint32_t(s.device());
+}
+
 }  // namespace
 
 extern "C" {
@@ -122,6 +134,46 @@ aclError aclrtUnmapMem(void* p) {
     const aclError e = ask(v, wire::VirtualMemory::Call::unmap);
     if (e && known) holder->memory.add(range);
     return e;
+}
+
+aclError aclrtMemRetainAllocationHandle(void* p, aclrtDrvMemHandle* handle) {
+    if (!handle) return fail(acl::INVALID_PARAM, "aclrtMemRetainAllocationHandle: the output is null");
+    *handle = nullptr;
+    wire::VirtualMemory v{};
+    v.address = number(p);
+    uint64_t out = 0;
+    if (aclError e = ask(v, wire::VirtualMemory::Call::retain, &out)) return e;
+    *handle = reinterpret_cast<aclrtDrvMemHandle>(out);
+    return 0;
+}
+
+// The device of the memory reads and writes all that is mapped: there is nothing to change, and no daemon
+// reaches another's device.
+aclError aclrtMemSetAccess(void* p, size_t bytes, aclrtMemAccessDesc* wanted, size_t n) {
+    if (!wanted || n == 0 || bytes == 0)
+        return fail(acl::INVALID_PARAM, "aclrtMemSetAccess: the list is null or empty, or size 0");
+    Session* holder = nullptr;
+    if (aclError e = check_mapped(p, bytes, &holder)) return e;
+    for (size_t i = 0; i < n; i++) {
+        if (!is_of(wanted[i].location, *holder)) {
+            return fail(acl::API_NOT_SUPPORTED,
+                        "aclrtMemSetAccess: location type %d, %u: memory is for the device that has it",
+                        wanted[i].location.type, wanted[i].location.id);
+        }
+        if (wanted[i].access != acl::ACCESS_READ_WRITE) {
+            return fail(acl::API_NOT_SUPPORTED,
+                        "aclrtMemSetAccess: access %d: a device reads and writes all that is mapped",
+                        wanted[i].access);
+        }
+    }
+    return 0;
+}
+aclError aclrtMemGetAccess(void* p, aclrtMemLocation* location, uint64_t* access) {
+    if (!location || !access) return fail(acl::INVALID_PARAM, "aclrtMemGetAccess: an argument is null");
+    Session* holder = nullptr;
+    if (aclError e = check_mapped(p, 1, &holder)) return e;
+    *access = is_of(*location, *holder) ? acl::ACCESS_READ_WRITE : acl::ACCESS_NONE;
+    return 0;
 }
 
 aclError aclrtMemGetAllocationGranularity(aclrtPhysicalMemProp* properties, aclrtMemGranularityOptions option,

@@ -76,6 +76,7 @@ void VirtualMemoryRecords::call(Session& s, Payload p, const Reply& reply) {
         case wire::VirtualMemory::free:
             return worker.post([this, &s, v, reply] {
                 std::shared_ptr<Held> held;
+                bool last = true;
                 {
                     std::lock_guard lock(s.virtual_memory.mutex);
                     Held* found = s.virtual_memory.physical.find(v.handle);
@@ -83,19 +84,46 @@ void VirtualMemoryRecords::call(Session& s, Payload p, const Reply& reply) {
                         return reply.fail(
                             {acl::RT_INVALID_HANDLE, "aclrtFreePhysical: " + hex(v.handle) +
                                                          " is not physical memory of this process"});
-                    if (s.memory.has_mapped(found->allocation().get())) {
+                    // The last handle may not go before the mappings do; one of several may.
+                    last = s.virtual_memory.handles_of(found->allocation().get()) == 1;
+                    if (last && s.memory.has_mapped(found->allocation().get())) {
                         return reply.fail(
                             {acl::RT_PARAM_INVALID,
                              "aclrtFreePhysical: the memory is still mapped: call aclrtUnmapMem first"});
                     }
                     held = s.virtual_memory.physical.remove(v.handle);
                 }
-                exports_.forget(s.id, held->allocation().get());
+                if (last) exports_.forget(s.id, held->allocation().get());
                 held.reset();
                 reply.ok();
             });
         case wire::VirtualMemory::map: return worker.post([this, &s, v, reply] { map(s, v, reply); });
         case wire::VirtualMemory::unmap: return unmap(s, v, reply);
+        case wire::VirtualMemory::mapped:
+            return worker.post([&s, v, reply] {
+                std::lock_guard lock(s.virtual_memory.mutex);
+                auto range = s.memory.find(v.address);
+                if (!range || range->kind != MemoryMap::Kind::mapped || !s.memory.holds(v.address, v.bytes)) {
+                    return reply.fail({acl::RT_PARAM_INVALID, "not all of " + hex(v.address) + " (" +
+                                                                  std::to_string(v.bytes) +
+                                                                  " bytes) is mapped"});
+                }
+                reply.ok();
+            });
+        case wire::VirtualMemory::retain:
+            return worker.post([&s, v, reply] {
+                std::lock_guard lock(s.virtual_memory.mutex);
+                auto range = s.memory.find(v.address);
+                if (!range || range->kind != MemoryMap::Kind::mapped) {
+                    return reply.fail(
+                        {acl::RT_PARAM_INVALID,
+                         "aclrtMemRetainAllocationHandle: nothing is mapped at " + hex(v.address)});
+                }
+                const uint64_t handle = s.virtual_memory.physical.add(std::move(range->held));
+                if (!handle)
+                    return reply.fail({acl::RT_INTERNAL, "aclrtMemRetainAllocationHandle: too many handles"});
+                reply.ok(handle);
+            });
         case wire::VirtualMemory::granularity:
             return worker.post([this, v, properties, reply]() mutable {
                 size_t bytes = 0;

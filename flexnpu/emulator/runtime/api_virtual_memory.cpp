@@ -128,7 +128,9 @@ aclError aclrtFreePhysical(aclrtDrvMemHandle handle) {
     if (int32_t error = physical("aclrtFreePhysical", handle, &memory)) {
         return error;
     }
-    if (Runtime::get().addresses.is_mapped(memory.get())) {
+    // The last handle may not go before the mappings do; one of several may.
+    if (!Runtime::get().physical_memory.has_another(handle) &&
+        Runtime::get().addresses.is_mapped(memory.get())) {
         return fail(acl::RT_PARAM_INVALID,
                     "aclrtFreePhysical: the memory is still mapped: call aclrtUnmapMem first");
     }
@@ -149,6 +151,56 @@ aclError aclrtMapMem(void* p, size_t size, size_t offset, aclrtDrvMemHandle hand
 }
 
 aclError aclrtUnmapMem(void* p) { return answer("aclrtUnmapMem", Runtime::get().addresses.unmap(p), p); }
+
+aclError aclrtMemRetainAllocationHandle(void* p, aclrtDrvMemHandle* handle) {
+    if (handle == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtMemRetainAllocationHandle: the output is null");
+    }
+    *handle = nullptr;
+    auto memory = Runtime::get().addresses.mapped_at(p);
+    if (!memory) {
+        return fail(acl::RT_PARAM_INVALID, "aclrtMemRetainAllocationHandle: nothing is mapped at %p", p);
+    }
+    *handle = Runtime::get().physical_memory.add(std::move(memory));
+    return *handle != nullptr ? int32_t(acl::SUCCESS)
+                              : fail(acl::RT_INTERNAL, "aclrtMemRetainAllocationHandle: no more handles");
+}
+
+aclError aclrtMemSetAccess(void* p, size_t size, aclrtMemAccessDesc* wanted, size_t n) {
+    if (wanted == nullptr || n == 0 || size == 0) {
+        return fail(acl::INVALID_PARAM, "aclrtMemSetAccess: the list is null or empty, or size 0");
+    }
+    auto memory = Runtime::get().addresses.mapped_at(p);
+    if (!memory || !Runtime::get().addresses.contains_range(p, size)) {
+        return fail(acl::RT_PARAM_INVALID, "aclrtMemSetAccess: not all of %p (%zu bytes) is mapped", p, size);
+    }
+    for (size_t i = 0; i < n; ++i) {
+        const aclrtMemLocation& location = wanted[i].location;
+        if (location.type != acl::LOCATION_DEVICE || int32_t(location.id) != memory->device->index) {
+            return fail(acl::API_NOT_SUPPORTED,
+                        "aclrtMemSetAccess: location type %d, %u: the emulated device's memory is for itself",
+                        location.type, location.id);
+        }
+        if (wanted[i].access != acl::ACCESS_READ_WRITE) {
+            return fail(acl::API_NOT_SUPPORTED,
+                        "aclrtMemSetAccess: access %d: a device reads and writes all that is mapped",
+                        wanted[i].access);
+        }
+    }
+    return acl::SUCCESS;
+}
+aclError aclrtMemGetAccess(void* p, aclrtMemLocation* location, uint64_t* access) {
+    if (location == nullptr || access == nullptr) {
+        return fail(acl::INVALID_PARAM, "aclrtMemGetAccess: an argument is null");
+    }
+    auto memory = Runtime::get().addresses.mapped_at(p);
+    if (!memory) {
+        return fail(acl::RT_PARAM_INVALID, "aclrtMemGetAccess: nothing is mapped at %p", p);
+    }
+    const bool own = location->type == acl::LOCATION_DEVICE && int32_t(location->id) == memory->device->index;
+    *access = own ? acl::ACCESS_READ_WRITE : acl::ACCESS_NONE;
+    return acl::SUCCESS;
+}
 
 aclError aclrtMemGetAllocationPropertiesFromHandle(aclrtDrvMemHandle handle,
                                                    aclrtPhysicalMemProp* properties) {

@@ -2,6 +2,7 @@
 // refused.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -49,6 +50,15 @@ public:
         std::shared_lock lock(mutex_);
         const Slot* slot = find(handle);
         return slot != nullptr ? slot->object : nullptr;
+    }
+
+    // Whether another handle is of the same object. False for what is not a live handle of this kind.
+    bool has_another(const void* handle) const {
+        std::shared_lock lock(mutex_);
+        const Slot* slot = find(handle);
+        return slot != nullptr && std::any_of(slots_.begin(), slots_.end(), [&](const Slot& one) {
+                   return &one != slot && one.object == slot->object;
+               });
     }
 
     // Takes the object out; null for what is not a live handle of this kind.

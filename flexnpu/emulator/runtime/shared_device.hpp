@@ -65,7 +65,7 @@ struct DevicePage {
         uint32_t allowed_count;
         Peer importers[kPeers];
     };
-    static constexpr uint32_t kExports = 512;
+    static constexpr uint32_t kExports = 4096;
 
     // An event that its owner records and others wait for.
     struct IpcEvent {

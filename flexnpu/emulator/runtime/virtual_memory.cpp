@@ -200,6 +200,12 @@ std::shared_ptr<PhysicalMemory> AddressSpace::memory_at(const void* p) const {
     return piece != pieces_.end() ? piece->second.memory : nullptr;
 }
 
+std::shared_ptr<PhysicalMemory> AddressSpace::mapped_at(const void* p) const {
+    std::shared_lock lock(mutex_);
+    auto piece = piece_of(reinterpret_cast<uint64_t>(p));
+    return piece != pieces_.end() && !piece->second.attached ? piece->second.memory : nullptr;
+}
+
 bool AddressSpace::contains_range(const void* p, uint64_t size) const {
     auto address = reinterpret_cast<uint64_t>(p);
     std::shared_lock lock(mutex_);

@@ -73,6 +73,8 @@ public:
     // Whether all of [p, p+size) is mapped, by one piece or by neighbours.
     bool contains_range(const void* p, uint64_t size) const;
     bool is_mapped(const PhysicalMemory* memory) const;
+    // What is mapped where p is by map(), not by attach(); null otherwise.
+    std::shared_ptr<PhysicalMemory> mapped_at(const void* p) const;
 
     // The device is closed: its pieces go.
     void drop(const Device* device);

@@ -6,7 +6,20 @@ from ctypes import byref, c_int32, c_size_t, c_void_p
 from typing import Any
 
 from ascendcl import AclError, call, copy_in, copy_out, create_stream, malloc
-from virtual_memory_calls import MIB, PIECE, PROPERTIES, map_memory, physical, reserve, unmap
+from virtual_memory_calls import (
+    MIB,
+    PIECE,
+    PROPERTIES,
+    READ,
+    READ_WRITE,
+    access,
+    map_memory,
+    physical,
+    reserve,
+    retain,
+    set_access,
+    unmap,
+)
 
 
 def code(function: Callable[..., Any], *arguments: Any) -> int:
@@ -77,7 +90,34 @@ saw["unmap the middle"] = code(unmap, space + PIECE + 2 * MIB)
 saw["release what is not reserved"] = code(call, "aclrtReleaseMemAddress", c_void_p(space + PIECE))
 saw["an odd size"] = code(physical, MIB + 1)
 
-for address in (space + PIECE, space + 4 * PIECE, space + 8 * PIECE):
+# What the memory's own device may do with it, and others may not.
+set_access(space + PIECE, PIECE, READ_WRITE)
+saw["access"] = [access(space + PIECE + 5), access(space + PIECE, 3), access(space + PIECE, 0, 0)]
+saw["access for reading only"] = code(set_access, space + PIECE, PIECE, READ)
+saw["access of another device"] = code(set_access, space + PIECE, PIECE, READ_WRITE, 3)
+saw["access of the host"] = code(set_access, space + PIECE, PIECE, READ_WRITE, 0, 0)
+saw["access beyond"] = code(set_access, space + PIECE, PIECE + 1, READ_WRITE)
+saw["access to nothing"] = code(set_access, space, PIECE, READ_WRITE)
+allocation = int(malloc(2 * MIB).value or 0)
+saw["access to an allocation"] = code(set_access, allocation, 64, READ_WRITE)
+saw["asked of an allocation"] = code(access, allocation)
+
+# One more handle of what is mapped: the memory lasts as long as any.
+saw["a handle of nothing"] = code(retain, space)
+saw["a handle of an allocation"] = code(retain, allocation)
+call("aclrtFree", c_void_p(allocation))
+more = retain(space + PIECE + 5)
+call("aclrtFreePhysical", two)
+saw["the last handle while mapped"] = code(call, "aclrtFreePhysical", more)
+copy_in(c_void_p(space + PIECE), b"still there")
+unmap(space + PIECE)
+map_memory(space, more)
+saw["by another handle"] = copy_out(c_void_p(space), 11).decode()
+two = retain(space)
+call("aclrtFreePhysical", more)
+unmap(space)
+
+for address in (space + 4 * PIECE, space + 8 * PIECE):
     unmap(address)
 call("aclrtFreePhysical", one)
 saw["freed twice"] = code(call, "aclrtFreePhysical", one)

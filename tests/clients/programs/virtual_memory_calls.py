@@ -1,6 +1,6 @@
 """Virtual memory calls by ctypes, for the programs beside."""
 
-from ctypes import Structure, byref, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import Structure, byref, c_int32, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 
 from ascendcl import call
 
@@ -41,3 +41,31 @@ def map_memory(address: int, handle: c_void_p, size: int = PIECE, offset: int = 
 
 def unmap(address: int) -> None:
     call("aclrtUnmapMem", c_void_p(address))
+
+
+class Location(Structure):
+    _fields_ = (("id", c_uint32), ("type", c_int32))
+
+
+class Access(Structure):
+    _fields_ = (("access", c_int32), ("location", Location), ("reserved", c_uint8 * 12))
+
+
+READ, READ_WRITE = 1, 3
+
+
+def retain(address: int) -> c_void_p:
+    handle = c_void_p()
+    call("aclrtMemRetainAllocationHandle", c_void_p(address), byref(handle))
+    return handle
+
+
+def set_access(address: int, size: int, access: int, device: int = 0, kind: int = 1) -> None:
+    wanted = Access(access, Location(device, kind))
+    call("aclrtMemSetAccess", c_void_p(address), c_size_t(size), byref(wanted), c_size_t(1))
+
+
+def access(address: int, device: int = 0, kind: int = 1) -> int:
+    flags = c_uint64(99)
+    call("aclrtMemGetAccess", c_void_p(address), byref(Location(device, kind)), byref(flags))
+    return flags.value

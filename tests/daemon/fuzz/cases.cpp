@@ -207,7 +207,7 @@ const Case kAll[] = {
      }},
     {Kind::virtual_memory,
      [](Generator& g) {
-         g.add(wire::VirtualMemory{uint32_t(g.below(8)), int32_t(g.below(3)), g.answer(),
+         g.add(wire::VirtualMemory{uint32_t(g.below(10)), int32_t(g.below(3)), g.answer(),
                                    g.below(4) ? uint64_t(2) << 20 : g.size(), g.below(3), g.answer(),
                                    g.below(3), int32_t(g.below(4)), int32_t(g.below(3)), int32_t(g.below(3)),
                                    0});

@@ -19,6 +19,8 @@ LIBRARIES = [
     "profapi",
     "platform",
     "atb",
+    "metadef",
+    "llm_datadist",
 ]
 NOW = os.RTLD_NOW | os.RTLD_LOCAL
 
