@@ -389,9 +389,11 @@ OPERATOR("aclnnRepeatInterleaveWithDim", [](Call& call) {  // self, repeats, dim
     return repeat_each(call, call.tensor(0), call.tensor(1), call.integer(2), call.tensor(4));
 });
 OPERATOR("aclnnRepeatInterleave", [](Call& call) -> Job {  // self, repeats, output size, out
-    const Tensor self = call.tensor(0);
-    call.require(self.contiguous(), "only a contiguous input is emulated");
-    const Tensor flat = dense(self.data, self.dtype, {self.numel()});
+    Tensor flat = call.tensor(0).at_least_1d();
+    if (flat.rank > 1) {
+        call.require(flat.contiguous(), "of several dimensions only a contiguous input is emulated");
+        flat = dense(flat.data, flat.dtype, {flat.numel()});
+    }
     return repeat_each(call, flat, call.tensor(1), 0, call.tensor(3));
 });
 OPERATOR("aclnnRepeatInterleaveInt", [](Call& call) -> Job {  // self, repeats, output size, out
