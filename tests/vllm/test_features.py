@@ -26,8 +26,8 @@ TOKENS = 24
 PROMPTS = prompts(5, 150, 33, 64)
 
 
-def expected() -> list[list[int]]:
-    return reference(model("qwen2"), PROMPTS, TOKENS).tokens
+def expected(family: str = "qwen2") -> list[list[int]]:
+    return reference(model(family), PROMPTS, TOKENS).tokens
 
 
 def together(server: Server) -> list[list[int]]:
@@ -63,9 +63,9 @@ def sleep_mode(server: Server) -> None:
 
 
 def speculation(server: Server) -> None:
-    """Drafts taken from the text before change no token."""
-    assert [server.complete(prompt, TOKENS) for prompt in PROMPTS] == expected()
-    assert together(server) == expected()
+    """Drafts taken from the text before change no token. OPT says much twice, so that some are right."""
+    assert [server.complete(prompt, TOKENS) for prompt in PROMPTS] == expected("opt")
+    assert together(server) == expected("opt")
     assert server.metric("vllm:spec_decode_num_draft_tokens_total") > 0
     assert server.metric("vllm:spec_decode_num_accepted_tokens_total") > 0
 
@@ -82,13 +82,14 @@ class Feature:
     check: Callable[[Server], None]
     options: tuple[str, ...]
     devices: int = 1
+    family: str = "qwen2"
 
 
 _NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 FEATURES = {
     "prefix-caching": Feature(prefix_caching, ("--enable-prefix-caching", "--max-num-batched-tokens", "128")),
     "sleep": Feature(sleep_mode, ("--enable-sleep-mode", "--no-enable-prefix-caching")),
-    "ngram": Feature(speculation, ("--speculative-config", json.dumps(_NGRAM))),
+    "ngram": Feature(speculation, ("--speculative-config", json.dumps(_NGRAM)), family="opt"),
     "tp2": Feature(tensor_parallel, ("--tensor-parallel-size", "2", "--no-enable-prefix-caching"), devices=2),
 }
 
@@ -100,11 +101,11 @@ ALL = [(feature, mode, way) for feature in FEATURES for mode in ("eager", "full"
 @pytest.mark.parametrize(("feature", "mode", "way"), ALL if EVERYTHING else SOME)
 def test_a_feature_changes_no_token(vllm: Path, tmp_path: Path, feature: str, mode: str, way: str) -> None:
     one = FEATURES[feature]
-    expected()  # before the server is there: it takes the same cores
+    expected(one.family)  # before the server is there: it takes the same cores
     with host(way, tmp_path, one.devices) as machine:
         # For /sleep and /wake_up; the engine does not wake up with weights in the other layout.
         variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ASCEND_ENABLE_NZ": "0"}
-        with machine.serve(vllm, model("qwen2"), mode, *one.options, variables=variables) as server:
+        with machine.serve(vllm, model(one.family), mode, *one.options, variables=variables) as server:
             server.wait()
             one.check(server)
         machine.check_used()
