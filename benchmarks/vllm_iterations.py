@@ -44,6 +44,7 @@ from flexnpu.console.numbers import Number, Whole
 from flexnpu.console.output import out_json, say
 from flexnpu.console.program import SETTINGS, Program
 from probes.feed.events import Event, Losses, Step, is_loss
+from probes.steps.silence import STALL_NS
 from probes.steps.tracer import Tracer
 from workloads import vllm_ascend
 from workloads.models import TinyModel, ensure
@@ -254,7 +255,8 @@ class Watch:
                 self.tracer.poll(0.05)
             for one in clients:
                 one.result()
-        settle = time.monotonic() + 1.5  # a lane's last step is told when it has been silent
+        # A lane's last step is told when the lane has been silent.
+        settle = time.monotonic() + STALL_NS / 1e9 + 2
         while time.monotonic() < settle:
             self.tracer.poll(0.05)
         text = self.server.log.read_bytes()[before:].decode(errors="replace")
