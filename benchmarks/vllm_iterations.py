@@ -272,7 +272,8 @@ def measure(
     slow_requests: int,
     slowdown: float,
 ) -> Measured:
-    """One engine on the target `kind`, traced from after its warm-up on. `folder` gets the logs."""
+    """One engine on the target `kind`, traced from after its warm-up on. `folder` gets the logs, and the
+    steps of the second part."""
     folder.chmod(0o777)  # a daemon is another user
     clock = folder / "clock"
     clock.write_bytes(struct.pack("=d", 1.0))
@@ -305,6 +306,7 @@ def measure(
             begin = time.monotonic_ns()
             slow = watch.run(slow_requests, 1001) if slow_requests else Score(0, 0)
             losses = tracer.losses()
+    (folder / "steps.jsonl").write_text("".join(f"{step.to_json()}\n" for step in seen))
     windows = device_windows([task for task in device_log(folder) if task.begin_ns >= begin])
     return Measured(fast, slow, durations(slow, windows), losses)
 
