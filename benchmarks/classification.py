@@ -176,10 +176,15 @@ class Program:
 
 
 @contextmanager
-def target(kind: str, *, mode: str = "compute", slowdown: int = 1) -> Iterator[dict[str, str]]:
-    """The environment of programs on one of the two targets: ``cann`` (emulated) or ``client``."""
+def target(
+    kind: str, *, mode: str = "compute", slowdown: int | str = 1, log: str = ""
+) -> Iterator[dict[str, str]]:
+    """The environment of programs on one of the two targets: ``cann`` (emulated) or ``client``.
+
+    `log`: a folder for what the device did.
+    """
     machine = f"classification-{os.getpid()}-{kind}"
-    slower = {"FLEXNPU_EMU_SLOWDOWN": str(slowdown)}
+    slower = {"FLEXNPU_EMU_SLOWDOWN": str(slowdown), "FLEXNPU_EMU_LOG": log}
     if kind == "cann":
         yield os.environ | emulator.environment(mode=mode, machine=machine) | slower
         return

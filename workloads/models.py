@@ -1,7 +1,7 @@
 """Tiny language models with random weights, made offline, for servers that nobody here wrote.
 
-The weights mean nothing; the computation is a real Llama's, Qwen2's or Qwen3's. Two properties make the text
-of such a model usable as a measuring instrument:
+The weights mean nothing; the computation is a real Llama's, Qwen2's, Qwen3's or OPT's. Two properties make
+the text of such a model usable as a measuring instrument:
 
 - every vocabulary entry is printable ASCII, so each decoded token is at once a piece of text, and a server
   that streams by text sends one content chunk a token;
@@ -41,12 +41,13 @@ CHAT_TEMPLATE = (
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
+    "opt": "OPTForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
 
 #: Of what `ensure` writes; a cache of another one is made anew.
-_FORMAT = 3
+_FORMAT = 4
 
 
 def render(user_message: str) -> str:
@@ -56,7 +57,7 @@ def render(user_message: str) -> str:
 
 @dataclass(frozen=True)
 class TinyModel:
-    """The shape of a model; ``family`` is ``llama``, ``qwen2`` or ``qwen3``."""
+    """The shape of a model; ``family`` is one of `ARCHITECTURES`. OPT has as many ``kv_heads`` as heads."""
 
     family: str
     hidden: int = 64
@@ -136,58 +137,116 @@ def make_model(directory: Path, spec: TinyModel) -> None:
             "architectures": [ARCHITECTURES[spec.family]],
             "model_type": spec.family,
             "hidden_size": spec.hidden,
-            "intermediate_size": spec.intermediate,
             "num_hidden_layers": spec.layers,
             "num_attention_heads": spec.heads,
-            "num_key_value_heads": spec.kv_heads,
             "vocab_size": spec.vocabulary,
             "max_position_embeddings": spec.max_positions,
-            "hidden_act": "silu",
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 10000.0,
             "tie_word_embeddings": False,
             "dtype": "float32",
-            # Qwen2's own configurations leave it out, and vLLM-Ascend's connectors read it.
-            "head_dim": spec.hidden // spec.heads,
+            **_own_settings(spec),
             **special,
         },
     )
     _write_json(directory / "generation_config.json", {"do_sample": False, **special})
 
 
+def _own_settings(spec: TinyModel) -> dict[str, Any]:
+    """What the families' configurations do not have in common."""
+    if spec.family == "opt":
+        return {
+            "ffn_dim": spec.intermediate,
+            "word_embed_proj_dim": spec.hidden,
+            "activation_function": "relu",
+            "do_layer_norm_before": True,
+        }
+    return {
+        "intermediate_size": spec.intermediate,
+        "num_key_value_heads": spec.kv_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        # Qwen2's own configurations leave it out, and vLLM-Ascend's connectors read it.
+        "head_dim": spec.hidden // spec.heads,
+    }
+
+
+class _Weights:
+    """Random tensors by their names."""
+
+    def __init__(self, seed: int) -> None:
+        import numpy as np
+
+        self._random = np.random.default_rng(seed)
+        self.tensors: dict[str, Any] = {}
+
+    def normal(self, name: str, *shape: int) -> None:
+        # Larger than a trained model's, so that greedy choices lie far apart and do not hang on rounding.
+        self.tensors[name] = self._random.normal(0.0, 0.1, shape).astype("float32")
+
+    def ones(self, name: str, size: int) -> None:
+        import numpy as np
+
+        self.tensors[name] = np.ones(size, np.float32)
+
+    def matrix(self, name: str, rows: int, columns: int) -> None:
+        self.normal(f"{name}.weight", rows, columns)
+
+    def linear(self, name: str, rows: int, columns: int) -> None:
+        self.matrix(name, rows, columns)
+        self.normal(f"{name}.bias", rows)
+
+    def layer_norm(self, name: str, size: int) -> None:
+        self.ones(f"{name}.weight", size)
+        self.normal(f"{name}.bias", size)
+
+
 def _make_weights(directory: Path, spec: TinyModel) -> None:
-    import numpy as np
     from safetensors.numpy import save_file
 
-    random = np.random.default_rng(spec.seed)
+    weights = _Weights(spec.seed)
+    (_fill_opt if spec.family == "opt" else _fill)(weights, spec)
+    weights.matrix("lm_head", spec.vocabulary, spec.hidden)
+    weights.tensors["lm_head.weight"][: len(SPECIAL_TOKENS)] = 0
+    save_file(weights.tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def _fill_opt(weights: _Weights, spec: TinyModel) -> None:
+    """All but the output layer, of the family with learned positions, layer norms and biases."""
+    weights.matrix("model.decoder.embed_tokens", spec.vocabulary, spec.hidden)
+    # OPT's positions begin at 2.
+    weights.matrix("model.decoder.embed_positions", spec.max_positions + 2, spec.hidden)
+    for index in range(spec.layers):
+        layer = f"model.decoder.layers.{index}"
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            weights.linear(f"{layer}.self_attn.{name}", spec.hidden, spec.hidden)
+        weights.linear(f"{layer}.fc1", spec.intermediate, spec.hidden)
+        weights.linear(f"{layer}.fc2", spec.hidden, spec.intermediate)
+        for name in ("self_attn_layer_norm", "final_layer_norm"):
+            weights.layer_norm(f"{layer}.{name}", spec.hidden)
+    weights.layer_norm("model.decoder.final_layer_norm", spec.hidden)
+
+
+def _fill(weights: _Weights, spec: TinyModel) -> None:
+    """All but the output layer, of the families with rotary positions."""
     head_dim = spec.hidden // spec.heads
-    weights: dict[str, Any] = {}
 
-    def matrix(name: str, rows: int, columns: int) -> None:
-        # Larger than a trained model's, so that greedy choices lie far apart and do not hang on rounding.
-        weights[f"{name}.weight"] = random.normal(0.0, 0.1, (rows, columns)).astype(np.float32)
-
-    matrix("model.embed_tokens", spec.vocabulary, spec.hidden)
+    weights.matrix("model.embed_tokens", spec.vocabulary, spec.hidden)
     for index in range(spec.layers):
         layer = f"model.layers.{index}"
         for name, heads in (("q_proj", spec.heads), ("k_proj", spec.kv_heads), ("v_proj", spec.kv_heads)):
-            matrix(f"{layer}.self_attn.{name}", heads * head_dim, spec.hidden)
+            weights.matrix(f"{layer}.self_attn.{name}", heads * head_dim, spec.hidden)
             if spec.family == "qwen2":
-                bias = random.normal(0.0, 0.1, heads * head_dim)
-                weights[f"{layer}.self_attn.{name}.bias"] = bias.astype(np.float32)
+                weights.normal(f"{layer}.self_attn.{name}.bias", heads * head_dim)
         if spec.family == "qwen3":
             for name in ("q_norm", "k_norm"):
-                weights[f"{layer}.self_attn.{name}.weight"] = np.ones(head_dim, np.float32)
-        matrix(f"{layer}.self_attn.o_proj", spec.hidden, spec.heads * head_dim)
-        matrix(f"{layer}.mlp.gate_proj", spec.intermediate, spec.hidden)
-        matrix(f"{layer}.mlp.up_proj", spec.intermediate, spec.hidden)
-        matrix(f"{layer}.mlp.down_proj", spec.hidden, spec.intermediate)
+                weights.ones(f"{layer}.self_attn.{name}.weight", head_dim)
+        weights.matrix(f"{layer}.self_attn.o_proj", spec.hidden, spec.heads * head_dim)
+        weights.matrix(f"{layer}.mlp.gate_proj", spec.intermediate, spec.hidden)
+        weights.matrix(f"{layer}.mlp.up_proj", spec.intermediate, spec.hidden)
+        weights.matrix(f"{layer}.mlp.down_proj", spec.hidden, spec.intermediate)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{layer}.{name}.weight"] = np.ones(spec.hidden, np.float32)
-    weights["model.norm.weight"] = np.ones(spec.hidden, np.float32)
-    matrix("lm_head", spec.vocabulary, spec.hidden)
-    weights["lm_head.weight"][: len(SPECIAL_TOKENS)] = 0
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+            weights.ones(f"{layer}.{name}.weight", spec.hidden)
+    weights.ones("model.norm.weight", spec.hidden)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -225,7 +284,7 @@ def ensure(spec: TinyModel, cache: Path | None = None) -> Path:
 
 @click.command("models", cls=Program, context_settings=SETTINGS)
 @click.argument(
-    "families", nargs=-1, required=True, type=click.Choice(("llama", "qwen2", "qwen3")), metavar="FAMILY..."
+    "families", nargs=-1, required=True, type=click.Choice(tuple(ARCHITECTURES)), metavar="FAMILY..."
 )
 @click.option("--hidden", type=Whole(8, 1 << 16), default=TinyModel.hidden, show_default=True)
 @click.option("--layers", type=Whole(1, 1024), default=TinyModel.layers, show_default=True)
@@ -236,7 +295,7 @@ def ensure(spec: TinyModel, cache: Path | None = None) -> Path:
     help="Where they are kept.  [default: the user's cache]",
 )
 def main(families: tuple[str, ...], hidden: int, layers: int, intermediate: int, cache: Path | None) -> None:
-    """Make tiny random models of the families llama, qwen2 and qwen3, and print their folders."""
+    """Make tiny random models of the families llama, opt, qwen2 and qwen3, and print their folders."""
     step = 2 * TinyModel.heads
     if hidden % step:
         raise click.BadParameter(f"{hidden} is not a multiple of {step}", param_hint="--hidden")

@@ -146,19 +146,39 @@ class Server:
 
     def complete(self, prompt: Sequence[int], tokens: int, **options: Any) -> list[int]:
         """The token ids that follow `prompt`, greedily unless the options say otherwise."""
+        return self.choices(prompt, tokens, **options)[0]
+
+    def choices(self, prompt: Sequence[int], tokens: int, **options: Any) -> list[list[int]]:
+        """The token ids of each answer to `prompt`; the option `n` says how many there are."""
+        content = json.loads(self.ask("/v1/completions", completion(prompt, tokens, **options)))
+        answers = sorted(content["choices"], key=lambda choice: int(choice["index"]))
+        return [[int(token) for token in choice["token_ids"]] for choice in answers]
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples. Raises VllmError when it has none."""
+        samples = [
+            float(line.rsplit(" ", 1)[1])
+            for line in self.ask("/metrics").splitlines()
+            if line.startswith((name + "{", name + " "))
+        ]
+        if not samples:
+            raise VllmError(f"no metric {name}")
+        return sum(samples)
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> str:
+        """What the server answers; a body makes it a POST. Raises VllmError for an error."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/v1/completions",
-            data=json.dumps(completion(prompt, tokens, **options)).encode(),
+            f"http://127.0.0.1:{self.port}{path}",
+            data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
         try:
             with urllib.request.urlopen(request, timeout=600) as answer:
-                content = json.load(answer)
+                return str(answer.read().decode())
         except urllib.error.HTTPError as error:
             raise VllmError(f"{error.code}: {error.read().decode(errors='replace')[:2000]}") from None
         except OSError as error:
             raise VllmError(f"{error}:\n{self.last_words()}") from None
-        return [int(token) for token in content["choices"][0]["token_ids"]]
 
     def stop(self) -> None:
         """Ends the server and all that it started."""

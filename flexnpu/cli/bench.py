@@ -35,6 +35,10 @@ BENCHMARKS = {
         "benchmarks.vllm_share:main",
         "Two vLLM-Ascend servers on one NPU: decode under a flood of prompts, gated or not.",
     ),
+    "vllm-iterations": (
+        "benchmarks.vllm_iterations:main",
+        "Traced steps against the iterations of unmodified vLLM-Ascend, and their durations.",
+    ),
     "gate": ("benchmarks.gate_sim:main", "The gate on a modelled device, in simulation."),
     "probe": ("benchmarks.probe_cost:main", "What tracing costs: ours, bpftrace's and funclatency's."),
     "attach": ("benchmarks.attach_cost:main", "CPU and memory of attaching, by both loaders side by side."),

@@ -135,6 +135,20 @@ def hold(size: float, launch_us: float) -> None:
     time.sleep(60)
 
 
+def launch(count: float, us: float) -> None:
+    """Operators on two streams in turn, and a copy after them."""
+    runtime = Runtime()
+    runtime.open()
+    streams = [runtime.stream(), runtime.stream()]
+    for number in range(int(count)):
+        runtime.launch(streams[number % 2], us)
+    size = ctypes.c_size_t(4096)
+    memory, text = runtime.malloc(4096), ctypes.create_string_buffer(4096)
+    runtime.aclrtMemcpyAsync(memory, size, text, size, 1, streams[0])
+    for stream in streams:
+        runtime.aclrtSynchronizeStream(stream)
+
+
 def leave(size: float, launch_us: float) -> None:
     """As `hold`, in a process whose first thread has ended."""
     threading.Thread(target=hold, args=(size, launch_us)).start()
@@ -166,7 +180,13 @@ def _wakeups(tasks: list[Path]) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches:"))
 
 
-ROLES: dict[str, Callable[..., None]] = {"contend": contend, "hold": hold, "leave": leave, "idle": idle}
+ROLES: dict[str, Callable[..., None]] = {
+    "contend": contend,
+    "hold": hold,
+    "idle": idle,
+    "launch": launch,
+    "leave": leave,
+}
 
 if __name__ == "__main__":
     ROLES[sys.argv[1]](*map(float, sys.argv[2:]))

@@ -67,6 +67,7 @@ def test_environment_refuses_what_the_libraries_would() -> None:
         ("FLEXNPU_EMU_SLOWDOWN", "2x"),
         ("FLEXNPU_EMU_SLOWDOWN", "/nonexistent/clock"),
         ("FLEXNPU_EMU_SLOWDOWN", "/dev/null"),
+        ("FLEXNPU_EMU_LOG", "/nonexistent"),
     ],
 )
 def test_a_wrong_variable_is_named_on_stderr_and_no_call_works(variable: str, value: str) -> None:

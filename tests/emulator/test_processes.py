@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Generator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,6 +121,24 @@ def test_memory_is_counted_over_processes_and_comes_back_from_a_killed_one(
     third = Child(environment, "hold", GIB // 2, 0)
     children.append(third)
     assert third.read() == {"held": GIB // 2}
+
+
+def test_the_log_has_what_the_device_did(
+    environment: dict[str, str], children: list[Child], tmp_path: Path
+) -> None:
+    child = Child(environment | {"FLEXNPU_EMU_LOG": str(tmp_path)}, "launch", 6, 300)
+    children.append(child)
+    child.end()
+    (log,) = tmp_path.iterdir()
+    assert log.name == f"{child.process.pid}.log"
+    rows = sorted(line.split() for line in log.read_text().splitlines())
+    operators = [row for row in rows if row[4] == "aclnnTest"]
+    assert [row[4] for row in rows if row not in operators] == ["copy-to-device"]
+    assert [int(row[1]) - int(row[0]) for row in operators] == [300_000] * 6
+    assert {row[2] for row in rows} == {"0"}
+    assert sorted(Counter(row[3] for row in operators).values()) == [3, 3]
+    # One engine: none begins before the last one's end.
+    assert all(int(a[1]) <= int(b[0]) for a, b in pairwise(operators))
 
 
 def test_a_killed_process_does_not_wedge_the_engine(

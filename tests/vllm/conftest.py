@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import Daemon, daemon
 from workloads import vllm_ascend
-
-__all__ = ["Daemon", "daemon"]
 
 #: Whether all combinations run, or a few that stand for them.
 EVERYTHING = os.environ.get("FLEXNPU_VLLM") == "1"
+#: For tests of which nothing stands for the rest.
+only_with_everything = pytest.mark.skipif(
+    not EVERYTHING, reason="no vLLM test of this kind without FLEXNPU_VLLM=1"
+)
 
 
 @pytest.fixture(scope="session")

@@ -313,6 +313,35 @@ Job repeat_interleave(Call& call, const Tensor& input, int64_t repeats, int64_t 
     };
 }
 
+// Slice i along dim as often as repeats[i] says, or each as often as the only number says.
+Job repeat_each(Call& call, const Tensor& input, const Tensor& repeats, int64_t dim_argument,
+                const Tensor& out) {
+    const int dim = call.dimension(dim_argument, input);
+    require_index(call, repeats);
+    const int64_t slices = input.dims[dim];
+    call.require(repeats.rank <= 1 && (repeats.numel() == 1 || repeats.numel() == slices),
+                 "there must be one number of repeats, or one for each slice");
+    call.require(input.rank == out.rank, "the output does not fit");
+    call.require(input.dtype == out.dtype, "input and output types differ");
+    const char* name = call.name();
+    return [=] {
+        std::vector<int64_t> counts = values_of(repeats);
+        const int64_t room = out.dims[dim];
+        counts.resize(size_t(slices), counts.empty() ? 0 : counts[0]);
+        int64_t at = 0;
+        for (int64_t i = 0; i < slices; i++) {
+            const int64_t count = counts[size_t(i)];
+            if (count < 0 || count > room - at) {
+                return out_of_range(name, count, room - at);
+            }
+            for (int64_t r = 0; r < count; r++) {
+                copy_tensor(out.narrowed(dim, at++, 1), input.narrowed(dim, i, 1));
+            }
+        }
+        return at == room ? 0 : out_of_range(name, at, room);
+    };
+}
+
 Job one_hot(Call& call) {  // self, depth, on, off, axis, out
     const Tensor self = call.tensor(0), on = call.tensor(2), off = call.tensor(3), out = call.tensor(5);
     const int64_t depth = call.integer(1);
@@ -355,6 +384,17 @@ OPERATOR("aclnnTake", take);
 OPERATOR("aclnnOneHot", one_hot);
 OPERATOR("aclnnRepeatInterleaveIntWithDim", [](Call& call) {  // self, repeats, dim, output size, out
     return repeat_interleave(call, call.tensor(0), call.integer(1), call.integer(2), call.tensor(4));
+});
+OPERATOR("aclnnRepeatInterleaveWithDim", [](Call& call) {  // self, repeats, dim, output size, out
+    return repeat_each(call, call.tensor(0), call.tensor(1), call.integer(2), call.tensor(4));
+});
+OPERATOR("aclnnRepeatInterleave", [](Call& call) -> Job {  // self, repeats, output size, out
+    Tensor flat = call.tensor(0).at_least_1d();
+    if (flat.rank > 1) {
+        call.require(flat.contiguous(), "of several dimensions only a contiguous input is emulated");
+        flat = dense(flat.data, flat.dtype, {flat.numel()});
+    }
+    return repeat_each(call, flat, call.tensor(1), 0, call.tensor(3));
 });
 OPERATOR("aclnnRepeatInterleaveInt", [](Call& call) -> Job {  // self, repeats, output size, out
     Tensor self = call.tensor(0);

@@ -90,6 +90,55 @@ Job masked_select(Call& call) {  // self, mask, out
     };
 }
 
+// Runs of equal elements: each one's value, its length, and of every element which run it is in. Of all
+// elements in their order, or of a vector; slices of a tensor are not emulated.
+Job unique_consecutive(Call& call) {  // self, inverse?, counts?, dim, values out, inverse out, counts out
+    constexpr int64_t kNoDimension = 1000;  // as torch_npu says it
+    const Tensor self = call.tensor(0), values = call.tensor(4), inverse = call.tensor(5),
+                 counts = call.tensor(6);
+    const bool asks_inverse = call.boolean(1), asks_counts = call.boolean(2);
+    const Late late_values = call.late(4), late_counts = call.late(6);
+    const int64_t dim = call.integer(3), n = self.numel();
+    call.require(dim == kNoDimension || (self.rank == 1 && (dim == 0 || dim == -1)),
+                 "along a dimension only a vector is emulated");
+    call.require(is_integral(self.dtype), "of floating-point numbers it is not emulated");
+    call.require(values.contiguous() && inverse.contiguous() && counts.contiguous(),
+                 "only contiguous outputs are emulated");
+    call.require(values.dtype == self.dtype && values.numel() >= n, "the output does not fit");
+    call.require(!asks_inverse || (inverse.dtype == acl::INT64 && inverse.numel() >= n),
+                 "the inverse does not fit");
+    call.require(!asks_counts || (counts.dtype == acl::INT64 && counts.numel() >= n),
+                 "the counts do not fit");
+    return [=] {
+        const size_t element = size_t(self.element());
+        const auto given = buffer<char>(n * self.element());
+        copy_tensor(dense_like(self, given.get(), self.dtype), self);
+        auto* of = reinterpret_cast<int64_t*>(inverse.data);
+        auto* length = reinterpret_cast<int64_t*>(counts.data);
+        int64_t runs = 0;
+        for (int64_t i = 0; i < n; i++) {
+            const char* at = given.get() + size_t(i) * element;
+            if (i == 0 || std::memcmp(at, at - element, element) != 0) {
+                std::memcpy(values.data + size_t(runs++) * element, at, element);
+                if (asks_counts) {
+                    length[runs - 1] = 0;
+                }
+            }
+            if (asks_counts) {
+                length[runs - 1]++;
+            }
+            if (asks_inverse) {
+                of[i] = runs - 1;
+            }
+        }
+        set_view(late_values, {runs});
+        if (asks_counts) {
+            set_view(late_counts, {runs});
+        }
+        return 0;
+    };
+}
+
 Job masked_scatter(Call& call) {  // self, mask, source
     const Tensor self = call.tensor(0), source = call.tensor(2);
     Tensor mask = call.tensor(1);
@@ -122,6 +171,7 @@ Job masked_scatter(Call& call) {  // self, mask, source
 OPERATOR("aclnnNonzero", [](Call& call) { return nonzero(call, false); });
 OPERATOR("aclnnNonzeroV2", [](Call& call) { return nonzero(call, true); });
 OPERATOR("aclnnMaskedSelect", masked_select);
+OPERATOR("aclnnUniqueConsecutive", unique_consecutive);
 OPERATOR("aclnnInplaceMaskedScatter", masked_scatter);
 
 }  // namespace

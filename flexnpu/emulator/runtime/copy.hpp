@@ -44,6 +44,15 @@ struct CopyWork {
     }
 };
 
+// As the log names it.
+inline const char* copy_name(Engine engine) {
+    switch (engine) {
+        case kHostToDevice: return "copy-to-device";
+        case kDeviceToHost: return "copy-to-host";
+        default: return "copy-within-device";
+    }
+}
+
 inline Profile::Copy copy_direction(Engine engine) {
     switch (engine) {
         case kHostToDevice: return Profile::Copy::HostToDevice;

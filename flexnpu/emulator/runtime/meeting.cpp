@@ -28,6 +28,7 @@ void Stream::meet(const Kernel& kernel, uint64_t ready, uint64_t number) {
         meeting.end_ns = std::max(meeting.end_ns, now_ns());  // what follows comes after the wait that failed
     }
     device_ns_ = std::max(device_ns_, meeting.end_ns);
+    log_.add(device, id, ready, device_ns_, kernel.name);
 }
 
 }  // namespace flexnpu::emulator

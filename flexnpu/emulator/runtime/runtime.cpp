@@ -194,7 +194,8 @@ std::shared_ptr<Context> Runtime::make_context_locked(std::shared_ptr<Device> de
     if (context->handle == nullptr) {
         return nullptr;
     }
-    DeviceModel model{settings_.profile, context->device->shared, settings_.mode, context->device};
+    DeviceModel model{settings_.profile, context->device->shared, settings_.mode, context->device,
+                      settings_.log};
     auto stream = std::make_shared<Stream>(model, next_stream_id_++, 0, 0);
     stream->place = {context->device, context->device->shared, DeviceObject::Stream};
     if (!stream->place) {
@@ -352,7 +353,8 @@ int32_t Runtime::create_stream(void** handle, uint32_t priority, uint32_t flags)
     if (!context) {
         return fail(acl::RT_CONTEXT_NULL, "this thread has no device: call aclrtSetDevice first");
     }
-    DeviceModel model{settings_.profile, context->device->shared, settings_.mode, context->device};
+    DeviceModel model{settings_.profile, context->device->shared, settings_.mode, context->device,
+                      settings_.log};
     auto stream = std::make_shared<Stream>(model, next_stream_id_++, priority, flags);
     stream->place = {context->device, context->device->shared, DeviceObject::Stream};
     if (!stream->place) {

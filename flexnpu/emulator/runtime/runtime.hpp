@@ -31,10 +31,11 @@ struct Settings {
     int32_t devices = 1;           // that the program sees
     std::vector<int32_t> visible;  // which of the machine's each is
     std::string machine = "default";
+    std::shared_ptr<TaskLog> log;  // null: none is kept
 };
 
-// Reads FLEXNPU_EMU_{PROFILE,SLOWDOWN,MODE,MISSING,DEVICES,MACHINE} and ASCEND_RT_VISIBLE_DEVICES. Throws
-// std::runtime_error that names the variable.
+// Reads FLEXNPU_EMU_{PROFILE,SLOWDOWN,MODE,MISSING,DEVICES,MACHINE,LOG} and ASCEND_RT_VISIBLE_DEVICES.
+// Throws std::runtime_error that names the variable.
 Settings read_settings();
 
 struct Device {

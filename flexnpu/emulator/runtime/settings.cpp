@@ -63,6 +63,9 @@ Settings read_settings() {
         refuse_variable("FLEXNPU_EMU_MACHINE", settings.machine,
                         "at most 40 letters, digits, '_', '.' or '-'");
     }
+    if (std::string folder = variable("FLEXNPU_EMU_LOG", ""); !folder.empty()) {
+        settings.log = std::make_shared<TaskLog>(folder);
+    }
     return settings;
 }
 

@@ -29,7 +29,7 @@ thread_local const Stream* t_current = nullptr;
 }  // namespace
 
 Stream::Stream(DeviceModel model, int32_t id, uint32_t priority, uint32_t flags)
-    : id(id), priority(priority), flags(flags), model_(std::move(model)) {}
+    : id(id), priority(priority), flags(flags), model_(std::move(model)), log_(model_.log) {}
 
 Stream::~Stream() {
     if (worker_.joinable()) {
@@ -84,6 +84,12 @@ void Stream::work() {
     pthread_setname_np(pthread_self(), ("npu-stream-" + std::to_string(id)).substr(0, 15).c_str());
     std::unique_lock lock(mutex_);
     for (;;) {
+        if (queue_.empty() && log_.pending()) {
+            // Before it rests, what it has done can be read.
+            lock.unlock();
+            log_.flush();
+            lock.lock();
+        }
         idle_ = true;
         work_.wait(lock, [&] { return !queue_.empty() || stopping_; });
         idle_ = false;
@@ -197,6 +203,7 @@ void Stream::compute(const Kernel& kernel, uint64_t ready, double static_share) 
         model_.shared.count_cube(duration);
     }
     device_ns_ = start + duration;
+    log_.add(device, id, start, device_ns_, kernel.name);
 }
 
 void Stream::copy(const CopyWork& work, Engine engine, uint64_t ready) {
@@ -210,6 +217,7 @@ void Stream::copy(const CopyWork& work, Engine engine, uint64_t ready) {
         duration = real;
     }
     device_ns_ = start + duration;
+    log_.add(device, id, start, device_ns_, copy_name(engine));
 }
 
 void Stream::run_callback(Task& task, std::shared_ptr<ReportQueue> queue) {

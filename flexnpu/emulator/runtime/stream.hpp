@@ -19,6 +19,7 @@
 #include "flexnpu/emulator/runtime/event.hpp"
 #include "flexnpu/emulator/runtime/profile.hpp"
 #include "flexnpu/emulator/runtime/shared_device.hpp"
+#include "flexnpu/emulator/runtime/task_log.hpp"
 
 namespace flexnpu::emulator {
 
@@ -65,6 +66,7 @@ struct DeviceModel {
     SharedDevice& shared;
     Mode mode;
     std::shared_ptr<void> keep = nullptr;  // what owns the others, if anything must be kept for them
+    std::shared_ptr<TaskLog> log = nullptr;
 };
 
 class Stream : public Waiter, public std::enable_shared_from_this<Stream> {
@@ -141,6 +143,7 @@ private:
     void wait_until(uint64_t number, std::optional<uint64_t> deadline_ns, const std::function<bool()>& done);
 
     DeviceModel model_;
+    TaskLines log_;           // the worker's own
     uint64_t device_ns_ = 0;  // device time at which the last task ended; the worker's own
 
     mutable std::mutex mutex_;

@@ -1,4 +1,5 @@
-"""Greedy tokens of a model by transformers, on the CPU in float32.
+"""What transformers says of prompts, on the CPU in float32: the greedy tokens after each, and the logits of
+the first. `margin` is the least by which one of these tokens was better than the second best.
 
 reference.py MODEL TOKENS, with prompts (lists of token ids) as JSON on stdin.
 """
@@ -21,6 +22,15 @@ with torch.no_grad():
             max_new_tokens=tokens,
             min_new_tokens=tokens,
             do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
         )
-        answers.append(out[0, len(prompt) :].tolist())
+        best = torch.stack(out.logits)[:, 0].topk(2).values
+        answers.append(
+            {
+                "tokens": out.sequences[0, len(prompt) :].tolist(),
+                "logits": out.logits[0][0].tolist(),
+                "margin": float((best[:, 0] - best[:, 1]).min()),
+            }
+        )
 print(json.dumps(answers))

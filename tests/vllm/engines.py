@@ -1,0 +1,116 @@
+"""Engines for vLLM's tests, directly on the emulated NPU or interposed; and what transformers says."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flexnpu import emulator
+from flexnpu.common.ports import free_port
+from tests.clients.conftest import Daemon, Machine
+from workloads import vllm_ascend
+from workloads.models import TinyModel, ensure
+from workloads.vllm_ascend import Server
+
+WAYS = ("direct", "interposed")
+
+#: The engine computes in float16. A choice between tokens whose logits are nearer than this says nothing.
+MARGIN = 0.005
+
+_REFERENCE = Path(__file__).parent / "programs" / "reference.py"
+
+Prompts = tuple[tuple[int, ...], ...]
+
+
+def prompts(*lengths: int) -> Prompts:
+    """One of each length, all different from their first token on."""
+    return tuple(tuple((7 * i * (k + 3) + k) % 509 + 3 for i in range(n)) for k, n in enumerate(lengths))
+
+
+@functools.cache
+def model(family: str) -> Path:
+    # Heads of 64: smaller ones the engine refuses.
+    opt = family == "opt"
+    # The seed of OPT is one with which no two tokens are nearly as good (`MARGIN`).
+    seed, kv_heads = (2, 4) if opt else (0, 2)
+    return ensure(TinyModel(family, hidden=256, heads=4, kv_heads=kv_heads, intermediate=512, seed=seed))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Of some prompts: the greedy tokens after each, and each first token's logits."""
+
+    tokens: list[list[int]]
+    logits: list[list[float]]
+
+
+@functools.cache
+def reference(folder: Path, asked: Prompts, tokens: int) -> Reference:
+    done = subprocess.run(
+        [sys.executable, str(_REFERENCE), str(folder), str(tokens)],
+        input=json.dumps(asked),
+        # transformers loads torch_npu where it is installed; nothing is put on the device.
+        # One thread: several that spin for each other cost minutes beside other tests.
+        env=os.environ | emulator.environment() | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = json.loads(done.stdout)
+    least = min(one["margin"] for one in answers)
+    assert tokens == 1 or least > MARGIN, f"{folder.name}: two tokens are as good as each other: {least}"
+    return Reference([one["tokens"] for one in answers], [one["logits"] for one in answers])
+
+
+class Host:
+    """A machine of emulated devices; engines run on it directly, or through its daemons."""
+
+    def __init__(self, directory: Path, machine: Machine, daemons: Sequence[Daemon]) -> None:
+        self.daemons = daemons
+        self._directory = directory
+        self._machine = machine
+        self._started = 0
+
+    @contextmanager
+    def serve(
+        self,
+        venv: Path,
+        folder: Path,
+        mode: str,
+        *options: str,
+        blocks: int = 64,
+        variables: dict[str, str] | None = None,
+    ) -> Iterator[Server]:
+        """An engine that starts. The caller waits for it, so that several start at once."""
+        self._started += 1
+        port = free_port()
+        arguments = vllm_ascend.command(venv, folder, port, mode, *options, blocks=blocks)
+        environment = self._machine.environment if self.daemons else os.environ | self._machine.variables
+        prefix = self._machine.prefix if self.daemons else []
+        log = self._directory / f"vllm-{self._started}.log"
+        with Server(arguments, port, {**environment, **(variables or {})}, log, prefix) as server:
+            yield server
+
+    def check_used(self, launches: int = 1000) -> None:
+        """That the engines ran through the daemons, and that their sessions have ended."""
+        for daemon in self.daemons:
+            status = daemon.wait_for(lambda s: not s.sessions)
+            assert status.counters["launches"] > launches
+
+
+@contextmanager
+def host(way: str, directory: Path, devices: int = 1) -> Iterator[Host]:
+    """A machine for one test. Interposed, each device has a daemon."""
+    machine = Machine(directory, devices)
+    with ExitStack() as stack:
+        daemons = stack.enter_context(machine.daemons()) if way == "interposed" else ()
+        yield Host(directory, machine, daemons)
