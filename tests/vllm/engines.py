@@ -45,10 +45,12 @@ def model(family: str) -> Path:
 
 @dataclass(frozen=True)
 class Reference:
-    """Of some prompts: the greedy tokens after each, and each first token's logits."""
+    """Of some prompts: the greedy tokens after each, each first token's logits, and by how much each token
+    was better than the second best."""
 
     tokens: list[list[int]]
     logits: list[list[float]]
+    margins: list[list[float]]
 
 
 @functools.cache
@@ -66,9 +68,10 @@ def reference(folder: Path, asked: Prompts, tokens: int) -> Reference:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads(done.stdout)
-    least = min(one["margin"] for one in answers)
+    margins = [one["margins"] for one in answers]
+    least = min(min(one) for one in margins)
     assert tokens == 1 or least > MARGIN, f"{folder.name}: two tokens are as good as each other: {least}"
-    return Reference([one["tokens"] for one in answers], [one["logits"] for one in answers])
+    return Reference([one["tokens"] for one in answers], [one["logits"] for one in answers], margins)
 
 
 class Host:

@@ -14,12 +14,18 @@ from flexnpu import emulator
 from flexnpu.common.ports import free_port
 from tests.clients.conftest import Daemon
 from tests.vllm.conftest import EVERYTHING
-from tests.vllm.test_serving import PROMPTS, TOKENS, model, reference
+from tests.vllm.engines import model, prompts, reference
 from workloads import disaggregated, vllm_ascend
 
 pytestmark = [pytest.mark.torch_npu, pytest.mark.timeout(1800)]
 
 GIB = 1 << 30
+TOKENS = 24
+#: Of unequal lengths, one longer than a block of the cache.
+PROMPTS = prompts(5, 150, 33, 64)
+#: P computes a prompt and D goes on by one token, so sums are rounded otherwise than in one engine. A choice
+#: that was better by 0.011 has been seen to fall the other way; what follows such a choice is not compared.
+CLEAR = 0.03
 RUN = [str(Path(sys.executable).with_name("flexnpu")), "run", "--quota", "20GiB", "--"]
 #: (family, mode, way). The first one runs wherever vLLM is there, the others with FLEXNPU_VLLM=1.
 SOME = [("qwen2", "eager", "interposed")]
@@ -31,11 +37,20 @@ ALL = [
 ]
 
 
+def clear(tokens: list[int], margins: list[float]) -> int:
+    """How many of the first tokens are clear choices."""
+    return next((i for i, margin in enumerate(margins) if margin < CLEAR), len(tokens))
+
+
 @pytest.mark.parametrize(("family", "mode", "way"), ALL if EVERYTHING else SOME)
 def test_greedy_tokens_are_those_of_transformers(
     vllm: Path, request: pytest.FixtureRequest, tmp_path: Path, family: str, mode: str, way: str
 ) -> None:
-    expected = reference(family)
+    said = reference(model(family), PROMPTS, TOKENS)
+    sure = [clear(tokens, margins) for tokens, margins in zip(said.tokens, said.margins, strict=True)]
+    expected = [tokens[:n] for tokens, n in zip(said.tokens, sure, strict=True)]
+    assert min(sure) > 0
+    assert len({token for answer in expected for token in answer}) > 8
     ports = {role: free_port() for role in disaggregated.ROLES}
     commands = {
         role: vllm_ascend.command(vllm, model(family), ports[role], mode, *disaggregated.options(role))
@@ -52,10 +67,11 @@ def test_greedy_tokens_are_those_of_transformers(
             quotas = [s.memory_quota_bytes for s in daemon.status().sessions if s.memory_bytes]
             assert quotas == [20 * GIB] * 2
         alone = [servers.proxy.complete(prompt, TOKENS) for prompt in PROMPTS[:2]]
-        assert alone == expected[:2]
+        assert [answer[:n] for answer, n in zip(alone, sure, strict=False)] == expected[:2]
         with ThreadPoolExecutor(len(PROMPTS)) as pool:
             together = list(pool.map(lambda prompt: servers.proxy.complete(prompt, TOKENS), PROMPTS))
-        assert together == expected
+        assert [answer[:n] for answer, n in zip(together, sure, strict=True)] == expected
+        assert {len(answer) for answer in alone + together} == {TOKENS}
         # Each prompt's cache was pulled, none was computed again.
         pulled = re.findall(r"KV cache transfer for request \S+ took", servers.decode.log.read_text())
         assert len(pulled) == len(PROMPTS) + 2

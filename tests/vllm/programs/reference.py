@@ -1,5 +1,5 @@
 """What transformers says of prompts, on the CPU in float32: the greedy tokens after each, and the logits of
-the first. `margin` is the least by which one of these tokens was better than the second best.
+the first. `margins` has by how much each of these tokens was better than the second best.
 
 reference.py MODEL TOKENS, with prompts (lists of token ids) as JSON on stdin.
 """
@@ -30,7 +30,7 @@ with torch.no_grad():
             {
                 "tokens": out.sequences[0, len(prompt) :].tolist(),
                 "logits": out.logits[0][0].tolist(),
-                "margin": float((best[:, 0] - best[:, 1]).min()),
+                "margins": (best[:, 0] - best[:, 1]).tolist(),
             }
         )
 print(json.dumps(answers))
