@@ -316,8 +316,12 @@ static inline u64 weight(struct totals* totals) { return totals->launches + GRAP
 
 // `t_open`: its first call; `now`: the launch that opens it.
 static inline void open_step(struct lane* lane, u32 kind, u64 t_open, u64 now, u64 evidence) {
-    if (lane->t_input && now <= lane->t_input_last + INPUT_NS && lane->t_input < t_open)
-        t_open = lane->t_input;
+    // While the program waited for what it had launched, it could not go on with its input.
+    u64 input_last = lane->t_input_last;
+    if (lane->t_sync_in >= lane->t_input && lane->t_sync_in <= input_last + INPUT_NS &&
+        lane->t_sync_out > input_last)
+        input_last = lane->t_sync_out;
+    if (lane->t_input && now <= input_last + INPUT_NS && lane->t_input < t_open) t_open = lane->t_input;
     lane->kind = kind;
     lane->evidence = evidence;
     lane->t_open = t_open;

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.classification import Label, target
 from benchmarks.iterations import Score, measure, score
+from flexnpu.common.quantiles import quantile
 from tests.collectors.scripted import step
 from workloads.labelled.names import ENGINES
 
@@ -84,3 +85,19 @@ def test_steps_are_iterations(environment: dict[str, str], configuration: str) -
     model = sorted((one for one in steps if one.phase != "other"), key=lambda one: one.t_start_ns)
     assert all(a.t_end_ns <= b.t_start_ns for a, b in pairwise(model))
     assert not any(losses.counts[name] for name in ("steps_lost", "unclassified", "map_full", "bad_reads"))
+
+
+@pytest.mark.ebpf
+@pytest.mark.torch_npu
+@pytest.mark.parametrize("kind", ["cann", "client"])
+def test_a_step_has_its_input_on_a_chip_that_is_waited_for(kind: str) -> None:
+    """Before its first graph the engine waits for the step before. The chip is so slow that the host's pace
+    is nothing beside it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with target(kind, mode="time", slowdown=500) as variables:
+        result, _, _ = measure("pieces", 60, variables)
+    assert result.right == 60
+    ratio = quantile(result.durations, 0.5)
+    assert ratio is not None
+    assert 0.95 < ratio < 1.05

@@ -53,6 +53,10 @@ void Steps::input(Lane& lane, uint64_t bytes) {
 // All is over that was on the lane when it held so much.
 void Steps::reached(Lane& lane, uint64_t launches, uint64_t graphs) {
     Totals then = totals(lane);
+    // Nothing was launched meanwhile: the program was held by the wait, and its next step has begun with the
+    // input that it copied before.
+    if (lane.t_input_ && launches >= then.launches && graphs >= then.graphs && listened())
+        lane.t_input_last_ = outside_.now();
     then.launches = std::min(then.launches, launches);
     then.graphs = std::min(then.graphs, graphs);
     if (lane.pending_.here && then.position() >= lane.pending_.position)

@@ -199,6 +199,30 @@ TEST_CASE_FIXTURE(Fixture, "a lane without a model has plain steps, cut by synch
     CHECK(done()[2].ended_by == FLEXNPU_STEP_BY_GAP);
 }
 
+TEST_CASE_FIXTURE(Fixture, "a step begins with its input, however long the program then waited") {
+    constexpr uint64_t kLong = 100'000'000;
+    embed({5});
+    launch(40);
+    sync();
+    for (const bool waits : {true, false}) {
+        CAPTURE(waits);
+        told.clear();
+        steps.copied(kStream, false, true, 64);
+        launch(3);
+        const uint64_t input = clock_ns;
+        const client::StepMark mark = steps.mark(kStream);
+        clock_ns += kLong;
+        if (waits) steps.reached(mark);
+        embed({5});
+        const auto begun = of(FLEXNPU_STEP_BEGIN);
+        REQUIRE(begun.size() == 1);
+        // Without a wait the program was away, and what it had copied may be anything.
+        CHECK((begun[0].t_start <= input) == waits);
+        launch(40);
+        sync();
+    }
+}
+
 TEST_CASE_FIXTURE(Fixture,
                   "a lane without a model is heard from the first run that begins while somebody listens") {
     listeners = 0;
