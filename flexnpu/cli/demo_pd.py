@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 from flexnpu import emulator
 from flexnpu.cli.demo.chain import SILICON, own_program, require_root
@@ -24,8 +23,8 @@ from flexnpu.cli.demo.measure import load_average
 from flexnpu.cli.demo.processes import DemoError, Supervisor
 from flexnpu.common.ports import free_port
 from flexnpu.console.numbers import Duration, Number
-from flexnpu.console.output import say, whole_file
-from flexnpu.console.tables import wide_console
+from flexnpu.console.output import out, say, whole_file
+from flexnpu.console.tables import Table, wide_console
 from flexnpu.console.text import json_text
 from flexnpu.control import paths
 from flexnpu.control.client import ControlClient, ControlError
@@ -81,7 +80,7 @@ class PairDemo:
 
     def tell(self, text: str) -> None:
         """A line, with the seconds since the start."""
-        click.echo(f"[{time.monotonic() - self.started:4.0f} s] {text}")
+        out(f"[{time.monotonic() - self.started:4.0f} s] {text}", flush=True)
 
     def busy_us(self) -> float:
         """The device's busy time so far. Raises DemoError."""
@@ -316,6 +315,12 @@ def _interrupt(number: int, _frame: object) -> None:
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Where logs are kept.")
 def demo_pd(report_path: Path, phase_s: float, slowdown: float | None, keep: Path | None) -> None:
     """Run prefill and decode of unmodified vLLM-Ascend on one emulated NPU, and flood the prefill.
+
+    \b
+    EXAMPLES
+      sudo flexnpu demo-pd
+      sudo flexnpu demo-pd --phase-s 60 --report run.json    narrower spreads
+      sudo flexnpu demo-pd --keep logs                       what each part wrote stays in logs/
 
     One server, P, computes prompts; another, D, pulls their KV caches and decodes; a proxy stands before
     them. Chats go through the proxy. A flood of long prompts goes to P. Both servers share one device
