@@ -76,7 +76,14 @@ def wait_for(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def measure(
-    venv: Path, mode: str, load: Load, seconds: float, rounds: int, slowdown: float, folder: Path
+    venv: Path,
+    mode: str,
+    load: Load,
+    seconds: float,
+    rounds: int,
+    slowdown: float,
+    stretch: float | None,
+    folder: Path,
 ) -> dict[str, Any]:
     """All phases in turns, `rounds` times, on servers started at once."""
     environment = os.environ | {"FLEXNPU_RUN_DIR": str(folder), "PYTHONUNBUFFERED": "1"}
@@ -111,7 +118,8 @@ def measure(
                 with contextlib.ExitStack() as inner:
                     if name == "policy":
                         log = folder / f"controller-{turn}.log"
-                        inner.enter_context(running([program("flexnpu-controller")], environment, log))
+                        command = [program("flexnpu-controller"), *target_of(results["alone"], stretch)]
+                        inner.enter_context(running(command, environment, log))
                     before = client.status()
                     told = asyncio.run(phase(ports, load, name != "alone", seconds))
                     told["device"] = device_use(before, client.status(), engines)
@@ -144,6 +152,12 @@ def device_use(before: DaemonStatus, after: DaemonStatus, engines: dict[str, int
         **counted,
         "gate_lag_us": after.counters.get("gate_lag_us", 0),
     }
+
+
+def target_of(alone: list[dict[str, Any]], stretch: float | None) -> list[str]:
+    """The controller's options for a target of so many times what a token of D has just taken alone."""
+    tpot = alone[-1]["tpot_ms"]["p50"] if alone else None
+    return [] if stretch is None or tpot is None else ["--target-ms", f"{stretch * tpot:.1f}"]
 
 
 def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -185,6 +199,12 @@ def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 @click.option(
     "--slowdown", type=Number(0.001, 1000), default=4.0, show_default=True, help="Of the modelled chip."
 )
+@click.option(
+    "--target-stretch",
+    "stretch",
+    type=Number(1, 100),
+    help="Give the controller a target: so many times D's TPOT alone. Default: what it finds by itself.",
+)
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Where logs are kept.")
 def main(
     modes: tuple[str, ...],
@@ -194,6 +214,7 @@ def main(
     flood: int,
     prompt_tokens: int,
     slowdown: float,
+    stretch: float | None,
     keep: Path | None,
 ) -> None:
     """Measure what a flood of prompts at one vLLM-Ascend server does to decode at another on the same NPU."""
@@ -206,6 +227,7 @@ def main(
         "load_average": os.getloadavg()[0],
         "cpus": os.cpu_count(),
         "slowdown": slowdown,
+        "target_stretch": stretch,
         "load": vars(load),
         "seconds": seconds,
     }
@@ -214,7 +236,7 @@ def main(
             folder = (keep or Path(temporary)) / mode
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                report[mode] = measure(venv, mode, load, seconds, rounds, slowdown, folder)
+                report[mode] = measure(venv, mode, load, seconds, rounds, slowdown, stretch, folder)
             except vllm_ascend.VllmError as error:
                 raise click.ClickException(str(error)) from None
     out_json(report, indent=2)
