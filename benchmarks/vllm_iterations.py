@@ -47,8 +47,8 @@ from probes.feed.events import Event, Losses, Step, is_loss
 from probes.steps.silence import STALL_NS
 from probes.steps.tracer import Tracer
 from workloads import vllm_ascend
-from workloads.models import TinyModel, ensure
-from workloads.vllm_ascend import Server
+from workloads.models import ensure, small
+from workloads.vllm_ascend import NGRAM, Server
 
 TARGETS = ("cann", "client")
 
@@ -65,8 +65,7 @@ class Configuration:
 
 _CHUNKED = Configuration().options
 _SYNC = (*_CHUNKED, "--no-async-scheduling")
-_NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-_DRAFTS = (*_CHUNKED, "--speculative-config", json.dumps(_NGRAM))
+_DRAFTS = (*_CHUNKED, *NGRAM)
 CONFIGURATIONS = {
     "eager": Configuration(),
     "eager-sync": Configuration(options=_SYNC),
@@ -283,10 +282,7 @@ def measure(
         if isinstance(event, Step):
             seen.append(event)
 
-    opt = configuration.family == "opt"
-    model = ensure(
-        TinyModel(configuration.family, hidden=256, heads=4, kv_heads=4 if opt else 2, intermediate=512)
-    )
+    model = ensure(small(configuration.family))
     port = free_port()
     options = (*configuration.options, "--enable-logging-iteration-details")
     command = vllm_ascend.command(venv, model, port, configuration.mode, *options)

@@ -24,7 +24,6 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +40,11 @@ from flexnpu.console.numbers import Whole
 from flexnpu.console.output import out_json, say
 from flexnpu.console.program import SETTINGS, Program
 from workloads import vllm_ascend
-from workloads.models import TinyModel, ensure
-from workloads.vllm_load import SEVEN_B, ask
+from workloads.models import ensure, small
+from workloads.vllm_load import SEVEN_B, ask, prompt
 
 SIZES = {
-    "tiny": TinyModel("qwen2", hidden=256, heads=4, kv_heads=2, intermediate=512),
+    "tiny": small("qwen2"),
     "7b": SEVEN_B,
 }
 PROMPT_TOKENS, ANSWER_TOKENS = 96, 48
@@ -69,12 +68,10 @@ class Side:
 
 async def wave(client: httpx.AsyncClient, side: Side, at_once: int, seed: int) -> dict[str, float]:
     """The figures of one wave of `at_once` requests."""
-    prompts = [
-        [(7 * i + 31 * seed + 101 * n) % 500 + 5 for i in range(PROMPT_TOKENS)] for n in range(at_once)
-    ]
+    prompts = [prompt(PROMPT_TOKENS, seed, n) for n in range(at_once)]
     cpu, start = side.cpu_s(), time.monotonic()
     answers = await asyncio.gather(
-        *(ask(client, side.server.port, prompt, ANSWER_TOKENS) for prompt in prompts)
+        *(ask(client, side.server.port, asked, ANSWER_TOKENS) for asked in prompts)
     )
     seconds, cpu = time.monotonic() - start, side.cpu_s() - cpu
     tokens = sum(len(answer.chunk_ns) for answer in answers)
@@ -102,13 +99,15 @@ async def compare(sides: dict[str, Side], at_once: int, waves: int) -> dict[str,
     return comparison.report()
 
 
-def costs_of(daemon: Daemon, what: Callable[[], None], tokens: int) -> dict[str, float]:
-    """What the daemon counted while `what` ran, a token."""
-    before = daemon.counters()
-    what()
-    after = daemon.counters()
-    names = ("records", "launches", "sleeps", "naps", "questions")
-    return {name: round((after[name] - before.get(name, 0)) / tokens, 2) for name in names if name in after}
+async def daemon_a_step(side: Side, at_once: int) -> dict[str, float]:
+    """What the daemon counts over one more wave, a step."""
+    assert side.daemon is not None
+    before = side.daemon.counters()
+    async with httpx.AsyncClient(timeout=None) as client:
+        await wave(client, side, at_once, 10_000)
+    after = side.daemon.counters()
+    names = ("records", "launches", "sleeps", "naps")
+    return {name: round((after[name] - before[name]) / ANSWER_TOKENS, 2) for name in names}
 
 
 def measure(
@@ -146,15 +145,8 @@ def measure(
             ratios = {name: round(figure["ratio"]["median"], 3) for name, figure in told.items()}
             say(f"{size}, {mode}, {number} at once: interposed / direct {ratios}")
         last = at_once[-1]
-
-        def one_wave() -> None:
-            async def run() -> None:
-                async with httpx.AsyncClient(timeout=None) as client:
-                    await wave(client, sides["interposed"], last, 10_000)
-
-            asyncio.run(run())
-
-        report["daemon_a_step"] = {"at_once": last, **costs_of(daemon, one_wave, ANSWER_TOKENS)}
+        counted = asyncio.run(daemon_a_step(sides["interposed"], last))
+        report["daemon_a_step"] = {"at_once": last, **counted}
     return report
 
 

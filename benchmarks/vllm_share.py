@@ -150,7 +150,6 @@ def device_use(before: DaemonStatus, after: DaemonStatus, engines: dict[str, int
         "busy": round(busy, 3),
         **{name: round(busy * part / total, 3) for name, part in parts.items()},
         **counted,
-        "gate_lag_us": after.counters.get("gate_lag_us", 0),
     }
 
 

@@ -121,6 +121,13 @@ def make_tokenizer(directory: Path, vocabulary: int) -> None:
     )
 
 
+def small(family: str, seed: int = 0) -> TinyModel:
+    """Small, with heads of 64 elements: smaller ones vLLM-Ascend refuses. OPT has a pair of keys and values
+    for each head."""
+    kv_heads = 4 if family == "opt" else 2
+    return TinyModel(family, hidden=256, heads=4, kv_heads=kv_heads, intermediate=512, seed=seed)
+
+
 def make_model(directory: Path, spec: TinyModel) -> None:
     """Write config, random weights (float32) and generation config of ``spec`` to ``directory``.
 

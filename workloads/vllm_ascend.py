@@ -36,6 +36,13 @@ MODES: dict[str, list[str]] = {
 }
 
 
+#: Drafts of tokens, taken from the text before.
+NGRAM = (
+    "--speculative-config",
+    '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}',
+)
+
+
 class VllmError(Exception):
     """vLLM is not there or does not serve; the message names the remedy, or what the server wrote last."""
 

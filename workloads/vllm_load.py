@@ -27,9 +27,14 @@ SETTLE_S = 6.0
 """At the start of a phase, not measured: batches fill, and the controller learns."""
 
 
-async def ask(client: httpx.AsyncClient, port: int, prompt: Sequence[int], tokens: int) -> Record:
+def prompt(tokens: int, turn: int, number: int) -> list[int]:
+    """Token ids of a client's prompt, different each time: a prompt's cache must not be found."""
+    return [(7 * i + 31 * turn + 101 * number) % 500 + 5 for i in range(tokens)]
+
+
+async def ask(client: httpx.AsyncClient, port: int, asked: Sequence[int], tokens: int) -> Record:
     """Stream one completion; a time for each token. Raises VllmError for an answer that is none."""
-    body = vllm_ascend.completion(prompt, tokens, stream=True)
+    body = vllm_ascend.completion(asked, tokens, stream=True)
     record = Record(str(port), time.monotonic_ns())
     async with client.stream("POST", f"http://127.0.0.1:{port}/v1/completions", json=body) as response:
         if response.status_code != 200:
@@ -70,9 +75,7 @@ async def phase(
             turn = 0
             while time.monotonic() < end:
                 turn += 1
-                # Different each time: a prompt's cache must not be found.
-                prompt = [(7 * i + 31 * turn + 101 * number) % 500 + 5 for i in range(prompt_tokens)]
-                answer = await ask(client, port, prompt, tokens)
+                answer = await ask(client, port, prompt(prompt_tokens, turn, number), tokens)
                 if answer.end_ns is not None and answer.end_ns > begin * 1e9:
                     answers[port].append(answer)
 

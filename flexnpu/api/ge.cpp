@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "flexnpu/api/ascend_string.hpp"
+
 namespace flexnpu::api {
 
 uint32_t engine_status(const char* name) {
@@ -23,18 +25,6 @@ void engine_throw(const char* name) {
 
 #pragma GCC visibility push(default)
 namespace ge {
-
-// The layout is the vendor's: programs copy and destroy these objects by code of their own.
-class AscendString {
-public:
-    AscendString(const char* text);
-    const char* GetString() const;
-    bool operator<(const AscendString& other) const;
-    bool operator==(const AscendString& other) const;
-
-private:
-    std::shared_ptr<std::string> text_;
-};
 
 AscendString::AscendString(const char* text) : text_(text ? std::make_shared<std::string>(text) : nullptr) {}
 const char* AscendString::GetString() const { return text_ ? text_->c_str() : ""; }

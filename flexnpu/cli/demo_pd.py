@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from flexnpu import emulator
-from flexnpu.cli.demo.chain import SILICON, own_program, require_root
+from flexnpu.cli.demo.chain import SILICON, interrupt, own_program, require_folder, require_root
 from flexnpu.cli.demo.measure import load_average
 from flexnpu.cli.demo.processes import DemoError, Supervisor
 from flexnpu.common.ports import free_port
@@ -246,6 +246,7 @@ def _text(value: float | None) -> str:
 def run(plan: Plan, report_path: Path, keep: Path | None) -> int:
     """Run it, print and write the report; the exit status. Raises DemoError and VllmError."""
     require_root()
+    require_folder(report_path)
     venv = vllm_ascend.find()
     with contextlib.ExitStack() as outer:
         folder = keep or Path(outer.enter_context(tempfile.TemporaryDirectory(prefix="flexnpu-demo-pd-")))
@@ -293,10 +294,6 @@ def run(plan: Plan, report_path: Path, keep: Path | None) -> int:
     return PASSED if passed else FAILED
 
 
-def _interrupt(number: int, _frame: object) -> None:
-    raise KeyboardInterrupt(f"signal {number}")
-
-
 @click.command("demo-pd")
 @click.option(
     "--report",
@@ -332,7 +329,7 @@ def demo_pd(report_path: Path, phase_s: float, slowdown: float | None, keep: Pat
     Exit status: 0 the policy protects decode; 1 it does not; 2 it cannot start here;
     3 this host is too slow or too busy for a verdict.
     """
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         sys.exit(run(Plan(phase_s, slowdown), report_path, keep))
     except (DemoError, vllm_ascend.VllmError) as error:

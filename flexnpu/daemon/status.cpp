@@ -54,7 +54,6 @@ std::map<std::string, uint64_t> Dispatcher::counters() const {
         {"gate_cost_keys", g.cost_keys},
         {"gate_cost_samples", g.cost_samples},
         {"gate_cost_evicted", g.cost_evicted},
-        {"gate_lag_us", uint64_t(gate_.lag_us())},
         {"overlap_slowdown_milli", uint64_t(gate_.overlap_slowdown() * 1000)},
     };
     failures_.counters(&out);

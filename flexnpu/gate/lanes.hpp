@@ -73,7 +73,7 @@ struct Gate::Lane {
         uint64_t dispatched_ns;
         bool mark;
         bool begins;
-        bool lone;     // prefill, and no other prefill work was in flight
+        bool lone;     // prefill, and it went to a device without work
         bool drained;  // known to be complete by a synchronise; kept only for the measurement to come
     };
 

@@ -16,7 +16,7 @@ from flexnpu import emulator
 from flexnpu.common.ports import free_port
 from tests.clients.conftest import Daemon, Machine
 from workloads import vllm_ascend
-from workloads.models import TinyModel, ensure
+from workloads.models import ensure, small
 from workloads.vllm_ascend import Server
 
 WAYS = ("direct", "interposed")
@@ -36,11 +36,8 @@ def prompts(*lengths: int) -> Prompts:
 
 @functools.cache
 def model(family: str) -> Path:
-    # Heads of 64: smaller ones the engine refuses.
-    opt = family == "opt"
     # The seed of OPT is one with which no two tokens are nearly as good (`MARGIN`).
-    seed, kv_heads = (2, 4) if opt else (0, 2)
-    return ensure(TinyModel(family, hidden=256, heads=4, kv_heads=kv_heads, intermediate=512, seed=seed))
+    return ensure(small(family, seed=2 if family == "opt" else 0))
 
 
 @dataclass(frozen=True)

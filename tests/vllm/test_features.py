@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.vllm.conftest import EVERYTHING, only_with_everything
 from tests.vllm.engines import WAYS, Host, host, model, prompts, reference
-from workloads.vllm_ascend import Server
+from workloads.vllm_ascend import NGRAM, Server
 
 pytestmark = [pytest.mark.torch_npu, pytest.mark.timeout(1800)]
 
@@ -85,11 +85,10 @@ class Feature:
     family: str = "qwen2"
 
 
-_NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 FEATURES = {
     "prefix-caching": Feature(prefix_caching, ("--enable-prefix-caching", "--max-num-batched-tokens", "128")),
     "sleep": Feature(sleep_mode, ("--enable-sleep-mode", "--no-enable-prefix-caching")),
-    "ngram": Feature(speculation, ("--speculative-config", json.dumps(_NGRAM)), family="opt"),
+    "ngram": Feature(speculation, NGRAM, family="opt"),
     "tp2": Feature(tensor_parallel, ("--tensor-parallel-size", "2", "--no-enable-prefix-caching"), devices=2),
 }
 

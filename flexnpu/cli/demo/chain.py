@@ -236,6 +236,18 @@ def _answers(url: str) -> bool:
     return False
 
 
+def interrupt(number: int, _frame: object) -> None:
+    """A handler for signals that end a demo as Ctrl-C does."""
+    raise KeyboardInterrupt(f"signal {number}")
+
+
+def require_folder(report_path: Path) -> None:
+    """Or minutes later there would be nowhere to write the figures. Raises DemoError."""
+    folder = report_path.resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise DemoError(f"cannot write {report_path}: {folder} is no folder that can be written to")
+
+
 def require_root() -> None:
     """Say what the demo needs before anything is started."""
     if os.geteuid() != 0:

@@ -19,7 +19,7 @@ import click
 
 from flexnpu.cli import leftovers
 from flexnpu.cli.demo import report
-from flexnpu.cli.demo.chain import require_root
+from flexnpu.cli.demo.chain import interrupt, require_folder, require_root
 from flexnpu.cli.demo.host import STEPS, TooSlowError
 from flexnpu.cli.demo.judge import judge
 from flexnpu.cli.demo.measure import load_average
@@ -34,10 +34,6 @@ from flexnpu.console.text import json_text
 
 #: Exit statuses besides 0.
 FAILED, CANNOT_START, TOO_SLOW = 1, 2, 3
-
-
-def _interrupt(number: int, _frame: object) -> None:
-    raise KeyboardInterrupt(f"signal {number}")
 
 
 def _attempt(demo: Demo) -> dict[str, Any]:
@@ -65,13 +61,13 @@ def run(plan: Plan, report_path: Path, keep: bool, slowdown: float | None = None
     Raises DemoError if it cannot start here, TooSlowError if the host is too slow or too busy for a verdict.
     """
     require_root()
-    _require_folder(report_path)
+    require_folder(report_path)
     console = wide_console(120)
     started, tag = time.monotonic(), uuid.uuid4().hex
     os.environ[leftovers.TAG_VARIABLE] = tag
     directory = Path(tempfile.mkdtemp(prefix="flexnpu-demo-"))
     before = leftovers.survey(None, [])
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         with Supervisor(directory, tag) as supervisor, contextlib.ExitStack() as stack:
             demo = Demo(plan, console, directory, supervisor, stack, slowdown)
@@ -113,13 +109,6 @@ def run(plan: Plan, report_path: Path, keep: bool, slowdown: float | None = None
         file.write(json_text(content, indent=2, default=str) + "\n")
     console.print(f"{'passed' if passed else 'FAILED'} in {seconds:.0f} s; all figures in {report_path}")
     return 0 if passed else FAILED
-
-
-def _require_folder(report_path: Path) -> None:
-    """Or minutes later there would be nowhere to write the figures. Raises DemoError."""
-    folder = report_path.resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise DemoError(f"cannot write {report_path}: {folder} is no folder that can be written to")
 
 
 def _left_behind(tag: str, directory: Path, before: dict[str, list[str]]) -> list[str]:

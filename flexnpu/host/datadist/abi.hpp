@@ -10,21 +10,7 @@
 #include <vector>
 
 #include "acl.gen.h"
-
-namespace ge {
-
-// Defined by libmetadef.so. Callers copy and destroy these objects by code of their own.
-class AscendString {
-public:
-    AscendString(const char* text);
-    const char* GetString() const;
-    bool operator<(const AscendString& other) const;
-
-private:
-    std::shared_ptr<std::string> text_;
-};
-
-}  // namespace ge
+#include "flexnpu/api/ascend_string.hpp"
 
 #pragma GCC visibility push(default)
 namespace adxl {

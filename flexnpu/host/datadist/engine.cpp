@@ -13,12 +13,6 @@ Deadline in(int32_t milliseconds) {
     return std::chrono::steady_clock::now() + std::chrono::milliseconds(std::max(milliseconds, 0));
 }
 
-std::string hex(uint64_t value) {
-    char text[24];
-    snprintf(text, sizeof(text), "0x%llx", static_cast<unsigned long long>(value));
-    return text;
-}
-
 // Of a copy to `to`.
 aclrtMemcpyKind direction(bool to_host, bool from_host) {
     if (to_host) return acl::DEVICE_TO_HOST;

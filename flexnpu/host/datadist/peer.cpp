@@ -7,18 +7,6 @@
 
 namespace flexnpu::host::datadist {
 
-namespace {
-
-void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
-
-std::string hex(uint64_t value) {
-    char text[24];
-    snprintf(text, sizeof(text), "0x%llx", static_cast<unsigned long long>(value));
-    return text;
-}
-
-}  // namespace
-
 std::shared_ptr<Imported> Imported::make(const Piece& piece, Failure* failure) {
     std::shared_ptr<Imported> one(new Imported);
     auto refused = [failure](const char* function, int32_t e) {

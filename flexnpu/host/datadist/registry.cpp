@@ -10,15 +10,13 @@ namespace {
 constexpr size_t kKeyRoom = 65;  // what AscendCL writes a key of
 constexpr auto kLongestTransfer = std::chrono::seconds(30);
 
-void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
+}  // namespace
 
 std::string hex(uint64_t value) {
     char text[24];
     snprintf(text, sizeof(text), "0x%llx", static_cast<unsigned long long>(value));
     return text;
 }
-
-}  // namespace
 
 std::string acl_error(const char* function, int32_t code) {
     const char* text = aclGetRecentErrMsg();

@@ -12,6 +12,8 @@
 
 namespace flexnpu::host::datadist {
 
+inline void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
+std::string hex(uint64_t value);
 // "aclrtX failed with 107000: <the library's text>".
 std::string acl_error(const char* function, int32_t code);
 
