@@ -118,8 +118,9 @@ class Loop:
             self.holder.start()
         try:
             while not self._stopping:
-                self.turn()
-                self.listen(self.clock() + period_ns)
+                again_s = self.turn()
+                soon_ns = period_ns if again_s is None else min(period_ns, int(again_s * 1e9))
+                self.listen(self.clock() + soon_ns)
         finally:
             self.feed.close()
             self.holder.close()
@@ -151,8 +152,10 @@ class Loop:
             elif self.clock() >= until_ns:
                 return
 
-    def turn(self) -> None:
-        """Decide and act. Raises `OwnedError` as `run` does."""
+    def turn(self) -> float | None:
+        """Decide and act. Returns when to do so again, s, where that is soon. Raises `OwnedError` as `run`
+        does.
+        """
         self._busy = False
         self.state.settle(self.clock())  # whatever the daemon does: it forgets, too
         try:
@@ -162,7 +165,8 @@ class Loop:
             self._fail(str(error))
         except ControlError as error:
             self._fail(str(error))
-            return
+            self.state.release(self.clock())
+            return None
         else:
             self.holder.knows_owners = "owner" in status.gate.model_fields_set
             self.state.update(status.lanes)
@@ -173,11 +177,21 @@ class Loop:
                 self._tell(
                     "gate-owned", f"the gate is owned by {owner.comm} (pid {owner.pid}): waiting for it"
                 )
-                return
-        self.act(self.policy.decide(self.state, self.clock()))
+                return None
+        decided_ns = self.clock()
+        decision = self.policy.decide(self.state, decided_ns)
+        if not decision.holds:
+            self.state.release(self.clock())  # before it is sent: what comes after is not alone
+        # Only what the daemon has accepted holds anything.
+        if self.act(decision) and decision.holds:
+            assert decision.gate is not None
+            self.state.hold(decided_ns, decision.gate.lease_s)
+        else:
+            self.state.release(self.clock())
+        return decision.again_s
 
-    def act(self, decision: Decision) -> None:
-        """Send what was decided, and log it when it is news."""
+    def act(self, decision: Decision) -> bool:
+        """Send what was decided, and log it when it is news. Whether the daemon took it."""
         gate = decision.gate
         self.doubting = decision.doubt
         if decision.doubt is not None:
@@ -186,7 +200,7 @@ class Loop:
         reply: GateStatus | None = None
         try:
             if gate is not None:
-                reply = self.holder.set(gate)
+                reply = self.holder.set(gate, renew=not decision.holds)
                 self.counts.decisions += 1
             elif self.holder.knows_owners:
                 self.holder.set(SetGate(policy="transparent", lease_s=self.lease_s, keep=True))
@@ -198,10 +212,10 @@ class Loop:
             if not self.wait:
                 raise
             self._tell("gate-owned", str(error))
-            return
+            return False
         except ControlError as error:
             self._fail(str(error))
-            return
+            return False
         if self._trouble and not self._busy:
             self._trouble = ""
             self.log("daemon-answers")
@@ -209,7 +223,7 @@ class Loop:
         if gate is not None:
             news = (gate.policy, gate.window_us, gate.decode_target_us, tuple(sorted(gate.lanes.items())))
         if news == self._last:
-            return
+            return True
         self._last = news
         self.counts.changes += gate is not None
         told = {"type", *SetGate.later_fields}
@@ -222,6 +236,7 @@ class Loop:
             **decision.evidence,
             **decision.details(),
         )
+        return True
 
     def log(self, event: str, **fields: object) -> None:
         """Write one JSON object a line; an output that takes nothing does not end the controller."""

@@ -40,10 +40,14 @@ decode-like other lane; half of it is enough to remain one. And its prefills are
 steps."""
 BURST = 3.0
 SOLO_STEPS = 256
+SOLO_S = 120.0
+"""What steps alone took this long ago says little about now."""
 STALE_S = 120.0
 """A prefill that began this long ago, without any news of it, is taken to have ended."""
 ACCOUNTS = 16
 """Answers of the daemon over which a lane's sums are compared."""
+HOLD_SETTLES_NS = 50 * 10**6
+"""Prefill that was launched before a hold ends within this."""
 _SLACK_NS = 10**9
 """How much later than its end a step may arrive, after steps that ended later."""
 
@@ -74,9 +78,9 @@ class Window:
         insort(self._ordered, duration_ns)
         self.total_ns += duration_ns
 
-    def forget(self, before_ns: int) -> None:
-        """Drop what was added with a time before `before_ns`."""
-        while self._arrived and self._arrived[0][0] < before_ns:
+    def forget(self, before_ns: int, keep: int = 0) -> None:
+        """Drop what was added with a time before `before_ns`, but not the latest `keep`."""
+        while len(self._arrived) > keep and self._arrived[0][0] < before_ns:
             self._remove_oldest()
 
     def longest_ns(self) -> int:
@@ -120,9 +124,13 @@ class LaneState:
     mixed: Window = field(default_factory=Window)
     role: Role = "unknown"
     solo: Window = field(default_factory=lambda: Window(SOLO_STEPS))
-    """Decode steps beside which no other lane's prefill ran; they outlive `MEMORY_S`, for under a lasting
-    flood there are no new ones.
+    """Decode steps beside which no other lane's prefill ran. They outlive `MEMORY_S`: under a lasting flood
+    there are no new ones but those of a hold. What is older than `SOLO_S` goes once there is enough newer.
     """
+    alone_ns: int = 0
+    """End of the latest of them; 0 before the first."""
+    held_steps: int = 0
+    """Of them, those since prefill was last held (`hold`)."""
     beside: Window = field(default_factory=lambda: Window(SOLO_STEPS))
     """The latest decode steps beside which another lane's prefill ran."""
     eager: Window = field(default_factory=lambda: Window(SOLO_STEPS))
@@ -146,8 +154,8 @@ class LaneState:
     unsettled: deque[tuple[int, int]] = field(default_factory=deque)
     """(start, end) of decode steps of which it is not settled whether they were alone, ns."""
 
-    def add(self, step: Step) -> None:
-        """Take a step of this lane."""
+    def add(self, step: Step, alone: bool = False) -> None:
+        """Take a step of this lane; `alone`: prefill was held while it ran."""
         self.last_step_ns = step.t_end_ns
         self.prefill_since_ns = None
         self.stepped_ns += step.t_end_ns - step.t_start_ns
@@ -159,10 +167,19 @@ class LaneState:
         if window is not None:
             window.add(step.t_end_ns, step.t_end_ns - step.t_start_ns)
         if step.phase == "decode":
-            self.unsettled.append((step.t_start_ns, step.t_end_ns))
+            if alone:
+                self.held_steps += 1
+                self.ran_alone(step.t_start_ns, step.t_end_ns)
+            else:
+                self.unsettled.append((step.t_start_ns, step.t_end_ns))
             if step.launches is not None:
                 window = self.replayed if step.graph_launches else self.eager
                 window.add(step.t_end_ns, step.launches + step.graph_launches)
+
+    def ran_alone(self, start_ns: int, end_ns: int) -> None:
+        """Take the duration of a decode step beside which no prefill ran."""
+        self.solo.add(end_ns, end_ns - start_ns)
+        self.alone_ns = max(self.alone_ns, end_ns)
 
     def forget(self, before_ns: int) -> None:
         """Drop the steps that ended before `before_ns`."""
@@ -258,6 +275,7 @@ class ControllerState:
         """Lines of the feed that came while this process was too slow for them."""
         self._dropped_before = 0
         self._prefills: deque[tuple[int, int, Key]] = deque()
+        self._hold_from_ns = self._hold_until_ns = 0
 
     def update(self, lanes: Iterable[LaneStatus]) -> None:
         """Take over which lanes there are."""
@@ -296,7 +314,7 @@ class ControllerState:
             self.unmapped += 1
             return
         self.steps += 1
-        lane.add(step)
+        lane.add(step, self._held(step))
         if step.phase in ("prefill", "mixed"):
             self._prefills.append((step.t_start_ns, step.t_end_ns, key))
         if len(lane.unsettled) > MAX_STEPS:
@@ -309,6 +327,23 @@ class ControllerState:
         if lane is not None:
             lane.prefill_since_ns = event.t_ns if event.phase in ("prefill", "mixed") else None
 
+    def hold(self, now_ns: int, lease_s: float) -> None:
+        """Prefill is held from now on, for a lease: decode steps run as if alone, though a prefill step may
+        be open. Again before the lease's end: the hold goes on."""
+        if self._hold_until_ns < now_ns:
+            self._hold_from_ns = now_ns + HOLD_SETTLES_NS
+            for lane in self.lanes.values():
+                lane.held_steps = 0
+        self._hold_until_ns = now_ns + int(lease_s * 1e9)
+
+    def release(self, now_ns: int) -> None:
+        """The hold, if there is one, ends."""
+        self._hold_until_ns = min(self._hold_until_ns, now_ns)
+
+    def _held(self, step: Step) -> bool:
+        """Whether prefill was held while `step` ran. It may be told after the hold's end."""
+        return self._hold_from_ns <= step.t_start_ns and step.t_end_ns <= self._hold_until_ns
+
     def settle(self, now_ns: int) -> None:
         """Forget old steps, vote on roles, and find the decode steps that ran alone."""
         horizon = now_ns - int(MEMORY_S * 1e9)
@@ -317,6 +352,7 @@ class ControllerState:
         odds: dict[Key, float] = {}
         for key, lane in self.lanes.items():
             lane.forget(horizon)
+            lane.solo.forget(now_ns - int(SOLO_S * 1e9), keep=MIN_STEPS)
             while lane.unsettled and lane.unsettled[0][1] < horizon:
                 lane.unsettled.popleft()
                 self.unjudged += 1
@@ -344,8 +380,10 @@ class ControllerState:
             settled_until = now_ns - int(1.5 * (longest.of(lane.key) or 0))
             while lane.unsettled and lane.unsettled[0][1] <= settled_until:
                 start, end = lane.unsettled.popleft()
-                window = lane.beside if prefills.beside(lane.key, start, end) else lane.solo
-                window.add(end, end - start)
+                if prefills.beside(lane.key, start, end):
+                    lane.beside.add(end, end - start)
+                else:
+                    lane.ran_alone(start, end)
 
     def _prefills_after(self, start_ns: int, now_ns: int) -> _Prefills:
         """Those that ended after `start_ns`, or run."""

@@ -22,6 +22,10 @@ class Decision:
     """More evidence, which costs too much to work out for a decision that is no news."""
     doubt: Doubt | None = None
     """What spoke against acting."""
+    holds: bool = False
+    """Whether `gate` holds prefill wherever decode could feel it (`controllers.alone`)."""
+    again_s: float | None = None
+    """When to decide again, at the latest; None: at the next turn."""
 
 
 class Policy(Protocol):

@@ -1,9 +1,10 @@
 """Protect decode: bound the prefill work beside decode steps, in microseconds.
 
 Acts while a decode lane has had steps in the last `MEMORY_S` and there is a prefill lane. The decode target
-is given, or `factor` times the median of decode steps that ran beside no prefill; while none was
-seen, `factor` times the lowest 0.1 quantile of decode steps so far (they were all slowed, so the least
-slowed are the best guess), and with too few steps for that it is left to the gate.
+is given, or `factor` times the median of decode steps that ran beside no prefill. Where none was seen
+lately, prefill is held until some were (`controllers.alone`). Until then the target is `factor` times
+the lowest 0.1 quantile of decode steps so far (they were all slowed, so the least slowed are the best guess),
+and with too few steps for that it is left to the gate.
 
 A target from steps is acted on only while nothing speaks against the steps (`controllers.doubts`). Else
 nothing is set: a gate that follows wrong steps does harm.
@@ -13,13 +14,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controllers.alone import Holds
 from controllers.doubts import ENOUGH, doubt
 from controllers.policies import Decision
 from controllers.state import MEMORY_S, MIN_STEPS, ControllerState, LaneState
 from flexnpu.common.quantiles import quantile
-from flexnpu.control.messages import Phase, SetGate
+from flexnpu.control.messages import MAX_HOLD_US, Phase, SetGate
 
 _STEADY = 0.1  # a target within this fraction of the last one is not worth a change
+_NO_TIME_US = 1.0  # a step that is due at once has nothing to spare for prefill
+_LOOK_S = 0.1  # how often it is looked whether a hold may end
+_HOLD_LEASE_S = 1.0  # a controller that hangs amid a hold must not starve prefill for long
 
 
 @dataclass
@@ -37,6 +42,7 @@ class ProtectDecode:
 
     def __post_init__(self) -> None:
         self._last_target: float | None = None
+        self._holds = Holds()
 
     def decide(self, state: ControllerState, now_ns: int) -> Decision:
         """A target for decode steps, as long as prefill and decode share the device; else no policy."""
@@ -49,25 +55,19 @@ class ProtectDecode:
             return Decision(None, "no prefill lane beside decode")
         if self.target_us is None and (found := doubt(live)) is not None:
             return Decision(None, f"not acted on: {found.text}", {"doubt": found.kind}, doubt=found.kind)
+        numbers = sorted(state.numbers[lane.key] for lane in live)
+        if self.target_us is None and self._holds.due(live, now_ns):
+            gate = self._gate(state, _NO_TIME_US, MAX_HOLD_US, MAX_HOLD_US, min(self.lease_s, _HOLD_LEASE_S))
+            why = "prefill is held to see decode alone"
+            return Decision(gate, why, {"decode_lanes": numbers}, holds=True, again_s=_LOOK_S)
         target, source = self._target(live)
-        roles: dict[int, Phase] = {
-            state.numbers[lane.key]: lane.role for lane in state.lanes.values() if lane.role != "unknown"
-        }
-        gate = SetGate(
-            policy="protect-decode",
-            window_us=self.window_us,
-            decode_target_us=target,
-            overlap_slowdown=self.slowdown,
-            max_hold_us=self.max_hold_us,
-            decode_idle_us=self.decode_idle_us,
-            lease_s=self.lease_s,
-            lanes=roles,
-        )
+        gate = self._gate(state, target, self.max_hold_us, self.decode_idle_us, self.lease_s)
         evidence: dict[str, object] = {
             "target_from": source,
-            "decode_lanes": sorted(state.numbers[lane.key] for lane in live),
+            "decode_lanes": numbers,
             "prefill_lanes": sorted(state.numbers[lane.key] for lane in prefill),
             "solo_steps": sum(len(lane.solo) for lane in live),
+            "holds": self._holds.made,
         }
 
         def details() -> dict[str, object]:
@@ -78,6 +78,28 @@ class ProtectDecode:
             }
 
         return Decision(gate, "prefill and decode share the device", evidence, details)
+
+    def _gate(
+        self,
+        state: ControllerState,
+        target_us: float | None,
+        max_hold_us: float | None,
+        decode_idle_us: float | None,
+        lease_s: float,
+    ) -> SetGate:
+        roles: dict[int, Phase] = {
+            state.numbers[lane.key]: lane.role for lane in state.lanes.values() if lane.role != "unknown"
+        }
+        return SetGate(
+            policy="protect-decode",
+            window_us=self.window_us,
+            decode_target_us=target_us,
+            overlap_slowdown=self.slowdown,
+            max_hold_us=max_hold_us,
+            decode_idle_us=decode_idle_us,
+            lease_s=lease_s,
+            lanes=roles,
+        )
 
     def _target(self, live: list[LaneState]) -> tuple[float | None, str]:
         """(target in us, where it comes from): one for all decode lanes, that of the slowest."""

@@ -23,6 +23,8 @@ MAX_REQUEST_BYTES = 1 << 16
 MAX_REPLY_BYTES = 1 << 23
 """Longest reply line that a client reads."""
 MAX_LEASE_S = 60.0
+MAX_HOLD_US = 1e6
+"""The most that a setting may let one prefill operator wait for decode."""
 
 Phase = Literal["unknown", "prefill", "decode"]
 Doubt = Literal["launches", "contradiction", "device-time", "missing"]
@@ -233,7 +235,7 @@ class SetGate(_Request):
     """Take the gate from its owner."""
     keep: bool = False
     """With the transparent policy: own the gate all the same, for the lease."""
-    max_hold_us: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    max_hold_us: Annotated[float, Field(gt=0, le=MAX_HOLD_US, allow_inf_nan=False)] | None = None
     """Longest hold of a prefill operator for a decode lane without slack; None: the gate's own, 10 ms."""
     decode_idle_us: Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)] | None = None
     """A decode lane silent for longer lends its whole share; None: the gate's own, 20 ms."""

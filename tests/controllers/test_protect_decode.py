@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from controllers.alone import MOST_S
+from controllers.policies import Decision
 from controllers.policies.protect_decode import ProtectDecode
 from controllers.state import MEMORY_S, ControllerState
 from flexnpu.control.messages import SetGate
@@ -80,6 +82,12 @@ def settled(*steps: Step, now_ms: float | None = None) -> tuple[ControllerState,
 
 def roles(made: ControllerState) -> tuple[str, str]:
     return made.lanes[CHAT].role, made.lanes[FLOOD].role
+
+
+def after_hold(policy: ProtectDecode, made: ControllerState, now: int) -> Decision:
+    """What is decided once prefill was held, with nothing to be seen meanwhile."""
+    assert policy.decide(made, now).holds
+    return policy.decide(made, now + int(MOST_S * 1e9))
 
 
 def test_no_steps_no_action() -> None:
@@ -185,7 +193,7 @@ def test_a_feed_without_beginnings_settles_late() -> None:
 
 def test_without_steps_alone_the_least_slowed_are_the_guess() -> None:
     made, now = settled(*chat(0, 5, ms=40, prefill_ms=40), *flood(0, 100))
-    decision = ProtectDecode(lease_s=2, factor=1.5).decide(made, now)
+    decision = after_hold(ProtectDecode(lease_s=2, factor=1.5), made, now)
     assert decision.gate is not None
     assert decision.evidence["target_from"] == "least slowed steps"
     assert decision.gate.decode_target_us == pytest.approx(60_000, rel=0.05)
@@ -194,7 +202,7 @@ def test_without_steps_alone_the_least_slowed_are_the_guess() -> None:
 def test_few_steps_are_no_guess() -> None:
     """The least of a handful may be a step that was cut when its process was found."""
     made, now = settled(step(CHAT, "decode", 0, 2), *chat(10, 1, outputs=8, ms=40), *flood(0, 20))
-    decision = ProtectDecode(lease_s=2).decide(made, now)
+    decision = after_hold(ProtectDecode(lease_s=2), made, now)
     assert decision.gate is not None
     assert decision.evidence["target_from"] == "left to the gate"
     assert decision.gate.decode_target_us is None
