@@ -7,7 +7,8 @@ not the host is what is contended. In turns: D alone; P flooded beside it; the s
 
 TPOT and TTFT are by the client's clock, ms: TPOT of each answer is from its first to its last token, over the
 tokens between. `kept` is TPOT with the policy over TPOT alone; `flood_kept` P's prompts a second with the
-policy over those without. Needs root, for the probes, and the venv of `make vllm`. Prints one JSON object.
+policy over those without. `flood_ceiling` is the most of them that any policy could keep: the device runs one
+operator at a time, and D, as quick as it then was, leaves P no more of it. Needs root, for the probes, and the venv of `make vllm`. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -177,7 +178,24 @@ def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         "kept": round(middle("policy", "tpot_ms", "p50") / alone, 3) if alone else None,
         "without": round(middle("flooded", "tpot_ms", "p50") / alone, 3) if alone else None,
         "flood_kept": round(middle("policy", "flood_prompts_per_s") / flood, 3) if flood else None,
+        "flood_ceiling": ceiling(
+            middle("alone", "device", "D"),
+            middle("policy", "tpot_ms", "p50") / alone if alone else 0.0,
+            middle("flooded", "device", "P"),
+        ),
     }
+
+
+def ceiling(decode: float, kept: float, prefill: float) -> float | None:
+    """The most of its rate under a flood that P can keep, at most 1, on a device that runs one operator at a
+    time: ``(1 - decode / kept) / prefill``.
+
+    `decode`: D's part of the device's time alone; `kept`: D's TPOT over that alone; `prefill`: P's part under
+    the flood without a policy. None where one of them was not seen.
+    """
+    if not (decode and kept and prefill):
+        return None
+    return round(min(1.0, (1 - decode / kept) / prefill), 3)
 
 
 @click.command("vllm-share", cls=Program, context_settings=SETTINGS)
