@@ -79,6 +79,19 @@ class LaneStatus(_Reply):
     gated_us: float
     """Sum of the times for which the gate held the lane's head, us."""
     held_now: bool
+    prefill_steps: NonNegativeInt = 0
+    """Steps that said themselves that they prefill, alone or beside decode; 0 where nobody told."""
+    decode_steps: NonNegativeInt = 0
+    """And that they decode, and nothing else."""
+    prefill_tokens: NonNegativeInt = 0
+    """Tokens of those steps."""
+    decode_tokens: NonNegativeInt = 0
+
+    @property
+    def does(self) -> str:
+        """What the lane does, in a word: as its steps say, else as it was set."""
+        told = [name for name, steps in (("prefill", self.prefill_steps), ("decode", self.decode_steps)) if steps]
+        return "+".join(told) or self.phase
 
     @property
     def used(self) -> bool:

@@ -134,6 +134,10 @@ nb::list lanes_of(const std::vector<LaneInfo>& infos) {
         d["device_us"] = l.device_us;
         d["gated_us"] = l.gated_us;
         d["held_now"] = l.held_now;
+        d["prefill_steps"] = l.prefill_steps;
+        d["decode_steps"] = l.decode_steps;
+        d["prefill_tokens"] = l.prefill_tokens;
+        d["decode_tokens"] = l.decode_tokens;
         out.append(d);
     }
     return out;
