@@ -114,7 +114,7 @@ SCENARIOS = {
         Workload(_spread(200, 400, 4000), 20, 1000),
     ),
     "one-stream": Scenario(
-        "prefill's stream also decodes, 8 steps of 150 x 10 us after each prefill: what it does, its steps say",
+        "prefill's stream also decodes, 8 steps of 150 x 10 us after each prefill; its steps say which",
         Workload(_even(200, 10), 30, 3000, says=True),
         Workload(_spread(150, 50, 800), 20, 1000, between=(_even(150, 10), 8), says=True),
     ),

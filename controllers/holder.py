@@ -129,10 +129,12 @@ class GateHolder:
         try:
             reply = self._client.set_gate(self._signed(gate))
         except RefusedError as error:
-            if error.code != "unknown-lane" or not gate.lanes:
+            if error.code != "unknown-lane" or not (gate.lanes or gate.targets_us):
                 raise
             # A lane has gone since its status was read. The phases of the others are known to the daemon.
-            reply = self._client.set_gate(self._signed(gate.model_copy(update={"lanes": {}})))
+            reply = self._client.set_gate(
+                self._signed(gate.model_copy(update={"lanes": {}, "targets_us": None}))
+            )
         self._take_over = False
         # From before it was sent: the daemon's lease ends later than we think, not earlier.
         self._accepted_ns = self._tried_ns

@@ -221,7 +221,10 @@ class Loop:
             self.log("daemon-answers")
         news: tuple[object, ...] = (decision.doubt or decision.why,)
         if gate is not None:
-            news = (gate.policy, gate.window_us, gate.decode_target_us, tuple(sorted(gate.lanes.items())))
+            lanes, targets = (
+                tuple(sorted((by_lane or {}).items())) for by_lane in (gate.lanes, gate.targets_us)
+            )
+            news = (gate.policy, gate.window_us, gate.decode_target_us, lanes, targets)
         if news == self._last:
             return True
         self._last = news

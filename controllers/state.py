@@ -123,6 +123,9 @@ class LaneState:
     decode: Window = field(default_factory=Window)
     mixed: Window = field(default_factory=Window)
     role: Role = "unknown"
+    says: bool = False
+    """Whether the daemon hears the phase of the lane's steps with their operators. Then the gate acts on each
+    step, and the role only on what is launched before that is known."""
     solo: Window = field(default_factory=lambda: Window(SOLO_STEPS))
     """Decode steps beside which no other lane's prefill ran. They outlive `MEMORY_S`: under a lasting flood
     there are no new ones but those of a hold. What is older than `SOLO_S` goes once there is enough newer.
@@ -196,6 +199,14 @@ class LaneState:
             return None
         decode_ns = self.decode.total_ns + self.mixed.total_ns
         return self.prefill.total_ns / decode_ns if decode_ns > 0 else math.inf
+
+    def decodes(self) -> bool:
+        """Whether it is a decode lane, or has decode steps that say so."""
+        return self.role == "decode" or (self.says and len(self.decode) >= MIN_STEPS)
+
+    def prefills(self) -> bool:
+        """Whether it is a prefill lane, or has prefill steps that say so."""
+        return self.role == "prefill" or (self.says and len(self.prefill) + len(self.mixed) > 0)
 
     def bursty(self) -> bool:
         """Whether a prefill takes several times as long as a decode step."""
@@ -283,6 +294,7 @@ class ControllerState:
         self.numbers = {key: lane.lane for key, lane in told.items()}
         self.lanes = {key: self.lanes.get(key) or LaneState(key) for key in told}
         for key, lane in self.lanes.items():
+            lane.says = bool(told[key].prefill_steps or told[key].decode_steps)
             lane.accounts.append(
                 Account(
                     told[key].device_us,
@@ -397,6 +409,10 @@ class ControllerState:
                 spans.append((lane.prefill_since_ns, now_ns, key))
         return _Prefills(spans)
 
-    def with_role(self, role: Role) -> list[LaneState]:
-        """The lanes that do `role`, in the order in which they appeared."""
-        return [lane for lane in self.lanes.values() if lane.role == role]
+    def decoding(self) -> list[LaneState]:
+        """The lanes whose decode steps can be protected, in the order in which they appeared."""
+        return [lane for lane in self.lanes.values() if lane.decodes()]
+
+    def prefilling(self) -> list[LaneState]:
+        """The lanes whose prefill the gate can hold, in the order in which they appeared."""
+        return [lane for lane in self.lanes.values() if lane.prefills()]

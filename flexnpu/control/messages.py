@@ -90,7 +90,9 @@ class LaneStatus(_Reply):
     @property
     def does(self) -> str:
         """What the lane does, in a word: as its steps say, else as it was set."""
-        told = [name for name, steps in (("prefill", self.prefill_steps), ("decode", self.decode_steps)) if steps]
+        told = [
+            name for name, steps in (("prefill", self.prefill_steps), ("decode", self.decode_steps)) if steps
+        ]
         return "+".join(told) or self.phase
 
     @property
@@ -229,7 +231,7 @@ class SetGate(_Request):
     """
 
     later_fields: ClassVar[frozenset[str]] = frozenset(
-        {"controller", "take_over", "keep", "max_hold_us", "decode_idle_us"}
+        {"controller", "take_over", "keep", "max_hold_us", "decode_idle_us", "targets_us"}
     )
 
     type: Literal["set_gate"] = "set_gate"
@@ -252,6 +254,13 @@ class SetGate(_Request):
     """Longest hold of a prefill operator for a decode lane without slack; None: the gate's own, 10 ms."""
     decode_idle_us: Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)] | None = None
     """A decode lane silent for longer lends its whole share; None: the gate's own, 20 ms."""
+    targets_us: (
+        Annotated[
+            dict[int, Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]], Field(max_length=4096)
+        ]
+        | None
+    ) = None
+    """Step targets of lanes, in the place of `decode_target_us`."""
 
 
 Request = StatusRequest | SetGate

@@ -120,6 +120,10 @@ void Lanes::set_decode_targets(double target_us) {
     }
 }
 
+void Lanes::set_target(uint32_t id, double target_us) {
+    if (const auto stats = gate_.stats(id)) gate_.set_phase(id, stats->phase, target_us);
+}
+
 std::unique_ptr<Item> Lanes::spare_item() {
     if (spare_items_.empty()) return std::make_unique<Item>();
     std::unique_ptr<Item> item = std::move(spare_items_.back());

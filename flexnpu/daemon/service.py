@@ -140,6 +140,7 @@ class Service:
             settings,
             dict(request.lanes),
             request.decode_target_us or 0.0,
+            dict(request.targets_us or {}),
         )
         if not unknown:
             return None

@@ -115,6 +115,17 @@ def test_set_gate(client: ControlClient, plane: Any) -> None:
     assert plane.targets[2] == 7000.0
 
 
+def test_a_lane_may_have_a_target_of_its_own(client: ControlClient, plane: Any) -> None:
+    both: dict[int, Any] = {1: "decode", 2: "decode"}
+    client.set_gate(
+        SetGate(policy="protect-decode", lease_s=30, decode_target_us=9000, lanes=both, targets_us={1: 4000})
+    )
+    assert plane.targets == {1: 4000.0, 2: 9000.0}
+    with pytest.raises(RefusedError, match="lane 9") as caught:
+        client.set_gate(SetGate(policy="protect-decode", lease_s=30, targets_us={9: 1000}))
+    assert caught.value.code == "unknown-lane"
+
+
 def test_the_gates_times_are_its_own_unless_given(client: ControlClient, plane: Any) -> None:
     client.set_gate(SetGate(policy="protect-decode", lease_s=30))
     assert not {"max_hold_us", "decode_idle_us"} & plane.gates[-1].keys()
