@@ -62,7 +62,8 @@ class Loop:
     """`run` until `stop`. `connect` opens a feed; it raises OSError when there is none.
 
     `gate_client` is a connection for settings alone, so that none waits behind a status; without it settings
-    go over `client`, and only the loop renews them. `say` hears of troubles in plain words.
+    go over `client`, and only the loop renews them. With `dry_run` decisions are logged, and nothing is set.
+    `say` hears of troubles in plain words.
     """
 
     policy: Policy
@@ -75,6 +76,7 @@ class Loop:
     gate_client: ControlClient | None = None
     wait: bool = False
     take_over: bool = False
+    dry_run: bool = False
     say: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
@@ -171,7 +173,13 @@ class Loop:
             self.holder.knows_owners = "owner" in status.gate.model_fields_set
             self.state.update(status.lanes)
             owner = status.gate.owner
-            if self.wait and not self.take_over and owner and owner.instance != self.holder.instance:
+            if (
+                self.wait
+                and not self.take_over
+                and not self.dry_run
+                and owner
+                and owner.instance != self.holder.instance
+            ):
                 # Asking for it all the same would count as a refusal each time.
                 self.counts.owned += 1
                 self._tell(
@@ -199,7 +207,9 @@ class Loop:
             self.doubts[decision.doubt] += 1
         reply: GateStatus | None = None
         try:
-            if gate is not None:
+            if self.dry_run:
+                pass
+            elif gate is not None:
                 reply = self.holder.set(gate, renew=not decision.holds)
                 self.counts.decisions += 1
             elif self.holder.knows_owners:
@@ -226,7 +236,7 @@ class Loop:
             )
             news = (gate.policy, gate.window_us, gate.decode_target_us, lanes, targets)
         if news == self._last:
-            return True
+            return not self.dry_run
         self._last = news
         self.counts.changes += gate is not None
         told = {"type", *SetGate.later_fields}
@@ -234,12 +244,13 @@ class Loop:
             "decision",
             what=gate.model_dump(exclude=told) if gate is not None else None,
             why=decision.why,
+            **({"dry_run": True} if self.dry_run else {}),
             decisions=self.counts.decisions,
             expired_leases=reply.expired_leases if reply is not None else None,
             **decision.evidence,
             **decision.details(),
         )
-        return True
+        return not self.dry_run
 
     def log(self, event: str, **fields: object) -> None:
         """Write one JSON object a line; an output that takes nothing does not end the controller."""

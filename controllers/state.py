@@ -40,6 +40,8 @@ decode-like other lane; half of it is enough to remain one. And its prefills are
 steps."""
 BURST = 3.0
 SOLO_STEPS = 256
+PAUSE_NS = 10**9
+"""A lane silent for so long had nothing to decode."""
 SOLO_S = 120.0
 """What steps alone took this long ago says little about now."""
 STALE_S = 120.0
@@ -55,11 +57,12 @@ _SLACK_NS = 10**9
 class Window:
     """The latest durations, ns, with their sum and in order. Adding one costs a binary search."""
 
-    __slots__ = ("_arrived", "_most", "_ordered", "total_ns")
+    __slots__ = ("_most", "_ordered", "arrived", "total_ns")
 
     def __init__(self, most: int = MAX_STEPS) -> None:
         self._most = most
-        self._arrived: deque[tuple[int, int]] = deque()
+        self.arrived: deque[tuple[int, int]] = deque()
+        """(when, duration) in the order in which they came, ns."""
         self._ordered: list[int] = []
         self.total_ns = 0
 
@@ -74,13 +77,13 @@ class Window:
         """Take a duration that ended at `at_ns`, CLOCK_MONOTONIC; the oldest goes when there is no room."""
         if len(self._ordered) == self._most:
             self._remove_oldest()
-        self._arrived.append((at_ns, duration_ns))
+        self.arrived.append((at_ns, duration_ns))
         insort(self._ordered, duration_ns)
         self.total_ns += duration_ns
 
     def forget(self, before_ns: int, keep: int = 0) -> None:
         """Drop what was added with a time before `before_ns`, but not the latest `keep`."""
-        while len(self._arrived) > keep and self._arrived[0][0] < before_ns:
+        while len(self.arrived) > keep and self.arrived[0][0] < before_ns:
             self._remove_oldest()
 
     def longest_ns(self) -> int:
@@ -97,7 +100,7 @@ class Window:
         return None if found is None else found / 1e3
 
     def _remove_oldest(self) -> None:
-        _, duration_ns = self._arrived.popleft()
+        _, duration_ns = self.arrived.popleft()
         del self._ordered[bisect_left(self._ordered, duration_ns)]
         self.total_ns -= duration_ns
 
@@ -136,6 +139,9 @@ class LaneState:
     """Of them, those since prefill was last held (`hold`)."""
     beside: Window = field(default_factory=lambda: Window(SOLO_STEPS))
     """The latest decode steps beside which another lane's prefill ran."""
+    token_times: Window = field(default_factory=lambda: Window(SOLO_STEPS))
+    """From the end of a step to that of the next one that makes tokens: decode or mixed. None of pauses that
+    are longer than `PAUSE_NS`."""
     eager: Window = field(default_factory=lambda: Window(SOLO_STEPS))
     """Launches of the latest decode steps without graphs, where they were counted."""
     replayed: Window = field(default_factory=lambda: Window(SOLO_STEPS))
@@ -159,6 +165,9 @@ class LaneState:
 
     def add(self, step: Step, alone: bool = False) -> None:
         """Take a step of this lane; `alone`: prefill was held while it ran."""
+        gap_ns = step.t_start_ns - self.last_step_ns
+        if step.phase in ("decode", "mixed") and self.last_step_ns and gap_ns < PAUSE_NS:
+            self.token_times.add(step.t_end_ns, step.t_end_ns - self.last_step_ns)
         self.last_step_ns = step.t_end_ns
         self.prefill_since_ns = None
         self.stepped_ns += step.t_end_ns - step.t_start_ns
@@ -186,7 +195,8 @@ class LaneState:
 
     def forget(self, before_ns: int) -> None:
         """Drop the steps that ended before `before_ns`."""
-        for window in (self.prefill, self.decode, self.mixed, self.beside, self.eager, self.replayed):
+        forgotten = (self.prefill, self.decode, self.mixed, self.beside, self.token_times)
+        for window in (*forgotten, self.eager, self.replayed):
             window.forget(before_ns)
 
     def longest_prefill_ns(self) -> int:

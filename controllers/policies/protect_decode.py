@@ -14,11 +14,13 @@ nothing is set: a gate that follows wrong steps does harm.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from controllers.alone import Holds
 from controllers.doubts import ENOUGH, doubt
 from controllers.policies import Decision
-from controllers.state import MEMORY_S, MIN_STEPS, ControllerState, Key, LaneState
+from controllers.policies._sharing import sharing
+from controllers.state import MIN_STEPS, ControllerState, Key, LaneState
 from flexnpu.common.quantiles import quantile
 from flexnpu.control.messages import MAX_HOLD_US, Phase, SetGate
 
@@ -43,7 +45,7 @@ class ProtectDecode:
     slowdown: float | None = 1.0
     max_hold_us: float | None = None
     decode_idle_us: float | None = None
-    name: str = "protect-decode"
+    name: ClassVar[str] = "protect-decode"
 
     def __post_init__(self) -> None:
         self._last_target: float | None = None
@@ -52,29 +54,25 @@ class ProtectDecode:
 
     def decide(self, state: ControllerState, now_ns: int) -> Decision:
         """A target for decode steps, as long as prefill and decode share the device; else no policy."""
-        decode, prefill = state.decoding(), state.prefilling()
-        horizon = now_ns - int(MEMORY_S * 1e9)
-        live = [lane for lane in decode if lane.last_step_ns > horizon]
-        if not live:
-            return Decision(None, "no decode lane with recent steps")
-        if not any(one is not other for one in prefill for other in live):
-            return Decision(None, "no prefill lane beside decode")
+        shared = sharing(state, now_ns)
+        if isinstance(shared, Decision):
+            return shared
+        live = shared.decode
         if self.target_us is None and (found := doubt(live)) is not None:
             return Decision(None, f"not acted on: {found.text}", {"doubt": found.kind}, doubt=found.kind)
-        numbers = sorted(state.numbers[lane.key] for lane in live)
         if self.target_us is None and self._holds.due(live, now_ns):
-            gate = self._gate(state, _NO_TIME_US, MAX_HOLD_US, MAX_HOLD_US, min(self.lease_s, _HOLD_LEASE_S))
+            lease_s = min(self.lease_s, _HOLD_LEASE_S)
+            gate = self._gate(shared.roles, _NO_TIME_US, MAX_HOLD_US, MAX_HOLD_US, lease_s)
             why = "prefill is held to see decode alone"
-            return Decision(gate, why, {"decode_lanes": numbers}, holds=True, again_s=_LOOK_S)
+            return Decision(gate, why, shared.evidence, holds=True, again_s=_LOOK_S)
         target, targets, source = self._target(state, live)
-        gate = self._gate(state, target, self.max_hold_us, self.decode_idle_us, self.lease_s)
+        gate = self._gate(shared.roles, target, self.max_hold_us, self.decode_idle_us, self.lease_s)
         if targets:
             gate = gate.model_copy(update={"targets_us": targets})
         evidence: dict[str, object] = {
             "target_from": source,
             **({"targets_us": targets} if targets else {}),
-            "decode_lanes": numbers,
-            "prefill_lanes": sorted(state.numbers[lane.key] for lane in prefill),
+            **shared.evidence,
             "solo_steps": sum(len(lane.solo) for lane in live),
             "holds": self._holds.made,
         }
@@ -90,17 +88,14 @@ class ProtectDecode:
 
     def _gate(
         self,
-        state: ControllerState,
+        roles: dict[int, Phase],
         target_us: float | None,
         max_hold_us: float | None,
         decode_idle_us: float | None,
         lease_s: float,
     ) -> SetGate:
-        roles: dict[int, Phase] = {
-            state.numbers[lane.key]: lane.role for lane in state.lanes.values() if lane.role != "unknown"
-        }
         return SetGate(
-            policy="protect-decode",
+            policy=self.name,
             window_us=self.window_us,
             decode_target_us=target_us,
             overlap_slowdown=self.slowdown,

@@ -32,7 +32,8 @@ Doubt = Literal["launches", "contradiction", "device-time", "missing"]
 DOUBTS: tuple[Doubt, ...] = ("launches", "contradiction", "device-time", "missing")
 DOUBTING = "doubting"
 """In `GateOwner.counts`: for which of `DOUBTS`, from 1, nothing is set now; 0: for none."""
-Policy = Literal["transparent", "protect-decode"]
+Policy = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+"""A policy's name, as its controller knows it; ``transparent``: none."""
 
 _Microseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
