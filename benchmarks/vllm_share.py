@@ -8,8 +8,8 @@ not the host is what is contended. In turns: D alone; P flooded beside it; the s
 TPOT and TTFT are by the client's clock, ms: TPOT of each answer is from its first to its last token, over the
 tokens between. In `summary`, `kept` is TPOT with a policy over TPOT alone; `flood_kept` P's prompts a second
 with the policy over those without. `flood_ceiling` is the most of them that any policy could keep: the device
-runs one operator at a time, and D, as quick as it then was, leaves P no more of it. Needs root, for the probes,
-and the venv of `make vllm`. Prints one JSON object.
+runs one operator at a time, and D, as quick as it then was, leaves P no more of it. Needs root, for the
+probes, and the venv of `make vllm`. Prints one JSON object.
 """
 
 from __future__ import annotations
