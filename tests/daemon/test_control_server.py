@@ -381,3 +381,16 @@ def test_connections_that_cannot_be_accepted_hold_up_nobody(
             patches.undo()
             assert line(waits)["type"] == "daemon_status"
     assert all(after - before >= 0.09 for before, after in pairwise(tried))
+
+
+def test_readings_are_not_among_the_counters(
+    client: ControlClient, plane: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        plane, "counters", lambda: {"records": 5, "device_busy_us": 77, "overlap_slowdown_milli": 1250}
+    )
+    client.set_gate(SetGate(policy="protect-decode", lease_s=30))
+    status = client.status()
+    assert (status.device_busy_us, status.gate.overlap_slowdown) == (77, 1.25)
+    assert status.counters["records"] == 5
+    assert not {"device_busy_us", "overlap_slowdown_milli"} & status.counters.keys()
