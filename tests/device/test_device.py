@@ -8,12 +8,13 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 _device = pytest.importorskip("flexnpu.device._device", reason="run make build")
 Contention, Launch, Unit = _device.Contention, _device.Launch, _device.Unit
 
+PACE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 CUBES, VECTORS, HBM, CORE = 4, 8, 10.0, 4.0
 
 
@@ -71,6 +72,7 @@ def all_of(device: Any) -> list[Any]:
     return list(iter(device.next, None))
 
 
+@PACE
 @given(loads, st.sampled_from([Contention.Serial, Contention.Fluid]))
 def test_every_kernel_ends_once_in_its_streams_order_and_no_work_is_lost(
     load: list[tuple[float, int, dict[str, Any]]], contention: Any
@@ -100,6 +102,7 @@ def test_every_kernel_ends_once_in_its_streams_order_and_no_work_is_lost(
     assert device.next_at() == _device.NEVER
 
 
+@PACE
 @given(loads)
 def test_cores_and_memory_are_never_given_twice_and_the_memory_is_shared_max_min(
     load: list[tuple[float, int, dict[str, Any]]],
@@ -131,6 +134,7 @@ def test_cores_and_memory_are_never_given_twice_and_the_memory_is_shared_max_min
         assert math.isclose(moved[ticket], load[order[ticket]][2]["bytes"], rel_tol=1e-6, abs_tol=1e-6)
 
 
+@PACE
 @given(loads)
 def test_serial_is_the_sum_of_what_each_takes_alone(load: list[tuple[float, int, dict[str, Any]]]) -> None:
     device = _device.Device(chip(contention=Contention.Serial))
@@ -143,11 +147,13 @@ def test_serial_is_the_sum_of_what_each_takes_alone(load: list[tuple[float, int,
         assert after.start_us >= before.end_us - 1e-9
 
 
+@PACE
 @given(kernels)
 def test_alone_both_models_agree(kernel: dict[str, Any]) -> None:
     assert math.isclose(alone_us(kernel), alone_us(kernel, contention=Contention.Serial), abs_tol=1e-9)
 
 
+@PACE
 @given(kernels, st.integers(1, 3))
 def test_more_cores_never_make_a_kernel_slower(kernel: dict[str, Any], more: int) -> None:
     """Of one that is tiled for the cores it gets, or is bound by computing. Else the last wave of blocks may
@@ -169,6 +175,7 @@ def test_more_cores_never_make_a_kernel_slower(kernel: dict[str, Any], more: int
     assert all(fewer >= more - 1e-9 for fewer, more in itertools.pairwise(times))
 
 
+@PACE
 @given(loads, st.sampled_from([Contention.Serial, Contention.Fluid]))
 def test_the_same_calls_give_the_same_answers(
     load: list[tuple[float, int, dict[str, Any]]], contention: Any
@@ -194,6 +201,7 @@ def test_the_same_calls_give_the_same_answers(
     )
 
 
+@PACE
 @given(st.lists(kernels, min_size=1, max_size=8))
 def test_side_by_side_is_not_slower_than_one_after_the_other(batch: list[dict[str, Any]]) -> None:
     """Of two kernels that begin together and need no more cores than there are."""
