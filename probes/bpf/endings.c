@@ -80,11 +80,19 @@ static inline void propose(struct lane* lane, u64 t_at, struct totals* at, u64 r
         lane->run_longest = run;
 }
 
+// When it was over that a thread has waited for from `t_wait` to `now`: then, or at `perhaps_t` already.
+static inline u64 over_at(u64 perhaps_t, u64 perhaps_run, u64 t_wait, u64 now)
+{
+    if (perhaps_t && ((now - perhaps_t) * 4 < perhaps_run || now < t_wait + PLAIN_WAIT_NS))
+        return perhaps_t;
+    return now;
+}
+
 static inline void reached_model(struct lane* lane, u64 t_at, struct totals* at, u64 t_wait, u64 now,
                                  int counted)
 {
     if (lane->cand_at && !lane->cand_t && t_at >= lane->cand_at)
-        lane->cand_t = now;
+        lane->cand_t = over_at(lane->perhaps_t, lane->perhaps_run, t_wait, now);
     if (lane->later_at && !lane->later_t && t_at >= lane->later_at)
         lane->later_t = now;
     u64 since = lane->t_point > lane->t_opened ? lane->t_point : lane->t_opened;
@@ -112,7 +120,8 @@ static inline int reached(struct pt_regs* ctx, struct lane_key* key, struct lane
 {
     int counted = is_counted(key->tgid);
     if (lane->pending_at && t_at >= lane->pending_at)
-        settle_pending(ctx, key, lane, now, now);
+        settle_pending(ctx, key, lane,
+                       over_at(lane->pending_perhaps_t, lane->pending_perhaps_run, t->t_wait, now), now);
     if (lane->t_sync_in <= t->t_wait)
         lane->t_sync_out = now;
     if (lane->capturing) {
@@ -335,10 +344,21 @@ static inline void copied_out(struct lane* lane, u64 tgid, u64 bytes, u64 t_at, 
     lane->t_input = 0;
     int counted = is_counted(tgid);
     u64 since = lane->t_point > lane->t_opened ? lane->t_point : lane->t_opened;
-    if (lane->cand_t && lane->cand.launches == at->launches &&
-        (counted ? weight(at) <= lane->run_start : (now - lane->cand_t) * 4 < lane->run_longest)) {
+    u64 over = lane->cand_t ? lane->cand_t : lane->perhaps_t;
+    if (over && (counted ? lane->cand.launches == at->launches && weight(at) <= lane->run_start
+                         : (now - over) * 4 < lane->run_longest)) {
         // What is copied right after the synchronise that ended a step is its result.
-        lane->cand.d2h += bytes;
+        if (counted || waits || !lane->cand_t || t_at <= lane->cand_at) {
+            lane->cand.d2h += bytes;
+            return;
+        }
+        // Or that was in the middle, as before a graph, and what came since is not counted. The device takes
+        // longer for it than the program: the wait for the copy will say.
+        lane->perhaps_t = at->graphs > lane->cand.graphs ? 0 : lane->cand_t;
+        lane->perhaps_run = lane->run_longest;
+        lane->cand = *at;
+        lane->cand_at = t_at;
+        lane->cand_t = 0;
         return;
     }
     if (waits || lane->kind == BETWEEN || lane->capturing || t_at <= lane->t_opened)
