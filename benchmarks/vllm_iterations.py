@@ -13,8 +13,9 @@ is ``spurious``, model step or not.
 Durations are judged in a second part, with the chip slowed so much that the device and not the host decides
 how long a step takes: for the tracer it ends when a waiting thread has woken up, which a busy host delays.
 ``duration`` has quantiles of all steps as the device had them and as they were told, ms, and the ratio;
-``each`` those of the ratio step by step, in which a wrong bound between two steps shows. It is None where the device computes and takes no modelled time, as it must for drafts, and where its log does not
-say which operators belong to which iteration.
+``each`` those of the ratio step by step, in which a wrong bound between two steps shows. It is None where the
+device computes and takes no modelled time, as it must for drafts, and where its log does not say which
+operators belong to which iteration.
 
 Needs root, and the venv of `make vllm`. Prints one JSON object.
 """
