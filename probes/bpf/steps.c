@@ -7,4 +7,6 @@
 
 #include "endings.c"
 
+#include "copies.c"
+
 #include "client.c"
