@@ -12,7 +12,9 @@ import pytest
 
 from flexnpu import emulator
 from flexnpu.common.ports import free_port
+from probes.feed.events import ProcessState, RequestTiming
 from tests.clients.conftest import Daemon
+from tests.probes.test_disaggregated import Probe
 from tests.vllm.conftest import EVERYTHING
 from tests.vllm.engines import model, prompts, reference
 from workloads import disaggregated, vllm_ascend
@@ -75,3 +77,55 @@ def test_greedy_tokens_are_those_of_transformers(
         # Each prompt's cache was pulled, none was computed again.
         pulled = re.findall(r"KV cache transfer for request \S+ took", servers.decode.log.read_text())
         assert len(pulled) == len(PROMPTS) + 2
+
+
+@pytest.mark.ebpf
+def test_a_request_through_three_servers_is_one(vllm: Path, daemon: Daemon, tmp_path: Path) -> None:
+    """By Mooncake's proxy, which passes nothing on but the answer; requests together."""
+    ports = {role: free_port() for role in disaggregated.ROLES}
+    commands = {
+        role: vllm_ascend.command(vllm, model("qwen2"), ports[role], "eager", *disaggregated.options(role))
+        for role in disaggregated.ROLES
+    }
+    with disaggregated.serving(commands, ports, vllm, daemon.environment, tmp_path, RUN) as servers:
+        pids = {"P": servers.prefill.engine(), "D": servers.decode.engine()}
+        proxy = servers.proxy.process.pid
+        probe = Probe(*pids.values())
+        try:
+            # The proxy is found by its connections.
+            servers.proxy.complete(PROMPTS[0], 2)
+            probe.wait_for(
+                lambda: any(isinstance(e, ProcessState) and e.pid == proxy for e in list(probe.events))
+            )
+            ask = [(prompt, n) for n, prompt in enumerate(PROMPTS * 2)]
+            with ThreadPoolExecutor(4) as pool:
+                list(
+                    pool.map(
+                        lambda one: servers.proxy.ask(
+                            "/v1/completions",
+                            vllm_ascend.completion(one[0], TOKENS, stream=True, seed=one[1]),
+                        ),
+                        ask,
+                    )
+                )
+            probe.wait_for(lambda: len(streams(probe.requests(proxy))) >= len(ask))
+            probe.stop()
+        finally:
+            probe.kill()
+    outers = streams(probe.requests(proxy))[-len(ask) :]
+    for outer in outers:
+        assert outer.status == 200
+        assert outer.tokens == TOKENS
+        assert [(role, by) for _, _, role, by in outer.hops or ()] == [
+            ("prefill", "answer"),
+            ("decode", "answer"),
+        ]
+        parts = outer.parts_us or {}
+        assert set(parts) >= {"proxy", "prefill_queue", "prefill", "decode_wait", "first_step", "send"}, parts
+        assert outer.t_first_ns is not None
+        assert sum(parts.values()) * 1e3 == pytest.approx(outer.t_first_ns - outer.t_arrival_ns, abs=20)
+        print(" ".join(f"{part} {us / 1e3:.1f}" for part, us in parts.items()), "ms")
+
+
+def streams(requests: list[RequestTiming]) -> list[RequestTiming]:
+    return [one for one in requests if one.t_first_ns is not None]
