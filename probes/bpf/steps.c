@@ -8,3 +8,5 @@
 #include "endings.c"
 
 #include "client.c"
+
+#include "transfers.c"

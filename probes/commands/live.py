@@ -106,6 +106,7 @@ class Live(Closeable):
             if self._wire is not None:
                 self._hops = Hops(on_event, self._wire.open_hops)
                 self._joiner = self._make_joiner(self._wire, self._hops)
+                self.tracer.on_transfer(self._hops.transfer)
             if self._wire is not None and self._wire.dating == "call":
                 self._say(
                     "requests are dated by the servers' reads and writes: this kernel does not show when a "

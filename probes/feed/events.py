@@ -239,6 +239,9 @@ class RequestTiming(_Event):
     hops: list[tuple[_NonNegative, _NonNegative, str, str]] | None = None
     """The requests to other servers that were made of this one (`hops`), in the order of their arrival:
     process, `t_arrival_ns`, `role` (or empty), and by what it was joined."""
+    transfer_us: _Microseconds | None = None
+    """Of `queue_us`, the time in which the KV cache came from another server; None where no transfer was
+    seen, or it may have been another request's."""
     parts_us: dict[str, _Microseconds] | None = None
     """The parts of the TTFT, us, where other servers worked at it (`parts`). A part whose events were not all
     seen is absent."""

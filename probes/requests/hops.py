@@ -40,6 +40,7 @@ from typing import Final, Literal, TypeVar
 from probes.feed.events import RequestTiming
 from probes.requests.exchange import Exchange, Role
 from probes.requests.parts import parts
+from probes.steps.transfers import Transfer
 
 Key = tuple[int, int, int]
 Verdict = Literal["ambiguous", "contradicting", "unmatched", "late"]
@@ -50,6 +51,8 @@ _K = TypeVar("_K")
 KEEP_NS: Final = 60_000_000_000
 """How long a request is kept after its end, for those that end later."""
 MAX_KEPT: Final = 8192
+MAX_TRANSFERS: Final = 4096
+"""Moves of the KV cache that are kept of a process."""
 LATE_NS: Final = 10_000_000_000
 """By how much requests may become known in another order than that of their ends."""
 COUNTERS: Final = ("hops_ambiguous", "hops_contradicting", "hops_unmatched", "hops_late")
@@ -70,6 +73,8 @@ class Hop:
     request_id: str
     answer_id: str
     prompt: bytes
+    first_ns: int | None
+    """When its first content left; None: it has not."""
     kind: Literal[Role, "stream", "whole"]
     """What it asks for: its role, or else whether it wants a stream."""
     post: bool = True
@@ -88,6 +93,7 @@ class Hop:
             exchange.request_id,
             exchange.answer_id,
             exchange.prompt_digest,
+            exchange.t_first,
             exchange.role or ("stream" if exchange.wants_stream else "whole"),
             exchange.method == "POST",
         )
@@ -234,6 +240,7 @@ class Hops:
         """The same by what they say."""
         self._cut: dict[int, deque[_Known]] = {}
         """Of `_of`, those that were cut off."""
+        self._transfers: dict[int, deque[Transfer]] = {}
         self.counts = dict.fromkeys(COUNTERS, 0)
 
     def __len__(self) -> int:
@@ -256,8 +263,39 @@ class Hops:
         while len(self._known) > MAX_KEPT:
             self._drop(next(iter(self._known.values())))
 
+    def transfer(self, transfer: Transfer) -> None:
+        """Memory that a process moved: perhaps the KV cache of one of its requests."""
+        self._transfers.setdefault(transfer.pid, deque(maxlen=MAX_TRANSFERS)).append(transfer)
+
+    def _transferred(self, timing: RequestTiming) -> RequestTiming:
+        """With the time in which its KV cache came, if that is certain."""
+        first, pid = timing.first_step, timing.first_step_pid
+        if timing.role != "decode" or timing.queue_us is None or first is None or pid is None:
+            return timing
+        moved = [
+            one
+            for one in self._transfers.get(pid, ())
+            if timing.t_arrival_ns <= one.start and one.end <= first
+        ]
+        if not moved:
+            return timing
+        start, end = min(one.start for one in moved), max(one.end for one in moved)
+        own = timing.pid, timing.fd, timing.t_arrival_ns
+        others = (*(one.hop for one in self._of.get(timing.pid, ())), *self._open_hops())
+        if any(
+            hop.pid == timing.pid
+            and hop.key != own
+            and hop.arrival_ns < end
+            and (hop.end_ns is None or hop.end_ns > start)
+            and (hop.first_ns is None or hop.first_ns > start)
+            for hop in others
+        ):
+            return timing  # it may have been for one of these, which waited then
+        return replace(timing, transfer_us=(end - start) / 1e3)
+
     def request(self, timing: RequestTiming) -> None:
         """A request that was joined to steps, or could not be: publish it."""
+        timing = self._transferred(timing)
         known = self._known.get((timing.pid, timing.fd, timing.t_arrival_ns))
         if timing.pid in self._asked and known is not None and not known.twice:
             timing = self._joined(known.hop, timing)
@@ -314,6 +352,8 @@ class Hops:
 
     def advance(self, now_ns: int) -> None:
         """Forget what nothing can be joined to any more."""
+        for pid in [pid for pid, moved in self._transfers.items() if now_ns - moved[-1].end > 10 * KEEP_NS]:
+            del self._transfers[pid]
         if not self._known:
             return
         oldest = min((hop.arrival_ns for hop in self._open_hops()), default=now_ns)

@@ -6,7 +6,7 @@ With P an instance that does the prefill, D one that goes on by its KV cache, an
                    request arrives; D's first content has left -> the proxy's has
     prefill_queue  P's request arrives -> its first own step begins, and between its own steps
     prefill        P's own steps, less the gate's time
-    transfer       the KV cache moves: D begins to move it -> it is there
+    transfer       the KV cache moves: D's engine calls for it -> the last such call returns
     decode_queue   the rest of: D's request arrives -> the step begins that makes D's first content
     decode_wait    the whole of that, where `transfer` is not known
     first_step     that step, less the gate's time
@@ -82,8 +82,12 @@ def _one(outer: RequestTiming, engine: RequestTiming, behind: int) -> dict[str, 
 
 def _decode(last: RequestTiming) -> dict[str, float]:
     found = {}
+    wait = last.queue_us
+    if wait is not None and last.transfer_us is not None:
+        found = {"transfer": last.transfer_us, "decode_queue": wait - last.transfer_us}
+        wait = None
     for part, us in (
-        ("decode_wait", last.queue_us),
+        ("decode_wait", wait),
         ("first_step", last.prefill_us),
         ("gate", last.gated_us),
         ("send", last.send_us),

@@ -28,6 +28,7 @@ def hop(pid: int, arrival: float, end: float | None = None, **more: Any) -> Hop:
         "request_id": "",
         "answer_id": "",
         "prompt": b"",
+        "first_ns": None,
         "kind": {P: "prefill", D: "decode"}.get(pid, "stream"),
     } | more
     return Hop(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from probes.feed.events import ProcessState, RequestTiming
 from tests.clients.conftest import Daemon
 from tests.probes.test_disaggregated import Probe
 from tests.vllm.conftest import EVERYTHING
-from tests.vllm.engines import model, prompts, reference
+from tests.vllm.engines import host, model, prompts, reference
 from workloads import disaggregated, vllm_ascend
 
 pytestmark = [pytest.mark.torch_npu, pytest.mark.timeout(1800)]
@@ -80,14 +81,18 @@ def test_greedy_tokens_are_those_of_transformers(
 
 
 @pytest.mark.ebpf
-def test_a_request_through_three_servers_is_one(vllm: Path, daemon: Daemon, tmp_path: Path) -> None:
+def test_a_request_through_three_servers_is_one(vllm: Path, tmp_path: Path) -> None:
     """By Mooncake's proxy, which passes nothing on but the answer; requests together."""
     ports = {role: free_port() for role in disaggregated.ROLES}
     commands = {
         role: vllm_ascend.command(vllm, model("qwen2"), ports[role], "eager", *disaggregated.options(role))
         for role in disaggregated.ROLES
     }
-    with disaggregated.serving(commands, ports, vllm, daemon.environment, tmp_path, RUN) as servers:
+    with contextlib.ExitStack() as stack:
+        (daemon,) = stack.enter_context(host("interposed", tmp_path)).daemons
+        servers = stack.enter_context(
+            disaggregated.serving(commands, ports, vllm, daemon.environment, tmp_path, RUN)
+        )
         pids = {"P": servers.prefill.engine(), "D": servers.decode.engine()}
         proxy = servers.proxy.process.pid
         probe = Probe(*pids.values())

@@ -1,7 +1,7 @@
 """A proxy, a prefill and a decode instance that say when each part of a request's first token happened.
 
     python disaggregated.py prefill LIBRARIES
-    python disaggregated.py decode LIBRARIES
+    python disaggregated.py decode LIBRARIES LIBLLM_DATADIST
     python disaggregated.py proxy PREFILL_PORT DECODE_PORT
 
 An instance's model runs in a child process (as vLLM's engine core does), as steps on the mock vendor
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import multiprocessing
 import sys
@@ -39,8 +40,28 @@ Pair = tuple[int, int]
 now = time.monotonic_ns
 
 
+TRANSFER_SYNC = (
+    "_ZN4adxl10AdxlEngine12TransferSyncERKN2ge12AscendStringENS_10TransferOpE"
+    "RKSt6vectorINS_14TransferOpDescESaIS7_EEi"
+)
+
+
 class Model(Engine):
     """Tells of each step two pairs: when it began, when it ended."""
+
+    def __init__(self, folder: Path, moves: Path | None) -> None:
+        super().__init__(folder)
+        self._move = None if moves is None else getattr(ctypes.CDLL(str(moves)), TRANSFER_SYNC)
+
+    def told_transfer(self, seconds: float) -> tuple[Pair, Pair]:
+        """The KV cache comes, in two calls; when the first began, when the last was over."""
+        assert self._move is not None
+        marks = []
+        for _ in range(2):
+            marks.append(now())
+            self._move(ctypes.c_long(round(seconds / 2 * 1e6)))
+            marks.append(now())
+        return (marks[0], marks[1]), (marks[2], marks[3])
 
     def told_step(self, length: int, seconds: float) -> tuple[Pair, Pair]:
         """A forward pass over `length` tokens that takes `seconds`."""
@@ -49,24 +70,25 @@ class Model(Engine):
         return (whole[0], marks[0]), (marks[1], whole[1])
 
 
-def engine(folder: Path, pipe: Connection, front: Connection) -> None:
+def engine(folder: Path, moves: Path | None, pipe: Connection, front: Connection) -> None:
     front.close()  # else it would not notice the server's death
-    model = Model(folder)
+    model = Model(folder, moves)
     model.step(8, 0.001)
     pipe.send("ready")
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            pipe.send(model.told_step(*pipe.recv()))
+            length, seconds = pipe.recv()
+            pipe.send(model.told_step(length, seconds) if length else model.told_transfer(seconds))
 
 
 class Instance:
     """Serves one request at a time, in the order in which they came."""
 
-    def __init__(self, role: str, folder: Path) -> None:
+    def __init__(self, role: str, folder: Path, moves: Path | None) -> None:
         self.role = role
         context = multiprocessing.get_context("fork")
         self.pipe, other = context.Pipe()
-        self.child = context.Process(target=engine, args=(folder, other, self.pipe), daemon=True)
+        self.child = context.Process(target=engine, args=(folder, moves, other, self.pipe), daemon=True)
         self.child.start()
         other.close()
         self.pipe.recv()
@@ -116,9 +138,7 @@ class Instance:
     async def decode(
         self, body: dict[str, Any], given: str, told: dict[str, Any], writer: asyncio.StreamWriter
     ) -> None:
-        before = now()
-        await asyncio.sleep(TRANSFER_S)
-        told["transfer"] = before, now()
+        told["transfer"] = await self.forward(0, TRANSFER_S)
         await asyncio.sleep(QUEUE_S)
         told["steps"] = [await self.forward(1, DECODE_S)]
         await asyncio.sleep(SEND_S)
@@ -208,4 +228,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "proxy":
         asyncio.run(proxy(int(sys.argv[2]), int(sys.argv[3])))
     else:
-        asyncio.run(Instance(sys.argv[1], Path(sys.argv[2])).run())
+        moves = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+        asyncio.run(Instance(sys.argv[1], Path(sys.argv[2]), moves).run())
