@@ -32,7 +32,7 @@ From the joins follow the parts of the outer request's TTFT (`parts`).
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Final, Literal, TypeVar
@@ -51,9 +51,11 @@ _K = TypeVar("_K")
 KEEP_NS: Final = 60_000_000_000
 """How long a request is kept after its end, for those that end later."""
 MAX_KEPT: Final = 8192
+MAX_SAME: Final = 32
+"""Inner requests with one prompt at a time; of more, none is joined by it."""
 MAX_TRANSFERS: Final = 4096
 """Moves of the KV cache that are kept of a process."""
-LATE_NS: Final = 10_000_000_000
+LATE_NS: Final = 2_000_000_000
 """By how much requests may become known in another order than that of their ends."""
 COUNTERS: Final = ("hops_ambiguous", "hops_contradicting", "hops_unmatched", "hops_late")
 
@@ -307,25 +309,31 @@ class Hops:
         running = list(self._open_hops())
         asked = [hop for hop in running if hop.caller == outer.pid and hop.post]
         outers = {hop.key: hop for hop in running if hop.pid == outer.pid}
+        since = outer.arrival_ns - LATE_NS
         outers |= {one.hop.key: one.hop for one in self._cut.get(outer.pid, ())}
-        outers |= {one.hop.key: one.hop for one in _back(self._of[outer.pid], outer.arrival_ns - LATE_NS)}
+        outers |= {one.hop.key: one.hop for one in _back(self._of[outer.pid], since)}
 
-        def related(hop: Hop) -> list[Hop]:
+        def related(hop: Hop, *names: str) -> list[Hop]:
             """The inner requests that say something that `hop` says."""
-            says = set(_says(hop))
+            says = [what for what in _says(hop) if what[0] in names]
             ended = {
-                one.hop.key: one.hop for what in says for one in self._saying.get((outer.pid, *what), ())
+                one.hop.key: one.hop
+                for what in says
+                for one in _back(self._saying.get((outer.pid, *what), ()), since)
             }
-            return [*ended.values(), *(one for one in asked if says.intersection(_says(one)))]
+            return [*ended.values(), *(one for one in asked if not set(says).isdisjoint(_says(one)))]
 
-        near = {hop.key: hop for hop in related(outer) if outer.may_cause(hop)}
+        ids = [name for name, _ in _DIRECT]
+        same = [hop for hop in related(outer, "prompt") if outer.may_cause(hop)]
+        near = {hop.key: hop for hop in related(outer, *ids) if outer.may_cause(hop)}
+        near |= {hop.key: hop for hop in same if len(same) <= MAX_SAME}
         near |= {
             sibling.key: sibling
             for hop in list(near.values())
-            for sibling in related(hop)
+            for sibling in related(hop, *ids)
             if outer.may_cause(sibling)
         }
-        found = {key: find(hop, outers.values(), related(hop)) for key, hop in near.items()}
+        found = {key: find(hop, outers.values(), related(hop, *ids)) for key, hop in near.items()}
         guessed = Counter(near[key].kind for key, join in found.items() if join == Join(outer, "prompt"))
         own: list[tuple[RequestTiming, By]] = []
         for key, join in found.items():
@@ -394,6 +402,6 @@ def _take(table: dict[_K, deque[_Known]], key: _K, known: _Known) -> None:
             del table[key]
 
 
-def _back(known: deque[_Known], since_ns: int) -> list[_Known]:
+def _back(known: Sequence[_Known], since_ns: int) -> list[_Known]:
     """Those that ended at `since_ns` or later."""
     return list(takewhile(lambda one: (one.hop.end_ns or since_ns) >= since_ns, reversed(known)))

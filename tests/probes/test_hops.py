@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from probes.feed.events import RequestTiming
 from probes.requests.hops import KEEP_NS, MAX_KEPT, Hop, Hops, Join, find
 from probes.requests.parts import PARTS, parts
+from probes.steps.transfers import Transfer
 from tests.collectors import scripted
 
 MS = 1_000_000
@@ -244,6 +245,57 @@ def test_what_is_kept_has_bounds() -> None:
     assert not hops._of
     assert not hops._asked
     assert not hops._saying
+
+
+# Transfers.
+
+
+def with_transfer(
+    *moved: Transfer, others: Iterable[Hop] = (), running: Iterable[Hop] = (), **more: Any
+) -> float | None:
+    """What is told of a request of D's that arrived at 45 ms and whose first step began at 75."""
+    got: list[RequestTiming] = []
+    hops = Hops(got.append, lambda: list(running))
+    for one in moved:
+        hops.transfer(one)
+    for other in others:
+        hops.ended(other)
+    fields = {"role": "decode", "queue_us": 30e3, "first_step": 75 * MS, "first_step_pid": 30, "fd": 7} | more
+    hops.ended(hop(D, 45, 119, first_ns=95 * MS))
+    hops.request(scripted.request(45 * MS, [95 * MS], 119 * MS, pid=D, caller_pid=PROXY, **fields))
+    return got[0].transfer_us
+
+
+def moved(start: int, end: int, pid: int = 30) -> Transfer:
+    return Transfer(pid, start * MS, end * MS)
+
+
+def test_a_transfer_is_of_the_only_request_that_waited() -> None:
+    assert with_transfer(moved(50, 60)) == 10e3
+    assert with_transfer(moved(50, 55), moved(57, 61)) == 11e3
+    # Before it came, after its step began, and another process's.
+    assert with_transfer(moved(40, 44), moved(44, 46), moved(74, 76), moved(50, 60, pid=31)) is None
+    assert with_transfer(moved(50, 60), role=None) is None
+    assert with_transfer(moved(50, 60), first_step=None, queue_us=None) is None
+    assert with_transfer() is None
+
+
+def test_a_transfer_beside_another_that_waited_is_nobodys() -> None:
+    for first in (None, 55 * MS):
+        other = hop(D, 40, None, fd=8, first_ns=first)
+        assert with_transfer(moved(50, 60), running=[other]) is None
+        assert with_transfer(moved(50, 60), others=[hop(D, 40, 58, fd=8, first_ns=first)]) is None
+    # These had their first token before, or came afterwards, or ended before.
+    assert with_transfer(moved(50, 60), running=[hop(D, 10, None, fd=8, first_ns=49 * MS)]) == 10e3
+    assert with_transfer(moved(50, 60), running=[hop(D, 61, None, fd=8)]) == 10e3
+    assert with_transfer(moved(50, 60), others=[hop(D, 10, 49, fd=8)]) == 10e3
+
+
+def test_the_transfer_is_a_part_of_the_wait() -> None:
+    found = parts(OUTER, [FIRST, dataclasses.replace(LAST, transfer_us=10e3)]) or {}
+    assert (found["transfer"], found["decode_queue"], "decode_wait" in found) == (10e3, 20e3, False)
+    assert sum(found.values()) == 100e3
+    assert list(found) == [part for part in PARTS if part in found]
 
 
 # The parts.

@@ -126,7 +126,9 @@ def test_a_request_through_three_servers_is_one(vllm: Path, tmp_path: Path) -> N
             ("decode", "answer"),
         ]
         parts = outer.parts_us or {}
-        assert set(parts) >= {"proxy", "prefill_queue", "prefill", "decode_wait", "first_step", "send"}, parts
+        # Whose a transfer was is not known where several requests waited.
+        wait = {"transfer", "decode_queue"} if "transfer" in parts else {"decode_wait"}
+        assert set(parts) == {"proxy", "prefill_queue", "prefill", "first_step", "gate", "send"} | wait
         assert outer.t_first_ns is not None
         assert sum(parts.values()) * 1e3 == pytest.approx(outer.t_first_ns - outer.t_arrival_ns, abs=20)
         print(" ".join(f"{part} {us / 1e3:.1f}" for part, us in parts.items()), "ms")
