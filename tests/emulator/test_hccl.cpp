@@ -324,6 +324,23 @@ TEST_CASE("ranks that disagree are told, all of them") {
     });
 }
 
+TEST_CASE("every rank finds the whole reason, however close together they fail") {
+    constexpr uint32_t n = 4;
+    World world(n);
+    for (int round = 0; round < 200; ++round) {
+        each(n, [&](uint32_t r) {
+            auto [comm, stream] = world.rank[r];
+            Buffer<float> data(8, 1);
+            REQUIRE(HcclAllReduce(data, data, r == 0 ? 4 : 8, hccl::FP32, hccl::SUM, comm, stream) == 0);
+            CHECK(aclrtSynchronizeStream(stream) != 0);
+            const std::string told = aclGetRecentErrMsg();
+            CHECK_MESSAGE(told.find("rank 0 calls HcclAllReduce(count 4") != std::string::npos, told);
+            CHECK_MESSAGE(told.find("rank 1 HcclAllReduce(count 8") != std::string::npos, told);
+            REQUIRE(HcclCommResume(comm) == 0);
+        });
+    }
+}
+
 TEST_CASE("who does not come is waited for no longer than the limit; an aborted stream lets go at once") {
     using Clock = std::chrono::steady_clock;
     {

@@ -195,12 +195,26 @@ bool Communicator::meet(const Meeting* meeting) {
 }
 
 void Communicator::fail(int32_t result, const std::string& text) {
-    uint32_t first = 0;
-    if (page().failing.compare_exchange_strong(first, 1)) {
-        std::snprintf(page().text, sizeof(page().text), "%s", text.c_str());
-        page().error.store(result, std::memory_order_release);
-        wake_waiters(page());
+    // Each rank has a text of its own: who loses the race finds the winner's whole, and a rank whose process
+    // dies here leaves nothing half done.
+    {
+        std::lock_guard lock(failing_);
+        if (error() != 0) {
+            return;
+        }
+        RankSlot& mine = slot(rank);
+        std::snprintf(mine.failed, sizeof(mine.failed), "%s", text.c_str());
+        uint64_t none = 0;
+        if (!page().failure.compare_exchange_strong(none, uint64_t(rank + 1) << 32 | uint32_t(result))) {
+            return;
+        }
     }
+    wake_waiters(page());
+}
+
+std::string Communicator::error_text() {
+    const uint64_t who = page().failure.load() >> 32;
+    return who != 0 ? slot(uint32_t(who - 1)).failed : "";
 }
 
 void Communicator::issued() {
@@ -261,8 +275,7 @@ bool Communicator::resume() {
         receives.fill({});
     }
     if (rank == 0) {
-        page().error.store(0);
-        page().failing.store(0);
+        page().failure.store(0);
     }
     return come();
 }

@@ -64,9 +64,9 @@ public:
 
     // The first failure is the communicator's, for all ranks.
     void fail(int32_t result, const std::string& text);
-    int32_t error() { return page().error.load(std::memory_order_acquire); }
-    // What fail() was told, once error() is not 0.
-    std::string error_text() { return page().text; }
+    int32_t error() { return int32_t(uint32_t(page().failure.load())); }
+    // What the first fail() was told, once error() is not 0.
+    std::string error_text();
     // Whether a rank's process has ended without leaving; fails then.
     bool lost(uint64_t others);
 
@@ -91,6 +91,7 @@ private:
     bool seated_ = false;
     uint64_t phase_ = 0;
     uint64_t resumed_ = 0;
+    std::mutex failing_;  // this rank's text
     std::mutex mutex_;
     std::condition_variable idle_;
     uint64_t pending_ = 0;

@@ -54,8 +54,9 @@ struct alignas(64) RankSlot {
     char machine[44];
     alignas(64) std::atomic<uint64_t> phase;  // meetings that this rank has come to
     std::atomic<uint64_t> resumed;            // the same, for HcclCommResume
-    Call call;                                // written before the rank comes to a collective's first meeting
-    uint64_t end_ns;                          // written before it comes to the last
+    char failed[256];  // why this rank failed the communicator; written before `failure`
+    Call call;         // written before the rank comes to a collective's first meeting
+    uint64_t end_ns;   // written before it comes to the last
 };
 
 // Messages from one rank to another. They are numbered from 1; what is said of message k stands in [k % 2].
@@ -88,10 +89,10 @@ struct Page {
     uint64_t size;
     std::atomic<uint32_t> ranks;  // 0 until the first rank has said how many
     char name[128];
-    std::atomic<uint32_t> pulse;    // a futex; moved when anything here changes
-    std::atomic<uint32_t> failing;  // whoever sets it writes the text and then `error`
-    std::atomic<int32_t> error;     // an HcclResult
-    char text[256];
+    std::atomic<uint32_t> pulse;  // a futex; moved when anything here changes
+    // The communicator's failure: an HcclResult, and above it the number of the rank that has the text, plus
+    // one.
+    std::atomic<uint64_t> failure;
     Offer offers[kOffers];
     RankSlot slots[kMaxRanks];
     Channel channels[kMaxRanks * kMaxRanks];
