@@ -80,7 +80,7 @@ def test_what_another_watched_server_asked_is_counted_there() -> None:
     run.at(10 * S, request(9 * S, [9 * S + MS], 10 * S, pid=2, caller_pid=1))
     run.at(10 * S, request(1 * S, [], None, pid=2, caller_pid=1, status=503))
     assert run.counted(service="decode") == (1, 0, {"waiting": 1})
-    run.at(11 * S, request(0, [9 * S], 10 * S, pid=1))
+    run.at(11 * S, request(500 * MS, [9 * S], 10 * S, pid=1))
     assert run.counted(service="front") == (1, 0, {"late": 1})
 
 
