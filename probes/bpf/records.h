@@ -58,6 +58,7 @@ enum hit {
     HIT_TENSOR,
     HIT_ARRAY,
     HIT_CLIENT,
+    HIT_TRANSFER,
     HITS
 };
 
@@ -213,6 +214,13 @@ struct hits {
 struct client_record {
     u64 tgid;  // | CLIENT_MARK
     struct flexnpu_step_record step;
+};
+
+#define TRANSFER_MARK (1ULL << 62)
+// Memory moved from one engine to another, by a thread that waited for it.
+struct transfer_record {
+    u64 tgid;  // | TRANSFER_MARK
+    u64 t_start, t_end;
 };
 
 // The name of an operator of the client.
