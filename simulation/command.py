@@ -219,26 +219,27 @@ def sim(trace: str | None, backlog: str | None, poisson: str | None, as_json: bo
         tpot_slo_ms=options["tpot_slo"],
     )
     if as_json:
-        out_json(told | {"wall_s": round(outcome.wall_s, 3)}, indent=2)
+        out_json(told | {"wall_s": round(outcome.wall_s, 3), "cpu_s": round(outcome.cpu_s, 3)}, indent=2)
     else:
-        _show(told, outcome.wall_s)
+        _show(told, outcome.wall_s, outcome.cpu_s)
 
 
-def _show(told: dict[str, Any], wall_s: float) -> None:
+def _show(told: dict[str, Any], wall_s: float, cpu_s: float) -> None:
     out(
         f"{told['completed']} of {told['requests']} requests in {told['seconds']:.1f} s of virtual time"
-        f" ({told['operators']} operators in {wall_s:.1f} s of real time)",
+        f" ({told['operators']} operators in {wall_s:.1f} s, {cpu_s:.1f} s of CPU)",
         f"{told['layout']}, {told['policy']}, {told['contention']}; {told['rejected']} rejected",
-        f"{'ms':16}{'p50':>12}{'p99':>12}{'mean':>12}",
+        f"{'ms':18}{'p50':>12}{'p99':>12}{'mean':>12}",
     )
     for name, label in (
         ("ttft_ms", "first token"),
         ("second_token_ms", "second token"),
         ("tpot_ms", "time a token"),
+        ("tpot_after_second_ms", "after the second"),
         ("end_to_end_ms", "end to end"),
     ):
         row = told[name]
-        out(f"{label:16}" + "".join(f"{'-' if v is None else f'{v:.1f}':>12}" for v in row.values()))
+        out(f"{label:18}" + "".join(f"{'-' if v is None else f'{v:.1f}':>12}" for v in row.values()))
     out(
         f"{told['output_tokens_per_s']:.1f} tokens/s; goodput {told['goodput_per_s']:.2f} of"
         f" {told['requests_per_s']:.2f} requests/s",

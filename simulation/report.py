@@ -27,8 +27,11 @@ def _rounded(value: float | None) -> float | None:
 def report(
     setting: Setting, load: Load, policy: str, outcome: Outcome, *, ttft_slo_s: float, tpot_slo_ms: float
 ) -> dict[str, Any]:
-    """One JSON object. Latencies in ms from a request's arrival; TPOT is a request's mean after its first
-    token. Goodput: requests a second that met both objectives."""
+    """One JSON object. Latencies in ms from a request's arrival.
+
+    TPOT is a request's mean after its first token: a wait between the first and the second token is in it,
+    and not in what is told after the second. Goodput: requests a second that met both objectives.
+    """
     done = [one for one in outcome.requests if one.state == "done"]
     end_s = outcome.end_us / 1e6
     good = 0
@@ -58,6 +61,9 @@ def report(
         "ttft_ms": _spread((one.first_us - one.arrival_us) / 1e3 for one in done),
         "second_token_ms": _spread((one.second_us - one.arrival_us) / 1e3 for one in done if one.output > 1),
         "tpot_ms": _spread(tpots),
+        "tpot_after_second_ms": _spread(
+            (one.end_us - one.second_us) / (one.output - 2) / 1e3 for one in done if one.output > 2
+        ),
         "end_to_end_ms": _spread((one.end_us - one.arrival_us) / 1e3 for one in done),
         "output_tokens_per_s": round(sum(one.output for one in done) / end_s, 3) if done else 0.0,
         "requests_per_s": round(len(done) / end_s, 6) if done else 0.0,

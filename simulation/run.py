@@ -42,7 +42,8 @@ class Outcome:
     decisions: int
     """Settings of the gate that were changed or renewed."""
     wall_s: float
-    """Of this machine."""
+    """Of this machine, which may have had other work."""
+    cpu_s: float
 
 
 class _Controller:
@@ -134,7 +135,7 @@ class _Controller:
 
 def simulate(setting: Setting, load: Load, policy: str = "fifo", *, period_s: float = 0.5) -> Outcome:
     """Serve all of `load`, to the last token. Raises ValueError for a setting that cannot be."""
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     core = setting.core()
     for arrival in load.arrivals:
         core.add(arrival.at_s * 1e6, arrival.prompt_tokens, arrival.output_tokens)
@@ -149,5 +150,6 @@ def simulate(setting: Setting, load: Load, policy: str = "fifo", *, period_s: fl
             core.take_steps()
         else:
             controller.turn()
+    cpu_s = time.process_time() - cpu_began
     wall_s = time.perf_counter() - began
-    return Outcome(core.requests(), core.now_us(), core, controller.decisions, wall_s)
+    return Outcome(core.requests(), core.now_us(), core, controller.decisions, wall_s, cpu_s)
