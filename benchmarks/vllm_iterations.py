@@ -343,6 +343,7 @@ def main(
     total: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="flexnpu-vllm-iterations-") as temporary:
         root = keep or Path(temporary)
+        root.mkdir(parents=True, exist_ok=True)
         root.chmod(0o755)
         for kind in targets or TARGETS:
             rows: dict[str, Any] = {}

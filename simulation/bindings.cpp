@@ -197,8 +197,8 @@ NB_MODULE(_core, m) {
             },
             "lane"_a, "phase"_a, "target_us"_a = 0.0)
         .def("phase",
-             [](const Simulation& self, uint32_t lane) {
-                 const auto stats = const_cast<Simulation&>(self).gate().stats(lane);
+             [](Simulation& self, uint32_t lane) {
+                 const auto stats = self.gate().stats(lane);
                  return std::string(!stats || stats->phase == gate::Phase::Unknown ? "unknown"
                                     : stats->phase == gate::Phase::Prefill         ? "prefill"
                                                                                    : "decode");
@@ -206,14 +206,26 @@ NB_MODULE(_core, m) {
         .def(
             "lane",
             [](Simulation& self, uint32_t lane) {
-                const auto stats = self.gate().stats(lane);
-                return stats
-                           ? std::tuple(stats->queued, stats->in_flight, stats->in_flight_us,
-                                        stats->dispatched, stats->device_us, stats->gated_us, stats->held_now)
-                           : std::tuple<uint64_t, uint64_t, double, uint64_t, double, double, bool>();
+                const auto stats = self.gate().stats(lane).value_or(gate::LaneStats{});
+                nb::dict told;
+                told["queued"] = stats.queued;
+                told["in_flight"] = stats.in_flight;
+                told["in_flight_us"] = stats.in_flight_us;
+                told["launched"] = stats.dispatched;
+                told["device_us"] = stats.device_us;
+                told["gated_us"] = stats.gated_us;
+                told["held_now"] = stats.held_now;
+                told["prefill_steps"] = stats.prefill_steps;
+                told["decode_steps"] = stats.decode_steps;
+                told["prefill_tokens"] = stats.prefill_tokens;
+                told["decode_tokens"] = stats.decode_tokens;
+                return told;
             },
-            "lane"_a,
-            "(queued, in flight, in flight us, dispatched, device us, gated us, held now) of a lane.")
+            "lane"_a, "What the gate knows of a lane, by the names of LaneStatus.")
+        .def("decodes",
+             [](Simulation& self, uint32_t lane) {
+                 return self.gate().stats(lane).value_or(gate::LaneStats{}).decodes;
+             })
         .def("gate_counters", [](Simulation& self) {
             const gate::Counters c = self.gate().counters();
             nb::dict told;

@@ -9,6 +9,7 @@ import click
 from flexnpu.console.numbers import DAY_S, YEAR_S, Duration, Number, Whole
 from flexnpu.console.output import out, out_json
 from flexnpu.console.program import SETTINGS, Program
+from flexnpu.control.messages import MAX_LEASE_S
 from flexnpu.emulator import EmulatorError
 
 
@@ -42,12 +43,8 @@ def _three(text: str, option: str) -> tuple[float, int, int]:
     show_default=True,
     help="pd: an engine for prompts, one for answers. one: one for both.",
 )
-@click.option(
-    "--policy",
-    default="fifo",
-    show_default=True,
-    type=click.Choice(["fifo", "protect-decode", "decode-first", "prefill-first"]),
-)
+@click.option("--policy", default="fifo", show_default=True, help="A policy of flexnpu-controller.")
+@click.option("--tpot-ms", type=Number(0, 1e6, above=True, unit="ms"), help="Objective of the policy slack.")
 @click.option(
     "--contention",
     type=click.Choice(["fluid", "serial"]),
@@ -167,6 +164,7 @@ def sim(trace: str | None, backlog: str | None, poisson: str | None, as_json: bo
     if (trace is not None) + (backlog is not None) + (poisson is not None) != 1:
         raise click.UsageError("give one of TRACE, --backlog and --poisson")
     try:
+        from controllers.policies import Options
         from simulation import arrivals
         from simulation.report import report
         from simulation.run import simulate
@@ -207,7 +205,15 @@ def sim(trace: str | None, backlog: str | None, poisson: str | None, as_json: bo
                 first_from_prefill=options["first_token"] == "prefill",
             ),
         )
-        outcome = simulate(setting, load, options["policy"], period_s=options["period"])
+        tpot_us = None if options["tpot_ms"] is None else options["tpot_ms"] * 1e3
+        lease_s = min(MAX_LEASE_S, 4 * options["period"])
+        outcome = simulate(
+            setting,
+            load,
+            options["policy"],
+            period_s=options["period"],
+            options=Options(lease_s=lease_s, tpot_us=tpot_us),
+        )
     except (ValueError, EmulatorError) as error:
         raise click.ClickException(str(error)) from None
     told = report(

@@ -150,7 +150,12 @@ void Simulation::issue(uint32_t number) {
     gate::Item item;
     item.ticket = flight.first + flight.issued;
     item.key = flight.step.at(flight.issued).key;
-    item.step_begin = flight.issued == 0;
+    if (flight.issued == 0) {
+        // As the client says it: a step with any prompt in it prefills.
+        item.step_begin = true;
+        item.phase = flight.plan.prefill_tokens > 0 ? gate::Phase::Prefill : gate::Phase::Decode;
+        item.tokens = flight.plan.batch.tokens;
+    }
     if (flight.issued == 0) {
         flight.start_us = now_;
     }

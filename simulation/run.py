@@ -8,26 +8,16 @@ applies it. It decides every `period_s` of virtual time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from controllers.policies import Policy
-from controllers.policies.fifo import Fifo
-from controllers.policies.phase_first import DecodeFirst, PrefillFirst
-from controllers.policies.protect_decode import ProtectDecode
+from controllers.policies import Options, Policy, make
 from controllers.state import ControllerState
 from flexnpu.control.messages import LaneStatus, SetGate
 from probes.feed.events import Step
 from simulation.arrivals import Load
 from simulation.setting import Setting
 
-POLICIES: dict[str, Callable[[float], Policy]] = {
-    "fifo": lambda lease_s: Fifo(lease_s),
-    "protect-decode": lambda lease_s: ProtectDecode(lease_s),
-    "decode-first": lambda lease_s: DecodeFirst(lease_s),
-    "prefill-first": lambda lease_s: PrefillFirst(lease_s),
-}
 _PID = 1000
 _DEFAULT_HOLD_US, _DEFAULT_IDLE_US = 10_000.0, 20_000.0  # gate::Settings
 
@@ -56,8 +46,8 @@ class _Controller:
         self._set = False
         self._last_end_ns = [0] * engines
 
-    def turn(self) -> None:
-        """One turn, as the live controller's."""
+    def turn(self) -> float | None:
+        """One turn, as the live controller's (`controllers.loop`); when it wants the next one, s."""
         now_ns = self.core.now_ns()
         self.state.update(self._lanes())
         for record in self.core.take_steps():
@@ -69,31 +59,26 @@ class _Controller:
         elif self._set:
             self._apply(SetGate(policy="transparent", lease_s=1.0), now_ns)
         self._set = decision.gate is not None
+        if decision.holds and decision.gate is not None:
+            self.state.hold(now_ns, decision.gate.lease_s)
+        else:
+            self.state.release(now_ns)
+        return decision.again_s
 
     def _lanes(self) -> list[LaneStatus]:
-        lanes = []
-        for lane in range(self.engines):
-            queued, in_flight, in_flight_us, launched, device_us, gated_us, held = self.core.lane(lane)
-            counts = self.core.counts(lane)
-            lanes.append(
-                LaneStatus(
-                    lane=lane,
-                    session=lane,
-                    pid=_PID + lane,
-                    comm="engine",
-                    stream=lane,
-                    phase=self.core.phase(lane),
-                    queued=queued,
-                    in_flight=in_flight,
-                    in_flight_us=in_flight_us,
-                    launched=launched,
-                    completed=counts.completed,
-                    device_us=device_us,
-                    gated_us=gated_us,
-                    held_now=held,
-                )
+        return [
+            LaneStatus(
+                lane=lane,
+                session=lane,
+                pid=_PID + lane,
+                comm="engine",
+                stream=lane,
+                phase=self.core.phase(lane),
+                completed=self.core.counts(lane).completed,
+                **self.core.lane(lane),
             )
-        return lanes
+            for lane in range(self.engines)
+        ]
 
     def _step(self, record: Any) -> Step:
         lane = record.engine
@@ -120,9 +105,12 @@ class _Controller:
 
     def _apply(self, gate: SetGate, now_ns: int) -> None:
         self.decisions += 1
+        targets_us = gate.targets_us or {}
         for lane in range(self.engines):
             phase = gate.lanes.get(lane) or self.core.phase(lane)
-            self.core.set_phase(lane, phase, gate.decode_target_us or 0.0 if phase == "decode" else 0.0)
+            decodes = phase == "decode" or self.core.decodes(lane)
+            target_us = targets_us.get(lane, gate.decode_target_us or 0.0) if decodes else 0.0
+            self.core.set_phase(lane, phase, target_us)
         self.core.set_gate(
             enabled=gate.policy != "transparent",
             window_us=gate.window_us,
@@ -133,23 +121,34 @@ class _Controller:
         )
 
 
-def simulate(setting: Setting, load: Load, policy: str = "fifo", *, period_s: float = 0.5) -> Outcome:
-    """Serve all of `load`, to the last token. Raises ValueError for a setting that cannot be."""
+def simulate(
+    setting: Setting,
+    load: Load,
+    policy: str = "fifo",
+    *,
+    period_s: float = 0.5,
+    options: Options | None = None,
+) -> Outcome:
+    """Serve all of `load`, to the last token. Raises ValueError for a setting or a policy that cannot be.
+
+    `options`: the policy's; by default its own, with a lease of four periods.
+    """
     began, cpu_began = time.perf_counter(), time.process_time()
     core = setting.core()
     for arrival in load.arrivals:
         core.add(arrival.at_s * 1e6, arrival.prompt_tokens, arrival.output_tokens)
     engines = 2 if setting.engines.layout == "pd" else 1
-    controller = _Controller(core, POLICIES[policy](4 * period_s), engines)
-    until_us = 0.0
+    controller = _Controller(core, make(policy, options or Options(lease_s=4 * period_s)), engines)
+    until_us, soon_s = 0.0, period_s
     while True:
-        until_us += period_s * 1e6
+        until_us += soon_s * 1e6
         if not core.run(until_us):
             break
         if policy == "fifo":
             core.take_steps()
         else:
-            controller.turn()
+            again_s = controller.turn()
+            soon_s = period_s if again_s is None else min(period_s, again_s)
     cpu_s = time.process_time() - cpu_began
     wall_s = time.perf_counter() - began
     return Outcome(core.requests(), core.now_us(), core, controller.decisions, wall_s, cpu_s)

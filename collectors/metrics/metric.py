@@ -57,7 +57,7 @@ LABELS: Final[dict[str, str]] = {
     "lane": "The daemon's number of a lane, which is one stream of one client process.",
     "scope": "process (all threads) or launcher (the threads that launch).",
     "session": "The daemon's number of a client process's connection.",
-    "policy": "The gate's policy: transparent or protect-decode.",
+    "policy": "The gate's policy, as its controller names it; transparent: none.",
     "soc": "The device's chip.",
     "version": "Of the daemon's package.",
 }

@@ -1,8 +1,12 @@
-"""First come, first dispatched: no policy. What every other one is held against."""
+"""First in, first out: the gate stays transparent.
+
+What every other policy is compared with. The controller owns the gate all the same, so that no other sets it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from controllers.policies import Decision
 from controllers.state import ControllerState
@@ -10,11 +14,10 @@ from controllers.state import ControllerState
 
 @dataclass
 class Fifo:
-    """Needs nothing."""
+    """Has no options."""
 
-    lease_s: float = 1.0
-    name: str = "fifo"
+    name: ClassVar[str] = "fifo"
 
     def decide(self, state: ControllerState, now_ns: int) -> Decision:
-        """Never a setting: the gate is transparent."""
-        return Decision(None, "first come, first dispatched")
+        """Nothing, ever."""
+        return Decision(None, "first in, first out")

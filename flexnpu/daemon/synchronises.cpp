@@ -15,6 +15,9 @@ namespace {
 
 // A sleep that lasted no longer too long than this was prompt.
 constexpr uint64_t kPromptNs = 25'000;
+// Nobody tells of the end before the first look, and it may come sooner than usual. A wait that usually lasts
+// longer than this is a thread's: what a thread wakes late is little beside it.
+constexpr uint64_t kLongestBlindNs = 5'000'000;
 // How often a synchronise that has found no thread is looked at.
 constexpr uint64_t kLookNs = 500'000;
 
@@ -39,6 +42,8 @@ void Synchronises::add(std::shared_ptr<Session> session, std::vector<std::shared
         one.bucket =
             std::min<size_t>(std::bit_width(lane.in_flight_since_sync), std::size(lane.sync_waits) - 1);
         one.poll = adaptive_wait_of(one.graph, one.lanes, one.bucket)->plan(began);
+        if (one.poll.spin_from > began + kLongestBlindNs)
+            one.poll = {began, began + wire::AdaptiveWait::kLeastSpinNs};
     }
     for (auto& lane : one.lanes) {
         if (one.failure.code == 0) one.failure = std::exchange(lane->failure, {});
@@ -110,8 +115,8 @@ bool Synchronises::poll(uint64_t now) {
             const bool slept = first && one.poll.spin_from > one.began;
             if (usual && !slept)
                 usual->learn(now - one.began);
-            else if (usual && now < one.poll.spin_from + kPromptNs)
-                usual->forget();
+            else if (usual)
+                usual->missed(now < one.poll.spin_from + kPromptNs);
         } else if (one.deadline_ns >= 0 && now >= uint64_t(one.deadline_ns)) {
             wait_for(one);  // for a millisecond, with the vendor's own error
             answer(one);

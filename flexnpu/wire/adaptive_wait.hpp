@@ -44,15 +44,25 @@ public:
         }
         return {now, now + kLeastSpinNs};
     }
-    void learn(uint64_t took) { recent_[n_++ % kRecent] = uint32_t(std::min(took, kLongestNs)); }
-    // The event came before anybody looked, so the recorded times no longer hold.
-    void forget() { n_ = 0; }
+    void learn(uint64_t took) {
+        recent_[n_++ % kRecent] = uint32_t(std::min(took, kLongestNs));
+        missed_ = 0;
+    }
+    // The event came before anybody looked, so the recorded times may no longer hold. They do not if the
+    // look was `prompt`; if it was late, as on a busy host, not when that goes on.
+    void missed(bool prompt) {
+        if (!prompt && ++missed_ < kMostMissed) return;
+        n_ = 0;
+        missed_ = 0;
+    }
 
 private:
+    static constexpr uint32_t kMostMissed = 3;
     static constexpr uint32_t kRecent = 8;
     static constexpr uint32_t kKnown = 3;
     std::array<uint32_t, kRecent> recent_{};
-    uint32_t n_ = 0;  // times recorded since forget()
+    uint32_t n_ = 0;       // times recorded since they last held no longer
+    uint32_t missed_ = 0;  // since one was recorded
 };
 
 }  // namespace flexnpu::wire

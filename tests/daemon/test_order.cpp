@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -444,6 +445,30 @@ TEST_CASE("a thread's errors are its own") {
     CHECK(std::string(client().aclGetRecentErrMsg()).find("aclrtSynchronizeStream") == 0);
     CHECK(client().aclGetRecentErrMsg() == nullptr);
     CHECK(client().aclrtGetLastError(0) == acl::RT_INVALID_HANDLE);
+}
+
+TEST_CASE("after long waits a short one is answered at its end") {
+    StreamOf s;
+    // From the hold to the answer.
+    const auto wait = [&](int ms) {
+        mock().mock_hold(1);
+        std::thread release([ms] {
+            std::this_thread::sleep_for(milliseconds(ms));
+            mock().mock_hold(0);
+        });
+        const auto begin = Clock::now();
+        CHECK(client().aclrtSynchronizeStream(s.s) == 0);
+        const auto took = Clock::now() - begin;
+        release.join();
+        return took;
+    };
+    auto shortest = Clock::duration::max();
+    // On a busy host one answer or another is late.
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 4; i++) wait(200);
+        shortest = std::min(shortest, wait(1));
+    }
+    CHECK(shortest < milliseconds(90));
 }
 
 TEST_CASE("the daemon's end reaches who waits for a report") {

@@ -94,11 +94,21 @@ class Host:
         self._started += 1
         port = free_port()
         arguments = vllm_ascend.command(venv, folder, port, mode, *options, blocks=blocks)
-        environment = self._machine.environment if self.daemons else os.environ | self._machine.variables
-        prefix = self._machine.prefix if self.daemons else []
         log = self._directory / f"vllm-{self._started}.log"
-        with Server(arguments, port, {**environment, **(variables or {})}, log, prefix) as server:
+        with Server(arguments, port, {**self.environment, **(variables or {})}, log, self.prefix()) as server:
             yield server
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a program that runs here."""
+        return self._machine.environment if self.daemons else os.environ | self._machine.variables
+
+    def prefix(self, *options: str) -> list[str]:
+        """What a program's command begins with; `options` are of `flexnpu run`."""
+        if not self.daemons:
+            return []
+        *command, end = self._machine.prefix
+        return [*command, *options, end]
 
     def check_used(self, launches: int = 1000) -> None:
         """That the engines ran through the daemons, and that their sessions have ended."""

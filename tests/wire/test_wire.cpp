@@ -10,6 +10,7 @@
 #include <random>
 #include <thread>
 
+#include "flexnpu/wire/adaptive_wait.hpp"
 #include "flexnpu/wire/handle.hpp"
 #include "flexnpu/wire/merge.hpp"
 #include "flexnpu/wire/meta.hpp"
@@ -286,4 +287,27 @@ TEST_CASE(
         if (decode_operation(changed, &any))
             CHECK(any.inputs.size() + any.outputs.size() + any.attributes.size() <= 3 * kMaxOperationTensors);
     }
+}
+
+TEST_CASE("a wait that is over before anybody looks is not slept through for ever") {
+    constexpr uint64_t usual = 2'000'000;
+    AdaptiveWait wait;
+    const auto learn = [&] {
+        for (int i = 0; i < 8; i++) wait.learn(usual);
+    };
+    learn();
+    CHECK(wait.plan(0).spin_from == usual - AdaptiveWait::kWakeNs);
+    // Looks that came late say little, unless there is nothing else.
+    wait.missed(false);
+    wait.missed(false);
+    CHECK(wait.plan(0).spin_from > 0);
+    wait.learn(usual);
+    wait.missed(false);
+    wait.missed(false);
+    CHECK(wait.plan(0).spin_from > 0);
+    wait.missed(false);
+    CHECK(wait.plan(0).spin_from == 0);
+    learn();
+    wait.missed(true);
+    CHECK(wait.plan(0).spin_from == 0);
 }
