@@ -25,7 +25,7 @@ from typing import Any
 
 import click
 
-from flexnpu.device import _device
+import flexnpu.device._device as _device
 from flexnpu.emulator import profile_path
 
 CORE_GBPS = (59.0, 80.0, 107.0)
