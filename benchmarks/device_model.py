@@ -222,7 +222,7 @@ def _rate(at: Figures, model: Sequence[dict[str, Any]], processes: int, gap_us: 
                 left[end.stream] -= 1
                 for ticket, kernel in enumerate(model):
                     device.submit(end.end_us + gap_us, end.stream, ticket, **kernel)
-    return float(ends / device.now_us() * 1e6)
+    return ends / float(device.now_us()) * 1e6
 
 
 def two_processes(at: Figures) -> Iterator[dict[str, Any]]:
