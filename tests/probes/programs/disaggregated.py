@@ -113,7 +113,7 @@ class Instance:
             writer.close()
 
     async def prefill(
-        self, body: dict[str, Any], _: str, told: dict[str, Any], writer: asyncio.StreamWriter
+        self, body: dict[str, Any], _given: str, told: dict[str, Any], writer: asyncio.StreamWriter
     ) -> None:
         told["steps"] = []
         for _ in range(body["chunks"]):
