@@ -25,7 +25,7 @@ from typing import Any
 
 import click
 
-from flexnpu.device import _device
+import flexnpu.device._device as _device
 from flexnpu.emulator import profile_path
 
 CORE_GBPS = (59.0, 80.0, 107.0)
@@ -222,7 +222,7 @@ def _rate(at: Figures, model: Sequence[dict[str, Any]], processes: int, gap_us: 
                 left[end.stream] -= 1
                 for ticket, kernel in enumerate(model):
                     device.submit(end.end_us + gap_us, end.stream, ticket, **kernel)
-    return ends / device.now_us() * 1e6
+    return float(ends / device.now_us() * 1e6)
 
 
 def two_processes(at: Figures) -> Iterator[dict[str, Any]]:

@@ -12,8 +12,10 @@ is ``spurious``, model step or not.
 
 Durations are judged in a second part, with the chip slowed so much that the device and not the host decides
 how long a step takes: for the tracer it ends when a waiting thread has woken up, which a busy host delays.
-``duration`` has quantiles of all steps as the device had them and as they were told, ms, and the ratio. It is
-None where the device's log does not say which operators belong to which iteration (drafts).
+``duration`` has quantiles of all steps as the device had them and as they were told, ms, and the ratio;
+``each`` those of the ratio step by step, in which a wrong bound between two steps shows. It is None where the
+device computes and takes no modelled time, as it must for drafts, and where its log does not say which
+operators belong to which iteration.
 
 Needs root, and the venv of `make vllm`. Prints one JSON object.
 """
@@ -55,12 +57,14 @@ TARGETS = ("cann", "client")
 
 @dataclass(frozen=True)
 class Configuration:
-    """An engine, and whether its prompts begin alike."""
+    """An engine, and whether its prompts begin alike. `computed`: shapes depend on tokens, so that the device
+    must compute; then it takes no modelled time, and durations are not judged."""
 
     family: str = "qwen2"
     mode: str = "eager"
     options: tuple[str, ...] = ("--max-num-batched-tokens", "128", "--no-enable-prefix-caching")
     alike: bool = False
+    computed: bool = False
 
 
 _CHUNKED = Configuration().options
@@ -78,8 +82,8 @@ CONFIGURATIONS = {
     "opt-pieces": Configuration("opt", "piecewise"),
     "whole-prompts": Configuration(options=("--no-enable-prefix-caching",)),
     "prefixes": Configuration(options=("--max-num-batched-tokens", "128"), alike=True),
-    "drafts": Configuration(options=_DRAFTS),
-    "drafts-full": Configuration(mode="full", options=_DRAFTS),
+    "drafts": Configuration(options=_DRAFTS, computed=True),
+    "drafts-full": Configuration(mode="full", options=_DRAFTS, computed=True),
 }
 
 _ITERATION = re.compile(
@@ -206,6 +210,10 @@ def durations(score: Score, windows: Sequence[tuple[int, int]]) -> dict[str, Any
         a, b = quantile(true, q / 100), quantile(told, q / 100)
         if a is not None and b is not None:
             found[f"p{q}"] = {"device": round(a, 2), "told": round(b, 2), "ratio": round(b / a, 4)}
+    ratios = [b / a for a, b in zip(true, told, strict=True)]
+    found["each"] = {
+        f"p{q}": round(value, 4) for q in (1, 50, 99) if (value := quantile(ratios, q / 100)) is not None
+    }
     return found
 
 
@@ -282,12 +290,15 @@ def measure(
         if isinstance(event, Step):
             seen.append(event)
 
+    device = "compute" if configuration.computed else "time"
+    if configuration.computed:
+        slow_requests = 0
     model = ensure(small(configuration.family))
     port = free_port()
     options = (*configuration.options, "--enable-logging-iteration-details")
     command = vllm_ascend.command(venv, model, port, configuration.mode, *options)
     with (
-        target(kind, mode="time", slowdown=str(clock), log=str(folder)) as environment,
+        target(kind, mode=device, slowdown=str(clock), log=str(folder)) as environment,
         Server(command, port, environment, folder / "vllm.log") as server,
     ):
         server.wait()

@@ -35,6 +35,10 @@ BENCHMARKS = {
         "benchmarks.vllm_share:main",
         "Two vLLM-Ascend servers on one NPU: decode under a flood of prompts, gated or not.",
     ),
+    "vllm-starts": (
+        "benchmarks.vllm_starts:main",
+        "Two vLLM-Ascend servers on one NPU: started at once, and one beside another, many times.",
+    ),
     "vllm-iterations": (
         "benchmarks.vllm_iterations:main",
         "Traced steps against the iterations of unmodified vLLM-Ascend, and their durations.",

@@ -236,6 +236,7 @@ static inline void settle_pending(struct pt_regs* ctx, struct lane_key* key, str
     lane->pending_at = 0;
     struct record* kept = pendings.lookup(key);
     if (!kept) return;
+    if (!t_end) t_end = lane->pending_perhaps_t;
     kept->t_end = t_end ? t_end : now;
     kept->t_base = lane->t_base;
     kept->ended_by = t_end ? FLEXNPU_STEP_BY_SYNC : FLEXNPU_STEP_BY_NEXT;
@@ -248,6 +249,7 @@ static inline void settle_pending(struct pt_regs* ctx, struct lane_key* key, str
 static inline void reset(struct lane* lane) {
     lane->cand_at = lane->cand_t = 0;
     lane->later_at = lane->later_t = 0;
+    lane->perhaps_t = 0;
     lane->input = 0;
     lane->result = 0;
     lane->run_longest = 0;
@@ -290,6 +292,8 @@ static inline void park(struct pt_regs* ctx, struct lane_key* key, struct lane* 
     if (kept) {
         fill(kept, key, lane, lane->kind, 0, FLEXNPU_STEP_BY_SYNC, &end);
         lane->pending_at = lane->cand_at;
+        lane->pending_perhaps_t = lane->perhaps_t;
+        lane->pending_perhaps_run = lane->perhaps_run;
     } else {
         lost(lane->kind, end.launches - lane->base.launches);
     }

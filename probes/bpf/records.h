@@ -131,6 +131,10 @@ struct lane {
     struct totals entered;  // when a device synchronise was called last
     u64 cand_at, cand_t;    // when that point was passed by who launches, and when it was over; 0: not yet
     u64 later_at, later_t;
+    // The step was over at `perhaps_t`, unless the wait for what was copied out since then says that more
+    // ran: a quarter of `perhaps_run` at least. 0: no such question.
+    u64 perhaps_t, perhaps_run;
+    u64 pending_perhaps_t, pending_perhaps_run;
     u64 pending_at;  // of a step whose launches are over, and whose end is not (`pendings`); 0: none
     u64 t_open, t_last, t_sync_in, t_sync_out;
     u64 t_opened;     // when what opens the step was launched; its first call may be earlier

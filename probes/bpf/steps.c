@@ -7,6 +7,8 @@
 
 #include "endings.c"
 
+#include "copies.c"
+
 #include "client.c"
 
 #include "transfers.c"

@@ -110,7 +110,8 @@ struct mark {
     u8 pad[4];
 };
 
-// The two ends of a socket. Addresses as on the wire, those of IPv4 in the first four bytes; ports as numbers.
+// The two ends of a socket. Addresses as on the wire, those of IPv4 in the first four bytes; ports as
+// numbers.
 struct ends {
     u64 peer;  // of a Unix socket, the other end's struct sock
     u16 family;

@@ -36,6 +36,10 @@ synchronise waits for what was launched before the call, an event's for what was
 for the step before says nothing of the one that runs. A step whose launches are over, and
 whose end is not, is told when it is.
 
+A copy to the host soon after a synchronise is the result of the step that the synchronise has ended. Or the
+synchronise was in the step's middle, and launches that nobody counts came since: the program is done with
+them much sooner than the device. Then the wait for the copy lasts, and the step ends with it.
+
 A stream that waits for an event of a model's lane (to copy the result back, to sample) is a *side lane*. It
 has no steps; copies and launches there are the model's step's.
 

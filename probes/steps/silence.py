@@ -41,6 +41,8 @@ class Silence:
             if raw.seq == self._targets.lanes[pid, stream].published:
                 continue
             silent = now - max(raw.t_last, raw.t_sync_out)
+            if silent > STALL_NS:
+                self._give_up_waiting(raw)
             if raw.kind in (EMBEDDING, GRAPH) and raw.cand_at and raw.cand_t:
                 if silent > (IDLE_NS if self._looks_whole(target, stream, raw) else STALL_NS):
                     self._publish_running(target, stream, raw, "sync")
@@ -63,6 +65,7 @@ class Silence:
                 continue  # it ended between the two lines above, and what followed is after the detaching
             rest = raw.base
             if raw.kind != BETWEEN:
+                self._give_up_waiting(raw)
                 over = raw.cand_at and raw.cand_t and self._looks_whole(target, stream, raw)
                 if not over:
                     raw.cand_at = 0  # in the middle of the step
@@ -75,6 +78,12 @@ class Silence:
             if counted or raw.now.graphs != rest.graphs:
                 record = self._record_of(target.pid, stream, raw, rest, raw.now, raw.t_last, "detach")
                 self._publisher.publish(target, replace(record, kind=PLAIN, evidence=Evidence()))
+
+    @staticmethod
+    def _give_up_waiting(raw: Any) -> None:
+        """Nobody has waited for the copy that was to tell whether the step was over before it."""
+        if raw.cand_at and not raw.cand_t:
+            raw.cand_t = raw.perhaps_t
 
     def flush_client(self, target: Target) -> None:
         """Publish what FlexNPU's client has not told."""

@@ -130,7 +130,7 @@ def test_without_either_both_reasons_are_given(monkeypatch: pytest.MonkeyPatch) 
 def test_bcc_gets_all_of_a_source_once() -> None:
     text = loader_bcc.text_of(loader.STEPS)
     assert '#include "' not in text
-    for path in ("common.h", "shapes.c", "openings.c", "endings.c", "client.c", "step_record.h"):
+    for path in ("common.h", "shapes.c", "openings.c", "endings.c", "copies.c", "client.c", "step_record.h"):
         assert text.count(f'#line 1 "{path}"') == 1, path
     assert dataclasses.is_dataclass(Request)
 

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from flexnpu.common.ports import free_port
 from tests.vllm.conftest import EVERYTHING, only_with_everything
-from tests.vllm.engines import Host, host, model, prompts, reference
+from tests.vllm.engines import PROMPTS, Answers, Host, host, model
 from workloads import disaggregated, layerwise, vllm_ascend
 from workloads.vllm_ascend import Server
 
 pytestmark = [pytest.mark.torch_npu, pytest.mark.timeout(1800)]
 
 GIB = 1 << 30
-TOKENS = 24
-#: Of unequal lengths, one longer than a block of the cache.
-PROMPTS = prompts(5, 150, 33, 64)
-#: P computes a prompt and D goes on by one token, so sums are rounded otherwise than in one engine. A choice
-#: that was better by 0.011 has been seen to fall the other way; what follows such a choice is not compared.
-CLEAR = 0.03
 #: (family, mode, way). The first one runs wherever vLLM is there, the others with FLEXNPU_VLLM=1.
 SOME = [("qwen2", "eager", "interposed")]
 ALL = [
@@ -35,39 +26,6 @@ ALL = [
     ("qwen2", "eager", "direct"),
 ]
 PUSHED = [("qwen2", "eager", "interposed"), ("llama", "full", "interposed"), ("qwen2", "eager", "direct")]
-
-
-def clear(tokens: list[int], margins: list[float]) -> int:
-    """How many of the first tokens are clear choices."""
-    return next((i for i, margin in enumerate(margins) if margin < CLEAR), len(tokens))
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What must be answered: of each prompt as many tokens as are clear choices."""
-
-    expected: list[list[int]]
-
-    @classmethod
-    def of(cls, family: str) -> Answers:
-        said = reference(model(family), PROMPTS, TOKENS)
-        sure = [clear(tokens, margins) for tokens, margins in zip(said.tokens, said.margins, strict=True)]
-        assert min(sure) > 0
-        expected = [tokens[:n] for tokens, n in zip(said.tokens, sure, strict=True)]
-        assert len({token for answer in expected for token in answer}) > 8
-        return cls(expected)
-
-    def check(self, complete: Callable[[Sequence[int], int], list[int]]) -> None:
-        """Asks for some prompts one after the other, and for all of them together."""
-        alone = [complete(prompt, TOKENS) for prompt in PROMPTS[:2]]
-        assert self._same(alone) == self.expected[:2]
-        with ThreadPoolExecutor(len(PROMPTS)) as pool:
-            together = list(pool.map(lambda prompt: complete(prompt, TOKENS), PROMPTS))
-        assert self._same(together) == self.expected
-        assert {len(answer) for answer in alone + together} == {TOKENS}
-
-    def _same(self, answers: list[list[int]]) -> list[list[int]]:
-        return [answer[: len(want)] for answer, want in zip(answers, self.expected, strict=False)]
 
 
 def serve(

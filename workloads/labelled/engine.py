@@ -6,6 +6,8 @@ speaks as `workloads.labelled.steps` does. A configuration is how the model runs
 ``full``), with ``-sync`` where scheduling is not asynchronous:
 
 - inputs are copied from pinned memory without waiting, and prepared by some operators;
+- ``eager``: where the sequences are others than before, the first layer copies a number from memory that is
+  not pinned, and so waits for the stream;
 - ``pieces``: layers + 1 graphs with eager attention between them, padded to the sizes that were captured;
   before each replay the stream is synchronised, as vLLM-Ascend's wrapper does;
 - ``full``: pure decode iterations are one padded graph, whose attention takes the lengths by task updates on
@@ -72,6 +74,7 @@ class Engine:
         self.graphs: dict[int, tuple[Any, Tensor]] = {}
         self.made = {size: torch.zeros(size, HIDDEN, dtype=torch.float16).npu() for size in SIZES}
         self.issued: deque[Issued] = deque()
+        self.sequences = 0
         if mode == "pieces":
             for size in SIZES:
                 self._capture_pieces(size)
@@ -120,6 +123,9 @@ class Engine:
         x = self.model.embed(self.ids[:size])
         for layer in range(LAYERS):
             q, _, _ = self.model.before_attention(x, layer)
+            if self.mode == "eager" and sequences != self.sequences:
+                self.sequences = sequences
+                torch.tensor([sequences]).npu()
             made = self.model.attention(q, layer, self.tables[:sequences], ends, keys)
             x = self.model.after_attention(x, made, layer)
         return x

@@ -1,7 +1,7 @@
 // What of libllm_datadist is probed: a call that moves memory and takes the microseconds that it is given.
 #include <time.h>
 
-#define TRANSFER_SYNC                                                                                     \
+#define TRANSFER_SYNC                                                                                   \
     "_ZN4adxl10AdxlEngine12TransferSyncERKN2ge12AscendStringENS_10TransferOpERKSt6vectorINS_14Transfer" \
     "OpDescESaIS7_EEi"
 
