@@ -74,8 +74,8 @@ class SpanExports:
         self._traces = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._traces.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._traces.get_tracer(SCOPE)
-        self._inner: dict[tuple[int, int], RequestTiming] = {}
-        """Inner requests, by process and arrival, the longest waiting first."""
+        self._inner: dict[tuple[int, int], tuple[RequestTiming, int]] = {}
+        """Inner requests, and since when they wait, by process and arrival; the longest waiting first."""
         self._ending = threading.Thread(target=self._traces.shutdown, name="otlp-spans-end", daemon=True)
 
     def step(self, step: Step) -> None:
@@ -105,17 +105,17 @@ class SpanExports:
         """Send a request's span, those of its parts, and those of the requests that were made of it. One
         without an end is left out."""
         if request.caller_pid is not None:
-            self._inner[request.pid, request.t_arrival_ns] = request
+            self._inner[request.pid, request.t_arrival_ns] = request, time.monotonic_ns()
         else:
             self._send(request, caller_of(request.traceparent))
         horizon = time.monotonic_ns() - WAIT_NS
         while self._inner and (
-            len(self._inner) > MAX_WAITING or next(iter(self._inner.values())).t_arrival_ns < horizon
+            len(self._inner) > MAX_WAITING or next(iter(self._inner.values()))[1] < horizon
         ):
             self._send_alone()
 
     def _send_alone(self) -> None:
-        request = self._inner.pop(next(iter(self._inner)))
+        request, _ = self._inner.pop(next(iter(self._inner)))
         self._send(request, caller_of(request.traceparent))
 
     def _send(self, request: RequestTiming, parent: Context | None, joined_by: str | None = None) -> None:
@@ -169,7 +169,7 @@ class SpanExports:
         for pid, arrival, _, by in request.hops or ():
             inner = self._inner.pop((pid, arrival), None)
             if inner is not None:
-                self._send(inner, set_span_in_context(span), by)
+                self._send(inner[0], set_span_in_context(span), by)
 
     def end(self) -> None:
         """Begin to send what is left."""

@@ -51,7 +51,7 @@ def test_what_both_say_joins() -> None:
         assert by(hop(D, 10, 20, **{key: "c"}), a, b) == "ambiguous"
         assert by(hop(D, 10, 20), a, b) == "ambiguous"
         # Two clients chose the same.
-        both = dataclasses.replace(b, **{key: "a"})
+        both = hop(PROXY, 5, 90, **{key: "a"})
         assert by(hop(D, 10, 20, **{key: "a"}), a, both) == "ambiguous"
 
 
@@ -260,7 +260,13 @@ def with_transfer(
         hops.transfer(one)
     for other in others:
         hops.ended(other)
-    fields = {"role": "decode", "queue_us": 30e3, "first_step": 75 * MS, "first_step_pid": 30, "fd": 7} | more
+    fields: dict[str, Any] = {
+        "role": "decode",
+        "queue_us": 30e3,
+        "first_step": 75 * MS,
+        "first_step_pid": 30,
+        "fd": 7,
+    } | more
     hops.ended(hop(D, 45, 119, first_ns=95 * MS))
     hops.request(scripted.request(45 * MS, [95 * MS], 119 * MS, pid=D, caller_pid=PROXY, **fields))
     return got[0].transfer_us

@@ -105,7 +105,7 @@ class Instance:
                 length = int(head.split("content-length:")[1].split("\r\n")[0])
                 body = json.loads(await reader.readexactly(length))
                 given = head.partition("x-request-id:")[2].partition("\r\n")[0].strip()
-                told = {"number": body["number"], "role": self.role, "read": now()}
+                told: dict[str, Any] = {"number": body["number"], "role": self.role, "read": now()}
                 async with self.turn:
                     await (self.prefill if self.role == "prefill" else self.decode)(body, given, told, writer)
                 print(json.dumps(told), flush=True)
@@ -113,7 +113,7 @@ class Instance:
             writer.close()
 
     async def prefill(
-        self, body: dict[str, Any], _: str, told: dict[str, Any], writer: asyncio.StreamWriter
+        self, body: dict[str, Any], _given: str, told: dict[str, Any], writer: asyncio.StreamWriter
     ) -> None:
         told["steps"] = []
         for _ in range(body["chunks"]):
