@@ -31,6 +31,8 @@ from flexnpu.common.quantiles import quantile
 from flexnpu.console.numbers import DAY_S, Duration, Number
 
 PREFILL, DECODE = 1, 2
+PHASES = {0: _gate.Phase.Unknown, PREFILL: _gate.Phase.Prefill, DECODE: _gate.Phase.Decode}
+SHOWN = 9  # the operator of a step that shows its phase: a model's first attention operator
 DISPATCH_US = 2.0  # of the dispatcher, an operator
 ANSWER_US = 25.0  # from a step's end until the client's synchronise returns
 
@@ -48,6 +50,10 @@ class Workload:
     """Factor of the launch interval while another lane's host launches, too: they share cores."""
     tails: tuple[int, ...] = ()
     """Short synchronised runs of so many operators after each step, as sampling does."""
+    between: tuple[Callable[[random.Random], list[float]], int] | None = None
+    """Steps of the other phase between two, and how many: a stream that does both."""
+    says: bool = False
+    """Whether its steps say their phase, from the ninth operator on."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,11 @@ SCENARIOS = {
         "decode's host is 1.4 times slower while prefill's works: its target is out of reach",
         Workload(_even(400, 40), 110, 3000, contended=1.4),
         Workload(_spread(200, 400, 4000), 20, 1000),
+    ),
+    "one-stream": Scenario(
+        "prefill's stream also decodes, 8 steps of 150 x 10 us after each prefill; its steps say which",
+        Workload(_even(200, 10), 30, 3000, says=True),
+        Workload(_spread(150, 50, 800), 20, 1000, between=(_even(150, 10), 8), says=True),
     ),
     "late": Scenario(
         "a busy host: ends and wake-ups are up to 0.5 ms late, and prefill operators take 0.4 to 4 ms",
@@ -177,7 +188,8 @@ class _Host:
     lane: int
     workload: Workload
     rng: random.Random
-    runs: Iterator[tuple[list[float], float, bool]] = field(init=False)
+    runs: Iterator[tuple[list[float], float, bool, int]] = field(init=False)
+    phase: int = 0
     costs: list[float] = field(default_factory=list)
     gap: float = 0.0
     whole: bool = True
@@ -190,12 +202,17 @@ class _Host:
     def __post_init__(self) -> None:
         self.runs = self._runs()
 
-    def _runs(self) -> Iterator[tuple[list[float], float, bool]]:
-        """(costs, host time before it, is it the step itself) of each synchronised run."""
+    def _runs(self) -> Iterator[tuple[list[float], float, bool, int]]:
+        """(costs, host time before it, is it the step itself, its phase) of each synchronised run."""
+        other = PREFILL + DECODE - self.lane
         while True:
-            yield self.workload.costs(self.rng), self.workload.gap_us, True
+            yield self.workload.costs(self.rng), self.workload.gap_us, True, self.lane
             for n in self.workload.tails:
-                yield [5.0] * n, 200.0, False
+                yield [5.0] * n, 200.0, False, self.lane
+            if self.workload.between is not None:
+                costs, steps = self.workload.between
+                for _ in range(steps):
+                    yield costs(self.rng), self.workload.gap_us, False, other
 
 
 class Simulation:
@@ -232,7 +249,7 @@ class Simulation:
     def begin(self, lane: int) -> None:
         """A host prepares its lane's next step."""
         host = self.hosts[lane]
-        host.costs, host.gap, host.whole = next(host.runs)
+        host.costs, host.gap, host.whole, host.phase = next(host.runs)
         host.issued = 0
         self.at(self.now + host.gap, lambda: self.issue(lane))
 
@@ -251,7 +268,10 @@ class Simulation:
         ticket = next(self.tickets)
         self.ops[ticket] = _Op(lane, ticket, cost, last=last)
         # Decode operators of like cost share a shape; prefill's shapes are their costs.
-        self.gate.enqueue(self._ns(), lane, ticket, op=lane, bucket=round(cost) << 8 | 40)
+        begins = host.workload.says and host.issued == 1
+        said = PHASES[host.phase if host.workload.says and host.issued == SHOWN else 0]
+        bucket = round(cost) << 8 | 40
+        self.gate.enqueue(self._ns(), lane, ticket, op=lane, bucket=bucket, step_begin=begins, phase=said)
         if last:
             self.gate.enqueue(self._ns(), lane, next(self.tickets), costed=False, step_end=True)
         else:
@@ -324,14 +344,17 @@ def measure(
     *,
     protect: bool,
     alone: bool = False,
+    voted: bool = True,
     target_us: float = 0.0,
     **settings: float,
 ) -> dict[str, Any]:
-    """One run: 0.5 s of warm-up, then `seconds` that count."""
+    """One run: 0.5 s of warm-up, then `seconds` that count. Not `voted`: the gate knows of phases only what
+    steps say."""
     sim = Simulation(scenario, order)
     if protect:
-        sim.gate.set_phase(DECODE, _gate.Phase.Decode, target_us)
-        sim.gate.set_phase(PREFILL, _gate.Phase.Prefill)
+        for lane in (DECODE, PREFILL):
+            target = target_us if lane == DECODE else 0.0
+            sim.gate.set_phase(lane, PHASES[lane if voted else 0], target)
         sim.gate.set_settings(0, _gate.Settings(enabled=True, lease_until_ns=int(1e15), **settings))
     for lane in (DECODE,) if alone else (DECODE, PREFILL):
         sim.begun += 1

@@ -3,11 +3,13 @@
 One server, D, decodes: some streams at once, each begun anew when it ends. The other, P, is flooded with long
 prompts of which it makes one token each. Both have the shapes of Qwen2.5-7B and weights that are made up; the
 device takes the modelled time and computes nothing. Its chip is slowed (--slowdown), so that the device and
-not the host is what is contended. In turns: D alone; P flooded beside it; the same with the controller.
+not the host is what is contended. In turns: D alone; P flooded beside it; the same with each policy.
 
 TPOT and TTFT are by the client's clock, ms: TPOT of each answer is from its first to its last token, over the
-tokens between. `kept` is TPOT with the policy over TPOT alone; `flood_kept` P's prompts a second with the
-policy over those without. Needs root, for the probes, and the venv of `make vllm`. Prints one JSON object.
+tokens between. In `summary`, `kept` is TPOT with a policy over TPOT alone; `flood_kept` P's prompts a second
+with the policy over those without. `flood_ceiling` is the most of them that any policy could keep: the device
+runs one operator at a time, and D, as quick as it then was, leaves P no more of it. Needs root, for the
+probes, and the venv of `make vllm`. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ from workloads import vllm_ascend
 from workloads.models import ensure
 from workloads.vllm_load import SEVEN_B, Load, decisions, phase
 
-PHASES = ("alone", "flooded", "policy")
+PHASES = ("alone", "flooded")
 MAX_TOKENS = 2048
+DEFAULT_STRETCH = 1.1
 
 
 @contextlib.contextmanager
@@ -83,6 +86,7 @@ def measure(
     rounds: int,
     slowdown: float,
     stretch: float | None,
+    policies: Sequence[str],
     folder: Path,
 ) -> dict[str, Any]:
     """All phases in turns, `rounds` times, on servers started at once."""
@@ -112,23 +116,24 @@ def measure(
         probe = [program("flexnpu-probe"), "attach", "--all", "--feed", "--quiet"]
         process = stack.enter_context(running(probe, environment, folder / "probe.log"))
         wait_for(folder / "probe.sock", process, folder / "probe.log")
-        results: dict[str, list[dict[str, Any]]] = {name: [] for name in PHASES}
+        results: dict[str, list[dict[str, Any]]] = {name: [] for name in (*PHASES, *policies)}
         for turn in range(rounds):
-            for name in PHASES:
+            for name in results:
                 with contextlib.ExitStack() as inner:
-                    if name == "policy":
-                        log = folder / f"controller-{turn}.log"
-                        command = [program("flexnpu-controller"), *target_of(results["alone"], stretch)]
+                    if name in policies:
+                        log = folder / f"{name}-{turn}.log"
+                        wanted = target_of(name, results["alone"], stretch)
+                        command = [program("flexnpu-controller"), "--policy", name, *wanted]
                         inner.enter_context(running(command, environment, log))
                     before = client.status()
                     told = asyncio.run(phase(ports, load, name != "alone", seconds))
                     told["device"] = device_use(before, client.status(), engines)
-                if name == "policy":
+                if name in policies:
                     told["decisions"] = decisions(log)
                 results[name].append(told)
                 prompts, device = told["flood_prompts_per_s"], told["device"]
                 say(f"{mode}, {name}: TPOT {told['tpot_ms']}, {prompts} prompts/s, {device}")
-    return results | summary(results)
+    return results | {"summary": {name: summary(results, name) for name in policies}}
 
 
 def device_use(before: DaemonStatus, after: DaemonStatus, engines: dict[str, int]) -> dict[str, Any]:
@@ -153,14 +158,18 @@ def device_use(before: DaemonStatus, after: DaemonStatus, engines: dict[str, int
     }
 
 
-def target_of(alone: list[dict[str, Any]], stretch: float | None) -> list[str]:
-    """The controller's options for a target of so many times what a token of D has just taken alone."""
-    tpot = alone[-1]["tpot_ms"]["p50"] if alone else None
-    return [] if stretch is None or tpot is None else ["--target-ms", f"{stretch * tpot:.1f}"]
+def target_of(policy: str, alone: list[dict[str, Any]], stretch: float | None) -> list[str]:
+    """The controller's options for a target of so many times what a token of D has just taken alone: at p50
+    for a policy with a target, at p99 for one with an objective."""
+    if policy == "slack":
+        return ["--tpot-ms", f"{(stretch or DEFAULT_STRETCH) * alone[-1]['tpot_ms']['p99']:.1f}"]
+    if policy != "protect-decode" or stretch is None:
+        return []
+    return ["--target-ms", f"{stretch * alone[-1]['tpot_ms']['p50']:.1f}"]
 
 
-def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """How the phases compare: medians over the turns."""
+def summary(results: dict[str, list[dict[str, Any]]], policy: str) -> dict[str, Any]:
+    """How the phases with and without the policy compare: medians over the turns."""
 
     def middle(name: str, *keys: str) -> float:
         values = []
@@ -174,10 +183,27 @@ def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     alone = middle("alone", "tpot_ms", "p50")
     flood = middle("flooded", "flood_prompts_per_s")
     return {
-        "kept": round(middle("policy", "tpot_ms", "p50") / alone, 3) if alone else None,
+        "kept": round(middle(policy, "tpot_ms", "p50") / alone, 3) if alone else None,
         "without": round(middle("flooded", "tpot_ms", "p50") / alone, 3) if alone else None,
-        "flood_kept": round(middle("policy", "flood_prompts_per_s") / flood, 3) if flood else None,
+        "flood_kept": round(middle(policy, "flood_prompts_per_s") / flood, 3) if flood else None,
+        "flood_ceiling": ceiling(
+            middle("alone", "device", "D"),
+            middle(policy, "tpot_ms", "p50") / alone if alone else 0.0,
+            middle("flooded", "device", "P"),
+        ),
     }
+
+
+def ceiling(decode: float, kept: float, prefill: float) -> float | None:
+    """The most of its rate under a flood that P can keep, at most 1, on a device that runs one operator at a
+    time: ``(1 - decode / kept) / prefill``.
+
+    `decode`: D's part of the device's time alone; `kept`: D's TPOT over that alone; `prefill`: P's part under
+    the flood without a policy. None where one of them was not seen.
+    """
+    if not (decode and kept and prefill):
+        return None
+    return round(min(1.0, (1 - decode / kept) / prefill), 3)
 
 
 @click.command("vllm-share", cls=Program, context_settings=SETTINGS)
@@ -202,7 +228,17 @@ def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     "--target-stretch",
     "stretch",
     type=Number(1, 100),
-    help="Give the controller a target: so many times D's TPOT alone. Default: what it finds by itself.",
+    help="Give the controller a target: so many times D's TPOT alone. Default: what it finds by itself; for "
+    f"slack's objective {DEFAULT_STRETCH}.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    type=click.Choice(["protect-decode", "decode-first", "slack", "fifo"]),
+    multiple=True,
+    default=("protect-decode",),
+    show_default=True,
+    help="Of the controller; may be given more than once.",
 )
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Where logs are kept.")
 def main(
@@ -214,6 +250,7 @@ def main(
     prompt_tokens: int,
     slowdown: float,
     stretch: float | None,
+    policies: tuple[str, ...],
     keep: Path | None,
 ) -> None:
     """Measure what a flood of prompts at one vLLM-Ascend server does to decode at another on the same NPU."""
@@ -235,7 +272,7 @@ def main(
             folder = (keep or Path(temporary)) / mode
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                report[mode] = measure(venv, mode, load, seconds, rounds, slowdown, stretch, folder)
+                report[mode] = measure(venv, mode, load, seconds, rounds, slowdown, stretch, policies, folder)
             except vllm_ascend.VllmError as error:
                 raise click.ClickException(str(error)) from None
     out_json(report, indent=2)

@@ -76,7 +76,7 @@ function(flexnpu_test name)
   add_test(NAME ${name} COMMAND ${name})
   # Tests of the data plane, which `make test-sanitized` builds and runs.
   cmake_path(GET CMAKE_CURRENT_SOURCE_DIR FILENAME room)
-  if(room MATCHES "^(api|client|daemon|gate|wire)$")
+  if(room MATCHES "^(api|client|daemon|device|gate|wire)$")
     set_tests_properties(${name} PROPERTIES LABELS data-plane)
     add_dependencies(flexnpu_data_plane ${name})
   endif()

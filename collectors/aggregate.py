@@ -31,6 +31,7 @@ from probes.feed.events import (
     StepBegin,
     is_loss,
 )
+from probes.requests.parts import PARTS
 
 FORGET_NS: Final = KEEP_NS
 """State of a process without events is dropped after this time, at the latest after twice of it."""
@@ -63,6 +64,8 @@ def _code(status: int | None) -> str:
 
 def ttft_parts(request: RequestTiming) -> list[tuple[str, float]]:
     """(part of `metrics.requests.TTFT_PART`, us), in the order of a request's way; those that are known."""
+    if request.parts_us is not None:
+        return [(part, request.parts_us[part]) for part in PARTS if part in request.parts_us]
     parts = (
         ("queue", request.queue_us),
         ("compute", request.prefill_us),
@@ -245,21 +248,26 @@ class Aggregator:
         process = self._processes.labels(request.pid, request.comm)
         kind = operation(request.path)
         labels = (*process, kind)
+        for sink in self._sinks:
+            sink.request(request)
+        if request.caller_pid is not None:
+            self._add(metrics.requests.INNER, (*labels, request.role or "both"))
+            if process[0] and process == self._processes.labels_of_thread(request.caller_pid, ""):
+                return
         whole = "true" if request.complete else "false"
         self._add(metrics.requests.REQUESTS, (*labels, _code(request.status), whole))
         self._objective.ended(request, kind, process)
         if request.t_first_ns is not None:
             self._observe(metrics.requests.TTFT, labels, (request.t_first_ns - request.t_arrival_ns) / 1e9)
+        if request.t_first_ns is not None or request.join_confidence is not None:
             self._parts(request, labels)
         if request.complete:
             self._whole(request, labels)
-        for sink in self._sinks:
-            sink.request(request)
 
     def _parts(self, request: RequestTiming, labels: Labels) -> None:
         for part, us in ttft_parts(request):
             self._observe(metrics.requests.TTFT_PART, (*labels, part), us / 1e6)
-        if request.join_confidence is None:
+        if request.join_confidence is None and request.parts_us is None:
             self._add(metrics.requests.UNJOINED, labels)
         if request.t_read_ns is not None:
             self._observe(

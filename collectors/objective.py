@@ -60,7 +60,9 @@ class Objective:
             self._oldest.pop(event.pid, None)
         else:
             self._oldest[event.pid] = (event.t_ns, event.oldest_ns)
-        late = Counter(arrival for _, arrival in event.waiting if event.t_ns - arrival > self._slo_ns)
+        inner = set(event.inner)
+        clients = [arrival for at, (_, arrival) in enumerate(event.waiting) if at not in inner]
+        late = Counter(arrival for arrival in clients if event.t_ns - arrival > self._slo_ns)
         for arrival, count in late.items():
             missed = self._missed.setdefault(arrival, _Missed())
             missed.seen_ns = event.t_ns
@@ -69,8 +71,9 @@ class Objective:
             missed.count = max(missed.count, count)
 
     def ended(self, request: RequestTiming, operation: str, process: Labels) -> None:
-        """A request that has ended."""
-        if self._was_counted(request):
+        """A request that has ended. One that came from another watched server is part of a request there, and
+        counted with that."""
+        if request.caller_pid is not None or self._was_counted(request):
             return
         if request.error is not None:
             # Told inside a response of status 200, perhaps after some content: it was not served.

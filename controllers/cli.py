@@ -13,8 +13,7 @@ import click
 
 from controllers.holder import request_timeout_s
 from controllers.loop import Loop
-from controllers.policies import Policy
-from controllers.policies.protect_decode import ProtectDecode
+from controllers.policies import Options, PolicyError, found, make
 from flexnpu import __version__
 from flexnpu.common import descriptors
 from flexnpu.console.numbers import Duration, Number
@@ -41,7 +40,13 @@ from probes.feed.socket import FeedClient
 @click.option(
     "--ctl", type=click.Path(path_type=Path), help="The daemon's socket.  [default: the only npu*.ctl]"
 )
-@click.option("--policy", "policy_name", type=click.Choice(["protect-decode"]), default="protect-decode")
+@click.option(
+    "--policy",
+    "policy_name",
+    default="protect-decode",
+    show_default=True,
+    help=f"Who decides: {', '.join(found())}.",
+)
 @click.option(
     "--window-us",
     type=Number(0, 1e6, above=True, unit="us"),
@@ -78,6 +83,19 @@ from probes.feed.socket import FeedClient
     show_default=True,
     help="Without --target-ms: target = factor x the decode step alone.",
 )
+@click.option(
+    "--tpot-ms",
+    type=Number(0, 1e6, above=True, unit="ms"),
+    help="Objective of the policy slack: the time between tokens.",
+)
+@click.option(
+    "--percentile",
+    type=Number(50, 100, unit="%"),
+    default=99.0,
+    show_default=True,
+    help="Of --tpot-ms.",
+)
+@click.option("--dry-run", is_flag=True, help="Print decisions, and set nothing.")
 @click.option("--wait", is_flag=True, help="While the gate is another controller's, wait for it.")
 @click.option("--take-over", is_flag=True, help="Take the gate from the controller that owns it.")
 @click.version_option(__version__)
@@ -91,6 +109,9 @@ def main(
     lease_s: float,
     target_ms: float | None,
     factor: float,
+    tpot_ms: float | None,
+    percentile: float,
+    dry_run: bool,
     wait: bool,
     take_over: bool,
 ) -> None:
@@ -100,6 +121,9 @@ def main(
     EXAMPLES
       flexnpu-controller
       flexnpu-controller --target-ms 25 --window-us 200
+      flexnpu-controller --policy slack --tpot-ms 50
+      flexnpu-controller --policy decode-first --take-over
+      flexnpu-controller --policy slack --tpot-ms 50 --dry-run
 
     Needs no privilege of its own: only the tracer's feed (flexnpu-probe attach --feed) and the daemon's
     control socket. Prints its decisions as JSON lines. When it ends the gate is transparent; when it dies,
@@ -107,8 +131,25 @@ def main(
 
     A feed or a daemon that is not there yet, or goes away, is waited for; that is said once on standard
     error, with what to do. The gate has one owner: `flexnpu status` names it. While that is another
-    controller, this one ends with an error, unless --wait or --take-over say otherwise.
+    controller, this one ends with an error, unless --wait or --take-over say otherwise. A second one with
+    --take-over changes the policy of a live device; nothing is drained.
+
+    Policies of other packages are found by their entry points (docs/howto/add-a-policy.md).
     """
+    options = Options(
+        lease_s=lease_s,
+        window_us=window_us,
+        target_us=_us(target_ms),
+        factor=factor,
+        tpot_us=_us(tpot_ms),
+        percentile=percentile,
+        max_hold_us=_us(max_hold_ms),
+        decode_idle_us=_us(idle_ms),
+    )
+    try:
+        policy = make(policy_name, options)
+    except PolicyError as error:
+        raise click.UsageError(str(error)) from None
     stop = _Stop()
     descriptors.allow_many()
     try:
@@ -122,14 +163,6 @@ def main(
         raise NotPermitted(str(error)) from None
     except (paths.NoRunDirError, ControlError) as error:
         raise click.ClickException(str(error)) from None
-    policy: Policy = ProtectDecode(
-        lease_s=lease_s,
-        window_us=window_us,
-        target_us=target_ms * 1e3 if target_ms is not None else None,
-        factor=factor,
-        max_hold_us=max_hold_ms * 1e3 if max_hold_ms is not None else None,
-        decode_idle_us=idle_ms * 1e3 if idle_ms is not None else None,
-    )
     loop = Loop(
         policy,
         client,
@@ -138,6 +171,7 @@ def main(
         gate_client=ControlClient(ctl, request_timeout_s(lease_s)),
         wait=wait,
         take_over=take_over,
+        dry_run=dry_run,
         say=lambda text: say(f"{text}; trying again"),
     )
     stop.then(loop.stop)
@@ -148,6 +182,10 @@ def main(
             raise click.ClickException(str(error)) from None
     if loop.log_failed:
         raise SystemExit(FAILED)
+
+
+def _us(ms: float | None) -> float | None:
+    return None if ms is None else ms * 1e3
 
 
 class _Stop:

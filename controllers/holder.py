@@ -7,6 +7,7 @@ Rules, for a lease of L seconds:
 - When the loop is late, for example because the daemon's status takes long, a thread of its own renews the
   last setting, over a connection of its own, for at most `STUCK_S` after it was decided. After that the
   lease runs out and the gate is transparent.
+- A setting that must not outlive a hung loop (one that holds prefill) is not renewed.
 - A setting whose lease has run out is never renewed: this process may have been stopped, and what was
   decided then may be wrong by now. The loop decides anew.
 - One request is under way at a time, so settings reach the daemon in the order in which they were decided.
@@ -58,6 +59,7 @@ class GateHolder:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._gate: SetGate | None = None
+        self._renewed = True
         self._decided_ns = self._tried_ns = self._accepted_ns = 0
         self.instance = uuid4().hex[:12]
         self.knows_owners = False
@@ -65,10 +67,12 @@ class GateHolder:
         self.renewals = 0
         """Settings that the thread renewed."""
 
-    def set(self, gate: SetGate) -> GateStatus:
-        """Set the gate, and renew that until the next call. Raises `ControlError`."""
+    def set(self, gate: SetGate, *, renew: bool = True) -> GateStatus:
+        """Set the gate, and renew that until the next call, unless it must end with its lease. Raises
+        `ControlError`."""
         with self._lock:
             self._gate = gate
+            self._renewed = renew
             self._decided_ns = self._clock()
             return self._send(gate)
 
@@ -88,7 +92,9 @@ class GateHolder:
         Raises `ControlError`."""
         with self._lock:
             now_ns = self._clock()
-            if self._gate is None or now_ns - self._tried_ns < self._lease_ns // RENEWALS:
+            if self._gate is None or not self._renewed:
+                return False
+            if now_ns - self._tried_ns < self._lease_ns // RENEWALS:
                 return False
             if not self._holds() or now_ns - self._decided_ns > int(STUCK_S * 1e9):
                 return False
@@ -123,10 +129,12 @@ class GateHolder:
         try:
             reply = self._client.set_gate(self._signed(gate))
         except RefusedError as error:
-            if error.code != "unknown-lane" or not gate.lanes:
+            if error.code != "unknown-lane" or not (gate.lanes or gate.targets_us):
                 raise
             # A lane has gone since its status was read. The phases of the others are known to the daemon.
-            reply = self._client.set_gate(self._signed(gate.model_copy(update={"lanes": {}})))
+            reply = self._client.set_gate(
+                self._signed(gate.model_copy(update={"lanes": {}, "targets_us": None}))
+            )
         self._take_over = False
         # From before it was sent: the daemon's lease ends later than we think, not earlier.
         self._accepted_ns = self._tried_ns

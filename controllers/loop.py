@@ -62,7 +62,8 @@ class Loop:
     """`run` until `stop`. `connect` opens a feed; it raises OSError when there is none.
 
     `gate_client` is a connection for settings alone, so that none waits behind a status; without it settings
-    go over `client`, and only the loop renews them. `say` hears of troubles in plain words.
+    go over `client`, and only the loop renews them. With `dry_run` decisions are logged, and nothing is set.
+    `say` hears of troubles in plain words.
     """
 
     policy: Policy
@@ -75,6 +76,7 @@ class Loop:
     gate_client: ControlClient | None = None
     wait: bool = False
     take_over: bool = False
+    dry_run: bool = False
     say: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
@@ -118,8 +120,9 @@ class Loop:
             self.holder.start()
         try:
             while not self._stopping:
-                self.turn()
-                self.listen(self.clock() + period_ns)
+                again_s = self.turn()
+                soon_ns = period_ns if again_s is None else min(period_ns, int(again_s * 1e9))
+                self.listen(self.clock() + soon_ns)
         finally:
             self.feed.close()
             self.holder.close()
@@ -151,8 +154,10 @@ class Loop:
             elif self.clock() >= until_ns:
                 return
 
-    def turn(self) -> None:
-        """Decide and act. Raises `OwnedError` as `run` does."""
+    def turn(self) -> float | None:
+        """Decide and act. Returns when to do so again, s, where that is soon. Raises `OwnedError` as `run`
+        does.
+        """
         self._busy = False
         self.state.settle(self.clock())  # whatever the daemon does: it forgets, too
         try:
@@ -162,22 +167,39 @@ class Loop:
             self._fail(str(error))
         except ControlError as error:
             self._fail(str(error))
-            return
+            self.state.release(self.clock())
+            return None
         else:
             self.holder.knows_owners = "owner" in status.gate.model_fields_set
             self.state.update(status.lanes)
             owner = status.gate.owner
-            if self.wait and not self.take_over and owner and owner.instance != self.holder.instance:
+            if (
+                self.wait
+                and not self.take_over
+                and not self.dry_run
+                and owner
+                and owner.instance != self.holder.instance
+            ):
                 # Asking for it all the same would count as a refusal each time.
                 self.counts.owned += 1
                 self._tell(
                     "gate-owned", f"the gate is owned by {owner.comm} (pid {owner.pid}): waiting for it"
                 )
-                return
-        self.act(self.policy.decide(self.state, self.clock()))
+                return None
+        decided_ns = self.clock()
+        decision = self.policy.decide(self.state, decided_ns)
+        if not decision.holds:
+            self.state.release(self.clock())  # before it is sent: what comes after is not alone
+        # Only what the daemon has accepted holds anything.
+        if self.act(decision) and decision.holds:
+            assert decision.gate is not None
+            self.state.hold(decided_ns, decision.gate.lease_s)
+        else:
+            self.state.release(self.clock())
+        return decision.again_s
 
-    def act(self, decision: Decision) -> None:
-        """Send what was decided, and log it when it is news."""
+    def act(self, decision: Decision) -> bool:
+        """Send what was decided, and log it when it is news. Whether the daemon took it."""
         gate = decision.gate
         self.doubting = decision.doubt
         if decision.doubt is not None:
@@ -185,8 +207,10 @@ class Loop:
             self.doubts[decision.doubt] += 1
         reply: GateStatus | None = None
         try:
-            if gate is not None:
-                reply = self.holder.set(gate)
+            if self.dry_run:
+                pass
+            elif gate is not None:
+                reply = self.holder.set(gate, renew=not decision.holds)
                 self.counts.decisions += 1
             elif self.holder.knows_owners:
                 self.holder.set(SetGate(policy="transparent", lease_s=self.lease_s, keep=True))
@@ -198,18 +222,21 @@ class Loop:
             if not self.wait:
                 raise
             self._tell("gate-owned", str(error))
-            return
+            return False
         except ControlError as error:
             self._fail(str(error))
-            return
+            return False
         if self._trouble and not self._busy:
             self._trouble = ""
             self.log("daemon-answers")
         news: tuple[object, ...] = (decision.doubt or decision.why,)
         if gate is not None:
-            news = (gate.policy, gate.window_us, gate.decode_target_us, tuple(sorted(gate.lanes.items())))
+            lanes, targets = (
+                tuple(sorted((by_lane or {}).items())) for by_lane in (gate.lanes, gate.targets_us)
+            )
+            news = (gate.policy, gate.window_us, gate.decode_target_us, lanes, targets)
         if news == self._last:
-            return
+            return not self.dry_run
         self._last = news
         self.counts.changes += gate is not None
         told = {"type", *SetGate.later_fields}
@@ -217,11 +244,13 @@ class Loop:
             "decision",
             what=gate.model_dump(exclude=told) if gate is not None else None,
             why=decision.why,
+            **({"dry_run": True} if self.dry_run else {}),
             decisions=self.counts.decisions,
             expired_leases=reply.expired_leases if reply is not None else None,
             **decision.evidence,
             **decision.details(),
         )
+        return not self.dry_run
 
     def log(self, event: str, **fields: object) -> None:
         """Write one JSON object a line; an output that takes nothing does not end the controller."""

@@ -40,10 +40,16 @@ decode-like other lane; half of it is enough to remain one. And its prefills are
 steps."""
 BURST = 3.0
 SOLO_STEPS = 256
+PAUSE_NS = 10**9
+"""A lane silent for so long had nothing to decode."""
+SOLO_S = 120.0
+"""What steps alone took this long ago says little about now."""
 STALE_S = 120.0
 """A prefill that began this long ago, without any news of it, is taken to have ended."""
 ACCOUNTS = 16
 """Answers of the daemon over which a lane's sums are compared."""
+HOLD_SETTLES_NS = 50 * 10**6
+"""Prefill that was launched before a hold ends within this."""
 _SLACK_NS = 10**9
 """How much later than its end a step may arrive, after steps that ended later."""
 
@@ -51,11 +57,12 @@ _SLACK_NS = 10**9
 class Window:
     """The latest durations, ns, with their sum and in order. Adding one costs a binary search."""
 
-    __slots__ = ("_arrived", "_most", "_ordered", "total_ns")
+    __slots__ = ("_most", "_ordered", "arrived", "total_ns")
 
     def __init__(self, most: int = MAX_STEPS) -> None:
         self._most = most
-        self._arrived: deque[tuple[int, int]] = deque()
+        self.arrived: deque[tuple[int, int]] = deque()
+        """(when, duration) in the order in which they came, ns."""
         self._ordered: list[int] = []
         self.total_ns = 0
 
@@ -70,13 +77,13 @@ class Window:
         """Take a duration that ended at `at_ns`, CLOCK_MONOTONIC; the oldest goes when there is no room."""
         if len(self._ordered) == self._most:
             self._remove_oldest()
-        self._arrived.append((at_ns, duration_ns))
+        self.arrived.append((at_ns, duration_ns))
         insort(self._ordered, duration_ns)
         self.total_ns += duration_ns
 
-    def forget(self, before_ns: int) -> None:
-        """Drop what was added with a time before `before_ns`."""
-        while self._arrived and self._arrived[0][0] < before_ns:
+    def forget(self, before_ns: int, keep: int = 0) -> None:
+        """Drop what was added with a time before `before_ns`, but not the latest `keep`."""
+        while len(self.arrived) > keep and self.arrived[0][0] < before_ns:
             self._remove_oldest()
 
     def longest_ns(self) -> int:
@@ -93,7 +100,7 @@ class Window:
         return None if found is None else found / 1e3
 
     def _remove_oldest(self) -> None:
-        _, duration_ns = self._arrived.popleft()
+        _, duration_ns = self.arrived.popleft()
         del self._ordered[bisect_left(self._ordered, duration_ns)]
         self.total_ns -= duration_ns
 
@@ -119,12 +126,22 @@ class LaneState:
     decode: Window = field(default_factory=Window)
     mixed: Window = field(default_factory=Window)
     role: Role = "unknown"
+    says: bool = False
+    """Whether the daemon hears the phase of the lane's steps with their operators. Then the gate acts on each
+    step, and the role only on what is launched before that is known."""
     solo: Window = field(default_factory=lambda: Window(SOLO_STEPS))
-    """Decode steps beside which no other lane's prefill ran; they outlive `MEMORY_S`, for under a lasting
-    flood there are no new ones.
+    """Decode steps beside which no other lane's prefill ran. They outlive `MEMORY_S`: under a lasting flood
+    there are no new ones but those of a hold. What is older than `SOLO_S` goes once there is enough newer.
     """
+    alone_ns: int = 0
+    """End of the latest of them; 0 before the first."""
+    held_steps: int = 0
+    """Of them, those since prefill was last held (`hold`)."""
     beside: Window = field(default_factory=lambda: Window(SOLO_STEPS))
     """The latest decode steps beside which another lane's prefill ran."""
+    token_times: Window = field(default_factory=lambda: Window(SOLO_STEPS))
+    """From the end of a step to that of the next one that makes tokens: decode or mixed. None of pauses that
+    are longer than `PAUSE_NS`."""
     eager: Window = field(default_factory=lambda: Window(SOLO_STEPS))
     """Launches of the latest decode steps without graphs, where they were counted."""
     replayed: Window = field(default_factory=lambda: Window(SOLO_STEPS))
@@ -146,8 +163,11 @@ class LaneState:
     unsettled: deque[tuple[int, int]] = field(default_factory=deque)
     """(start, end) of decode steps of which it is not settled whether they were alone, ns."""
 
-    def add(self, step: Step) -> None:
-        """Take a step of this lane."""
+    def add(self, step: Step, alone: bool = False) -> None:
+        """Take a step of this lane; `alone`: prefill was held while it ran."""
+        gap_ns = step.t_start_ns - self.last_step_ns
+        if step.phase in ("decode", "mixed") and self.last_step_ns and gap_ns < PAUSE_NS:
+            self.token_times.add(step.t_end_ns, step.t_end_ns - self.last_step_ns)
         self.last_step_ns = step.t_end_ns
         self.prefill_since_ns = None
         self.stepped_ns += step.t_end_ns - step.t_start_ns
@@ -159,14 +179,24 @@ class LaneState:
         if window is not None:
             window.add(step.t_end_ns, step.t_end_ns - step.t_start_ns)
         if step.phase == "decode":
-            self.unsettled.append((step.t_start_ns, step.t_end_ns))
+            if alone:
+                self.held_steps += 1
+                self.ran_alone(step.t_start_ns, step.t_end_ns)
+            else:
+                self.unsettled.append((step.t_start_ns, step.t_end_ns))
             if step.launches is not None:
                 window = self.replayed if step.graph_launches else self.eager
                 window.add(step.t_end_ns, step.launches + step.graph_launches)
 
+    def ran_alone(self, start_ns: int, end_ns: int) -> None:
+        """Take the duration of a decode step beside which no prefill ran."""
+        self.solo.add(end_ns, end_ns - start_ns)
+        self.alone_ns = max(self.alone_ns, end_ns)
+
     def forget(self, before_ns: int) -> None:
         """Drop the steps that ended before `before_ns`."""
-        for window in (self.prefill, self.decode, self.mixed, self.beside, self.eager, self.replayed):
+        forgotten = (self.prefill, self.decode, self.mixed, self.beside, self.token_times)
+        for window in (*forgotten, self.eager, self.replayed):
             window.forget(before_ns)
 
     def longest_prefill_ns(self) -> int:
@@ -179,6 +209,14 @@ class LaneState:
             return None
         decode_ns = self.decode.total_ns + self.mixed.total_ns
         return self.prefill.total_ns / decode_ns if decode_ns > 0 else math.inf
+
+    def decodes(self) -> bool:
+        """Whether it is a decode lane, or has decode steps that say so."""
+        return self.role == "decode" or (self.says and len(self.decode) >= MIN_STEPS)
+
+    def prefills(self) -> bool:
+        """Whether it is a prefill lane, or has prefill steps that say so."""
+        return self.role == "prefill" or (self.says and len(self.prefill) + len(self.mixed) > 0)
 
     def bursty(self) -> bool:
         """Whether a prefill takes several times as long as a decode step."""
@@ -258,6 +296,7 @@ class ControllerState:
         """Lines of the feed that came while this process was too slow for them."""
         self._dropped_before = 0
         self._prefills: deque[tuple[int, int, Key]] = deque()
+        self._hold_from_ns = self._hold_until_ns = 0
 
     def update(self, lanes: Iterable[LaneStatus]) -> None:
         """Take over which lanes there are."""
@@ -265,6 +304,7 @@ class ControllerState:
         self.numbers = {key: lane.lane for key, lane in told.items()}
         self.lanes = {key: self.lanes.get(key) or LaneState(key) for key in told}
         for key, lane in self.lanes.items():
+            lane.says = bool(told[key].prefill_steps or told[key].decode_steps)
             lane.accounts.append(
                 Account(
                     told[key].device_us,
@@ -296,7 +336,7 @@ class ControllerState:
             self.unmapped += 1
             return
         self.steps += 1
-        lane.add(step)
+        lane.add(step, self._held(step))
         if step.phase in ("prefill", "mixed"):
             self._prefills.append((step.t_start_ns, step.t_end_ns, key))
         if len(lane.unsettled) > MAX_STEPS:
@@ -309,6 +349,23 @@ class ControllerState:
         if lane is not None:
             lane.prefill_since_ns = event.t_ns if event.phase in ("prefill", "mixed") else None
 
+    def hold(self, now_ns: int, lease_s: float) -> None:
+        """Prefill is held from now on, for a lease: decode steps run as if alone, though a prefill step may
+        be open. Again before the lease's end: the hold goes on."""
+        if self._hold_until_ns < now_ns:
+            self._hold_from_ns = now_ns + HOLD_SETTLES_NS
+            for lane in self.lanes.values():
+                lane.held_steps = 0
+        self._hold_until_ns = now_ns + int(lease_s * 1e9)
+
+    def release(self, now_ns: int) -> None:
+        """The hold, if there is one, ends."""
+        self._hold_until_ns = min(self._hold_until_ns, now_ns)
+
+    def _held(self, step: Step) -> bool:
+        """Whether prefill was held while `step` ran. It may be told after the hold's end."""
+        return self._hold_from_ns <= step.t_start_ns and step.t_end_ns <= self._hold_until_ns
+
     def settle(self, now_ns: int) -> None:
         """Forget old steps, vote on roles, and find the decode steps that ran alone."""
         horizon = now_ns - int(MEMORY_S * 1e9)
@@ -317,6 +374,7 @@ class ControllerState:
         odds: dict[Key, float] = {}
         for key, lane in self.lanes.items():
             lane.forget(horizon)
+            lane.solo.forget(now_ns - int(SOLO_S * 1e9), keep=MIN_STEPS)
             while lane.unsettled and lane.unsettled[0][1] < horizon:
                 lane.unsettled.popleft()
                 self.unjudged += 1
@@ -344,8 +402,10 @@ class ControllerState:
             settled_until = now_ns - int(1.5 * (longest.of(lane.key) or 0))
             while lane.unsettled and lane.unsettled[0][1] <= settled_until:
                 start, end = lane.unsettled.popleft()
-                window = lane.beside if prefills.beside(lane.key, start, end) else lane.solo
-                window.add(end, end - start)
+                if prefills.beside(lane.key, start, end):
+                    lane.beside.add(end, end - start)
+                else:
+                    lane.ran_alone(start, end)
 
     def _prefills_after(self, start_ns: int, now_ns: int) -> _Prefills:
         """Those that ended after `start_ns`, or run."""
@@ -359,6 +419,10 @@ class ControllerState:
                 spans.append((lane.prefill_since_ns, now_ns, key))
         return _Prefills(spans)
 
-    def with_role(self, role: Role) -> list[LaneState]:
-        """The lanes that do `role`, in the order in which they appeared."""
-        return [lane for lane in self.lanes.values() if lane.role == role]
+    def decoding(self) -> list[LaneState]:
+        """The lanes whose decode steps can be protected, in the order in which they appeared."""
+        return [lane for lane in self.lanes.values() if lane.decodes()]
+
+    def prefilling(self) -> list[LaneState]:
+        """The lanes whose prefill the gate can hold, in the order in which they appeared."""
+        return [lane for lane in self.lanes.values() if lane.prefills()]

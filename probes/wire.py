@@ -5,6 +5,7 @@ Ours import `probes.requests.wire`.
 
 from __future__ import annotations
 
-from probes.requests.wire import WireError, WireTracer, timing
+from probes.requests.timing import timing
+from probes.requests.wire import WireError, WireTracer
 
 __all__ = ["WireError", "WireTracer", "timing"]

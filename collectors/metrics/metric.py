@@ -19,6 +19,7 @@ ATTRIBUTES: Final[dict[str, str]] = {
     "kind": "flexnpu.kind",
     "source": "flexnpu.source",
     "part": "flexnpu.request.part",
+    "role": "flexnpu.request.role",
     "reason": "flexnpu.slo.reason",
     "engine": "flexnpu.engine",
     "url": "url.full",
@@ -47,7 +48,9 @@ LABELS: Final[dict[str, str]] = {
     "prefill_in_flight": "true when a prefill ran beside the step on another lane of the device, else false.",
     "kind": "What is counted; the metric's text says more.",
     "source": "Which part of the tracer counts: steps, wire or feed.",
-    "part": "Part of the TTFT: queue, compute, gate or send.",
+    "part": "Part of the TTFT: queue, compute, gate or send; of a request that several servers worked at, "
+    "proxy, prefill_queue, prefill, transfer, decode_queue, decode_wait, first_step, gate or send.",
+    "role": "prefill, decode or both.",
     "reason": "Why a request is bad: late (its first token came after the threshold), waiting (it still "
     "waited for it then), error (its stream said that it failed), status (5xx) or cut (it ended before a "
     "first token).",
@@ -57,7 +60,7 @@ LABELS: Final[dict[str, str]] = {
     "lane": "The daemon's number of a lane, which is one stream of one client process.",
     "scope": "process (all threads) or launcher (the threads that launch).",
     "session": "The daemon's number of a client process's connection.",
-    "policy": "The gate's policy: transparent or protect-decode.",
+    "policy": "The gate's policy, as its controller names it; transparent: none.",
     "soc": "The device's chip.",
     "version": "Of the daemon's package.",
 }

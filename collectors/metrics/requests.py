@@ -58,7 +58,9 @@ TTFT_PART: Final = Metric(
     "histogram",
     "TTFT split by the steps that served the request. part: queue (before and between its own prefill "
     "steps), compute (in them), gate (held by the gate meanwhile; absent without a daemon), send (from the "
-    "last one's end until the first content left).",
+    "last one's end until the first content left). Of a request that other servers worked at, such as a "
+    "proxy's before a prefill and a decode instance: proxy, prefill_queue, prefill, transfer, decode_queue, "
+    "decode_wait, first_step, gate, send (probes/requests/parts.py). A part that was not seen is absent.",
     (*PROCESS, "operation", "part"),
     "flexnpu.server.time_to_first_token.part",
     "s",
@@ -70,6 +72,16 @@ UNJOINED: Final = Metric(
     "Requests with a first token for which no step was found, so that their TTFT is not split.",
     (*PROCESS, "operation"),
     "flexnpu.server.requests.unjoined",
+    "{request}",
+)
+INNER: Final = Metric(
+    "flexnpu_requests_inner_total",
+    "counter",
+    "Requests that came from another watched server, such as a proxy: parts of a request there. They count "
+    "in no objective, and where both servers are one service, in no other metric of requests. role: what "
+    "the request asks of an instance that does one phase.",
+    (*PROCESS, "operation", "role"),
+    "flexnpu.server.requests.inner",
     "{request}",
 )
 READ_DELAY: Final = Metric(

@@ -11,7 +11,7 @@ LOST_EVENTS: Final = Metric(
     "counter",
     "What the tracer could not deliver, decide or read, since it started. source: steps, wire or "
     "feed; kind: see "
-    "probes/steps/tracer.py, probes/requests/wire.py and probes/feed/socket.py.",
+    "probes/steps/tracer.py, probes/requests/wire.py, probes/requests/hops.py and probes/feed/socket.py.",
     ("source", "kind"),
     "flexnpu.lost.events",
     "{event}",

@@ -1,22 +1,49 @@
-"""Spans over OTLP: a step each, and a request each with the parts of its TTFT."""
+"""Spans over OTLP: a step each, and a request each with the parts of its TTFT.
+
+A request is a child of the span that its ``traceparent`` names. One that came from another watched server
+is a child of the request there (`RequestTiming.hops`). It ends before that one, so it waits for it, `WAIT_NS`
+at most; then it is a span of its own.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Sequence
+from typing import Final
 
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    set_span_in_context,
+)
 
 from collectors.aggregate import ttft_parts
 from collectors.otlp.metrics import Attributes
 from collectors.otlp.trouble import SCOPE, Trouble
 from collectors.sinks import shown
 from probes.feed.events import RequestTiming, Step
+
+WAIT_NS: Final = 300 * 10**9
+MAX_WAITING: Final = 4096
+"""Inner requests that wait; beyond that the oldest is sent as it is."""
+
+
+def caller_of(traceparent: str | None) -> Context | None:
+    """The context that a ``traceparent`` names (W3C Trace Context); None when there is none."""
+    if not traceparent:
+        return None
+    _, trace, span, flags = traceparent[:55].split("-")
+    of = SpanContext(int(trace, 16), int(span, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
+    return set_span_in_context(NonRecordingSpan(of))
 
 
 class _Exporter(SpanExporter):
@@ -47,6 +74,8 @@ class SpanExports:
         self._traces = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._traces.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._traces.get_tracer(SCOPE)
+        self._inner: dict[tuple[int, int], RequestTiming] = {}
+        """Inner requests, by process and arrival, the longest waiting first."""
         self._ending = threading.Thread(target=self._traces.shutdown, name="otlp-spans-end", daemon=True)
 
     def step(self, step: Step) -> None:
@@ -73,7 +102,23 @@ class SpanExports:
         span.end(step.t_end_ns + shift)
 
     def request(self, request: RequestTiming) -> None:
-        """Send a request's span and those of its parts. One without an end is left out."""
+        """Send a request's span, those of its parts, and those of the requests that were made of it. One
+        without an end is left out."""
+        if request.caller_pid is not None:
+            self._inner[request.pid, request.t_arrival_ns] = request
+        else:
+            self._send(request, caller_of(request.traceparent))
+        horizon = time.monotonic_ns() - WAIT_NS
+        while self._inner and (
+            len(self._inner) > MAX_WAITING or next(iter(self._inner.values())).t_arrival_ns < horizon
+        ):
+            self._send_alone()
+
+    def _send_alone(self) -> None:
+        request = self._inner.pop(next(iter(self._inner)))
+        self._send(request, caller_of(request.traceparent))
+
+    def _send(self, request: RequestTiming, parent: Context | None, joined_by: str | None = None) -> None:
         end = request.t_end_ns or (request.chunk_ns[-1] if request.chunk_ns else None)
         if end is None:
             return
@@ -94,11 +139,17 @@ class SpanExports:
             ("flexnpu.request.prefill_steps", request.prefill_steps),
             ("flexnpu.request.join_confidence", request.join_confidence),
             ("flexnpu.request.error", request.error),
+            ("gen_ai.response.id", request.answer_id),
+            ("flexnpu.request.id", request.request_id),
+            ("flexnpu.request.role", request.role),
+            ("flexnpu.request.joined_by", joined_by),
         ):
             if value is not None:
                 found[name] = value
         start = request.t_arrival_ns + shift
-        span = self._tracer.start_span("request", kind=SpanKind.SERVER, attributes=found, start_time=start)
+        span = self._tracer.start_span(
+            "request", context=parent, kind=SpanKind.SERVER, attributes=found, start_time=start
+        )
         if request.error is not None:
             span.set_status(StatusCode.ERROR)
         if request.t_first_ns is not None:
@@ -115,9 +166,15 @@ class SpanExports:
                 at += round(us * 1000)
                 child.end(at)
         span.end(end + shift)
+        for pid, arrival, _, by in request.hops or ():
+            inner = self._inner.pop((pid, arrival), None)
+            if inner is not None:
+                self._send(inner, set_span_in_context(span), by)
 
     def end(self) -> None:
         """Begin to send what is left."""
+        while self._inner:
+            self._send_alone()
         self._ending.start()
 
     def close(self, wait_s: float) -> None:

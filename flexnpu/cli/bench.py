@@ -44,6 +44,10 @@ BENCHMARKS = {
         "Traced steps against the iterations of unmodified vLLM-Ascend, and their durations.",
     ),
     "gate": ("benchmarks.gate_sim:main", "The gate on a modelled device, in simulation."),
+    "device-model": (
+        "benchmarks.device_model:main",
+        "The device model against published figures of how kernels share a die.",
+    ),
     "probe": ("benchmarks.probe_cost:main", "What tracing costs: ours, bpftrace's and funclatency's."),
     "attach": ("benchmarks.attach_cost:main", "CPU and memory of attaching, by both loaders side by side."),
     "sites": ("benchmarks.probe_sites:main", "What one hit of a probe costs, instruction by instruction."),

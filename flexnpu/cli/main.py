@@ -22,6 +22,7 @@ _COMMANDS = {
         "flexnpu.cli.demo_pd:demo_pd",
         "Run vLLM-Ascend's prefill and decode here, on one emulated NPU.",
     ),
+    "sim": ("simulation.command:sim", "Simulate engines on one NPU under a policy, in virtual time."),
     "bench": ("flexnpu.cli.bench:bench", "Measure what FlexNPU costs on this machine."),
 }
 

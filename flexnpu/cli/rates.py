@@ -111,7 +111,7 @@ def between(before: DaemonStatus | None, now: DaemonStatus) -> Rates:
                 pid=lane.pid,
                 comm=lane.comm,
                 stream=lane.stream,
-                phase=lane.phase,
+                phase=lane.does,
                 queued=lane.queued,
                 in_flight=lane.in_flight,
                 in_flight_us=lane.in_flight_us,

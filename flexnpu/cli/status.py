@@ -115,7 +115,7 @@ def _lane_table(status: DaemonStatus) -> Table:
             str(lane.lane),
             str(lane.pid),
             f"{lane.stream:x}",
-            lane.phase,
+            lane.does,
             str(lane.queued),
             describe_us(lane.in_flight_us),
             str(lane.launched),

@@ -23,6 +23,8 @@ MAX_REQUEST_BYTES = 1 << 16
 MAX_REPLY_BYTES = 1 << 23
 """Longest reply line that a client reads."""
 MAX_LEASE_S = 60.0
+MAX_HOLD_US = 1e6
+"""The most that a setting may let one prefill operator wait for decode."""
 
 Phase = Literal["unknown", "prefill", "decode"]
 Doubt = Literal["launches", "contradiction", "device-time", "missing"]
@@ -30,7 +32,8 @@ Doubt = Literal["launches", "contradiction", "device-time", "missing"]
 DOUBTS: tuple[Doubt, ...] = ("launches", "contradiction", "device-time", "missing")
 DOUBTING = "doubting"
 """In `GateOwner.counts`: for which of `DOUBTS`, from 1, nothing is set now; 0: for none."""
-Policy = Literal["transparent", "protect-decode"]
+Policy = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+"""A policy's name, as its controller knows it; ``transparent``: none."""
 
 _Microseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -77,6 +80,21 @@ class LaneStatus(_Reply):
     gated_us: float
     """Sum of the times for which the gate held the lane's head, us."""
     held_now: bool
+    prefill_steps: NonNegativeInt = 0
+    """Steps that said themselves that they prefill, alone or beside decode; 0 where nobody told."""
+    decode_steps: NonNegativeInt = 0
+    """And that they decode, and nothing else."""
+    prefill_tokens: NonNegativeInt = 0
+    """Tokens of those steps."""
+    decode_tokens: NonNegativeInt = 0
+
+    @property
+    def does(self) -> str:
+        """What the lane does, in a word: as its steps say, else as it was set."""
+        told = [
+            name for name, steps in (("prefill", self.prefill_steps), ("decode", self.decode_steps)) if steps
+        ]
+        return "+".join(told) or self.phase
 
     @property
     def used(self) -> bool:
@@ -214,7 +232,7 @@ class SetGate(_Request):
     """
 
     later_fields: ClassVar[frozenset[str]] = frozenset(
-        {"controller", "take_over", "keep", "max_hold_us", "decode_idle_us"}
+        {"controller", "take_over", "keep", "max_hold_us", "decode_idle_us", "targets_us"}
     )
 
     type: Literal["set_gate"] = "set_gate"
@@ -233,10 +251,17 @@ class SetGate(_Request):
     """Take the gate from its owner."""
     keep: bool = False
     """With the transparent policy: own the gate all the same, for the lease."""
-    max_hold_us: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    max_hold_us: Annotated[float, Field(gt=0, le=MAX_HOLD_US, allow_inf_nan=False)] | None = None
     """Longest hold of a prefill operator for a decode lane without slack; None: the gate's own, 10 ms."""
     decode_idle_us: Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)] | None = None
     """A decode lane silent for longer lends its whole share; None: the gate's own, 20 ms."""
+    targets_us: (
+        Annotated[
+            dict[int, Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]], Field(max_length=4096)
+        ]
+        | None
+    ) = None
+    """Step targets of lanes, in the place of `decode_target_us`."""
 
 
 Request = StatusRequest | SetGate

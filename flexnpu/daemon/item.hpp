@@ -7,6 +7,8 @@
 #include <variant>
 #include <vector>
 
+#include "flexnpu/wire/layout.hpp"
+
 namespace flexnpu::daemon {
 
 struct Communicator;  // communicators.hpp
@@ -143,7 +145,7 @@ struct Item {
     bool of_refused_update = false;
     bool as_it_is = false;  // a real event in a capture: waits for nothing now, and is not recorded now
     bool step_end = false;
-    bool step_begin = false;
+    wire::StepWord step;
     // Of real events: what it waits for or resets, and what it records.
     std::vector<std::shared_ptr<Mark>> uses, makes;
 };

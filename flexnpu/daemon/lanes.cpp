@@ -116,8 +116,12 @@ bool Lanes::set_phase(uint32_t id, gate::Phase phase, double target_us) {
 void Lanes::set_decode_targets(double target_us) {
     for (const auto& [id, lane] : lanes_) {
         const auto stats = gate_.stats(id);
-        if (stats && stats->phase == gate::Phase::Decode) gate_.set_phase(id, stats->phase, target_us);
+        if (stats && stats->decodes) gate_.set_phase(id, stats->phase, target_us);
     }
+}
+
+void Lanes::set_target(uint32_t id, double target_us) {
+    if (const auto stats = gate_.stats(id)) gate_.set_phase(id, stats->phase, target_us);
 }
 
 std::unique_ptr<Item> Lanes::spare_item() {
@@ -188,7 +192,14 @@ inline void Lanes::enqueue(Lane& lane, const Item& item) {
     g.costed = ((type == ItemType::launch || type == ItemType::kernel) && !item.capturing) ||
                type == ItemType::replay;
     g.step_end = item.step_end;
-    g.step_begin = item.step_begin && g.costed;
+    if (g.costed) {
+        g.step_begin = (item.step.flags & wire::kBeginsStep) != 0;
+        // A mixed step is prefill work for whoever decodes beside it.
+        g.phase = (item.step.flags & wire::kStepPrefills) != 0  ? gate::Phase::Prefill
+                  : (item.step.flags & wire::kStepDecodes) != 0 ? gate::Phase::Decode
+                                                                : gate::Phase::Unknown;
+        g.tokens = item.step.tokens;
+    }
     if (item.shape) g.key = item.shape->key();
     if (const auto* replay = std::get_if<ReplayItem>(&item.work))
         g.key = gate::graph_key(replay->graph->serial, replay->graph->us);

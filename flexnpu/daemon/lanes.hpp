@@ -63,6 +63,7 @@ public:
     // False: the gate knows no such lane.
     bool set_phase(uint32_t id, gate::Phase phase, double target_us = 0);
     void set_decode_targets(double target_us);
+    void set_target(uint32_t id, double target_us);
 
     // ---- the way to the gate ----
 

@@ -134,6 +134,10 @@ nb::list lanes_of(const std::vector<LaneInfo>& infos) {
         d["device_us"] = l.device_us;
         d["gated_us"] = l.gated_us;
         d["held_now"] = l.held_now;
+        d["prefill_steps"] = l.prefill_steps;
+        d["decode_steps"] = l.decode_steps;
+        d["prefill_tokens"] = l.prefill_tokens;
+        d["decode_tokens"] = l.decode_tokens;
         out.append(d);
     }
     return out;
@@ -218,18 +222,19 @@ NB_MODULE(_plane, m) {
         .def(
             "set_gate",
             [](Plane& p, const nb::dict& settings, const std::map<uint32_t, std::string>& phases,
-               std::optional<double> decode_target_us) {
+               std::optional<double> decode_target_us, const std::map<uint32_t, double>& targets_us) {
                 const gate::Settings s = settings_of(settings);
                 std::map<uint32_t, gate::Phase> values;
                 for (const auto& [lane, name] : phases) values[lane] = phase_of(name);
                 nb::gil_scoped_release release;
-                return p.set_gate(s, values, decode_target_us);
+                return p.set_gate(s, values, decode_target_us, targets_us);
             },
             nb::arg("settings"), nb::arg("phases") = std::map<uint32_t, std::string>{},
-            nb::arg("decode_target_us") = nb::none(),
+            nb::arg("decode_target_us") = nb::none(), nb::arg("targets_us") = std::map<uint32_t, double>{},
             "Set the gate's settings (a dict of the fields of gate::Settings; the rest keep their defaults), "
             "the "
-            "phases of lanes by number and, unless None, the step target of all decode lanes, us: at once. "
+            "phases of lanes by number and, unless None, the step target of all decode lanes, us, and those "
+            "of lanes: at once. "
             "Returns the lanes named that do not exist: if there are any, nothing is changed. Raises "
             "PlaneTimeout, and then nothing is changed, also not later.")
         .def(

@@ -74,14 +74,19 @@ PlaneTimeout too_late(const char* what, uint64_t ms) {
 
 std::vector<uint32_t> apply(Dispatcher& d, const gate::Settings& settings,
                             const std::map<uint32_t, gate::Phase>& phases,
-                            const std::optional<double>& decode_target_us) {
+                            const std::optional<double>& decode_target_us,
+                            const std::map<uint32_t, double>& targets_us) {
     std::vector<uint32_t> unknown;
     for (const auto& [lane, phase] : phases) {
         if (!d.lanes().find(lane)) unknown.push_back(lane);
     }
+    for (const auto& [lane, us] : targets_us) {
+        if (!d.lanes().find(lane) && !phases.contains(lane)) unknown.push_back(lane);
+    }
     if (!unknown.empty()) return unknown;
     for (const auto& [lane, phase] : phases) d.lanes().set_phase(lane, phase);
     if (decode_target_us) d.lanes().set_decode_targets(*decode_target_us);
+    for (const auto& [lane, us] : targets_us) d.lanes().set_target(lane, us);
     d.gate().set_settings(wire::now_ns(), settings);
     return {};
 }
@@ -138,9 +143,10 @@ void Plane::add_others(std::map<std::string, uint64_t>* counters) {
 
 std::vector<uint32_t> Plane::set_gate(const gate::Settings& settings,
                                       const std::map<uint32_t, gate::Phase>& phases,
-                                      std::optional<double> decode_target_us) {
+                                      std::optional<double> decode_target_us,
+                                      const std::map<uint32_t, double>& targets_us) {
     if (!dispatcher_) return {};
-    return run("the gate is as it was", &apply, settings, phases, decode_target_us);
+    return run("the gate is as it was", &apply, settings, phases, decode_target_us, targets_us);
 }
 
 bool Plane::set_lane(uint32_t lane, gate::Phase phase, double target_us) {

@@ -41,11 +41,13 @@ public:
     std::map<std::string, uint64_t> counters();
     // As they were at `taken_ns`: now, if the dispatching thread answers within the time.
     Snapshot snapshot(std::chrono::milliseconds within);
-    // Sets the gate, the phases of the lanes named and, if given, the step target of all decode lanes, at
-    // once. The lanes named that do not exist: if there are any, nothing is changed. Throws PlaneTimeout.
+    // Sets the gate, the phases of the lanes named and, if given, the step target of all decode lanes and
+    // then those of lanes, at once. The lanes named that do not exist: if there are any, nothing is changed.
+    // Throws PlaneTimeout.
     std::vector<uint32_t> set_gate(const gate::Settings& settings,
                                    const std::map<uint32_t, gate::Phase>& phases = {},
-                                   std::optional<double> decode_target_us = {});
+                                   std::optional<double> decode_target_us = {},
+                                   const std::map<uint32_t, double>& targets_us = {});
     // False: there is no such lane. Throws PlaneTimeout.
     bool set_lane(uint32_t lane, gate::Phase phase, double target_us);
     const std::string& soc() const { return soc_; }

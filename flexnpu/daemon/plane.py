@@ -31,9 +31,14 @@ class Plane(Protocol):
         """
 
     def set_gate(
-        self, settings: dict[str, Any], phases: dict[int, str], decode_target_us: float | None
+        self,
+        settings: dict[str, Any],
+        phases: dict[int, str],
+        decode_target_us: float | None,
+        targets_us: dict[int, float],
     ) -> list[int]:
-        """Set the gate, the phases of lanes and the step target of all decode lanes (us), at once.
+        """Set the gate, the phases of lanes, the step target of all decode lanes and those of lanes (us), at
+        once.
 
         `settings` are fields of gate::Settings (gate.hpp); `lease_until_ns` on CLOCK_MONOTONIC. Returns the
         lanes named that do not exist: if there are any, nothing is changed. Raises `PlaneTimeout`, a

@@ -140,6 +140,7 @@ class Service:
             settings,
             dict(request.lanes),
             request.decode_target_us or 0.0,
+            dict(request.targets_us or {}),
         )
         if not unknown:
             return None
@@ -176,12 +177,14 @@ class Service:
         """Answered whatever the data plane does: its latest snapshot, and how old that is."""
         snapshot = self.plane.snapshot()
         counters = snapshot["counters"]
-        # Not a count but a reading, and absent where the device does not give one.
+        # Not counts but readings; that of the device is absent where it does not give one.
         busy_us = counters.pop("device_busy_us", None)
+        gate = self.gate_status(counters)
+        counters.pop("overlap_slowdown_milli", None)
         known = self.known().model_dump(exclude={"gate"})
         return DaemonStatus(
             **known,
-            gate=self.gate_status(counters),
+            gate=gate,
             sessions=[SessionStatus.model_validate(session) for session in snapshot["sessions"]],
             lanes=[LaneStatus.model_validate(lane) for lane in snapshot["lanes"]],
             age_s=snapshot["age_s"],

@@ -26,6 +26,7 @@ struct LaneInfo {
     uint64_t launched, completed;
     double device_us, gated_us;
     bool held_now;
+    uint64_t prefill_steps, decode_steps, prefill_tokens, decode_tokens;  // as the steps themselves said
 };
 
 struct SessionInfo {

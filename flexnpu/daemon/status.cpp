@@ -31,7 +31,8 @@ std::vector<LaneInfo> Dispatcher::lane_infos() const {
                            std::max(lane->completed,
                                     lane->launched -
                                         std::min(lane->launched, g.in_flight + lane->in_flight_since_sync)),
-                           g.device_us, g.gated_us, g.held_now});
+                           g.device_us, g.gated_us, g.held_now, g.prefill_steps, g.decode_steps,
+                           g.prefill_tokens, g.decode_tokens});
         });
     }
     return out;

@@ -3,7 +3,20 @@
 
 namespace flexnpu::gate {
 
+// When a decode step is over whose lane waits to go on with a prefill step: what is in flight of it is
+// followed only up to its last marker. kNever: the lane is not there.
+uint64_t Gate::decode_done_at(const Lane& lane) const {
+    if (lane.queue.empty() || !lane.queue.front().begins || lane.phase() != Phase::Prefill) {
+        return kNever;
+    }
+    return lane.flight.empty() ? 0
+                               : after(lane.flight.back().dispatched_ns, 2 * lane.flight_us + kPipelineUs);
+}
+
 bool Gate::decode_active(const Lane& lane, uint64_t now_ns) const {
+    if (lane.phase_of(lane.step.said) == Phase::Prefill || now_ns >= decode_done_at(lane)) {
+        return false;
+    }
     return !lane.queue.empty() || lane.marks > 0 ||
            (lane.step.open && since_us(now_ns, lane.step.last_ns) < settings_.decode_idle_us);
 }
@@ -54,7 +67,7 @@ double Gate::slack_us(const Lane& lane, uint64_t now_ns) const {
 double Gate::prefill_remaining_us(uint64_t now_ns) const {
     double credit = 0;
     for (const Lane* lane : prefill_) {
-        if (!lane->flight.empty()) {
+        if (!lane->flight.empty() && lane->flight.front().phase == Phase::Prefill) {
             const double run_us = since_us(now_ns, lane->front_since_ns);
             credit = std::max(credit, std::min(creditable(lane->flight.front().est_us), run_us));
         }
@@ -70,9 +83,13 @@ struct Gate::View {
     double window = 0;
 };
 
-Gate::View Gate::look(uint64_t now_ns) const {
+// `but`: not what this lane decodes.
+Gate::View Gate::look(uint64_t now_ns, const Lane* but) const {
     View v;
     for (const Lane* lane : decode_) {
+        if (lane == but) {
+            continue;
+        }
         if (decode_active(*lane, now_ns)) {
             v.amid = true;
             v.idle = false;
@@ -97,7 +114,9 @@ double Gate::room_us(const View& v, double cost) const {
     return std::max(room, std::min(lag_us_, spare));
 }
 
-Gate::Verdict Gate::judge(const View& v, const Lane& lane, uint64_t now_ns) const {
+Gate::Verdict Gate::judge(const View& all, const Lane& lane, uint64_t now_ns) const {
+    // A lane's work is in its order: what comes behind its own decode step cannot delay that.
+    const View v = lane.decodes() ? look(now_ns, &lane) : all;
     const double cost = lane.queue.front().est_us;
     if (v.remaining > room_us(v, cost)) {
         return Verdict::Hold;
@@ -137,7 +156,7 @@ std::optional<Decision> Gate::next(uint64_t now_ns) {
     if (!free_.empty()) {
         const auto& [arrival, lane] = *free_.begin();
         const bool older = chosen != nullptr && chosen->at->first < arrival;
-        if (!older || lane->phase == Phase::Decode) {
+        if (!older || lane->phase() == Phase::Decode) {
             return dispatch(*lane, now_ns);
         }
     }
@@ -172,7 +191,8 @@ uint64_t Gate::room_at(const View& v, const Lane& lane) const {
     const double done_us = prefill_in_flight_us_ - v.remaining + wait_us;
     uint64_t at = kNever;
     for (const Lane* other : prefill_) {
-        if (!other->flight.empty() && creditable(other->flight.front().est_us) >= done_us) {
+        if (!other->flight.empty() && other->flight.front().phase == Phase::Prefill &&
+            creditable(other->flight.front().est_us) >= done_us) {
             at = std::min(at, after(other->front_since_ns, done_us));
         }
     }
@@ -189,9 +209,10 @@ uint64_t Gate::wake_at(uint64_t now_ns) const {
             wake = std::min(wake, t);
         }
     };
-    const View v = look(now_ns);
+    const View all = look(now_ns);
     for (const Lane* lane : decode_) {
         consider(after(lane->step.last_ns, settings_.decode_idle_us));
+        consider(decode_done_at(*lane));
     }
     for (const auto* lanes : {&prefill_, &decode_}) {
         for (const Lane* lane : *lanes) {
@@ -202,7 +223,7 @@ uint64_t Gate::wake_at(uint64_t now_ns) const {
     }
     for (const auto& [arrival, lane] : gated_) {
         consider(after(lane->head_since_ns, hold_bound_us(lane->queue.front().est_us)));
-        consider(room_at(v, *lane));
+        consider(room_at(lane->decodes() ? look(now_ns, lane) : all, *lane));
     }
     return std::max(wake, now_ns + kMinWakeNs);
 }

@@ -44,6 +44,11 @@ NB_MODULE(_gate, m) {
     nb::class_<LaneStats>(m, "LaneStats")
         .def_ro("phase", &LaneStats::phase)
         .def_ro("target_us", &LaneStats::target_us)
+        .def_ro("decodes", &LaneStats::decodes)
+        .def_ro("prefill_steps", &LaneStats::prefill_steps)
+        .def_ro("decode_steps", &LaneStats::decode_steps)
+        .def_ro("prefill_tokens", &LaneStats::prefill_tokens)
+        .def_ro("decode_tokens", &LaneStats::decode_tokens)
         .def_ro("queued", &LaneStats::queued)
         .def_ro("in_flight", &LaneStats::in_flight)
         .def_ro("in_flight_us", &LaneStats::in_flight_us)
@@ -89,12 +94,13 @@ NB_MODULE(_gate, m) {
         .def(
             "enqueue",
             [](Gate& self, uint64_t now_ns, uint32_t lane, uint64_t ticket, uint32_t op, uint64_t bucket,
-               bool costed, bool step_end, bool step_begin) {
-                return self.enqueue(now_ns, lane,
-                                    Item{OpKey{op, bucket}, ticket, costed, step_end, step_begin});
+               bool costed, bool step_end, bool step_begin, Phase phase, uint32_t tokens) {
+                return self.enqueue(
+                    now_ns, lane,
+                    Item{OpKey{op, bucket}, ticket, costed, step_end, step_begin, phase, tokens});
             },
             "now_ns"_a, "lane"_a, "ticket"_a, "op"_a = 0, "bucket"_a = 0, "costed"_a = true,
-            "step_end"_a = false, "step_begin"_a = false)
+            "step_end"_a = false, "step_begin"_a = false, "phase"_a = Phase::Unknown, "tokens"_a = 0)
         .def("next", &Gate::next, "now_ns"_a)
         .def("wake_at", &Gate::wake_at, "now_ns"_a)
         .def("completed", &Gate::completed, "now_ns"_a, "lane"_a, "ticket"_a, "measured_us"_a = -1.0)

@@ -2,6 +2,7 @@
 #include "flexnpu/gate/gate.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "flexnpu/gate/lanes.hpp"
 
@@ -45,11 +46,27 @@ bool Gate::set_phase(uint32_t id, Phase phase, double target_us) {
         return false;
     }
     lane->target_us = at_least_zero(target_us);
-    if (lane->phase != phase) {
-        lane->phase = phase;
+    if (lane->set != phase) {
+        lane->set = phase;
+        // What is in flight goes on as what the lane now is, where it did not say itself.
+        for (Lane::InFlight& op : lane->flight) {
+            op.phase = lane->phase_of(op.said);
+        }
         rebuild();
     }
     return true;
+}
+
+// A step of the lane has said its phase.
+void Gate::say(Lane& lane, Step& step, const Item& item) {
+    step.said = item.phase;
+    const bool prefill = item.phase == Phase::Prefill;
+    bool& says = prefill ? lane.says_prefill : lane.says_decode;
+    ++(prefill ? lane.stats.prefill_steps : lane.stats.decode_steps);
+    (prefill ? lane.stats.prefill_tokens : lane.stats.decode_tokens) += item.tokens;
+    if (!std::exchange(says, true)) {
+        rebuild();
+    }
 }
 
 void Gate::set_settings(uint64_t now_ns, const Settings& settings) {
@@ -77,11 +94,14 @@ void Gate::rebuild() {
     prefill_.clear();
     prefill_in_flight_us_ = 0;
     for (const auto& [id, lane] : lanes_) {
-        if (lane->phase == Phase::Decode) {
+        if (lane->decodes()) {
             decode_.push_back(lane.get());
-        } else if (lane->phase == Phase::Prefill) {
+        }
+        if (lane->prefills()) {
             prefill_.push_back(lane.get());
-            prefill_in_flight_us_ += lane->flight_us;
+        }
+        for (const Lane::InFlight& op : lane->flight) {
+            prefill_in_flight_us_ += op.phase == Phase::Prefill && !op.drained ? op.est_us : 0;
         }
     }
     const bool was_on = on_;
@@ -97,7 +117,7 @@ void Gate::rebuild() {
 
 bool Gate::gated(const Lane& lane) const {
     const Item& head = lane.queue.front().item;
-    return on_ && lane.phase == Phase::Prefill && head.costed && head.ticket >= lane.inherits_below;
+    return on_ && lane.phase() == Phase::Prefill && head.costed && head.ticket >= lane.inherits_below;
 }
 
 bool Gate::inherit(uint32_t id, uint64_t ticket) {
@@ -115,7 +135,7 @@ bool Gate::inherit(uint32_t id, uint64_t ticket) {
 
 bool Gate::protects(uint32_t id, uint64_t ticket) const {
     const Lane* const lane = find(id);
-    return lane != nullptr && (lane->phase == Phase::Decode || ticket < lane->inherits_below);
+    return lane != nullptr && (lane->phase() == Phase::Decode || ticket < lane->inherits_below);
 }
 
 void Gate::insert_head(Lane& lane) {
@@ -162,9 +182,12 @@ bool Gate::enqueue(uint64_t now_ns, uint32_t id, const Item& item) {
         step.enqueued_us += est_us;
     }
     step.closing = step.closing || item.step_end;
+    if (item.phase != Phase::Unknown && item.phase != step.said) {
+        say(*lane, step, item);
+    }
     ++lane->stats.enqueued;
 
-    lane->queue.push_back({item, arrivals_++, est_us, begins});
+    lane->queue.push_back({item, arrivals_++, est_us, begins, step.said});
     if (lane->queue.size() == 1) {
         lane->head_since_ns = now_ns;
         insert_head(*lane);
@@ -179,7 +202,7 @@ bool Gate::device_is_free() const {
 }
 
 // Whether all that the lane has in flight is followed, and not only what is measured.
-bool Gate::tracks(const Lane& lane) const { return on_ && lane.phase != Phase::Unknown; }
+bool Gate::tracks(const Lane& lane) const { return on_ && (lane.prefills() || lane.decodes()); }
 
 Decision Gate::dispatch(Lane& lane, uint64_t now_ns) {
     const Lane::Queued queued = lane.queue.front();
@@ -197,8 +220,8 @@ Decision Gate::dispatch(Lane& lane, uint64_t now_ns) {
     }
     ++counters_.decisions;
     ++lane.stats.dispatched;
-    if (on_ && lane.phase == Phase::Prefill && queued.item.costed &&
-        queued.item.ticket < lane.inherits_below) {
+    const Phase phase = lane.phase_of(queued.said);
+    if (on_ && phase == Phase::Prefill && queued.item.costed && queued.item.ticket < lane.inherits_below) {
         ++lane.stats.inherited;
         ++counters_.inherited;
     }
@@ -214,7 +237,7 @@ Decision Gate::dispatch(Lane& lane, uint64_t now_ns) {
         if (track && !d.mark) {
             lane.unmarked_us += queued.est_us;
             ++lane.unmarked_ops;
-            d.mark = lane.phase == Phase::Prefill || queued.begins || lane.unmarked_us >= kMarkEveryUs ||
+            d.mark = phase == Phase::Prefill || queued.begins || lane.unmarked_us >= kMarkEveryUs ||
                      lane.unmarked_ops >= kMarkEveryOps || lane.newest().closing;
         }
         if (d.mark) {
@@ -227,14 +250,14 @@ Decision Gate::dispatch(Lane& lane, uint64_t now_ns) {
                 lane.front_since_ns = now_ns;
             }
             const bool begins = track && queued.begins && !lane.flight.empty();
-            const bool lone = track && d.mark && lane.phase == Phase::Prefill && device_is_free();
-            lane.flight.push_back(
-                {queued.item.ticket, queued.item.key, queued.est_us, now_ns, d.mark, begins, lone, false});
+            const bool lone = track && d.mark && phase == Phase::Prefill && device_is_free();
+            lane.flight.push_back({queued.item.ticket, queued.item.key, queued.est_us, now_ns, phase,
+                                   queued.said, d.mark, begins, lone, false});
             lane.flight_us += queued.est_us;
-            if (lane.phase == Phase::Prefill) {
+            if (phase == Phase::Prefill) {
                 prefill_in_flight_us_ += queued.est_us;
                 for (Lane* decode : decode_) {
-                    decode->step.beside_us += decode->step.open ? queued.est_us : 0;
+                    decode->step.beside_us += decode->step.open && decode != &lane ? queued.est_us : 0;
                 }
             }
         }
@@ -252,7 +275,8 @@ std::optional<LaneStats> Gate::stats(uint32_t id) const {
         return std::nullopt;
     }
     LaneStats s = lane->stats;
-    s.phase = lane->phase;
+    s.phase = lane->set;
+    s.decodes = lane->decodes();
     s.target_us = lane->target_us;
     s.queued = lane->queue.size();
     s.in_flight = static_cast<uint64_t>(std::count_if(lane->flight.begin(), lane->flight.end(),

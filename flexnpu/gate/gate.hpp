@@ -26,6 +26,10 @@
 // launches, but the one before, so its own word counts as well: the first operator of a step ends the step
 // before, once the device comes to it.
 //
+// What a lane does is what its step does: where items say the phase of theirs (Item::phase), a lane is a
+// prefill lane in one step and a decode lane in the next, and neither phase holds back its own lane's other.
+// Where they do not, the lane's phase is the one that was set.
+//
 // What a decode lane waits for is protected as well, or the gate would hold the step that it protects. The
 // caller knows dependencies and names them (inherit); what a lane has queued up to there is not held.
 #pragma once
@@ -92,6 +96,9 @@ struct Item {
     bool costed = true;       // false: order only (event record or wait, callback, copy): never held as head
     bool step_end = false;    // a synchronise of the lane: its host launches nothing more in this step
     bool step_begin = false;  // the first operator of a step, as far as the host knows its steps
+    // Of its step, from here on until another one begins; Unknown: it does not say.
+    Phase phase = Phase::Unknown;
+    uint32_t tokens = 0;  // with the phase: of the step
 };
 
 struct Decision {
@@ -104,8 +111,12 @@ struct Decision {
 };
 
 struct LaneStats {
-    Phase phase = Phase::Unknown;
-    double target_us = 0;  // as set; 0: the gate's own
+    Phase phase = Phase::Unknown;  // as set
+    double target_us = 0;          // as set; 0: the gate's own
+    bool decodes = false;          // a decode lane as set, or it had a step that said so
+    uint64_t prefill_steps = 0;    // that said so
+    uint64_t decode_steps = 0;
+    uint64_t prefill_tokens = 0, decode_tokens = 0;  // theirs
     uint64_t queued = 0;
     uint64_t in_flight = 0;  // not known to be complete; what goes by transparently is not tracked
     double in_flight_us = 0;
@@ -272,20 +283,22 @@ private:
     using Heads = std::set<Head>;
 
     Lane* find(uint32_t lane) const;
+    void say(Lane& lane, Step& step, const Item& item);
     void expire(uint64_t now_ns);
     void rebuild();
     void insert_head(Lane& lane);
     bool gated(const Lane& lane) const;
+    uint64_t decode_done_at(const Lane& lane) const;
     bool decode_active(const Lane& lane, uint64_t now_ns) const;
     double slack_us(const Lane& lane, uint64_t now_ns) const;
     double target_us(const Lane& lane) const;
     double prefill_remaining_us(uint64_t now_ns) const;
     struct View;
-    View look(uint64_t now_ns) const;
+    View look(uint64_t now_ns, const Lane* but = nullptr) const;
     double room_us(const View& view, double cost) const;
     double hold_bound_us(double cost) const { return std::max(settings_.max_hold_us, kHoldCosts * cost); }
     enum class Verdict : uint8_t { Hold, Go, Force };
-    Verdict judge(const View& view, const Lane& lane, uint64_t now_ns) const;
+    Verdict judge(const View& all, const Lane& lane, uint64_t now_ns) const;
     uint64_t room_at(const View& view, const Lane& lane) const;
     Decision dispatch(Lane& lane, uint64_t now_ns);
     void retire(Lane& lane, size_t n, uint64_t now_ns);
@@ -299,6 +312,7 @@ private:
     bool on_ = false;  // the policy is active and there is a decode lane to protect
     std::unordered_map<uint32_t, std::unique_ptr<Lane>> lanes_;
     mutable Lane* last_ = nullptr;  // found by find()
+    // Lanes that decode, or prefill, as was set or as their steps say: one may do both.
     std::vector<Lane*> decode_;
     std::vector<Lane*> prefill_;
     Heads free_;   // heads that nothing holds, by arrival

@@ -50,6 +50,7 @@ struct Kind {
 struct Gate::Step {
     bool open = false;
     bool closing = false;  // the host has asked to synchronise: no more operators will come
+    Phase said = Phase::Unknown;
     uint64_t start_ns = 0;
     uint64_t last_ns = 0;                          // last sign of life of the lane's host or device
     uint64_t host_start_ns = 0, host_last_ns = 0;  // when the host launched its first and its last so far
@@ -65,12 +66,15 @@ struct Gate::Lane {
         uint64_t arrival;
         double est_us;
         bool begins;  // the first operator of a step in `coming`
+        Phase said;   // of its step, as far as it was known then
     };
     struct InFlight {
         uint64_t ticket;
         OpKey key;
         double est_us;
         uint64_t dispatched_ns;
+        Phase phase;  // that it went as
+        Phase said;
         bool mark;
         bool begins;
         bool lone;     // prefill, and it went to a device without work
@@ -78,7 +82,8 @@ struct Gate::Lane {
     };
 
     uint32_t id = 0;
-    Phase phase = Phase::Unknown;
+    Phase set = Phase::Unknown;
+    bool says_prefill = false, says_decode = false;  // some step did
     double target_us = 0;
     uint64_t inherits_below = 0;  // a protected lane waits for the tickets below this
 
@@ -110,6 +115,12 @@ struct Gate::Lane {
         seed.emplace(0, this);
         node = seed.extract(seed.begin());
     }
+
+    Phase phase_of(Phase said) const { return said != Phase::Unknown ? said : set; }
+    bool prefills() const { return set == Phase::Prefill || says_prefill; }
+    bool decodes() const { return set == Phase::Decode || says_decode; }
+    // Of what it waits to dispatch; of the step that the device is at where there is nothing.
+    Phase phase() const { return phase_of(queue.empty() ? step.said : queue.front().said); }
 
     Step& newest() { return coming.empty() ? step : coming.back(); }
 

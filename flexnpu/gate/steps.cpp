@@ -14,7 +14,7 @@ void Gate::retire(Lane& lane, size_t n, uint64_t now_ns) {
             lane.flight_us -= op.est_us;
             lane.step.done_us += op.est_us;
             lane.marks -= op.mark ? 1 : 0;
-            if (lane.phase == Phase::Prefill) {
+            if (op.phase == Phase::Prefill) {
                 prefill_in_flight_us_ -= op.est_us;
             }
         }
@@ -27,7 +27,7 @@ void Gate::retire(Lane& lane, size_t n, uint64_t now_ns) {
     if (lane.flight.empty()) {
         // Leave no rounding error behind.
         lane.flight_us = 0;
-        if (prefill_.size() == 1 && lane.phase == Phase::Prefill) {
+        if (prefill_.size() == 1 && prefill_.front() == &lane) {
             prefill_in_flight_us_ = 0;
         }
     }
@@ -73,7 +73,7 @@ void Gate::step_end(uint64_t now_ns, uint32_t id) {
             op.drained = true;
             lane->flight_us -= op.est_us;
             lane->marks -= op.mark ? 1 : 0;
-            if (lane->phase == Phase::Prefill) {
+            if (op.phase == Phase::Prefill) {
                 prefill_in_flight_us_ = std::max(0.0, prefill_in_flight_us_ - op.est_us);
             }
             op.est_us = 0;
@@ -91,6 +91,7 @@ void Gate::step_end(uint64_t now_ns, uint32_t id) {
         lane->step.start_ns = now_ns;
         for (Lane::Queued& queued : lane->queue) {
             queued.begins = false;
+            lane->step.said = queued.said;
             lane->step.ops += queued.item.costed ? 1 : 0;
             lane->step.enqueued_us += queued.est_us;
             lane->step.closing = lane->step.closing || queued.item.step_end;
@@ -116,7 +117,9 @@ void Gate::next_step(Lane& lane, uint64_t now_ns) {
 
 void Gate::learn_step(Lane& lane, uint64_t now_ns) {
     const Step& step = lane.step;
-    if (step.ops == 0) {
+    // A model's prefill has as many operators as its decode step, and takes longer: what the gate knows of a
+    // lane's steps is for protecting decode.
+    if (step.ops == 0 || (lane.says_decode && lane.phase_of(step.said) == Phase::Prefill)) {
         return;
     }
     const double wall_us = since_us(now_ns, step.start_ns);
@@ -132,7 +135,7 @@ void Gate::learn_step(Lane& lane, uint64_t now_ns) {
     if (step.beside_us <= 0.01 * wall_us) {
         kind.solo_seen.add(wall_us);
         kind.solo_us = kind.solo_seen.median();
-    } else if (lane.phase == Phase::Decode && kind.solo_us > 0 && step.beside_us > 0.1 * kind.solo_us) {
+    } else if (lane.decodes() && kind.solo_us > 0 && step.beside_us > 0.1 * kind.solo_us) {
         const double k_seen = std::clamp((wall_us - kind.solo_us) / step.beside_us, 1.0, 4.0);
         learned_k_ += 0.05 * (k_seen - learned_k_);
     }

@@ -171,13 +171,20 @@ enum class Kind : uint16_t {
 struct Record {
     uint32_t size;  // of the whole record, a multiple of 8
     Kind kind;
-    uint16_t flags;    // kBeginsStep
+    uint16_t flags;    // RecordFlags
     uint32_t request;  // nonzero: the client waits for this number in RingHeader::reply
-    uint32_t reserved2;
+    uint32_t tokens;   // of the step whose phase `flags` says; 0: not known
     uint64_t sequence;
 };
 static_assert(sizeof(Record) == 24);
-inline constexpr uint16_t kBeginsStep = 1;  // of a launch: the first operator of a step
+// Of an operator's or a graph's launch. The phase of its step is said once, by the operator that shows it;
+// the step is that from there on. Both: a mixed one.
+enum RecordFlags : uint16_t { kBeginsStep = 1, kStepPrefills = 2, kStepDecodes = 4 };
+// What a launch is to its lane's step.
+struct StepWord {
+    uint16_t flags = 0;
+    uint32_t tokens = 0;
+};
 
 struct Launch {
     uint64_t stream;

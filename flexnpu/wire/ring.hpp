@@ -72,8 +72,8 @@ public:
 
     // Makes the reserved record visible. seq_cst: the store is ordered before the caller's look at
     // SessionPage::doze.
-    void publish(size_t size, Kind kind, uint32_t request, uint64_t sequence, uint16_t flags = 0) {
-        const Record record{uint32_t(size), kind, flags, request, 0, sequence};
+    void publish(size_t size, Kind kind, uint32_t request, uint64_t sequence, StepWord step = {}) {
+        const Record record{uint32_t(size), kind, step.flags, request, step.tokens, sequence};
         std::memcpy(map_.data(head_), &record, sizeof(record));
         head_ += size;
         map_.header().head.store(head_, std::memory_order_seq_cst);

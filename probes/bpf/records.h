@@ -58,6 +58,7 @@ enum hit {
     HIT_TENSOR,
     HIT_ARRAY,
     HIT_CLIENT,
+    HIT_TRANSFER,
     HITS
 };
 
@@ -130,8 +131,8 @@ struct lane {
     struct totals entered;  // when a device synchronise was called last
     u64 cand_at, cand_t;    // when that point was passed by who launches, and when it was over; 0: not yet
     u64 later_at, later_t;
-    // The step was over at `perhaps_t`, unless the wait for what was copied out since then says that more ran:
-    // a quarter of `perhaps_run` at least. 0: no such question.
+    // The step was over at `perhaps_t`, unless the wait for what was copied out since then says that more
+    // ran: a quarter of `perhaps_run` at least. 0: no such question.
     u64 perhaps_t, perhaps_run;
     u64 pending_perhaps_t, pending_perhaps_run;
     u64 pending_at;  // of a step whose launches are over, and whose end is not (`pendings`); 0: none
@@ -213,6 +214,13 @@ struct hits {
 struct client_record {
     u64 tgid;  // | CLIENT_MARK
     struct flexnpu_step_record step;
+};
+
+#define TRANSFER_MARK (1ULL << 62)
+// Memory moved from one engine to another, by a thread that waited for it.
+struct transfer_record {
+    u64 tgid;  // | TRANSFER_MARK
+    u64 t_start, t_end;
 };
 
 // The name of an operator of the client.

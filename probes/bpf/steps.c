@@ -10,3 +10,5 @@
 #include "copies.c"
 
 #include "client.c"
+
+#include "transfers.c"

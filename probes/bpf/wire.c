@@ -99,6 +99,8 @@ static __always_inline void emit_mark(u64 id, u32 fd, struct connection* c, u8 k
         lose(WIRE_LOST, 1);
 }
 
+#include "wire_ends.c"
+
 #include "wire_copy.c"
 
 #include "wire_first.c"
@@ -117,6 +119,10 @@ static __always_inline struct descriptor* know(u64 key)
     struct connection* c = connections.lookup(&fresh.connection);
     if (c && c->state == HTTP)
         fresh.state = LIVE;
+#ifdef ENDS
+    if (!c && fresh.connection)
+        tell_socket(key, fresh.connection);
+#endif
     descriptors.update(&key, &fresh);
     return descriptors.lookup(&key);
 }
@@ -261,7 +267,11 @@ static __always_inline struct connection* open_connection(u64 id, struct call* c
             return 0;
     }
     c->state = HTTP;
+#ifdef ENDS
+    emit_ends(id, call->fd, c->id, KIND_OPEN, call->connection);
+#else
     emit_mark(id, call->fd, c, KIND_OPEN);
+#endif
     return c;
 }
 
@@ -390,6 +400,10 @@ static __always_inline void forget(u64 id, u32 fd)
         descriptors.delete(&key);
 #endif
     struct connection* c = connections.lookup(&at);
+#ifdef ENDS
+    if (!c && !is_shared(fd))
+        tell_gone(at);
+#endif
     if (!c)
         return;
 #ifdef FILES

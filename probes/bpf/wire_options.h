@@ -15,12 +15,21 @@ struct options {
 volatile const struct options options SEC(".rodata.options");
 #define RING_PAGES options.ring_pages
 
+struct in6_addr {
+    u8 bytes[16];
+};
 struct sock_common {
     u16 skc_family;
+    u32 skc_daddr, skc_rcv_saddr;
+    u16 skc_dport, skc_num;
+    struct in6_addr skc_v6_daddr, skc_v6_rcv_saddr;  // where the kernel has IPv6
 } RELOCATED;
 struct sock {
     struct sock_common __sk_common;
     u16 sk_protocol;
+} RELOCATED;
+struct unix_sock {
+    struct sock* peer;
 } RELOCATED;
 struct tcp_sock {
     u32 snd_nxt, write_seq;
@@ -65,5 +74,6 @@ struct task_struct {
 #define INODE_MODE OFFSET_OF(inode, i_mode)
 #define SOCKET_SOCK OFFSET_OF(socket, sk)
 #define FILES
+#define ENDS
 #define SOCKET_TIME
 #endif

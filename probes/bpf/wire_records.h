@@ -30,7 +30,8 @@ struct user_mmsg {
 #define MAX_IN_BYTES 65536
 #define MAX_OUT_BYTES 262144
 
-enum wire_kind { KIND_OPEN = 1, KIND_DATA, KIND_CLOSE, KIND_SENT, KIND_CLOSED_RANGE };
+// SOCKET: one that a target uses and did not accept, so perhaps one to another target; GONE: it is no more.
+enum wire_kind { KIND_OPEN = 1, KIND_DATA, KIND_CLOSE, KIND_SENT, KIND_CLOSED_RANGE, KIND_SOCKET, KIND_GONE };
 // Of a connection: FRESH is accepted, and nothing was read from it yet.
 enum wire_state { FRESH, HTTP };
 // Of a descriptor. NOT_FOLLOWED: no socket, or one that speaks something else. A SOCKET may begin to speak
@@ -107,6 +108,23 @@ struct mark {
     u32 tgid, fd, span, length;
     u8 kind, direction, first, socket;
     u8 pad[4];
+};
+
+// The two ends of a socket. Addresses as on the wire, those of IPv4 in the first four bytes; ports as
+// numbers.
+struct ends {
+    u64 peer;  // of a Unix socket, the other end's struct sock
+    u16 family;
+    u16 local_port;
+    u16 remote_port;
+    u8 pad[2];
+    u8 local[16];
+    u8 remote[16];
+};
+// A mark of KIND_OPEN or KIND_SOCKET.
+struct mark_of_ends {
+    struct mark mark;
+    struct ends ends;
 };
 
 // Where a copy stands. It is kept in a map because the verifier would otherwise follow every value that it

@@ -25,15 +25,6 @@ LRU_HASH(ready, u64, u64, 16384);
 
 // These run in interrupts, amid the programs above too. A program on a plain tracepoint is passed over while
 // another one runs on the CPU; one on a raw tracepoint is not, but is given nothing except the socket.
-static __always_inline int is_tcp(u64 sock)
-{
-    u16 family = 0, protocol = 0;
-    if (bpf_probe_read_kernel(&family, sizeof(family), (void*)(sock + SOCK_FAMILY)) ||
-        bpf_probe_read_kernel(&protocol, sizeof(protocol), (void*)(sock + SOCK_PROTOCOL)))
-        return 0;
-    return (family == 2 || family == 10) && protocol == 6;
-}
-
 RAW int on_sk_data_ready(struct bpf_raw_tracepoint_args* ctx)
 {
     u64 sock = ctx->args[0];
@@ -123,6 +114,9 @@ RAW int on_tcp_destroy_sock(struct bpf_raw_tracepoint_args* ctx)
     u64 sock = ctx->args[0];
     ready.delete(&sock);
     holdings.delete(&sock);
+#ifdef ENDS
+    tell_gone(sock);
+#endif
 #ifdef FILES
     // Whoever closed it last was not seen doing so.
     struct connection* c = connections.lookup(&sock);

@@ -15,6 +15,7 @@ from flexnpu.console.output import say
 from probes.commands.common import Stop
 from probes.feed.events import Event, Losses, OpenRequests, RequestTiming, Step
 from probes.feed.recording import Overhead
+from probes.host.callers import Callers
 from probes.host.families import ProcessFamilies
 from probes.host.finder import Finder
 from probes.host.registry import Registry
@@ -23,7 +24,8 @@ from probes.host.taskstats import HostDelays
 from probes.placing import symbols
 from probes.placing.attach import AttachError
 from probes.placing.plan import FUNNELS, Plan
-from probes.requests.join import Joiner, Other
+from probes.requests.hops import Hop, Hops
+from probes.requests.join import Joiner
 from probes.steps.targets import Target
 from probes.steps.tracer import Tracer, check, uses_npu
 
@@ -66,8 +68,10 @@ class Live(Closeable):
         self._on_event = on_event
         self._since: dict[int, int] = {}
         self._joiner: Joiner | None = None
+        self._hops: Hops | None = None
         self._families = ProcessFamilies()
         self._registry = Registry(on_event, self._families)
+        self._callers = Callers()
         self._answering: dict[int, str] = {}
         """Names of the watched processes of which it was told that requests run."""
         self._untimed: set[int] = set()
@@ -99,7 +103,10 @@ class Live(Closeable):
                 )
             )
             self._wire = self._stack.enter_context(self._make_wire()) if wire else None
-            self._joiner = self._make_joiner() if wire else None
+            if self._wire is not None:
+                self._hops = Hops(on_event, self._wire.open_hops)
+                self._joiner = self._make_joiner(self._wire, self._hops)
+                self.tracer.on_transfer(self._hops.transfer)
             if self._wire is not None and self._wire.dating == "call":
                 self._say(
                     "requests are dated by the servers' reads and writes: this kernel does not show when a "
@@ -123,11 +130,8 @@ class Live(Closeable):
             self._joiner.step(event)
         self._on_event(event)
 
-    def _make_joiner(self) -> Joiner:
-        def open_requests() -> list[Other]:
-            return [] if self._wire is None else self._wire.open_requests()
-
-        return Joiner(self._on_event, families=self._families, open_requests=open_requests)
+    def _make_joiner(self, wire: WireTracer, hops: Hops) -> Joiner:
+        return Joiner(hops.request, families=self._families, open_requests=wire.open_requests)
 
     def _make_wire(self) -> WireTracer:
         from probes.requests.wire import WireTracer
@@ -136,11 +140,17 @@ class Live(Closeable):
             assert self._joiner is not None
             self._joiner.request(timing)
 
+        def on_hop(hop: Hop) -> None:
+            assert self._hops is not None
+            self._hops.ended(hop)
+
         def on_loss(counts: dict[str, int]) -> None:
             # Again and again, for who has only now subscribed.
+            if self._hops is not None:
+                counts |= self._hops.counts
             self._on_event(Losses(t_ns=time.monotonic_ns(), source="wire", counts=counts))
 
-        return WireTracer((), on_request=on_request, on_loss=on_loss)
+        return WireTracer((), on_request=on_request, on_loss=on_loss, on_hop=on_hop)
 
     def _add_to_wire(self, wire: WireTracer, pid: int) -> None:
         """Watch the sockets of `pid`, and of the processes that may serve HTTP for it."""
@@ -154,6 +164,12 @@ class Live(Closeable):
                 if server not in self._untimed:
                     self._say(f"requests of process {server} are not timed: {error.strerror}")
                 self._untimed.add(server)
+
+    def _add_callers(self, wire: WireTracer) -> None:
+        """Watch the sockets of servers that ask the watched ones: proxies."""
+        for pid in self._callers.find(wire.strangers()):
+            with contextlib.suppress(OSError):  # it has ended, or there are too many
+                wire.add(pid)
 
     def _place(self, pid: int) -> Target:
         """Attach to a process, if that leaves descriptors for the rest. Raises `AttachError`, `OSError`."""
@@ -219,6 +235,8 @@ class Live(Closeable):
                 self._wire.poll(0)
                 # The poll above took every step that was over when it began, however long it lasted.
                 self._joiner.advance(round(now * 1e9))
+                if self._hops is not None:
+                    self._hops.advance(round(now * 1e9))
                 self._tell_gone(self._wire, round(now * 1e9))
                 if now >= next_open:
                     next_open = now + _OPEN_S
@@ -227,6 +245,7 @@ class Live(Closeable):
                     next_fronts = now + _FRONTS_S
                     for target in self.tracer.targets:
                         self._add_to_wire(self._wire, target.pid)
+                    self._add_callers(self._wire)
             self._follow()
             self._register()
             if on_poll is not None and on_poll() is False:
@@ -280,6 +299,8 @@ class Live(Closeable):
         if self._wire is not None and self._joiner is not None:
             self._wire.close()
             self._joiner.flush()
+        if self._hops is not None:
+            self._hops.finish()
         return self._losses()
 
     def _losses(self) -> Losses:

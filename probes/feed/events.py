@@ -190,7 +190,8 @@ class RequestTiming(_Event):
     t_read_ns: _NonNegative | None = None
     """First byte of the request read by the server. Before that it waited in the kernel for the server."""
     t_write_ns: _NonNegative | None = None
-    """Start of the write that had the first content. From then to `t_first_ns` the kernel kept it back, for
+    """Start of the write that had the first content; of an answer of one token in one piece, of its first
+    byte. From then to `t_first_ns` the kernel kept it back, for
     an acknowledgement (Nagle's algorithm) or room in the client's window."""
     tokens: _NonNegative | None = None
     """Tokens of the answer: what the server said in ``usage``, or by token ids; else its content chunks."""
@@ -201,9 +202,10 @@ class RequestTiming(_Event):
     queue_us: _Microseconds | None = None
     """Part of the TTFT that was spent before the request's own steps, and between them. This and what
     follows is found by joining the request to steps (`join`), and None when none was seen. The four parts
-    sum to the TTFT."""
+    sum to the TTFT; of an answer of one token in one piece, to the time until that began to leave."""
     prefill_us: _Microseconds | None = None
-    """Part of the TTFT in the request's own prefill steps, less `gated_us`."""
+    """Part of the TTFT in the request's own prefill steps, less `gated_us`. Where the prompt was computed by
+    another server, the step that made the first token."""
     gated_us: _Microseconds | None = None
     """Part of the TTFT for which the daemon's gate held the lane in those steps; None without a daemon."""
     send_us: _Microseconds | None = None
@@ -221,6 +223,28 @@ class RequestTiming(_Event):
     error: Literal["event", "finish"] | None = None
     """The stream said that the request failed, whatever the status: by an error event, or by the reason for
     which it finished (``error``, ``abort``)."""
+    t_answer_ns: _NonNegative | None = None
+    """First byte of the response sent."""
+    role: Literal["prefill", "decode"] | None = None
+    """What the request asks an instance to do that does one phase only (vLLM's ``kv_transfer_params``)."""
+    caller_pid: _NonNegative | None = None
+    """The watched server, another process, from which the request came. It is then part of a request of that
+    one, and no client's."""
+    request_id: str | None = None
+    """Header ``X-Request-Id`` of the request."""
+    traceparent: str | None = None
+    """Header ``traceparent`` of the request (W3C Trace Context)."""
+    answer_id: str | None = None
+    """``id`` in the answer."""
+    hops: list[tuple[_NonNegative, _NonNegative, str, str]] | None = None
+    """The requests to other servers that were made of this one (`hops`), in the order of their arrival:
+    process, `t_arrival_ns`, `role` (or empty), and by what it was joined."""
+    transfer_us: _Microseconds | None = None
+    """Of `queue_us`, the time in which the KV cache came from another server; None where no transfer was
+    seen, or it may have been another request's."""
+    parts_us: dict[str, _Microseconds] | None = None
+    """The parts of the TTFT, us, where other servers worked at it (`parts`). A part whose events were not all
+    seen is absent."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -247,6 +271,8 @@ class OpenRequests(_Event):
     requests whose body did not show what they ask for, and streams that cannot be read."""
     unlisted: _NonNegative = 0
     """As `waiting`, beyond the number that is listed."""
+    inner: list[_NonNegative] = dataclasses.field(default_factory=list)
+    """Which of `waiting`, by their numbers from 0, came from another watched server."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from probes.placing import symbols
 from probes.placing.plan import CLIENT, FUNNELS, SITES, Role
 from probes.placing.sites import Choice, HitCost, choose_for
 
-_OF_CLIENT = (Role.CLIENT, Role.OPERATOR)
+_OF_CLIENT = (Role.CLIENT, Role.OPERATOR, Role.TRANSFER)
 
 
 @dataclass(frozen=True)

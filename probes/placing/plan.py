@@ -51,6 +51,8 @@ class Role(StrEnum):
     """Shapes of all objects, for libraries whose objects cannot be read."""
     CLIENT = "client"
     """FlexNPU's client tells of its steps itself."""
+    TRANSFER = "transfer"
+    """Memory that moves between engines."""
     OPERATOR = "operator"
     """And of each operator, by name."""
 
@@ -155,6 +157,14 @@ SITES = (
     Site("aclrtMemcpy", "on_copy", "on_copy_return", Cost.COPY, Role.COPY, session="on_copy_session"),
     Site("aclrtMemcpyAsync", "on_copy_async", None, Cost.COPY, Role.COPY),
     Site("aclnnEmbedding", "on_embedding_second"),
+    Site(
+        "_ZN4adxl10AdxlEngine12TransferSyncERKN2ge12AscendStringENS_10TransferOpE"
+        "RKSt6vectorINS_14TransferOpDescESaIS7_EEi",
+        "on_transfer",
+        "on_transfer_return",
+        Cost.STEP,
+        Role.TRANSFER,
+    ),
 )
 """What may be probed, in the order of placing: what shows a shape before what opens a step.
 
@@ -201,6 +211,8 @@ HIT_OF = {
     "on_create_int_array": "array",
     "on_client_step": "client",
     "on_client_operator": "operator",
+    "on_transfer": "transfer",
+    "on_transfer_return": "transfer",
 }
 """Which of `HITS` a program counts."""
 
@@ -215,7 +227,7 @@ def sites(plan: Plan, *, client: bool, objects: bool, begins: bool) -> tuple[Sit
     because their layout is not known. `begins`: steps that open are told, too.
     """
     if client:
-        told = {Role.CLIENT} | ({Role.OPERATOR} if plan == "detail" else set())
+        told = {Role.CLIENT, Role.TRANSFER} | ({Role.OPERATOR} if plan == "detail" else set())
         return tuple(site for site in SITES if site.role in told and (begins or site.symbol != CLIENT_BEGIN))
     left_out = {Role.CLIENT, Role.OPERATOR}
     if plan == "default":

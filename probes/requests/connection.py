@@ -6,11 +6,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from probes.placing import declarations, loader
 from probes.requests.http1 import HttpStream
-
-TOLD: Final = declarations.read(loader.FOLDER / "wire_records.h")
-"""What the wire programs tell."""
+from probes.requests.kernel import TOLD
+from probes.requests.sockets import Ends
 
 IN, OUT = map(TOLD.constant, ("IN", "OUT"))
 
@@ -119,3 +117,6 @@ class Followed:
     pid: int
     fd: int
     connection: Connection
+    ends: Ends | None = None
+    caller: int | None = None
+    """The watched process at the other end."""

@@ -15,16 +15,20 @@ A new server dialect is a branch of `content_of` and, where it counts tokens or 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from typing import Any, Final
 
-from probes.requests.exchange import Exchange, Failure
+from probes.requests.exchange import MAX_ID, Exchange, Failure
 
 MAX_DEPTH: Final = 12
 """Nesting of a request's message parts that is followed for its text."""
 ECHO_MIN_CHARS: Final = 16
 """A shorter prompt is not looked for in the first chunk."""
+_PROMPTS: Final = ("system", "messages", "prompt", "input", "inputs", "text")
+_ROLE_FLAG: Final = re.compile(rb'(?<!\\)"do_remote_(decode|prefill)"\s*:\s*true')
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _STREAM_FLAG: Final = re.compile(rb'(?<!\\)"stream"\s*:\s*(true|false)')
 
 
@@ -67,10 +71,21 @@ def read_prompt(exchange: Exchange, body: bytes) -> None:
     if not isinstance(request, dict):
         return
     exchange.wants_stream = request.get("stream", _streams_unasked(exchange.path)) is True
+    limits = [request[key] for key in ("max_tokens", "max_completion_tokens") if key in request]
+    exchange.one_token = limits == [1] * len(limits) != [] and not exchange.wants_stream
+    transfer = request.get("kv_transfer_params")
+    if isinstance(transfer, dict):  # vLLM's, for prefill and decode in two instances
+        if transfer.get("do_remote_decode") is True:
+            exchange.role = "prefill"
+        elif transfer.get("do_remote_prefill") is True:
+            exchange.role = "decode"
     texts: list[str] = []
-    for key in ("system", "messages", "prompt", "input", "inputs", "text"):
-        if key in request:
-            texts += _texts(request[key])
+    asked = {key: request[key] for key in _PROMPTS if key in request}
+    if asked:
+        # Also of a prompt in token ids.
+        exchange.prompt_digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
+    for value in asked.values():
+        texts += _texts(value)
     if not texts:
         return
     exchange.prompt_chars = sum(map(len, texts))
@@ -94,6 +109,41 @@ def read_stream_flag(exchange: Exchange, piece: bytes) -> None:
         exchange.wants_stream = found[1] == b"true"
     elif exchange.wants_stream is None and _streams_unasked(exchange.path):
         exchange.wants_stream = True
+
+
+def read_role_flag(exchange: Exchange, piece: bytes) -> None:
+    """Look for the role in a piece of a body that is not kept whole, as `read_stream_flag` does."""
+    found = _ROLE_FLAG.search(piece)
+    if found is not None:
+        exchange.role = "prefill" if found[1] == b"decode" else "decode"
+
+
+def read_ids(exchange: Exchange, fields: dict[bytes, bytes]) -> None:
+    """Read what tells a request apart from the header fields of a request."""
+    exchange.request_id = _id(fields.get(b"x-request-id", b"").decode("utf-8", "replace"))
+    parent = fields.get(b"traceparent", b"").decode("ascii", "replace").lower()
+    exchange.traceparent = (
+        parent if _TRACEPARENT.fullmatch(parent[:55]) and not parent.startswith("ff") else ""
+    )
+
+
+def _id(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) <= MAX_ID else ""
+
+
+def read_answer(exchange: Exchange, event: Any) -> None:
+    """Read an answer's id and usage from one event of a stream, or from an answer in one piece."""
+    if not isinstance(event, dict):
+        return
+    for of in (event, event.get("message"), event.get("response")):
+        # Anthropic's message_start and OpenAI's response.created have it within.
+        if not exchange.answer_id and isinstance(of, dict):
+            exchange.answer_id = _id(of.get("id"))
+    prompt, answer = usage_of(event)
+    if prompt is not None:
+        exchange.prompt_tokens = prompt
+    if answer is not None:
+        exchange.completion_tokens = answer
 
 
 def _streams_unasked(path: str) -> bool:

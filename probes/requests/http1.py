@@ -15,6 +15,7 @@ constants of these modules, and the result does not depend on where the bytes we
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import deque
@@ -26,12 +27,14 @@ from probes.requests.dialects import (
     content_of,
     error_of,
     is_echo,
+    read_answer,
+    read_ids,
     read_prompt,
+    read_role_flag,
     read_stream_flag,
     token_ids_of,
-    usage_of,
 )
-from probes.requests.exchange import MAX_BODY, MAX_CHUNKS, MAX_PENDING, Exchange
+from probes.requests.exchange import MAX_ANSWER, MAX_BODY, MAX_CHUNKS, MAX_PENDING, Exchange
 from probes.requests.framing import Framing, Malformed, MessageReader, content_length, header_fields
 from probes.requests.sse import EventStream
 
@@ -41,6 +44,9 @@ _VERSIONS: Final = (b"HTTP/1.0\r\n", b"HTTP/1.1\r\n")
 _RESPONSE: Final = re.compile(rb"HTTP/1\.[01] [1-5][0-9][0-9][ \r]")
 _RESPONSE_BYTES: Final = len(b"HTTP/1.1 200 ")
 """Bytes in which `_RESPONSE` is decided."""
+_EVENT_FIELDS: Final = (b"data:", b"event:")
+_EVENT_BYTES: Final = 32
+"""Bytes of an answer in which it shows whether it is a stream of events."""
 MIN_RESPONSE: Final = 24
 """Bytes from the end of a chunked body to that of another response's start line, at least."""
 
@@ -78,6 +84,7 @@ class _Requests(MessageReader):
         exchange.method = parts[0].decode("ascii")
         exchange.path = parts[1].split(b"?", 1)[0].decode("latin-1")
         fields = header_fields(lines[1:])
+        read_ids(exchange, fields)
         self._body = bytearray() if b"content-encoding" not in fields else None
         if fields.get(b"transfer-encoding", b"").lower().endswith(b"chunked"):
             return Framing.CHUNK_SIZE, 0
@@ -97,7 +104,9 @@ class _Requests(MessageReader):
         """The body is not kept whole. `data` is a piece of it that came now."""
         kept, self._body = self._body, None
         if self._exchange is not None:
-            read_stream_flag(self._exchange, bytes(kept or b"") + data)
+            piece = bytes(kept or b"") + data
+            read_stream_flag(self._exchange, piece)
+            read_role_flag(self._exchange, piece)
 
     def end(self, t: int) -> None:
         exchange, body = self._exchange, self._body
@@ -131,11 +140,15 @@ class _Responses(MessageReader):
         self._owner = owner
         self._exchange: Exchange | None = None
         self._events: EventStream | None = None
+        self._answer: bytearray | None = None
+        """Of an answer that is not known to be a stream: what came of it so far."""
+        self._begun: tuple[int, int | None] = (0, None)
+        """When the first byte of the message was sent, and the start of the call that wrote it."""
         self._interim = False
         self._resuming = False
 
     def start(self, t: int) -> None:
-        pass
+        self._begun = t, self.called
 
     def head(self, t: int, lines: list[bytes]) -> tuple[Framing, int]:
         parts = lines[0].split(b" ", 2) if lines else []
@@ -159,8 +172,9 @@ class _Responses(MessageReader):
             return Framing.DEAD, 0
         if self._interim:
             return Framing.LENGTH, 0
-        self._exchange, self._events = exchange, None
+        self._exchange, self._events, self._answer = exchange, None, None
         exchange.status = status
+        exchange.t_answer, exchange.t_answer_write = self._begun
         if exchange.method == "HEAD" or status in (204, 304):
             return Framing.LENGTH, 0
         kind = fields.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
@@ -171,6 +185,10 @@ class _Responses(MessageReader):
             else:
                 exchange.whole = False
                 self._owner.count("opaque_streams")
+        elif b"content-encoding" not in fields and (
+            kind == b"application/json" or (exchange.wants_stream and kind in (b"text/plain", b""))
+        ):
+            self._answer = bytearray()
         if fields.get(b"transfer-encoding", b"").lower().endswith(b"chunked"):
             return Framing.CHUNK_SIZE, 0
         if b"content-length" in fields:
@@ -178,16 +196,42 @@ class _Responses(MessageReader):
         return Framing.CLOSE, 0
 
     def body(self, t: int, data: bytes) -> None:
+        if self._answer is not None:
+            data = self._judge(data)
         if self._events is not None:
             if self._resuming and data:
                 self._events.resume(data)
             self._resuming = False
             self._events.feed(t, data)
 
+    def _judge(self, data: bytes) -> bytes:
+        """Keep what came of an answer. Where it is a stream, whatever its type says (proxies of vLLM call
+        theirs JSON), what there is of it so far: no JSON begins like an event."""
+        answer, exchange = self._answer, self._exchange
+        if answer is None or exchange is None:
+            return b""
+        first = not answer
+        answer += data
+        start = bytes(answer[:_EVENT_BYTES]).lstrip()
+        if not first and len(answer) - len(data) >= _EVENT_BYTES:
+            start = b""  # it was judged
+        if start.startswith(_EVENT_FIELDS):
+            exchange.streamed = True
+            self._answer, self._events = None, EventStream(True, self._event, self._overflow)
+            return bytes(answer)
+        if len(answer) > MAX_ANSWER:
+            self._answer = None
+        return b""
+
+    def _read_answer(self, exchange: Exchange, answer: bytes) -> None:
+        with contextlib.suppress(ValueError, RecursionError):
+            read_answer(exchange, json.loads(answer.decode("utf-8", "replace")))
+
     def body_resumes(self) -> None:
         self._resuming = True
 
     def body_hole(self, size: int) -> None:
+        self._answer = None
         if self._events is not None and self._exchange is not None:
             self._exchange.whole = False
             self._events.hole()
@@ -213,11 +257,7 @@ class _Responses(MessageReader):
         ids = token_ids_of(event)
         bears = bears_tokens(event, exchange.completion_tokens, ids)
         exchange.token_ids += ids
-        usage = usage_of(event)
-        if usage[0] is not None:
-            exchange.prompt_tokens = usage[0]
-        if usage[1] is not None:
-            exchange.completion_tokens = usage[1]
+        read_answer(exchange, event)
         if isinstance(event, dict) and "meta_info" in event:
             # SGLang's own stream repeats the text so far, unless it was told not to: only its end tells.
             tail, exchange.text = exchange.text, f"{len(text)} {text[-64:]}"
@@ -238,8 +278,11 @@ class _Responses(MessageReader):
             return
         if self._events is not None:
             self._events.end(t)
+        answer, self._answer = self._answer, None
         exchange, self._exchange, self._events = self._exchange, None, None
         if exchange is not None and self._owner.pending and self._owner.pending[0] is exchange:
+            if answer:
+                self._read_answer(exchange, bytes(answer))
             self._owner.pending.popleft()
             exchange.t_end = t
             exchange.complete = exchange.whole
@@ -247,6 +290,7 @@ class _Responses(MessageReader):
 
     def abandon(self) -> None:
         exchange, self._exchange, self._events = self._exchange, None, None
+        self._answer = None
         if exchange is not None and self._owner.pending and self._owner.pending[0] is exchange:
             self._owner.pending.popleft()
             exchange.complete = False

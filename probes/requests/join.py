@@ -26,6 +26,12 @@ it may have been theirs, unless the tokens of the request's steps are exactly th
 step with exactly those tokens is preferred to a later one. The figure orders the joins; it is no probability.
 A request whose step was not seen has neither times nor confidence.
 
+Two kinds of requests differ. One that asks for one token in one piece (an instance that does the prefill gets
+such) has no stream: its answer is its first token. One whose prompt was computed by another server has a
+decode step first: it is the last step that ended before the first content was written. Steps of children of
+one launcher are taken only where the server has no lane nearer, and never for one that asks others: a proxy
+that was started beside its servers has no steps.
+
 A step becomes known when the next one begins on its lane, or after a quarter of a second of silence. So a
 request waits until all lanes of its server have shown a later step, at most `SETTLE_NS` after its end.
 """
@@ -107,6 +113,8 @@ class Joiner:
         self._waiting: deque[RequestTiming] = deque()
         self._past: deque[Other] = deque()
         self._close: dict[tuple[int, int], float] = {}
+        self._callers: dict[int, int] = {}
+        """Servers that ask others, and when one of their requests last arrived there."""
         self._forget_at = 0
 
     def step(self, step: Step) -> None:
@@ -134,7 +142,9 @@ class Joiner:
 
     def request(self, timing: RequestTiming) -> None:
         """Take a request that has ended; it is published, with or without steps, by `advance`."""
-        if timing.t_first_ns is None:
+        if timing.caller_pid is not None:
+            self._callers[timing.caller_pid] = timing.t_arrival_ns
+        if _token_ns(timing) is None:
             self._publish(timing)
             return
         self._past.append(Other(timing.pid, timing.t_arrival_ns, _written(timing)))
@@ -151,6 +161,7 @@ class Joiner:
             silent = [key for key, lane in self._lanes.items() if now_ns - lane.latest > LANE_NS]
             for key in silent:
                 del self._lanes[key]
+            self._callers = {pid: at for pid, at in self._callers.items() if now_ns - at <= LANE_NS}
         while self._waiting and self._ready(self._waiting[0], now_ns):
             self._publish(self._joined(self._waiting.popleft()))
         while self._past and now_ns - self._past[0].arrival > KEEP_NS and not self._waiting:
@@ -170,23 +181,31 @@ class Joiner:
         return self._close[key]
 
     def _ready(self, timing: RequestTiming, now_ns: int) -> bool:
-        end = timing.t_end_ns or timing.chunk_ns[-1]
+        end = timing.t_end_ns or max(timing.chunk_ns, default=_written(timing))
         if now_ns >= end + self._settle_ns:
             return True
-        lanes = [lane for lane in self._lanes.values() if self._closeness(timing.pid, lane.pid)]
-        return bool(lanes) and all(lane.latest >= _written(timing) for lane in lanes)
+        lanes = self._near(timing.pid)
+        return bool(lanes) and all(lane.latest >= _written(timing) for lane, _ in lanes)
+
+    def _near(self, front: int) -> list[tuple[_Lane, float]]:
+        """The lanes that may serve a process, each with how surely."""
+        found = [(lane, self._closeness(front, lane.pid)) for lane in self._lanes.values()]
+        nearest = max((close for _, close in found), default=0.0)
+        if nearest < 1 and front in self._callers:
+            return []
+        return [(lane, close) for lane, close in found if close and close == nearest]
 
     def _joined(self, timing: RequestTiming) -> RequestTiming:
         best: tuple[_Step, float, list[_Step], _Lane] | None = None
         write = _written(timing)
-        for lane in self._lanes.values():
+        for lane, close in self._near(timing.pid):
             if lane.latest < timing.t_arrival_ns:
                 continue
-            close = self._closeness(timing.pid, lane.pid)
-            if not close:
-                continue
-            run = [step for step in _since(lane, timing.t_arrival_ns) if step.prefill and step.start < write]
+            steps = [step for step in _since(lane, timing.t_arrival_ns) if step.start < write]
+            run = [step for step in steps if step.prefill]
             own = [step for step in run if step.end <= write]
+            if timing.role == "decode" or (timing.caller_pid is not None and not run):
+                run, own = [], [step for step in steps if step.end <= write][-1:]
             if run and not own:
                 # The token was out before the synchronise that was taken for the step's end.
                 own = [replace(run[0], end=write, confidence=run[0].confidence / 2)]
@@ -202,12 +221,18 @@ class Joiner:
     def _split(
         self, timing: RequestTiming, first: _Step, close: float, run: list[_Step], lane: _Lane
     ) -> RequestTiming:
-        assert timing.t_first_ns is not None
+        first_ns = _token_ns(timing)
+        assert first_ns is not None
+        everyone = [*self._past, *self._open_requests()]
+        served = {
+            pid
+            for pid in {other.pid for other in everyone}
+            if any(near is lane for near, _ in self._near(pid))
+        }
         others = [
             other
-            for other in (*self._past, *self._open_requests())
-            if self._closeness(other.pid, lane.pid)
-            and (other.pid, other.arrival) != (timing.pid, timing.t_arrival_ns)
+            for other in everyone
+            if other.pid in served and (other.pid, other.arrival) != (timing.pid, timing.t_arrival_ns)
         ]
         ends = [step.end for step in run]
         begin = 0
@@ -224,9 +249,12 @@ class Joiner:
             own = _cover(own, timing.prompt_tokens)
             if sum(step.tokens or 0 for step in own) == timing.prompt_tokens:
                 rivals = 0
-        total = timing.t_first_ns - timing.t_arrival_ns
+        if not first.prefill:
+            # A decode step makes a token of each of its sequences.
+            own, rivals = [first], 0
+        total = first_ns - timing.t_arrival_ns
         busy = sum(step.end - step.start for step in own)
-        send = timing.t_first_ns - first.end
+        send = first_ns - first.end
         gates = [step.gated_ns for step in own if step.gated_ns is not None]
         gated = min(sum(gates), busy) if len(gates) == len(own) else None
         return replace(
@@ -238,7 +266,7 @@ class Joiner:
             tpot_gated_us=_decode_gate(timing, lane),
             first_step=first.start,
             first_step_pid=lane.pid,
-            prefill_steps=len(own),
+            prefill_steps=len(own) if first.prefill else 0,
             join_confidence=round(close * first.confidence / (1 + rivals / 2), 4),
         )
 
@@ -250,9 +278,17 @@ def _since(lane: _Lane, start: int) -> list[_Step]:
     return found
 
 
+def _token_ns(timing: RequestTiming) -> int | None:
+    """When the first token left; None when none did, or it is not known when."""
+    whole = timing.t_write_ns is not None and timing.t_first_ns is None
+    return timing.t_answer_ns if whole else timing.t_first_ns
+
+
 def _written(timing: RequestTiming) -> int:
-    assert timing.t_first_ns is not None
-    return timing.t_first_ns if timing.t_write_ns is None else timing.t_write_ns
+    """When the server began to write the first token."""
+    found = _token_ns(timing) if timing.t_write_ns is None else timing.t_write_ns
+    assert found is not None
+    return found
 
 
 def _cover(run: list[_Step], prompt_tokens: int) -> list[_Step]:

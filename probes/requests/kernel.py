@@ -7,7 +7,11 @@ import stat
 from typing import Final
 
 from flexnpu.common.processes import folder_of
+from probes.placing import declarations, loader
 from probes.placing.btf import member_offsets
+
+TOLD: Final = declarations.read(loader.FOLDER / "wire_records.h")
+"""What the wire programs tell."""
 
 CALLS: Final = (
     ("read", "enter_read", "exit_transfer"),
@@ -34,6 +38,31 @@ CALLS: Final = (
     ("exit", "enter_exit", None),
 )
 """(system call, program at its entry, program at its exit). What a kernel does not have is left out."""
+
+
+SOCKET_TIME: Final = (
+    "sock/sk_data_ready",
+    "sock/sock_recv_length",
+    "sock/sock_send_length",
+    "tcp/tcp_probe",
+    "tcp/tcp_destroy_sock",
+)
+"""Tracepoints that date what sockets move."""
+
+
+def socket_offsets() -> dict[str, int] | None:
+    """Offsets that wire.c wants in the kernel's struct tcp_sock, which starts with sock and sock_common."""
+    sock = member_offsets("sock", ("sk_protocol",))
+    common = member_offsets("sock_common", ("skc_family",))
+    tcp = member_offsets("tcp_sock", ("write_seq", "snd_nxt"))
+    if sock is None or common is None or tcp is None:
+        return None
+    return {
+        "SOCK_PROTOCOL": sock["sk_protocol"],
+        "SOCK_FAMILY": common["skc_family"],
+        "TCP_WRITE_SEQ": tcp["write_seq"],
+        "TCP_SND_NXT": tcp["snd_nxt"],
+    }
 
 
 def file_offsets() -> dict[str, int] | None:

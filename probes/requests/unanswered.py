@@ -13,18 +13,23 @@ MAX_LISTED: Final = 4096
 """Waiting requests of one server that are listed, the oldest."""
 
 
-def open_requests(t_ns: int, pid: int, comm: str, exchanges: Iterable[tuple[int, Exchange]]) -> OpenRequests:
-    """The event of `pid` at `t_ns`. `exchanges`: (descriptor, exchange) of each that has not ended."""
+def open_requests(
+    t_ns: int, pid: int, comm: str, exchanges: Iterable[tuple[int, Exchange, bool]]
+) -> OpenRequests:
+    """The event of `pid` at `t_ns`. `exchanges`: (descriptor, exchange, whether another watched server asked)
+    of each that has not ended."""
     running = list(exchanges)
-    waiting = sorted((exchange.t_arrival, fd) for fd, exchange in running if _waits(exchange))
+    waits = sorted((exchange.t_arrival, fd, inner) for fd, exchange, inner in running if _waits(exchange))
+    waiting = waits[:MAX_LISTED]
     return OpenRequests(
         t_ns=t_ns,
         pid=pid,
         comm=comm,
         in_flight=len(running),
-        oldest_ns=min((exchange.t_arrival for _, exchange in running), default=None),
-        waiting=[(fd, arrival) for arrival, fd in waiting[:MAX_LISTED]],
-        unlisted=max(0, len(waiting) - MAX_LISTED),
+        oldest_ns=min((exchange.t_arrival for _, exchange, _ in running), default=None),
+        waiting=[(fd, arrival) for arrival, fd, _ in waiting],
+        unlisted=len(waits) - len(waiting),
+        inner=[at for at, (_, _, inner) in enumerate(waiting) if inner],
     )
 
 

@@ -9,7 +9,7 @@ its HTTP connections. A read is dated by the arrival of its first byte at the so
 slow to read does not look fast, and a write by when its last byte was sent. Mostly that is the start of the
 call; but what the kernel keeps back, because Nagle's algorithm waits for an acknowledgement (a server without
 TCP_NODELAY) or the client's window is full, leaves with the acknowledgement that lets it go. The kernel shows
-both in the tracepoints of `_SOCKET_TIME` (Linux 6.3) where it has BTF: `WireTracer.dating` is then
+both in the tracepoints of `SOCKET_TIME` (Linux 6.3) where it has BTF: `WireTracer.dating` is then
 ``socket``. Else it is ``call``: a read is dated by the call's return, a write by its start, and those two are
 a request's `t_read_ns` and `t_write_ns` in any case. Data kept back by TCP_CORK and let go by the program are
 dated by the write; Unix sockets are dated by the calls.
@@ -24,7 +24,7 @@ those of other watched processes (fork, SCM_RIGHTS, pidfd_getfd) are the same on
                 moved was not read; io_uring (wire_io_uring_bytes); any other way, also of processes that are
                 not watched (wire_unseen_bytes)
 
-The last two need the tracepoints of `_SOCKET_TIME`. Of one call 64 KiB are copied if it reads and 256 KiB
+The last two need the tracepoints of `SOCKET_TIME`. Of one call 64 KiB are copied if it reads and 256 KiB
 if it writes, and its last 4 KiB. A hole in a body costs that part of the body (`framing`).
 
 Limits. TLS and HTTP/2 are out of scope: connections that do not begin with an HTTP/1 method are counted,
@@ -83,27 +83,20 @@ from flexnpu.common.processes import comm_of
 from probes.feed import events
 from probes.placing import attach, loader, namespaces
 from probes.placing.attach import AttachError, Probe, RawTracepoint, Tracepoint
-from probes.placing.btf import member_offsets
 from probes.placing.loader import Kind, Loaded
 from probes.placing.maps import Map, Ring
-from probes.requests.connection import OUT, TOLD, Connection, Followed, Slice
+from probes.requests.connection import IN, OUT, Connection, Followed, Slice
 from probes.requests.exchange import Exchange
+from probes.requests.hops import Hop
 from probes.requests.http1 import HttpStream
 from probes.requests.join import Other
-from probes.requests.kernel import CALLS, file_offsets, is_open, is_socket
+from probes.requests.kernel import CALLS, SOCKET_TIME, TOLD, file_offsets, is_open, is_socket, socket_offsets
+from probes.requests.sockets import MARK_BYTES, Ends, Sockets, read_ends
+from probes.requests.timing import timing
 from probes.requests.unanswered import open_requests
 
 TRACEFS: Final = Path("/sys/kernel/tracing")
 RING_PAGES: Final = 1024
-MAX_PATH_CHARS: Final = 256
-
-_SOCKET_TIME: Final = (
-    "sock/sk_data_ready",
-    "sock/sock_recv_length",
-    "sock/sock_send_length",
-    "tcp/tcp_probe",
-    "tcp/tcp_destroy_sock",
-)
 
 SLICE: Final = TOLD.constant("SLICE")
 _KERNEL_LOSSES: Final = tuple(name.lower() for name in TOLD.enumerators("wire_loss")[:-1])
@@ -112,8 +105,9 @@ _STREAM_LOSSES: Final = ("upgraded", "desyncs", "malformed", "opaque_streams", "
 _REPORT_S: Final = 1.0
 
 
-_OPEN, _DATA, _CLOSE, _SENT, _CLOSED_RANGE = map(
-    TOLD.constant, ("KIND_OPEN", "KIND_DATA", "KIND_CLOSE", "KIND_SENT", "KIND_CLOSED_RANGE")
+_KINDS: Final = ("OPEN", "DATA", "CLOSE", "SENT", "CLOSED_RANGE", "SOCKET", "GONE")
+_OPEN, _DATA, _CLOSE, _SENT, _CLOSED_RANGE, _SOCKET, _GONE = (
+    TOLD.constant(f"KIND_{kind}") for kind in _KINDS
 )
 NO_FD: Final = 0xFFFFFFFF
 
@@ -145,27 +139,13 @@ def ensure_tracefs() -> Path:
     return TRACEFS
 
 
-def _socket_offsets() -> dict[str, int] | None:
-    """Offsets that wire.c wants in the kernel's struct tcp_sock, which starts with sock and sock_common."""
-    sock = member_offsets("sock", ("sk_protocol",))
-    common = member_offsets("sock_common", ("skc_family",))
-    tcp = member_offsets("tcp_sock", ("write_seq", "snd_nxt"))
-    if sock is None or common is None or tcp is None:
-        return None
-    return {
-        "SOCK_PROTOCOL": sock["sk_protocol"],
-        "SOCK_FAMILY": common["skc_family"],
-        "TCP_WRITE_SEQ": tcp["write_seq"],
-        "TCP_SND_NXT": tcp["snd_nxt"],
-    }
-
-
 class WireTracer(Closeable):
     """Traces the streamed HTTP requests of processes.
 
     `pids`: processes to watch, in the tracer's own PID namespace; more with `add`. `on_request` gets every
     finished request; without it, iterate over the tracer. `on_loss` gets the counters listed in the
-    module's docstring, once a second. Both are called from `poll`, which the owner calls a few
+    module's docstring, once a second. `on_hop` gets of each what `hops` joins it by, before `on_request`. All
+    are called from `poll`, which the owner calls a few
     times a second at least, in any one thread. The ring holds `ring_pages` (a power of two) of 4 KiB. A
     process that ends is dropped, and its open requests are delivered as incomplete.
 
@@ -182,10 +162,16 @@ class WireTracer(Closeable):
         on_request: Callable[[events.RequestTiming], None] | None = None,
         on_loss: Callable[[dict[str, int]], None] | None = None,
         *,
+        on_hop: Callable[[Hop], None] | None = None,
         ring_pages: int = RING_PAGES,
     ) -> None:
         self._on_request = on_request
         self._on_loss = on_loss
+        self._on_hop = on_hop
+        self._sockets = Sockets()
+        self._servers: set[int] = set()
+        """Watched processes that were asked something."""
+        self._ring_losses = 0
         self._ready: list[events.RequestTiming] = []
         self._counts: dict[str, int] = dict.fromkeys(_STREAM_LOSSES, 0)
         self._cut = 0
@@ -224,9 +210,9 @@ class WireTracer(Closeable):
                 f"this kernel has no syscall tracepoints for {', '.join(sorted(missing))}: "
                 "it was built without CONFIG_FTRACE_SYSCALLS"
             )
-        offsets = _socket_offsets() if all((folder / name).is_dir() for name in _SOCKET_TIME) else None
+        offsets = socket_offsets() if all((folder / name).is_dir() for name in SOCKET_TIME) else None
         self.dating = "call" if offsets is None else "socket"
-        sockets = () if offsets is None else tuple(name.partition("/")[2] for name in _SOCKET_TIME)
+        sockets = () if offsets is None else tuple(name.partition("/")[2] for name in SOCKET_TIME)
         programs = {name: Kind.SYSCALL for _, *names in calls for name in names if name}
         programs |= {f"on_{name}": Kind.RAW for name in sockets}
         options = {"ring_pages": ring_pages} | namespaces.options()
@@ -283,6 +269,8 @@ class WireTracer(Closeable):
                 self._targets.delete(pid)
                 self._ring.drain()
                 self._give_up(pid)
+                self._sockets.drop(pid)
+                self._servers.discard(pid)
                 del self._watched[fd]
 
     def _give_up(self, pid: int) -> None:
@@ -315,13 +303,36 @@ class WireTracer(Closeable):
             for exchange in followed.connection.stream.pending
         ]
 
+    def open_hops(self) -> Iterator[Hop]:
+        """The same, as `hops` wants them."""
+        for followed in self._connections.values():
+            for exchange in followed.connection.stream.pending:
+                yield Hop.of(followed.pid, followed.fd, self._caller(followed), exchange, ended=False)
+
+    def strangers(self) -> list[tuple[int, Ends]]:
+        """Connections of watched processes whose other end no watched process has: (process, its ends)."""
+        return [
+            (followed.pid, followed.ends)
+            for followed in self._connections.values()
+            if followed.ends is not None and followed.caller is None
+        ]
+
+    def _caller(self, followed: Followed) -> int | None:
+        """The watched server, another process, that asks on a connection."""
+        if followed.caller is None:
+            followed.caller = self._sockets.caller(followed.pid, followed.ends)
+        found = followed.caller
+        return found if found in self._servers and found != followed.pid else None
+
     def unanswered(self, t_ns: int) -> Iterator[events.OpenRequests]:
         """What runs in each watched process, those without any request included. `t_ns`: a time before the
         last `poll`."""
-        running: dict[int, list[tuple[int, Exchange]]] = {pid: [] for pid in self.pids}
+        running: dict[int, list[tuple[int, Exchange, bool]]] = {pid: [] for pid in self.pids}
         for followed in self._connections.values():
-            open_here = running.setdefault(followed.pid, [])
-            open_here += [(followed.fd, one) for one in followed.connection.stream.pending if one.method]
+            open_here, inner = running.setdefault(followed.pid, []), self._caller(followed) is not None
+            open_here += [
+                (followed.fd, one, inner) for one in followed.connection.stream.pending if one.method
+            ]
         for pid, exchanges in running.items():
             yield open_requests(t_ns, pid, comm_of(pid), exchanges)
 
@@ -368,6 +379,14 @@ class WireTracer(Closeable):
     def _take(self, address: int, size: int) -> None:
         record = _Record.from_address(address)
         number = record.connection
+        if record.kind == _SOCKET:
+            ends = read_ends(address)
+            if ends is not None:
+                self._sockets.told(number, record.tgid, ends)
+            return
+        if record.kind == _GONE:
+            self._sockets.gone(number)
+            return
         if record.kind == _CLOSED_RANGE:
             self._closed_range(record.tgid, record.offset, record.span, record.t)
             return
@@ -383,7 +402,14 @@ class WireTracer(Closeable):
         if known is None:
             socket = record.kind != _OPEN or record.socket or is_socket(record.tgid, record.fd)
             known = self._connections[number] = self._follow(record.tgid, record.fd, bool(socket))
+            if socket:
+                self._servers.add(record.tgid)
+        if record.kind == _OPEN and size >= MARK_BYTES:
+            known.ends = read_ends(address)
         if record.kind == _DATA:
+            if record.direction == IN and known.caller is None:
+                # Now, for the other end may be closed when the request has ended.
+                known.caller = self._sockets.caller(known.pid, known.ends)
             if record.fd != NO_FD:
                 known.pid, known.fd = record.tgid, record.fd
             length = min(record.length, size - ctypes.sizeof(_Record))
@@ -403,7 +429,10 @@ class WireTracer(Closeable):
             if socket:
                 self._cut += exchange.t_end is None
                 comm = next((comm for watched, comm in self._watched.values() if watched == followed.pid), "")
-                self._ready.append(timing(followed.pid, comm, followed.fd, exchange))
+                caller = self._caller(followed)
+                self._ready.append(timing(followed.pid, comm, followed.fd, exchange, caller))
+                if self._on_hop is not None:
+                    self._on_hop(Hop.of(followed.pid, followed.fd, caller, exchange, ended=True))
 
         followed = Followed(pid, fd, Connection(HttpStream(finished, self._counts if socket else {})))
         return followed
@@ -423,9 +452,14 @@ class WireTracer(Closeable):
 
     def _tell_losses(self) -> None:
         now = time.monotonic()
-        if self._on_loss is not None and now >= self._next_report:
+        if now >= self._next_report:
             self._next_report = now + _REPORT_S
-            self._on_loss(self.losses)
+            losses = self.losses
+            if losses["wire_lost"] != self._ring_losses:
+                self._ring_losses = losses["wire_lost"]
+                self._sockets.clear()
+            if self._on_loss is not None:
+                self._on_loss(losses)
 
     # Life.
 
@@ -452,33 +486,3 @@ class WireTracer(Closeable):
         self._ring.close()
         self._loaded.close()
         self._loaded = None
-
-
-def timing(pid: int, comm: str, fd: int, exchange: Exchange) -> events.RequestTiming:
-    """The published form of an exchange."""
-    source: Literal["usage", "chunks"] | None = "usage"
-    tokens = exchange.completion_tokens
-    if tokens is None:
-        tokens = exchange.token_ids or None
-    if tokens is None:
-        tokens = len(exchange.chunks) or None
-        source = None if tokens is None else "chunks"
-    return events.RequestTiming(
-        pid=pid,
-        comm=comm,
-        fd=fd,
-        t_arrival_ns=exchange.t_arrival,
-        t_first_ns=exchange.t_first,
-        t_end_ns=exchange.t_end,
-        chunk_ns=exchange.chunks,
-        path=exchange.path[:MAX_PATH_CHARS],
-        status=exchange.status,
-        prompt_chars=exchange.prompt_chars,
-        complete=exchange.complete,
-        t_read_ns=exchange.t_read,
-        t_write_ns=exchange.t_write,
-        tokens=tokens,
-        tokens_from=source,
-        prompt_tokens=exchange.prompt_tokens,
-        error=exchange.error,
-    )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from flexnpu.common.quantiles import nearest_rank
 from probes.feed.events import Event, RequestTiming, Step
+from probes.requests.parts import PARTS
 
 MEASURES = {
     "step": "step time: from a step's first call to the return of the synchronise that ended it",
@@ -22,9 +23,20 @@ MEASURES = {
     "ttft": "time to first token: from a request's arrival to its first chunk with content",
     "queue": "part of the TTFT: before and between the request's own prefill steps",
     "prefill": "part of the TTFT: the request's own prefill steps, less the gate's time",
-    "gated": "part of the TTFT: held by FlexNPU's gate in those steps",
+    "gated": "part of the TTFT: held by FlexNPU's gate in the request's own steps",
     "send": "part of the TTFT: from the end of those steps to the first chunk",
     "tpot": "time per output token after the first, one value a request",
+    **{
+        part: f"part of the TTFT of a request that several servers worked at: {meaning}"
+        for part, meaning in {
+            "proxy": "in the proxy",
+            "prefill_queue": "before and between the prefill's steps",
+            "transfer": "the KV cache moves",
+            "decode_queue": "from then to the step that makes the first token",
+            "decode_wait": "both of these, where they cannot be told apart",
+            "first_step": "that step",
+        }.items()
+    },
 }
 """What is measured, all in us. Requests that were not seen whole have no TPOT."""
 
@@ -113,10 +125,8 @@ class Distributions:
         of = (request.comm, request.pid)
         if request.t_first_ns is not None:
             self._add(Key("ttft", *of), max(0, request.t_first_ns - request.t_arrival_ns) / 1e3)
-        for part in ("queue", "prefill", "gated", "send"):
-            value: float | None = getattr(request, f"{part}_us")
-            if value is not None:
-                self._add(Key(part, *of), value)
+        for part, value in ttft_parts(request):
+            self._add(Key(measure_of(part), *of), value)
         if not request.complete:
             self.unfinished += 1
             return
@@ -146,6 +156,24 @@ class Distributions:
             }
             for key, values in self
         ]
+
+
+def ttft_parts(request: RequestTiming) -> list[tuple[str, float]]:
+    """(part of the TTFT, us), in the order of a request's way; those that are known."""
+    if request.parts_us is not None:
+        return [(part, request.parts_us[part]) for part in PARTS if part in request.parts_us]
+    parts = (
+        ("queue", request.queue_us),
+        ("prefill", request.prefill_us),
+        ("gate", request.gated_us),
+        ("send", request.send_us),
+    )
+    return [(part, us) for part, us in parts if us is not None]
+
+
+def measure_of(part: str) -> str:
+    """The name of a part in `MEASURES`."""
+    return "gated" if part == "gate" else part
 
 
 def tpot_us(request: RequestTiming) -> float | None:

@@ -19,9 +19,9 @@ from typing import Any, TextIO
 
 from probes.feed.events import HostDelay, Losses, RequestTiming, Step, is_loss
 from probes.feed.recording import Recording, Tick
+from probes.show.histogram import measure_of, ttft_parts
 
 _TRACER = 0  # a process id that no process has
-_PARTS = ("queue", "prefill", "gated", "send")
 
 
 def _us(t_ns: int) -> float:
@@ -153,9 +153,9 @@ class Converter:
             first = _us(request.t_first_ns)
             yield from span("TTFT", _us(request.t_arrival_ns), first)
             at = _us(request.t_arrival_ns)
-            for name in _PARTS:
-                length: float | None = getattr(request, f"{name}_us")
+            for part, length in ttft_parts(request):
                 if length:
+                    name = measure_of(part)
                     placed = "one after the other: only the lengths are known"
                     yield from span(name, at, min(at + length, first), us=length, placed=placed)
                     at += length

@@ -17,7 +17,7 @@ from probes.feed.events import (
     Step,
 )
 from probes.feed.recording import Overhead
-from probes.show.histogram import tpot_us
+from probes.show.histogram import tpot_us, ttft_parts
 
 Lane = tuple[int, int]
 """(pid, stream)."""
@@ -77,14 +77,8 @@ class Requests:
         self.count += 1
         if request.t_first_ns is not None:
             self.ttft_us.append(max(0, request.t_first_ns - request.t_arrival_ns) / 1e3)
-        for part, us in (
-            ("queue", request.queue_us),
-            ("prefill", request.prefill_us),
-            ("gate", request.gated_us),
-            ("send", request.send_us),
-        ):
-            if us is not None:
-                self.parts_us.setdefault(part, []).append(us)
+        for part, us in ttft_parts(request):
+            self.parts_us.setdefault(part, []).append(us)
         tpot = tpot_us(request) if request.complete else None
         if tpot is not None:
             self.tpot_us.append(tpot)

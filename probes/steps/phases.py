@@ -238,7 +238,7 @@ def _split_arrays(arrays: Sequence[Lengths], tokens: int | None) -> tuple[Length
         return named, next((array for array in arrays if array.role == "kv"), None)
     query: Lengths | None = None
     for array in arrays:
-        if array.role == "kv" and array.padded:
+        if array.role == "kv":
             continue
         fits = array.last <= tokens if tokens is not None else array.last <= array.n * 4096
         if array.rising and fits and (query is None or array.last < query.last):
@@ -295,13 +295,14 @@ def _classify_indices(evidence: Evidence, indices: tuple[int, ...]) -> Verdict:
         return Verdict(phase, tokens, batch, text, sure, _kv_len(evidence.arrays))
     tokens = indices[0] if indices else 1
     query, kv = _split_arrays(evidence.arrays, tokens)
-    if query is not None:
+    of_query = _sequences(evidence)
+    # In a layout with a dimension of sequences, lengths are of each and do not sum up.
+    if query is not None and (of_query is None or of_query[0] * of_query[1] != tokens):
         phase, text, real, batch = _of_lengths(query, kv, text)
         kv_len = kv.max if kv else None
         if query.role is None:  # it may be something else that rises
             return Verdict(phase, tokens, batch, text, 0.95, kv_len)
         return Verdict(phase, real, batch, text, 0.95, kv_len, tokens - real)
-    of_query = _sequences(evidence)
     if of_query is not None:
         batch, length = of_query
         real = batch * length

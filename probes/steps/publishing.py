@@ -8,7 +8,7 @@ from dataclasses import replace
 from probes.feed.events import Event, Step, StepBegin
 from probes.placing import budget
 from probes.placing.plan import Plan
-from probes.steps import client_steps
+from probes.steps import client_steps, transfers
 from probes.steps.phases import Evidence, Verdict, classify
 from probes.steps.records import BEGIN, Record, decode, of_client
 from probes.steps.targets import Target, Targets
@@ -39,6 +39,7 @@ class Publisher:
     ) -> None:
         self._targets = targets
         self.on_event = on_event
+        self.on_transfer: Callable[[transfers.Transfer], None] = lambda transfer: None
         self._plan: Plan = plan
         self._begins = begins
         self.typical = Typical()
@@ -49,7 +50,9 @@ class Publisher:
     def take(self, data: bytes) -> None:
         """A record as it comes from the ring."""
         try:
-            if client_steps.is_client_record(data):
+            if transfers.is_transfer(data):
+                self.on_transfer(transfers.decode(data))
+            elif client_steps.is_client_record(data):
                 self._on_client(client_steps.decode(data))
             else:
                 self._on_record(decode(data))

@@ -38,6 +38,7 @@ from probes.steps.records import COUNTERS
 from probes.steps.silence import GAP_NS, Silence
 from probes.steps.spending import Spending
 from probes.steps.targets import Target, Targets
+from probes.steps.transfers import Transfer
 from probes.steps.windows import PERIOD_S
 
 __all__ = [
@@ -416,6 +417,10 @@ class Tracer(Closeable):
             with contextlib.suppress(symbols.ProcessGone, AttachError, OSError):
                 if symbols.mapped_paths(target.pid) != target.maps:
                     self._place(target)
+
+    def on_transfer(self, take: Callable[[Transfer], None]) -> None:
+        """`take` gets each move of memory between engines (libllm_datadist), from `poll`."""
+        self._publisher.on_transfer = take
 
     # -- accounts -------------------------------------------------------------------------------------------
 

@@ -131,6 +131,7 @@ def second(now: int, *, ttft_ms: int = 50, flood: bool = True) -> Iterator[Event
         join_confidence=1.0,
     )
     yield request(first - 300 * MS, [first, first + 30 * MS], first + 40 * MS, pid=2, comm="flood")
+    yield request(first, [], first + MS, pid=2, comm="flood", caller_pid=1, role="prefill")
     yield EngineMetrics(
         now, ENGINE, "vllm", 3.0, 5.0, 0.42, prompt_tokens=1e3, generation_tokens=2e3, preemptions=0.0
     )

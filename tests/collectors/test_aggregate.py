@@ -11,7 +11,7 @@ from collectors.aggregate import FORGET_NS, Aggregator, operation
 from collectors.metrics.requests import BAD_REASONS
 from collectors.prometheus import PrometheusSink
 from probes.feed.events import EngineMetrics, Event, HostDelay, Losses
-from tests.collectors.scripted import MS, S, request, second, step
+from tests.collectors.scripted import MS, S, process, request, second, step
 
 
 class Run:
@@ -77,6 +77,42 @@ def test_the_parts_of_a_ttft() -> None:
     assert run.value("flexnpu_requests_unjoined_total", **chat) == 1
     assert run.value("flexnpu_request_read_delay_seconds_sum", **chat) == pytest.approx(0.002)
     assert run.value("flexnpu_first_content_held_seconds_sum", **chat) == pytest.approx(0.001)
+
+
+def test_the_parts_of_a_ttft_over_several_servers() -> None:
+    parts = {"proxy": 5e3, "prefill": 25e3, "decode_wait": 20e3}
+    run = Run(
+        request(0, [50 * MS], 60 * MS, parts_us=parts, hops=[(2, 1, "prefill", "id")]),
+        request(
+            1, [], 40 * MS, pid=2, comm="p", caller_pid=1, role="prefill", queue_us=1e3, join_confidence=1.0
+        ),
+    )
+    chat = {**CHAT, "operation": "chat"}
+    for part, us in parts.items():
+        assert run.value("flexnpu_ttft_part_seconds_sum", **chat, part=part) == pytest.approx(us / 1e6)
+    for part in ("queue", "compute", "prefill_queue", "send"):
+        assert run.value("flexnpu_ttft_part_seconds_sum", **chat, part=part) is None
+    assert run.value("flexnpu_requests_unjoined_total", **chat) is None
+    # An answer in one piece has no TTFT, and has been split.
+    inner = {"pid": "2", "comm": "p", "operation": "chat"}
+    assert run.value("flexnpu_ttft_part_seconds_sum", **inner, part="queue") == pytest.approx(0.001)
+    assert run.value("flexnpu_ttft_seconds_count", **inner) is None
+    assert run.value("flexnpu_requests_inner_total", **inner, role="prefill") == 1
+    assert run.value("flexnpu_requests_total", **inner, code="200", complete="true") == 1
+
+
+def test_servers_of_one_service_count_a_request_once() -> None:
+    both = [process(0, pid, service="chat") for pid in (1, 2)]
+    inner = request(1, [40 * MS], 50 * MS, pid=2, caller_pid=1, role="decode")
+    run = Run(*both, inner, request(0, [50 * MS], 60 * MS))
+    of = {"service": "chat", "operation": "chat"}
+    assert run.value("flexnpu_ttft_seconds_count", **of) == 1
+    assert run.value("flexnpu_requests_total", **of, code="200", complete="true") == 1
+    assert run.value("flexnpu_requests_inner_total", **of, role="decode") == 1
+    # Two services: both have a TTFT of their own.
+    run = Run(both[0], process(0, 2, service="decode"), inner, request(0, [50 * MS], 60 * MS))
+    for service in ("chat", "decode"):
+        assert run.value("flexnpu_ttft_seconds_count", service=service, operation="chat") == 1
 
 
 def test_tpot_goes_by_the_servers_tokens_where_it_says_them() -> None:

@@ -204,3 +204,45 @@ def test_spans_bear_any_name_and_say_that_a_request_failed() -> None:
     assert [one.status.code for one in requests] == [Status.STATUS_CODE_ERROR] * len(NASTY)
     texts = [a.value.string_value for one in received.spans for a in one.attributes]
     assert all(text.isprintable() and len(text) <= MAX_LABEL for text in texts)
+
+
+def test_requests_of_one_way_are_one_trace() -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    hops = [(2, 10, "prefill", "id"), (3, 20, "decode", "answer")]
+    with otlp_receiver() as received:
+        sink = OtlpSink(received.endpoint, interval_s=86400)
+        sink.request(request(10, [], 15, pid=2, caller_pid=1, role="prefill"))
+        sink.request(request(20, [30], 40, pid=3, caller_pid=1, role="decode", answer_id="cmpl-1"))
+        sink.request(request(25, [30], 40, pid=3, caller_pid=1, role="decode"))
+        parts = {"proxy": 0.012, "prefill": 0.02}
+        sink.request(request(1, [33], 45, hops=hops, parts_us=parts, traceparent=parent))
+        sink.close()
+    spans = [one for one in received.spans if one.name == "request"]
+    pids = {
+        one.span_id: next(a.value.int_value for a in one.attributes if a.key == "process.pid")
+        for one in spans
+    }
+    (outer,) = [one for one in spans if pids[one.span_id] == 1]
+    assert (outer.trace_id.hex(), outer.parent_span_id.hex()) == (parent[3:35], parent[36:52])
+    inner = [one for one in spans if one.parent_span_id == outer.span_id]
+    assert [pids[one.span_id] for one in inner] == [2, 3]
+    assert {one.trace_id for one in inner} == {outer.trace_id}
+    by = [{a.key: a.value.string_value for a in one.attributes} for one in inner]
+    assert [one["flexnpu.request.joined_by"] for one in by] == ["id", "answer"]
+    assert [one["flexnpu.request.role"] for one in by] == ["prefill", "decode"]
+    assert by[1]["gen_ai.response.id"] == "cmpl-1"
+    # One that belongs to no request that was seen is a trace of its own.
+    (alone,) = [one for one in spans if not one.parent_span_id]
+    assert (pids[alone.span_id], alone.trace_id != outer.trace_id) == (3, True)
+    names = [one.name for one in received.spans if one.parent_span_id == outer.span_id]
+    assert sorted(names) == ["request", "request", "request prefill", "request proxy"]
+
+
+@pytest.mark.parametrize("parent", [None, "", "00-" + "0" * 32 + "-b7ad6b7169203331-01"])
+def test_a_request_without_a_caller_s_span_is_a_trace_of_its_own(parent: str | None) -> None:
+    with otlp_receiver() as received:
+        sink = OtlpSink(received.endpoint, interval_s=86400)
+        sink.request(request(1, [2], 3, traceparent=parent))
+        sink.close()
+    (span,) = [one for one in received.spans if one.name == "request"]
+    assert not span.parent_span_id

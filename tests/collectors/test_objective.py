@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from collectors import metrics
@@ -66,6 +68,20 @@ def test_a_request_that_never_ends_is_counted() -> None:
     # The process is killed: its requests are told as cut.
     run.at(3601 * S, *(request(at, [], None, fd=9, status=None, complete=False) for at in (0, 1 * S)))
     assert run.counted(**CHAT) == (2, 0, {"waiting": 2})
+
+
+def test_what_another_watched_server_asked_is_counted_there() -> None:
+    run = Run()
+    run.at(1 * S, process(0, 1, service="front"), process(0, 2, service="decode"))
+    seen = dataclasses.replace(waiting(9 * S, [0, 1 * S], pid=2), inner=[1])
+    run.at(9 * S, seen)
+    assert run.counted(service="decode") == (1, 0, {"waiting": 1})
+    run.at(10 * S, request(1 * S, [9 * S], 10 * S, pid=2, caller_pid=1))
+    run.at(10 * S, request(9 * S, [9 * S + MS], 10 * S, pid=2, caller_pid=1))
+    run.at(10 * S, request(1 * S, [], None, pid=2, caller_pid=1, status=503))
+    assert run.counted(service="decode") == (1, 0, {"waiting": 1})
+    run.at(11 * S, request(500 * MS, [9 * S], 10 * S, pid=1))
+    assert run.counted(service="front") == (1, 0, {"late": 1})
 
 
 def test_pipelined_requests_that_came_together_are_counted_each() -> None:

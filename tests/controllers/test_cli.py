@@ -248,3 +248,29 @@ def test_its_counts_reach_the_daemon(tmp_path: Path, start: Callable[..., Contro
         one = owner(client)
         assert one is not None
         assert {"steps", "unmapped", "feed_dropped", "feed_losses", "decisions"} <= set(one.counts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [(["--policy", "fast"], "no policy 'fast': there are"), (["--policy", "slack"], "--tpot-ms")],
+)
+def test_a_policy_that_cannot_be_had_is_refused_with_the_remedy(
+    arguments: list[str], text: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from controllers.cli import main; main()",
+            "--ctl",
+            str(tmp_path / "no"),
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr

@@ -348,3 +348,14 @@ def test_a_late_turn_costs_no_steps(bench: Callable[..., Bench]) -> None:
     b.loop.state.take = take  # type: ignore[method-assign]
     b.loop.listen(b.clock.ns + 200_000_000)
     assert b.loop.state.unmapped == 50
+
+
+def test_a_dry_run_decides_and_sets_nothing(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    b.loop.dry_run = True
+    b.rounds(5)
+    b.loop.holder.close()
+    assert b.daemon.sent == []
+    (decision,) = [line for line in b.log() if line["event"] == "decision"]
+    assert decision["dry_run"] is True
+    assert decision["what"]["policy"] == "protect-decode"

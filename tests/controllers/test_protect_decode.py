@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from controllers.alone import MOST_S
+from controllers.policies import Decision
 from controllers.policies.protect_decode import ProtectDecode
 from controllers.state import MEMORY_S, ControllerState
 from flexnpu.control.messages import SetGate
@@ -80,6 +82,12 @@ def settled(*steps: Step, now_ms: float | None = None) -> tuple[ControllerState,
 
 def roles(made: ControllerState) -> tuple[str, str]:
     return made.lanes[CHAT].role, made.lanes[FLOOD].role
+
+
+def after_hold(policy: ProtectDecode, made: ControllerState, now: int) -> Decision:
+    """What is decided once prefill was held, with nothing to be seen meanwhile."""
+    assert policy.decide(made, now).holds
+    return policy.decide(made, now + int(MOST_S * 1e9))
 
 
 def test_no_steps_no_action() -> None:
@@ -185,7 +193,7 @@ def test_a_feed_without_beginnings_settles_late() -> None:
 
 def test_without_steps_alone_the_least_slowed_are_the_guess() -> None:
     made, now = settled(*chat(0, 5, ms=40, prefill_ms=40), *flood(0, 100))
-    decision = ProtectDecode(lease_s=2, factor=1.5).decide(made, now)
+    decision = after_hold(ProtectDecode(lease_s=2, factor=1.5), made, now)
     assert decision.gate is not None
     assert decision.evidence["target_from"] == "least slowed steps"
     assert decision.gate.decode_target_us == pytest.approx(60_000, rel=0.05)
@@ -194,7 +202,7 @@ def test_without_steps_alone_the_least_slowed_are_the_guess() -> None:
 def test_few_steps_are_no_guess() -> None:
     """The least of a handful may be a step that was cut when its process was found."""
     made, now = settled(step(CHAT, "decode", 0, 2), *chat(10, 1, outputs=8, ms=40), *flood(0, 20))
-    decision = ProtectDecode(lease_s=2).decide(made, now)
+    decision = after_hold(ProtectDecode(lease_s=2), made, now)
     assert decision.gate is not None
     assert decision.evidence["target_from"] == "left to the gate"
     assert decision.gate.decode_target_us is None
@@ -232,3 +240,48 @@ def test_a_lane_that_goes_is_forgotten() -> None:
     made.update([lane(1, CHAT)])
     made.settle(now)
     assert ProtectDecode(lease_s=2).decide(made, now).gate is None
+
+
+def said(*steps: Step) -> tuple[ControllerState, int]:
+    """As `settled`, and the daemon hears what each step does."""
+    made, now = settled(*steps)
+    made.update(lane(n, key).model_copy(update={"decode_steps": 1}) for n, key in ((1, CHAT), (2, FLOOD)))
+    return made, now
+
+
+def two_chats() -> list[Step]:
+    second = [
+        step(FLOOD, s.phase, s.t_start_ns / MS + 3, s.duration_us / 1e3, s.tokens or 1) for s in chat(0, 5)
+    ]
+    return [*chat(0, 5), *second]
+
+
+def test_where_steps_say_what_they_do_a_lane_may_do_both() -> None:
+    """Each decodes, and its short prefills are beside the other's decode steps."""
+    made, now = said(*two_chats())
+    decision = ProtectDecode(lease_s=2, target_us=20_000).decide(made, now)
+    assert decision.gate is not None
+    assert decision.evidence["decode_lanes"] == [1, 2]
+    assert decision.evidence["prefill_lanes"] == [1, 2]
+
+
+def test_a_lane_is_not_protected_from_itself() -> None:
+    made, now = settled(*chat(0, 5))
+    made.update([lane(1, CHAT).model_copy(update={"decode_steps": 100, "prefill_steps": 5})])
+    decision = ProtectDecode(lease_s=2, target_us=20_000).decide(made, now)
+    assert decision.gate is None
+    assert "no prefill lane" in decision.why
+
+
+def test_lanes_whose_steps_differ_have_targets_of_their_own() -> None:
+    # Both decode alone for a while, one with steps three times as long; then one prefills.
+    slow = [step(FLOOD, "decode", 4_000 + i * 35, 30) for i in range(40)]
+    made, now = said(*chat(0, 8), *slow, *flood(6_000, 3, ms=20))
+    made.settle(now + 1_000 * MS)
+    decision = ProtectDecode(lease_s=2, factor=1.5).decide(made, now)
+    assert decision.gate is not None
+    assert decision.gate.decode_target_us == pytest.approx(45_000, rel=0.05)
+    assert decision.gate.targets_us == {
+        1: pytest.approx(15_000, rel=0.05),
+        2: pytest.approx(45_000, rel=0.05),
+    }

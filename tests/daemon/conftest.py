@@ -93,10 +93,14 @@ class PlaneDouble:
         }
 
     def set_gate(
-        self, settings: dict[str, Any], phases: dict[int, str], decode_target_us: float | None
+        self,
+        settings: dict[str, Any],
+        phases: dict[int, str],
+        decode_target_us: float | None,
+        targets_us: dict[int, float],
     ) -> list[int]:
         self._answer()
-        if unknown := sorted(set(phases) - set(self.lane_dicts)):
+        if unknown := sorted({*phases, *targets_us} - set(self.lane_dicts)):
             return unknown
         for number, phase in phases.items():
             self.lane_dicts[number]["phase"] = phase
@@ -104,6 +108,7 @@ class PlaneDouble:
         for number, one in self.lane_dicts.items():
             if one["phase"] == "decode" and decode_target_us is not None:
                 self.targets[number] = decode_target_us
+        self.targets |= targets_us
         self.gates.append(settings)
         return []
 

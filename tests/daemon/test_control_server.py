@@ -115,6 +115,17 @@ def test_set_gate(client: ControlClient, plane: Any) -> None:
     assert plane.targets[2] == 7000.0
 
 
+def test_a_lane_may_have_a_target_of_its_own(client: ControlClient, plane: Any) -> None:
+    both: dict[int, Any] = {1: "decode", 2: "decode"}
+    client.set_gate(
+        SetGate(policy="protect-decode", lease_s=30, decode_target_us=9000, lanes=both, targets_us={1: 4000})
+    )
+    assert plane.targets == {1: 4000.0, 2: 9000.0}
+    with pytest.raises(RefusedError, match="lane 9") as caught:
+        client.set_gate(SetGate(policy="protect-decode", lease_s=30, targets_us={9: 1000}))
+    assert caught.value.code == "unknown-lane"
+
+
 def test_the_gates_times_are_its_own_unless_given(client: ControlClient, plane: Any) -> None:
     client.set_gate(SetGate(policy="protect-decode", lease_s=30))
     assert not {"max_hold_us", "decode_idle_us"} & plane.gates[-1].keys()
@@ -370,3 +381,16 @@ def test_connections_that_cannot_be_accepted_hold_up_nobody(
             patches.undo()
             assert line(waits)["type"] == "daemon_status"
     assert all(after - before >= 0.09 for before, after in pairwise(tried))
+
+
+def test_readings_are_not_among_the_counters(
+    client: ControlClient, plane: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        plane, "counters", lambda: {"records": 5, "device_busy_us": 77, "overlap_slowdown_milli": 1250}
+    )
+    client.set_gate(SetGate(policy="protect-decode", lease_s=30))
+    status = client.status()
+    assert (status.device_busy_us, status.gate.overlap_slowdown) == (77, 1.25)
+    assert status.counters["records"] == 5
+    assert not {"device_busy_us", "overlap_slowdown_milli"} & status.counters.keys()

@@ -84,7 +84,8 @@ TEST_CASE("random events: order is kept and nothing is lost") {
                                           ticket,
                                           upto(4) != 0,
                                           upto(10) == 0,
-                                          upto(8) == 0})) {
+                                          upto(8) == 0,
+                                          upto(4) != 0 ? Phase::Unknown : static_cast<Phase>(upto(3))})) {
                         queued[lane].push_back(ticket);
                     }
                     ++ticket;

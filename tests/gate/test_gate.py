@@ -344,7 +344,8 @@ class GateMachine(RuleBasedStateMachine):
         self.gate = _gate.Gate()
         self.now = 1000
         self.tickets = 0
-        self.queued: dict[int, deque[tuple[int, bool]]] = {}
+        self.queued: dict[int, deque[tuple[int, bool, object]]] = {}
+        self.said: dict[int, set[object]] = defaultdict(set)
         self.marked: dict[int, deque[int]] = defaultdict(deque)
         self.phase: dict[int, object] = {}
         self.inherits: dict[int, int] = {}
@@ -362,7 +363,7 @@ class GateMachine(RuleBasedStateMachine):
     @rule(lane=st.integers(0, 4))
     def remove(self, lane: int) -> None:
         assert self.gate.remove_lane(lane) == (lane in self.queued)
-        for known in (self.queued, self.phase, self.marked, self.inherits):
+        for known in (self.queued, self.phase, self.marked, self.inherits, self.said):
             known.pop(lane, None)  # type: ignore[attr-defined]
 
     @rule(
@@ -386,17 +387,25 @@ class GateMachine(RuleBasedStateMachine):
         )
         self.gate.set_settings(self.now, made)
 
-    @rule(lane=st.integers(0, 4), q=st.integers(0, 120), costed=st.booleans(), edge=st.booleans())
-    def enqueue(self, lane: int, q: int, costed: bool, edge: bool) -> None:
-        """`edge`: an operator begins a step, or a synchronise ends one."""
+    @rule(
+        lane=st.integers(0, 4),
+        q=st.integers(0, 120),
+        costed=st.booleans(),
+        edge=st.booleans(),
+        phase=st.sampled_from([Phase.Unknown, Phase.Unknown, Phase.Prefill, Phase.Decode]),
+    )
+    def enqueue(self, lane: int, q: int, costed: bool, edge: bool, phase: object) -> None:
+        """`edge`: an operator begins a step, or a synchronise ends one. It may say its step's phase."""
         known = self.gate.enqueue(
             *(self.now, lane, self.tickets, lane, bucket(q), costed),
             step_end=edge and not costed,
             step_begin=edge and costed,
+            phase=phase,
         )
         assert known == (lane in self.queued)
         if known:
-            self.queued[lane].append((self.tickets, costed))
+            self.queued[lane].append((self.tickets, costed, phase))
+            self.said[lane].add(phase)
         self.tickets += 1
 
     @rule(lane=st.integers(0, 4), ahead=st.integers(-5, 5))
@@ -428,10 +437,12 @@ class GateMachine(RuleBasedStateMachine):
         for lane, queue in self.queued.items():
             if queue:
                 assert self.gate.policy_active(self.now)
-                assert self.phase[lane] == Phase.Prefill
-                assert queue[0][1]
-                assert queue[0][0] > self.inherits.get(lane, -1)
-                assert Phase.Decode in self.phase.values()
+                ticket, costed, phase = queue[0]
+                assert phase != Phase.Decode
+                assert Phase.Prefill in {phase, self.phase[lane], *self.said[lane]}
+                assert costed
+                assert ticket > self.inherits.get(lane, -1)
+                assert Phase.Decode in {*self.phase.values(), *set().union(*self.said.values())}
 
     @precondition(lambda self: any(self.marked.values()))
     @rule(data=st.data(), measured=st.sampled_from([-1.0, 0.0, 3.0, 400.0]))

@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("flexnpu.gate._gate", reason="run make build")
 
 from benchmarks.gate_sim import SCENARIOS, measure
+from flexnpu.control.messages import MAX_HOLD_US
 
 
 @pytest.mark.parametrize("order", ["ready", "fifo"])
@@ -37,3 +38,20 @@ def test_a_target_that_the_host_cannot_meet_does_not_hold_prefill() -> None:
     gated = measure(scenario, "ready", 1.0, protect=True, target_us=1.1 * alone["decode_step_p50_us"])
     assert gated["device_busy"] > 0.9
     assert gated["decode_step_p99_us"] < 1.15 * 1.4 * alone["decode_step_p50_us"]
+
+
+@pytest.mark.parametrize("name", sorted(set(SCENARIOS) - {"contended"}))
+def test_a_hold_shows_what_steps_take_alone(name: str) -> None:
+    """The setting with which a controller finds that out amid a flood (`controllers.alone`)."""
+    scenario = SCENARIOS[name]
+    alone = measure(scenario, "ready", 1.0, protect=False, alone=True)
+    held = measure(
+        scenario,
+        "ready",
+        1.0,
+        protect=True,
+        target_us=1.0,
+        max_hold_us=MAX_HOLD_US,
+        decode_idle_us=MAX_HOLD_US,
+    )
+    assert held["decode_step_p50_us"] == pytest.approx(alone["decode_step_p50_us"], rel=0.06)

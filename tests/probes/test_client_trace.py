@@ -228,6 +228,48 @@ def test_held_time_is_that_of_the_lane_which_the_gate_held(lanes: Lanes, tracing
     assert sum(s.gated_us or 0 for s in held[1]) == pytest.approx(grown, abs=1.0)
 
 
+def test_the_daemon_hears_what_each_step_does(lanes: Lanes) -> None:
+    """With the operators themselves: nobody traces, and no controller has said anything of the lane."""
+    before = lanes.lane(0)
+    lanes.run("embed 0 1 37", "launch 0 9", "sync 0", "embed 0 2 20", "launch 0 9", "sync 0")
+    for _ in range(13):
+        lanes.run("embed 0 4 1", "launch 0 11", "sync 0")
+    lanes.run("launch 0 5", "sync 0")
+    after = lanes.lane(0)
+    assert after.prefill_steps - before.prefill_steps == 2
+    assert after.decode_steps - before.decode_steps == 13
+    assert after.prefill_tokens - before.prefill_tokens == 37 + 40
+    assert after.decode_tokens - before.decode_tokens == 13 * 4
+    assert after.does == "prefill+decode"
+
+
+def test_of_one_stream_the_gate_holds_the_prefill_steps_alone(lanes: Lanes) -> None:
+    """It was told no lane's phase; both decode, and one prefills too."""
+    lanes.run("embed 0 1 1", "launch 0 40", "sync 0", "embed 1 1 1", "launch 1 4 2048", "sync 1")
+    for lane in (lanes.lane(0), lanes.lane(1)):
+        assert lane.decode_steps
+    lanes.control.set_gate(
+        SetGate(
+            policy="protect-decode",
+            lease_s=20,
+            decode_target_us=1.0,
+            window_us=100,
+            overlap_slowdown=2.0,
+            lanes={lanes.lane(stream).lane: "unknown" for stream in range(2)},
+        )
+    )
+    decodes, start = lanes.lane(0).gated_us, lanes.lane(1).gated_us
+    lanes.run("loop 0 60 40", "embed 1 1 1", "launch 1 60 2048", "sync 1", "join")
+    assert lanes.lane(1).gated_us == start, "a decode step, however large"
+    lanes.run("loop 0 60 40", "embed 1 1 64", "launch 1 60 2048", "sync 1", "join")
+    held = lanes.lane(1).gated_us
+    assert held > start + 100
+    lanes.run("loop 0 60 40", "embed 1 1 1", "launch 1 60 2048", "sync 1", "join")
+    assert lanes.lane(1).gated_us == held
+    assert lanes.lane(0).gated_us == decodes
+    lanes.control.set_gate(SetGate(policy="transparent", lease_s=1))
+
+
 @pytest.mark.usefixtures("each_loader")
 def test_operators_are_told_by_name_while_a_reader_wants_every_launch(
     lanes: Lanes, tracing: Callable[..., Any]

@@ -102,7 +102,10 @@ SHAPES: dict[str, Shape] = {
     "whole": Shape(
         "/v1/chat/completions",
         [json.dumps({"choices": [{"message": {"content": "abc"}}], "usage": {"completion_tokens": 3}})],
-        0, None, None, kind="application/json",
+        0, 3, None, kind="application/json",
+    ),
+    "json-stream": Shape(
+        "/v1/chat/completions", sse(ROLE, chat("a"), chat("b"), DONE), 2, 2, 1, kind="application/json"
     ),
     "reasoning": Shape(
         "/v1/chat/completions", sse(ROLE, chat(reasoning_content="so"), chat("a"), DONE), 2, 2, 1

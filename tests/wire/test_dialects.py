@@ -7,7 +7,7 @@ from streams import IN, LAST, OUT, PROMPT, SSE, Recorder, chunk, event, request,
 
 from probes.requests.dialects import content_of, error_of
 from probes.requests.exchange import MAX_BODY
-from probes.requests.wire import timing
+from probes.requests.timing import timing
 
 
 def test_echoed_prompt_in_the_first_chunk() -> None:
@@ -265,3 +265,102 @@ def test_empty_chunks_whose_usage_grows_are_tokens_and_its_summary_is_none() -> 
 def test_triton_s_generate_stream() -> None:
     x = run_events(*({"model_name": "m", "text_output": text} for text in ("a", "", "b")))
     assert len(x.chunks) == 2
+
+
+# What tells requests apart, and roles.
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def asked(body: object, more: str = "") -> Recorder:
+    r = Recorder()
+    r.put(IN, request(body, more=more))
+    return r
+
+
+def test_ids_of_a_request() -> None:
+    seen = asked({}, f"x-request-id: abc\r\nTraceparent: {TRACEPARENT}\r\n").stream.pending[0]
+    assert (seen.request_id, seen.traceparent) == ("abc", TRACEPARENT)
+    for bad in (
+        "x",
+        TRACEPARENT[:-1],
+        "ff" + TRACEPARENT[2:],
+        TRACEPARENT.replace("b7ad6b7169203331", "0" * 16),
+    ):
+        seen = asked({}, f"X-Request-Id: {'a' * 129}\r\ntraceparent: {bad}\r\n").stream.pending[0]
+        assert (seen.request_id, seen.traceparent) == ("", "")
+
+
+@pytest.mark.parametrize("length", [0, MAX_BODY])
+def test_the_role_of_an_instance(length: int) -> None:
+    for transfer, role in (
+        ({"do_remote_decode": True, "do_remote_prefill": False}, "prefill"),
+        ({"do_remote_decode": False, "do_remote_prefill": True}, "decode"),
+        ({"do_remote_decode": None}, None),
+        ("x", None),
+    ):
+        body = {"prompt": "x" * length, "kv_transfer_params": transfer, "stream": True}
+        assert asked(body).stream.pending[0].role == role
+    quoted = {"prompt": '"do_remote_decode": true' + "x" * length}
+    assert asked(quoted).stream.pending[0].role is None
+
+
+def test_prompts_that_differ_have_other_digests() -> None:
+    ids = ({"prompt": [1, 2]}, {"prompt": [12]})
+    bodies = ({"prompt": "a"}, {"prompt": "b"}, {"messages": [{"content": "a"}, {"content": "b"}]}, *ids, {})
+    digests = [asked(body).stream.pending[0].prompt_digest for body in bodies]
+    assert len(set(digests)) == len(bodies)
+    assert digests[-1] == b""
+
+
+def test_the_id_of_an_answer() -> None:
+    chunk_of = {"id": "cmpl-7", "choices": [{"delta": {"content": "a"}}]}
+    assert run_events(chunk_of, chunk_of | {"id": "cmpl-8"}).answer_id == "cmpl-7"
+    assert run_events({"type": "message_start", "message": {"id": "msg_1"}}).answer_id == "msg_1"
+    assert run_events({"id": 7}, {"id": "a" * 129}).answer_id == ""
+
+
+def test_a_stream_that_is_called_json_is_one() -> None:
+    """Proxies of vLLM call it so."""
+    x = run_events({"choices": [{"delta": {"content": "a"}}]}, kind=b"application/json")
+    assert (len(x.chunks), x.streamed, x.complete) == (1, True, True)
+
+
+def whole(answer: bytes, body: object, cut: int = 0) -> Recorder:
+    r = asked(body)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(answer)
+    r.put(OUT, head)
+    if cut:
+        r.put(OUT, answer[:cut])
+    r.put(OUT, answer[cut:])
+    return r
+
+
+@pytest.mark.parametrize("cut", [0, 1, 31, 40])
+def test_an_answer_in_one_piece_tells_its_id_and_usage(cut: int) -> None:
+    usage = b'"usage": {"prompt_tokens": 7, "completion_tokens": 1}'
+    answer = b'{"id": "cmpl-1", "choices": [{"text": "data: {}"}], ' + usage + b"}"
+    (x,) = whole(answer, {"max_tokens": 1}, cut).done
+    assert (x.answer_id, x.prompt_tokens, x.completion_tokens, x.chunks) == ("cmpl-1", 7, 1, [])
+    # The whole answer is the first token.
+    told = timing(1, "x", 3, x)
+    assert (told.t_answer_ns, told.t_write_ns, told.t_first_ns) == (1, x.t_answer_write, None)
+    assert x.one_token
+
+
+def test_only_one_token_in_one_piece_is_the_whole_answer() -> None:
+    for body in (
+        {"max_tokens": 2},
+        {"max_tokens": 1, "max_completion_tokens": 5},
+        {},
+        {"max_tokens": 1, "stream": True},
+    ):
+        assert not asked(body).stream.pending[0].one_token
+    (x,) = whole(b"{}", {"max_tokens": 2}).done
+    assert timing(1, "x", 3, x).t_write_ns is None
+
+
+def test_an_answer_that_is_no_json_says_nothing() -> None:
+    for answer in (b"{", b"[1]", b"\xff\xfe", b"[" * 5000, b'{"usage": 7, "id": []}'):
+        (x,) = whole(answer, {}).done
+        assert (x.answer_id, x.prompt_tokens, x.complete) == ("", None, True)

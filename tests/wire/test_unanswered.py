@@ -11,7 +11,7 @@ STREAM = {"messages": [], "stream": True}
 
 
 def told(r: Recorder) -> OpenRequests:
-    return open_requests(99, 7, "python", [(5, exchange) for exchange in r.stream.pending])
+    return open_requests(99, 7, "python", [(5, exchange, False) for exchange in r.stream.pending])
 
 
 def test_a_request_waits_until_its_first_content() -> None:
@@ -66,7 +66,8 @@ def test_the_oldest_are_listed_and_the_rest_is_counted() -> None:
     many = []
     for i in range(MAX_LISTED + 10):
         one = type(exchange)(t_arrival=10_000 - i, wants_stream=True)
-        many.append((i, one))
+        many.append((i, one, i % 2 == 0))
     seen = open_requests(99, 7, "python", many)
     assert (seen.in_flight, len(seen.waiting), seen.unlisted) == (MAX_LISTED + 10, MAX_LISTED, 10)
+    assert seen.inner == list(range(1, MAX_LISTED, 2))
     assert seen.waiting[0] == (MAX_LISTED + 9, seen.oldest_ns)

@@ -310,8 +310,8 @@ aclError aclmdlRIExecuteAsync(aclmdlRI g, aclrtStream s) {
     // As an operator's launch: the first of a step is not kept waiting.
     const bool opens = !session.step_open.load(std::memory_order_relaxed);
     if (opens) session.step_open.store(true, std::memory_order_relaxed);
-    const bool begins = session.steps.graph(number(s), number(g));
-    c->close(sizeof(replay), Kind::launch_graph, opens, begins ? wire::kBeginsStep : 0);
+    const flexnpu::client::Steps::Launched step = session.steps.graph(number(s), number(g));
+    c->close(sizeof(replay), Kind::launch_graph, opens, step.word());
     session.replayed.store(number(g), std::memory_order_relaxed);
     session.page().launches.fetch_add(1, std::memory_order_relaxed);
     return 0;

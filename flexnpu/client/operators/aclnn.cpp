@@ -150,9 +150,9 @@ const std::vector<StepRole> step_roles = [] {
     return roles;
 }();
 
-// What an operator says of its lane's step, before it is launched; whether it begins one.
-inline bool begins_step(Session& session, StepLane& lane, aclOpExecutor* e) {
-    if (__builtin_expect(e->role == StepRole::none, 1)) return false;
+// What an operator is to its lane's step, before it is launched.
+inline Steps::Launched in_step(Session& session, StepLane& lane, aclOpExecutor* e) {
+    if (__builtin_expect(e->role == StepRole::none, 1)) return {};
     const std::span<const uint8_t> meta = std::span<const uint8_t>(e->shape->key).subspan(8);
     return e->role == StepRole::embedding ? session.steps.embedding(lane, meta, std::exchange(e->first_ns, 0))
                                           : session.steps.attention(lane, meta, e->role);
@@ -342,8 +342,8 @@ aclnnStatus flexnpu_aclnn_second(uint32_t op, void* workspace, uint64_t workspac
     const bool opens = !session.step_open.load(std::memory_order_relaxed);
     if (opens) session.step_open.store(true, std::memory_order_relaxed);
     StepLane& lane = session.step_lane(reinterpret_cast<uint64_t>(stream));
-    const bool begins = begins_step(session, lane, e);
-    c->close(payload, Kind::launch, opens, begins ? wire::kBeginsStep : 0);
+    const Steps::Launched step = in_step(session, lane, e);
+    c->close(payload, Kind::launch, opens, step.word());
     session.steps.launched(lane);
     if (!e->repeatable) let_go(*c, operators(&session), e);
     return 0;

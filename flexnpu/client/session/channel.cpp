@@ -40,13 +40,13 @@ uint8_t* Channel::open(size_t payload, uint64_t until_ns) {
     return p + sizeof(wire::Record);
 }
 
-void Channel::publish(size_t payload, Kind kind, uint32_t request, uint16_t flags) {
+void Channel::publish(size_t payload, Kind kind, uint32_t request, wire::StepWord step) {
     const uint64_t sequence = session_.page().sequence.fetch_add(1, std::memory_order_relaxed);
-    producer_.publish(sizeof(wire::Record) + payload, kind, request, sequence, flags);
+    producer_.publish(sizeof(wire::Record) + payload, kind, request, sequence, step);
 }
 
-void Channel::close(size_t payload, Kind kind, bool soon, uint16_t flags) {
-    publish(payload, kind, 0, flags);
+void Channel::close(size_t payload, Kind kind, bool soon, wire::StepWord step) {
+    publish(payload, kind, 0, step);
     session_.ring_bell(soon ? wire::kAwake : wire::kNapping);
 }
 

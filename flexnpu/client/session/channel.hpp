@@ -28,7 +28,7 @@ public:
     // is gone or `until_ns` has come. Waits while the ring is full.
     uint8_t* open(size_t payload, uint64_t until_ns = UINT64_MAX);
     // Publishes it. No answer will come. A napping dispatcher sees it within its nap; `soon`: wakes it.
-    void close(size_t payload, wire::Kind kind, bool soon = false, uint16_t flags = 0);
+    void close(size_t payload, wire::Kind kind, bool soon = false, wire::StepWord step = {});
 
     // Sends a record of `head` and up to two byte strings behind it, and waits for the answer. Returns its
     // status with message and last error recorded; the answer's words stay in words() until the next call.
@@ -76,7 +76,7 @@ private:
     Wait wait(uint32_t request, wire::AdaptiveWait::Plan plan, uint64_t start);
     int32_t gone();
     int32_t late();
-    void publish(size_t payload, wire::Kind kind, uint32_t request, uint16_t flags = 0);
+    void publish(size_t payload, wire::Kind kind, uint32_t request, wire::StepWord step = {});
 
     Session& session_;
     wire::Producer producer_;

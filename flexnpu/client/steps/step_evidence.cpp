@@ -142,6 +142,72 @@ void add_attention(flexnpu_step_evidence* e, std::span<const uint8_t> key, StepR
     }
 }
 
+namespace {
+
+const flexnpu_step_array* array_of(const flexnpu_step_evidence& e, uint32_t role) {
+    for (uint32_t i = 0; i < e.arrays; i++) {
+        if ((e.array[i].rising >> 8 & 0xff) == role) return &e.array[i];
+    }
+    return nullptr;
+}
+
+StepPhase as(int64_t sequences, int64_t tokens) {
+    return {tokens != sequences, tokens == sequences, uint32_t(std::min<int64_t>(tokens, UINT32_MAX))};
+}
+
+// Where the layout of a query has sequences and the tokens of each.
+bool sequences_of(const flexnpu_step_evidence& e, int64_t* sequences, int64_t* length) {
+    struct Layout {
+        const char* name;
+        uint32_t batch, length;
+    };
+    const char* const end = e.layout + sizeof(e.layout);
+    const size_t named =
+        size_t(std::find_if(e.layout, end, [](char c) { return c == 0 || c == '_'; }) - e.layout);
+    for (const Layout& l : {Layout{"BSH", 0, 1}, {"BSND", 0, 1}, {"BNSD", 0, 2}, {"SBH", 1, 0}}) {
+        if (named != std::strlen(l.name) || std::memcmp(e.layout, l.name, named) != 0) continue;
+        if (e.query_ndim <= std::max(l.batch, l.length)) return false;
+        *sequences = e.query[l.batch];
+        *length = e.query[l.length];
+        return *sequences > 0 && *length > 0;
+    }
+    return false;
+}
+
+}  // namespace
+
+StepPhase phase_of(const flexnpu_step_evidence& e) {
+    const bool indices = (e.flags & FLEXNPU_STEP_HAS_INDICES) != 0;
+    int64_t tokens = indices || !(e.flags & FLEXNPU_STEP_HAS_QUERY) ? 0 : e.query[0];
+    if (indices) {
+        tokens = 1;
+        for (uint32_t i = 0; i < e.ndim; i++) {
+            // Nothing, or too much to be true.
+            if (e.dims[i] <= 0 || e.dims[i] > INT32_MAX || tokens > INT32_MAX) return {};
+            tokens *= e.dims[i];
+        }
+        if (e.ndim >= 2) return as(e.dims[0], tokens);
+    }
+    // In a layout with a dimension of sequences, lengths are of each and do not sum up.
+    if (int64_t sequences, length; sequences_of(e, &sequences, &length)) {
+        const double real = double(sequences) * double(length);
+        if (!indices || real == double(tokens))
+            return {length > 1, length == 1, uint32_t(std::min(real, double(UINT32_MAX)))};
+    }
+    const flexnpu_step_array* query = array_of(e, FLEXNPU_STEP_QUERY);
+    const flexnpu_step_array* kv = array_of(e, FLEXNPU_STEP_KV);
+    if (query && (query->rising & 1) && (tokens == 0 || query->last <= tokens)) {
+        return {query->ones < query->seen, query->ones > 0,
+                uint32_t(std::min<int64_t>(query->last, UINT32_MAX))};
+    }
+    if (indices && tokens == 1) return {false, true, 1};
+    if (!kv || tokens == 0) return {};
+    if (!indices) return kv->n == tokens ? as(tokens, tokens) : StepPhase{};
+    if (e.arrays != 1 || kv->n > tokens) return {};
+    if (kv->n + (kv->rising >> 16) == tokens) return as(kv->n, kv->n);
+    return {true, kv->n > 1, uint32_t(std::min<int64_t>(tokens, UINT32_MAX))};
+}
+
 void take_lengths(flexnpu_step_evidence* to, const flexnpu_step_evidence& from) {
     to->flags = (to->flags & ~uint32_t(FLEXNPU_STEP_HAS_QUERY)) | (from.flags & FLEXNPU_STEP_HAS_QUERY);
     to->query_ndim = from.query_ndim;

@@ -26,6 +26,13 @@ flexnpu_step_evidence of_embedding(std::span<const uint8_t> key);
 // Of an attention operator: its first tensor is the query, its first text the query's layout, and `role` says
 // what its integer arrays are. Of a step's second one only lengths are taken.
 void add_attention(flexnpu_step_evidence* e, std::span<const uint8_t> key, StepRole role);
+// What a step does, where its evidence says so; the same rules as probes/steps/phases.py has.
+struct StepPhase {
+    bool prefills = false, decodes = false;  // both: a mixed step; none: nobody can tell
+    uint32_t tokens = 0;
+    bool known() const { return prefills || decodes; }
+};
+StepPhase phase_of(const flexnpu_step_evidence& e);
 // What attention operators told of one step, for another.
 void take_lengths(flexnpu_step_evidence* to, const flexnpu_step_evidence& from);
 

@@ -83,6 +83,7 @@ void Steps::reset(Lane& lane) {
     lane.t_input_ = 0;
     lane.result_ = false;
     lane.attended_ = 0;
+    lane.said_ = false;
     lane.run_longest_ = 0;
 }
 
@@ -157,7 +158,14 @@ void Steps::settle_pending(Lane& lane, uint64_t t_end, uint32_t ended_by) {
 
 // ---- what the program calls ----
 
-bool Steps::embedding(Lane& lane, std::span<const uint8_t> key, uint64_t t_first) {
+// What a launch says of its step, which is said once.
+StepPhase Steps::say(Lane& lane, const StepPhase& phase) {
+    if (lane.said_) return {};
+    lane.said_ = phase.known();
+    return phase;
+}
+
+Steps::Launched Steps::embedding(Lane& lane, std::span<const uint8_t> key, uint64_t t_first) {
     const flexnpu_step_evidence e = of_embedding(key);
     std::lock_guard lock(lane.mutex_);
     const flexnpu_step_evidence& old = lane.evidence_;
@@ -166,52 +174,54 @@ bool Steps::embedding(Lane& lane, std::span<const uint8_t> key, uint64_t t_first
     if (lane.kind_ == Kind::embedding && (e.flags & old.flags & FLEXNPU_STEP_HAS_TABLE) &&
         (e.rows != old.rows || e.columns != old.columns) &&
         lane.launches_.load(relaxed) - lane.opened_at_ < kTableWindow) {
-        return false;
+        return {};
     }
     close_for_next(lane, FLEXNPU_STEP_BY_NEXT);
     const uint64_t now = listened() ? outside_.now() : 0;
     open(lane, Kind::embedding, now, t_first && t_first < now ? t_first : now);
     lane.evidence_ = e;
-    if (lane.capturing_) return false;
+    if (lane.capturing_) return {};
     begin(lane);
-    return true;
+    return {true, say(lane, phase_of(e))};
 }
 
-bool Steps::attention(Lane& lane, std::span<const uint8_t> key, StepRole role) {
+Steps::Launched Steps::attention(Lane& lane, std::span<const uint8_t> key, StepRole role) {
     if (const uint64_t graph = lane.updating_.load(relaxed)) {
         Lane* replayed = nullptr;
         {
             std::lock_guard lock(models_mutex_);
             const Model& model = models_[graph];
-            if (model.updated) return false;  // every layer is given the same arrays
+            if (model.updated) return {};  // every layer is given the same arrays
             replayed = model.replayed;
         }
         if (replayed) {
             std::lock_guard lock(replayed->mutex_);
             if (is_graph(replayed->kind_) && replayed->model_ == graph) {
-                if (replayed->attended_ || !heard(*replayed)) return false;
+                if (replayed->attended_ || !heard(*replayed)) return {};
                 replayed->attended_ = kAttentions;
                 add_attention(&replayed->evidence_, key, role);
-                return false;
+                return {};
             }
         }
         // For the graph's next launch.
-        if (!listened()) return false;
+        if (!listened()) return {};
         flexnpu_step_evidence e{};
         add_attention(&e, key, role);
         std::lock_guard lock(models_mutex_);
         Model& model = models_[graph];
         model.lengths = e;
         model.updated = true;
-        return false;
+        return {};
     }
-    if (!heard(lane)) return false;
+    if (!heard(lane)) return {};
     std::lock_guard lock(lane.mutex_);
     if (lane.kind_ == Kind::attention && lane.input_) close_for_next(lane, FLEXNPU_STEP_BY_NEXT);
-    if (lane.attended_ >= kAttentions) return false;
+    if (lane.attended_ >= kAttentions) return {};
     lane.attended_++;
     add_attention(&lane.evidence_, key, role);
-    if (lane.kind_ != Kind::between || lane.capturing_ || lane.main_.load(relaxed)) return false;
+    if (lane.capturing_ || lane.main_.load(relaxed)) return {};
+    const StepPhase phase = say(lane, phase_of(lane.evidence_));
+    if (lane.kind_ != Kind::between) return {false, phase};
     // What was launched since the last step is part of this one.
     const uint64_t since = lane.t_open_.load(relaxed);
     lane.kind_ = Kind::attention;
@@ -220,10 +230,10 @@ bool Steps::attention(Lane& lane, std::span<const uint8_t> key, StepRole role) {
     lane.opened_pos_ = t.position();
     lane.base_.gated = t.gated;
     begin(lane);
-    return true;
+    return {true, phase};
 }
 
-bool Steps::graph(uint64_t stream, uint64_t model) {
+Steps::Launched Steps::graph(uint64_t stream, uint64_t model) {
     Lane& l = lane(stream);
     step_lane_used = &l;
     std::lock_guard lock(l.mutex_);
@@ -244,7 +254,7 @@ bool Steps::graph(uint64_t stream, uint64_t model) {
     if (l.kind_ != Kind::between && !opens) {
         if (heard(l)) mark(l, outside_.now());
         l.graphs_.fetch_add(1, relaxed);
-        return false;
+        return {};
     }
     close_for_next(l, FLEXNPU_STEP_BY_GRAPH);
     const uint64_t now = listened() ? outside_.now() : 0;
@@ -262,7 +272,10 @@ bool Steps::graph(uint64_t stream, uint64_t model) {
     }
     l.graphs_.fetch_add(1, relaxed);
     begin(l);
-    return true;
+    // Lengths of this launch, its own shape, or what it was captured for: nobody captures a graph of one
+    // token a sequence to replay it for prompts.
+    const StepPhase now_known = phase_of(l.evidence_);
+    return {true, say(l, now_known.known() ? now_known : known.phase)};
 }
 
 void Steps::capture_begun(uint64_t stream) {
@@ -283,6 +296,7 @@ void Steps::capture_ended(uint64_t stream, uint64_t model) {
         if (l.kind_ == Kind::embedding) {
             m.opens = true;
             m.evidence = l.evidence_;
+            m.phase = phase_of(l.evidence_);
             captured_ = model;
         } else if (const auto first = models_.find(captured_); first != models_.end()) {
             first->second.pieces = true;

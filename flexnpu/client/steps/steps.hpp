@@ -109,6 +109,7 @@ class alignas(64) StepLane {
     uint64_t t_base_ = 0;    // the end of the step before, as far as it is known
     uint32_t attended_ = 0;  // attention operators looked at
     bool has_model_ = false, capturing_ = false;
+    bool said_ = false;                     // a launch of the running step has shown its phase
     std::atomic<StepLane*> main_{nullptr};  // of a side lane: the model's
     StepLane* follows_ = nullptr;           // up to where its last wait for an event made it wait
     uint64_t follows_launches_ = 0, follows_graphs_ = 0;
@@ -121,6 +122,16 @@ class alignas(64) StepLane {
 // Thread-safe.
 class Steps {
 public:
+    // What a launch is to its lane's step.
+    struct Launched {
+        bool begins = false;  // the first of a step
+        StepPhase phase;      // of the step, where this launch is the first to show it
+        wire::StepWord word() const {
+            return {uint16_t((begins ? wire::kBeginsStep : 0) | (phase.prefills ? wire::kStepPrefills : 0) |
+                             (phase.decodes ? wire::kStepDecodes : 0)),
+                    phase.tokens};
+        }
+    };
     // What it needs from outside; tests have their own.
     struct Outside {
         const volatile uint16_t* listeners;
@@ -171,12 +182,12 @@ public:
     }
     // `key`: the metadata of the operator's first call behind the operator's number (wire/meta.hpp);
     // `t_first`: when that was, 0: not known.
-    // All three come before the launch, and say whether it begins a step. None of a capture does, nor an
-    // attention operator while nobody listens: it is not looked at then.
-    bool embedding(StepLane& lane, std::span<const uint8_t> key, uint64_t t_first);
-    bool attention(StepLane& lane, std::span<const uint8_t> key, StepRole role);
+    // All three come before the launch, and say what it is to its step. One of a capture is nothing, nor is
+    // an attention operator while nobody listens: it is not looked at then.
+    Launched embedding(StepLane& lane, std::span<const uint8_t> key, uint64_t t_first);
+    Launched attention(StepLane& lane, std::span<const uint8_t> key, StepRole role);
 
-    bool graph(uint64_t stream, uint64_t model);
+    Launched graph(uint64_t stream, uint64_t model);
     void capture_begun(uint64_t stream);
     void capture_ended(uint64_t stream, uint64_t model);  // model 0: it failed
     void graph_destroyed(uint64_t model);
@@ -222,6 +233,7 @@ private:
         bool opens = false;   // it holds an embedding
         bool pieces = false;  // and graphs without one were captured behind it, before the next one with
         flexnpu_step_evidence evidence{};
+        StepPhase phase;               // of its capture, where that showed one
         StepLane* replayed = nullptr;  // on which it was launched last
         bool updated = false;          // arrays for its next launch
         flexnpu_step_evidence lengths{};
@@ -243,6 +255,7 @@ private:
     uint64_t gated(const Lane& lane) const;
     void open(Lane& lane, Kind kind, uint64_t now, uint64_t began);
     void begin(Lane& lane);
+    static StepPhase say(Lane& lane, const StepPhase& phase);
     flexnpu_step_record record_of(const Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by,
                                   const Totals& end) const;
     void tell(Lane& lane, uint32_t kind, uint64_t t_end, uint32_t ended_by, const Totals& end);

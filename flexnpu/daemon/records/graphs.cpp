@@ -28,7 +28,7 @@ void GraphRecords::value(Session& s, Payload p) {
     push(*lane, std::make_unique<Item>(ValueItem{o.address, o.value, o.flag, o.wait != 0}));
 }
 
-void GraphRecords::launch(Session& s, Payload p, bool begins_step) {
+void GraphRecords::launch(Session& s, Payload p, wire::StepWord step) {
     wire::GraphOp o;
     Lane* lane = taken(s, p, &o);
     if (!lane) return;
@@ -56,7 +56,7 @@ void GraphRecords::launch(Session& s, Payload p, bool begins_step) {
         graph->checked = removals;
     }
     auto item = std::make_unique<Item>(ReplayItem{graph->shared_from_this()});
-    item->step_begin = begins_step;
+    item->step = step;
     for (const auto& e : graph->uses) {
         e->mark->users++;
         item->uses.push_back(e->mark);

@@ -11,7 +11,7 @@ class GraphRecords : RecordFamily {
 public:
     GraphRecords(const RecordParts& parts, Captures& captures) : RecordFamily(parts), captures_(captures) {}
 
-    void launch(Session& s, Payload p, bool begins_step);
+    void launch(Session& s, Payload p, wire::StepWord step);
     void destroy(Session& s, Payload p, const Reply& reply);
     void text(Session& s, Payload p, const Reply& reply);
     void control(Session& s, Payload p, const Reply& reply);

@@ -80,7 +80,7 @@ void OperatorRecords::keep_shape(Session& s, uint64_t number, std::shared_ptr<Sh
     shapes_++;
 }
 
-void OperatorRecords::launch(Session& s, Payload p, bool begins_step) {
+void OperatorRecords::launch(Session& s, Payload p, wire::StepWord step) {
     wire::Launch l;
     Payload rest;
     if (!take(p, &l, &rest) || rest.size() != size_t(l.count) * 8) {
@@ -110,7 +110,7 @@ void OperatorRecords::launch(Session& s, Payload p, bool begins_step) {
     }
     auto item = lanes_.spare_item();
     item->work = LaunchItem{l.workspace, l.workspace_size};
-    item->step_begin = begins_step;
+    item->step = step;
     item->addresses.resize(l.count);
     if (l.count) std::memcpy(item->addresses.data(), rest.data(), rest.size());
     // The workspace comes last.

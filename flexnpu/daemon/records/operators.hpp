@@ -17,7 +17,7 @@ public:
 
     void define_shape(Session& s, Payload p, const Reply& reply);
     void drop_shape(Session& s, Payload p, const Reply& reply);
-    void launch(Session& s, Payload p, bool begins_step);
+    void launch(Session& s, Payload p, wire::StepWord step);
     // The shapes that a launch gave its outputs.
     void late_dims(Session& s, Payload p, const Reply& reply);
     void counters(std::map<std::string, uint64_t>* out) const { (*out)["shapes_defined"] = shapes_; }

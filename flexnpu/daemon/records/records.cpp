@@ -29,8 +29,8 @@ Records::Records(const RecordParts& parts, const Parts& more, int32_t device, bo
 
 void Records::handle(Session& s, const std::shared_ptr<Ring>& ring, const wire::Record& record,
                      std::span<const uint8_t> p) {
-    const bool begins_step = (record.flags & wire::kBeginsStep) != 0;
-    if (record.kind == Kind::launch) return operators_.launch(s, p, begins_step);  // most are
+    const wire::StepWord step{record.flags, record.tokens};
+    if (record.kind == Kind::launch) return operators_.launch(s, p, step);  // most are
     const Reply reply{ring, record.request};
     if (is_synchronous(record.kind) && record.request == 0) {
         failures_.count_malformed();
@@ -62,7 +62,7 @@ void Records::handle(Session& s, const std::shared_ptr<Ring>& ring, const wire::
         case Kind::query_event: return events_.query(s, p, reply);
         case Kind::event_elapsed: return events_.elapsed(s, p, reply);
         case Kind::event_timestamp: return events_.timestamp(s, p, reply);
-        case Kind::launch_graph: return graphs_.launch(s, p, begins_step);
+        case Kind::launch_graph: return graphs_.launch(s, p, step);
         case Kind::update_begin: return capture_.update_begin(s, p);
         case Kind::update_end: return capture_.update_end(s, p);
         case Kind::value_op: return graphs_.value(s, p);

@@ -29,7 +29,12 @@ inline uint64_t read_clock() {
 }
 
 struct StepsFixture {
-    int begun = 0;  // steps that an operator said it begins
+    int begun = 0;                        // steps that an operator said it begins
+    std::vector<client::StepPhase> said;  // phases that operators showed
+    void take(const Steps::Launched& step) {
+        begun += step.begins;
+        if (step.phase.known()) said.push_back(step.phase);
+    }
     std::atomic<uint64_t> launched{0};
     std::atomic<uint64_t> gated[8] = {};
     flexnpu_step_entry entries[3] = {};
@@ -59,7 +64,7 @@ struct StepsFixture {
     void embed(std::vector<int64_t> indices, uint64_t stream = kStream, int64_t rows = 1000,
                uint64_t t_first = 0) {
         StepLane& l = steps.lane(stream);
-        begun += steps.embedding(l, embedding(std::move(indices), rows).bytes(), t_first);
+        take(steps.embedding(l, embedding(std::move(indices), rows).bytes(), t_first));
         steps.launched(l);
     }
     void launch(int n, uint64_t stream = kStream) {
@@ -73,9 +78,10 @@ struct StepsFixture {
         w.array('I', kv.data(), uint32_t(kv.size()), 8);
         w.array('s', "TND", 3, 1);
         StepLane& l = steps.lane(stream);
-        begun += steps.attention(l, w.bytes(), client::StepRole::attention_query_kv);
+        take(steps.attention(l, w.bytes(), client::StepRole::attention_query_kv));
         steps.launched(l);
     }
+    void replay(uint64_t graph = kGraph, uint64_t stream = kStream) { take(steps.graph(stream, graph)); }
     // A synchronise, as the client makes one: what is over is noted before it waits.
     void sync(uint64_t stream = kStream) { steps.reached(steps.mark(stream)); }
     void sync_device() {

@@ -150,7 +150,7 @@ struct Engine : StepsFixture {
             }
         } else if (word == "piece") {
             rest >> n;
-            begun += steps.graph(kMain, graph_of(n));
+            replay(graph_of(n), kMain);
         } else {
             FAIL("unknown word: ", word);
         }

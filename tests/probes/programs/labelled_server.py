@@ -52,8 +52,9 @@ class Engine:
         )
         return ctypes.c_void_p(made)
 
-    def step(self, length: int, seconds: float) -> tuple[int, int]:
-        """A forward pass over `length` tokens that takes `seconds`; its begin and end."""
+    def step(self, length: int, seconds: float, marks: list[int] | None = None) -> tuple[int, int]:
+        """A forward pass over `length` tokens that takes `seconds`; its begin and end. `marks` gets when it
+        had begun, and when its end had not come."""
         out, indices, table = (
             self._tensor(1, 1, length, 64),
             self._tensor(9, 1, length),
@@ -64,11 +65,14 @@ class Engine:
         self.call(
             "aclnnEmbeddingGetWorkspaceSize", table, indices, out, ctypes.byref(size), ctypes.byref(executor)
         )
+        begun = time.monotonic_ns()
         stream = ctypes.c_void_p(STREAM)
         self.call("aclnnEmbedding", None, ctypes.c_uint64(0), executor, stream)
         for _ in range(40):
             self.call("aclnnMatmul", None, ctypes.c_uint64(0), None, stream)
         time.sleep(seconds)
+        if marks is not None:
+            marks += [begun, time.monotonic_ns()]
         self.call("aclrtSynchronizeStreamWithTimeout", stream, ctypes.c_int32(-1))
         end = time.monotonic_ns()
         for tensor in (out, indices, table):
