@@ -5,7 +5,6 @@ Ours import `probes.requests.wire`.
 
 from __future__ import annotations
 
-from probes.requests.timing import timing
-from probes.requests.wire import WireError, WireTracer
+from probes.requests.wire import WireError, WireTracer, timing
 
 __all__ = ["WireError", "WireTracer", "timing"]

@@ -95,6 +95,8 @@ from probes.requests.sockets import MARK_BYTES, Ends, Sockets, read_ends
 from probes.requests.timing import timing
 from probes.requests.unanswered import open_requests
 
+__all__ = ["WireError", "WireTracer", "timing"]
+
 TRACEFS: Final = Path("/sys/kernel/tracing")
 RING_PAGES: Final = 1024
 
