@@ -31,6 +31,7 @@ PROMPT, BATCH, HIDDEN, VOCABULARY = 37, 3, 64, 32003
 PREFILLS, DECODES, CAPTURES, REPLAYS = 7, 19, 3, 11
 CLIENT_STEPS = 29
 """A prime number of them: each of the client's two step points is called as often."""
+TRANSFERS = 5
 LAUNCHES = 13
 """Operators of a step, the embedding aside."""
 LAYERS = 2
@@ -95,7 +96,7 @@ class Vendor:
     """Plays torch_npu on the vendor's functions."""
 
     def __init__(self) -> None:
-        self._call = Caller("acl_rt", "nnopbase", "opapi")
+        self._call = Caller("acl_rt", "nnopbase", "opapi", "llm_datadist")
         self._waits = 0
         self._layout = ctypes.create_string_buffer(b"TND")
 
@@ -202,10 +203,11 @@ class Client:
     """Plays FlexNPU's client: calls its probe points."""
 
     def __init__(self) -> None:
-        self._call = Caller("flexnpu_client")
+        self._call = Caller("flexnpu_client", "llm_datadist")
 
     def run(self) -> Report:
-        """Play `CLIENT_STEPS` steps; what was called."""
+        """Play `CLIENT_STEPS` steps and moves of a KV cache; what was called."""
+        from probes.placing.plan import SITES, Role
         from probes.steps import client_steps as c
 
         now = time.monotonic_ns
@@ -232,6 +234,9 @@ class Client:
         name = ctypes.create_string_buffer(b"aclnnMatmul")
         for n in range(LAUNCHES):
             self._call("flexnpu_operator", STREAM, ctypes.addressof(name), n)
+        for site in SITES:
+            for n in range(TRANSFERS if site.role is Role.TRANSFER else 0):
+                self._call(site.symbol, 1, n, 3, 4)
         report.semaphores = [
             self._call.word("flexnpu_step_semaphore"),
             self._call.word("flexnpu_operator_semaphore"),

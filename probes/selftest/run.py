@@ -68,7 +68,9 @@ class Result:
 
 def available() -> bool:
     """Whether the libraries are built."""
-    return all((LIBRARIES / f"lib{name}.so").is_file() for name in ("acl_rt", "nnopbase", "opapi"))
+    return all(
+        (LIBRARIES / f"lib{name}.so").is_file() for name in ("acl_rt", "nnopbase", "opapi", "llm_datadist")
+    )
 
 
 class _Program:

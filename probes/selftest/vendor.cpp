@@ -1,5 +1,6 @@
 // The libraries of the self-test: functions with the names and argument orders of CANN's that do nothing, in
-// the libraries where CANN keeps them (-DRT, -DNNOPBASE, -DOPAPI), or FlexNPU's probe point (-DCLIENT).
+// the libraries where CANN keeps them (-DRT, -DNNOPBASE, -DOPAPI, -DDATADIST), or FlexNPU's probe point
+// (-DCLIENT).
 //
 // What each was called with is counted by the program that calls them (probes/selftest/program.py); here is
 // only code for probes to sit on, and objects whose inside nobody is told.
@@ -138,6 +139,14 @@ ATTENTION(aclnnFlashAttentionScore)
 ATTENTION(aclnnFlashAttentionScoreV2)
 ATTENTION(aclnnFlashAttentionScoreV3)
 ATTENTION(aclnnFlashAttentionScoreV4)
+#endif
+
+#ifdef DATADIST
+// adxl::AdxlEngine::TransferSync(), whose arguments have types of the vendor's: only its name is wanted.
+API int transfer_sync(u64 engine, u64 remote, u64 operation, u64 descriptions) __asm__(
+    "_ZN4adxl10AdxlEngine12TransferSyncERKN2ge12AscendStringENS_10TransferOpERKSt6vectorINS_14Transfer"
+    "OpDescESaIS7_EEi");
+IGNORE4(transfer_sync)
 #endif
 
 #ifdef CLIENT
