@@ -86,6 +86,7 @@ def test_durations_are_compared_where_all_is_right() -> None:
     windows = [(0, 1_000_000)] * 3
     told = [step(0, "prefill", 37, 1, 1.1), step(1, "mixed", 11, 3, 1.1), step(2, "decode", 3, 3, 1.1)]
     found = durations(compare(WANT, told), windows)
+    assert found.pop("each") == {"p1": 1.1, "p50": 1.1, "p99": 1.1}
     assert found == {f"p{q}": {"device": 1.0, "told": 1.1, "ratio": 1.1} for q in (50, 99)}
     assert durations(compare(WANT, told), windows[1:]) is None
     assert durations(compare(WANT, told[1:]), windows) is None
