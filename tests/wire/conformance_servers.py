@@ -44,7 +44,7 @@ def head_of(shape: Shape) -> dict[str, str]:
     head = {"content-type": shape.kind}
     if shape.encoding:
         head["content-encoding"] = shape.encoding
-    if shape.kind == "application/json":
+    if shape.kind == "application/json" and len(shape.pieces) == 1:  # not a stream that is called so
         head["content-length"] = str(sum(map(len, bodies(shape))))
     return head
 

@@ -80,6 +80,7 @@ def run_events(*events: object, kind: bytes = b"text/event-stream") -> Exchange:
     r.put(OUT, b"HTTP/1.1 200 OK\r\nContent-Type: " + kind + b"\r\nTransfer-Encoding: chunked\r\n\r\n")
     for one in events:
         data = json.dumps(one).encode()
-        r.put(OUT, chunk(data + b"\n" if kind != b"text/event-stream" else b"data: " + data + b"\n\n"))
+        lines = kind in (b"application/x-ndjson", b"application/jsonl")
+        r.put(OUT, chunk(data + b"\n" if lines else b"data: " + data + b"\n\n"))
     r.put(OUT, LAST)
     return r.done[0]
