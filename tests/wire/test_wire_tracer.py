@@ -20,7 +20,7 @@ import pytest
 
 from probes.feed.events import RequestTiming
 from probes.placing import loader
-from probes.requests import wire
+from probes.requests import kernel, wire
 from probes.requests.wire import WireError, WireTracer
 
 SERVERS = Path(__file__).with_name("servers.py")
@@ -174,7 +174,7 @@ def test_every_request_is_seen_as_the_client_saw_it(kind: str, shared: Shared) -
 
 @pytest.mark.ebpf
 def test_arrival_is_when_the_socket_had_it_not_when_the_server_read_it(shared: Shared) -> None:
-    if not all((wire.TRACEFS / "events" / name).is_dir() for name in wire._SOCKET_TIME):
+    if not all((wire.TRACEFS / "events" / name).is_dir() for name in kernel.SOCKET_TIME):
         pytest.skip("this kernel does not show when a socket's data arrive")
     with serving("recv-send") as server, shared.on(server) as tracer:
         assert tracer.dating == "socket"
@@ -425,7 +425,7 @@ time.sleep(30)
 
 @pytest.mark.ebpf
 def test_a_kernel_that_does_not_show_its_sockets_has_the_calls_dates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "member_offsets", lambda struct, members: None)
+    monkeypatch.setattr(kernel, "member_offsets", lambda struct, members: None)
     got: list[RequestTiming] = []
     with serving("recv-send") as server, WireTracer([server.pid], on_request=got.append) as tracer:
         assert tracer.dating == "call"
